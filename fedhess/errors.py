@@ -1,0 +1,39 @@
+"""Errors that a user can mend, and the nearest-name advice that goes with them."""
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+
+class UsageError(Exception):
+    """A mistake of the user: the commands print its message and exit with status 2, without a traceback.
+
+    The message says what was expected, what came and what to do next.
+    """
+
+
+class FederationError(RuntimeError):
+    """A round could not be completed: too few clients answered. The message names clients, phase and reasons."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """List the known names, those nearest to ``name`` first.
+
+    Args:
+        name: What the user wrote.
+        known: Every name that would have been accepted.
+
+    Returns:
+        ``"did you mean 'PACS'? known: PACS, VLCS"``, or only the list when nothing is near.
+
+    >>> did_you_mean("pacz", ["VLCS", "PACS"])
+    "did you mean 'PACS'? known: PACS, VLCS"
+    """
+    ranked = sorted(known, key=lambda other: (-_likeness(name, other), other))
+    listing = "known: " + (", ".join(ranked) if ranked else "none")
+    if ranked and _likeness(name, ranked[0]) >= 0.5:
+        return f"did you mean {ranked[0]!r}? {listing}"
+    return listing
+
+
+def _likeness(a: str, b: str) -> float:
+    return SequenceMatcher(None, a.lower(), b.lower()).ratio()

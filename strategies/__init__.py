@@ -1,0 +1,1 @@
+"""The strategies that ship with fedhess: one method a file."""
