@@ -1,0 +1,135 @@
+"""The server's model: a streamed mean of the clients' updates, and one step of any torch optimizer along it."""
+
+import uuid
+from collections.abc import Mapping
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+
+from fedhess.config import Scalar
+from fedhess.errors import UsageError
+from fedhess.federation import ModelPayload
+from fedhess.protocol import encode_tensors
+
+
+class WeightedMean:
+    """A weighted mean of named tensors, added up one contribution at a time.
+
+    The sum is taken in the order of the calls: call in domain order and the result does not depend on the order of
+    arrival. Memory: one set of tensors, whatever the number of contributions.
+    """
+
+    def __init__(self) -> None:
+        self._sum: dict[str, Tensor] = {}
+        self._weight = 0.0
+
+    def add(self, tensors: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """Add ``weight`` times the tensors; they are read, never kept.
+
+        Raises:
+            ValueError: The names differ from those of the first contribution, or the weight is not positive.
+        """
+        if weight <= 0:
+            raise ValueError(f"expected a positive weight, got {weight}")
+        if not self._sum:
+            self._sum = {name: tensor * weight for name, tensor in tensors.items()}
+        elif self._sum.keys() != tensors.keys():
+            raise ValueError(f"expected tensors {sorted(self._sum)}, got {sorted(tensors)}")
+        else:
+            for name, tensor in tensors.items():
+                self._sum[name].add_(tensor, alpha=weight)
+        self._weight += weight
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the mean, and end the use of this object.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        if not self._sum:
+            raise ValueError("the mean of nothing was asked for")
+        if self._weight != 1.0:
+            for tensor in self._sum.values():
+                tensor.div_(self._weight)
+        return self._sum
+
+
+class GlobalModel:
+    """The model of the federation and its server optimizer.
+
+    The mean update of a round, ``mean_e (theta - theta_e)``, is the pseudo-gradient of Reddi et al., "Adaptive
+    Federated Optimization", ICLR 2021, algorithm 2; any optimizer of ``torch.optim`` steps along it. SGD with learning
+    rate 1 sets the model to the mean of the clients' models: FedAvg.
+
+    Args:
+        model: Gives the initial values; it is not kept.
+        optimizer: Name of a class of ``torch.optim``.
+        lr: Learning rate of the server.
+        optimizer_args: Further arguments of the optimizer.
+
+    Raises:
+        UsageError: The optimizer does not take an argument.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, optimizer: str = "SGD", lr: float = 1.0, optimizer_args: Mapping[str, Scalar] | None
+    ) -> None:
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.tensors = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        self._parameters = {name: nn.Parameter(self.tensors[name]) for name in self.tensors if name in trained}
+        for name, parameter in self._parameters.items():
+            self.tensors[name] = parameter.data
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        self._buffers = [name for name in self.tensors if name not in trained and name not in frozen]
+        self._nonce = uuid.uuid4().hex  # an id for caches, never a source of randomness
+        self._version = 0
+        self._arrays: ArrayRecord | None = None
+        factory = getattr(torch.optim, optimizer)
+        try:
+            self.optimizer: torch.optim.Optimizer = factory(
+                list(self._parameters.values()), lr=lr, **dict(optimizer_args or {})
+            )
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--server-optimizer {optimizer}: {error}") from None
+
+    @property
+    def update_names(self) -> list[str]:
+        """Names of the tensors that a client's update must hold: trained parameters and buffers."""
+        return [*self._parameters, *self._buffers]
+
+    def payload(self) -> ModelPayload:
+        """Return the encoded model; it is encoded once for each version."""
+        if self._arrays is None:
+            self._arrays = encode_tensors(self.tensors)
+        return ModelPayload(f"{self._nonce}-{self._version}", self._arrays)
+
+    def step(self, mean_update: Mapping[str, Tensor]) -> None:
+        """Take one step of the server optimizer along the mean update; buffers take their mean without it.
+
+        Args:
+            mean_update: Mean of ``before - after`` over the clients, by name, each of the model's shape.
+        """
+        for name, parameter in self._parameters.items():
+            parameter.grad = mean_update[name].to(parameter.dtype)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for name in self._buffers:
+            update = mean_update[name]
+            rounded = update if self.tensors[name].is_floating_point() else update.round()
+            self.tensors[name].sub_(rounded.to(self.tensors[name].dtype))
+        self._changed()
+
+    def replace(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a model that a plain Flower strategy aggregated.
+
+        Args:
+            tensors: Every tensor of the model, each of its shape.
+        """
+        for name, value in self.tensors.items():
+            value.copy_(tensors[name])
+        self._changed()
+
+    def _changed(self) -> None:
+        self._version += 1
+        self._arrays = None

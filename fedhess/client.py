@@ -1,0 +1,203 @@
+"""The ClientApp: thin handlers around the local work, behind the target firewall.
+
+A client computes from the message, the run config and its own data alone; what :mod:`fedhess.workplace` remembers only
+saves time.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from fedhess import protocol
+from fedhess.autodiff import ModuleBatch
+from fedhess.config import RunConfig, Scalar
+from fedhess.curvature import HeadBatch
+from fedhess.errors import UsageError, did_you_mean
+from fedhess.evaluation import evaluate_model
+from fedhess.loading import client_half
+from fedhess.protocol import SOURCE, TARGET, Identity
+from fedhess.training import compute_statistic, head_batch, round_batch, train_locally
+from fedhess.workplace import MODELS, STATISTICS, LocalDomain, ModelMissingError, local_domain
+
+Handler = Callable[[Message, Context], Message]
+
+
+class BadRequestError(ValueError):
+    """A message asks for what this client does not offer."""
+
+
+def firewall(message: Message, context: Context, call_next: Handler) -> Message:
+    """Let nothing but ``evaluate`` through to a target client (a Flower mod)."""
+    message_type = message.metadata.message_type
+    config = RunConfig.from_run_config(context.run_config)
+    domain, role = place(config, context)
+    if role == TARGET and message_type.partition(".")[0] != protocol.EVALUATE:
+        reason = f"{domain} is a target domain: its client answers evaluate messages only, refused {message_type!r}"
+        return Message(Error(protocol.REFUSED_BY_TARGET, reason), reply_to=message)
+    return call_next(message, context)
+
+
+def errors_as_replies(message: Message, context: Context, call_next: Handler) -> Message:
+    """Answer expected errors with their reason, and a missing model with the word that it is missing (a Flower mod)."""
+    try:
+        return call_next(message, context)
+    except ModelMissingError:
+        content = RecordDict({protocol.CONFIG: ConfigRecord({protocol.MODEL_MISSING: True})})
+        return Message(content, reply_to=message)
+    except (BadRequestError, UsageError) as error:
+        return Message(Error(protocol.BAD_REQUEST, str(error)), reply_to=message)
+
+
+app = ClientApp(mods=[errors_as_replies, firewall])
+
+
+def place(config: RunConfig, context: Context) -> tuple[str, str]:
+    """Say which domain this node holds and which role it plays.
+
+    A deployed node is started with ``domain`` in its node config, a simulated one has a ``partition-id``, which counts
+    the run's sources, then its targets. A node started with ``role="target"`` stays one whatever a run says.
+
+    Returns:
+        Domain and role.
+
+    Raises:
+        UsageError: The node config names neither, or a domain that is not part of the run.
+    """
+    domains = (*config.sources, *config.targets)
+    domain = context.node_config.get("domain")
+    if domain is None:
+        position = context.node_config.get("partition-id")
+        if not isinstance(position, int) or not 0 <= position < len(domains):
+            raise UsageError(
+                f"the node config has no domain, and its partition-id is {position!r}; expected domain=NAME, or a "
+                f"partition-id from 0 to {len(domains) - 1}"
+            )
+        domain = domains[position]
+    if domain not in domains:
+        raise UsageError(f"this node holds domain {domain!r}; the run has {', '.join(domains)}")
+    is_source = domain in config.sources and context.node_config.get("role", SOURCE) == SOURCE
+    return str(domain), SOURCE if is_source else TARGET
+
+
+@app.evaluate("identify")
+def identify(message: Message, context: Context) -> Message:
+    """Answer who this client is."""
+    config = RunConfig.from_run_config(context.run_config)
+    domain, role = place(config, context)
+    data = local_domain(config, domain=domain, role=role)
+    identity = Identity(domain, role, 0, data.train_size, len(data.evaluate_indices))
+    return Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
+
+
+@app.query("statistics")
+def statistics(message: Message, context: Context) -> Message:
+    """Answer the statistics that the message names, on the batch of the round's first local step."""
+    config, data, model_id, server_round = _open(message, context)
+    functions = client_half(config).statistics
+    names = message.content.config_records[protocol.CONFIG][protocol.NAMES]
+    given = _given(message.content, torch.device(config.device))
+    batch = _statistics_batch(config, data, model_id, server_round)
+    values: dict[str, Tensor] = {}
+    for name in names if isinstance(names, list) else []:
+        if name not in functions:
+            raise BadRequestError(f"strategy {config.strategy!r} has no statistic {name!r}; "
+                                  f"{did_you_mean(str(name), functions)}")  # fmt: skip
+        values[str(name)] = compute_statistic(functions[str(name)], batch, **given).detach()
+    return Message(RecordDict({protocol.STATISTIC_VALUES: protocol.encode_tensors(values)}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Take the round's local steps; answer with the update, or with the weights where a plain Flower strategy asks."""
+    started = time.perf_counter()
+    config, data, model_id, server_round = _open(message, context)
+    model = MODELS.training_model(config, model_id)
+    reference = message.content.array_records.get(protocol.REFERENCE)
+    device = torch.device(config.device)
+    local = train_locally(
+        model,
+        data,
+        config=config,
+        strategy=client_half(config),
+        reference={} if reference is None else _on(device, protocol.decode_tensors(reference)),
+        server_round=server_round,
+    )
+    wants_weights = message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False)
+    if wants_weights:
+        before = MODELS.receive(model_id, None)
+        tensors = {n: b - local.update[n].cpu() if n in local.update else b for n, b in before.items()}
+    else:
+        tensors = local.update
+    metrics = MetricRecord(
+        {
+            protocol.NUM_EXAMPLES: data.train_size,
+            "loss": local.loss,
+            "objective": local.objective,
+            "seconds": time.perf_counter() - started,
+        }
+    )
+    content = RecordDict({protocol.MODEL: protocol.encode_tensors(tensors), protocol.METRICS: metrics})
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the model: a source client on its held-out split, a target client on its domain.
+
+    Only a source client adds the alignment statistics of its head.
+    """
+    config, data, model_id, _ = _open(message, context)
+    _, role = place(config, context)
+    result = evaluate_model(MODELS.clean_model(config, model_id), data, with_alignment=role == SOURCE)
+    content = RecordDict(
+        {
+            protocol.METRICS: MetricRecord(
+                {protocol.NUM_EXAMPLES: result.examples, "loss": result.loss, "accuracy": result.accuracy}
+            )
+        }
+    )
+    if result.alignment:
+        content[protocol.ALIGNMENT] = protocol.encode_tensors(result.alignment)
+    return Message(content, reply_to=message)
+
+
+def _open(message: Message, context: Context) -> tuple[RunConfig, LocalDomain, str, int]:
+    """Read what every request carries, and take in its model."""
+    config = RunConfig.from_run_config(context.run_config)
+    record = message.content.config_records.get(protocol.CONFIG, ConfigRecord())
+    model_id, server_round = record.get(protocol.MODEL_ID), record.get(protocol.ROUND)
+    if not isinstance(model_id, str) or not isinstance(server_round, int):
+        raise BadRequestError(f"expected {protocol.MODEL_ID} and {protocol.ROUND} in the message, got {sorted(record)}")
+    MODELS.receive(model_id, message.content.array_records.get(protocol.MODEL))
+    domain, role = place(config, context)
+    return config, local_domain(config, domain=domain, role=role), model_id, server_round
+
+
+@torch.no_grad()
+def _statistics_batch(
+    config: RunConfig, data: LocalDomain, model_id: str, server_round: int
+) -> HeadBatch | ModuleBatch:
+    batch = STATISTICS.recall(model_id, data.key)
+    if batch is None:
+        model = MODELS.clean_model(config, model_id)
+        model.train()
+        first_step = (server_round - 1) * config.local_steps
+        inputs, labels = round_batch(data, config, step=first_step, batches=config.statistics_batches)
+        batch = head_batch(model, model.features(inputs), labels)
+        STATISTICS.keep(model_id, data.key, batch)
+    return batch
+
+
+def _given(content: RecordDict, device: torch.device) -> dict[str, Tensor | Scalar]:
+    tensors = content.array_records.get(protocol.GIVEN)
+    scalars = content.config_records.get(protocol.GIVEN_SCALARS, ConfigRecord())
+    given: dict[str, Tensor | Scalar] = {str(k): v for k, v in scalars.items() if isinstance(v, str | int | float)}
+    return given | (_on(device, protocol.decode_tensors(tensors)) if tensors is not None else {})
+
+
+def _on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -1,0 +1,177 @@
+"""The settings of one run, validated once and carried to server and clients as Flower's flat run config."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fedhess.errors import UsageError, did_you_mean
+
+Scalar = str | int | float | bool
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class RunConfig(BaseModel):
+    """Everything that determines one run: a strategy, a choice of source and target domains, and a seed.
+
+    The same object reaches the ServerApp and every ClientApp, so that both build the same strategy, model and data.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Data
+    domains: str
+    domains_options: dict[str, Scalar] = {}
+    stand_in_for: str | None = None
+    data_dir: str | None = None
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    # Model
+    model: str
+    pretrained: bool = True
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "cpu"
+    # Method
+    strategy: str = "hgp"
+    strategy_args: dict[str, Scalar] = {}
+    # Federation
+    rounds: Annotated[int, Field(ge=1)] = 50
+    weighting: Literal["domain", "examples"] = "domain"
+    server_optimizer: str = "SGD"
+    server_lr: Positive = 1.0
+    server_optimizer_args: dict[str, Scalar] = {}
+    quorum: Annotated[int, Field(ge=0)] = 0
+    deadline: Positive = 3600.0
+    exchange_deadline: Positive = 600.0
+    # Local training
+    local_steps: Annotated[int, Field(ge=1)] = 5
+    batch_size: Annotated[int, Field(ge=0)] = 32
+    statistics_batches: Annotated[int, Field(ge=1)] = 1
+    lr: Positive = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: NonNegative = 0.0
+    l2: NonNegative = 0.0
+    # Evaluation and randomness
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @field_validator("server_optimizer")
+    @classmethod
+    def _known_optimizer(cls, name: str) -> str:
+        return optimizer_name(name)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The floating-point type of the model."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    def is_evaluated(self, server_round: int) -> bool:
+        """Whether the model after ``server_round`` is evaluated: before training, at the end and every few rounds."""
+        return server_round % self.evaluate_every == 0 or server_round == self.rounds
+
+    def to_run_config(self) -> dict[str, Scalar]:
+        """Flatten into kebab-case keys and scalar values, as Flower's run config requires."""
+        flat: dict[str, Scalar] = {}
+        for key, value in self.model_dump(mode="json").items():
+            wire_key = key.replace("_", "-")
+            if value is None:
+                continue
+            flat[wire_key] = json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+        return flat
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Scalar]) -> "RunConfig":
+        """Read what :meth:`to_run_config` wrote; keys that are not ours are left to their owners.
+
+        Raises:
+            UsageError: A value is out of range or of the wrong type.
+        """
+        values: dict[str, object] = {}
+        for key, field in cls.model_fields.items():
+            wire_key = key.replace("_", "-")
+            if wire_key not in run_config:
+                continue
+            value = run_config[wire_key]
+            nested = isinstance(field.default, dict) or key in ("sources", "targets")
+            values[key] = json.loads(value) if nested and isinstance(value, str) else value
+        return cls.checked(values)
+
+    @classmethod
+    def checked(cls, values: Mapping[str, object]) -> "RunConfig":
+        """Validate, and turn every complaint into one line that names the option, the range and the value.
+
+        Raises:
+            UsageError: At least one value is out of range, of the wrong type, missing or unknown.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            lines = [_complaint(detail["loc"], detail["msg"], detail.get("input")) for detail in error.errors()]
+            raise UsageError("\n".join(lines)) from None
+
+
+def _complaint(location: tuple[int | str, ...], message: str, value: object) -> str:
+    option = "--" + ".".join(str(part) for part in location).replace("_", "-")
+    shown = "nothing" if isinstance(value, dict) and not value else repr(value)
+    return f"{option}: {message.removeprefix('Value error, ')}, got {shown}"
+
+
+def optimizer_name(name: str) -> str:
+    """Find the ``torch.optim`` class of that name, whatever its case.
+
+    Raises:
+        ValueError: torch has no optimizer of that name, or it cannot step from a gradient alone (LBFGS, SparseAdam).
+    """
+    known = {
+        attribute.lower(): attribute
+        for attribute, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    for unusable in ("lbfgs", "sparseadam"):
+        known.pop(unusable, None)
+    if name.lower() not in known:
+        raise ValueError(f"unknown optimizer; {did_you_mean(name, known.values())}")
+    return known[name.lower()]
+
+
+def parse_assignments(text: str, *, option: str) -> dict[str, Scalar]:
+    """Read ``"alpha=1e-3,probes=8"`` into a dictionary of scalars.
+
+    Args:
+        text: Comma-separated assignments; empty text gives an empty dictionary.
+        option: Name of the command-line option, for the error message.
+
+    Raises:
+        UsageError: A part is no assignment, or a key appears twice.
+
+    >>> parse_assignments("alpha=1e-3,form=mean_of_hgp", option="--strategy-args")
+    {'alpha': 0.001, 'form': 'mean_of_hgp'}
+    """
+    values: dict[str, Scalar] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, separator, value = part.partition("=")
+        key = key.strip().replace("-", "_")
+        if not separator or not key or not value.strip():
+            raise UsageError(f"{option}: expected key=value[,key=value...], got {part!r}")
+        if key in values:
+            raise UsageError(f"{option}: {key!r} is given twice")
+        values[key] = parse_scalar(value.strip())
+    return values
+
+
+def parse_scalar(text: str) -> Scalar:
+    """Read a bool, an int, a finite float, or else the text itself."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            return number
+    return text

@@ -1,0 +1,244 @@
+"""Run an unchanged ServerApp and ClientApp in this process, behind Flower's ``Grid`` interface.
+
+Each simulated node has its own ``Context``; records are copied on the way in and on the way out, so that neither side
+can reach into the other (array bytes are immutable and shared). A client runs when its reply is pulled, one client at
+a time, so the server can add up replies while it holds a single one.
+"""
+
+import functools
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedhess.config import Scalar
+from fedhess.engines.flower_compat import (
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+    NodeInfo,
+    Run,
+    empty_run,
+    run_identity,
+    set_message_id,
+)
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5  # longest a single pull waits for a running client before it returns without its reply
+
+
+@dataclass
+class _Node:
+    context: Context
+    running: "Future[Message] | None" = field(default=None)
+
+    @property
+    def busy(self) -> bool:
+        return self.running is not None and not self.running.done()
+
+
+class InProcessGrid(Grid):
+    """A Grid whose nodes live in this process.
+
+    Args:
+        client_app: The ClientApp, called exactly as a SuperNode would call it.
+        node_configs: One node config a node, by node id.
+        run_config: The run config that every client finds in its context.
+        run_id: Id of the run.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        *,
+        node_configs: Mapping[int, Mapping[str, Scalar]],
+        run_config: Mapping[str, Scalar],
+        run_id: int = 1,
+    ) -> None:
+        self._client_app = client_app
+        self._run = empty_run(run_id)
+        self._nodes = {
+            node_id: _Node(Context(run_id, node_id, dict(config), RecordDict(), dict(run_config)))
+            for node_id, config in node_configs.items()
+        }
+        self._pending: dict[str, Message] = {}
+        self._running: dict[str, Future[Message]] = {}
+        self._pushed = 0
+        self._worker = _Worker()
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid works for."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run this grid works for."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make an instruction message from the server to a node."""
+        return Message(content, dst_node_id=dst_node_id, message_type=message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """List the node ids."""
+        return list(self._nodes)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """List the nodes."""
+        return [NodeInfo(node_id=node_id) for node_id in self._nodes]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Accept messages; each is run when its reply is pulled.
+
+        Returns:
+            The message ids, in order.
+        """
+        return [self._push(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Run the clients of these messages, one after the other, and yield their replies as they end.
+
+        A client that has not ended within half a second goes on in the background and yields nothing this time: pull
+        again. An id that is unknown, or whose reply has been pulled, yields nothing.
+        """
+        return self._replies(message_ids, POLL_SECONDS)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Push messages and lazily yield their replies in the order of the messages.
+
+        Args:
+            messages: Instruction messages.
+            timeout: Seconds for each client, since they run one after the other where real clients run side by side;
+                a client that takes longer is left out.
+        """
+        return self._replies(self.push_messages(list(messages)), timeout)
+
+    def close(self) -> None:
+        """Stop the worker thread; a hung client's thread ends with the process."""
+        self._worker.stop()
+
+    def _push(self, message: Message) -> str:
+        self._pushed += 1
+        message_id = f"{self._run.run_id}-{self._pushed}"
+        set_message_id(message, message_id)
+        self._pending[message_id] = Message(metadata=message.metadata, content=_isolated(message.content))  # type: ignore[call-overload]
+        return message_id
+
+    def _replies(self, message_ids: Iterable[str], wait: float | None) -> Iterator[Message]:
+        for message_id in message_ids:
+            reply = self._reply(message_id, wait=wait)
+            if reply is not None:
+                yield reply
+
+    def _reply(self, message_id: str, wait: float | None) -> Message | None:
+        if message_id in self._pending:
+            message = self._pending.pop(message_id)
+            node = self._nodes.get(message.metadata.dst_node_id)
+            if node is None or node.busy:
+                why = "no such node" if node is None else "still busy with an earlier message"
+                return _numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=message))
+            node.running = self._running[message_id] = self._worker.submit(
+                functools.partial(self._execute, message, node.context)
+            )
+        future = self._running.get(message_id)
+        if future is None:
+            return None
+        try:
+            reply = future.result(timeout=wait)
+        except FutureTimeoutError:
+            # The thread cannot be stopped. It keeps its node busy; the other nodes get a fresh worker.
+            self._worker.stop()
+            self._worker = _Worker()
+            return None
+        del self._running[message_id]
+        return reply
+
+    def _execute(self, message: Message, context: Context) -> Message:
+        try:
+            reply = self._client_app(message, context)
+        except Exception as error:  # noqa: BLE001 - the boundary of foreign code: Flower reports it as this reply too
+            logger.debug("client %d raised", message.metadata.dst_node_id, exc_info=True)
+            reason = f"{type(error).__name__}: {error}"
+            return _numbered(Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message))
+        if reply.has_content():
+            reply = Message(metadata=reply.metadata, content=_isolated(reply.content))  # type: ignore[call-overload]
+        return _numbered(reply)
+
+
+def run_in_process(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    *,
+    run_config: Mapping[str, Scalar],
+    node_configs: Sequence[Mapping[str, Scalar]],
+    node_ids: Sequence[int] | None = None,
+) -> None:
+    """Run a federation to its end in this process.
+
+    Args:
+        server_app: The ServerApp.
+        client_app: The ClientApp.
+        run_config: The run config of both.
+        node_configs: One node config a client.
+        node_ids: One id a client; by default 1001, 1002, ... Nothing may depend on them.
+
+    Raises:
+        Exception: Whatever the ServerApp raises.
+    """
+    ids = list(node_ids) if node_ids is not None else [1001 + index for index in range(len(node_configs))]
+    run_id = 1
+    grid = InProcessGrid(
+        client_app, node_configs=dict(zip(ids, node_configs, strict=True)), run_config=run_config, run_id=run_id
+    )
+    with run_identity(run_id):
+        try:
+            server_app(grid, Context(run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
+        finally:
+            grid.close()
+
+
+class _Worker:
+    """One daemon thread that runs clients in turn; unlike an executor's, a hung one does not hold up the exit."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future[Message], Callable[[], Message]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="fedhess-client", daemon=True).start()
+
+    def submit(self, job: Callable[[], Message]) -> "Future[Message]":
+        future: Future[Message] = Future()
+        self._jobs.put((future, job))
+        return future
+
+    def stop(self) -> None:
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (work := self._jobs.get()) is not None:
+            future, job = work
+            try:
+                future.set_result(job())
+            except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the result
+                future.set_exception(error)
+
+
+def _numbered(reply: Message) -> Message:
+    set_message_id(reply, f"reply-to-{reply.metadata.reply_to_message_id}")
+    return reply
+
+
+def _isolated(content: RecordDict) -> RecordDict:
+    copy = RecordDict()
+    for name, record in content.items():
+        kind: type[ArrayRecord] | type[ConfigRecord] | type[MetricRecord] = type(record)
+        values = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
+        copy[name] = kind(values)  # type: ignore[arg-type]
+    return copy

@@ -1,0 +1,102 @@
+"""Evaluate a model on one client's examples, and measure how far the source clients' heads are apart."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedhess.aggregation import WeightedMean
+from fedhess.curvature import head_gradient, head_hvp
+from fedhess.models.headed import HeadedModel
+from fedhess.training import compute_statistic, head_batch
+from fedhess.workplace import LocalDomain
+
+BATCH_SIZE = 256
+ALIGNMENT_EXAMPLES = 1024  # most examples whose features are kept for the alignment statistics
+
+
+@dataclass
+class Evaluation:
+    """Result of evaluating one client.
+
+    Attributes:
+        loss: Mean cross-entropy (logistic loss for one logit) over the examples.
+        accuracy: Fraction in [0, 1] of examples whose most likely class is the label.
+        examples: Number of examples.
+        alignment: For source clients: head gradient and HGP, each (C, K), on the first examples of the split.
+    """
+
+    loss: float
+    accuracy: float
+    examples: int
+    alignment: dict[str, Tensor] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def evaluate_model(model: HeadedModel, data: LocalDomain, *, with_alignment: bool = False) -> Evaluation:
+    """Evaluate on the client's evaluation examples.
+
+    Args:
+        model: The model; it is left in evaluation mode.
+        data: The client's examples.
+        with_alignment: Whether the head's gradient and HGP are measured too: only where the client may disclose them.
+
+    Raises:
+        ValueError: The client has no example to evaluate.
+    """
+    if len(data.evaluate_indices) == 0:
+        raise ValueError("the client has no example to evaluate")
+    model.eval()
+    total_loss, correct, kept = 0.0, 0, 0
+    features_kept: list[Tensor] = []
+    labels_kept: list[Tensor] = []
+    for indices in data.evaluate_indices.split(BATCH_SIZE):
+        inputs, labels = data.batch(indices)
+        features = model.features(inputs)
+        batch = head_batch(model, features, labels)
+        total_loss += float(batch.loss) * len(labels)
+        correct += int((predictions(batch.logits) == labels).sum())
+        if with_alignment and kept < ALIGNMENT_EXAMPLES:
+            features_kept.append(features)
+            labels_kept.append(labels)
+            kept += len(labels)
+    count = len(data.evaluate_indices)
+    result = Evaluation(loss=total_loss / count, accuracy=correct / count, examples=count)
+    if with_alignment:
+        result.alignment = _alignment(model, torch.cat(features_kept), torch.cat(labels_kept))
+    return result
+
+
+def predictions(logits: Tensor) -> Tensor:
+    """Return the most likely class of each example, (B,): the sign for one logit, the largest logit otherwise."""
+    return (logits.squeeze(1) > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+
+
+def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
+    """Measure how far each source domain's head statistics are from their mean over the domains.
+
+    Args:
+        statistics: By client, its head gradient ``"gradient"`` and HGP ``"hgp"``, (C, K) each.
+
+    Returns:
+        By client, ``"gradient_distance"`` = ||g_e - gbar||^2 and ``"hgp_distance"`` = ||H_e[g_e] - mean||^2: the terms
+        that the penalties of Hemati et al. (arXiv 2308.11778) add up, here measured for every strategy.
+    """
+    distances: dict[str, dict[str, float]] = {client: {} for client in statistics}
+    for name in ("gradient", "hgp"):
+        mean = WeightedMean()
+        for values in statistics.values():
+            mean.add({name: values[name]})
+        centre = mean.result()[name] if statistics else None
+        for client, values in statistics.items():
+            distances[client][f"{name}_distance"] = float((values[name] - centre).square().sum())
+    return distances
+
+
+def _alignment(model: HeadedModel, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    with torch.enable_grad():  # a head that is not linear needs it; a linear one does not mind
+        batch = head_batch(model, features, labels)
+        gradient = compute_statistic(head_gradient, batch).detach()
+        hgp = compute_statistic(head_hvp, batch, vector=gradient).detach()
+    return {"gradient": gradient, "hgp": hgp}

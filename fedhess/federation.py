@@ -1,0 +1,244 @@
+"""The clients of a run and one exchange with them: deadlines, failures by name, replies in domain order."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedhess import protocol
+from fedhess.errors import FederationError
+from fedhess.roster import Client, discover
+
+logger = logging.getLogger(__name__)
+
+Part = ArrayRecord | ConfigRecord | MetricRecord
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One client that did not complete one phase of a round, and why."""
+
+    round: int
+    phase: str
+    client: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"round {self.round}, {self.phase}, client {self.client}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ModelPayload:
+    """An encoded model and the id by which a client that still holds it knows it."""
+
+    model_id: str
+    arrays: ArrayRecord
+
+
+@dataclass
+class Traffic:
+    """Bytes of arrays exchanged with one client since the last report."""
+
+    down: int = 0
+    up: int = 0
+
+
+@dataclass
+class Federation:
+    """The clients of one run.
+
+    Args:
+        grid: Flower's grid.
+        sources: Names of the source domains, in domain order.
+        targets: Names of the target domains, in domain order.
+        quorum: Source clients that every phase needs; 0 means all of them.
+        deadline: Seconds a train or evaluate phase may take.
+        exchange_deadline: Seconds an exchange of statistics, or finding a client, may take.
+    """
+
+    grid: Grid
+    sources: Sequence[str]
+    targets: Sequence[str]
+    quorum: int = 0
+    deadline: float = 3600.0
+    exchange_deadline: float = 600.0
+    clients: list[Client] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    traffic: dict[str, Traffic] = field(default_factory=dict)
+    _holds: dict[int, str] = field(default_factory=dict)
+    _forgetful: set[int] = field(default_factory=set)
+
+    @property
+    def source_clients(self) -> list[Client]:
+        """The source clients, in domain order."""
+        return [client for client in self.clients if client.identity.role == protocol.SOURCE]
+
+    def discover(self) -> None:
+        """Find the clients of the run: see :func:`fedhess.roster.discover`.
+
+        Raises:
+            FederationError: A domain has no client, or two nodes contradict each other.
+        """
+        self.clients = discover(
+            self.grid, sources=self.sources, targets=self.targets, deadline=self.exchange_deadline
+        )
+
+    def exchange(
+        self,
+        phase: str,
+        clients: Iterable[Client],
+        *,
+        message_type: str,
+        server_round: int,
+        model: ModelPayload,
+        parts: Mapping[str, Part],
+        read: Callable[[Client, RecordDict], T],
+        deadline: float,
+    ) -> Iterator[tuple[Client, T]]:
+        """Send one message to each client and yield what ``read`` makes of the replies, in domain order.
+
+        A client that refuses, fails, stays silent or sends what ``read`` rejects is recorded in :attr:`failures` by
+        name, logged, and left out. Replies are consumed one at a time: with a lazy grid only one is in memory. The
+        model is sent only to clients not known to hold it; one that lost it says so and is sent it again.
+
+        Args:
+            phase: Name of the phase, for messages.
+            clients: Who is asked, in domain order.
+            message_type: Flower message type.
+            server_round: Number of the round.
+            model: The model the message is about.
+            parts: Further records of the message, the same for all.
+            read: Turns a reply into a value; raises ``ValueError`` with the reason to reject it.
+            deadline: Seconds to wait.
+
+        Yields:
+            Pairs of client and value.
+        """
+        asked = list(clients)
+        request = _Request(phase, message_type, server_round, model, parts)
+        for client, content in _in_order(asked, self._send(request, asked, deadline)):
+            if content is None:
+                continue
+            try:
+                if _model_is_missing(content):
+                    raise ValueError("it says that it lost the model although it was just sent")
+                value = read(client, content)
+            except ValueError as error:
+                self.fail(server_round, phase, client.label, str(error))
+                continue
+            yield client, value
+
+    def require_quorum(self, phase: str, server_round: int, survivors: Sequence[Client]) -> None:
+        """Insist that enough source clients completed a phase.
+
+        Raises:
+            FederationError: Fewer than the quorum did; the message lists the failures of the round.
+        """
+        needed = self.quorum or len(self.source_clients)
+        if len(survivors) >= needed and survivors:
+            return
+        reasons = "".join(f"\n  {failure}" for failure in self.failures if failure.round == server_round)
+        raise FederationError(
+            f"round {server_round}: {len(survivors)} of {len(self.source_clients)} source clients completed phase "
+            f"{phase!r}, {needed} are needed (--quorum).{reasons}"
+        )
+
+    def fail(self, server_round: int, phase: str, client: str, reason: str) -> None:
+        """Record that a client dropped out of a phase, and say it."""
+        failure = Failure(server_round, phase, client, reason)
+        self.failures.append(failure)
+        logger.warning("%s", failure)
+
+    def take_traffic(self) -> dict[str, Traffic]:
+        """Return the traffic by client since the last call, and begin anew."""
+        traffic, self.traffic = self.traffic, {}
+        return traffic
+
+    def _send(
+        self, request: "_Request", clients: Sequence[Client], deadline: float
+    ) -> Iterator[tuple[Client, RecordDict | None]]:
+        """Send a request; yield each client once, with its reply or None, as the replies come."""
+        lost: list[Client] = []
+        for client, content in self._round_trip(request, clients, deadline):
+            if content is not None and _model_is_missing(content) and client.node_id in self._holds:
+                del self._holds[client.node_id]
+                self._forgetful.add(client.node_id)
+                lost.append(client)
+            else:
+                yield client, content
+        if lost:
+            yield from self._round_trip(request, lost, deadline)
+
+    def _round_trip(
+        self, request: "_Request", clients: Sequence[Client], deadline: float
+    ) -> Iterator[tuple[Client, RecordDict | None]]:
+        messages = [self._message(request, client) for client in clients]
+        replies = self.grid.send_and_receive(messages, timeout=deadline)
+        by_id = {message.metadata.message_id: client for message, client in zip(messages, clients, strict=True)}
+        for reply in replies:
+            # By message id: when a node is gone, the SuperLink answers in its place, under its own node id.
+            client = by_id.pop(reply.metadata.reply_to_message_id, None)
+            if client is None:
+                logger.warning("round %d, %s: dropped an unexpected reply", request.server_round, request.phase)
+            elif reply.has_error():
+                self._holds.pop(client.node_id, None)
+                reason = f"error {reply.error.code}: {reply.error.reason or 'no reason given'}"
+                self.fail(request.server_round, request.phase, client.label, reason)
+                yield client, None
+            else:
+                self._count(client, up=protocol.array_bytes(reply.content))
+                yield client, reply.content
+        for client in by_id.values():
+            self._holds.pop(client.node_id, None)
+            self.fail(request.server_round, request.phase, client.label, f"no reply within {deadline:g} s")
+            yield client, None
+
+    def _message(self, request: "_Request", client: Client) -> Message:
+        content = RecordDict(dict(request.parts))
+        config = {protocol.ROUND: request.server_round, protocol.MODEL_ID: request.model.model_id}
+        content[protocol.CONFIG] = ConfigRecord({**content.config_records.get(protocol.CONFIG, {}), **config})
+        if self._holds.get(client.node_id) != request.model.model_id or client.node_id in self._forgetful:
+            content[protocol.MODEL] = request.model.arrays
+            self._holds[client.node_id] = request.model.model_id
+        self._count(client, down=protocol.array_bytes(content))
+        return Message(
+            content,
+            dst_node_id=client.node_id,
+            message_type=request.message_type,
+            group_id=str(request.server_round),
+        )
+
+    def _count(self, client: Client, *, down: int = 0, up: int = 0) -> None:
+        traffic = self.traffic.setdefault(client.label, Traffic())
+        traffic.down += down
+        traffic.up += up
+
+
+@dataclass(frozen=True)
+class _Request:
+    phase: str
+    message_type: str
+    server_round: int
+    model: ModelPayload
+    parts: Mapping[str, Part]
+
+
+def _model_is_missing(content: RecordDict) -> bool:
+    return bool(content.config_records.get(protocol.CONFIG, {}).get(protocol.MODEL_MISSING, False))
+
+
+def _in_order(
+    clients: Sequence[Client], replies: Iterable[tuple[Client, RecordDict | None]]
+) -> Iterator[tuple[Client, RecordDict | None]]:
+    """Yield the replies in the order of ``clients``, holding back those that come before their turn."""
+    waiting = list(clients)
+    early: dict[Client, RecordDict | None] = {}
+    for client, content in replies:
+        early[client] = content
+        while waiting and waiting[0] in early:
+            turn = waiting.pop(0)
+            yield turn, early.pop(turn)

@@ -1,0 +1,140 @@
+"""Turn the text of ``--strategy`` and ``--strategy-args`` into a strategy object."""
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fedhess.config import RunConfig, Scalar
+from fedhess.errors import UsageError, did_you_mean
+from fedhess.strategy import DomainStrategy
+
+ENTRY_POINT_GROUP = "fedhess.strategies"
+
+BUILT_IN = {
+    "erm": "strategies.erm:ERM",
+    "hgp": "strategies.hgp:HGP",
+    "hutchinson": "strategies.hutchinson:Hutchinson",
+}
+
+
+def known_strategies() -> dict[str, str]:
+    """Return every strategy that has a name: the built-in ones, then installed entry points, as ``module:Class``."""
+    found = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    return BUILT_IN | {name: value for name, value in found.items() if name not in BUILT_IN}
+
+
+def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Strategy:
+    """Build a strategy.
+
+    Args:
+        name: A built-in name, an entry point of group ``fedhess.strategies``, or ``package.module:Class``.
+        args: Arguments of its constructor, checked against the constructor's annotations.
+
+    Returns:
+        A :class:`DomainStrategy`, or a plain Flower ``Strategy`` (whose clients then train ERM).
+
+    Raises:
+        UsageError: The name is unknown, cannot be imported or is no strategy; an argument is unknown, missing, of the
+            wrong type or rejected by the constructor.
+    """
+    strategy_class = load_class(name)
+    checked = _checked_args(strategy_class, name, args)
+    try:
+        return strategy_class(**checked)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--strategy-args: strategy {name!r} says: {error}") from None
+
+
+def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
+    """Find the class of a strategy; see :func:`load_strategy`."""
+    path = name if ":" in name else known_strategies().get(name)
+    if path is None:
+        raise UsageError(
+            f"--strategy: unknown strategy {name!r}; {did_you_mean(name, known_strategies())}, or package.module:Class"
+        )
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(
+            f"--strategy: cannot import {module_name!r} for {name!r}: {error}; is it installed, or on PYTHONPATH?"
+        ) from None
+    found = getattr(module, attribute, None)
+    if found is None:
+        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+        raise UsageError(f"--strategy: {module_name} has no {attribute!r}; {did_you_mean(attribute, classes)}")
+    if not (isinstance(found, type) and issubclass(found, DomainStrategy | Strategy)) or inspect.isabstract(found):
+        raise UsageError(
+            f"--strategy: {path} is no strategy: expected a class derived from fedhess.strategy.DomainStrategy or "
+            f"flwr.serverapp.strategy.Strategy, got {found!r}"
+        )
+    return found
+
+
+def client_half(config: RunConfig) -> DomainStrategy:
+    """Build the client half of the run's strategy; under a plain Flower strategy clients train ERM."""
+    return _client_half(config.strategy, tuple(sorted(config.strategy_args.items())))
+
+
+@lru_cache(maxsize=32)
+def _client_half(name: str, args: tuple[tuple[str, Scalar], ...]) -> DomainStrategy:
+    if issubclass(load_class(name), DomainStrategy):
+        strategy = load_strategy(name, dict(args))
+        assert isinstance(strategy, DomainStrategy)
+        return strategy
+    return DomainStrategy()
+
+
+def strategy_parameters(strategy_class: type) -> dict[str, inspect.Parameter]:
+    """Return the constructor arguments of a strategy that text can set: those annotated with scalars."""
+    hints = typing.get_type_hints(strategy_class.__init__) if strategy_class.__init__ is not object.__init__ else {}
+    parameters = {}
+    for name, parameter in inspect.signature(strategy_class).parameters.items():
+        annotation = hints.get(name)
+        if annotation is not None and _scalar_types(annotation):
+            parameters[name] = parameter.replace(annotation=annotation)
+    return parameters
+
+
+def _checked_args(strategy_class: type, name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    parameters = strategy_parameters(strategy_class)
+    checked: dict[str, Scalar] = {}
+    for key, value in args.items():
+        if key not in parameters:
+            advice = did_you_mean(key, parameters) if parameters else "it takes none"
+            raise UsageError(f"--strategy-args: strategy {name!r} has no argument {key!r}; {advice}")
+        checked[key] = _converted(name, key, value, parameters[key].annotation)
+    return checked
+
+
+def _converted(name: str, key: str, value: Scalar, annotation: Any) -> Scalar:
+    choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+    if choices:
+        if value in choices:
+            return value
+        raise UsageError(
+            f"--strategy-args: {key} of strategy {name!r} is one of {', '.join(map(str, choices))}, got {value!r}"
+        )
+    accepted = _scalar_types(annotation)
+    if float in accepted and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) in accepted:
+        return value
+    wanted = " or ".join(kind.__name__ for kind in accepted)
+    raise UsageError(f"--strategy-args: {key} of strategy {name!r} is {wanted}, got {value!r}")
+
+
+def _scalar_types(annotation: Any) -> tuple[type, ...]:
+    """Return the scalar types of an annotation, none if text cannot give its value."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return (str,)
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    kinds = tuple(option for option in options if option is not type(None))
+    return kinds if all(kind in (str, int, float, bool) for kind in kinds) else ()

@@ -1,0 +1,171 @@
+"""What crosses the wire: message names, record keys, and tensors to Flower records and back.
+
+Every Flower message type and every kebab-case key of a message or a run config is spelt in this file (or in
+:mod:`fedhess.config` for run-config keys) and nowhere else. Arrays travel in Flower's own serialisation
+(``numpy.ndarray``: the .npy format), so a plain Flower strategy or client can read them.
+
+Messages (server to client, all of them also answered by an error reply where the client refuses or fails):
+
+==================== ========= ===============================================================================
+type                 who       content
+==================== ========= ===============================================================================
+evaluate.identify    every     none; the reply names domain, role, client and example counts
+query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic
+train                source    model, reference; reply: the update (or the weights) and metrics
+evaluate             every     model; reply: loss, accuracy, and (source clients only) alignment statistics
+==================== ========= ===============================================================================
+"""
+
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+IDENTIFY = "evaluate.identify"
+STATISTICS = "query.statistics"
+TRAIN = "train"
+EVALUATE = "evaluate"
+
+MODEL = "arrays"  # FedAvg's default keys, so that plain Flower strategies aggregate our replies
+CONFIG = "config"
+METRICS = "metrics"
+GIVEN = "given"
+GIVEN_SCALARS = "given-scalars"
+REFERENCE = "reference"
+STATISTIC_VALUES = "statistics"
+
+ROUND = "server-round"
+MODEL_ID = "model-id"
+MODEL_MISSING = "model-missing"
+NAMES = "names"
+REPLY_WEIGHTS = "reply-weights"
+ALIGNMENT = "alignment"
+NUM_EXAMPLES = "num-examples"
+
+SOURCE = "source"
+TARGET = "target"
+
+# Error codes of our own replies; Flower's own stop well below 1000.
+REFUSED_BY_TARGET = 1001
+BAD_REQUEST = 1002
+NOT_FINITE = 1003
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a client is: its domain, its role, and which of the domain's clients it is.
+
+    Attributes:
+        domain: Name of the domain whose examples it holds.
+        role: ``"source"`` or ``"target"``.
+        client: Index among the clients of the domain, 0 when the domain has one.
+        train_examples: Number of examples it trains on (0 for a target client).
+        evaluate_examples: Number of examples it evaluates on.
+    """
+
+    domain: str
+    role: str
+    client: int
+    train_examples: int
+    evaluate_examples: int
+
+    @property
+    def label(self) -> str:
+        """The client as messages name it: the domain, and the client's number unless it is the only one."""
+        return self.domain if self.client == 0 else f"{self.domain}[{self.client}]"
+
+    def to_record(self) -> ConfigRecord:
+        """Write the identity as a Flower record."""
+        return ConfigRecord(
+            {
+                "domain": self.domain,
+                "role": self.role,
+                "client": self.client,
+                "train-examples": self.train_examples,
+                "evaluate-examples": self.evaluate_examples,
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, object]) -> "Identity":
+        """Read what :meth:`to_record` wrote.
+
+        Raises:
+            ValueError: A field is absent or of the wrong type, or the role is neither source nor target.
+        """
+        domain, role = record.get("domain"), record.get("role")
+        counts = [record.get(key) for key in ("client", "train-examples", "evaluate-examples")]
+        if not isinstance(domain, str) or role not in (SOURCE, TARGET) or not all(isinstance(n, int) for n in counts):
+            raise ValueError(f"expected an identity with domain, role and counts, got {dict(record)}")
+        client, train, evaluate = (n for n in counts if isinstance(n, int))
+        return cls(domain, str(role), client, train, evaluate)
+
+
+def encode_tensor(tensor: Tensor) -> Array:
+    """Serialise one tensor with a single copy of its bytes.
+
+    Args:
+        tensor: Any shape; any dtype that NumPy has (bfloat16 is refused, since the .npy format has no such type).
+
+    Returns:
+        A Flower ``Array`` equal to ``Array(tensor)``; on the way the values are copied once instead of twice.
+
+    Raises:
+        TypeError: The dtype has no NumPy counterpart.
+    """
+    array = np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(tuple(tensor.shape))
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    data = b"".join((header.getvalue(), memoryview(array.reshape(-1)).cast("B") if array.size else b""))
+    return Array(dtype=str(array.dtype), shape=tuple(array.shape), stype="numpy.ndarray", data=data)
+
+
+def decode_array(array: Array) -> Tensor:
+    """Read one tensor without copying: it shares the message's immutable bytes and must not be written to.
+
+    Raises:
+        ValueError: The bytes are no .npy array, or not the announced shape and dtype.
+    """
+    if array.stype != "numpy.ndarray":
+        raise ValueError(f"expected an array serialised as numpy.ndarray, got {array.stype!r}")
+    stream = io.BytesIO(array.data)
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f"expected .npy format version (1, 0), got {version}")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject or (fortran_order and len(shape) > 1):
+        raise ValueError(f"expected plain numbers in C order, got dtype {dtype}, Fortran order {fortran_order}")
+    values = np.frombuffer(array.data, dtype=dtype, offset=stream.tell())
+    if values.size != int(np.prod(shape)) or tuple(shape) != tuple(array.shape):
+        raise ValueError(f"expected shape {tuple(array.shape)}, got {values.size} values for header shape {shape}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values).reshape(shape)
+
+
+def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Serialise named tensors, in their order."""
+    return ArrayRecord({name: encode_tensor(tensor) for name, tensor in tensors.items()})
+
+
+def decode_tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """Read named tensors; they share the record's bytes (see :func:`decode_array`)."""
+    return {str(name): decode_array(array) for name, array in record.items()}
+
+
+def array_bytes(content: RecordDict) -> int:
+    """Count the bytes of the arrays in a message's content (configuration and metrics are a few hundred more)."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def metrics_of(content: RecordDict) -> dict[str, float]:
+    """Read the scalar metrics of a reply."""
+    record = content.get(METRICS)
+    if not isinstance(record, MetricRecord):
+        raise ValueError(f"expected a MetricRecord {METRICS!r} in the reply, got {sorted(content)}")
+    return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}

@@ -1,0 +1,112 @@
+"""Find out which node of the grid is the client of which domain."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedhess import protocol
+from fedhess.errors import FederationError
+from fedhess.protocol import Identity
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Client:
+    """A node of the grid and who it says it is."""
+
+    node_id: int
+    identity: Identity
+
+    @property
+    def label(self) -> str:
+        """The client's name in messages: its domain."""
+        return self.identity.label
+
+
+def discover(grid: Grid, *, sources: Sequence[str], targets: Sequence[str], deadline: float) -> list[Client]:
+    """Ask every node who it is, until each domain of the run has a client.
+
+    The server of a deployment cannot see a node's configuration, so it asks. Nodes of domains that the run does not
+    name take no part.
+
+    Args:
+        grid: Flower's grid.
+        sources: Names of the source domains, in domain order.
+        targets: Names of the target domains, in domain order.
+        deadline: Seconds to wait for a client of every domain.
+
+    Returns:
+        The clients, source domains first, in domain order and by client number: never in the order of node ids.
+
+    Raises:
+        FederationError: A domain has no client when the deadline has passed, a client plays another role than the run
+            gives its domain, or two nodes claim to be the same client.
+    """
+    end = time.monotonic() + deadline
+    known: dict[int, Identity] = {}
+    refusals: dict[int, str] = {}
+    while True:
+        nodes = [node_id for node_id in grid.get_node_ids() if node_id not in known]
+        for node_id, answer in _identify(grid, nodes, max(1.0, end - time.monotonic())):
+            if isinstance(answer, Identity):
+                known[node_id] = answer
+            else:
+                refusals[node_id] = answer
+        missing = {*sources, *targets} - {identity.domain for identity in known.values()}
+        if not missing:
+            return _roster(known, sources=sources, targets=targets)
+        if time.monotonic() >= end or refusals.keys() >= set(nodes) != set():
+            reasons = "".join(f"\n  node {node_id}: {reason}" for node_id, reason in refusals.items())
+            raise FederationError(
+                f"no client for {', '.join(sorted(missing))} after {deadline:g} s at most; "
+                f"{len(known)} nodes said who they are{reasons}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _identify(grid: Grid, node_ids: Sequence[int], timeout: float) -> list[tuple[int, Identity | str]]:
+    """Ask nodes who they are; a node that cannot say gives the reason instead."""
+    messages = [Message(RecordDict(), dst_node_id=node, message_type=protocol.IDENTIFY) for node in node_ids]
+    if not messages:
+        return []
+    answers: list[tuple[int, Identity | str]] = []
+    replies = grid.send_and_receive(messages, timeout=timeout)
+    by_id = {message.metadata.message_id: node for message, node in zip(messages, node_ids, strict=True)}
+    for reply in replies:
+        node_id = by_id.get(reply.metadata.reply_to_message_id)
+        if node_id is None:
+            continue
+        if reply.has_error():
+            answers.append((node_id, reply.error.reason or f"error {reply.error.code}"))
+            continue
+        try:
+            answers.append((node_id, Identity.from_record(reply.content.config_records[protocol.CONFIG])))
+        except (KeyError, ValueError) as error:
+            answers.append((node_id, str(error)))
+    return answers
+
+
+def _roster(known: Mapping[int, Identity], *, sources: Sequence[str], targets: Sequence[str]) -> list[Client]:
+    roles = dict.fromkeys(sources, protocol.SOURCE) | dict.fromkeys(targets, protocol.TARGET)
+    order = {domain: position for position, domain in enumerate(roles)}
+    roster: dict[tuple[str, int], Client] = {}
+    for node_id, identity in known.items():
+        if identity.domain not in roles:
+            logger.warning("client %s takes no part in this run: not one of its domains", identity.label)
+            continue
+        if identity.role != roles[identity.domain]:
+            raise FederationError(
+                f"client {identity.label}: the run has it as {roles[identity.domain]}, the node says "
+                f"{identity.role}; start the node with the role that the run gives it"
+            )
+        if (identity.domain, identity.client) in roster:
+            raise FederationError(f"two nodes say that they are client {identity.label}; stop one of them")
+        roster[identity.domain, identity.client] = Client(node_id, identity)
+    return sorted(roster.values(), key=lambda client: (order[client.identity.domain], client.identity.client))

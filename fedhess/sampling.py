@@ -1,0 +1,54 @@
+"""Deterministic randomness: seeds and batches as functions of (seed, domain, client, round, step) and nothing else."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: str | int) -> int:
+    """Hash the parts of a random decision's name into a 63-bit seed.
+
+    The value depends on the parts alone, never on process, platform or the order of calls.
+
+    Args:
+        *parts: What names the decision, for example ``(seed, "batches", domain, client, epoch)``.
+
+    Returns:
+        An integer in [0, 2^63).
+
+    >>> derive_seed(0, "batches", "photo") == derive_seed(0, "batches", "photo")
+    True
+    >>> derive_seed(0, "batches", "photo") == derive_seed(1, "batches", "photo")
+    False
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def seeded_generator(*parts: str | int) -> torch.Generator:
+    """Make a CPU generator seeded with :func:`derive_seed` of the parts."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def batch_indices(size: int, *, batch_size: int, step: int, key: tuple[str | int, ...]) -> Tensor:
+    """Choose the examples of one training step: shuffled passes over the data, the last partial batch dropped.
+
+    Stateless: step ``s`` belongs to pass ``s // steps_per_pass``, whose permutation is drawn from ``key`` and that
+    number. A client that restarts continues with the same batches.
+
+    Args:
+        size: Number of examples N.
+        batch_size: Examples a step B; 0, or any B >= N, means all examples in their order.
+        step: Number of the step since the beginning of the run, from 0.
+        key: What identifies the stream, for example ``(seed, domain, client)``.
+
+    Returns:
+        Indices in [0, N), shape (min(B, N),), int64.
+    """
+    if batch_size == 0 or batch_size >= size:
+        return torch.arange(size)
+    steps_per_pass = size // batch_size
+    epoch, position = divmod(step, steps_per_pass)
+    order = torch.randperm(size, generator=seeded_generator(*key, "batches", epoch))
+    return order[position * batch_size : (position + 1) * batch_size]

@@ -1,0 +1,47 @@
+"""The shapes that a strategy's statistics have on the run's own head, so that a client's reply can be checked."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from fedhess.config import Scalar
+from fedhess.errors import did_you_mean
+from fedhess.models.headed import HeadedModel
+from fedhess.training import Statistic, compute_statistic, head_batch
+
+
+class StatisticShapes:
+    """The statistics of a strategy, each with the shape and dtype its value must have.
+
+    Args:
+        statistics: The strategy's statistics, by name.
+        template: A model of the run's architecture.
+    """
+
+    def __init__(self, statistics: Mapping[str, Statistic], template: HeadedModel) -> None:
+        self._statistics = statistics
+        self._template = template
+        self._known: dict[str, Tensor] = {}
+
+    def of(self, names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, Tensor]:
+        """Return a tensor of the right shape and dtype for each statistic, computed once on one blank example.
+
+        Args:
+            names: Names of statistics.
+            given: What their functions take besides the batch.
+
+        Raises:
+            KeyError: The strategy lists no such statistic.
+        """
+        for name in names:
+            if name not in self._statistics:
+                raise KeyError(f"no statistic {name!r}; {did_you_mean(name, self._statistics)}")
+            if name not in self._known:
+                self._known[name] = self._blank(name, given)
+        return {name: self._known[name] for name in names}
+
+    def _blank(self, name: str, given: Mapping[str, Tensor | Scalar]) -> Tensor:
+        linear = next(module for module in self._template.head.modules() if isinstance(module, nn.Linear))
+        features = linear.weight.detach().new_zeros(1, linear.in_features)
+        batch = head_batch(self._template, features, features.new_zeros(1).long())
+        return compute_statistic(self._statistics[name], batch, **given).detach()
