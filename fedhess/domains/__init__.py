@@ -1,1 +1,83 @@
-"""Benchmarks."""
+"""Benchmarks: domains of labelled examples, by name.
+
+Opening one is cheap and reads no example, so every client process opens it again and loads its own domain only.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+
+from fedhess.domains.benchmark import Benchmark, OptionValue, Scenario
+from fedhess.domains.data import DomainData, Notify, TensorDomain, keep_silent
+from fedhess.domains.options import Opening
+from fedhess.domains.split import split_indices
+from fedhess.errors import UsageError, did_you_mean
+
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "DomainData",
+    "Notify",
+    "Opening",
+    "Scenario",
+    "TensorDomain",
+    "open_benchmark",
+    "split_indices",
+]
+
+# Name -> module:function(Opening) -> Benchmark; imported when asked for, since some need heavy libraries.
+BENCHMARKS: dict[str, str] = {
+    "IconPACS": "fedhess.domains.iconpacs:open_iconpacs",
+    "PACS": "fedhess.domains.pacs:open_pacs",
+    "ColoredMNIST": "fedhess.domains.colored_mnist:open_colored_mnist",
+}
+
+
+def open_benchmark(
+    name: str,
+    *,
+    data_dir: Path | str | None = None,
+    require_real: bool = False,
+    skip_bad_images: bool = False,
+    seed: int = 0,
+    cache_dir: Path | str | None = None,
+    options: Mapping[str, OptionValue] | None = None,
+    notify: Notify | None = None,
+) -> Benchmark:
+    """Open a benchmark by name.
+
+    Args:
+        name: One of ``BENCHMARKS``, in any case.
+        data_dir: Folder with the data; without it ``$FEDHESS_DATA``, then the cache, then a download where there is
+            one.
+        require_real: Refuse a stand-in.
+        skip_bad_images: Leave out images that cannot be decoded, and count them, instead of refusing.
+        seed: For benchmarks that are made at random (ColoredMNIST).
+        cache_dir: Where downloads and derived data are kept; see `fedhess.cache.cache_directory`.
+        options: Of the benchmark; to open one again, its ``options``. They overrule the arguments above.
+        notify: Told about stand-ins, downloads and other slow things.
+
+    Returns:
+        The benchmark.
+
+    Raises:
+        UsageError: An unknown name or option, or data that is missing, incomplete or refused.
+    """
+    known = {key.lower(): key for key in BENCHMARKS}
+    if name.strip().lower() not in known:
+        raise UsageError(f"unknown benchmark {name!r}; {did_you_mean(name, BENCHMARKS)}")
+    key = known[name.strip().lower()]
+    module, _, function = BENCHMARKS[key].partition(":")
+    opener: Callable[[Opening], Benchmark] = getattr(import_module(module), function)
+    return opener(
+        Opening(
+            benchmark=key,
+            data_dir=Path(data_dir).expanduser() if data_dir else None,
+            require_real=require_real,
+            skip_bad_images=skip_bad_images,
+            seed=seed,
+            cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+            options=dict(options or {}),
+            notify=notify or keep_silent,
+        )
+    )

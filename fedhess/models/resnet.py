@@ -1,0 +1,87 @@
+"""ResNet-18 and ResNet-50 with torchvision's ImageNet weights."""
+
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fedhess.domains.network import why_no_answer
+from fedhess.errors import UsageError
+from fedhess.models.headed import FrozenNorms, HeadedModel, ScaleImages
+
+# Version 1 is what DomainBed trains from.
+WEIGHTS = {"resnet18": "ResNet18_Weights.IMAGENET1K_V1", "resnet50": "ResNet50_Weights.IMAGENET1K_V1"}
+
+
+class ResNetFeaturizer(FrozenNorms):
+    """A ResNet up to its average pool: D = 512 (18) or 2048 (50). Batch norms are frozen, see `FrozenNorms`.
+
+    Args:
+        network: A torchvision ResNet; its classifier is dropped.
+    """
+
+    def __init__(self, network: torchvision.models.ResNet) -> None:
+        super().__init__()
+        network.fc = nn.Identity()
+        self.scale = ScaleImages()
+        self.network = network
+        self.train()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute (B, D) features of (B, 3, H, W) images."""
+        features: Tensor = self.network(self.scale(images))
+        return features
+
+
+def create_resnet18(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """Create a ResNet-18 (D = 512); see `_create`."""
+    return _create("resnet18", input_shape=input_shape, outputs=outputs, pretrained=pretrained)
+
+
+def create_resnet50(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """Create a ResNet-50 (D = 2048); see `_create`."""
+    return _create("resnet50", input_shape=input_shape, outputs=outputs, pretrained=pretrained)
+
+
+def _create(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """Create a ResNet.
+
+    Args:
+        name: ``"resnet18"`` or ``"resnet50"``.
+        input_shape: (3, H, W).
+        outputs: Logits.
+        pretrained: Load ImageNet weights, from torch's hub directory or by download.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageError: Inputs that are no RGB images, or weights that are not there and cannot be downloaded.
+    """
+    if len(input_shape) != 3 or input_shape[0] != 3:
+        raise UsageError(f"{name} takes RGB images (3, H, W), got examples of shape {input_shape}; choose --model mlp")
+    network = getattr(torchvision.models, name)(weights=None)
+    if pretrained:
+        network.load_state_dict(_weights(name))
+    width = network.fc.in_features
+    return HeadedModel(ResNetFeaturizer(network), nn.Linear(width, outputs))
+
+
+def _weights(name: str) -> dict[str, Tensor]:
+    weights = torchvision.models.get_weight(WEIGHTS[name])
+    file = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(weights.url)
+    reason = "" if file.exists() else why_no_answer([weights.url])
+    if not reason:
+        try:
+            state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+            return state
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # a wrong hash, or a file cut short
+            reason = f"{file}: {error}"
+    raise UsageError(
+        f"{name} needs its ImageNet weights and they cannot be had ({reason}). "
+        f"Put the file {file.name} (from {weights.url}) at {file}, "
+        "or choose --model lite0 or lite0-features, whose weights are installed with the package"
+    )
