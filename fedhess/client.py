@@ -89,7 +89,7 @@ def identify(message: Message, context: Context) -> Message:
     config = RunConfig.from_run_config(context.run_config)
     domain, role = place(config, context)
     data = local_domain(config, domain=domain, role=role)
-    identity = Identity(domain, role, 0, data.train_size, len(data.evaluate_indices))
+    identity = Identity(domain, role, 0, data.train_size, len(data.evaluate_indices), data.holds_out)
     return Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
 
 

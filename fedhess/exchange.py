@@ -92,7 +92,7 @@ class Exchange:
         return self.several(name, **given)[name]
 
     def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
-        """Ask for several statistics in one exchange; each function is given all of ``given``."""
+        """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
         config = self._config
         tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
         scalars = {name: value for name, value in given.items() if not isinstance(value, Tensor)}

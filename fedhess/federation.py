@@ -71,6 +71,7 @@ class Federation:
     traffic: dict[str, Traffic] = field(default_factory=dict)
     _holds: dict[int, str] = field(default_factory=dict)
     _forgetful: set[int] = field(default_factory=set)
+    _reported: int = 0
 
     @property
     def source_clients(self) -> list[Client]:
@@ -83,9 +84,7 @@ class Federation:
         Raises:
             FederationError: A domain has no client, or two nodes contradict each other.
         """
-        self.clients = discover(
-            self.grid, sources=self.sources, targets=self.targets, deadline=self.exchange_deadline
-        )
+        self.clients = discover(self.grid, sources=self.sources, targets=self.targets, deadline=self.exchange_deadline)
 
     def exchange(
         self,
@@ -153,6 +152,12 @@ class Federation:
         self.failures.append(failure)
         logger.warning("%s", failure)
 
+    def take_failures(self) -> list[Failure]:
+        """Return the failures since the last call."""
+        fresh = self.failures[self._reported :]
+        self._reported = len(self.failures)
+        return fresh
+
     def take_traffic(self) -> dict[str, Traffic]:
         """Return the traffic by client since the last call, and begin anew."""
         traffic, self.traffic = self.traffic, {}
@@ -190,7 +195,7 @@ class Federation:
                 self.fail(request.server_round, request.phase, client.label, reason)
                 yield client, None
             else:
-                self._count(client, up=protocol.array_bytes(reply.content))
+                self.count(client, up=protocol.array_bytes(reply.content))
                 yield client, reply.content
         for client in by_id.values():
             self._holds.pop(client.node_id, None)
@@ -204,7 +209,7 @@ class Federation:
         if self._holds.get(client.node_id) != request.model.model_id or client.node_id in self._forgetful:
             content[protocol.MODEL] = request.model.arrays
             self._holds[client.node_id] = request.model.model_id
-        self._count(client, down=protocol.array_bytes(content))
+        self.count(client, down=protocol.array_bytes(content))
         return Message(
             content,
             dst_node_id=client.node_id,
@@ -212,7 +217,8 @@ class Federation:
             group_id=str(request.server_round),
         )
 
-    def _count(self, client: Client, *, down: int = 0, up: int = 0) -> None:
+    def count(self, client: Client, *, down: int = 0, up: int = 0) -> None:
+        """Add bytes to the traffic of a client."""
         traffic = self.traffic.setdefault(client.label, Traffic())
         traffic.down += down
         traffic.up += up

@@ -66,6 +66,7 @@ class Identity:
         client: Index among the clients of the domain, 0 when the domain has one.
         train_examples: Number of examples it trains on (0 for a target client).
         evaluate_examples: Number of examples it evaluates on.
+        holds_out: Whether these are held out of training.
     """
 
     domain: str
@@ -73,6 +74,7 @@ class Identity:
     client: int
     train_examples: int
     evaluate_examples: int
+    holds_out: bool
 
     @property
     def label(self) -> str:
@@ -88,6 +90,7 @@ class Identity:
                 "client": self.client,
                 "train-examples": self.train_examples,
                 "evaluate-examples": self.evaluate_examples,
+                "holds-out": self.holds_out,
             }
         )
 
@@ -103,7 +106,7 @@ class Identity:
         if not isinstance(domain, str) or role not in (SOURCE, TARGET) or not all(isinstance(n, int) for n in counts):
             raise ValueError(f"expected an identity with domain, role and counts, got {dict(record)}")
         client, train, evaluate = (n for n in counts if isinstance(n, int))
-        return cls(domain, str(role), client, train, evaluate)
+        return cls(domain, str(role), client, train, evaluate, bool(record.get("holds-out", False)))
 
 
 def encode_tensor(tensor: Tensor) -> Array:

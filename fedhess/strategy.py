@@ -77,7 +77,7 @@ class DomainStrategy:
         return None
 
     def objective(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
-        """Combine loss and penalty: ``(L + w * penalty) / max(1, w)`` with the schedule's weight w; L without penalty."""
+        """Combine loss and penalty: ``(L + w * penalty) / max(1, w)``, w the schedule's weight; L without penalty."""
         penalty = self.penalty(step, reference)
         if penalty is None:
             return step.loss

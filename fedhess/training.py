@@ -1,7 +1,9 @@
 """The client half of a round: local steps on the loss plus the strategy's penalty, and the update they make."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -34,16 +36,27 @@ def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatc
 def compute_statistic(function: Statistic, batch: HeadBatch | ModuleBatch, **given: Tensor | Scalar) -> Tensor:
     """Evaluate a statistic of the head, by its automatic counterpart where the head is not linear.
 
+    Args:
+        function: The statistic, a function of a ``HeadBatch``.
+        batch: The head batch.
+        **given: Tensors and scalars; the function is given those it has a parameter for.
+
     Raises:
         ValueError: The head is not linear and the statistic has no automatic counterpart.
     """
+    accepted = {name: value for name, value in given.items() if name in _parameter_names(function)}
     if isinstance(batch, HeadBatch):
-        return function(batch, **given)
+        return function(batch, **accepted)
     counterpart = autodiff.EQUIVALENT.get(function)
     if counterpart is None:
         raise ValueError(f"{getattr(function, '__name__', function)} needs a linear head (torch.nn.Linear)")
-    result: Tensor = counterpart(batch, **given)
+    result: Tensor = counterpart(batch, **accepted)
     return result
+
+
+@lru_cache(maxsize=256)
+def _parameter_names(function: Statistic) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 @dataclass
@@ -188,7 +201,9 @@ def train_locally(
         index = (server_round - 1) * config.local_steps + local_step
         inputs, labels = round_batch(data, config, step=index)
         features = model.features(inputs)
-        step = Step(model, inputs, labels, features, head_batch(model, features, labels), index, server_round, config.l2)
+        step = Step(
+            model, inputs, labels, features, head_batch(model, features, labels), index, server_round, config.l2
+        )
         objective = strategy.objective(step, reference)
         optimizer.zero_grad(set_to_none=True)
         objective.backward()

@@ -52,6 +52,11 @@ class LocalDomain:
         self._everything: tuple[Tensor, Tensor] | None = None
 
     @property
+    def holds_out(self) -> bool:
+        """Whether the evaluation examples are kept out of training."""
+        return not bool(torch.isin(self.evaluate_indices, self.train_indices).any())
+
+    @property
     def train_size(self) -> int:
         """Number of training examples."""
         return len(self.train_indices)

@@ -9,8 +9,8 @@ Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Ali
 computes the HGP of the mean loss, ``Hbar[gbar]``; it takes two exchanges (gbar must be known before H_e[gbar] can be
 asked for). ``mean_of_hgp`` takes one. The two differ by O(1) relatively, so the choice is part of a result.
 
-On the wire a round:     beside ERM's, C x K floats up for g_e, down for g and h, up for H_e[.], K = D + 1: ResNet-18 for
-                         PACS, 7 x 513 floats = 14 kB each.
+On the wire a round:     beside ERM's, C x K floats up for g_e and H_e[.], down for g (twice) and h, K = D + 1:
+                         ResNet-18 for PACS, 7 x 513 floats = 14 kB each.
 Discloses:               each client's head gradient on one batch and a product with its head Hessian.
 """
 
@@ -51,7 +51,9 @@ class HGP(DomainStrategy):
         anneal_steps: int = 0,
     ) -> None:
         if min(alpha, beta, weight, anneal_steps) < 0:
-            raise ValueError(f"expected alpha, beta, weight, anneal_steps >= 0, got {(alpha, beta, weight, anneal_steps)}")
+            raise ValueError(
+                f"expected alpha, beta, weight, anneal_steps >= 0, got {(alpha, beta, weight, anneal_steps)}"
+            )
         self.alpha, self.beta, self.form = alpha, beta, form
         self.schedule = PenaltySchedule(weight, anneal_steps)
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from fedhess.curvature import HeadBatch, head_gradient, hessian_diagonal, hutchinson_diagonal
 from fedhess.exchange import Exchange
 from fedhess.penalties import diagonal_distance
-from fedhess.sampling import derive_seed
 from fedhess.strategy import DomainStrategy, PenaltySchedule
 from fedhess.training import Step
 
@@ -60,4 +59,23 @@ class Hutchinson(DomainStrategy):
 
     def reference(self, ask: Exchange) -> dict[str, Tensor]:
         """Ask for g_e and the diagonals in one exchange, without what has a zero coefficient."""
-        raise NotImplementedError
+        diagonal = "probed" if self.probes else "diagonal"
+        names = [name for name, coefficient in (("gradient", self.beta), (diagonal, self.alpha)) if coefficient > 0]
+        if not names:
+            return {}
+        given = {"seed": ask.seed, "probes": self.probes} if diagonal in names and self.probes else {}
+        answers = ask.several(*names, **given)
+        return {"seed": torch.tensor(ask.seed)} | {name: answers[name].mean() for name in names}
+
+    def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
+        """Return alpha ||diag H - d||^2 + beta ||g - g_ref||^2, without the terms whose coefficient is zero."""
+        terms: list[Tensor] = []
+        if self.alpha > 0 and self.probes:
+            seed = int(reference["seed"])
+            diagonal = step.statistic(probed_diagonal, seed=seed, probes=self.probes)
+            terms.append(self.alpha * (diagonal - reference["probed"]).square().sum())
+        elif self.alpha > 0:
+            terms.append(self.alpha * step.statistic(diagonal_distance, reference=reference["diagonal"]))
+        if self.beta > 0:
+            terms.append(self.beta * step.distances(gradient=reference["gradient"]).gradient_distance)
+        return sum(terms[1:], start=terms[0]) if terms else None

@@ -165,7 +165,7 @@ class InProcessGrid(Grid):
     def _execute(self, message: Message, context: Context) -> Message:
         try:
             reply = self._client_app(message, context)
-        except Exception as error:  # noqa: BLE001 - the boundary of foreign code: Flower reports it as this reply too
+        except Exception as error:
             logger.debug("client %d raised", message.metadata.dst_node_id, exc_info=True)
             reason = f"{type(error).__name__}: {error}"
             return _numbered(Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message))

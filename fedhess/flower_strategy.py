@@ -1,0 +1,173 @@
+"""Run a plain Flower strategy: it sees the source clients alone; what it aggregates becomes the global model."""
+
+import random
+from collections.abc import Iterable, Iterator
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedhess import protocol
+from fedhess.aggregation import GlobalModel
+from fedhess.config import RunConfig
+from fedhess.engines.flower_compat import NodeInfo, Run
+from fedhess.errors import FederationError
+from fedhess.federation import Federation
+from fedhess.roster import Client
+from fedhess.sampling import derive_seed
+from fedhess.strategy import RoundOutcome
+from fedhess.validation import read_tensors
+
+
+class SourceGrid(Grid):
+    """The run's grid with the source clients alone, in domain order, whose replies come back in domain order.
+
+    Flower's strategies add replies up as they come and sample random node ids; behind this view both depend on the seed
+    and the domains only.
+
+    Args:
+        federation: The run's clients.
+        timeout: Seconds a phase may take.
+    """
+
+    def __init__(self, federation: Federation, *, timeout: float) -> None:
+        self._grid = federation.grid
+        self._timeout = timeout
+        self.by_node = {client.node_id: client for client in federation.source_clients}
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of the grid behind."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message, as the grid behind would."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """List the source clients' nodes in domain order."""
+        return list(self.by_node)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """List the source clients' nodes in domain order."""
+        return [NodeInfo(node_id=node_id) for node_id in self.by_node]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push messages to source clients.
+
+        Raises:
+            PermissionError: A message is addressed to another node.
+        """
+        checked = list(messages)
+        for message in checked:
+            if message.metadata.dst_node_id not in self.by_node:
+                raise PermissionError(
+                    f"node {message.metadata.dst_node_id} is no source client: a strategy reaches source clients only"
+                )
+        return self._grid.push_messages(checked)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull replies."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send to source clients in domain order and return their replies in that order."""
+        position = {node_id: index for index, node_id in enumerate(self.by_node)}
+        ordered = sorted(messages, key=lambda message: position.get(message.metadata.dst_node_id, -1))
+        for message in ordered:
+            if message.metadata.dst_node_id not in self.by_node:
+                raise PermissionError(
+                    f"node {message.metadata.dst_node_id} is no source client: a strategy reaches source clients only"
+                )
+        replies = list(self._grid.send_and_receive(ordered, timeout=timeout or self._timeout))
+        turn = {message.metadata.message_id: index for index, message in enumerate(ordered)}
+        return sorted(replies, key=lambda reply: turn.get(reply.metadata.reply_to_message_id, len(turn)))
+
+
+def run_flower_round(
+    strategy: Strategy, federation: Federation, model: GlobalModel, *, config: RunConfig, server_round: int
+) -> RoundOutcome:
+    """Run one round of a plain Flower strategy with the source clients.
+
+    Its ``configure_train`` and ``aggregate_train`` are called as Flower's own ``start`` calls them; evaluation stays
+    with fedhess. ``random`` is seeded for the call, since Flower's node sampling draws from it.
+
+    Raises:
+        FederationError: Fewer source clients than the quorum replied, or the strategy aggregated nothing.
+    """
+    grid = SourceGrid(federation, timeout=config.deadline)
+    payload = model.payload()
+    train_config = ConfigRecord(
+        {protocol.ROUND: server_round, protocol.MODEL_ID: payload.model_id, protocol.REPLY_WEIGHTS: True}
+    )
+    outcome = RoundOutcome(participants=[])
+    random_state = random.getstate()
+    random.seed(derive_seed(config.seed, "flower-sampling", server_round))
+    try:
+        messages = list(strategy.configure_train(server_round, payload.arrays, train_config, grid))
+    finally:
+        random.setstate(random_state)
+    asked = len({message.metadata.dst_node_id for message in messages})
+    replies = list(_checked(grid, messages, federation, model, outcome, server_round))
+    if asked == len(grid.by_node):
+        federation.require_quorum("train", server_round, outcome.participants)
+    arrays, _ = strategy.aggregate_train(server_round, replies)
+    if arrays is None:
+        reasons = "".join(f"\n  {failure}" for failure in federation.failures if failure.round == server_round)
+        raise FederationError(
+            f"round {server_round}: {type(strategy).__name__} aggregated nothing from {len(replies)} replies{reasons}"
+        )
+    model.replace(_aggregate(strategy, arrays, model, server_round))
+    return outcome
+
+
+def _checked(
+    grid: SourceGrid,
+    messages: list[Message],
+    federation: Federation,
+    model: GlobalModel,
+    outcome: RoundOutcome,
+    server_round: int,
+) -> Iterator[Message]:
+    """Pass on the replies that can be trusted; name the clients of the others."""
+    silent: dict[str, Client] = {}
+    replies = grid.send_and_receive(messages)
+    for message in messages:
+        client = grid.by_node[message.metadata.dst_node_id]
+        federation.count(client, down=protocol.array_bytes(message.content))
+        silent[message.metadata.message_id] = client
+    for reply in replies:
+        client = silent.pop(reply.metadata.reply_to_message_id)
+        if reply.has_error():
+            federation.fail(server_round, "train", client.label, f"error {reply.error.code}: {reply.error.reason}")
+            continue
+        federation.count(client, up=protocol.array_bytes(reply.content))
+        try:
+            read_tensors(reply.content, protocol.MODEL, like=model.tensors)
+            outcome.metrics[client.label] = protocol.metrics_of(reply.content)
+        except ValueError as error:
+            federation.fail(server_round, "train", client.label, str(error))
+            continue
+        outcome.participants.append(client)
+        yield reply
+    for client in silent.values():
+        federation.fail(server_round, "train", client.label, "no reply before the deadline")
+
+
+def _aggregate(strategy: Strategy, arrays: ArrayRecord, model: GlobalModel, server_round: int) -> dict[str, Tensor]:
+    """Decode an aggregate into the model's names, shapes and dtypes (averaging widens integers to floats)."""
+    tensors = protocol.decode_tensors(arrays)
+    for name, like in model.tensors.items():
+        if name not in tensors or tensors[name].shape != like.shape:
+            raise FederationError(
+                f"round {server_round}: {type(strategy).__name__} returned no {name!r} of shape {tuple(like.shape)}"
+            )
+        tensors[name] = (tensors[name] if like.is_floating_point() else tensors[name].round()).to(like.dtype)
+    return tensors

@@ -1,0 +1,111 @@
+"""Say what a job is doing: a bar with the time left on a terminal, plain lines elsewhere, nothing when silent."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from fedhess.protocol import SOURCE
+from fedhess.runs import Row
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress:
+    """The progress of one job.
+
+    Args:
+        silent: Print nothing but notes, and those to stderr.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
+        self._console = Console(file=sys.stderr if silent else sys.stdout, highlight=False, soft_wrap=True)
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._rounds: Sequence[int] = ()
+        self._run = 0
+        self._label = ""
+        self._round = 0
+        self._skipped = 0
+        self._started = self._said = time.monotonic()
+
+    def note(self, message: str) -> None:
+        """Print a notice; one of several lines gets a box."""
+        if "\n" not in message:
+            if not self._silent:
+                self._console.print(message, markup=False)
+            return
+        lines = message.splitlines()
+        width = max(map(len, lines))
+        edge = "+" + "-" * (width + 2) + "+"
+        self._console.print("\n".join([edge, *(f"| {line.ljust(width)} |" for line in lines), edge]), markup=False)
+
+    def header(self, entries: Mapping[str, str]) -> None:
+        """Print what is about to run."""
+        if not self._silent:
+            width = max(map(len, entries))
+            text = "\n".join(f"{key.ljust(width)}  {value}" for key, value in entries.items())
+            self._console.print(text + "\n", markup=False)
+
+    def start(self, rounds: Sequence[int]) -> None:
+        """Begin: one number of rounds a run."""
+        self._rounds = rounds
+        self._started = self._said = time.monotonic()
+        if not self._silent and self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[scores]}"))
+            self._bar = Bar(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+            self._task = self._bar.add_task("", total=sum(rounds), scores="")
+            self._bar.start()
+
+    def stop(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin_run(self, number: int, label: str, done: int) -> None:
+        """Begin a run of which ``done`` rounds are in its checkpoint already."""
+        self._run, self._label, self._round = number, label, done
+        self._skipped += done
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._completed(), description=self._description())
+
+    def update(self, server_round: int, rows: Sequence[Row]) -> None:
+        """Report an evaluated round."""
+        self._round = server_round
+        last = server_round == self._rounds[self._run]
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task, completed=self._completed(), description=self._description(), scores=scores(rows)
+            )
+        if self._silent or (self._bar is not None and not last):
+            return
+        if last or time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            left = "" if self._bar is not None else f", {self._left():.0f} s left"
+            self._console.print(f"{self._description()}: {scores(rows)}{left}", markup=False)
+
+    def _description(self) -> str:
+        return f"[{self._run + 1}/{len(self._rounds)}] {self._label}, round {self._round}/{self._rounds[self._run]}"
+
+    def _completed(self) -> int:
+        return sum(self._rounds[: self._run]) + self._round
+
+    def _left(self) -> float:
+        fresh = max(1, self._completed() - self._skipped)
+        return (time.monotonic() - self._started) / fresh * (sum(self._rounds) - self._completed())
+
+
+def scores(rows: Sequence[Row]) -> str:
+    """Summarise a round's rows: mean accuracy on the sources, accuracy on each target."""
+    sources = [row["accuracy"] for row in rows if row["role"] == SOURCE and row["accuracy"] is not None]
+    mean = f"sources {100 * sum(sources) / len(sources):.1f} %" if sources else "sources n/a"
+    targets = [
+        f"{row['domain']} {'n/a' if row['accuracy'] is None else format(100 * row['accuracy'], '.1f') + ' %'}"
+        for row in rows
+        if row["role"] != SOURCE
+    ]
+    return ", ".join([mean, *targets])

@@ -1,0 +1,217 @@
+"""The ServerApp: build the strategy and the model from the run config, then rounds and evaluations until the end."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedhess import protocol
+from fedhess.aggregation import GlobalModel
+from fedhess.checkpoint import restore_strategy, snapshot
+from fedhess.config import RunConfig
+from fedhess.curvature import head_gradient, hessian_gradient_product
+from fedhess.evaluation import alignment_distances
+from fedhess.federation import Failure, Federation, Traffic
+from fedhess.flower_strategy import run_flower_round
+from fedhess.loading import load_strategy
+from fedhess.roster import Client
+from fedhess.runs import Row, RunDirectory
+from fedhess.shapes import StatisticShapes
+from fedhess.strategy import DomainStrategy, RoundOutcome, run_round
+from fedhess.validation import read_tensors
+from fedhess.workplace import build_model
+
+logger = logging.getLogger(__name__)
+
+OnRound = Callable[[int, list[Row]], None]
+
+
+def make_server_app(directory: RunDirectory | None = None, on_round: OnRound | None = None) -> ServerApp:
+    """Make the ServerApp of a run.
+
+    Args:
+        directory: Where rounds and checkpoints are written, and where an interrupted run continues from. Without it the
+            run config's ``run-dir`` is used, and nothing is written where that is absent too.
+        on_round: Called with each evaluated round's number and rows; 0 is the model before training.
+    """
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        config = RunConfig.from_run_config(context.run_config)
+        where = directory
+        if where is None and "run-dir" in context.run_config:
+            where = RunDirectory(Path(str(context.run_config["run-dir"])))
+        Server(grid, config, directory=where, on_round=on_round or _log_round).run()
+
+    return server_app
+
+
+@dataclass
+class Server:
+    """One run from discovery to the last evaluation.
+
+    Args:
+        grid: Flower's grid.
+        config: The settings of the run.
+        directory: Where to record, or None.
+        on_round: Called after each evaluation.
+    """
+
+    grid: Grid
+    config: RunConfig
+    directory: RunDirectory | None = None
+    on_round: OnRound | None = None
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.strategy: DomainStrategy | Strategy = load_strategy(config.strategy, config.strategy_args)
+        template = build_model(config)
+        self.model = GlobalModel(
+            template,
+            optimizer=config.server_optimizer,
+            lr=config.server_lr,
+            optimizer_args=config.server_optimizer_args,
+        )
+        template.cpu()
+        statistics = self.strategy.statistics if isinstance(self.strategy, DomainStrategy) else {}
+        self.shapes = StatisticShapes(statistics, template)
+        self.alignment_shapes = StatisticShapes(
+            {"gradient": head_gradient, "hgp": hessian_gradient_product}, template
+        ).of(("gradient", "hgp"), {})
+        self.federation = Federation(
+            self.grid,
+            sources=config.sources,
+            targets=config.targets,
+            quorum=config.quorum,
+            deadline=config.deadline,
+            exchange_deadline=config.exchange_deadline,
+        )
+
+    def run(self) -> GlobalModel:
+        """Run every round that is not yet in the run directory's checkpoint; return the final model.
+
+        Raises:
+            FederationError: A round could not be completed; the rounds before it are in the checkpoint.
+        """
+        finished = -1
+        if self.directory is not None and (checkpoint := self.directory.load_checkpoint()) is not None:
+            checkpoint.restore(self.model)
+            restore_strategy(self.strategy, checkpoint)
+            finished = checkpoint.server_round
+        if finished == self.config.rounds:
+            return self.model
+        self.federation.discover()
+        if finished < 0:
+            self._complete(0, RoundOutcome(participants=[]))
+            finished = 0
+        for server_round in range(finished + 1, self.config.rounds + 1):
+            self._complete(server_round, self._train(server_round))
+        return self.model
+
+    def _train(self, server_round: int) -> RoundOutcome:
+        if isinstance(self.strategy, DomainStrategy):
+            return run_round(
+                self.strategy,
+                self.federation,
+                self.model,
+                shapes=self.shapes,
+                config=self.config,
+                server_round=server_round,
+            )
+        return run_flower_round(
+            self.strategy, self.federation, self.model, config=self.config, server_round=server_round
+        )
+
+    def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
+        """Evaluate if it is this round's turn, write rows and checkpoint."""
+        rows: list[Row] = []
+        if self.config.is_evaluated(server_round):
+            rows = self._evaluate(server_round, outcome)
+        if self.directory is not None:
+            self.directory.append(rows)
+            self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy))
+        if rows and self.on_round is not None:
+            self.on_round(server_round, rows)
+
+    def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:
+        """Have every client evaluate the model; one row a client, those that failed included."""
+        started = time.monotonic()
+        federation = self.federation
+
+        def read(client: Client, content: RecordDict) -> tuple[dict[str, float], dict[str, Tensor]]:
+            alignment: dict[str, Tensor] = {}
+            if client.identity.role == protocol.SOURCE:
+                alignment = read_tensors(content, protocol.ALIGNMENT, like=self.alignment_shapes)
+            metrics = protocol.metrics_of(content)
+            if not {"loss", "accuracy", protocol.NUM_EXAMPLES} <= metrics.keys():
+                raise ValueError(f"expected loss, accuracy and {protocol.NUM_EXAMPLES}, got {sorted(metrics)}")
+            return metrics, alignment
+
+        replies = federation.exchange(
+            "evaluate",
+            federation.clients,
+            message_type=protocol.EVALUATE,
+            server_round=server_round,
+            model=self.model.payload(),
+            parts={},
+            read=read,
+            deadline=self.config.deadline,
+        )
+        answers = {client.label: answer for client, answer in replies}
+        distances = alignment_distances({label: alignment for label, (_, alignment) in answers.items() if alignment})
+        traffic, failures = federation.take_traffic(), federation.take_failures()
+        seconds = round(outcome.seconds + time.monotonic() - started, 4)
+        rows: list[Row] = []
+        for client in federation.clients:
+            label = client.label
+            metrics = answers[label][0] if label in answers else {}
+            measured = metrics | distances.get(label, {})
+            missed = [failure for failure in failures if failure.client == label]
+            moved = traffic.get(label, Traffic())
+            rows.append(_row(server_round, client, measured, outcome.metrics.get(label, {}), missed, moved))
+            rows[-1]["seconds"] = seconds
+        return rows
+
+
+def _row(
+    server_round: int,
+    client: Client,
+    measured: Mapping[str, float],
+    trained: Mapping[str, float],
+    missed: list[Failure],
+    moved: Traffic,
+) -> Row:
+    """Make one line of rounds.jsonl; what a client did not deliver is null."""
+    identity = client.identity
+    return {
+        "round": server_round,
+        "domain": identity.domain,
+        "client": identity.client,
+        "role": identity.role,
+        "split": "all" if identity.role == protocol.TARGET else "validation" if identity.holds_out else "train",
+        "examples": int(measured.get(protocol.NUM_EXAMPLES, 0)),
+        "loss": measured.get("loss"),
+        "accuracy": measured.get("accuracy"),
+        "gradient_distance": measured.get("gradient_distance"),
+        "hgp_distance": measured.get("hgp_distance"),
+        "train_loss": trained.get("loss"),
+        "train_objective": trained.get("objective"),
+        "failures": [{"round": f.round, "phase": f.phase, "reason": f.reason} for f in missed],
+        "bytes_down": moved.down,
+        "bytes_up": moved.up,
+    }
+
+
+def _log_round(server_round: int, rows: list[Row]) -> None:
+    for row in rows:
+        logger.info("round %d, %s (%s): accuracy %s", server_round, row["domain"], row["role"], row["accuracy"])
+
+
+app = make_server_app()
