@@ -1,6 +1,7 @@
 """Models: a featurizer and a linear head, by name."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -8,19 +9,17 @@ import torch
 from fedhess.domains.data import DomainData, Notify, keep_silent
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.models.headed import HeadedModel
-from fedhess.models.lite0 import create_lite0
-from fedhess.models.lite0_features import create_lite0_features, embed, embedded_shape
-from fedhess.models.mlp import create_mlp
-from fedhess.models.resnet import create_resnet18, create_resnet50
+from fedhess.models.lite0_features import embed, embedded_shape
 
 __all__ = ["MODELS", "HeadedModel", "create_model", "prepare_inputs", "prepared_shape"]
 
-MODELS: dict[str, Callable[..., HeadedModel]] = {
-    "mlp": create_mlp,
-    "resnet18": create_resnet18,
-    "resnet50": create_resnet50,
-    "lite0": create_lite0,
-    "lite0-features": create_lite0_features,
+# Name -> module:function; imported when asked for, since torchvision takes a second.
+MODELS: dict[str, str] = {
+    "mlp": "fedhess.models.mlp:create_mlp",
+    "resnet18": "fedhess.models.resnet:create_resnet18",
+    "resnet50": "fedhess.models.resnet:create_resnet50",
+    "lite0": "fedhess.models.lite0:create_lite0",
+    "lite0-features": "fedhess.models.lite0_features:create_lite0_features",
 }
 
 
@@ -42,11 +41,11 @@ def create_model(
     Raises:
         UsageError: An unknown name, inputs that the model cannot take, or weights that cannot be had.
     """
-    create = MODELS[_known(name)]
+    module, _, function = MODELS[_known(name)].partition(":")
+    create: Callable[..., HeadedModel] = getattr(import_module(module), function)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = create(input_shape=input_shape, outputs=outputs, pretrained=pretrained)
-    return model.to(torch.get_default_dtype())
+        return create(input_shape=input_shape, outputs=outputs, pretrained=pretrained)
 
 
 def prepared_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:

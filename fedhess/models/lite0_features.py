@@ -38,7 +38,7 @@ class Adapter(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Compute (B, D) features of (B, D) embeddings."""
-        normed: Tensor = self.norm(embeddings)
+        normed: Tensor = self.norm(embeddings.to(self.down.weight.dtype))
         features: Tensor = normed + self.up(torch.relu(self.down(normed)))
         return features
 

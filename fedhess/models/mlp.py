@@ -10,12 +10,23 @@ from fedhess.models.headed import HeadedModel
 HIDDEN = 390
 
 
-class _Flatten(nn.Module):
-    """Flatten examples; integer pixels become floats in [0, 1]."""
+class MlpFeaturizer(nn.Module):
+    """Two layers with ReLU; pixels as uint8 become floats in [0, 1].
+
+    Args:
+        width: Numbers in one example.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, HIDDEN)
+        self.second = nn.Linear(HIDDEN, HIDDEN)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        flat = inputs.flatten(1)
-        return flat if flat.is_floating_point() else flat.to(torch.get_default_dtype()) / 255
+        """Compute (B, 390) features of (B, ...) inputs."""
+        flat = inputs.flatten(1).to(self.first.weight.dtype)
+        scaled = flat if inputs.is_floating_point() else flat / 255
+        return torch.relu(self.second(torch.relu(self.first(scaled))))
 
 
 def create_mlp(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
@@ -33,9 +44,8 @@ def create_mlp(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) 
         The model.
     """
     del pretrained
-    layers = [nn.Linear(math.prod(input_shape), HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, outputs)]
-    for layer in layers:
+    featurizer, head = MlpFeaturizer(math.prod(input_shape)), nn.Linear(HIDDEN, outputs)
+    for layer in (featurizer.first, featurizer.second, head):
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
-    featurizer = nn.Sequential(_Flatten(), layers[0], nn.ReLU(), layers[1], nn.ReLU())
-    return HeadedModel(featurizer, layers[2])
+    return HeadedModel(featurizer, head)
