@@ -1,0 +1,76 @@
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from fedhess.domains import TensorDomain
+from fedhess.domains.iconpacs import CLASSES, read_drawings
+from fedhess.models import create_model, lite0_features, prepare_inputs, prepared_shape
+from fedhess.models.lite0 import Lite0Featurizer
+
+
+@pytest.fixture(scope="module")
+def few() -> TensorDomain:
+    """Three images a class of real drawings."""
+    images, labels = [], []
+    for label, name in enumerate(CLASSES):
+        for _, png in (read_drawings("cartoon")[name] * 3)[:3]:
+            drawing = Image.open(io.BytesIO(png)).convert("RGBA").resize((96, 96))
+            paper = Image.new("RGB", (96, 96), "white")
+            paper.paste(drawing, (0, 0), drawing)
+            images.append(torch.tensor(list(paper.tobytes()), dtype=torch.uint8).view(96, 96, 3).permute(2, 0, 1))
+            labels.append(label)
+    return TensorDomain("few", torch.stack(images), labels=torch.tensor(labels), groups=torch.arange(len(labels)))
+
+
+def test_embeddings_are_the_frozen_features_and_are_computed_once(few: TensorDomain, tmp_path):
+    messages: list[str] = []
+    embedded = prepare_inputs("lite0-features", few, cache_dir=tmp_path, notify=messages.append)
+    again = prepare_inputs("lite0-features", few, cache_dir=tmp_path, notify=messages.append)
+    assert messages == ["embedding few: 0 of 21 images"]
+    everything = torch.arange(len(few))
+    with torch.no_grad():
+        expected = Lite0Featurizer(pretrained=True).eval()(few.inputs(everything))
+    torch.testing.assert_close(embedded.inputs(everything), expected)
+    assert torch.equal(embedded.inputs(everything), again.inputs(everything))
+    assert embedded.digest == again.digest != few.digest
+    assert torch.equal(embedded.labels, few.labels)
+    assert torch.equal(embedded.groups, few.groups)
+
+
+def test_other_images_get_other_embeddings_from_the_same_cache(few: TensorDomain, tmp_path):
+    flipped = TensorDomain("few", few.inputs(torch.arange(len(few))).flip(3), labels=few.labels, groups=few.groups)
+    first, second = (prepare_inputs("lite0-features", d, cache_dir=tmp_path) for d in (few, flipped))
+    assert first.digest != second.digest
+    assert not torch.equal(first.inputs(torch.tensor([0])), second.inputs(torch.tensor([0])))
+
+
+def test_progress_is_told_batch_by_batch(few: TensorDomain, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lite0_features, "BATCH", 10)
+    messages: list[str] = []
+    prepare_inputs("lite0-features", few, cache_dir=tmp_path, notify=messages.append)
+    assert messages == [f"embedding few: {done} of 21 images" for done in (0, 10, 20)]
+
+
+def test_other_models_take_the_images_as_they_are(few: TensorDomain):
+    assert prepare_inputs("lite0", few) is few
+    assert prepared_shape("lite0", (3, 96, 96)) == (3, 96, 96)
+    assert prepared_shape("lite0-features", (3, 96, 96)) == (1280,)
+
+
+def test_the_adapter_starts_as_the_normalised_embedding_and_then_shapes_features():
+    model = create_model("lite0-features", input_shape=(1280,), outputs=7, seed=0)
+    embeddings = torch.rand(8, 1280, generator=torch.Generator().manual_seed(0))
+    start = model.features(embeddings)
+    torch.testing.assert_close(start, torch.nn.functional.layer_norm(embeddings, (1280,)))
+    torch.nn.functional.cross_entropy(model(embeddings), torch.arange(8) % 7).backward()
+    assert model.featurizer.up.weight.grad.abs().sum() > 0
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert not torch.allclose(model.features(embeddings), start)
+
+
+def test_the_features_of_an_example_do_not_depend_on_its_batch():
+    model = create_model("lite0-features", input_shape=(1280,), outputs=7, seed=0).double()
+    embeddings = torch.rand(8, 1280, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(embeddings)[3:4], model(embeddings[3:4]), rtol=1e-12, atol=1e-12)
