@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedhess.head_batch import HeadBatch
 from fedhess.lanczos import dominant_eigenvector
+from fedhess.probes import check_probes, draw_signs
 
 __all__ = [
     "HeadBatch",
@@ -46,7 +47,14 @@ def head_gradient(batch: HeadBatch) -> Tensor:
     tensor([[ 0.5000,  1.0000,  0.5000],
             [-0.5000, -1.0000, -0.5000]])
     """
-    return batch.recall("gradient", lambda: batch.residuals.T @ batch.inputs / batch.size)
+    if batch.outputs > batch.size:  # larger than the features: dearer to keep (fresh memory) than to compute again
+        return _gradient(batch)
+    return batch.recall("gradient", lambda: _gradient(batch))
+
+
+def _gradient(batch: HeadBatch) -> Tensor:
+    inputs_BK, _, _, residuals_BC = batch.basics
+    return residuals_BC.T @ inputs_BK
 
 
 def head_hvp(batch: HeadBatch, vector: Tensor) -> Tensor:
@@ -70,14 +78,13 @@ def head_hvp(batch: HeadBatch, vector: Tensor) -> Tensor:
             [-0.2500, -0.5000]])
     """
     batch.check_like_parameters("vector", vector)
-    curved_BC = batch.curve(batch.inputs @ vector.T)
-    return curved_BC.T @ batch.inputs / batch.size
+    return (batch.curve(batch.project(vector)) / batch.size).T @ batch.basics.inputs
 
 
 def hessian_gradient_product(batch: HeadBatch) -> Tensor:
     """Multiply the Hessian of the mean loss by its gradient, H[G] (the HGP of the paper, eq. 10).
 
-    The directions U = z-hat G^T = (z-hat z-hat^T) R / B come from the Gram matrix where B is the smaller side.
+    The directions U = z-hat G^T = M R / B come from the Gram matrix M = z-hat z-hat^T where B is the smaller side.
 
     Args:
         batch: The head's inputs, labels and weights.
@@ -91,10 +98,10 @@ def hessian_gradient_product(batch: HeadBatch) -> Tensor:
             [-1.2500, -2.5000]])
     """
     if batch.size < 2 * batch.outputs:  # B*B*K + B*B*C against 2*B*C*K multiplications
-        directions_BC = batch.gram @ batch.residuals / batch.size
+        directions_BC = batch.gram @ batch.basics.mean_residuals
     else:
-        directions_BC = batch.inputs @ head_gradient(batch).T
-    return batch.curve(directions_BC).T @ batch.inputs / batch.size
+        directions_BC = batch.basics.inputs @ head_gradient(batch).T
+    return (batch.curve(directions_BC) / batch.size).T @ batch.basics.inputs
 
 
 def hessian_diagonal(batch: HeadBatch) -> Tensor:
@@ -111,9 +118,9 @@ def hessian_diagonal(batch: HeadBatch) -> Tensor:
     tensor([[0.2500, 1.0000],
             [0.2500, 1.0000]])
     """
-    probabilities_BC = batch.probabilities
-    spread_BC = probabilities_BC * (1 - probabilities_BC)
-    return spread_BC.T @ batch.inputs.square() / batch.size
+    inputs_BK, _, probabilities_BC, _ = batch.basics
+    spread_BC = probabilities_BC * (1 - probabilities_BC) / batch.size
+    return spread_BC.T @ inputs_BK.square()
 
 
 def hutchinson_diagonal(batch: HeadBatch, *, probes: int, generator: torch.Generator) -> Tensor:
@@ -139,8 +146,7 @@ def hutchinson_diagonal(batch: HeadBatch, *, probes: int, generator: torch.Gener
     >>> hutchinson_diagonal(batch, probes=3, generator=torch.Generator().manual_seed(0))
     tensor([[1.]])
     """
-    if probes < 1:
-        raise ValueError(f"probes: expected at least 1, got {probes}; the paper draws 100 to 300")
+    check_probes(probes)
     recording = torch.is_grad_enabled() and batch.requires_grad
     chunk = max(1, PROBE_ELEMENTS // (batch.shape[0] * batch.shape[1]))
     estimate_CK = batch.features.new_zeros(batch.shape)
@@ -155,24 +161,6 @@ def hutchinson_diagonal(batch: HeadBatch, *, probes: int, generator: torch.Gener
     return estimate_CK / probes
 
 
-def draw_signs(probes: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draw Rademacher probes: -1 or 1 with equal probability, on the generator's own device.
-
-    Args:
-        probes: Number of probes, n.
-        shape: Shape of one probe.
-        generator: Gives the signs.
-
-    Returns:
-        (n, *shape), int8.
-
-    >>> draw_signs(1, (4,), torch.Generator().manual_seed(0))
-    tensor([[-1,  1,  1, -1]], dtype=torch.int8)
-    """
-    bits = torch.randint(0, 2, (probes, *shape), generator=generator, device=generator.device, dtype=torch.int8)
-    return bits.mul_(2).sub_(1)
-
-
 def _replayed_probes(batch: HeadBatch, count: int, replay: torch.Generator) -> Tensor:
     return _probe_sum(batch, draw_signs(count, batch.shape, replay.clone_state()))
 
@@ -181,9 +169,10 @@ def _probe_sum(batch: HeadBatch, signs: Tensor) -> Tensor:
     """Sum r * H[r] over probes (n, C, K)."""
     count, outputs, width = signs.shape
     probes_NCK = signs.to(batch.features)
-    directions = batch.inputs @ probes_NCK.view(count * outputs, width).T
+    inputs_BK = batch.basics.inputs
+    directions = inputs_BK @ probes_NCK.view(count * outputs, width).T
     curved_NBC = batch.curve(directions.view(batch.size, count, outputs).transpose(0, 1))
-    images = curved_NBC.transpose(1, 2).reshape(count * outputs, batch.size) @ batch.inputs
+    images = curved_NBC.transpose(1, 2).reshape(count * outputs, batch.size) @ inputs_BK
     return (probes_NCK * images.view(count, outputs, width)).sum(0) / batch.size
 
 
@@ -203,7 +192,8 @@ def gradient_variance(batch: HeadBatch) -> Tensor:
     tensor([[0.2500],
             [0.2500]])
     """
-    moment_CK = batch.residuals.square().T @ batch.inputs.square() / batch.size
+    inputs_BK, _, _, residuals_BC = batch.basics
+    moment_CK = (residuals_BC.square() * batch.size).T @ inputs_BK.square()
     return moment_CK - head_gradient(batch).square()
 
 
@@ -235,7 +225,7 @@ def spectral_distance(batch_a: HeadBatch, batch_b: HeadBatch) -> Tensor:
             "under heads of one shape"
         )
     with torch.no_grad():
-        rows_a, rows_b = batch_a.inputs, batch_b.inputs
+        rows_a, rows_b = batch_a.basics.inputs, batch_b.basics.inputs
         span = torch.cat([rows_a, rows_b]).T
         if span.shape[1] < span.shape[0]:
             basis_KN = torch.linalg.qr(span).Q

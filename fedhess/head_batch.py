@@ -5,12 +5,31 @@ Shape suffixes: B batch, D features, C classes, K = D + 1 with the bias column (
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Stamp = tuple[tuple[int, int], ...]
+from fedhess.remembering import Memory
+
+Value = TypeVar("Value", bound=Tensor | tuple[Tensor, ...])
+
+
+class Basics(NamedTuple):
+    """What every statistic of a head starts from.
+
+    Attributes:
+        inputs: z-hat = [z, 1], (B, K): the features with the bias column, or the features alone without a bias.
+        logits: z-hat theta^T, (B, C).
+        probabilities: P = softmax(logits), (B, C); the sigmoid, (B, 1), for a logistic head.
+        mean_residuals: R' = (P - onehot(labels)) / B, (B, C): the derivative of the mean loss by the logits.
+    """
+
+    inputs: Tensor
+    logits: Tensor
+    probabilities: Tensor
+    mean_residuals: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +38,11 @@ class HeadBatch:
 
     The head is softmax cross-entropy over C classes; a one-row weight makes it logistic, with labels 0 and 1.
 
-    Values that several statistics share (probabilities, residuals, the gradient, the Gram matrix) are remembered
-    while no autograd graph is being recorded, so a client that keeps the batch between two exchanges of a round and
-    the training step computes each once. Remembered values are dropped as soon as autograd's version counters show that
-    a tensor was changed in place (``optimizer.step()``, ``load_state_dict``); writing through ``.data`` goes unseen,
-    as it does for autograd itself. Remembering never changes a result, not even in its last bit.
+    Values that several statistics share are remembered while no autograd graph is being recorded, so a client that
+    keeps the batch between the exchanges of a round and its training step computes each once. They are dropped as soon
+    as autograd's version counters show that a tensor was changed in place (``optimizer.step()``, ``load_state_dict``);
+    writing through ``.data`` goes unseen, as it does for autograd itself. Remembering never changes a result, not even
+    in its last bit.
 
     Args:
         features: Inputs of the head, (B, D), floating point.
@@ -36,7 +55,7 @@ class HeadBatch:
             on the CPU only: elsewhere the check would wait for the device).
 
     >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2), torch.zeros(2))
-    >>> batch.residuals
+    >>> batch.basics.mean_residuals
     tensor([[ 0.5000, -0.5000]])
     """
 
@@ -44,7 +63,7 @@ class HeadBatch:
     labels: Tensor
     weight: Tensor
     bias: Tensor | None = None
-    _memory: dict[str, tuple[Stamp, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _memory: Memory = field(default_factory=Memory, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_head(self.features, self.weight, self.bias)
@@ -77,37 +96,34 @@ class HeadBatch:
         return any(tensor.requires_grad for tensor in self._sources())
 
     @property
-    def logits(self) -> Tensor:
-        """Logits z-hat theta^T, (B, C)."""
-        return self.recall("logits", lambda: functional.linear(self.features, self.weight, self.bias))
-
-    @property
-    def probabilities(self) -> Tensor:
-        """P = softmax(logits), (B, C); the sigmoid, (B, 1), for a logistic head."""
-        return self.recall("probabilities", self._probabilities)
-
-    @property
-    def residuals(self) -> Tensor:
-        """R = P - onehot(labels), (B, C): the derivative of each example's loss by its logits."""
-        return self.recall("residuals", lambda: self.probabilities - self._indicators())
-
-    @property
-    def inputs(self) -> Tensor:
-        """z-hat = [z, 1], (B, K): the features with the bias column, or the features alone without a bias."""
-        return self.recall("inputs", self._inputs)
+    def basics(self) -> Basics:
+        """Inputs, logits, probabilities and residuals."""
+        return self.recall("basics", self._basics)
 
     @property
     def gram(self) -> Tensor:
-        """z-hat z-hat^T, (B, B)."""
-        return self.recall("gram", lambda: self.inputs @ self.inputs.T)
+        """M = z-hat z-hat^T, (B, B)."""
+        return self.recall("gram", lambda: self.basics.inputs @ self.basics.inputs.T)
 
     @property
     def loss(self) -> Tensor:
         """Mean cross-entropy, or mean logistic loss for a one-logit head, (): exactly torch's own losses."""
+        logits_BC = self.basics.logits
         if self.is_logistic:
-            targets_B = self.labels.to(self.features.dtype)
-            return functional.binary_cross_entropy_with_logits(self.logits.squeeze(1), targets_B)
-        return functional.cross_entropy(self.logits, self.labels)
+            targets_B = self.labels.to(logits_BC.dtype)
+            return functional.binary_cross_entropy_with_logits(logits_BC.squeeze(1), targets_B)
+        return functional.cross_entropy(logits_BC, self.labels)
+
+    def project(self, vector: Tensor) -> Tensor:
+        """Compute the directions z-hat V^T of the logits; the last is remembered: a round asks for one reference twice.
+
+        Args:
+            vector: V, (C, K).
+
+        Returns:
+            (B, C).
+        """
+        return self.recall("projection", lambda: self.basics.inputs @ vector.T, of=vector)
 
     def curve(self, directions: Tensor) -> Tensor:
         """Multiply by the loss's Hessian in each example's logits, softmax: P*U - P*rowsum(P*U); logistic: s(1-s)*U.
@@ -118,11 +134,11 @@ class HeadBatch:
         Returns:
             S, of the same shape.
         """
-        probabilities_BC = self.probabilities
+        probabilities_BC = self.basics.probabilities
         if self.is_logistic:
             return probabilities_BC * (1 - probabilities_BC) * directions
         products = probabilities_BC * directions
-        return products - probabilities_BC * products.sum(-1, keepdim=True)
+        return torch.addcmul(products, probabilities_BC, products.sum(-1, keepdim=True), value=-1)
 
     def check_like_parameters(self, name: str, tensor: Tensor) -> None:
         """Raise unless a tensor looks like the head's parameters.
@@ -134,53 +150,43 @@ class HeadBatch:
         Raises:
             ValueError: If shape, dtype or device differ from those of theta = [W | b].
         """
-        if tensor.shape != self.shape or (tensor.dtype, tensor.device) != (self.weight.dtype, self.weight.device):
+        if tensor.shape != self.shape or tensor.dtype != self.weight.dtype or tensor.device != self.weight.device:
             raise ValueError(
                 f"{name}: expected {self.weight.dtype} of shape {self.shape} on {self.weight.device} like the head's "
                 f"[weight | bias], got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; take it from "
                 "the same head, with the bias as the last column"
             )
 
-    def recall(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    def recall(self, name: str, compute: Callable[[], Value], *, of: Tensor | None = None) -> Value:
         """Return ``compute()``, or what it gave before if nothing has changed and no graph is being recorded.
 
         Args:
             name: What is computed.
-            compute: Computes it from this batch alone.
+            compute: Computes it from this batch and ``of`` alone.
+            of: Another tensor that the value depends on; on the CPU an equal one counts as the same.
 
         Returns:
-            A tensor that takes part in the autograd graph exactly when one is being recorded.
+            Part of the autograd graph exactly when one is being recorded. Not to be written into.
         """
-        sources = self._sources()
-        recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in sources)
-        if recording or any(tensor.is_inference() for tensor in sources):
-            return compute()
-        stamp = tuple((tensor.data_ptr(), tensor._version) for tensor in sources)
-        known = self._memory.get(name)
-        if known is not None and known[0] == (*stamp, (0, known[1]._version)):
-            return known[1]
-        value = compute()
-        if not value.is_inference():
-            self._memory[name] = (*stamp, (0, value._version)), value
-        return value
+        return self._memory.recall(name, compute, self._sources(), of)
 
     def _sources(self) -> tuple[Tensor, ...]:
         known = (self.features, self.labels, self.weight)
         return known if self.bias is None else (*known, self.bias)
 
-    def _probabilities(self) -> Tensor:
-        return self.logits.sigmoid() if self.is_logistic else self.logits.softmax(1)
-
-    def _indicators(self) -> Tensor:
-        labels_B1 = self.labels.unsqueeze(1)
+    def _basics(self) -> Basics:
+        features, labels_B1 = self.features, self.labels.unsqueeze(1)
+        inputs_BK = features
+        if self.bias is not None:
+            inputs_BK = torch.cat([features, features.new_ones(self.size, 1)], dim=1)
+        logits_BC = functional.linear(features, self.weight, self.bias)
         if self.is_logistic:
-            return labels_B1.to(self.features.dtype)
-        return self.features.new_zeros(self.size, self.outputs).scatter_(1, labels_B1, 1.0)
-
-    def _inputs(self) -> Tensor:
-        if self.bias is None:
-            return self.features
-        return torch.cat([self.features, self.features.new_ones(self.size, 1)], dim=1)
+            probabilities_BC = logits_BC.sigmoid()
+            residuals_BC = probabilities_BC - labels_B1
+        else:
+            probabilities_BC = logits_BC.softmax(1)
+            residuals_BC = probabilities_BC.scatter_add(1, labels_B1, features.new_full((self.size, 1), -1.0))
+        return Basics(inputs_BK, logits_BC, probabilities_BC, residuals_BC / self.size)
 
 
 def _check_head(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -200,7 +206,7 @@ def _check_head(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             f"{tuple(bias.shape)}; pass None for a head without a bias"
         )
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and (tensor.dtype, tensor.device) != (features.dtype, features.device):
+        if tensor is not None and (tensor.dtype != features.dtype or tensor.device != features.device):
             raise ValueError(
                 f"{name}: expected {features.dtype} on {features.device} like the features, got {tensor.dtype} on "
                 f"{tensor.device}; convert the features or move the head first"

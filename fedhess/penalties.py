@@ -33,11 +33,11 @@ from typing import NamedTuple, cast
 from torch import Tensor
 
 from fedhess.curvature import HeadBatch, hessian_diagonal
-from fedhess.head_objective import NOISE, DirectForm, GramForm, HeadTerms
+from fedhess.head_objective import NOISE, HeadNode
 
 __all__ = [
     "NOISE",
-    "ObjectiveTerms",
+    "HeadTerms",
     "alignment_distances",
     "diagonal_distance",
     "gradient_distance",
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-class ObjectiveTerms(NamedTuple):
+class HeadTerms(NamedTuple):
     """The three terms of a client's objective, each ()."""
 
     loss: Tensor
@@ -57,7 +57,7 @@ class ObjectiveTerms(NamedTuple):
 
 def head_objective(
     batch: HeadBatch, *, gradient: Tensor | None = None, hgp: Tensor | None = None, gram: bool | None = None
-) -> ObjectiveTerms:
+) -> HeadTerms:
     """Compute loss, ||G - gradient||^2 and ||H[G] - hgp||^2 from one forward and with one shared backward.
 
     Args:
@@ -83,13 +83,12 @@ def head_objective(
             batch.check_like_parameters(name, reference)
     if gradient is None and hgp is None:
         zero = batch.features.new_zeros(())
-        return ObjectiveTerms(batch.loss, zero, zero)
+        return HeadTerms(batch.loss, zero, zero)
     if gram is None:
         gram = gram_is_cheaper(batch, hgp=hgp is not None)
     fixed = [None if reference is None else reference.detach() for reference in (gradient, hgp)]
-    form = GramForm if gram else DirectForm
-    outputs = HeadTerms.apply(batch.features, batch.weight, batch.bias, *fixed, batch, form)
-    return ObjectiveTerms(*cast("tuple[Tensor, Tensor, Tensor]", outputs))
+    outputs = HeadNode.apply(batch.features, batch.weight, batch.bias, *fixed, batch, gram)
+    return HeadTerms(*cast("tuple[Tensor, Tensor, Tensor]", outputs))
 
 
 def alignment_distances(batch: HeadBatch, *, gradient: Tensor, hgp: Tensor) -> tuple[Tensor, Tensor]:
