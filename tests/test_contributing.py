@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 CONTRIBUTING = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
-QUICK = ["--domains", "IconPACS", "--model", "mlp", "--target", "sketch", "--batch-size", "32", "--local-steps", "2"]
-TRAINING = ["--rounds", "4", "--lr", "0.01", "--server-optimizer", "SGD", "--server-lr", "1", "--evaluate-every", "1"]
+SETTINGS = ["--domains", "IconPACS", "--model", "lite0-features", "--target", "sketch"]
+SETTINGS += ["--rounds", "3", "--evaluate-every", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -22,28 +23,20 @@ def code() -> str:
     return re.findall(r"^```python\n(.*?)^```$", CONTRIBUTING.read_text(encoding="utf-8"), re.S | re.M)[0]
 
 
-@pytest.fixture(scope="module")
-def folder(code: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("contributed")
-    (path / "direction.py").write_text(code, encoding="utf-8")
-    return path
+@pytest.fixture
+def simulate(code: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Run the command in the folder of direction.py; it returns the job's directory."""
+    (tmp_path / "direction.py").write_text(code, encoding="utf-8")
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    environment = os.environ | {"PYTHONPATH": ".", "FEDHESS_CACHE": str(cache)}
 
+    def run(*arguments: str, out: str) -> Path:
+        command = [sys.executable, "-m", "fedhess.simulate", *SETTINGS, *arguments, "--out", out]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return tmp_path / out
 
-def simulate(folder: Path, *, strategy: str, args: str = "") -> Path:
-    """Run the command as CONTRIBUTING.md does; return the directory of the one run."""
-    out = folder / f"out-{strategy.rpartition(':')[2]}-{args}"
-    command = [sys.executable, "-m", "fedhess.simulate", *QUICK, *TRAINING, "--strategy", strategy, "--out", str(out)]
-    environment = os.environ | {"PYTHONPATH": str(folder), "FEDHESS_CACHE": str(folder / "cache")}
-    done = subprocess.run(
-        [*command, "--strategy-args", args, "--quiet"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return next(out.glob("*/sketch/0"))
+    return run
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -65,18 +58,20 @@ def test_strategy_takes_30_lines(code: str) -> None:
     assert len(code.splitlines()) <= 30
 
 
-def test_printed_strategy_trains_and_its_coefficient_matters(folder: Path) -> None:
-    strong = simulate(folder, strategy="direction:Direction", args="coefficient=0.5")
-    losses = source_losses(strong)
-    assert len(losses) == 5
+def test_printed_strategy_trains_and_its_coefficient_matters(simulate: Callable[..., Path]) -> None:
+    printed = re.findall(r"--strategy .*$", CONTRIBUTING.read_text(encoding="utf-8"), re.M)[0]
+    job = simulate(*printed.split(), out="both")
+    baseline, aligned = job / "erm" / "sketch" / "0", job / "direction-Direction" / "sketch" / "0"
+    losses = source_losses(aligned)
+    assert len(losses) == 4
     assert losses[-1] < losses[0]
+    expected = weights(baseline)
+    assert any(not torch.equal(value, expected[name]) for name, value in weights(aligned).items())
 
-    off = weights(simulate(folder, strategy="direction:Direction", args="coefficient=0"))
-    baseline = weights(simulate(folder, strategy="erm"))
-    assert off.keys() == baseline.keys()
-    assert off
-    assert all(torch.equal(off[name], value) for name, value in baseline.items())
-    assert any(not torch.equal(value, baseline[name]) for name, value in weights(strong).items())
+    off = simulate("--strategy", "direction:Direction", "--strategy-args", "coefficient=0", out="off")
+    unaligned = weights(off / "direction-Direction" / "sketch" / "0")
+    assert unaligned.keys() == expected.keys()
+    assert all(torch.equal(unaligned[name], value) for name, value in expected.items())
 
 
 def test_printed_penalty_is_zero_where_directions_agree(code: str) -> None:
