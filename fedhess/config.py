@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from fedhess.errors import UsageError, did_you_mean
+from fedhess.optimizers import optimizer_name
 
 Scalar = str | int | float | bool
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -88,7 +90,7 @@ class RunConfig(BaseModel):
         """Read what :meth:`to_run_config` wrote; keys that are not ours are left to their owners.
 
         Raises:
-            UsageError: A value is out of range or of the wrong type.
+            UsageError: A value is out of range, of the wrong type, or no JSON where JSON is expected.
         """
         values: dict[str, object] = {}
         for key, field in cls.model_fields.items():
@@ -97,7 +99,7 @@ class RunConfig(BaseModel):
                 continue
             value = run_config[wire_key]
             nested = isinstance(field.default, dict) or key in ("sources", "targets")
-            values[key] = json.loads(value) if nested and isinstance(value, str) else value
+            values[key] = _decoded(wire_key, value) if nested and isinstance(value, str) else value
         return cls.checked(values)
 
     @classmethod
@@ -110,32 +112,45 @@ class RunConfig(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            lines = [_complaint(detail["loc"], detail["msg"], detail.get("input")) for detail in error.errors()]
-            raise UsageError("\n".join(lines)) from None
+            raise UsageError("\n".join(_complaint(detail) for detail in error.errors())) from None
 
 
-def _complaint(location: tuple[int | str, ...], message: str, value: object) -> str:
-    option = "--" + ".".join(str(part) for part in location).replace("_", "-")
-    shown = "nothing" if isinstance(value, dict) and not value else repr(value)
-    return f"{option}: {message.removeprefix('Value error, ')}, got {shown}"
+# What a value was expected to be, by pydantic's name of the complaint.
+_EXPECTED = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "literal_error": "{expected}",
+    "finite_number": "a finite number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+}
 
 
-def optimizer_name(name: str) -> str:
-    """Find the ``torch.optim`` class of that name, whatever its case.
+def _complaint(detail: ErrorDetails) -> str:
+    option = "--" + ".".join(str(part) for part in detail["loc"]).replace("_", "-")
+    if detail["type"] == "missing":
+        return f"{option}: it must be given"
+    if detail["type"] == "extra_forbidden":
+        return f"{option}: there is no such setting; {did_you_mean(str(detail['loc'][0]), RunConfig.model_fields)}"
+    if detail["type"] == "value_error":
+        return f"{option}: {detail['msg'].removeprefix('Value error, ')}"
+    template = _EXPECTED.get(detail["type"])
+    bounds = {key: f"{value:g}" if isinstance(value, float) else value for key, value in detail.get("ctx", {}).items()}
+    expected = f"expected {template.format(**bounds)}" if template else detail["msg"]
+    return f"{option}: {expected}, got {detail['input']!r}"
 
-    Raises:
-        ValueError: torch has no optimizer of that name, or it cannot step from a gradient alone (LBFGS, SparseAdam).
-    """
-    known = {
-        attribute.lower(): attribute
-        for attribute, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
-    }
-    for unusable in ("lbfgs", "sparseadam"):
-        known.pop(unusable, None)
-    if name.lower() not in known:
-        raise ValueError(f"unknown optimizer; {did_you_mean(name, known.values())}")
-    return known[name.lower()]
+
+def _decoded(wire_key: str, text: str) -> object:
+    try:
+        decoded: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"run config, {wire_key}: expected JSON, got {text!r} ({error})") from None
+    return decoded
 
 
 def parse_assignments(text: str, *, option: str) -> dict[str, Scalar]:
@@ -164,14 +179,18 @@ def parse_assignments(text: str, *, option: str) -> dict[str, Scalar]:
 
 
 def parse_scalar(text: str) -> Scalar:
-    """Read a bool, an int, a finite float, or else the text itself."""
+    """Read a bool, an int of 64 bits, a finite float, or else the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            number = kind(text)
-        except ValueError:
-            continue
-        if math.isfinite(number):
-            return number
-    return text
+    try:
+        whole = int(text)
+    except ValueError:
+        pass
+    else:
+        if -(2**63) <= whole < 2**63:
+            return whole
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import re
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -49,33 +51,57 @@ def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Str
     try:
         return strategy_class(**checked)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"--strategy-args: strategy {name!r} says: {error}") from None
+        raise UsageError(f"--strategy-args: strategy {name!r} rejects its arguments: {error}") from error
+    except Exception as error:  # whatever a constructor that is not ours may raise
+        raise UsageError(f"--strategy: building {name!r} failed: {_described(error)}; mend it there") from error
 
 
 def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
     """Find the class of a strategy; see :func:`load_strategy`."""
-    path = name if ":" in name else known_strategies().get(name)
+    known = known_strategies()
+    path = name if ":" in name else known.get(name)
     if path is None:
-        raise UsageError(
-            f"--strategy: unknown strategy {name!r}; {did_you_mean(name, known_strategies())}, or package.module:Class"
-        )
+        raise UsageError(f"--strategy: unknown strategy {name!r}; {did_you_mean(name, known)}, or package.module:Class")
+    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", path) is None:
+        raise UsageError(f"--strategy: expected a name or package.module:Class, got {path!r}")
     module_name, _, attribute = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(
-            f"--strategy: cannot import {module_name!r} for {name!r}: {error}; is it installed, or on PYTHONPATH?"
-        ) from None
+    module = _import(module_name, name)
     found = getattr(module, attribute, None)
     if found is None:
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]
         raise UsageError(f"--strategy: {module_name} has no {attribute!r}; {did_you_mean(attribute, classes)}")
-    if not (isinstance(found, type) and issubclass(found, DomainStrategy | Strategy)) or inspect.isabstract(found):
+    if not (isinstance(found, type) and issubclass(found, DomainStrategy | Strategy)):
         raise UsageError(
             f"--strategy: {path} is no strategy: expected a class derived from fedhess.strategy.DomainStrategy or "
             f"flwr.serverapp.strategy.Strategy, got {found!r}"
         )
+    if inspect.isabstract(found):
+        raise UsageError(
+            f"--strategy: {path} is abstract; take a class derived from it that has "
+            f"{', '.join(sorted(getattr(found, '__abstractmethods__', ())))}"
+        )
     return found
+
+
+def _import(module_name: str, name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(
+            f"--strategy: cannot import {module_name!r} for {name!r}: {error}; is it installed, or on PYTHONPATH?"
+        ) from error
+    except Exception as error:  # whatever a module that is not ours may raise while it is imported
+        raise UsageError(
+            f"--strategy: importing {module_name!r} for {name!r} failed: {_described(error)}; mend it there"
+        ) from error
+
+
+def _described(error: Exception) -> str:
+    """Give type, message and place of an error in somebody else's code."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
 
 
 def client_half(config: RunConfig) -> DomainStrategy:
@@ -93,8 +119,21 @@ def _client_half(name: str, args: tuple[tuple[str, Scalar], ...]) -> DomainStrat
 
 
 def strategy_parameters(strategy_class: type) -> dict[str, inspect.Parameter]:
-    """Return the constructor arguments of a strategy that text can set: those annotated with scalars."""
-    hints = typing.get_type_hints(strategy_class.__init__) if strategy_class.__init__ is not object.__init__ else {}
+    """Return the constructor arguments of a strategy that text can set: those annotated with scalars.
+
+    Raises:
+        UsageError: An annotation names something that is not there.
+    """
+    constructor = inspect.getattr_static(strategy_class, "__init__")
+    if constructor is object.__init__:
+        return {}
+    try:
+        hints = typing.get_type_hints(constructor)
+    except NameError as error:
+        raise UsageError(
+            f"--strategy: the annotations of {strategy_class.__qualname__}.__init__ cannot be read: {error}; import "
+            "what they name"
+        ) from error
     parameters = {}
     for name, parameter in inspect.signature(strategy_class).parameters.items():
         annotation = hints.get(name)
@@ -120,21 +159,24 @@ def _converted(name: str, key: str, value: Scalar, annotation: Any) -> Scalar:
         if value in choices:
             return value
         raise UsageError(
-            f"--strategy-args: {key} of strategy {name!r} is one of {', '.join(map(str, choices))}, got {value!r}"
+            f"--strategy-args: {key} of strategy {name!r}: expected {' or '.join(map(str, choices))}, got {value!r}"
         )
     accepted = _scalar_types(annotation)
-    if float in accepted and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if type(value) in accepted:
         return value
+    if float in accepted and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if str in accepted:
+        return str(value)
     wanted = " or ".join(kind.__name__ for kind in accepted)
-    raise UsageError(f"--strategy-args: {key} of strategy {name!r} is {wanted}, got {value!r}")
+    raise UsageError(f"--strategy-args: {key} of strategy {name!r}: expected {wanted}, got {value!r}")
 
 
 def _scalar_types(annotation: Any) -> tuple[type, ...]:
     """Return the scalar types of an annotation, none if text cannot give its value."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return (str,)
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return tuple({type(choice) for choice in typing.get_args(annotation)})
+    options = typing.get_args(annotation) if origin in (types.UnionType, typing.Union) else (annotation,)
     kinds = tuple(option for option in options if option is not type(None))
     return kinds if all(kind in (str, int, float, bool) for kind in kinds) else ()

@@ -1,6 +1,7 @@
 """Say what a job is doing: a bar with the time left on a terminal, plain lines elsewhere, nothing when silent."""
 
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
@@ -12,13 +13,14 @@ from fedhess.protocol import SOURCE
 from fedhess.runs import Row
 
 SECONDS_BETWEEN_LINES = 5.0
+BOX_WIDTH = 76
 
 
 class Progress:
     """The progress of one job.
 
     Args:
-        silent: Print nothing but notes, and those to stderr.
+        silent: Print nothing but warnings, and those to stderr.
     """
 
     def __init__(self, *, silent: bool = False) -> None:
@@ -34,15 +36,22 @@ class Progress:
         self._started = self._said = time.monotonic()
 
     def note(self, message: str) -> None:
-        """Print a notice; one of several lines gets a box."""
-        if "\n" not in message:
-            if not self._silent:
-                self._console.print(message, markup=False)
-            return
-        lines = message.splitlines()
+        """Print a notice."""
+        if not self._silent:
+            self._console.print(message, markup=False)
+
+    def warn(self, message: str) -> None:
+        """Print in a box what a reader of the results must not miss; to stderr when silent."""
+        lines = [part for line in message.splitlines() for part in textwrap.wrap(line, BOX_WIDTH)]
         width = max(map(len, lines))
         edge = "+" + "-" * (width + 2) + "+"
         self._console.print("\n".join([edge, *(f"| {line.ljust(width)} |" for line in lines), edge]), markup=False)
+
+    def tick(self, message: str) -> None:
+        """Print a step of something slow, unless the last one was printed a moment ago."""
+        if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            self.note(message)
 
     def header(self, entries: Mapping[str, str]) -> None:
         """Print what is about to run."""
@@ -56,8 +65,10 @@ class Progress:
         self._rounds = rounds
         self._started = self._said = time.monotonic()
         if not self._silent and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[scores]}"))
-            self._bar = Bar(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+            text = [TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[scores]")]
+            self._bar = Bar(
+                text[0], BarColumn(20), text[1], TimeRemainingColumn(), console=self._console, transient=True
+            )
             self._task = self._bar.add_task("", total=sum(rounds), scores="")
             self._bar.start()
 

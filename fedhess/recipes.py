@@ -54,3 +54,26 @@ def default_settings(model: str) -> dict[str, Any]:
 def default_strategy_args(benchmark: str, strategy: str) -> dict[str, Any]:
     """Return the default arguments of a strategy on a benchmark where the strategy's own defaults do not fit."""
     return dict(STRATEGY_ARGS.get(benchmark, {}).get(strategy, {}))
+
+
+def describe_default(setting: str, *, otherwise: object) -> str:
+    """Say a setting's default for ``--help``: the commonest over the models, then the models that differ.
+
+    Args:
+        setting: A name of :class:`fedhess.config.RunConfig`.
+        otherwise: Its default where a model says nothing.
+
+    >>> describe_default("batch_size", otherwise=32)
+    '32; all with mlp'
+    """
+    models_by_value: dict[object, list[str]] = {}
+    for model, settings in SETTINGS.items():
+        models_by_value.setdefault(settings.get(setting, otherwise), []).append(model)
+    ranked = sorted(models_by_value.items(), key=lambda item: -len(item[1]))
+    shown = {value: "all" if (setting, value) == ("batch_size", 0) else _short(value) for value, _ in ranked}
+    common, *others = ranked
+    return "; ".join([shown[common[0]], *(f"{shown[value]} with {', '.join(models)}" for value, models in others)])
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

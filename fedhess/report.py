@@ -1,4 +1,4 @@
-"""Make tables and figures from the rounds.jsonl files of a job; nothing here is needed while it runs."""
+"""Make the final table from the rounds.jsonl files of a job; nothing here is needed while it runs."""
 
 import json
 import math
@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedhess.job import Job
-from fedhess.runs import Row
+from fedhess.domains import Scenario
+from fedhess.figures import draw_rounds
+from fedhess.job import Job, PlannedRun
+from fedhess.runs import Row, writing
 from fedhess.selection import mean_distance, select_round, selection_rule, target_accuracy
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
@@ -18,46 +20,36 @@ def summarise(job: Job) -> dict[str, Any]:
 
     Returns:
         JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
-        each target and their average, and the alignment distances of the sources before and after training.
+        each target and their average, the alignment distances of the sources before and after training, the selected
+        rounds by target, and the number of clients' failures.
     """
-    first = job.runs[0]
-    rows_by_run = {id(run): run.directory.rows() for run in job.runs}
-    targets = [domain for scenario in dict.fromkeys(run.scenario for run in job.runs) for domain in scenario.targets]
-    strategies: dict[str, Any] = {}
-    for name in dict.fromkeys(run.strategy for run in job.runs):
-        mine = [run for run in job.runs if run.strategy == name]
-        trials = [_trial(run.config.seed, run.config.rounds, rows_by_run[id(run)]) for run in mine]
-        accuracy = {
-            target: _mean_and_error([t["accuracy"][target] for t in trials if target in t["accuracy"]])
-            for target in targets
-        }
-        by_seed: dict[int, list[float | None]] = {}
-        for trial in trials:
-            by_seed.setdefault(trial["seed"], []).extend(trial["accuracy"].values())
-        averages = [None if None in values else sum(filter(None, values)) / len(values) for values in by_seed.values()]
-        distances = {
-            key: {when: _mean([trial[key][when] for trial in trials]) for when in ("before", "after")}
-            for key in DISTANCES
-        }
-        strategies[name] = {
-            "accuracy": accuracy,
-            "average": _mean_and_error(averages),
-            **distances,
-            "selected_rounds": [trial["selected"] for trial in trials],
-            "failures": sum(trial["failures"] for trial in trials),
-        }
-    rules = sorted({selection_rule(rows) for rows in rows_by_run.values()})
+    recorded = [(run, run.directory.rows()) for run in job.runs]
+    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.runs)))
+    rules = sorted({selection_rule(rows) for _, rows in recorded})
     return {
         "title": job.benchmark.title,
         "stand_in_for": job.benchmark.stand_in_for,
-        "protocol": (
-            f"{first.config.rounds} rounds x {first.config.local_steps} local steps, model {first.config.model}, "
-            f"seeds {', '.join(map(str, sorted({run.config.seed for run in job.runs})))}, "
-            f"selection by {' and '.join(rules)}"
-        ),
-        "targets": targets,
-        "strategies": strategies,
+        "protocol": protocol(job, rules),
+        "selection": rules,
+        "seeds": job.seeds,
+        "targets": list(columns.values()),
+        "strategies": {
+            name: _summarise_strategy([(run, rows) for run, rows in recorded if run.strategy == name], columns)
+            for name in job.strategies
+        },
     }
+
+
+def protocol(job: Job, rules: Sequence[str]) -> str:
+    """Say in one line how the numbers of a table came about."""
+    config = job.runs[0].config
+    sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.runs}))
+    server = f"{config.server_optimizer} lr {config.server_lr:.4g}"
+    return (
+        f"{sources} source domains, {config.rounds} rounds x {config.local_steps} local steps, model {config.model}"
+        f"{'' if config.pretrained else ' (not pretrained)'}, server {server}, "
+        f"seeds {', '.join(map(str, job.seeds))}, selection by {' and '.join(rules)}"
+    )
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -75,10 +67,13 @@ def table(summary: Mapping[str, Any]) -> str:
     rendered = [_line(heads, widths), "|" + "|".join("-" * (width + 2) for width in widths) + "|"]
     rendered += [_line(line, widths) for line in lines]
     failures = sum(result["failures"] for result in summary["strategies"].values())
+    trials = "one trial" if len(summary["seeds"]) == 1 else "mean +- standard error over trials"
     return "\n".join(
         [
-            f"{summary['title']}: accuracy (%) on the target domain, mean +- standard error over trials",
-            f"{summary['protocol']}; distances of the source domains' heads to their mean, before -> after",
+            f"{summary['title']}: accuracy (%) on the target domain, {trials}",
+            summary["protocol"],
+            "distances: squared, of the source domains' head statistics to their mean, averaged over the domains, "
+            "before -> after training",
             *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
             "",
             *rendered,
@@ -87,67 +82,90 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
-    """Write summary.json, summary.md and the figures; a stand-in's file names say that it is one."""
+    """Write summary.json, summary.md and the figure; a stand-in's file names say that it is one.
+
+    Returns:
+        The files.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
     infix = f".{job.slug}" if job.benchmark.stand_in_for else ""
-    paths = [job.path / f"summary{infix}.json", job.path / f"summary{infix}.md"]
-    paths[0].write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    paths[1].write_text(table(summary) + "\n", encoding="utf-8")
-    figures = job.path / "figures"
-    figures.mkdir(exist_ok=True)
-    paths.append(figures / f"{job.slug}-rounds.png")
-    _draw(job, paths[-1])
-    return paths
+    as_json, as_text = job.path / f"summary{infix}.json", job.path / f"summary{infix}.md"
+    figure = job.path / "figures" / f"{job.slug}-rounds.png"
+    with writing(job.path):
+        as_json.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        as_text.write_text(table(summary) + "\n", encoding="utf-8")
+        figure.parent.mkdir(exist_ok=True)
+        draw_rounds(
+            figure,
+            title=f"{job.benchmark.title}: mean over targets and trials",
+            rows_by_strategy={
+                name: [row for run in job.runs if run.strategy == name for row in run.directory.rows()]
+                for name in job.strategies
+            },
+            panels={"accuracy": "target accuracy", **DISTANCES},
+        )
+    return [as_json, as_text, figure]
 
 
-def _trial(seed: int, rounds: int, rows: Sequence[Row]) -> dict[str, Any]:
-    selected = select_round(rows)
-    trial: dict[str, Any] = {"seed": seed, "selected": selected, "accuracy": target_accuracy(rows, selected)}
-    for key in DISTANCES:
-        trial[key] = {"before": mean_distance(rows, 0, key), "after": mean_distance(rows, rounds, key)}
-    trial["failures"] = sum(len(row["failures"]) for row in rows)
-    return trial
+def _summarise_strategy(
+    recorded: Sequence[tuple[PlannedRun, list[Row]]], columns: Mapping[tuple[str, str], str]
+) -> dict[str, Any]:
+    accuracy: dict[str, dict[int, float | None]] = {column: {} for column in columns.values()}
+    selected: dict[str, list[int | None]] = {}
+    for run, rows in recorded:
+        chosen = select_round(rows)
+        selected.setdefault(run.scenario.name, []).append(chosen)
+        for domain in run.scenario.targets:
+            column = columns[run.scenario.name, domain]
+            accuracy[column][run.config.seed] = target_accuracy(rows, chosen, domain)
+    seeds = sorted({run.config.seed for run, _ in recorded})
+    averages = [_mean([by_seed[seed] for by_seed in accuracy.values()]) for seed in seeds]
+    before_after = {
+        key: {
+            "before": _mean([mean_distance(rows, 0, key) for _, rows in recorded]),
+            "after": _mean([mean_distance(rows, run.config.rounds, key) for run, rows in recorded]),
+        }
+        for key in DISTANCES
+    }
+    return {
+        "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
+        "average": mean_and_error(averages),
+        **before_after,
+        "selected_rounds": selected,
+        "failures": sum(len(row["failures"]) for _, rows in recorded for row in rows),
+    }
 
 
-def _draw(job: Job, path: Path) -> None:
-    import matplotlib as mpl  # noqa: PLC0415 - a second of import that only the figures need
+def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:
+    """Name the table's column of each (scenario, target): the domain, with the scenario where it is in several."""
+    held_out = [target for scenario in scenarios for target in scenario.targets]
+    return {
+        (scenario.name, target): target if held_out.count(target) == 1 else f"{target} (of {scenario.name})"
+        for scenario in scenarios
+        for target in scenario.targets
+    }
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    panels = {"accuracy": "target accuracy", **DISTANCES}
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), constrained_layout=True)
-    for axis, (key, label) in zip(axes, panels.items(), strict=True):
-        role = "target" if key == "accuracy" else "source"
-        for name in dict.fromkeys(run.strategy for run in job.runs):
-            points: dict[int, list[float]] = {}
-            for run in job.runs:
-                for row in run.directory.rows() if run.strategy == name else []:
-                    if row["role"] == role and row[key] is not None:
-                        points.setdefault(row["round"], []).append(row[key])
-            axis.plot(list(points), [sum(values) / len(values) for values in points.values()], label=name)
-        axis.set(xlabel="round", ylabel=label, yscale="linear" if key == "accuracy" else "log")
-        axis.legend()
-    figure.suptitle(f"{job.benchmark.title}: mean over targets and trials")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def mean_and_error(fractions: Sequence[float | None]) -> dict[str, Any]:
+    """Return mean and standard error of fractions, in percent.
+
+    The standard error is that of the mean: sqrt(sum (x - mean)^2 / (n - 1) / n). None for a single trial, and both are
+    None where a trial is.
+    """
+    mean = _mean(fractions)
+    present = [value for value in fractions if value is not None]
+    error = None
+    if mean is not None and len(present) > 1:
+        variance = sum((value - mean) ** 2 for value in present) / (len(present) - 1)
+        error = 100 * math.sqrt(variance / len(present))
+    return {"mean": None if mean is None else 100 * mean, "standard_error": error, "trials": len(present)}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present and len(present) == len(values) else None
-
-
-def _mean_and_error(values: Sequence[float | None]) -> dict[str, Any]:
-    """Return mean and standard error, in percent; without a standard error for a single trial."""
-    mean = _mean(values)
-    if mean is None:
-        return {"mean": None, "standard_error": None, "trials": len(values)}
-    present = [value for value in values if value is not None]
-    error = None
-    if len(present) > 1:
-        variance = sum((value - mean) ** 2 for value in present) / (len(present) - 1)
-        error = 100 * math.sqrt(variance / len(present))
-    return {"mean": 100 * mean, "standard_error": error, "trials": len(present)}
 
 
 def _accuracy(cell: Mapping[str, Any]) -> str:

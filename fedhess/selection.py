@@ -1,5 +1,6 @@
 """Choose the round whose model is reported, from recorded rows alone."""
 
+import math
 from collections.abc import Sequence
 
 from fedhess.protocol import SOURCE, TARGET
@@ -15,7 +16,7 @@ def selection_rule(rows: Sequence[Row]) -> str:
     return SOURCE_VALIDATION if held_out else LAST_ROUND
 
 
-def select_round(rows: Sequence[Row]) -> int:
+def select_round(rows: Sequence[Row]) -> int | None:
     """Choose a round without looking at the target.
 
     Source validation: the round with the highest mean accuracy over the source domains' held-out examples, equal
@@ -25,8 +26,8 @@ def select_round(rows: Sequence[Row]) -> int:
     Args:
         rows: Rows of one run.
 
-    Raises:
-        ValueError: No round was evaluated by every source client.
+    Returns:
+        The round's number, or None where every round misses a source client.
     """
     by_round: dict[int, list[Row]] = {}
     for row in rows:
@@ -34,25 +35,34 @@ def select_round(rows: Sequence[Row]) -> int:
             by_round.setdefault(row["round"], []).append(row)
     complete = {n: group for n, group in by_round.items() if all(row["accuracy"] is not None for row in group)}
     if not complete:
-        raise ValueError("no round was evaluated by every source client; nothing can be selected")
+        return None
     if selection_rule(rows) == LAST_ROUND:
         return max(complete)
 
     def merit(server_round: int) -> tuple[float, float, int]:
         group = complete[server_round]
         accuracy = sum(row["accuracy"] for row in group) / len(group)
-        loss = sum(row["loss"] for row in group) / len(group)
+        # A loss that is not finite is null in rounds.jsonl: the worst there is.
+        loss = sum(math.inf if row["loss"] is None else row["loss"] for row in group) / len(group)
         return accuracy, -loss, -server_round
 
     return max(complete, key=merit)
 
 
-def target_accuracy(rows: Sequence[Row], server_round: int) -> dict[str, float | None]:
-    """Return each target domain's accuracy at a round, None where its client failed."""
-    return {row["domain"]: row["accuracy"] for row in rows if row["role"] == TARGET and row["round"] == server_round}
+def target_accuracy(rows: Sequence[Row], server_round: int | None, domain: str) -> float | None:
+    """Return a target domain's accuracy in [0, 1] at a round, the mean over its clients weighted by examples.
+
+    Returns:
+        None where a client failed or no round was selected.
+    """
+    mine = [row for row in rows if (row["role"], row["round"], row["domain"]) == (TARGET, server_round, domain)]
+    if not mine or any(row["accuracy"] is None for row in mine):
+        return None
+    correct = sum(row["accuracy"] * row["examples"] for row in mine)
+    return float(correct / sum(row["examples"] for row in mine))
 
 
 def mean_distance(rows: Sequence[Row], server_round: int, name: str) -> float | None:
-    """Average an alignment distance over the source domains at a round; None if a client failed."""
+    """Average an alignment distance over the source clients at a round; None where one has none."""
     values = [row[name] for row in rows if row["role"] == SOURCE and row["round"] == server_round]
     return sum(values) / len(values) if values and all(value is not None for value in values) else None

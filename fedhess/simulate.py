@@ -7,124 +7,80 @@ prints one table.
 import json
 import logging
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import click
+import torch
 import typer
-from click import ClickException
 
+from fedhess import options
 from fedhess.client import app as client_app
-from fedhess.config import optimizer_name, parse_assignments
-from fedhess.domains import BENCHMARKS, Benchmark, open_benchmark
+from fedhess.config import parse_assignments
+from fedhess.domains import Benchmark, open_benchmark
 from fedhess.engines.inprocess import run_in_process
+from fedhess.environment import resolve_device
 from fedhess.errors import FederationError, UsageError
-from fedhess.job import Job, PlannedRun, environment, plan_job, resolve_device
-from fedhess.loading import known_strategies
-from fedhess.models import MODELS
+from fedhess.job import Job, PlannedRun, plan_job
+from fedhess.job_directory import job_directory
+from fedhess.listing import list_everything
+from fedhess.models import prepare_inputs
 from fedhess.progress import Progress
 from fedhess.report import summarise, table, write_report
-from fedhess.runs import Row
+from fedhess.runs import StorageError
 from fedhess.server import make_server_app
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-BY_MODEL = "default: by model, see fedhess/recipes.py"
-FEDERATION, TRAINING, OUTPUT, DATA = "Federation", "Local training", "Output", "Data and model"
 
-
-@cli.command(context_settings={"help_option_names": ["-h", "--help"]})
+@cli.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def simulate(
-    domains: Annotated[str, typer.Option(help="Benchmark; --list names them all.", rich_help_panel=DATA)] = "PACS",
-    strategy: Annotated[
-        str, typer.Option(help="Strategies, separated by commas: names, entry points, or package.module:Class.")
-    ] = "hgp",
-    strategy_args: Annotated[
-        str, typer.Option(help="Their arguments, key=value,...; NAME.key=value applies to one strategy only.")
-    ] = "",
-    target: Annotated[
-        str, typer.Option(help="Domain left out of training, several separated by commas, A+B for two at once, or all.")
-    ] = "all",
-    rounds: Annotated[int | None, typer.Option(help=f"Rounds of training. [{BY_MODEL}]")] = None,
-    local_steps: Annotated[int | None, typer.Option(help=f"Steps of a client in a round. [{BY_MODEL}]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help=f"Examples a step; 0 takes all. [{BY_MODEL}]")] = None,
-    lr: Annotated[float | None, typer.Option(help=f"Learning rate of the clients' SGD. [{BY_MODEL}]")] = None,
-    momentum: Annotated[float | None, typer.Option(help=f"Momentum of the clients' SGD. [{BY_MODEL}]")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help=f"Weight decay of the clients' SGD. [{BY_MODEL}]")] = None,
-    l2: Annotated[float | None, typer.Option(help=f"L2 term in the loss, times sum of squares. [{BY_MODEL}]")] = None,
-    server_optimizer: Annotated[
-        str | None, typer.Option(help="Class of torch.optim that steps along the mean update. [default: SGD]")
-    ] = None,
-    server_lr: Annotated[
-        float | None, typer.Option(help="Its learning rate; SGD with 1 is federated averaging. [default: 1]")
-    ] = None,
-    server_optimizer_args: Annotated[str, typer.Option(help="Its other arguments, key=value,...")] = "",
-    weighting: Annotated[
-        str | None, typer.Option(help="Mean over clients: domain (equal) or examples. [default: domain]")
-    ] = None,
-    quorum: Annotated[
-        int | None, typer.Option(help="Source clients every phase needs; 0 for all of them. [default: 0]")
-    ] = None,
-    deadline: Annotated[
-        float | None, typer.Option(help="Seconds a client may take to train or evaluate. [default: 3600]")
-    ] = None,
-    exchange_deadline: Annotated[
-        float | None, typer.Option(help="Seconds a client may take for statistics. [default: 600]")
-    ] = None,
-    statistics_batches: Annotated[
-        int | None, typer.Option(help="Batches behind a round's reference statistics. [default: 1]")
-    ] = None,
-    evaluate_every: Annotated[int | None, typer.Option(help=f"Rounds between evaluations. [{BY_MODEL}]")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first trial.")] = 0,
-    trials: Annotated[int, typer.Option(help="Number of trials; their seeds count up from --seed.")] = 1,
-    model: Annotated[str | None, typer.Option(help="Model. [default: the benchmark's]", rich_help_panel=DATA)] = None,
-    pretrained: Annotated[
-        bool, typer.Option(help="Begin from ImageNet weights where the model has them.", rich_help_panel=DATA)
-    ] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64. [default: float32]")] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the data.", envvar="FEDHESS_DATA", rich_help_panel=DATA),
-    ] = None,
-    domains_args: Annotated[
-        str, typer.Option(help="Options of the benchmark, key=value,...", rich_help_panel=DATA)
-    ] = "",
-    require_real: Annotated[
-        bool, typer.Option("--require-real", help="Fail rather than use a stand-in.", rich_help_panel=DATA)
-    ] = False,
-    skip_bad_images: Annotated[
-        bool, typer.Option("--skip-bad-images", help="Skip and count undecodable images.", rich_help_panel=DATA)
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="New directory for the job. [default: runs/NAME]", rich_help_panel=OUTPUT)
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the job in --out.", rich_help_panel=OUTPUT)
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the final table only.", rich_help_panel=OUTPUT)] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON only.", rich_help_panel=OUTPUT)
-    ] = False,
-    list_all: Annotated[
-        bool, typer.Option("--list", help="List benchmarks, strategies and models, and stop.", rich_help_panel=OUTPUT)
-    ] = False,
+    domains: options.Domains = "PACS",
+    strategy: options.Strategy = "hgp",
+    strategy_args: options.StrategyArgs = "",
+    target: options.Target = "all",
+    rounds: options.Rounds = None,
+    local_steps: options.LocalSteps = None,
+    batch_size: options.BatchSize = None,
+    lr: options.Lr = None,
+    momentum: options.Momentum = None,
+    weight_decay: options.WeightDecay = None,
+    l2: options.L2 = None,
+    server_optimizer: options.ServerOptimizer = None,
+    server_lr: options.ServerLr = None,
+    server_optimizer_args: options.ServerOptimizerArgs = "",
+    weighting: options.Weighting = None,
+    quorum: options.Quorum = None,
+    deadline: options.Deadline = None,
+    exchange_deadline: options.ExchangeDeadline = None,
+    statistics_batches: options.StatisticsBatches = None,
+    evaluate_every: options.EvaluateEvery = None,
+    seed: options.Seed = 0,
+    trials: options.Trials = 1,
+    model: options.Model = None,
+    pretrained: options.Pretrained = True,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    data_dir: options.DataDir = None,
+    domains_args: options.DomainsArgs = "",
+    require_real: options.RequireReal = False,
+    skip_bad_images: options.SkipBadImages = False,
+    out: options.Out = None,
+    resume: options.Resume = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+    list_all: options.ListAll = False,
 ) -> None:
-    """Train federated on some domains, evaluate on another that was never seen; repeat for every target."""
+    """Train federated on some domains, evaluate on another that was never seen; repeat for every target.
+
+    Where a default depends on the model, --list shows all of a model's settings.
+    """
     if list_all:
-        typer.echo(listing())
+        typer.echo(list_everything())
         return
-    silent = quiet or as_json
-    progress = Progress(silent=silent)
-    benchmark = open_benchmark(
-        domains,
-        data_dir=data_dir,
-        require_real=require_real,
-        skip_bad_images=skip_bad_images,
-        seed=seed,
-        options=parse_assignments(domains_args, option="--domains-args") or None,
-        notify=progress.note,
-    )
-    overrides = {
+    if resume and out is None:
+        raise UsageError("--resume: expected --out with the directory of the job to continue, got none")
+    progress = Progress(silent=quiet or as_json)
+    given = {
         "rounds": rounds,
         "local_steps": local_steps,
         "batch_size": batch_size,
@@ -134,37 +90,56 @@ def simulate(
         "l2": l2,
         "server_optimizer": server_optimizer,
         "server_lr": server_lr,
+        "server_optimizer_args": parse_assignments(server_optimizer_args, option="--server-optimizer-args") or None,
         "weighting": weighting,
         "quorum": quorum,
         "deadline": deadline,
         "exchange_deadline": exchange_deadline,
         "statistics_batches": statistics_batches,
         "evaluate_every": evaluate_every,
+        "seed": seed,
         "model": model,
+        "pretrained": pretrained,
+        "device": resolve_device(device),
         "dtype": dtype,
+        "data_dir": None if data_dir is None else str(data_dir.resolve()),
     }
-    given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
-    given |= {"seed": seed, "device": resolve_device(device), "pretrained": pretrained}
-    if data_dir is not None:
-        given["data_dir"] = str(data_dir.resolve())
-    if server_optimizer_args:
-        given["server_optimizer_args"] = parse_assignments(server_optimizer_args, option="--server-optimizer-args")
+    try:
+        benchmark = open_benchmark(
+            domains,
+            data_dir=data_dir,
+            require_real=require_real,
+            skip_bad_images=skip_bad_images,
+            seed=seed,
+            options=parse_assignments(domains_args, option="--domains-args"),
+            notify=progress.note,
+        )
+    except UsageError as error:
+        raise UsageError(f"--domains {domains}: {error}") from error
+    if benchmark.stand_in_for:
+        progress.warn(stand_in_warning(benchmark))
     job = plan_job(
         benchmark,
         strategies=[name.strip() for name in strategy.split(",") if name.strip()],
         strategy_args=parse_assignments(strategy_args, option="--strategy-args"),
         target=target,
         trials=trials,
-        overrides=given,
+        overrides={key: value for key, value in given.items() if value is not None},
         out=out,
     )
-    if resume and out is None:
-        raise UsageError("--resume: give --out the directory of the job to continue")
-    job.begin(resume=resume)
-    summary = run_job(job, progress)
-    paths = write_report(job, summary)
+    with job_directory(job.path, job.description, resume=resume) as changes:
+        if changes:
+            progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
+        try:
+            summary = run_job(job, progress)
+            paths = write_report(job, summary)
+        except (FederationError, StorageError, KeyboardInterrupt):
+            sys.stderr.write(
+                f"fedhess: stopped; the completed rounds are kept: continue with --resume --out {job.path}\n"
+            )
+            raise
     if as_json:
-        typer.echo(json.dumps(summary, indent=2))
+        typer.echo(json.dumps(summary, indent=2, allow_nan=False))
         return
     typer.echo(table(summary))
     if not quiet:
@@ -176,8 +151,12 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 
     Raises:
         FederationError: A round could not be completed.
+        StorageError: A round could not be written.
     """
     progress.header(header(job))
+    config = job.runs[0].config
+    for domain in job.benchmark.domains:  # the clients find the result in the cache
+        prepare_inputs(config.model, job.benchmark.load(domain), device=config.device, notify=progress.tick)
     progress.start([run.config.rounds for run in job.runs])
     try:
         for number, run in enumerate(job.runs):
@@ -190,39 +169,38 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 def header(job: Job) -> dict[str, str]:
     """Return what a reader must know about a job before its results."""
     config = job.runs[0].config
-    optimizer = f"{config.server_optimizer}, lr {config.server_lr:g}"
+    batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
     return {
         "data": job.benchmark.title,
         "domains": ", ".join(job.benchmark.domains),
         "model": config.model + ("" if config.pretrained else " (not pretrained)"),
-        "strategies": ", ".join(dict.fromkeys(run.strategy for run in job.runs)),
-        "federation": f"{config.rounds} rounds x {config.local_steps} local steps, server {optimizer}",
+        "strategies": ", ".join(job.strategies),
+        "federation": f"{config.rounds} rounds, server {config.server_optimizer} lr {config.server_lr:.4g}",
+        "clients": f"{config.local_steps} steps a round on {batch}, SGD lr {config.lr:g}",
         "engine": "in-process",
-        "device": f"{config.device}, {environment()['torch_threads']} threads",
-        "seeds": ", ".join(map(str, sorted({run.config.seed for run in job.runs}))),
+        "device": f"{config.device}, {torch.get_num_threads()} threads",
+        "seeds": ", ".join(map(str, job.seeds)),
         "directory": str(job.path),
     }
 
 
-def listing() -> str:
-    """Return the names of benchmarks, strategies and models."""
-    lines = [f"benchmarks  {', '.join(BENCHMARKS)}", f"strategies  {', '.join(known_strategies())}"]
-    return "\n".join([*lines, f"models      {', '.join(MODELS)}"])
+def stand_in_warning(benchmark: Benchmark) -> str:
+    """Say that the data is not what was asked for."""
+    return (
+        f"{benchmark.name} stands in for {benchmark.stand_in_for}, which could not be had. The results below are about "
+        f"{benchmark.name} and say nothing about {benchmark.stand_in_for}. --require-real fails instead and lists the "
+        "ways to get the data."
+    )
 
 
 def _run(run: PlannedRun, number: int, progress: Progress) -> None:
     done = run.directory.completed_round() or 0
-    label = f"{run.strategy}, target {run.scenario.name}, seed {run.config.seed}"
-    progress.begin_run(number, label, done)
+    progress.begin_run(number, f"{run.strategy}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
         return
-
-    def on_round(server_round: int, rows: list[Row]) -> None:
-        progress.update(server_round, rows)
-
     domains = (*run.config.sources, *run.config.targets)
     run_in_process(
-        make_server_app(run.directory, on_round),
+        make_server_app(run.directory, progress.update),
         client_app,
         run_config=run.config.to_run_config(),
         node_configs=[{"partition-id": index, "num-partitions": len(domains)} for index in range(len(domains))],
@@ -237,20 +215,16 @@ def main() -> None:
     except UsageError as error:
         sys.stderr.write(f"fedhess: {error}\n")
         sys.exit(2)
-    except ClickException as error:
+    except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except FederationError as error:
+    except (FederationError, StorageError) as error:
         sys.stderr.write(f"fedhess: {error}\n")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            "fedhess: interrupted; the completed rounds are kept, continue with --resume --out DIRECTORY\n"
-        )
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("fedhess: interrupted\n")
         sys.exit(130)
 
-
-__all__ = ["Benchmark", "cli", "header", "listing", "main", "optimizer_name", "run_job"]
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,64 @@
+"""What a run runs on: the device that was asked for, and the versions and machine that config.json records."""
+
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedhess.errors import UsageError
+
+PACKAGES = ("fedhess", "flwr", "torch", "torchvision", "numpy")
+
+
+def resolve_device(name: str) -> str:
+    """Turn ``--device`` into a device that is there.
+
+    Raises:
+        UsageError: The device is unknown or absent.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    match = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", name)
+    if match is None:
+        raise UsageError(f"--device: expected auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(match.group(1) or 0) >= count:
+            raise UsageError(f"--device {name}: torch sees {count} CUDA device(s); use --device auto or cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: torch sees no Apple GPU; use --device auto or cpu")
+    return name
+
+
+def describe_environment() -> dict[str, Any]:
+    """Describe what a run ran on: versions, revision, machine."""
+    return {
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "git_revision": _git_revision(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,102 @@
+"""The directory of a job: begun once, resumed only as it was begun, used by one process at a time."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedhess.environment import describe_environment
+from fedhess.errors import UsageError
+from fedhess.runs import replace_file
+
+if sys.platform != "win32":
+    import fcntl
+
+# A resumed job may differ in these: they decide how long to wait, not what comes out.
+FREE_SETTINGS = ("settings.deadline", "settings.exchange_deadline")
+
+
+@contextmanager
+def job_directory(path: Path, description: Mapping[str, Any], *, resume: bool) -> Iterator[list[str]]:
+    """Make a job's directory and its config.json, or check those of the job to resume; keep other processes out.
+
+    A job that was killed before it had written config.json is resumed by beginning it.
+
+    Args:
+        path: The directory.
+        description: What determines the results, as JSON.
+        resume: Whether the directory may be that of an interrupted job.
+
+    Yields:
+        What is different of the environment that the job was begun in: bits may differ then.
+
+    Raises:
+        UsageError: The directory is in use, cannot be written, or was made with another configuration.
+    """
+    config_file = path / "config.json"
+    changes: list[str] = []
+    try:
+        # A kill while config.json was written leaves its hidden draft at most.
+        used = path.exists() and (not path.is_dir() or any(not file.name.startswith(".") for file in path.iterdir()))
+        if used and not resume:
+            raise UsageError(
+                f"--out: {path} is already used; choose another directory, or add --resume to continue the job in it"
+            )
+        if used:
+            changes = _check_same(config_file, description)
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            record = {**description, "environment": describe_environment()}
+            replace_file(config_file, (json.dumps(record, indent=2) + "\n").encode())
+    except OSError as error:
+        raise UsageError(f"--out: cannot write to {path}: {error.strerror}; choose another directory") from error
+    with config_file.open("rb") as held:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"--out: another process runs the job in {path}; wait for it, or stop it") from None
+        yield changes
+
+
+def _check_same(config_file: Path, description: Mapping[str, Any]) -> list[str]:
+    """Compare with the recorded description; return how the environment has changed."""
+    if not config_file.exists():
+        raise UsageError(f"--resume: there is no {config_file}; give --out the directory of the job to continue")
+    try:
+        recorded = json.loads(config_file.read_text(encoding="utf-8"))
+        before, now = _flat({key: recorded[key] for key in description}), _flat(dict(description))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--resume: {config_file} is damaged ({type(error).__name__}: {error}); restore it from a copy, or begin "
+            "anew in another directory"
+        ) from error
+    different = [line for line in _differences(before, now) if not line.startswith(FREE_SETTINGS)]
+    if different:
+        lines = "".join(f"\n  {line}" for line in different)
+        raise UsageError(
+            f"--resume: {config_file.parent} was made with another configuration; give the same options, or another "
+            f"--out without --resume. What differs:{lines}"
+        )
+    began, here = recorded.get("environment", {}), describe_environment()
+    ours = ("versions", "python", "torch_threads")
+    return _differences(_flat({key: began.get(key) for key in ours}), _flat({key: here[key] for key in ours}))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    result: dict[str, Any] = {}
+    for key, inner in value.items():
+        result |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return result

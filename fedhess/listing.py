@@ -1,0 +1,42 @@
+"""What ``--list`` prints: benchmarks, strategies with their arguments, models with their settings."""
+
+from collections.abc import Mapping
+
+from fedhess.domains import BENCHMARKS
+from fedhess.loading import known_strategies, load_class, strategy_parameters
+from fedhess.models import MODELS
+from fedhess.recipes import STRATEGY_ARGS, default_settings
+
+
+def list_everything() -> str:
+    """Return the names that the command takes, and the defaults that go with them."""
+    sections = {
+        "benchmarks (--domains)": dict.fromkeys(BENCHMARKS, ""),
+        "strategies (--strategy), their arguments (--strategy-args)": {
+            name: _parameters(name) for name in known_strategies()
+        },
+        "models (--model), their settings": {name: _assigned(default_settings(name)) for name in MODELS},
+        "arguments of strategies that a benchmark sets": {
+            f"{benchmark} {name}": _assigned(args)
+            for benchmark, strategies in STRATEGY_ARGS.items()
+            for name, args in strategies.items()
+        },
+    }
+    lines: list[str] = []
+    for title, entries in sections.items():
+        width = max(map(len, entries))
+        lines += ["", title, *(f"  {name.ljust(width)}  {text}".rstrip() for name, text in entries.items())]
+    return "\n".join(lines[1:])
+
+
+def _parameters(name: str) -> str:
+    return ", ".join(
+        key if parameter.default is parameter.empty else f"{key}={parameter.default}"
+        for key, parameter in strategy_parameters(load_class(name)).items()
+    )
+
+
+def _assigned(values: Mapping[str, object]) -> str:
+    return ", ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+    )

@@ -1,0 +1,104 @@
+"""The options of the commands: their types and what ``--help`` says of them.
+
+Help texts name their defaults themselves, since many depend on the model.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedhess.config import RunConfig
+from fedhess.recipes import describe_default
+
+
+def _default(setting: str) -> str:
+    return f"[default: {describe_default(setting, otherwise=RunConfig.model_fields[setting].default)}]"
+
+
+Domains = Annotated[str, typer.Option(help="Benchmark; --list names them. [default: PACS]", show_default=False)]
+Strategy = Annotated[
+    str,
+    typer.Option(
+        help="Strategies, separated by commas: names (see --list) or package.module:Class. [default: hgp]",
+        show_default=False,
+    ),
+]
+StrategyArgs = Annotated[
+    str, typer.Option(help="Their arguments: key=value,...; NAME.key=value is for strategy NAME alone.")
+]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="Domain never seen in training; several by commas, A+B holds out two at once, all takes each in turn. "
+        "[default: all]",
+        show_default=False,
+    ),
+]
+Rounds = Annotated[int | None, typer.Option(help=f"Rounds of training. {_default('rounds')}")]
+LocalSteps = Annotated[int | None, typer.Option(help=f"Steps a client takes in a round. {_default('local_steps')}")]
+BatchSize = Annotated[int | None, typer.Option(help=f"Examples in a step; 0 takes all. {_default('batch_size')}")]
+Lr = Annotated[float | None, typer.Option(help=f"Learning rate of the clients' SGD. {_default('lr')}")]
+Momentum = Annotated[float | None, typer.Option(help=f"Momentum of the clients' SGD. {_default('momentum')}")]
+WeightDecay = Annotated[
+    float | None, typer.Option(help=f"Weight decay of the clients' SGD. {_default('weight_decay')}")
+]
+L2 = Annotated[
+    float | None, typer.Option(help=f"Weight of the sum of squared parameters in the loss. {_default('l2')}")
+]
+ServerOptimizer = Annotated[
+    str | None,
+    typer.Option(help=f"Class of torch.optim that steps along the mean update. {_default('server_optimizer')}"),
+]
+ServerLr = Annotated[
+    float | None, typer.Option(help=f"Its learning rate; SGD with 1 is federated averaging. {_default('server_lr')}")
+]
+ServerOptimizerArgs = Annotated[str, typer.Option(help="Its other arguments: key=value,...")]
+Weighting = Annotated[
+    str | None, typer.Option(help=f"Mean over clients: domain (equal weights) or examples. {_default('weighting')}")
+]
+Quorum = Annotated[
+    int | None, typer.Option(help=f"Source clients that every phase needs; 0 for all of them. {_default('quorum')}")
+]
+Deadline = Annotated[
+    float | None, typer.Option(help=f"Seconds a client may take to train or evaluate. {_default('deadline')}")
+]
+ExchangeDeadline = Annotated[
+    float | None, typer.Option(help=f"Seconds a client may take for statistics. {_default('exchange_deadline')}")
+]
+StatisticsBatches = Annotated[
+    int | None, typer.Option(help=f"Batches behind a round's reference statistics. {_default('statistics_batches')}")
+]
+EvaluateEvery = Annotated[int | None, typer.Option(help=f"Rounds between evaluations. {_default('evaluate_every')}")]
+Seed = Annotated[int, typer.Option(help="Seed of the first trial. [default: 0]", show_default=False)]
+Trials = Annotated[int, typer.Option(help="Trials; their seeds count up from --seed. [default: 1]", show_default=False)]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Model; --list names them. [default: resnet18 for PACS, lite0-features for IconPACS, mlp for ColoredMNIST]"
+    ),
+]
+Pretrained = Annotated[
+    bool,
+    typer.Option(
+        help="Begin from ImageNet weights where the model has them. [default: pretrained]", show_default=False
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps. [default: auto]", show_default=False),
+]
+Dtype = Annotated[str | None, typer.Option(help=f"float32 or float64. {_default('dtype')}")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the data. [default: $FEDHESS_DATA, then a download]")]
+DomainsArgs = Annotated[str, typer.Option(help="Options of the benchmark: key=value,...")]
+RequireReal = Annotated[
+    bool, typer.Option("--require-real", help="Fail rather than use a stand-in for data that cannot be had.")
+]
+SkipBadImages = Annotated[
+    bool, typer.Option("--skip-bad-images", help="Leave out, and count, images that cannot be decoded.")
+]
+Out = Annotated[Path | None, typer.Option(help="Directory of the job. [default: a new one, runs/DATA_STRATEGIES_TIME]")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted job in --out.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the final table only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else.")]
+ListAll = Annotated[bool, typer.Option("--list", help="List benchmarks, strategies and models, and stop.")]
