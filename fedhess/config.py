@@ -173,7 +173,7 @@ def parse_assignments(text: str, *, option: str) -> dict[str, Scalar]:
         if not separator or not key or not value.strip():
             raise UsageError(f"{option}: expected key=value[,key=value...], got {part!r}")
         if key in values:
-            raise UsageError(f"{option}: {key!r} is given twice")
+            raise UsageError(f"{option}: {key!r} is given twice; give it once")
         values[key] = parse_scalar(value.strip())
     return values
 

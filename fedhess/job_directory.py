@@ -37,14 +37,10 @@ def job_directory(path: Path, description: Mapping[str, Any], *, resume: bool) -
     """
     config_file = path / "config.json"
     changes: list[str] = []
+    if not resume:
+        require_unused(path)
     try:
-        # A kill while config.json was written leaves its hidden draft at most.
-        used = path.exists() and (not path.is_dir() or any(not file.name.startswith(".") for file in path.iterdir()))
-        if used and not resume:
-            raise UsageError(
-                f"--out: {path} is already used; choose another directory, or add --resume to continue the job in it"
-            )
-        if used:
+        if _is_used(path):
             changes = _check_same(config_file, description)
         else:
             path.mkdir(parents=True, exist_ok=True)
@@ -59,6 +55,29 @@ def job_directory(path: Path, description: Mapping[str, Any], *, resume: bool) -
             except BlockingIOError:
                 raise UsageError(f"--out: another process runs the job in {path}; wait for it, or stop it") from None
         yield changes
+
+
+def require_unused(path: Path) -> None:
+    """Insist that a new job's directory is absent or empty.
+
+    Raises:
+        UsageError: It holds something, is no directory, or cannot be looked at.
+    """
+    try:
+        used = _is_used(path)
+    except OSError as error:
+        raise UsageError(f"--out: cannot write to {path}: {error.strerror}; choose another directory") from error
+    if used:
+        raise UsageError(
+            f"--out: {path} is already used; choose another directory, or add --resume to continue the job in it"
+        )
+
+
+def _is_used(path: Path) -> bool:
+    if not path.exists():
+        return False
+    # A kill while config.json was written leaves its hidden draft at most.
+    return not path.is_dir() or any(not file.name.startswith(".") for file in path.iterdir())
 
 
 def _check_same(config_file: Path, description: Mapping[str, Any]) -> list[str]:

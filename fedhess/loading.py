@@ -153,6 +153,9 @@ def _checked_args(strategy_class: type, name: str, args: Mapping[str, Scalar]) -
     return checked
 
 
+_WANTED = {int: "a whole number", float: "a finite number", bool: "true or false"}
+
+
 def _converted(name: str, key: str, value: Scalar, annotation: Any) -> Scalar:
     choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
     if choices:
@@ -168,7 +171,7 @@ def _converted(name: str, key: str, value: Scalar, annotation: Any) -> Scalar:
         return float(value)
     if str in accepted:
         return str(value)
-    wanted = " or ".join(kind.__name__ for kind in accepted)
+    wanted = " or ".join(_WANTED[kind] for kind in accepted)
     raise UsageError(f"--strategy-args: {key} of strategy {name!r}: expected {wanted}, got {value!r}")
 
 

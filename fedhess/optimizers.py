@@ -43,17 +43,23 @@ def check_optimizer(name: str, *, lr: float, args: Mapping[str, str | int | floa
     factory = getattr(torch.optim, name)
     parameter = nn.Parameter(torch.zeros(2))
     defaults = factory([parameter], lr=lr).defaults
-    settable = [key for key in defaults if key != "lr"]
+    # None stands for "choose for me" of the switches foreach and fused; a tuple cannot be written as key=value.
+    settable = {key: default for key, default in defaults.items() if key != "lr" and not isinstance(default, tuple)}
     for key, value in args.items():
         if key == "lr":
             raise UsageError("--server-optimizer-args: the learning rate has an option of its own, --server-lr")
         if key not in settable:
             raise UsageError(
-                f"--server-optimizer-args: {name} has no argument {key!r}; {did_you_mean(key, settable)}, got {value!r}"
+                f"--server-optimizer-args: {name} has no argument {key!r} that text can give; "
+                f"{did_you_mean(key, settable)}"
             )
+        switch = settable[key] is None or isinstance(settable[key], bool)
+        if isinstance(value, str) or isinstance(value, bool) != switch:
+            expected = "true or false" if switch else "a finite number"
+            raise UsageError(f"--server-optimizer-args: {key} of {name}: expected {expected}, got {value!r}")
     parameter.grad = torch.ones(2)
     try:
         factory([parameter], lr=lr, **args).step()
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         given = ", ".join(f"{key}={value}" for key, value in args.items())
-        raise UsageError(f"--server-optimizer-args: {name} rejects {given}: {error}") from None
+        raise UsageError(f"--server-optimizer-args: {name} rejects {given}: {error}") from error

@@ -21,7 +21,7 @@ from fedhess.engines.inprocess import run_in_process
 from fedhess.environment import resolve_device
 from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
-from fedhess.job_directory import job_directory
+from fedhess.job_directory import job_directory, require_unused
 from fedhess.listing import list_everything
 from fedhess.models import prepare_inputs
 from fedhess.progress import Progress
@@ -79,6 +79,8 @@ def simulate(
         return
     if resume and out is None:
         raise UsageError("--resume: expected --out with the directory of the job to continue, got none")
+    if out is not None and not resume:
+        require_unused(out)  # before any download
     progress = Progress(silent=quiet or as_json)
     given = {
         "rounds": rounds,
@@ -104,6 +106,7 @@ def simulate(
         "dtype": dtype,
         "data_dir": None if data_dir is None else str(data_dir.resolve()),
     }
+    options_given = parse_assignments(domains_args, option="--domains-args")
     try:
         benchmark = open_benchmark(
             domains,
@@ -111,11 +114,13 @@ def simulate(
             require_real=require_real,
             skip_bad_images=skip_bad_images,
             seed=seed,
-            options=parse_assignments(domains_args, option="--domains-args"),
+            options=options_given,
             notify=progress.note,
         )
     except UsageError as error:
         raise UsageError(f"--domains {domains}: {error}") from error
+    if data_dir is not None and "data_dir" not in benchmark.options:
+        raise UsageError(f"--data-dir: {benchmark.title} reads no folder, got {data_dir}; leave the option out")
     if benchmark.stand_in_for:
         progress.warn(stand_in_warning(benchmark))
     job = plan_job(
