@@ -20,7 +20,7 @@ from fedhess.errors import UsageError, did_you_mean
 from fedhess.evaluation import evaluate_model
 from fedhess.loading import client_half
 from fedhess.protocol import SOURCE, TARGET, Identity
-from fedhess.training import compute_statistic, head_batch, round_batch, train_locally
+from fedhess.training import compute_statistic, head_batch, round_batch, train_locally, writes_parameters
 from fedhess.workplace import MODELS, STATISTICS, LocalDomain, ModelMissingError, local_domain
 
 Handler = Callable[[Message, Context], Message]
@@ -115,12 +115,13 @@ def train(message: Message, context: Context) -> Message:
     """Take the round's local steps; answer with the update, or with the weights where a plain Flower strategy asks."""
     started = time.perf_counter()
     config, data, model_id, server_round = _open(message, context)
-    model = MODELS.training_model(config, model_id)
+    model = MODELS.model(config, model_id, writable=writes_parameters(config))
     reference = message.content.array_records.get(protocol.REFERENCE)
     device = torch.device(config.device)
     local = train_locally(
         model,
         data,
+        before=MODELS.receive(model_id, None),
         config=config,
         strategy=client_half(config),
         reference={} if reference is None else _on(device, protocol.decode_tensors(reference)),
@@ -152,7 +153,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """
     config, data, model_id, _ = _open(message, context)
     _, role = place(config, context)
-    result = evaluate_model(MODELS.clean_model(config, model_id), data, with_alignment=role == SOURCE)
+    result = evaluate_model(MODELS.model(config, model_id, writable=False), data, with_alignment=role == SOURCE)
     content = RecordDict(
         {
             protocol.METRICS: MetricRecord(
@@ -183,7 +184,7 @@ def _statistics_batch(
 ) -> HeadBatch | ModuleBatch:
     batch = STATISTICS.recall(model_id, data.key)
     if batch is None:
-        model = MODELS.clean_model(config, model_id)
+        model = MODELS.model(config, model_id, writable=False)
         model.train()
         first_step = (server_round - 1) * config.local_steps
         inputs, labels = round_batch(data, config, step=first_step, batches=config.statistics_batches)

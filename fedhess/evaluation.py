@@ -9,7 +9,7 @@ from torch import Tensor
 from fedhess.aggregation import WeightedMean
 from fedhess.curvature import head_gradient, head_hvp
 from fedhess.models.headed import HeadedModel
-from fedhess.training import compute_statistic, head_batch
+from fedhess.training import compute_statistic, head_batch, task_loss
 from fedhess.workplace import LocalDomain
 
 BATCH_SIZE = 256
@@ -51,12 +51,12 @@ def evaluate_model(model: HeadedModel, data: LocalDomain, *, with_alignment: boo
     total_loss, correct, kept = 0.0, 0, 0
     features_kept: list[Tensor] = []
     labels_kept: list[Tensor] = []
-    for indices in data.evaluate_indices.split(BATCH_SIZE):
+    for indices in torch.split(data.evaluate_indices, BATCH_SIZE):
         inputs, labels = data.batch(indices)
         features = model.features(inputs)
-        batch = head_batch(model, features, labels)
-        total_loss += float(batch.loss) * len(labels)
-        correct += int((predictions(batch.logits) == labels).sum())
+        logits = model.head(features)
+        total_loss += float(task_loss(logits, labels)) * len(labels)
+        correct += int((predictions(logits) == labels).sum())
         if with_alignment and kept < ALIGNMENT_EXAMPLES:
             features_kept.append(features)
             labels_kept.append(labels)
@@ -84,11 +84,13 @@ def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[
         that the penalties of Hemati et al. (arXiv 2308.11778) add up, here measured for every strategy.
     """
     distances: dict[str, dict[str, float]] = {client: {} for client in statistics}
+    if not statistics:
+        return distances
     for name in ("gradient", "hgp"):
         mean = WeightedMean()
         for values in statistics.values():
             mean.add({name: values[name]})
-        centre = mean.result()[name] if statistics else None
+        centre = mean.result()[name]
         for client, values in statistics.items():
             distances[client][f"{name}_distance"] = float((values[name] - centre).square().sum())
     return distances

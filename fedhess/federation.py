@@ -204,8 +204,9 @@ class Federation:
 
     def _message(self, request: "_Request", client: Client) -> Message:
         content = RecordDict(dict(request.parts))
-        config = {protocol.ROUND: request.server_round, protocol.MODEL_ID: request.model.model_id}
-        content[protocol.CONFIG] = ConfigRecord({**content.config_records.get(protocol.CONFIG, {}), **config})
+        config = ConfigRecord({protocol.ROUND: request.server_round, protocol.MODEL_ID: request.model.model_id})
+        config.update(content.config_records.get(protocol.CONFIG, ConfigRecord()))
+        content[protocol.CONFIG] = config
         if self._holds.get(client.node_id) != request.model.model_id or client.node_id in self._forgetful:
             content[protocol.MODEL] = request.model.arrays
             self._holds[client.node_id] = request.model.model_id
@@ -234,7 +235,7 @@ class _Request:
 
 
 def _model_is_missing(content: RecordDict) -> bool:
-    return bool(content.config_records.get(protocol.CONFIG, {}).get(protocol.MODEL_MISSING, False))
+    return bool(content.config_records.get(protocol.CONFIG, ConfigRecord()).get(protocol.MODEL_MISSING, False))
 
 
 def _in_order(

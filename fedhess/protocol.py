@@ -124,7 +124,7 @@ def encode_tensor(tensor: Tensor) -> Array:
     array = np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(tuple(tensor.shape))
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    data = b"".join((header.getvalue(), memoryview(array.reshape(-1)).cast("B") if array.size else b""))
+    data = b"".join((header.getvalue(), array.reshape(-1).view(np.uint8).data if array.size else b""))
     return Array(dtype=str(array.dtype), shape=tuple(array.shape), stype="numpy.ndarray", data=data)
 
 

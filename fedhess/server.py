@@ -164,7 +164,13 @@ class Server:
             read=read,
             deadline=self.config.deadline,
         )
-        answers = {client.label: answer for client, answer in replies}
+        answers: dict[str, tuple[dict[str, float], dict[str, Tensor]]] = {}
+        evaluated: list[Client] = []
+        for client, answer in replies:
+            answers[client.label] = answer
+            if client.identity.role == protocol.SOURCE:
+                evaluated.append(client)
+        federation.require_quorum("evaluate", server_round, evaluated)
         distances = alignment_distances({label: alignment for label, (_, alignment) in answers.items() if alignment})
         traffic, failures = federation.take_traffic(), federation.take_failures()
         seconds = round(outcome.seconds + time.monotonic() - started, 4)

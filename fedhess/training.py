@@ -1,13 +1,14 @@
 """The client half of a round: local steps on the loss plus the strategy's penalty, and the update they make."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedhess import autodiff
 from fedhess.autodiff import ModuleBatch
@@ -18,11 +19,8 @@ from fedhess.penalties import HeadTerms, head_objective
 from fedhess.sampling import batch_indices
 
 
-class Statistic(Protocol):
-    """A function of a head batch that a client may be asked for, such as :func:`fedhess.curvature.head_gradient`."""
-
-    def __call__(self, batch: HeadBatch, /, **given: Tensor | Scalar) -> Tensor:
-        """Compute the statistic."""
+# A function of a ``HeadBatch``, and of named tensors and scalars, such as :func:`fedhess.curvature.head_gradient`.
+Statistic = Callable[..., Tensor]
 
 
 def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatch | ModuleBatch:
@@ -31,6 +29,13 @@ def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatc
     if isinstance(head, nn.Linear):
         return HeadBatch(features, labels, head.weight, head.bias)
     return ModuleBatch(features, labels, head)
+
+
+def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy, or mean logistic loss for one logit, ()."""
+    if logits.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(logits.squeeze(1), labels.to(logits.dtype))
+    return functional.cross_entropy(logits, labels)
 
 
 def compute_statistic(function: Statistic, batch: HeadBatch | ModuleBatch, **given: Tensor | Scalar) -> Tensor:
@@ -162,10 +167,16 @@ def round_batch(data: BatchSource, config: RunConfig, *, step: int, batches: int
     return data.train_batch(positions[0] if batches == 1 else torch.cat(positions))
 
 
+def writes_parameters(config: RunConfig) -> bool:
+    """Whether local training changes the parameters: not so for one step of plain SGD, see :func:`train_locally`."""
+    return not (config.local_steps == 1 and config.momentum == 0 and config.weight_decay == 0)
+
+
 def train_locally(
     model: HeadedModel,
     data: BatchSource,
     *,
+    before: Mapping[str, Tensor],
     config: RunConfig,
     strategy: Objective,
     reference: Mapping[str, Tensor],
@@ -177,8 +188,10 @@ def train_locally(
     from the old would lose the low bits of small gradients, which an adaptive server optimizer makes large again.)
 
     Args:
-        model: The working model, loaded with the global one; it is changed.
+        model: The working model, loaded with the global one; its parameters are changed where
+            :func:`writes_parameters` says so.
         data: The client's training data.
+        before: The tensors of the global model.
         config: Steps, batch size, learning rate and the like.
         strategy: The client half of the strategy.
         reference: The references of the round; constants.
@@ -188,11 +201,7 @@ def train_locally(
         The update and the first step's losses.
     """
     model.train()
-    exact = config.local_steps == 1 and config.momentum == 0 and config.weight_decay == 0
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    state = {name: value.detach() for name, value in model.state_dict().items() if name not in frozen}
-    before = {name: value.clone() for name, value in state.items() if not (exact and name in trained)}
     optimizer = torch.optim.SGD(
         list(trained.values()), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
@@ -206,17 +215,29 @@ def train_locally(
         )
         objective = strategy.objective(step, reference)
         optimizer.zero_grad(set_to_none=True)
-        objective.backward()
+        torch.autograd.backward(objective)
         if local_step == 0:
             losses = [step.loss.detach(), objective.detach()]
-        if not exact:
+        if writes_parameters(config):
             optimizer.step()
-    update = {name: value - state[name] for name, value in before.items() if name not in trained}
-    for name, parameter in trained.items():
-        if exact:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            update[name] = gradient.mul_(config.lr) if config.lr != 1.0 else gradient
-        else:
-            update[name] = before[name].sub_(state[name])
+    update = _update(model, trained, before, config)
     optimizer.zero_grad(set_to_none=True)
     return LocalUpdate(update, loss=float(losses[0]), objective=float(losses[1]))
+
+
+@torch.no_grad()
+def _update(
+    model: HeadedModel, trained: Mapping[str, Tensor], before: Mapping[str, Tensor], config: RunConfig
+) -> dict[str, Tensor]:
+    """Return ``before - after`` of the trained parameters, then of the buffers."""
+    update: dict[str, Tensor] = {}
+    for name, parameter in trained.items():
+        if writes_parameters(config):
+            update[name] = before[name].to(parameter.device) - parameter
+        else:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            update[name] = gradient.mul_(config.lr) if config.lr != 1.0 else gradient
+    for name, buffer in model.named_buffers():
+        if name in before:
+            update[name] = before[name].to(buffer.device) - buffer
+    return update

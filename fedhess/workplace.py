@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -94,7 +94,7 @@ def _geometry(domains: str, options: tuple[tuple[str, str | int | float | bool],
 @lru_cache(maxsize=64)
 def _local_domain(data_key: tuple[object, ...], *, holdout: float, seed: int, domain: str, role: str,
                   device: str, dtype: torch.dtype) -> LocalDomain:  # fmt: skip
-    data = _prepared(*data_key)  # type: ignore[arg-type]
+    data = _prepared(*data_key)
     if role == SOURCE and holdout > 0:
         train, evaluate = split_indices(data, holdout=holdout, seed=seed)
     else:
@@ -146,14 +146,38 @@ class ModelMissingError(LookupError):
 
 @dataclass
 class _Working:
+    """A model of the run's architecture whose parameters are pointed at received tensors, or at copies of them."""
+
     model: HeadedModel
-    loaded: str | None = None
+    copies: dict[str, Tensor] = field(default_factory=dict)
+    holds: tuple[str, bool] | None = None
+
+    def load(self, state: Mapping[str, Tensor], *, writable: bool) -> None:
+        """Give the model the values of ``state``: shared where they are only read, copied where they are written.
+
+        Buffers are always copied: a forward pass in training mode may write to them.
+
+        Raises:
+            ValueError: Names or shapes are not those of the model.
+        """
+        mine = self.model.state_dict()
+        if mine.keys() != state.keys() or any(mine[name].shape != state[name].shape for name in mine):
+            raise ValueError(f"the message's model does not fit the run's: expected tensors {sorted(mine)}")
+        for name, parameter in self.model.named_parameters():
+            parameter.grad = None
+            shared = state[name].to(device=parameter.device, dtype=parameter.dtype)
+            if writable:
+                shared = self.copies.setdefault(name, torch.empty_like(parameter.data)).copy_(shared)
+            parameter.data = shared
+        for name, buffer in self.model.named_buffers():
+            if name in state:
+                buffer.copy_(state[name])
 
 
 class ModelStore:
-    """The decoded models of the last messages and one working copy of each architecture.
+    """The decoded models of the last messages and a working model of the last architecture.
 
-    Decoded tensors are shared and immutable. The working copy is per thread: a client that was given up on and still
+    Decoded tensors are shared and immutable. The working model is per thread: a client that was given up on and still
     runs cannot disturb the next one.
     """
 
@@ -178,20 +202,21 @@ class ModelStore:
             self._states.popitem(last=False)
         return self._states[model_id]
 
-    def clean_model(self, config: RunConfig, model_id: str) -> HeadedModel:
-        """Return the working model holding the weights of a received model; not to be trained."""
-        working = self._working(config)
-        if working.loaded != model_id:
-            working.loaded = None
-            working.model.load_state_dict(self._states[model_id])
-            working.loaded = model_id
-        return working.model
+    def model(self, config: RunConfig, model_id: str, *, writable: bool) -> HeadedModel:
+        """Return the working model with the weights of a received model.
 
-    def training_model(self, config: RunConfig, model_id: str) -> HeadedModel:
-        """Return the working model holding the weights of a received model, to be trained."""
-        model = self.clean_model(config, model_id)
-        self._working(config).loaded = None
-        return model
+        Args:
+            config: The run's settings.
+            model_id: Id of a model that was received.
+            writable: Whether the parameters will be written to (several local steps); otherwise they are the received
+                tensors themselves and nothing is copied.
+        """
+        working = self._working(config)
+        if working.holds != (model_id, False) or writable:
+            working.holds = None
+            working.load(self._states[model_id], writable=writable)
+            working.holds = (model_id, writable)
+        return working.model
 
     def forget(self) -> None:
         """Drop everything, as a restart of the process would."""

@@ -1,0 +1,61 @@
+"""A benchmark for tests: Gaussian classes, shifted and turned by domain, a few dozen examples each."""
+
+from typing import Any
+
+import torch
+
+from fedhess.config import RunConfig
+from fedhess.domains import Benchmark
+from fedhess.domains.benchmark import Scenario
+from fedhess.domains.data import TensorDomain
+from fedhess.domains.options import Opening
+
+DOMAINS = ("north", "south", "west", "east")
+SOURCES, TARGET = DOMAINS[:3], DOMAINS[3]
+FEATURES = 12
+
+
+def open_toy(opening: Opening) -> Benchmark:
+    """Four domains; options: examples a domain, classes (1 = logistic), identical domains, held-out fraction."""
+    options = opening.read_options(examples=48, classes=4, identical=False, holdout=0.0, uneven=False)
+    classes = int(options["classes"])
+
+    def load(domain: str) -> TensorDomain:
+        number = 0 if options["identical"] else DOMAINS.index(domain)
+        generator = torch.Generator().manual_seed(100 + number)
+        count = int(options["examples"]) + (8 * number if options["uneven"] else 0)
+        labels = torch.arange(count) % max(classes, 2)
+        centres = torch.randn(max(classes, 2), FEATURES, generator=torch.Generator().manual_seed(7))
+        noise = torch.randn(count, FEATURES, generator=generator)
+        turn = torch.eye(FEATURES) + 0.3 * torch.randn(FEATURES, FEATURES, generator=generator)
+        return TensorDomain(domain, (centres[labels] + noise) @ turn + 0.5 * number, labels=labels)
+
+    return Benchmark(
+        name="Toy",
+        domains=DOMAINS,
+        classes=tuple(f"class {index}" for index in range(max(classes, 2))),
+        input_shape=(FEATURES,),
+        outputs=classes,
+        default_model="mlp",
+        scenarios=(Scenario(SOURCES, (TARGET,), TARGET),),
+        loader=load,
+        holdout=float(options["holdout"]),
+        options=options,
+    )
+
+
+def toy_config(**changes: Any) -> RunConfig:
+    """Settings of a small exact run: float64, one local step, three rounds."""
+    settings: dict[str, Any] = {
+        "domains": "Toy",
+        "sources": SOURCES,
+        "targets": (TARGET,),
+        "model": "mlp",
+        "dtype": "float64",
+        "strategy": "erm",
+        "rounds": 3,
+        "local_steps": 1,
+        "batch_size": 16,
+        "lr": 0.1,
+    }
+    return RunConfig.checked(settings | changes)
