@@ -63,12 +63,7 @@ def open_benchmark(
     Raises:
         UsageError: An unknown name or option, or data that is missing, incomplete or refused.
     """
-    known = {key.lower(): key for key in BENCHMARKS}
-    if name.strip().lower() not in known:
-        raise UsageError(f"unknown benchmark {name!r}; {did_you_mean(name, BENCHMARKS)}")
-    key = known[name.strip().lower()]
-    module, _, function = BENCHMARKS[key].partition(":")
-    opener: Callable[[Opening], Benchmark] = getattr(import_module(module), function)
+    key, opener = _find(name)
     return opener(
         Opening(
             benchmark=key,
@@ -81,3 +76,14 @@ def open_benchmark(
             notify=notify or keep_silent,
         )
     )
+
+
+def _find(name: str) -> tuple[str, Callable[[Opening], Benchmark]]:
+    """Give a benchmark's own spelling and its function."""
+    known = {key.lower(): key for key in BENCHMARKS}
+    if name.strip().lower() not in known:
+        raise UsageError(f"unknown benchmark {name!r}; {did_you_mean(name, BENCHMARKS)}")
+    key = known[name.strip().lower()]
+    module, _, function = BENCHMARKS[key].partition(":")
+    opener: Callable[[Opening], Benchmark] = getattr(import_module(module), function)
+    return key, opener
