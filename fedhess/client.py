@@ -6,6 +6,7 @@ saves time.
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -30,10 +31,24 @@ class BadRequestError(ValueError):
     """A message asks for what this client does not offer."""
 
 
+def run_settings(context: Context) -> RunConfig:
+    """Return the settings of the run that a message belongs to.
+
+    Raises:
+        UsageError: A value of the run config is out of range or of the wrong type.
+    """
+    return _parsed(tuple(context.run_config.items()))
+
+
+@lru_cache(maxsize=64)
+def _parsed(run_config: tuple[tuple[str, Scalar], ...]) -> RunConfig:
+    return RunConfig.from_run_config(dict(run_config))
+
+
 def firewall(message: Message, context: Context, call_next: Handler) -> Message:
     """Let nothing but ``evaluate`` through to a target client (a Flower mod)."""
     message_type = message.metadata.message_type
-    config = RunConfig.from_run_config(context.run_config)
+    config = run_settings(context)
     domain, role = place(config, context)
     if role == TARGET and message_type.partition(".")[0] != protocol.EVALUATE:
         reason = f"{domain} is a target domain: its client answers evaluate messages only, refused {message_type!r}"
@@ -86,7 +101,7 @@ def place(config: RunConfig, context: Context) -> tuple[str, str]:
 @app.evaluate("identify")
 def identify(message: Message, context: Context) -> Message:
     """Answer who this client is."""
-    config = RunConfig.from_run_config(context.run_config)
+    config = run_settings(context)
     domain, role = place(config, context)
     data = local_domain(config, domain=domain, role=role)
     identity = Identity(domain, role, 0, data.train_size, len(data.evaluate_indices), data.holds_out)
@@ -168,7 +183,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _open(message: Message, context: Context) -> tuple[RunConfig, LocalDomain, str, int]:
     """Read what every request carries, and take in its model."""
-    config = RunConfig.from_run_config(context.run_config)
+    config = run_settings(context)
     record = message.content.config_records.get(protocol.CONFIG, ConfigRecord())
     model_id, server_round = record.get(protocol.MODEL_ID), record.get(protocol.ROUND)
     if not isinstance(model_id, str) or not isinstance(server_round, int):

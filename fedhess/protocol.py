@@ -20,6 +20,8 @@ import io
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,11 +123,10 @@ def encode_tensor(tensor: Tensor) -> Array:
     Raises:
         TypeError: The dtype has no NumPy counterpart.
     """
-    array = np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(tuple(tensor.shape))
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    data = b"".join((header.getvalue(), array.reshape(-1).view(np.uint8).data if array.size else b""))
-    return Array(dtype=str(array.dtype), shape=tuple(array.shape), stype="numpy.ndarray", data=data)
+    shape = tuple(tensor.shape)
+    array = np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(-1)
+    data = b"".join((_header(shape, array.dtype), array.view(np.uint8).data if array.size else b""))
+    return Array(dtype=str(array.dtype), shape=shape, stype="numpy.ndarray", data=data)
 
 
 def decode_array(array: Array) -> Tensor:
@@ -136,19 +137,36 @@ def decode_array(array: Array) -> Tensor:
     """
     if array.stype != "numpy.ndarray":
         raise ValueError(f"expected an array serialised as numpy.ndarray, got {array.stype!r}")
-    stream = io.BytesIO(array.data)
+    length = 10 + int.from_bytes(array.data[8:10], "little")  # magic, version, length of the header, header
+    shape, dtype = _parse_header(array.data[:length])
+    values = np.frombuffer(array.data, dtype=dtype, offset=length)
+    if values.size != int(np.prod(shape)) or tuple(shape) != tuple(array.shape):
+        raise ValueError(f"expected shape {tuple(array.shape)}, got {values.size} values for header shape {shape}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values).reshape(shape)
+
+
+@lru_cache(maxsize=4096)
+def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """Write the .npy header of a C-ordered array."""
+    stream = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, described)
+    return stream.getvalue()
+
+
+@lru_cache(maxsize=4096)
+def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read a .npy header; the few different ones of a run are parsed once each."""
+    stream = io.BytesIO(header)
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
         raise ValueError(f"expected .npy format version (1, 0), got {version}")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
     if dtype.hasobject or (fortran_order and len(shape) > 1):
         raise ValueError(f"expected plain numbers in C order, got dtype {dtype}, Fortran order {fortran_order}")
-    values = np.frombuffer(array.data, dtype=dtype, offset=stream.tell())
-    if values.size != int(np.prod(shape)) or tuple(shape) != tuple(array.shape):
-        raise ValueError(f"expected shape {tuple(array.shape)}, got {values.size} values for header shape {shape}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values).reshape(shape)
+    return tuple(shape), dtype
 
 
 def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:

@@ -7,18 +7,34 @@ is needed; what is here has no public home in that version.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["SUPERLINK_NODE_ID", "ErrorCode", "NodeInfo", "Run", "empty_run", "run_identity", "set_message_id"]
+__all__ = [
+    "SUPERLINK_NODE_ID",
+    "ErrorCode",
+    "NodeInfo",
+    "Run",
+    "copy_array_record",
+    "empty_run",
+    "run_identity",
+    "set_message_id",
+]
 
 
 def empty_run(run_id: int) -> Run:
     """Make the ``Run`` that a Grid reports, with nothing but its id."""
     return Run.create_empty(run_id=run_id)
+
+
+def copy_array_record(record: ArrayRecord) -> ArrayRecord:
+    """Copy a record of arrays and share the arrays, whose bytes are immutable; Flower checks each item again."""
+    copy = ArrayRecord()
+    copy.__dict__["_data"].update(record.__dict__["_data"])
+    return copy
 
 
 def set_message_id(message: Message, message_id: str) -> None:

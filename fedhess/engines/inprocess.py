@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from copy import deepcopy
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -24,6 +25,7 @@ from fedhess.engines.flower_compat import (
     ErrorCode,
     NodeInfo,
     Run,
+    copy_array_record,
     empty_run,
     run_identity,
     set_message_id,
@@ -238,7 +240,5 @@ def _numbered(reply: Message) -> Message:
 def _isolated(content: RecordDict) -> RecordDict:
     copy = RecordDict()
     for name, record in content.items():
-        kind: type[ArrayRecord] | type[ConfigRecord] | type[MetricRecord] = type(record)
-        values = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
-        copy[name] = kind(values)  # type: ignore[arg-type]
+        copy[name] = copy_array_record(record) if isinstance(record, ArrayRecord) else deepcopy(record)
     return copy

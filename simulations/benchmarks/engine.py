@@ -6,6 +6,7 @@ travel: what remains is the cost of the federation itself. The 45 MB model has t
 
 import statistics
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from fedhess.domains.options import Opening
 from fedhess.engines.inprocess import run_in_process
 from fedhess.models import MODELS
 from fedhess.models.headed import HeadedModel
+from fedhess.runs import Row
 from fedhess.server import Server
 
 WIDTH = 8
@@ -121,12 +123,17 @@ def round_seconds(model: str, *, rounds: int) -> list[float]:
         }
     )
     marks: list[float] = []
+
+    def mark(server_round: int, rows: list[Row]) -> None:
+        del server_round, rows
+        marks.append(time.perf_counter())
+
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         server = Server(grid, RunConfig.from_run_config(context.run_config))
-        server.on_round = lambda server_round, rows: marks.append(time.perf_counter())
+        server.on_round = mark
         server.run()
 
     run_in_process(
@@ -135,4 +142,4 @@ def round_seconds(model: str, *, rounds: int) -> list[float]:
         run_config=config.to_run_config(),
         node_configs=[{"partition-id": index, "num-partitions": len(DOMAINS)} for index in range(len(DOMAINS))],
     )
-    return [after - before for before, after in zip(marks[2:], marks[3:], strict=False)]
+    return [after - before for before, after in pairwise(marks[2:])]

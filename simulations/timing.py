@@ -1,0 +1,94 @@
+"""Measure what fedhess promises about speed: ``python -m simulations.timing``.
+
+Each row gives our figure, the other it is compared with, and the bar it must reach; medians of several repetitions,
+ours and the other interleaved so that a busy machine slows both. Rows are kept in ``simulations/results/timing.json`` with the environment they came from; ``--only`` measures some and keeps the others.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedhess.environment import describe_environment
+from fedhess.errors import UsageError, did_you_mean
+
+RESULTS = Path(__file__).parent / "results"
+
+# Name -> module:function(repeats) -> rows; imported when asked for.
+BENCHMARKS: dict[str, str] = {
+    "head": "simulations.benchmarks.head:head_rows",
+    "engine": "simulations.benchmarks.engine:engine_rows",
+    "main-job": "simulations.benchmarks.main_job:main_job_rows",
+    "colored-mnist": "simulations.benchmarks.colored_mnist:colored_mnist_rows",
+}
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@cli.command()
+def timing(
+    only: Annotated[str, typer.Option(help=f"Benchmarks, separated by commas: {', '.join(BENCHMARKS)}.")] = "",
+    repeats: Annotated[int, typer.Option(help="Repetitions behind each median.")] = 7,
+    out: Annotated[Path, typer.Option(help="File for the rows; Markdown goes beside it.")] = RESULTS / "timing.json",
+) -> None:
+    """Run the benchmarks, print a table and write it down."""
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(BENCHMARKS)
+    for name in names:
+        if name not in BENCHMARKS:
+            raise UsageError(f"--only: unknown benchmark {name!r}; {did_you_mean(name, BENCHMARKS)}")
+    recorded: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    for name in names:
+        module, _, function = BENCHMARKS[name].partition(":")
+        measure: Callable[..., list[dict[str, Any]]] = getattr(import_module(module), function)
+        rows = measure(repeats=repeats)
+        recorded[name] = {"rows": rows, "repeats": repeats, "environment": describe_environment()}
+        typer.echo(render({name: recorded[name]}))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
+        out.with_suffix(".md").write_text(render(recorded) + "\n", encoding="utf-8")
+
+
+def render(recorded: dict[str, Any]) -> str:
+    """Render recorded rows as Markdown."""
+    lines: list[str] = []
+    for name, result in recorded.items():
+        machine = result["environment"]
+        versions = machine["versions"]
+        lines += [
+            f"## {name}",
+            "",
+            f"{machine['platform']}, {machine['cpu_count']} cores, {machine['torch_threads']} threads, "
+            f"torch {versions['torch']}, flwr {versions['flwr']}; revision {machine['git_revision']}; "
+            f"medians of {result['repeats']}",
+            "",
+            "| what | ours | other | ratio | bar | reached |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in result["rows"]:
+            cells = [row["what"], _shown(row["ours"]), _shown(row.get("other")), _shown(row.get("ratio"))]
+            lines.append("| " + " | ".join([*cells, str(row["target"]), "yes" if row["pass"] else "NO"]) + " |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Run the command; a mistake of the user ends with one message and status 2."""
+    try:
+        cli()
+    except UsageError as error:
+        sys.stderr.write(f"timing: {error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
