@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fedhess.domains import open_benchmark
+
 CONTRIBUTING = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
-SETTINGS = ["--domains", "IconPACS", "--model", "lite0-features", "--target", "sketch"]
-SETTINGS += ["--rounds", "3", "--evaluate-every", "1"]
+IMAGES_PER_CLASS = 6
+SETTINGS = ["--model", "lite0-features", "--target", "sketch", "--rounds", "4", "--evaluate-every", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +26,27 @@ def code() -> str:
     return re.findall(r"^```python\n(.*?)^```$", CONTRIBUTING.read_text(encoding="utf-8"), re.S | re.M)[0]
 
 
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as PACS comes in, ROOT/DOMAIN/CLASS/*.png, with a few images of IconPACS."""
+    root = tmp_path_factory.mktemp("pacs")
+    icons = open_benchmark("IconPACS")
+    for domain in icons.domains:
+        data = icons.load(domain)
+        for label, name in enumerate(icons.classes):
+            folder = root / domain / name
+            folder.mkdir(parents=True)
+            chosen = (data.labels == label).nonzero().flatten()[:IMAGES_PER_CLASS]
+            for number, image in enumerate(data.inputs(chosen)):
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    return root
+
+
 @pytest.fixture
-def simulate(code: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def simulate(code: str, pacs: Path, tmp_path: Path) -> Callable[..., Path]:
     """Run the command in the folder of direction.py; it returns the job's directory."""
     (tmp_path / "direction.py").write_text(code, encoding="utf-8")
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    environment = os.environ | {"PYTHONPATH": ".", "FEDHESS_CACHE": str(cache)}
+    environment = os.environ | {"PYTHONPATH": ".", "FEDHESS_DATA": str(pacs), "FEDHESS_CACHE": str(pacs / "cache")}
 
     def run(*arguments: str, out: str) -> Path:
         command = [sys.executable, "-m", "fedhess.simulate", *SETTINGS, *arguments, "--out", out]
@@ -59,16 +77,18 @@ def test_strategy_takes_30_lines(code: str) -> None:
 
 
 def test_printed_strategy_trains_and_its_coefficient_matters(simulate: Callable[..., Path]) -> None:
-    printed = re.findall(r"--strategy .*$", CONTRIBUTING.read_text(encoding="utf-8"), re.M)[0]
+    printed = re.findall(r"python -m fedhess.simulate (.*)$", CONTRIBUTING.read_text(encoding="utf-8"), re.M)[0]
     job = simulate(*printed.split(), out="both")
     baseline, aligned = job / "erm" / "sketch" / "0", job / "direction-Direction" / "sketch" / "0"
     losses = source_losses(aligned)
-    assert len(losses) == 4
+    assert len(losses) == 5
     assert losses[-1] < losses[0]
     expected = weights(baseline)
     assert any(not torch.equal(value, expected[name]) for name, value in weights(aligned).items())
 
-    off = simulate("--strategy", "direction:Direction", "--strategy-args", "coefficient=0", out="off")
+    off = simulate(
+        "--domains", "PACS", "--strategy", "direction:Direction", "--strategy-args", "coefficient=0", out="off"
+    )
     unaligned = weights(off / "sketch" / "0")
     assert unaligned.keys() == expected.keys()
     assert all(torch.equal(unaligned[name], value) for name, value in expected.items())
