@@ -46,7 +46,8 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def simulate(code: str, pacs: Path, tmp_path: Path) -> Callable[..., Path]:
     """Run the command in the folder of direction.py; it returns the job's directory."""
     (tmp_path / "direction.py").write_text(code, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": ".", "FEDHESS_DATA": str(pacs), "FEDHESS_CACHE": str(pacs / "cache")}
+    environment = os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
+    environment |= {"FEDHESS_DATA": str(pacs), "FEDHESS_CACHE": str(pacs / "cache")}
 
     def run(*arguments: str, out: str) -> Path:
         command = [sys.executable, "-m", "fedhess.simulate", *SETTINGS, *arguments, "--out", out]
