@@ -175,6 +175,15 @@ def test_float32_distances_are_accurate_away_from_zero(gram):
         torch.testing.assert_close(mine.double(), exact.detach(), rtol=2e-5, atol=0)
 
 
+def test_squared_norms_of_a_million_float32_entries_keep_their_digits():
+    reference = like_theta(make_head(1, 2048, 400)).float()
+    batch = HeadBatch(torch.zeros(1, 2048), torch.tensor([0]), torch.zeros(400, 2048), torch.zeros(400))
+    exact = (curvature.head_gradient(batch).double() - reference.double()).square().sum()
+    for gram in (True, False):
+        ours = head_objective(batch, gradient=reference, gram=gram).gradient_distance.double()
+        torch.testing.assert_close(ours, exact, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
+
+
 def test_form_follows_the_shape():
     def prefers_gram(examples: int, features: int, outputs: int) -> bool:
         return gram_is_cheaper(make_head(examples, features, outputs).batch, hgp=True)
