@@ -13,7 +13,7 @@ import torch
 
 from fedhess.errors import UsageError
 
-PACKAGES = ("fedhess", "flwr", "torch", "torchvision", "numpy")
+PACKAGES = ("fedhess", "flwr", "torchvision", "numpy")
 
 
 def resolve_device(name: str) -> str:
@@ -39,7 +39,8 @@ def resolve_device(name: str) -> str:
 def describe_environment() -> dict[str, Any]:
     """Describe what a run ran on: versions, revision, machine."""
     return {
-        "versions": {name: version(name) for name in PACKAGES},
+        # torch's own version says which build it is, for which CUDA; its package's does not.
+        "versions": {name: version(name) for name in PACKAGES} | {"torch": torch.__version__},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

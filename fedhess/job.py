@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhess.config import RunConfig, Scalar
-from fedhess.domains import Benchmark, Scenario
+from fedhess.domains import Benchmark, Scenario, split_indices
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.loading import load_class, load_strategy, strategy_parameters
 from fedhess.models import MODELS
@@ -118,7 +118,9 @@ def plan_job(
         folder = path / slug(name) if len(strategies) > 1 else path
         runs.append(PlannedRun(name, scenario, config, RunDirectory(folder / slug(scenario.name) / str(seed))))
     _check_settings([run.config for run in runs])
-    return Job(benchmark, path, tuple(runs), _describe(benchmark, runs, args))
+    description = _describe(benchmark, runs, args)
+    _check_splits(benchmark, runs)
+    return Job(benchmark, path, tuple(runs), description)
 
 
 def slug(text: str) -> str:
@@ -167,6 +169,19 @@ def _check_settings(configs: Sequence[RunConfig]) -> None:
         build_model(first)
     except UsageError as error:
         raise UsageError(f"--model {first.model}: {error}") from error
+
+
+def _check_splits(benchmark: Benchmark, runs: Sequence[PlannedRun]) -> None:
+    """Insist that every source can hold examples out and keep some."""
+    for domain in dict.fromkeys(domain for run in runs for domain in run.config.sources):
+        data = benchmark.load(domain)
+        for seed in sorted({run.config.seed for run in runs}):
+            train, held_out = split_indices(data, holdout=benchmark.holdout, seed=seed)
+            if len(train) == 0 or len(held_out) == 0:
+                raise UsageError(
+                    f"--domains {benchmark.name}: {domain!r} has {len(data)} examples, too few in each class to hold "
+                    f"{benchmark.holdout:.0%} out for validation and train on the rest; expected at least 3 a class"
+                )
 
 
 def _options_of_trial(benchmark: Benchmark, trial: int) -> dict[str, Scalar]:

@@ -41,7 +41,13 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "resnet50": _FINE_TUNING,
 }
 
+# The released alpha is made for features of ResNet-50; those of the adapter have unit variance in 1,280 dimensions, and
+# the HGP grows with their fourth power: 1e-4 drives the training apart. Chosen on source validation accuracy of seed 0
+# out of 1e-9, 1e-8, 1e-7, 1e-6, 1e-5.
+_UNIT_VARIANCE_PENALTY = {"alpha": 1e-7}
+
 STRATEGY_ARGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "IconPACS": {"hgp": _UNIT_VARIANCE_PENALTY},
     "ColoredMNIST": {"hgp": _IRM_SCRIPTS_PENALTY, "hutchinson": _IRM_SCRIPTS_PENALTY},
 }
 

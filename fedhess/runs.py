@@ -74,8 +74,20 @@ class RunDirectory:
             length = self.rounds_file.stat().st_size if self.rounds_file.exists() else 0
             index = {"round": checkpoint.server_round, "file": name, "rounds_jsonl_bytes": length}
             replace_file(self._index, (json.dumps(index) + "\n").encode())
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what belongs to no completed round: the checkpoint before the last, and what a kill left half written.
+
+        Raises:
+            StorageError: A file cannot be deleted.
+        """
+        if not self._index.exists():
+            return
+        kept = (self._read_index()["file"], self._index.name)
+        with writing(self.path):
             for other in self._checkpoint_dir.iterdir():
-                if other.name not in (name, self._index.name):
+                if other.name not in kept:
                     other.unlink()
 
     def completed_round(self) -> int | None:

@@ -6,17 +6,19 @@ prints one table.
 
 import json
 import logging
+import os
 import sys
+import threading
 from typing import Any
 
 import click
-import torch
 import typer
 
 from fedhess import options
+from fedhess.announcements import header, stand_in_warning
 from fedhess.client import app as client_app
 from fedhess.config import parse_assignments
-from fedhess.domains import Benchmark, open_benchmark
+from fedhess.domains import open_benchmark
 from fedhess.engines.inprocess import run_in_process
 from fedhess.environment import resolve_device
 from fedhess.errors import FederationError, UsageError
@@ -28,6 +30,8 @@ from fedhess.progress import Progress
 from fedhess.report import summarise, table, write_report
 from fedhess.runs import StorageError
 from fedhess.server import make_server_app
+
+CLIENT_THREAD = "fedhess-client"  # as engines/inprocess.py names its worker
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -158,7 +162,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         FederationError: A round could not be completed.
         StorageError: A round could not be written.
     """
-    progress.header(header(job))
+    progress.header(header(job, engine="in-process"))
     config = job.runs[0].config
     for domain in job.benchmark.domains:  # the clients find the result in the cache
         prepare_inputs(config.model, job.benchmark.load(domain), device=config.device, notify=progress.tick)
@@ -171,34 +175,8 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     return summarise(job)
 
 
-def header(job: Job) -> dict[str, str]:
-    """Return what a reader must know about a job before its results."""
-    config = job.runs[0].config
-    batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
-    return {
-        "data": job.benchmark.title,
-        "domains": ", ".join(job.benchmark.domains),
-        "model": config.model + ("" if config.pretrained else " (not pretrained)"),
-        "strategies": ", ".join(job.strategies),
-        "federation": f"{config.rounds} rounds, server {config.server_optimizer} lr {config.server_lr:.4g}",
-        "clients": f"{config.local_steps} steps a round on {batch}, SGD lr {config.lr:g}",
-        "engine": "in-process",
-        "device": f"{config.device}, {torch.get_num_threads()} threads",
-        "seeds": ", ".join(map(str, job.seeds)),
-        "directory": str(job.path),
-    }
-
-
-def stand_in_warning(benchmark: Benchmark) -> str:
-    """Say that the data is not what was asked for."""
-    return (
-        f"{benchmark.name} stands in for {benchmark.stand_in_for}, which could not be had. The results below are about "
-        f"{benchmark.name} and say nothing about {benchmark.stand_in_for}. --require-real fails instead and lists the "
-        "ways to get the data."
-    )
-
-
 def _run(run: PlannedRun, number: int, progress: Progress) -> None:
+    run.directory.tidy()
     done = run.directory.completed_round() or 0
     progress.begin_run(number, f"{run.strategy}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
@@ -215,20 +193,35 @@ def _run(run: PlannedRun, number: int, progress: Progress) -> None:
 def main() -> None:
     """Run the command; every mistake of the user ends with one message and status 2."""
     logging.basicConfig(level=logging.WARNING, format="fedhess: %(message)s", stream=sys.stderr)
+    status = _run_command()
+    if status:
+        _abandon_clients(status)
+        sys.exit(status)
+
+
+def _run_command() -> int:
     try:
-        cli(standalone_mode=False)
+        return int(cli(standalone_mode=False) or 0)  # 130 after Ctrl-C
     except UsageError as error:
         sys.stderr.write(f"fedhess: {error}\n")
-        sys.exit(2)
+        return 2
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (FederationError, StorageError) as error:
         sys.stderr.write(f"fedhess: {error}\n")
-        sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
-        sys.stderr.write("fedhess: interrupted\n")
-        sys.exit(130)
+        return 1
+
+
+def _abandon_clients(status: int) -> None:
+    """End the process at once if a client still computes: at the interpreter's own end its thread would abort it."""
+    clients = [thread for thread in threading.enumerate() if thread.name == CLIENT_THREAD]
+    for thread in clients:
+        thread.join(timeout=0.5)
+    if any(thread.is_alive() for thread in clients):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":

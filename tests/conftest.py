@@ -1,0 +1,93 @@
+"""Shared by all tests: a cache of their own, the toy benchmark, the command in this process or in one of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fedhess import simulate, workplace
+from fedhess.domains import BENCHMARKS
+
+TESTS = Path(__file__).parent
+# The command with the toy benchmark added to its table.
+TOY_COMMAND = (
+    "from fedhess.domains import BENCHMARKS; BENCHMARKS['Toy'] = 'toy:open_toy'; "
+    "from fedhess.simulate import main; main()"
+)
+# What makes a run of the toy quick, and a held-out split to select by.
+TOY = ["--domains", "Toy", "--domains-args", "holdout=0.25", "--rounds", "3", "--local-steps", "1", "--batch-size", "8"]
+TOY += ["--lr", "0.1", "--server-optimizer", "SGD", "--server-lr", "1", "--evaluate-every", "1", "--l2", "0"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command said and ended with."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep derived data of the whole session in one place, empty at first, never the user's."""
+    path = tmp_path_factory.getbasetemp() / "cache"
+    before = os.environ.get("FEDHESS_CACHE")
+    os.environ["FEDHESS_CACHE"] = str(path)
+    yield path
+    if before is None:
+        del os.environ["FEDHESS_CACHE"]
+    else:
+        os.environ["FEDHESS_CACHE"] = before
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """Run ``python -m fedhess.simulate`` in this process, in an empty directory; the toy benchmark is known."""
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    monkeypatch.chdir(tmp_path)
+    workplace.forget_everything()
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["simulate", *map(str, arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            simulate.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        said = capsys.readouterr()
+        return Outcome(status, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start the command as a process of its own, in an empty directory; the toy benchmark is known."""
+    started: list[subprocess.Popen[str]] = []
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+
+    def begin(arguments: Sequence[object], *, toy: bool = True) -> "subprocess.Popen[str]":
+        entry = ["-c", TOY_COMMAND] if toy else ["-m", "fedhess.simulate"]
+        process = subprocess.Popen(
+            [sys.executable, *entry, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
