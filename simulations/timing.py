@@ -1,7 +1,8 @@
 """Measure what fedhess promises about speed: ``python -m simulations.timing``.
 
 Each row gives our figure, the other it is compared with, and the bar it must reach; medians of several repetitions,
-ours and the other interleaved so that a busy machine slows both. Rows are kept in ``simulations/results/timing.json`` with the environment they came from; ``--only`` measures some and keeps the others.
+ours and the other interleaved so that a busy machine slows both. Rows are kept in ``simulations/results/timing.json``
+with the environment they came from; ``--only`` measures some and keeps the others.
 """
 
 import json
