@@ -22,6 +22,8 @@ TOY_COMMAND = (
 TOY = ["--domains", "Toy", "--domains-args", "holdout=0.25", "--rounds", "3", "--local-steps", "1", "--batch-size", "8"]
 TOY += ["--lr", "0.1", "--server-optimizer", "SGD", "--server-lr", "1", "--evaluate-every", "1", "--l2", "0"]
 
+Start = Callable[..., "subprocess.Popen[str]"]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -69,7 +71,7 @@ def command(
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+def start(tmp_path: Path) -> Iterator[Start]:
     """Start the command as a process of its own, in an empty directory; the toy benchmark is known."""
     started: list[subprocess.Popen[str]] = []
     environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}

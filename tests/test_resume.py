@@ -6,18 +6,16 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 import torch
-from conftest import TOY, Outcome
+from conftest import TOY, Outcome, Start
 from crashes import ASSASSIN
 
 from fedhess import simulate
 from fedhess.job_directory import job_directory
 
 Command = Callable[..., Outcome]
-Start = Callable[..., "Popen[str]"]
 
 HGP_ADAM = ["--strategy", "hgp", "--server-optimizer", "Adam", "--server-lr", "0.01"]
 FED_ADAM = ["--strategy", "flwr.serverapp.strategy:FedAdam"]
@@ -88,19 +86,22 @@ def test_half_written_row_is_made_anew(command: Command, monkeypatch: pytest.Mon
 def test_real_processes_survive_sigkill(start: Start, command: Command, tmp_path: Path) -> None:
     moments = random.Random(0)
     commands = {
-        name: [*TOY, *method, "--rounds", "60", "--quiet", "--out", tmp_path / name]
+        name: [*TOY, *method, "--rounds", "120", "--quiet", "--out", tmp_path / name]
         for name, method in (("hgp", HGP_ADAM), ("fedadam", FED_ADAM))
     }
     processes = {name: start(arguments) for name, arguments in commands.items()}
-    for name, process in processes.items():
-        target = moments.randrange(1, 50)
-        index = tmp_path / name / "east/0/checkpoint/checkpoint.json"
-        while not index.exists() or json.loads(index.read_text(encoding="utf-8"))["round"] < target:
-            assert process.poll() is None, process.communicate()
-        time.sleep(moments.uniform(0, 0.03))
-        process.kill()
-        assert process.wait() < 0, "it was killed, not done"
-        processes[name] = start([*commands[name], "--resume"])
+    targets = {name: moments.randrange(1, 100) for name in processes}
+    while targets:
+        for name, target in list(targets.items()):
+            assert processes[name].poll() is None, processes[name].communicate()
+            index = tmp_path / name / "east/0/checkpoint/checkpoint.json"
+            if not index.exists() or json.loads(index.read_text(encoding="utf-8"))["round"] < target:
+                continue
+            time.sleep(moments.uniform(0, 0.03))
+            processes[name].kill()
+            assert processes[name].wait() < 0, "it was killed, not done"
+            processes[name] = start([*commands[name], "--resume"])
+            del targets[name]
     for name, process in processes.items():
         assert command(*commands[name][:-1], tmp_path / f"{name}-undisturbed").status == 0
         _, err = process.communicate(timeout=120)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOY, Outcome
+from conftest import TOY, Outcome, Start
 from PIL import Image
 
 from fedhess.cache import cache_directory
@@ -300,7 +300,7 @@ def test_require_real_lists_the_ways_to_get_the_data(command: Command, monkeypat
 # -- In processes of their own -----------------------------------------------------------------------------------------
 
 
-def test_module_runs_and_the_user_can_interrupt_it(start: Callable[..., "object"], tmp_path: Path) -> None:
+def test_module_runs_and_the_user_can_interrupt_it(start: Start, tmp_path: Path) -> None:
     wrong = start(["--strategy", "hpg", "--domains", "IconPACS"], toy=False)
     long = start([*TOY, "--strategy", "erm", "--rounds", "100000", "--out", "job"])
     out, err = wrong.communicate(timeout=60)

@@ -1,0 +1,195 @@
+"""The final table: its arithmetic, its honesty about data, trials and missing numbers, and the figure."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from toy import toy_config
+
+from fedhess.announcements import header, stand_in_warning
+from fedhess.domains import Benchmark, Scenario
+from fedhess.figures import mean_by_round
+from fedhess.job import Job, PlannedRun
+from fedhess.report import mean_and_error, name_columns, summarise, table, write_report
+from fedhess.runs import Row, RunDirectory, StorageError
+
+DOMAINS = ("north", "south", "west", "east")
+Made = Callable[..., Job]
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Made:
+    """Make a job with recorded rows: {(strategy, target, seed): accuracy of the target at round 0 and 1}."""
+
+    def make(accuracies: dict[tuple[str, str, int], tuple[float | None, float | None]], **more: Any) -> Job:
+        benchmark = Benchmark(
+            name="Toy", domains=DOMAINS, classes=("a", "b"), input_shape=(1,), outputs=2, default_model="mlp",
+            scenarios=(), loader=pytest.fail, **more,
+        )  # fmt: skip
+        runs = []
+        for (strategy, target, seed), values in accuracies.items():
+            targets = tuple(target.split("+"))
+            sources = tuple(domain for domain in DOMAINS if domain not in targets)
+            config = toy_config(rounds=1, strategy=strategy, seed=seed, sources=sources, targets=targets)
+            directory = RunDirectory(tmp_path / strategy / target / str(seed))
+            for number, accuracy in enumerate(values):
+                directory.append([row(number, domain, "source", 0.5 + number / 10) for domain in sources])
+                directory.append([row(number, domain, "target", accuracy) for domain in targets])
+            runs.append(PlannedRun(strategy, Scenario(sources, targets, target), config, directory))
+        return Job(benchmark, tmp_path, tuple(runs), {})
+
+    return make
+
+
+def row(number: int, domain: str, role: str, accuracy: float | None) -> Row:
+    distance = 1.0 / (1 + number) if role == "source" else None
+    return {
+        "round": number, "domain": domain, "role": role, "split": "validation" if role == "source" else "all",
+        "examples": 10, "loss": 1.0, "accuracy": accuracy, "gradient_distance": distance, "hgp_distance": distance,
+        "failures": [] if accuracy is not None else [{"round": number, "phase": "evaluate", "reason": "gone"}],
+    }  # fmt: skip
+
+
+# -- Arithmetic --------------------------------------------------------------------------------------------------------
+
+
+def test_standard_error_is_that_of_the_mean() -> None:
+    values = [0.2, 0.5, 0.6]
+    cell = mean_and_error(values)
+    assert cell["mean"] == pytest.approx(100 * statistics.mean(values))
+    assert cell["standard_error"] == pytest.approx(100 * statistics.stdev(values) / math.sqrt(3))
+    assert cell["trials"] == 3
+
+
+def test_single_trial_has_no_standard_error() -> None:
+    assert mean_and_error([0.5]) == {"mean": 50.0, "standard_error": None, "trials": 1}
+
+
+def test_missing_trial_makes_no_mean() -> None:
+    assert mean_and_error([0.5, None]) == {"mean": None, "standard_error": None, "trials": 1}
+    assert mean_and_error([])["mean"] is None
+
+
+def test_accuracy_is_of_the_selected_round(make_job: Made) -> None:
+    summary = summarise(make_job({("erm", "east", 0): (0.9, 0.4)}))
+    assert summary["strategies"]["erm"]["accuracy"]["east"]["mean"] == pytest.approx(40), "sources are best at round 1"
+    assert summary["strategies"]["erm"]["selected_rounds"] == {"east": [1]}
+
+
+def test_average_is_over_targets_in_each_trial_then_over_trials(make_job: Made) -> None:
+    job = make_job(
+        {
+            ("erm", "east", 0): (0, 0.2),
+            ("erm", "east", 1): (0, 0.4),
+            ("erm", "west", 0): (0, 0.8),
+            ("erm", "west", 1): (0, 0.6),
+        }
+    )
+    average = summarise(job)["strategies"]["erm"]["average"]
+    assert average["mean"] == pytest.approx(50)
+    assert average["standard_error"] == pytest.approx(0), "both trials average to 50: their spread cancels"
+
+
+def test_distances_are_before_and_after_training(make_job: Made) -> None:
+    result = summarise(make_job({("erm", "east", 0): (0.1, 0.2)}))["strategies"]["erm"]
+    assert result["hgp_distance"] == {"before": 1.0, "after": 0.5}
+
+
+def test_target_of_two_scenarios_has_two_columns() -> None:
+    alone, pair = Scenario(("a", "b"), ("d",), "d"), Scenario(("a", "b"), ("c", "d"), "c+d")
+    assert name_columns([alone]) == {("d", "d"): "d"}
+    assert name_columns([alone, pair]) == {("d", "d"): "d (of d)", ("c+d", "c"): "c", ("c+d", "d"): "d (of c+d)"}
+
+
+# -- Honesty -----------------------------------------------------------------------------------------------------------
+
+
+def test_table_names_data_protocol_seeds_and_selection(make_job: Made) -> None:
+    job = make_job({("erm", "east", 3): (0.1, 0.25), ("erm", "east", 4): (0.1, 0.35)})
+    text = table(summarise(job))
+    assert text.startswith("Toy: accuracy (%) on the target domain, mean +- standard error over trials\n")
+    assert "3 source domains, 1 rounds x 1 local steps, model mlp, server SGD lr 1, seeds 3, 4" in text
+    assert "selection by source validation" in text
+    assert "| erm      | 30.0 +- 5.0 |" in text
+
+
+def test_table_of_one_trial_claims_no_error(make_job: Made) -> None:
+    text = table(summarise(make_job({("erm", "east", 0): (0.1, 0.25)})))
+    assert "+-" not in text
+    assert "one trial" in text
+
+
+def test_missing_number_is_not_available_and_failures_are_counted(make_job: Made) -> None:
+    job = make_job({("erm", "east", 0): (0.1, None), ("erm", "west", 0): (0.1, 0.3)})
+    summary = summarise(job)
+    text = table(summary)
+    assert "| erm      |  n/a | 30.0 |     n/a |" in text
+    assert "1 failure(s) of clients: see rounds.jsonl" in text
+    assert summary["strategies"]["erm"]["average"]["mean"] is None
+
+
+def test_run_without_any_complete_round_is_not_available(make_job: Made) -> None:
+    job = make_job({("erm", "east", 0): (0.1, 0.3)})
+    directory = job.runs[0].directory
+    rows = [row | ({"accuracy": None} if row["domain"] == "north" else {}) for row in directory.rows()]
+    directory.rounds_file.unlink()
+    directory.append(rows)
+    summary = summarise(job)
+    assert summary["strategies"]["erm"]["selected_rounds"] == {"east": [None]}
+    assert "| erm      |  n/a |" in table(summary)
+
+
+def test_table_is_aligned(make_job: Made) -> None:
+    job = make_job({("erm", "east", 0): (0.1, 0.25), ("a-strategy-with-a-long-name", "east", 0): (0.1, 1.0)})
+    lines = [line for line in table(summarise(job)).splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines) == 4
+
+
+def test_stand_in_is_named_in_title_files_header_and_warning(make_job: Made) -> None:
+    job = make_job({("erm", "east", 0): (0.1, 0.25)}, stand_in_for="PACS")
+    summary = summarise(job)
+    assert table(summary).startswith("Toy (stand-in for PACS): accuracy")
+    assert [path.name for path in write_report(job, summary)] == [
+        "summary.Toy-stand-in-for-PACS.json",
+        "summary.Toy-stand-in-for-PACS.md",
+        "Toy-stand-in-for-PACS-rounds.png",
+    ]
+    assert header(job, engine="in-process")["data"] == "Toy (stand-in for PACS)"
+    assert "Toy stands in for PACS" in stand_in_warning(job.benchmark)
+    assert "say nothing about PACS" in stand_in_warning(job.benchmark)
+
+
+# -- Files -------------------------------------------------------------------------------------------------------------
+
+
+def test_report_is_made_again_from_the_rows_alone(make_job: Made) -> None:
+    job = make_job({("erm", "east", 0): (0.1, 0.25), ("hgp", "east", 0): (0.1, 0.5)})
+    summary = summarise(job)
+    as_json, as_text, figure = write_report(job, summary)
+    assert json.loads(as_json.read_text()) == summary
+    assert as_text.read_text() == table(summary) + "\n"
+    first = [path.read_bytes() for path in (as_json, as_text)]
+    assert [path.read_bytes() for path in write_report(job, summarise(job))[:2]] == first
+    with Image.open(figure) as image:
+        assert image.size == (1800, 480)
+        assert len(image.convert("RGB").getcolors(2**20) or []) > 20, "something is drawn"
+
+
+def test_unwritable_report_is_named(make_job: Made, tmp_path: Path) -> None:
+    job = make_job({("erm", "east", 0): (0.1, 0.25)})
+    (tmp_path / "figures").write_text("in the way")
+    with pytest.raises(StorageError, match=r"cannot write to .*: File exists; free space or mend the permissions"):
+        write_report(job, summarise(job))
+
+
+def test_curve_is_the_mean_by_round_of_one_role(make_job: Made) -> None:
+    job = make_job({("erm", "east", 0): (0.1, 0.2), ("erm", "west", 0): (0.3, None)})
+    rows = [row for run in job.runs for row in run.directory.rows()]
+    assert mean_by_round(rows, "accuracy", role="target") == pytest.approx({0: 0.2, 1: 0.2})
+    assert mean_by_round(rows, "gradient_distance", role="source") == {0: 1.0, 1: 0.5}
