@@ -16,13 +16,14 @@ from torch import Tensor
 from fedhess import protocol
 from fedhess.autodiff import ModuleBatch
 from fedhess.config import RunConfig, Scalar
-from fedhess.curvature import HeadBatch
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.evaluation import evaluate_model
 from fedhess.loading import client_half
+from fedhess.local_data import LocalDomain, local_domain
 from fedhess.protocol import SOURCE, TARGET, Identity
-from fedhess.training import compute_statistic, head_batch, round_batch, train_locally, writes_parameters
-from fedhess.workplace import MODELS, STATISTICS, LocalDomain, ModelMissingError, local_domain
+from fedhess.statistics import Forward, compute_statistic, run_forward
+from fedhess.training import round_batch, train_locally, writes_parameters
+from fedhess.workplace import FORWARDS, MODELS, ModelMissingError
 
 Handler = Callable[[Message, Context], Message]
 
@@ -115,13 +116,14 @@ def statistics(message: Message, context: Context) -> Message:
     functions = client_half(config).statistics
     names = message.content.config_records[protocol.CONFIG][protocol.NAMES]
     given = _given(message.content, torch.device(config.device))
-    batch = _statistics_batch(config, data, model_id, server_round)
+    batch = _statistics_pass(config, data, model_id, server_round).batch
     values: dict[str, Tensor] = {}
     for name in names if isinstance(names, list) else []:
         if name not in functions:
             raise BadRequestError(f"strategy {config.strategy!r} has no statistic {name!r}; "
                                   f"{did_you_mean(str(name), functions)}")  # fmt: skip
-        values[str(name)] = compute_statistic(functions[str(name)], batch, **given).detach()
+        with torch.set_grad_enabled(isinstance(batch, ModuleBatch)):  # closed forms need no graph
+            values[str(name)] = compute_statistic(functions[str(name)], batch, **given).detach()
     return Message(RecordDict({protocol.STATISTIC_VALUES: protocol.encode_tensors(values)}), reply_to=message)
 
 
@@ -141,6 +143,7 @@ def train(message: Message, context: Context) -> Message:
         strategy=client_half(config),
         reference={} if reference is None else _on(device, protocol.decode_tensors(reference)),
         server_round=server_round,
+        first=None if writes_parameters(config) else FORWARDS.take(model_id, data.key, model),
     )
     wants_weights = message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False)
     if wants_weights:
@@ -193,19 +196,22 @@ def _open(message: Message, context: Context) -> tuple[RunConfig, LocalDomain, s
     return config, local_domain(config, domain=domain, role=role), model_id, server_round
 
 
-@torch.no_grad()
-def _statistics_batch(
-    config: RunConfig, data: LocalDomain, model_id: str, server_round: int
-) -> HeadBatch | ModuleBatch:
-    batch = STATISTICS.recall(model_id, data.key)
-    if batch is None:
-        model = MODELS.model(config, model_id, writable=False)
-        model.train()
-        first_step = (server_round - 1) * config.local_steps
-        inputs, labels = round_batch(data, config, step=first_step, batches=config.statistics_batches)
-        batch = head_batch(model, model.features(inputs), labels)
-        STATISTICS.keep(model_id, data.key, batch)
-    return batch
+def _statistics_pass(config: RunConfig, data: LocalDomain, model_id: str, server_round: int) -> Forward:
+    """Return the forward pass behind the round's statistics, made once a round.
+
+    Where the round's only step takes the same batch and leaves the parameters alone, the pass keeps its graph for it.
+    """
+    found = FORWARDS.recall(model_id, data.key)
+    if found is not None:
+        return found
+    is_first_step = config.statistics_batches == 1 and not writes_parameters(config)
+    inputs, labels = round_batch(
+        data, config, step=(server_round - 1) * config.local_steps, batches=config.statistics_batches
+    )
+    with torch.set_grad_enabled(is_first_step and FORWARDS.has_room_for_a_graph(model_id)):
+        forward = run_forward(MODELS.model(config, model_id, writable=False), inputs, labels)
+    FORWARDS.keep(model_id, data.key, forward)
+    return forward
 
 
 def _given(content: RecordDict, device: torch.device) -> dict[str, Tensor | Scalar]:
@@ -216,4 +222,5 @@ def _given(content: RecordDict, device: torch.device) -> dict[str, Tensor | Scal
 
 
 def _on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    """Copy to the device; on the CPU too, into torch's aligned memory (see ``ModelStore.receive``)."""
+    return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}

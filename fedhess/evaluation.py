@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fedhess.aggregation import WeightedMean
 from fedhess.curvature import head_gradient, head_hvp
+from fedhess.local_data import LocalDomain
 from fedhess.models.headed import HeadedModel
-from fedhess.training import compute_statistic, head_batch, task_loss
-from fedhess.workplace import LocalDomain
+from fedhess.statistics import compute_statistic, head_batch, task_loss
 
 BATCH_SIZE = 256
 ALIGNMENT_EXAMPLES = 1024  # most examples whose features are kept for the alignment statistics

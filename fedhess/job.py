@@ -13,12 +13,12 @@ from fedhess.config import RunConfig, Scalar
 from fedhess.domains import Benchmark, Scenario, split_indices
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.loading import load_class, load_strategy, strategy_parameters
+from fedhess.local_data import build_model
 from fedhess.models import MODELS
 from fedhess.optimizers import check_optimizer
 from fedhess.recipes import default_settings, default_strategy_args
 from fedhess.runs import RunDirectory
 from fedhess.targets import choose_scenarios
-from fedhess.workplace import build_model
 
 MOST_TRIALS = 1000
 

@@ -20,12 +20,12 @@ from fedhess.evaluation import alignment_distances
 from fedhess.federation import Failure, Federation, Traffic
 from fedhess.flower_strategy import run_flower_round
 from fedhess.loading import load_strategy
+from fedhess.local_data import build_model
 from fedhess.roster import Client
 from fedhess.runs import Row, RunDirectory
 from fedhess.shapes import StatisticShapes
 from fedhess.strategy import DomainStrategy, RoundOutcome, run_round
 from fedhess.validation import read_tensors
-from fedhess.workplace import build_model
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fedhess.config import Scalar
 from fedhess.errors import did_you_mean
 from fedhess.models.headed import HeadedModel
-from fedhess.training import Statistic, compute_statistic, head_batch
+from fedhess.statistics import Statistic, compute_statistic, head_batch
 
 
 class StatisticShapes:

@@ -20,7 +20,8 @@ from fedhess.exchange import Exchange
 from fedhess.federation import Federation
 from fedhess.roster import Client
 from fedhess.shapes import StatisticShapes
-from fedhess.training import Statistic, Step
+from fedhess.statistics import Statistic
+from fedhess.training import Step
 from fedhess.validation import read_tensors
 
 

@@ -1,14 +1,11 @@
 """The client half of a round: local steps on the loss plus the strategy's penalty, and the update they make."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from fedhess import autodiff
 from fedhess.autodiff import ModuleBatch
@@ -17,51 +14,7 @@ from fedhess.curvature import HeadBatch
 from fedhess.models.headed import HeadedModel
 from fedhess.penalties import HeadTerms, head_objective
 from fedhess.sampling import batch_indices
-
-
-# A function of a ``HeadBatch``, and of named tensors and scalars, such as :func:`fedhess.curvature.head_gradient`.
-Statistic = Callable[..., Tensor]
-
-
-def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatch | ModuleBatch:
-    """Pair features with the head: closed forms for a linear head, automatic differentiation for any other."""
-    head = model.head
-    if isinstance(head, nn.Linear):
-        return HeadBatch(features, labels, head.weight, head.bias)
-    return ModuleBatch(features, labels, head)
-
-
-def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, or mean logistic loss for one logit, ()."""
-    if logits.shape[1] == 1:
-        return functional.binary_cross_entropy_with_logits(logits.squeeze(1), labels.to(logits.dtype))
-    return functional.cross_entropy(logits, labels)
-
-
-def compute_statistic(function: Statistic, batch: HeadBatch | ModuleBatch, **given: Tensor | Scalar) -> Tensor:
-    """Evaluate a statistic of the head, by its automatic counterpart where the head is not linear.
-
-    Args:
-        function: The statistic, a function of a ``HeadBatch``.
-        batch: The head batch.
-        **given: Tensors and scalars; the function is given those it has a parameter for.
-
-    Raises:
-        ValueError: The head is not linear and the statistic has no automatic counterpart.
-    """
-    accepted = {name: value for name, value in given.items() if name in _parameter_names(function)}
-    if isinstance(batch, HeadBatch):
-        return function(batch, **accepted)
-    counterpart = autodiff.EQUIVALENT.get(function)
-    if counterpart is None:
-        raise ValueError(f"{getattr(function, '__name__', function)} needs a linear head (torch.nn.Linear)")
-    result: Tensor = counterpart(batch, **accepted)
-    return result
-
-
-@lru_cache(maxsize=256)
-def _parameter_names(function: Statistic) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
+from fedhess.statistics import Forward, Statistic, compute_statistic, run_forward
 
 
 @dataclass
@@ -70,24 +23,33 @@ class Step:
 
     Attributes:
         model: The client's working model, in training mode.
-        inputs: (B, ...) inputs of the step's batch.
-        labels: (B,) class indices.
-        features: (B, D) features, part of the autograd graph.
-        batch: The features with labels and head.
+        forward: The step's batch: inputs, labels, features (part of the autograd graph), and these with the head.
         index: Number of the step since the beginning of the run, from 0.
         server_round: Number of the round, from 1.
         l2: Coefficient of the sum of squared parameters that is part of the loss.
     """
 
     model: HeadedModel
-    inputs: Tensor
-    labels: Tensor
-    features: Tensor
-    batch: HeadBatch | ModuleBatch
+    forward: Forward
     index: int
     server_round: int
     l2: float = 0.0
     _loss: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def features(self) -> Tensor:
+        """Features of the step's batch, (B, D), part of the autograd graph."""
+        return self.forward.features
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices of the step's batch, (B,)."""
+        return self.forward.labels
+
+    @property
+    def batch(self) -> HeadBatch | ModuleBatch:
+        """Features and labels of the step's batch with the head."""
+        return self.forward.batch
 
     @property
     def loss(self) -> Tensor:
@@ -181,6 +143,7 @@ def train_locally(
     strategy: Objective,
     reference: Mapping[str, Tensor],
     server_round: int,
+    first: Forward | None = None,
 ) -> LocalUpdate:
     """Take the round's local steps from the global model.
 
@@ -196,11 +159,11 @@ def train_locally(
         strategy: The client half of the strategy.
         reference: The references of the round; constants.
         server_round: Number of the round, from 1.
+        first: The forward pass of the first step, where an exchange of the round has made it already.
 
     Returns:
         The update and the first step's losses.
     """
-    model.train()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.SGD(
         list(trained.values()), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -208,11 +171,10 @@ def train_locally(
     losses: list[Tensor] = []
     for local_step in range(config.local_steps):
         index = (server_round - 1) * config.local_steps + local_step
-        inputs, labels = round_batch(data, config, step=index)
-        features = model.features(inputs)
-        step = Step(
-            model, inputs, labels, features, head_batch(model, features, labels), index, server_round, config.l2
-        )
+        forward = first if first is not None and local_step == 0 else None
+        if forward is None:
+            forward = run_forward(model, *round_batch(data, config, step=index))
+        step = Step(model, forward, index, server_round, config.l2)
         objective = strategy.objective(step, reference)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(objective)

@@ -21,7 +21,7 @@ from torch.nn import functional
 from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark
 from fedhess.protocol import SOURCE, TARGET
-from fedhess.workplace import local_domain
+from fedhess.local_data import local_domain
 
 TRIALS = 3
 WALL_SECONDS, PEAK_GB, HGP_OVER_ERM, POINTS = 60.0, 2.0, 1.3, 3.0

@@ -129,9 +129,10 @@ class Amnesia:
         return client_app(message, context)
 
 
-@pytest.mark.parametrize("method", ["hgp", "hutchinson-probes"])
-def test_a_client_that_restarts_before_every_message_loses_nothing(toy_run: Run, method: str) -> None:
-    args = {"strategy": named(method), "strategy_args": PENALISED[method], "dtype": "float32", "local_steps": 2}
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("method", ["hgp", "hgp-mean-of-hgp", "hutchinson", "hutchinson-probes"])
+def test_a_client_that_restarts_before_every_message_loses_nothing(toy_run: Run, method: str, steps: int) -> None:
+    args = {"strategy": named(method), "strategy_args": PENALISED[method], "dtype": "float32", "local_steps": steps}
     assert same(toy_run(**args).tensors, toy_run(app=Amnesia(), **args).tensors)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from toy import SOURCES, toy_config
 
 from fedhess.domains import open_benchmark
-from fedhess.workplace import build_model
+from fedhess.local_data import build_model
 
 ROUNDS = 20
 # Penalties strong enough to matter: without one, parameters would differ in the third digit.

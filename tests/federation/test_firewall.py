@@ -12,7 +12,7 @@ from fedhess.client import app
 from fedhess.config import RunConfig
 from fedhess.engines.flower_compat import run_identity
 from fedhess.engines.inprocess import InProcessGrid
-from fedhess.workplace import build_model
+from fedhess.local_data import build_model
 
 SOURCE_NODE, TARGET_NODE, STUBBORN_NODE = 2, 3, 4
 

@@ -1,0 +1,95 @@
+"""Head statistics of a batch: closed forms for a linear head, automatic differentiation for any other."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedhess import autodiff
+from fedhess.autodiff import ModuleBatch
+from fedhess.config import Scalar
+from fedhess.curvature import HeadBatch
+from fedhess.models.headed import HeadedModel
+
+# A function of a ``HeadBatch``, and of named tensors and scalars, such as :func:`fedhess.curvature.head_gradient`.
+Statistic = Callable[..., Tensor]
+
+
+def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatch | ModuleBatch:
+    """Pair features with the head: closed forms for a linear head, automatic differentiation for any other."""
+    head = model.head
+    if isinstance(head, nn.Linear):
+        return HeadBatch(features, labels, head.weight, head.bias)
+    return ModuleBatch(features, labels, head)
+
+
+def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy, or mean logistic loss for one logit, ()."""
+    if logits.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(logits.squeeze(1), labels.to(logits.dtype))
+    return functional.cross_entropy(logits, labels)
+
+
+def compute_statistic(function: Statistic, batch: HeadBatch | ModuleBatch, **given: Tensor | Scalar) -> Tensor:
+    """Evaluate a statistic of the head, by its automatic counterpart where the head is not linear.
+
+    Args:
+        function: The statistic, a function of a ``HeadBatch``.
+        batch: The head batch.
+        **given: Tensors and scalars; the function is given those it has a parameter for.
+
+    Raises:
+        ValueError: The head is not linear and the statistic has no automatic counterpart.
+    """
+    accepted = {name: value for name, value in given.items() if name in _parameter_names(function)}
+    if isinstance(batch, HeadBatch):
+        return function(batch, **accepted)
+    counterpart = autodiff.EQUIVALENT.get(function)
+    if counterpart is None:
+        raise ValueError(f"{getattr(function, '__name__', function)} needs a linear head (torch.nn.Linear)")
+    result: Tensor = counterpart(batch, **accepted)
+    return result
+
+
+@lru_cache(maxsize=256)
+def _parameter_names(function: Statistic) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+@dataclass
+class Forward:
+    """A forward pass up to the head.
+
+    Attributes:
+        model: The model that made it.
+        stamp: Where the model's parameters were and how often they had been written to.
+        inputs: (B, ...) inputs of the batch.
+        labels: (B,) class indices.
+        features: (B, D) features, part of the autograd graph unless gradients were off.
+        batch: The features with labels and head.
+    """
+
+    model: HeadedModel
+    stamp: tuple[tuple[int, int], ...]
+    inputs: Tensor
+    labels: Tensor
+    features: Tensor
+    batch: HeadBatch | ModuleBatch
+
+    def is_made_by(self, model: HeadedModel) -> bool:
+        """Whether the model made this pass and its parameters are still what they were."""
+        return self.model is model and self.stamp == _stamp(model)
+
+
+def _stamp(model: HeadedModel) -> tuple[tuple[int, int], ...]:
+    return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
+
+
+def run_forward(model: HeadedModel, inputs: Tensor, labels: Tensor) -> Forward:
+    """Compute the features of a batch in training mode and pair them with the head."""
+    model.train()
+    features = model.features(inputs)
+    return Forward(model, _stamp(model), inputs, labels, features, head_batch(model, features, labels))
