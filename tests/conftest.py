@@ -74,7 +74,8 @@ def command(
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start the command as a process of its own, in an empty directory; the toy benchmark is known."""
     started: list[subprocess.Popen[str]] = []
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
     def begin(arguments: Sequence[object], *, toy: bool = True) -> "subprocess.Popen[str]":
         entry = ["-c", TOY_COMMAND] if toy else ["-m", "fedhess.simulate"]
