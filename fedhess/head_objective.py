@@ -169,6 +169,7 @@ class HeadNode(torch.autograd.Function):
         form = (GramForm if gram else DirectForm)(batch, gradient, hgp)
         ctx.batch, ctx.form = batch, form
         distances = (form.gradient_distance, form.hgp_distance)
+        form.gradient_distance = form.hgp_distance = None  # an output held by its own node would be a reference cycle
         first, second = (features.new_zeros(()) if distance is None else distance for distance in distances)
         return batch.loss, first, second
 

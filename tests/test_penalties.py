@@ -1,5 +1,8 @@
 """Distances to references: against autograd, both forms against each other, and what rounding may do."""
 
+import gc
+import weakref
+
 import oracles
 import pytest
 import torch
@@ -247,3 +250,21 @@ def test_reference_of_the_wrong_shape_is_named(name):
     distance = getattr(penalties, f"{name}_distance")
     with pytest.raises(ValueError, match=rf"{name} reference: expected .*\(2, 4\).*got .*\(2, 3\).*last column"):
         distance(head.batch, wrong)
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 40])
+def test_nothing_of_a_step_outlives_it(outputs: int) -> None:
+    weight, bias = torch.randn(outputs, 5, requires_grad=True), torch.zeros(outputs, requires_grad=True)
+    features = torch.randn(8, 5, requires_grad=True).relu()
+    batch = HeadBatch(features, torch.zeros(8, dtype=torch.int64), weight, bias)
+    reference = torch.zeros(outputs, 6)
+    gc.collect()
+    gc.disable()
+    try:
+        terms = head_objective(batch, gradient=reference, hgp=reference)
+        torch.autograd.backward(terms.loss + terms.gradient_distance + terms.hgp_distance)
+        alive = weakref.ref(batch)
+        del batch, terms
+        assert alive() is None  # freed by counting references, not by some later garbage collection
+    finally:
+        gc.enable()
