@@ -120,6 +120,10 @@ class GlobalModel:
             self.tensors[name].sub_(rounded.to(self.tensors[name].dtype))
         self._changed()
 
+    def reset_optimizer(self) -> None:
+        """Let the server optimizer forget its moments."""
+        self.optimizer.state.clear()
+
     def replace(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over a model that a plain Flower strategy aggregated.
 

@@ -113,17 +113,23 @@ def identify(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """Answer the statistics that the message names, on the batch of the round's first local step."""
     config, data, model_id, server_round = _open(message, context)
-    functions = client_half(config).statistics
+    strategy = client_half(config)
     names = message.content.config_records[protocol.CONFIG][protocol.NAMES]
     given = _given(message.content, torch.device(config.device))
-    batch = _statistics_pass(config, data, model_id, server_round).batch
     values: dict[str, Tensor] = {}
-    for name in names if isinstance(names, list) else []:
-        if name not in functions:
-            raise BadRequestError(f"strategy {config.strategy!r} has no statistic {name!r}; "
-                                  f"{did_you_mean(str(name), functions)}")  # fmt: skip
-        with torch.set_grad_enabled(isinstance(batch, ModuleBatch)):  # closed forms need no graph
-            values[str(name)] = compute_statistic(functions[str(name)], batch, **given).detach()
+    for name in map(str, names if isinstance(names, list) else []):
+        if name in strategy.network_statistics:
+            forward = _statistics_pass(config, data, model_id, server_round, with_graph=True)
+            values[name] = strategy.network_statistics[name](forward).detach()
+        elif name in strategy.statistics:
+            batch = _statistics_pass(config, data, model_id, server_round).batch
+            with torch.set_grad_enabled(isinstance(batch, ModuleBatch)):  # closed forms need no graph
+                values[name] = compute_statistic(strategy.statistics[name], batch, **given).detach()
+        else:
+            known = [*strategy.statistics, *strategy.network_statistics]
+            raise BadRequestError(
+                f"strategy {config.strategy!r} has no statistic {name!r}; {did_you_mean(name, known)}"
+            )
     return Message(RecordDict({protocol.STATISTIC_VALUES: protocol.encode_tensors(values)}), reply_to=message)
 
 
@@ -135,6 +141,7 @@ def train(message: Message, context: Context) -> Message:
     model = MODELS.model(config, model_id, writable=writes_parameters(config))
     reference = message.content.array_records.get(protocol.REFERENCE)
     device = torch.device(config.device)
+    carried = message.content.array_records.get(protocol.MOMENTUM)
     local = train_locally(
         model,
         data,
@@ -143,6 +150,7 @@ def train(message: Message, context: Context) -> Message:
         strategy=client_half(config),
         reference={} if reference is None else _on(device, protocol.decode_tensors(reference)),
         server_round=server_round,
+        momentum=None if carried is None else protocol.decode_tensors(carried),
         first=None if writes_parameters(config) else FORWARDS.take(model_id, data.key, model),
     )
     wants_weights = message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False)
@@ -160,6 +168,8 @@ def train(message: Message, context: Context) -> Message:
         }
     )
     content = RecordDict({protocol.MODEL: protocol.encode_tensors(tensors), protocol.METRICS: metrics})
+    if carried is not None and local.momentum:
+        content[protocol.MOMENTUM] = protocol.encode_tensors(local.momentum)
     return Message(content, reply_to=message)
 
 
@@ -196,21 +206,25 @@ def _open(message: Message, context: Context) -> tuple[RunConfig, LocalDomain, s
     return config, local_domain(config, domain=domain, role=role), model_id, server_round
 
 
-def _statistics_pass(config: RunConfig, data: LocalDomain, model_id: str, server_round: int) -> Forward:
+def _statistics_pass(
+    config: RunConfig, data: LocalDomain, model_id: str, server_round: int, *, with_graph: bool = False
+) -> Forward:
     """Return the forward pass behind the round's statistics, made once a round.
 
     Where the round's only step takes the same batch and leaves the parameters alone, the pass keeps its graph for it.
     """
     found = FORWARDS.recall(model_id, data.key)
-    if found is not None:
+    if found is not None and (found.features.requires_grad or not with_graph):
         return found
     is_first_step = config.statistics_batches == 1 and not writes_parameters(config)
     inputs, labels = round_batch(
         data, config, step=(server_round - 1) * config.local_steps, batches=config.statistics_batches
     )
-    with torch.set_grad_enabled(is_first_step and FORWARDS.has_room_for_a_graph(model_id)):
+    keeps_graph = is_first_step and FORWARDS.has_room_for_a_graph(model_id)
+    with torch.set_grad_enabled(keeps_graph or with_graph):
         forward = run_forward(MODELS.model(config, model_id, writable=False), inputs, labels)
-    FORWARDS.keep(model_id, data.key, forward)
+    if keeps_graph or not with_graph:
+        FORWARDS.keep(model_id, data.key, forward)
     return forward
 
 

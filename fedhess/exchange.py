@@ -36,6 +36,10 @@ class PerDomain(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def with_values(self, values: Mapping[str, Tensor]) -> "PerDomain":
+        """Return other values of the same domains, weighed alike."""
+        return PerDomain({domain: values[domain] for domain in self._values}, self._weights)
+
     def mean(self) -> Tensor:
         """Average over the domains, summed in domain order."""
         mean = WeightedMean()
@@ -114,7 +118,7 @@ class Exchange:
             message_type=protocol.STATISTICS,
             server_round=self.server_round,
             model=self._model,
-            parts=parts,
+            parts=lambda _: parts,
             read=read,
             deadline=config.exchange_deadline,
         )

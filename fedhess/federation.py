@@ -94,7 +94,7 @@ class Federation:
         message_type: str,
         server_round: int,
         model: ModelPayload,
-        parts: Mapping[str, Part],
+        parts: Callable[[Client], Mapping[str, Part]],
         read: Callable[[Client, RecordDict], T],
         deadline: float,
     ) -> Iterator[tuple[Client, T]]:
@@ -110,7 +110,7 @@ class Federation:
             message_type: Flower message type.
             server_round: Number of the round.
             model: The model the message is about.
-            parts: Further records of the message, the same for all.
+            parts: Gives the further records of a client's message.
             read: Turns a reply into a value; raises ``ValueError`` with the reason to reject it.
             deadline: Seconds to wait.
 
@@ -203,7 +203,7 @@ class Federation:
             yield client, None
 
     def _message(self, request: "_Request", client: Client) -> Message:
-        content = RecordDict(dict(request.parts))
+        content = RecordDict(dict(request.parts(client)))
         config = ConfigRecord({protocol.ROUND: request.server_round, protocol.MODEL_ID: request.model.model_id})
         config.update(content.config_records.get(protocol.CONFIG, ConfigRecord()))
         content[protocol.CONFIG] = config
@@ -231,7 +231,7 @@ class _Request:
     message_type: str
     server_round: int
     model: ModelPayload
-    parts: Mapping[str, Part]
+    parts: Callable[[Client], Mapping[str, Part]]
 
 
 def _model_is_missing(content: RecordDict) -> bool:

@@ -14,9 +14,9 @@ from fedhess.config import RunConfig
 from fedhess.engines.flower_compat import NodeInfo, Run
 from fedhess.errors import FederationError
 from fedhess.federation import Federation
+from fedhess.local_phase import RoundOutcome
 from fedhess.roster import Client
 from fedhess.sampling import derive_seed
-from fedhess.strategy import RoundOutcome
 from fedhess.validation import read_tensors
 
 

@@ -23,6 +23,17 @@ BUILT_IN = {
     "erm": "strategies.erm:ERM",
     "hgp": "strategies.hgp:HGP",
     "hutchinson": "strategies.hutchinson:Hutchinson",
+    "irm": "strategies.irm:IRM",
+    "vrex": "strategies.vrex:VREx",
+    "coral": "strategies.coral:CORAL",
+    "iga": "strategies.iga:IGA",
+    "fish": "strategies.fish:Fish",
+    "fishr": "strategies.fishr:Fishr",
+    "fediir": "strategies.fediir:FedIIR",
+    "server_alignment": "strategies.server_alignment:ServerAlignment",
+    "groupdro": "strategies.groupdro:GroupDRO",
+    "fedprox": "strategies.fedprox:FedProx",
+    "fedadam": "strategies.fedadam:FedAdam",
 }
 
 

@@ -39,6 +39,7 @@ METRICS = "metrics"
 GIVEN = "given"
 GIVEN_SCALARS = "given-scalars"
 REFERENCE = "reference"
+MOMENTUM = "momentum"
 STATISTIC_VALUES = "statistics"
 
 ROUND = "server-round"

@@ -21,10 +21,11 @@ from fedhess.federation import Failure, Federation, Traffic
 from fedhess.flower_strategy import run_flower_round
 from fedhess.loading import load_strategy
 from fedhess.local_data import build_model
+from fedhess.local_phase import RoundOutcome
 from fedhess.roster import Client
 from fedhess.runs import Row, RunDirectory
 from fedhess.shapes import StatisticShapes
-from fedhess.strategy import DomainStrategy, RoundOutcome, run_round
+from fedhess.strategy import DomainStrategy, run_round
 from fedhess.validation import read_tensors
 
 logger = logging.getLogger(__name__)
@@ -80,8 +81,8 @@ class Server:
             optimizer_args=config.server_optimizer_args,
         )
         template.cpu()
-        statistics = self.strategy.statistics if isinstance(self.strategy, DomainStrategy) else {}
-        self.shapes = StatisticShapes(statistics, template)
+        half = self.strategy if isinstance(self.strategy, DomainStrategy) else DomainStrategy()
+        self.shapes = StatisticShapes(half.statistics, template, half.network_statistics.keys())
         self.alignment_shapes = StatisticShapes(
             {"gradient": head_gradient, "hgp": hessian_gradient_product}, template
         ).of(("gradient", "hgp"), {})
@@ -160,7 +161,7 @@ class Server:
             message_type=protocol.EVALUATE,
             server_round=server_round,
             model=self.model.payload(),
-            parts={},
+            parts=lambda _: {},
             read=read,
             deadline=self.config.deadline,
         )

@@ -1,6 +1,6 @@
 """The shapes that a strategy's statistics have on the run's own head, so that a client's reply can be checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -14,12 +14,16 @@ class StatisticShapes:
     """The statistics of a strategy, each with the shape and dtype its value must have.
 
     Args:
-        statistics: The strategy's statistics, by name.
+        statistics: The strategy's statistics of the head, by name.
         template: A model of the run's architecture.
+        network: Names of the strategy's statistics of the whole network: flat vectors over its trained parameters.
     """
 
-    def __init__(self, statistics: Mapping[str, Statistic], template: HeadedModel) -> None:
+    def __init__(
+        self, statistics: Mapping[str, Statistic], template: HeadedModel, network: Collection[str] = ()
+    ) -> None:
         self._statistics = statistics
+        self._network = network
         self._template = template
         self._known: dict[str, Tensor] = {}
 
@@ -34,13 +38,16 @@ class StatisticShapes:
             KeyError: The strategy lists no such statistic.
         """
         for name in names:
-            if name not in self._statistics:
-                raise KeyError(f"no statistic {name!r}; {did_you_mean(name, self._statistics)}")
+            if name not in self._statistics and name not in self._network:
+                raise KeyError(f"no statistic {name!r}; {did_you_mean(name, [*self._statistics, *self._network])}")
             if name not in self._known:
                 self._known[name] = self._blank(name, given)
         return {name: self._known[name] for name in names}
 
     def _blank(self, name: str, given: Mapping[str, Tensor | Scalar]) -> Tensor:
+        if name in self._network:
+            trained = [parameter for parameter in self._template.parameters() if parameter.requires_grad]
+            return trained[0].detach().new_zeros(sum(parameter.numel() for parameter in trained))
         linear = next(module for module in self._template.head.modules() if isinstance(module, nn.Linear))
         features = linear.weight.detach().new_zeros(1, linear.in_features)
         batch = head_batch(self._template, features, features.new_zeros(1).long())

@@ -16,6 +16,8 @@ from fedhess.models.headed import HeadedModel
 
 # A function of a ``HeadBatch``, and of named tensors and scalars, such as :func:`fedhess.curvature.head_gradient`.
 Statistic = Callable[..., Tensor]
+# A function of a whole ``Forward`` pass, whose graph it may differentiate; its value has the shape of a vector.
+NetworkStatistic = Callable[["Forward"], Tensor]
 
 
 def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatch | ModuleBatch:
@@ -45,13 +47,25 @@ def compute_statistic(function: Statistic, batch: HeadBatch | ModuleBatch, **giv
         ValueError: The head is not linear and the statistic has no automatic counterpart.
     """
     accepted = {name: value for name, value in given.items() if name in _parameter_names(function)}
-    if isinstance(batch, HeadBatch):
+    if isinstance(batch, HeadBatch) or getattr(function, "suits_any_head", False):
         return function(batch, **accepted)
     counterpart = autodiff.EQUIVALENT.get(function)
     if counterpart is None:
         raise ValueError(f"{getattr(function, '__name__', function)} needs a linear head (torch.nn.Linear)")
     result: Tensor = counterpart(batch, **accepted)
     return result
+
+
+def suits_any_head(function: Statistic) -> Statistic:
+    """Mark a statistic that uses only ``loss``, ``features`` and ``labels`` of its batch, which every head has."""
+    function.suits_any_head = True  # type: ignore[attr-defined]
+    return function
+
+
+@suits_any_head
+def head_loss(batch: HeadBatch | ModuleBatch) -> Tensor:
+    """Return the mean loss of the batch, ()."""
+    return batch.loss
 
 
 @lru_cache(maxsize=256)

@@ -7,43 +7,60 @@ Server and client build the object from the same run config.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedhess import protocol
-from fedhess.aggregation import GlobalModel, WeightedMean
+from fedhess.aggregation import GlobalModel
 from fedhess.config import RunConfig
 from fedhess.exchange import Exchange
 from fedhess.federation import Federation
-from fedhess.roster import Client
+from fedhess.local_phase import LocalPhase, Reference, RoundOutcome
 from fedhess.shapes import StatisticShapes
-from fedhess.statistics import Statistic
+from fedhess.statistics import NetworkStatistic, Statistic
 from fedhess.training import Step
-from fedhess.validation import read_tensors
+
+Annealing = Literal["rescale", "reset"]
 
 
 @dataclass(frozen=True)
 class PenaltySchedule:
     """The weight of a penalty over the run: 1 at first, ``weight`` from step ``anneal_steps`` on.
 
-    Once the weight exceeds 1 the whole objective is divided by it, so that the step size stays what it was. Source:
-    the scripts of Arjovsky et al., "Invariant Risk Minimization" (arXiv 1907.02893), followed by V-REx, Fishr and the
-    Hessian-alignment scripts.
+    Two ways to soften the jump are in use. ``"rescale"``: once the weight exceeds 1 the whole objective is divided by
+    it, so that the step size stays what it was (the scripts of Arjovsky et al., "Invariant Risk Minimization", arXiv
+    1907.02893, followed by those of V-REx, Fishr and Hessian alignment). ``"reset"``: the server optimizer forgets its
+    moments at that step (DomainBed).
 
     Attributes:
         weight: Weight from the annealing step on, at least 0.
         anneal_steps: Number of local steps (not rounds) with weight 1.
+        annealing: How the jump is softened.
+
+    Raises:
+        ValueError: The weight or the number of steps is negative.
     """
 
     weight: float = 1.0
     anneal_steps: int = 0
+    annealing: Annealing = "rescale"
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.anneal_steps < 0:
+            raise ValueError(f"expected weight and anneal_steps >= 0, got {self.weight} and {self.anneal_steps}")
 
     def at(self, step: int) -> float:
         """Return the weight at a step, counted from 0 over the whole run."""
         return self.weight if step >= self.anneal_steps else 1.0
+
+    def divisor(self, step: int) -> float:
+        """Return what the objective is divided by at a step."""
+        return max(1.0, self.at(step)) if self.annealing == "rescale" else 1.0
+
+    def resets(self, steps: range) -> bool:
+        """Whether the server optimizer begins anew in the round of these steps."""
+        return self.annealing == "reset" and self.anneal_steps > 0 and self.anneal_steps in steps
 
 
 class DomainStrategy:
@@ -52,17 +69,22 @@ class DomainStrategy:
     Attributes:
         statistics: What a client may be asked, by name: functions of a ``HeadBatch`` and of named tensors and scalars.
             A client computes only what its own copy of the strategy lists here.
+        network_statistics: The same for functions of a whole ``Forward`` pass with its autograd graph.
         schedule: Weight of the penalty over the run.
     """
 
     statistics: ClassVar[Mapping[str, Statistic]] = {}
+    network_statistics: ClassVar[Mapping[str, NetworkStatistic]] = {}
     schedule: PenaltySchedule = PenaltySchedule()
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Exchange) -> Reference:
         """Server half: exchange statistics with the source clients and return the references of the round.
 
         Args:
             ask: ``ask("name", **given)`` returns the statistic of every source domain; each call is one exchange.
+
+        Returns:
+            Tensors, which every client gets, or values by domain, of which each client gets its own domain's.
         """
         del ask
         return {}
@@ -78,13 +100,26 @@ class DomainStrategy:
         return None
 
     def objective(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
-        """Combine loss and penalty: ``(L + w * penalty) / max(1, w)``, w the schedule's weight; L without penalty."""
+        """Combine loss and penalty: ``(L + w * penalty) / divisor`` with the schedule's weight w; L without penalty."""
         penalty = self.penalty(step, reference)
         if penalty is None:
             return step.loss
-        weight = self.schedule.at(step.index)
+        weight, divisor = self.schedule.at(step.index), self.schedule.divisor(step.index)
         objective = step.loss + (penalty if weight == 1.0 else weight * penalty)
-        return objective / weight if weight > 1.0 else objective
+        return objective / divisor if divisor > 1.0 else objective
+
+    def local_training(self, phase: LocalPhase, reference: Reference) -> dict[str, Tensor]:
+        """Server half: have the clients train and return what the server optimizer steps along.
+
+        Args:
+            phase: Sends the train messages: all at once (:meth:`LocalPhase.mean_update`), or one after the other.
+            reference: What :meth:`reference` returned.
+
+        Returns:
+            The update, ``before - after`` by name; by default the mean over the clients.
+        """
+        del reference
+        return phase.mean_update()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the server half remembers between rounds (moving averages and the like); saved in checkpoints."""
@@ -93,21 +128,6 @@ class DomainStrategy:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` returned."""
         assert not state, f"{type(self).__name__} keeps no state, got {sorted(state)}"
-
-
-@dataclass
-class RoundOutcome:
-    """What a round of training did.
-
-    Attributes:
-        participants: Source clients that completed every phase.
-        metrics: Each participant's training metrics: examples, loss and objective at the first step, seconds.
-        seconds: Wall time of the round's training.
-    """
-
-    participants: list[Client]
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 def run_round(
@@ -144,48 +164,16 @@ def run_round(
     ask = Exchange(federation, shapes, model.payload(), config, server_round)
 
     # -- References: zero, one or two exchanges of statistics
-    reference = {name: value.detach() for name, value in strategy.reference(ask).items()}
+    reference = strategy.reference(ask)
+    if strategy.schedule.resets(range((server_round - 1) * config.local_steps, server_round * config.local_steps)):
+        model.reset_optimizer()
 
-    # -- Local training towards them
-    parts: dict[str, ArrayRecord | ConfigRecord] = {protocol.REFERENCE: protocol.encode_tensors(reference)}
-    expected = {name: model.tensors[name] for name in model.update_names}
-
-    def read(client: Client, content: RecordDict) -> tuple[dict[str, Tensor], dict[str, float]]:
-        del client
-        return read_tensors(content, protocol.MODEL, like=expected), protocol.metrics_of(content)
-
-    replies = federation.exchange(
-        "train",
-        ask.participants,
-        message_type=protocol.TRAIN,
-        server_round=server_round,
-        model=model.payload(),
-        parts=parts,
-        read=read,
-        deadline=config.deadline,
-    )
-
-    # -- Mean in domain order, one reply in memory at a time
-    mean = WeightedMean()
-    outcome = RoundOutcome(participants=[])
-    weights = client_weights(ask.participants, config)
-    for client, (update, metrics) in replies:
-        mean.add(update, weights[client])
-        outcome.participants.append(client)
-        outcome.metrics[client.label] = metrics
-    federation.require_quorum("train", server_round, outcome.participants)
+    # -- Local training towards them, all clients at once unless the strategy says otherwise, and the mean update
+    phase = LocalPhase(federation, model, ask.participants, reference, config, server_round)
+    update = strategy.local_training(phase, reference)
+    federation.require_quorum("train", server_round, phase.outcome.participants)
 
     # -- One step of the server optimizer along the mean update
-    model.step(mean.result())
-    outcome.seconds = time.monotonic() - started
-    return outcome
-
-
-def client_weights(clients: list[Client], config: RunConfig) -> dict[Client, float]:
-    """Weigh clients by domain (each domain 1, shared by its clients by examples) or by their training examples."""
-    if config.weighting == "examples":
-        return {client: float(client.identity.train_examples) for client in clients}
-    totals: dict[str, int] = {}
-    for client in clients:
-        totals[client.identity.domain] = totals.get(client.identity.domain, 0) + client.identity.train_examples
-    return {client: client.identity.train_examples / totals[client.identity.domain] for client in clients}
+    model.step(update)
+    phase.outcome.seconds = time.monotonic() - started
+    return phase.outcome

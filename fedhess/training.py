@@ -24,6 +24,7 @@ class Step:
     Attributes:
         model: The client's working model, in training mode.
         forward: The step's batch: inputs, labels, features (part of the autograd graph), and these with the head.
+        before: The tensors of the global model, which the round began from.
         index: Number of the step since the beginning of the run, from 0.
         server_round: Number of the round, from 1.
         l2: Coefficient of the sum of squared parameters that is part of the loss.
@@ -31,6 +32,7 @@ class Step:
 
     model: HeadedModel
     forward: Forward
+    before: Mapping[str, Tensor]
     index: int
     server_round: int
     l2: float = 0.0
@@ -47,6 +49,17 @@ class Step:
         return self.forward.labels
 
     @property
+    def logits(self) -> Tensor:
+        """Logits of the step's batch, (B, C) or (B, 1), part of the autograd graph."""
+        logits: Tensor = self.model.head(self.forward.features)
+        return logits
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    @property
     def batch(self) -> HeadBatch | ModuleBatch:
         """Features and labels of the step's batch with the head."""
         return self.forward.batch
@@ -57,8 +70,7 @@ class Step:
         loss = self.batch.loss if self._loss is None else self._loss
         if self.l2 == 0.0:
             return loss
-        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
-        return loss + self.l2 * torch.stack([parameter.square().sum() for parameter in trained]).sum()
+        return loss + self.l2 * torch.stack([parameter.square().sum() for parameter in self.trained.values()]).sum()
 
     def statistic(self, function: Statistic, **given: Tensor | Scalar) -> Tensor:
         """Compute a head statistic of this step's batch, part of the autograd graph."""
@@ -89,11 +101,13 @@ class LocalUpdate:
         update: ``before - after`` by name: trained parameters, then buffers; the pseudo-gradient of the server.
         loss: The loss L_e at the first step, on its batch.
         objective: The objective at the first step.
+        momentum: The momentum buffers that the optimizer ended with, by parameter; none for plain SGD.
     """
 
     update: dict[str, Tensor]
     loss: float
     objective: float
+    momentum: dict[str, Tensor]
 
 
 class BatchSource(Protocol):
@@ -144,6 +158,7 @@ def train_locally(
     reference: Mapping[str, Tensor],
     server_round: int,
     first: Forward | None = None,
+    momentum: Mapping[str, Tensor] | None = None,
 ) -> LocalUpdate:
     """Take the round's local steps from the global model.
 
@@ -160,6 +175,7 @@ def train_locally(
         reference: The references of the round; constants.
         server_round: Number of the round, from 1.
         first: The forward pass of the first step, where an exchange of the round has made it already.
+        momentum: Momentum buffers to begin with, by parameter.
 
     Returns:
         The update and the first step's losses.
@@ -168,13 +184,15 @@ def train_locally(
     optimizer = torch.optim.SGD(
         list(trained.values()), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
+    for name, buffer in (momentum or {}).items():
+        optimizer.state[trained[name]]["momentum_buffer"] = buffer.to(trained[name].device, copy=True)
     losses: list[Tensor] = []
     for local_step in range(config.local_steps):
         index = (server_round - 1) * config.local_steps + local_step
         forward = first if first is not None and local_step == 0 else None
         if forward is None:
             forward = run_forward(model, *round_batch(data, config, step=index))
-        step = Step(model, forward, index, server_round, config.l2)
+        step = Step(model, forward, before, index, server_round, config.l2)
         objective = strategy.objective(step, reference)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(objective)
@@ -184,7 +202,9 @@ def train_locally(
             optimizer.step()
     update = _update(model, trained, before, config)
     optimizer.zero_grad(set_to_none=True)
-    return LocalUpdate(update, loss=float(losses[0]), objective=float(losses[1]))
+    buffers = {name: optimizer.state[parameter].get("momentum_buffer") for name, parameter in trained.items()}
+    kept = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+    return LocalUpdate(update, loss=float(losses[0]), objective=float(losses[1]), momentum=kept)
 
 
 @torch.no_grad()

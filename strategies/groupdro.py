@@ -1,0 +1,93 @@
+"""GroupDRO and AFL: minimise the worst domain's risk by weights that follow the losses.
+
+Objective of client e:   L_e; the mean update weighs domain e by q_e
+Server:                  ``exponential``  q_e <- q_e exp(eta L_e), normalised (GroupDRO)
+                         ``projection``   q <- projection of q + eta L onto the simplex (AFL)
+Statistics:              the loss of each domain, one exchange
+Source:                  Sagawa et al., "Distributionally Robust Neural Networks", ICLR 2020 (arXiv 1911.08731),
+                         algorithm 1, eta as in DomainBed; Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML
+                         2019 (arXiv 1902.00146), algorithm 1.
+
+Neutral setting: eta 0, where q stays uniform and the run is ERM.
+
+On the wire a round:     beside ERM's, one number up.
+Discloses:               each client's loss on one batch.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedhess.exchange import Exchange
+from fedhess.local_phase import LocalPhase, Reference
+from fedhess.statistics import head_loss
+from fedhess.strategy import DomainStrategy
+
+
+class GroupDRO(DomainStrategy):
+    """Adversarial domain weights.
+
+    Args:
+        eta: Step of the weights (DomainBed: 0.01).
+        form: ``"exponential"`` for GroupDRO, ``"projection"`` for AFL.
+
+    Raises:
+        ValueError: The step is negative.
+    """
+
+    statistics = {"loss": head_loss}
+
+    def __init__(self, *, eta: float = 0.01, form: Literal["exponential", "projection"] = "exponential") -> None:
+        if eta < 0:
+            raise ValueError(f"expected eta >= 0, got {eta}")
+        self.eta, self.form = eta, form
+        self._weights: dict[str, Tensor] = {}
+
+    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+        """Ask for the losses and move the weights of the domains that answered."""
+        if self.eta == 0:
+            return {}
+        losses = ask("loss")
+        for domain in losses:
+            self._weights.setdefault(domain, torch.tensor(1.0 / len(losses), dtype=torch.float64))
+        old = torch.stack([self._weights[domain] for domain in losses])
+        loss = torch.stack([value.double() for value in losses.values()])
+        if self.form == "exponential":
+            raised = old * torch.exp(self.eta * loss)
+            new = raised / raised.sum()
+        else:
+            new = project_to_simplex(old + self.eta * loss)
+        self._weights |= dict(zip(losses, new, strict=True))
+        return {}
+
+    def local_training(self, phase: LocalPhase, reference: Reference) -> dict[str, Tensor]:
+        """Weigh the clients' updates by q; with eta 0 by the run's own weights."""
+        del reference
+        if self.eta == 0:
+            return phase.mean_update()
+        return phase.mean_update({domain: float(weight) for domain, weight in self._weights.items()})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return q by domain."""
+        return dict(self._weights)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore q."""
+        self._weights = dict(state)
+
+
+def project_to_simplex(point: Tensor) -> Tensor:
+    """Return the nearest point of the probability simplex in the Euclidean norm, (E,).
+
+    Source: Duchi et al., "Efficient Projections onto the l1-Ball for Learning in High Dimensions", ICML 2008, figure 1.
+
+    >>> project_to_simplex(torch.tensor([0.8, 0.6, -1.0]))
+    tensor([0.6000, 0.4000, 0.0000])
+    """
+    ordered = point.sort(descending=True).values
+    counts = torch.arange(1, len(point) + 1, dtype=point.dtype)
+    shifts = (ordered.cumsum(0) - 1) / counts
+    last = int((ordered > shifts).nonzero().max())
+    return (point - shifts[last]).clamp(min=0)
