@@ -6,14 +6,16 @@ import time
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from fedhess.protocol import SOURCE
 from fedhess.runs import Row
 
 SECONDS_BETWEEN_LINES = 5.0
 BOX_WIDTH = 76
+WIDE = 120  # columns
 
 
 class Progress:
@@ -65,11 +67,14 @@ class Progress:
         self._rounds = rounds
         self._started = self._said = time.monotonic()
         if not self._silent and self._console.is_terminal:
-            text = [TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[scores]")]
-            self._bar = Bar(
-                text[0], BarColumn(20), text[1], TimeRemainingColumn(), console=self._console, transient=True
-            )
-            self._task = self._bar.add_task("", total=sum(rounds), scores="")
+            # Our own time left: rich's would take the rounds skipped on a resume for speed. It keeps its width; on a
+            # narrow terminal the description gives way, and scores need a wide one.
+            left = TextColumn("{task.fields[left]}", table_column=Column(min_width=11, no_wrap=True))
+            columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn(12), left]
+            if self._console.width >= WIDE:
+                columns.append(TextColumn("{task.fields[scores]}", markup=False))
+            self._bar = Bar(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task("", total=sum(rounds), scores="", left="")
             self._bar.start()
 
     def stop(self) -> None:
@@ -88,16 +93,22 @@ class Progress:
         """Report an evaluated round."""
         self._round = server_round
         last = server_round == self._rounds[self._run]
+        left = f"{self._left():.0f} s left"
         if self._bar is not None and self._task is not None:
             self._bar.update(
-                self._task, completed=self._completed(), description=self._description(), scores=scores(rows)
+                self._task,
+                completed=self._completed(),
+                description=self._description(),
+                scores=scores(rows),
+                left=left,
+                refresh=True,
             )
         if self._silent or (self._bar is not None and not last):
             return
         if last or time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
-            left = "" if self._bar is not None else f", {self._left():.0f} s left"
-            self._console.print(f"{self._description()}: {scores(rows)}{left}", markup=False)
+            ending = "" if self._bar is not None else f", {left}"
+            self._console.print(f"{self._description()}: {scores(rows)}{ending}", markup=False)
 
     def _description(self) -> str:
         return f"[{self._run + 1}/{len(self._rounds)}] {self._label}, round {self._round}/{self._rounds[self._run]}"

@@ -21,6 +21,7 @@ TOY_COMMAND = (
 # What makes a run of the toy quick, and a held-out split to select by.
 TOY = ["--domains", "Toy", "--domains-args", "holdout=0.25", "--rounds", "3", "--local-steps", "1", "--batch-size", "8"]
 TOY += ["--lr", "0.1", "--server-optimizer", "SGD", "--server-lr", "1", "--evaluate-every", "1", "--l2", "0"]
+TOY += ["--trials", "1"]
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

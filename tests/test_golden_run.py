@@ -2,7 +2,7 @@
 
 tests/golden/rounds.jsonl was written by::
 
-    python -m fedhess.simulate --domains IconPACS --target sketch --rounds 3 --strategy hgp --seed 0 \
+    python -m fedhess.simulate --domains IconPACS --target sketch --rounds 3 --strategy hgp --seed 0 --trials 1 \
         --local-steps 2 --batch-size 32 --lr 0.05 --momentum 0.9 --evaluate-every 1 \
         --strategy-args alpha=1e-7,beta=0.005 --device cpu --out golden
 
@@ -19,6 +19,7 @@ from conftest import Start
 GOLDEN = Path(__file__).parent / "golden" / "rounds.jsonl"
 ARGUMENTS = [
     *("--domains", "IconPACS", "--target", "sketch", "--rounds", "3", "--strategy", "hgp", "--seed", "0"),
+    *("--trials", "1"),
     *("--local-steps", "2", "--batch-size", "32", "--lr", "0.05", "--momentum", "0.9", "--evaluate-every", "1"),
     *("--strategy-args", "alpha=1e-7,beta=0.005", "--device", "cpu", "--json", "--out", "golden"),
 ]

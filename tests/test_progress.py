@@ -1,6 +1,7 @@
 """What is said while a job runs: plain lines elsewhere, a bar on a terminal, warnings wherever."""
 
 import pty
+import re
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def test_terminal_gets_a_bar_with_the_time_left(monkeypatch: pytest.MonkeyPatch)
     with open(slave, "w", encoding="utf-8") as terminal, open(master, "rb", buffering=0) as screen:
 
         def console(**given: Any) -> Console:
-            return Console(**{**given, "file": terminal}, width=100)
+            return Console(**{**given, "file": terminal}, width=80)
 
         monkeypatch.setattr(progress_module, "Console", console)
         monkeypatch.setenv("TERM", "xterm")
@@ -103,4 +104,5 @@ def test_terminal_gets_a_bar_with_the_time_left(monkeypatch: pytest.MonkeyPatch)
         shown = screen.read(100_000).decode()
     assert "[1/1] hgp, target t, seed 0, round 2/2" in shown
     assert "━" in shown
+    assert re.search(r"round 1/2 [^\r]*\d s left", shown), "at 80 columns the time left is not cut off"
     assert "t 25.0 %" in shown

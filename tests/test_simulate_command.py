@@ -16,6 +16,7 @@ from PIL import Image
 from fedhess.cache import cache_directory
 
 Command = Callable[..., Outcome]
+BRIEF = ["--target", "sketch", "--rounds", "1", "--local-steps", "1", "--strategy", "erm", "--trials", "1"]
 
 
 # -- What it writes ----------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def test_help_says_every_default(command: Command, monkeypatch: pytest.MonkeyPat
 def test_stand_in_is_named_wherever_results_are(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("FEDHESS_DATA", raising=False)
-    outcome = command("--domains", "PACS", "--target", "sketch", "--rounds", 1, "--local-steps", 1, "--strategy", "erm")
+    outcome = command("--domains", "PACS", *BRIEF)
     assert outcome.status == 0, outcome.err
     title = "IconPACS (stand-in for PACS)"
     lines = outcome.out.splitlines()
@@ -151,9 +152,7 @@ def test_stand_in_is_named_wherever_results_are(command: Command, monkeypatch: p
 def test_stand_in_is_named_on_stderr_when_quiet(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("FEDHESS_DATA", raising=False)
-    outcome = command(
-        "--domains", "PACS", "--target", "sketch", "--rounds", 1, "--local-steps", 1, "--strategy", "erm", "--json"
-    )
+    outcome = command("--domains", "PACS", *BRIEF, "--json")
     assert json.loads(outcome.out)["stand_in_for"] == "PACS"
     assert "IconPACS stands in for PACS" in outcome.err
 
@@ -247,8 +246,19 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_real_folder_is_not_called_a_stand_in(command: Command, pacs: Path) -> None:
     outcome = command(
-        *("--domains", "PACS", "--data-dir", pacs, "--model", "lite0-features", "--target", "sketch", "--rounds", 1),
-        *("--local-steps", 1, "--batch-size", 4, "--strategy", "erm", "--out", "job"),
+        *(
+            "--domains",
+            "PACS",
+            "--data-dir",
+            pacs,
+            "--model",
+            "lite0-features",
+            "--batch-size",
+            4,
+            *BRIEF,
+            "--out",
+            "job",
+        ),
     )
     assert outcome.status == 0, outcome.err
     assert "PACS: accuracy (%)" in outcome.out
