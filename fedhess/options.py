@@ -71,7 +71,7 @@ StatisticsBatches = Annotated[
 ]
 EvaluateEvery = Annotated[int | None, typer.Option(help=f"Rounds between evaluations. {_default('evaluate_every')}")]
 Seed = Annotated[int, typer.Option(help="Seed of the first trial. [default: 0]", show_default=False)]
-Trials = Annotated[int, typer.Option(help="Trials; their seeds count up from --seed. [default: 1]", show_default=False)]
+Trials = Annotated[int, typer.Option(help="Trials; their seeds count up from --seed. [default: 3]", show_default=False)]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -59,7 +59,7 @@ def simulate(
     statistics_batches: options.StatisticsBatches = None,
     evaluate_every: options.EvaluateEvery = None,
     seed: options.Seed = 0,
-    trials: options.Trials = 1,
+    trials: options.Trials = 3,
     model: options.Model = None,
     pretrained: options.Pretrained = True,
     device: options.Device = "auto",
