@@ -13,7 +13,7 @@ from fedhess.federation import Federation, ModelPayload
 from fedhess.roster import Client
 from fedhess.validation import read_tensors
 
-# What a strategy's server half hands to the clients: tensors for all, or values by domain, each client its own domain's.
+# What a strategy's server half hands to the clients: tensors for all, or values by domain, to each its own.
 Reference = Mapping[str, Tensor | Mapping[str, Tensor]]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedhess.curvature import head_gradient, head_hvp, hessian_gradient_product
 from fedhess.exchange import Exchange
-from fedhess.strategy import DomainStrategy, PenaltySchedule
+from fedhess.strategy import Annealing, DomainStrategy, PenaltySchedule
 from fedhess.training import Step
 
 
@@ -34,6 +34,7 @@ class HGP(DomainStrategy):
         form: Which mean the HGP reference is: ``"hgp_of_mean"`` or ``"mean_of_hgp"``.
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
         anneal_steps: Local steps before the weight applies.
+        annealing: ``"rescale"`` as the paper's scripts, ``"reset"`` as DomainBed; see ``PenaltySchedule``.
 
     Raises:
         ValueError: A coefficient is negative.
@@ -49,13 +50,14 @@ class HGP(DomainStrategy):
         form: Literal["hgp_of_mean", "mean_of_hgp"] = "hgp_of_mean",
         weight: float = 1.0,
         anneal_steps: int = 0,
+        annealing: Annealing = "rescale",
     ) -> None:
         if min(alpha, beta, weight, anneal_steps) < 0:
             raise ValueError(
                 f"expected alpha, beta, weight, anneal_steps >= 0, got {(alpha, beta, weight, anneal_steps)}"
             )
         self.alpha, self.beta, self.form = alpha, beta, form
-        self.schedule = PenaltySchedule(weight, anneal_steps)
+        self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
 
     def reference(self, ask: Exchange) -> dict[str, Tensor]:
         """Ask for g_e, and for the HGP where its coefficient is not zero."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedhess.curvature import HeadBatch, head_gradient, hessian_diagonal, hutchinson_diagonal
 from fedhess.exchange import Exchange
 from fedhess.penalties import diagonal_distance
-from fedhess.strategy import DomainStrategy, PenaltySchedule
+from fedhess.strategy import Annealing, DomainStrategy, PenaltySchedule
 from fedhess.training import Step
 
 
@@ -41,6 +41,7 @@ class Hutchinson(DomainStrategy):
         probes: Number of Rademacher probes; 0 takes the exact diagonal.
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
         anneal_steps: Local steps before the weight applies.
+        annealing: ``"rescale"`` as the paper's scripts, ``"reset"`` as DomainBed; see ``PenaltySchedule``.
 
     Raises:
         ValueError: An argument is negative.
@@ -49,13 +50,20 @@ class Hutchinson(DomainStrategy):
     statistics = {"gradient": head_gradient, "diagonal": hessian_diagonal, "probed": probed_diagonal}
 
     def __init__(
-        self, *, alpha: float = 1e-3, beta: float = 5e-3, probes: int = 0, weight: float = 1.0, anneal_steps: int = 0
+        self,
+        *,
+        alpha: float = 1e-3,
+        beta: float = 5e-3,
+        probes: int = 0,
+        weight: float = 1.0,
+        anneal_steps: int = 0,
+        annealing: Annealing = "rescale",
     ) -> None:
         given = (alpha, beta, probes, weight, anneal_steps)
         if min(given) < 0:
             raise ValueError(f"expected alpha, beta, probes, weight, anneal_steps >= 0, got {given}")
         self.alpha, self.beta, self.probes = alpha, beta, probes
-        self.schedule = PenaltySchedule(weight, anneal_steps)
+        self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
 
     def reference(self, ask: Exchange) -> dict[str, Tensor]:
         """Ask for g_e and the diagonals in one exchange, without what has a zero coefficient."""

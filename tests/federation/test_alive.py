@@ -1,6 +1,7 @@
 """Promises 2, 5 and 6: penalties work, vanish when they should, and nothing depends on order, ids or memory."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,62 +10,84 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from methods import METHODS, RELAYS, Method
 
 from fedhess import workplace
 from fedhess.client import app as client_app
 from fedhess.engines.inprocess import InProcessGrid
+from fedhess.loading import BUILT_IN, load_strategy
+from fedhess.strategy import DomainStrategy
 
 Run = Callable[..., Any]
-PENALISED: dict[str, dict[str, Any]] = {
-    "hgp": {"alpha": 0.02, "beta": 0.05},
-    "hgp-mean-of-hgp": {"alpha": 0.02, "beta": 0.05, "form": "mean_of_hgp"},
-    "hutchinson": {"alpha": 0.02, "beta": 0.05},
-    "hutchinson-probes": {"alpha": 0.02, "beta": 0.05, "probes": 5},
-}
-
-
-def named(method: str) -> str:
-    return method.partition("-")[0]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("coefficient", ["alpha", "beta"])
-@pytest.mark.parametrize("method", PENALISED)
-def test_each_coefficient_changes_the_update(toy_run: Run, method: str, coefficient: str) -> None:
-    args = PENALISED[method] | dict.fromkeys(["alpha", "beta"], 0.0) | {coefficient: 0.05}
-    erm = toy_run(strategy="erm").tensors
-    penalised = toy_run(strategy=named(method), strategy_args=args).tensors
+def run_of(method: Method, **changes: Any) -> dict[str, Any]:
+    """Settings of a run of a method."""
+    return {"strategy": method.strategy, "strategy_args": method.args} | method.changes | changes
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_term_changes_the_update(toy_run: Run, name: str) -> None:
+    method = METHODS[name]
+    erm = toy_run(strategy="erm", **method.changes).tensors
+    penalised = toy_run(**run_of(method)).tensors
     assert (erm["head.weight"] - penalised["head.weight"]).abs().max() > 1e-5
-    assert (erm["featurizer.second.weight"] - penalised["featurizer.second.weight"]).abs().max() > 1e-7
+    if method.moves_features:
+        assert (erm["featurizer.second.weight"] - penalised["featurizer.second.weight"]).abs().max() > 1e-7
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("method", PENALISED)
-def test_coefficients_zero_are_erm_bit_for_bit(toy_run: Run, method: str, dtype: str) -> None:
-    args = PENALISED[method] | {"alpha": 0.0, "beta": 0.0}
-    erm = toy_run(strategy="erm", dtype=dtype, local_steps=3, momentum=0.9).tensors
-    zero = toy_run(strategy=named(method), strategy_args=args, dtype=dtype, local_steps=3, momentum=0.9).tensors
-    assert same(erm, zero)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_neutral_setting_is_erm_bit_for_bit(toy_run: Run, name: str, dtype: str) -> None:
+    method = METHODS[name]
+    changes = {"dtype": dtype, "local_steps": 3, "momentum": 0.9}
+    erm = toy_run(strategy="erm", **changes).tensors
+    neutral = toy_run(strategy=method.strategy, strategy_args=method.neutral, **changes).tensors
+    assert same(erm, neutral)
 
 
-@pytest.mark.parametrize("method", PENALISED)
-def test_identical_domains_have_no_penalty(toy_run: Run, method: str) -> None:
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.has_reference])
+def test_identical_domains_have_no_penalty(toy_run: Run, name: str) -> None:
     # A full batch of the same examples in every domain; form hgp_of_mean equals mean_of_hgp then.
-    rows = toy_run(
-        strategy=named(method),
-        strategy_args=PENALISED[method],
-        domains_options={"identical": True},
-        batch_size=0,
-    ).rows
+    method = METHODS[name]
+    rows = toy_run(**run_of(method, domains_options={"identical": True}, batch_size=0)).rows
     trained = [row for row in rows if row["role"] == "source" and row["round"] > 0]
     assert len(trained) == 9
     for row in trained:
-        assert row["train_objective"] == pytest.approx(row["train_loss"], abs=1e-12)
-    different = toy_run(strategy=named(method), strategy_args=PENALISED[method], batch_size=0).rows
-    assert max(row["train_objective"] - row["train_loss"] for row in different if row["train_loss"]) > 1e-4
+        assert row["train_objective"] == pytest.approx(row["train_loss"] / divisor(method), abs=1e-12)
+    different = toy_run(**run_of(method, batch_size=0)).rows
+    gaps = [row["train_objective"] - row["train_loss"] / divisor(method) for row in different if row["train_loss"]]
+    assert max(gaps) > 1e-5
+
+
+def divisor(method: Method) -> float:
+    strategy = load_strategy(method.strategy, method.args)
+    assert isinstance(strategy, DomainStrategy)
+    return strategy.schedule.divisor(0)
+
+
+def test_identical_domains_give_the_server_nothing_to_align(toy_run: Run) -> None:
+    changes = {"domains_options": {"identical": True}, "batch_size": 0}
+    erm = toy_run(strategy="erm", **changes).tensors
+    aligned = toy_run(**run_of(METHODS["server_alignment"], **changes)).tensors
+    assert all(torch.allclose(erm[key], aligned[key], rtol=0, atol=1e-12) for key in erm)
+    weighted = toy_run(**run_of(METHODS["groupdro"], **changes)).tensors
+    assert all(torch.allclose(erm[key], weighted[key], rtol=0, atol=1e-12) for key in erm)
+
+
+def test_fish_with_one_client_going_the_whole_way_is_local_training(toy_run: Run) -> None:
+    fish = toy_run(strategy="fish", strategy_args={"eps": 1.0}, local_steps=3).tensors
+    erm = toy_run(strategy="erm", local_steps=3).tensors
+    assert (fish["head.weight"] - erm["head.weight"]).abs().max() > 1e-4  # three clients: a relay is no mean
+    half = toy_run(strategy="fish", strategy_args={"eps": 0.5}, rounds=1).tensors
+    whole = toy_run(strategy="fish", strategy_args={"eps": 1.0}, rounds=1).tensors
+    start = toy_run(strategy="erm", rounds=1, lr=1e-30).tensors
+    for key, value in half.items():
+        torch.testing.assert_close(value - start[key], 0.5 * (whole[key] - start[key]), rtol=0, atol=1e-12)
 
 
 def test_the_penalty_aligns_what_it_names(toy_run: Run) -> None:
@@ -77,7 +100,7 @@ def test_the_penalty_aligns_what_it_names(toy_run: Run) -> None:
 
 
 def test_same_seed_same_bytes_and_another_seed_others(toy_run: Run) -> None:
-    args = {"strategy": "hutchinson", "strategy_args": PENALISED["hutchinson-probes"], "dtype": "float32"}
+    args = run_of(METHODS["hutchinson-probes"], dtype="float32")
     first, second, other = (toy_run(seed=seed, **args).tensors for seed in (3, 3, 4))
     assert same(first, second)
     assert not torch.equal(first["head.weight"], other["head.weight"])
@@ -99,14 +122,14 @@ class ShuffledGrid(InProcessGrid):
         return iter(self.order(list(super().send_and_receive(messages, timeout=timeout))))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ids=st.lists(st.integers(2, 2**63), min_size=4, max_size=4, unique=True),
     shuffle=st.randoms(use_true_random=False),
-    method=st.sampled_from(["hgp", "hutchinson-probes"]),
+    name=st.sampled_from(sorted(METHODS | RELAYS)),
 )
-def test_reply_order_and_node_ids_do_not_matter(toy_run: Run, ids: list[int], shuffle: Any, method: str) -> None:
-    args = {"strategy": named(method), "strategy_args": PENALISED[method], "dtype": "float32", "rounds": 2}
+def test_reply_order_and_node_ids_do_not_matter(toy_run: Run, ids: list[int], shuffle: Any, name: str) -> None:
+    args = run_of((METHODS | RELAYS)[name], dtype="float32", rounds=2)
 
     def wrap(grid: Grid) -> Grid:
         grid.__class__ = ShuffledGrid
@@ -130,20 +153,65 @@ class Amnesia:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("method", ["hgp", "hgp-mean-of-hgp", "hutchinson", "hutchinson-probes"])
-def test_a_client_that_restarts_before_every_message_loses_nothing(toy_run: Run, method: str, steps: int) -> None:
-    args = {"strategy": named(method), "strategy_args": PENALISED[method], "dtype": "float32", "local_steps": steps}
+@pytest.mark.parametrize("name", METHODS | RELAYS)
+def test_a_client_that_restarts_before_every_message_loses_nothing(toy_run: Run, name: str, steps: int) -> None:
+    args = run_of((METHODS | RELAYS)[name], dtype="float32", rounds=2) | {"local_steps": steps}
     assert same(toy_run(**args).tensors, toy_run(app=Amnesia(), **args).tensors)
 
 
-def test_annealing_switches_at_its_step(toy_run: Run) -> None:
-    steps = {"local_steps": 2, "rounds": 4}
-    args = {"alpha": 0.0, "beta": 0.05, "weight": 40.0}
-    switched = toy_run(strategy="hgp", strategy_args=args | {"anneal_steps": 4}, **steps).rows
-    constant = toy_run(strategy="hgp", strategy_args=args | {"weight": 1.0}, **steps).rows
-    objective = [
-        {row["round"]: row["train_objective"] for row in rows if row["domain"] == "north"}
-        for rows in (switched, constant)
-    ]
-    assert objective[0][2] == objective[1][2]  # steps 2 and 3: weight 1
-    assert objective[0][3] != objective[1][3]  # step 4: weight 40
+@pytest.mark.parametrize("name", METHODS | RELAYS)
+def test_a_server_that_resumes_ends_with_the_same_bits(toy_run: Run, name: str, tmp_path: Path) -> None:
+    args = run_of((METHODS | RELAYS)[name], dtype="float32", server_optimizer="Adam", server_lr=0.01)
+    whole = toy_run(**args, rounds=4).tensors
+    toy_run(**args, rounds=2, directory=tmp_path / "run")
+    assert same(whole, toy_run(**args, rounds=4, directory=tmp_path / "run").tensors)
+
+
+SCHEDULED = {"hgp": {"alpha": 0.0, "beta": 0.05}, "irm": {}, "vrex": {}, "fishr": {}}
+
+
+@pytest.mark.parametrize("annealing", ["rescale", "reset"])
+@pytest.mark.parametrize("strategy", SCHEDULED)
+def test_annealing_switches_exactly_at_its_step(toy_run: Run, strategy: str, annealing: str) -> None:
+    settings = {"local_steps": 2, "rounds": 4, "strategy": strategy}
+    args = SCHEDULED[strategy] | {"weight": 40.0, "annealing": annealing}
+    switched = objectives(toy_run(strategy_args=args | {"anneal_steps": 4}, **settings).rows)
+    constant = objectives(toy_run(strategy_args=args | {"weight": 1.0, "anneal_steps": 0}, **settings).rows)
+    assert switched[2] == constant[2]  # first step of round 2 is step 2: weight 1
+    assert switched[3] != constant[3]  # step 4: weight 40
+
+
+def objectives(rows: list[dict[str, Any]]) -> dict[int, float]:
+    return {row["round"]: row["train_objective"] for row in rows if row["domain"] == "north"}
+
+
+def test_the_server_optimizer_begins_anew_at_the_annealing_step(toy_run: Run) -> None:
+    settings = {"rounds": 3, "server_optimizer": "Adam", "server_lr": 0.01, "strategy": "vrex"}
+    ends = {}
+    for annealing in ("reset", "rescale"):
+        # Weight 1 on both sides of the step: what differs is the optimizer alone.
+        args = {"weight": 1.0, "anneal_steps": 2, "annealing": annealing}
+        ends[annealing] = toy_run(strategy_args=args, **settings)
+    step = ends["reset"].server.model.optimizer.state_dict()["state"][0]["step"]
+    assert float(step) == 1.0
+    assert float(ends["rescale"].server.model.optimizer.state_dict()["state"][0]["step"]) == 3.0
+    assert not same(ends["reset"].tensors, ends["rescale"].tensors)
+
+
+def test_more_strategies_than_these_are_not_built_in() -> None:
+    tested = {method.strategy for method in (METHODS | RELAYS).values()} | {"erm", "fedadam"}
+    assert tested == set(BUILT_IN)
+
+
+def test_fedadam_is_flowers_own(toy_run: Run) -> None:
+    ours = toy_run(strategy="fedadam", strategy_args={"eta": 0.05}).tensors
+    flowers = toy_run(strategy="flwr.serverapp.strategy:FedAdam", strategy_args={"eta": 0.05}).tensors
+    assert same(ours, flowers)
+
+
+def test_groupdro_weighs_the_domain_with_the_highest_loss_most(toy_run: Run) -> None:
+    finished = toy_run(strategy="groupdro", strategy_args={"eta": 1.0}, rounds=1, batch_size=0)
+    losses = {r["domain"]: r["train_loss"] for r in finished.rows if r["round"] == 1 and r["role"] == "source"}
+    weights = finished.server.strategy.state_dict()
+    assert max(losses, key=losses.__getitem__) == max(weights, key=lambda domain: float(weights[domain]))
+    assert float(sum(weights.values())) == pytest.approx(1.0)
