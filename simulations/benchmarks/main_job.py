@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark
-from fedhess.protocol import SOURCE, TARGET
 from fedhess.local_data import local_domain
+from fedhess.protocol import SOURCE, TARGET
 
 TRIALS = 3
 WALL_SECONDS, PEAK_GB, HGP_OVER_ERM, POINTS = 60.0, 2.0, 1.3, 3.0
