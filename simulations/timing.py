@@ -45,8 +45,8 @@ def timing(
     for name in names:
         module, _, function = BENCHMARKS[name].partition(":")
         measure: Callable[..., list[dict[str, Any]]] = getattr(import_module(module), function)
-        rows = measure(repeats=repeats)
-        recorded[name] = {"rows": rows, "repeats": repeats, "environment": describe_environment()}
+        environment = describe_environment()  # before the measurement, whose code it names
+        recorded[name] = {"environment": environment, "repeats": repeats, "rows": measure(repeats=repeats)}
         typer.echo(render({name: recorded[name]}))
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
