@@ -18,7 +18,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
         "federation": f"{config.rounds} rounds, server {config.server_optimizer} lr {config.server_lr:.4g}",
         "clients": f"{config.local_steps} steps a round on {batch}, SGD lr {config.lr:g}",
         "engine": engine,
-        "device": f"{config.device}, {torch.get_num_threads()} threads",
+        "device": f"{config.device}, {config.threads or torch.get_num_threads()} thread(s)",
         "seeds": ", ".join(map(str, job.seeds)),
         "directory": str(job.path),
     }

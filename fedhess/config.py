@@ -37,6 +37,7 @@ class RunConfig(BaseModel):
     pretrained: bool = True
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     # Method
     strategy: str = "hgp"
     strategy_args: dict[str, Scalar] = {}
@@ -169,7 +170,8 @@ def parse_assignments(text: str, *, option: str) -> dict[str, Scalar]:
     values: dict[str, Scalar] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, separator, value = part.partition("=")
-        key = key.strip().replace("-", "_")
+        owner, dot, name = key.strip().rpartition(".")  # an owner is a strategy's name, whose dashes are its own
+        key = owner + dot + name.replace("-", "_")
         if not separator or not key or not value.strip():
             raise UsageError(f"{option}: expected key=value[,key=value...], got {part!r}")
         if key in values:

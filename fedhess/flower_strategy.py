@@ -1,6 +1,7 @@
 """Run a plain Flower strategy: it sees the source clients alone; what it aggregates becomes the global model."""
 
 import random
+import time
 from collections.abc import Iterable, Iterator
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -34,6 +35,7 @@ class SourceGrid(Grid):
     def __init__(self, federation: Federation, *, timeout: float) -> None:
         self._grid = federation.grid
         self._timeout = timeout
+        self._pushed: set[str] = set()
         self.by_node = {client.node_id: client for client in federation.source_clients}
 
     def set_run(self, run: Run) -> None:
@@ -65,27 +67,27 @@ class SourceGrid(Grid):
         Raises:
             PermissionError: A message is addressed to another node.
         """
+        ids = list(self._grid.push_messages(self._checked(messages)))
+        self._pushed.update(ids)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull replies to messages that were pushed through this view, and to no others."""
+        return self._grid.pull_messages([message_id for message_id in message_ids if message_id in self._pushed])
+
+    def _checked(self, messages: Iterable[Message]) -> list[Message]:
         checked = list(messages)
         for message in checked:
             if message.metadata.dst_node_id not in self.by_node:
                 raise PermissionError(
                     f"node {message.metadata.dst_node_id} is no source client: a strategy reaches source clients only"
                 )
-        return self._grid.push_messages(checked)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull replies."""
-        return self._grid.pull_messages(message_ids)
+        return checked
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send to source clients in domain order and return their replies in that order."""
         position = {node_id: index for index, node_id in enumerate(self.by_node)}
-        ordered = sorted(messages, key=lambda message: position.get(message.metadata.dst_node_id, -1))
-        for message in ordered:
-            if message.metadata.dst_node_id not in self.by_node:
-                raise PermissionError(
-                    f"node {message.metadata.dst_node_id} is no source client: a strategy reaches source clients only"
-                )
+        ordered = sorted(self._checked(messages), key=lambda message: position[message.metadata.dst_node_id])
         replies = list(self._grid.send_and_receive(ordered, timeout=timeout or self._timeout))
         turn = {message.metadata.message_id: index for index, message in enumerate(ordered)}
         return sorted(replies, key=lambda reply: turn.get(reply.metadata.reply_to_message_id, len(turn)))
@@ -102,6 +104,7 @@ def run_flower_round(
     Raises:
         FederationError: Fewer source clients than the quorum replied, or the strategy aggregated nothing.
     """
+    started = time.monotonic()
     grid = SourceGrid(federation, timeout=config.deadline)
     payload = model.payload()
     train_config = ConfigRecord(
@@ -125,6 +128,7 @@ def run_flower_round(
             f"round {server_round}: {type(strategy).__name__} aggregated nothing from {len(replies)} replies{reasons}"
         )
     model.replace(_aggregate(strategy, arrays, model, server_round))
+    outcome.seconds = time.monotonic() - started
     return outcome
 
 
@@ -150,8 +154,7 @@ def _checked(
             continue
         federation.count(client, up=protocol.array_bytes(reply.content))
         try:
-            read_tensors(reply.content, protocol.MODEL, like=model.tensors)
-            outcome.metrics[client.label] = protocol.metrics_of(reply.content)
+            outcome.metrics[client.label] = _read(reply.content, client, model)
         except ValueError as error:
             federation.fail(server_round, "train", client.label, str(error))
             continue
@@ -159,6 +162,22 @@ def _checked(
         yield reply
     for client in silent.values():
         federation.fail(server_round, "train", client.label, "no reply before the deadline")
+
+
+def _read(content: RecordDict, client: Client, model: GlobalModel) -> dict[str, float]:
+    """Check a reply as Flower's strategies will read it: one record of weights, one of metrics, a true count.
+
+    Raises:
+        ValueError: It is anything else.
+    """
+    if len(content.array_records) != 1 or len(content.metric_records) != 1:
+        raise ValueError(f"expected one record of arrays and one of metrics, got {sorted(content)}")
+    read_tensors(content, protocol.MODEL, like=model.tensors)
+    metrics = protocol.metrics_of(content)
+    expected = client.identity.train_examples
+    if metrics.get(protocol.NUM_EXAMPLES) != expected:
+        raise ValueError(f"expected {protocol.NUM_EXAMPLES} = {expected} as it said at the start, got {metrics}")
+    return metrics
 
 
 def _aggregate(strategy: Strategy, arrays: ArrayRecord, model: GlobalModel, server_round: int) -> dict[str, Tensor]:

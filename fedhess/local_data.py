@@ -13,6 +13,8 @@ from fedhess.models import create_model, prepare_inputs, prepared_shape
 from fedhess.models.headed import HeadedModel
 from fedhess.protocol import SOURCE
 
+DOMAINS_KEPT = 12  # four domains of three trials: a job comes back to them with its next strategy
+
 
 class LocalDomain:
     """One client's examples, on their way to the device in batches.
@@ -70,7 +72,7 @@ class LocalDomain:
         return inputs.to(self._device), self.data.labels[indices].to(self._device)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=DOMAINS_KEPT)
 def _prepared(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
               domain: str, model: str, device: str, seed: int) -> DomainData:  # fmt: skip
     benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options))
@@ -84,7 +86,7 @@ def _geometry(domains: str, options: tuple[tuple[str, str | int | float | bool],
     return prepared_shape(model, benchmark.input_shape), benchmark.outputs, benchmark.holdout
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=DOMAINS_KEPT)
 def _local_domain(data_key: tuple[object, ...], *, holdout: float, seed: int, domain: str, role: str,
                   device: str, dtype: torch.dtype) -> LocalDomain:  # fmt: skip
     data = _prepared(*data_key)

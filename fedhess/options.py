@@ -88,6 +88,9 @@ Device = Annotated[
     str,
     typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps. [default: auto]", show_default=False),
 ]
+Threads = Annotated[
+    int | None, typer.Option(help=f"Threads of torch while it trains; 0 for torch's own choice. {_default('threads')}")
+]
 Dtype = Annotated[str | None, typer.Option(help=f"float32 or float64. {_default('dtype')}")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data. [default: $FEDHESS_DATA, then a download]")]
 DomainsArgs = Annotated[str, typer.Option(help="Options of the benchmark: key=value,...")]

@@ -109,6 +109,8 @@ class Identity:
         if not isinstance(domain, str) or role not in (SOURCE, TARGET) or not all(isinstance(n, int) for n in counts):
             raise ValueError(f"expected an identity with domain, role and counts, got {dict(record)}")
         client, train, evaluate = (n for n in counts if isinstance(n, int))
+        if min(client, train, evaluate) < 0 or (role == SOURCE and train == 0):
+            raise ValueError(f"expected a source client with examples, no negative count, got {dict(record)}")
         return cls(domain, str(role), client, train, evaluate, bool(record.get("holds-out", False)))
 
 
@@ -138,6 +140,13 @@ def decode_array(array: Array) -> Tensor:
     """
     if array.stype != "numpy.ndarray":
         raise ValueError(f"expected an array serialised as numpy.ndarray, got {array.stype!r}")
+    try:
+        return _decode(array)
+    except Exception as error:  # noqa: BLE001 - foreign bytes: NumPy's header parser raises nearly anything
+        raise ValueError(f"expected a .npy array of plain numbers: {type(error).__name__}: {error}") from None
+
+
+def _decode(array: Array) -> Tensor:
     length = 10 + int.from_bytes(array.data[8:10], "little")  # magic, version, length of the header, header
     shape, dtype = _parse_header(array.data[:length])
     values = np.frombuffer(array.data, dtype=dtype, offset=length)

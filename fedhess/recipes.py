@@ -31,7 +31,8 @@ _FINE_TUNING = {
 }
 
 # Adapter and head on frozen embeddings; chosen on source validation accuracy of IconPACS.
-_FROZEN_FEATURES = {"rounds": 40, "local_steps": 10, "batch_size": 32, "lr": 0.03, "evaluate_every": 5}
+# One thread: the operations are so small that two threads take twice the time of one.
+_FROZEN_FEATURES = {"rounds": 40, "local_steps": 10, "batch_size": 32, "lr": 0.03, "evaluate_every": 5, "threads": 1}
 # Layer-normed embeddings of 1280 numbers have squared norm 1280, to whose third power a squared HGP is proportional:
 # the released coefficients, made for features some ten times shorter, would drown the loss.
 _FROZEN_FEATURES_PENALTY = {"hgp": {"alpha": 1e-7, "beta": 1e-3}, "hutchinson": {"alpha": 1e-3, "beta": 1e-3}}

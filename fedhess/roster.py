@@ -15,6 +15,7 @@ from fedhess.protocol import Identity
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+ATTEMPTS = 3  # a node that cannot say who it is may still be starting; one that fails so often will not
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,20 @@ def discover(grid: Grid, *, sources: Sequence[str], targets: Sequence[str], dead
     """
     end = time.monotonic() + deadline
     known: dict[int, Identity] = {}
-    refusals: dict[int, str] = {}
+    refusals: dict[int, list[str]] = {}
     while True:
         nodes = [node_id for node_id in grid.get_node_ids() if node_id not in known]
         for node_id, answer in _identify(grid, nodes, max(1.0, end - time.monotonic())):
             if isinstance(answer, Identity):
                 known[node_id] = answer
             else:
-                refusals[node_id] = answer
+                refusals.setdefault(node_id, []).append(answer)
         missing = {*sources, *targets} - {identity.domain for identity in known.values()}
         if not missing:
             return _roster(known, sources=sources, targets=targets)
-        if time.monotonic() >= end or refusals.keys() >= set(nodes) != set():
-            reasons = "".join(f"\n  node {node_id}: {reason}" for node_id, reason in refusals.items())
+        hopeless = bool(nodes) and all(len(refusals.get(node_id, ())) >= ATTEMPTS for node_id in nodes)
+        if time.monotonic() >= end or hopeless:
+            reasons = "".join(f"\n  node {node_id}: {answers[-1]}" for node_id, answers in refusals.items())
             raise FederationError(
                 f"no client for {', '.join(sorted(missing))} after {deadline:g} s at most; "
                 f"{len(known)} nodes said who they are{reasons}"

@@ -1,6 +1,7 @@
 """The ServerApp: build the strategy and the model from the run config, then rounds and evaluations until the end."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class Server:
         self.alignment_shapes = StatisticShapes(
             {"gradient": head_gradient, "hgp": hessian_gradient_product}, template
         ).of(("gradient", "hgp"), {})
+        self._seconds = 0.0  # of training since the last evaluation
         self.federation = Federation(
             self.grid,
             sources=config.sources,
@@ -132,6 +134,7 @@ class Server:
 
     def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
         """Evaluate if it is this round's turn, write rows and checkpoint."""
+        self._seconds += outcome.seconds
         rows: list[Row] = []
         if self.config.is_evaluated(server_round):
             rows = self._evaluate(server_round, outcome)
@@ -153,6 +156,8 @@ class Server:
             metrics = protocol.metrics_of(content)
             if not {"loss", "accuracy", protocol.NUM_EXAMPLES} <= metrics.keys():
                 raise ValueError(f"expected loss, accuracy and {protocol.NUM_EXAMPLES}, got {sorted(metrics)}")
+            if not (0 <= metrics["accuracy"] <= 1 and 1 <= metrics[protocol.NUM_EXAMPLES] < math.inf):
+                raise ValueError(f"expected an accuracy in [0, 1] of at least one example, got {metrics}")
             return metrics, alignment
 
         replies = federation.exchange(
@@ -174,7 +179,7 @@ class Server:
         federation.require_quorum("evaluate", server_round, evaluated)
         distances = alignment_distances({label: alignment for label, (_, alignment) in answers.items() if alignment})
         traffic, failures = federation.take_traffic(), federation.take_failures()
-        seconds = round(outcome.seconds + time.monotonic() - started, 4)
+        seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0
         rows: list[Row] = []
         for client in federation.clients:
             label = client.label

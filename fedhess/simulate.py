@@ -12,6 +12,7 @@ import threading
 from typing import Any
 
 import click
+import torch
 import typer
 
 from fedhess import options
@@ -63,6 +64,7 @@ def simulate(
     model: options.Model = None,
     pretrained: options.Pretrained = True,
     device: options.Device = "auto",
+    threads: options.Threads = None,
     dtype: options.Dtype = None,
     data_dir: options.DataDir = None,
     domains_args: options.DomainsArgs = "",
@@ -107,6 +109,7 @@ def simulate(
         "model": model,
         "pretrained": pretrained,
         "device": resolve_device(device),
+        "threads": threads,
         "dtype": dtype,
         "data_dir": None if data_dir is None else str(data_dir.resolve()),
     }
@@ -167,10 +170,13 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     for domain in job.benchmark.domains:  # the clients find the result in the cache
         prepare_inputs(config.model, job.benchmark.load(domain), device=config.device, notify=progress.tick)
     progress.start([run.config.rounds for run in job.runs])
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(config.threads or threads_before)
     try:
         for number, run in enumerate(job.runs):
             _run(run, number, progress)
     finally:
+        torch.set_num_threads(threads_before)
         progress.stop()
     return summarise(job)
 
@@ -194,9 +200,8 @@ def main() -> None:
     """Run the command; every mistake of the user ends with one message and status 2."""
     logging.basicConfig(level=logging.WARNING, format="fedhess: %(message)s", stream=sys.stderr)
     status = _run_command()
-    if status:
-        _abandon_clients(status)
-        sys.exit(status)
+    _abandon_clients(status)
+    sys.exit(status)
 
 
 def _run_command() -> int:

@@ -80,6 +80,7 @@ class Forward:
     Attributes:
         model: The model that made it.
         stamp: Where the model's parameters were and how often they had been written to.
+        wrote_buffers: Whether the pass changed buffers of the model (running statistics that are not frozen).
         inputs: (B, ...) inputs of the batch.
         labels: (B,) class indices.
         features: (B, D) features, part of the autograd graph unless gradients were off.
@@ -88,6 +89,7 @@ class Forward:
 
     model: HeadedModel
     stamp: tuple[tuple[int, int], ...]
+    wrote_buffers: bool
     inputs: Tensor
     labels: Tensor
     features: Tensor
@@ -105,5 +107,8 @@ def _stamp(model: HeadedModel) -> tuple[tuple[int, int], ...]:
 def run_forward(model: HeadedModel, inputs: Tensor, labels: Tensor) -> Forward:
     """Compute the features of a batch in training mode and pair them with the head."""
     model.train()
+    before = [buffer._version for buffer in model.buffers()]
     features = model.features(inputs)
-    return Forward(model, _stamp(model), inputs, labels, features, head_batch(model, features, labels))
+    wrote_buffers = before != [buffer._version for buffer in model.buffers()]
+    batch = head_batch(model, features, labels)
+    return Forward(model, _stamp(model), wrote_buffers, inputs, labels, features, batch)

@@ -29,9 +29,7 @@ class _Working:
     holds: tuple[str, bool] | None = None
 
     def load(self, state: Mapping[str, Tensor], *, writable: bool) -> None:
-        """Give the model the values of ``state``: shared where they are only read, copied where they are written.
-
-        Buffers are always copied: a forward pass in training mode may write to them.
+        """Give the parameters the values of ``state``: shared where only read, copied where they will be written.
 
         Raises:
             ValueError: Names or shapes are not those of the model.
@@ -45,6 +43,9 @@ class _Working:
             if writable:
                 shared = self.copies.setdefault(name, torch.empty_like(parameter.data)).copy_(shared)
             parameter.data = shared
+
+    def restore_buffers(self, state: Mapping[str, Tensor]) -> None:
+        """Copy the buffers: a forward pass in training mode may have written to them since the last message."""
         for name, buffer in self.model.named_buffers():
             if name in state:
                 buffer.copy_(state[name])
@@ -93,6 +94,7 @@ class ModelStore:
             working.holds = None
             working.load(self._states[model_id], writable=writable)
             working.holds = (model_id, writable)
+        working.restore_buffers(self._states[model_id])
         return working.model
 
     def forget(self) -> None:
@@ -102,7 +104,8 @@ class ModelStore:
 
     def _working(self, config: RunConfig) -> _Working:
         models: dict[tuple[object, ...], _Working] = self._local.__dict__.setdefault("models", {})
-        key = (config.domains, config.model, config.pretrained, config.dtype, config.device)
+        options = tuple(sorted(config.domains_options.items()))
+        key = (config.domains, options, config.model, config.pretrained, config.dtype, config.device)
         if key not in models:
             models.clear()  # one architecture at a time: a process rarely needs two
             models[key] = _Working(build_model(config))
@@ -134,7 +137,7 @@ class ForwardMemory:
     def take(self, model_id: str, key: tuple[object, ...], model: HeadedModel) -> Forward | None:
         """Return the pass of a client with its graph, and forget it; None if it has none or the model has changed."""
         found = self.recall(model_id, key)
-        if found is None or not found.features.requires_grad or not found.is_made_by(model):
+        if found is None or not found.features.requires_grad or found.wrote_buffers or not found.is_made_by(model):
             return None
         return self._passes.pop(key)
 

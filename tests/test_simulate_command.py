@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,3 +172,33 @@ def test_module_runs_and_the_user_can_interrupt_it(start: Start, tmp_path: Path)
     assert long.returncode == 130
     assert "completed rounds are kept: continue with --resume --out job" in err
     assert "Traceback" not in err
+
+
+def test_a_job_that_ends_before_a_slow_target_ends_with_status_0(start: Start, tmp_path: Path) -> None:
+    program = tmp_path / "slow.py"
+    program.write_text(
+        "import sys, time, torch\n"
+        "import fedhess.simulate as command\n"
+        "from fedhess.domains import BENCHMARKS\n"
+        "BENCHMARKS['Toy'] = 'toy:open_toy'\n"
+        "real = command.client_app\n"
+        "def app(message, context):\n"
+        "    if context.node_config['partition-id'] == 3 and message.metadata.message_type == 'evaluate':\n"
+        "        x, end = torch.randn(300, 300, requires_grad=True), time.monotonic() + 20\n"
+        "        while time.monotonic() < end:\n"
+        "            (x @ x).sum().backward()\n"
+        "    return real(message, context)\n"
+        "command.client_app = app\n"
+        "sys.argv = ['fedhess', '--domains', 'Toy', '--strategy', 'erm', '--target', 'east', '--rounds', '1',\n"
+        "            '--batch-size', '8', '--trials', '1', '--deadline', '0.3', '--quiet', '--out', sys.argv[1]]\n"
+        "command.main()\n",
+        encoding="utf-8",
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path / "job")],
+        capture_output=True, text=True, timeout=120, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "n/a" in done.stdout
+    assert "terminate called" not in done.stderr

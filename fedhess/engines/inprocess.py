@@ -112,7 +112,7 @@ class InProcessGrid(Grid):
         A client that has not ended within half a second goes on in the background and yields nothing this time: pull
         again. An id that is unknown, or whose reply has been pulled, yields nothing.
         """
-        return self._replies(message_ids, POLL_SECONDS)
+        return self._replies(message_ids, POLL_SECONDS, last_chance=False)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Push messages and lazily yield their replies in the order of the messages.
@@ -122,7 +122,7 @@ class InProcessGrid(Grid):
             timeout: Seconds for each client, since they run one after the other where real clients run side by side;
                 a client that takes longer is left out.
         """
-        return self._replies(self.push_messages(list(messages)), timeout)
+        return self._replies(self.push_messages(list(messages)), timeout, last_chance=True)
 
     def close(self) -> None:
         """Stop the worker thread; a hung client's thread ends with the process."""
@@ -135,11 +135,13 @@ class InProcessGrid(Grid):
         self._pending[message_id] = Message(metadata=message.metadata, content=_isolated(message.content))  # type: ignore[call-overload]
         return message_id
 
-    def _replies(self, message_ids: Iterable[str], wait: float | None) -> Iterator[Message]:
+    def _replies(self, message_ids: Iterable[str], wait: float | None, *, last_chance: bool) -> Iterator[Message]:
         for message_id in message_ids:
             reply = self._reply(message_id, wait=wait)
             if reply is not None:
                 yield reply
+            elif last_chance:
+                self._running.pop(message_id, None)  # a late reply is for nobody
 
     def _reply(self, message_id: str, wait: float | None) -> Message | None:
         if message_id in self._pending:
