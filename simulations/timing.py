@@ -71,7 +71,11 @@ def render(recorded: dict[str, Any]) -> str:
         ]
         for row in result["rows"]:
             cells = [row["what"], _shown(row["ours"]), _shown(row.get("other")), _shown(row.get("ratio"))]
-            lines.append("| " + " | ".join([*cells, str(row["target"]), "yes" if row["pass"] else "NO"]) + " |")
+            lines.append(
+                "| "
+                + " | ".join([*cells, str(row["target"]), {True: "yes", False: "NO", None: ""}[row["pass"]]])
+                + " |"
+            )
         lines.append("")
     return "\n".join(lines).rstrip()
 

@@ -71,8 +71,6 @@ def test_impossible_evaluations_are_failures(toy_run: Run, metric: str, value: f
     def act(message: Message, reply: Message) -> Message:
         old = reply.content.metric_records[protocol.METRICS]
         reply.content[protocol.METRICS] = MetricRecord({**old, metric: value})
-            {**reply.content.metric_records[protocol.METRICS], metric: value}
-        )
         return reply
 
     rows = toy_run(app=Misbehaving(protocol.EVALUATE, act), quorum=2, rounds=1).rows
