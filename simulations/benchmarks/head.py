@@ -61,8 +61,8 @@ def head_rows(*, repeats: int) -> list[Row]:
         repeats: Interleaved repetitions; the diagonal takes a third of them, since its probes are slow.
 
     Returns:
-        Rows with ``what``, ``ours`` and ``other`` in milliseconds, ``ratio``, ``target`` and ``pass``, which is None for
-        a row that is there for information.
+        Rows with ``what``, ``ours`` and ``other`` in milliseconds, ``ratio``, ``target`` and ``pass``, which is None
+        for a row that is there for information.
     """
     rows = [_diagonal_row(max(3, repeats // 3))]
     for outputs, domains, target in ((7, 3, 2.0), (345, 5, 3.0)):
