@@ -28,10 +28,10 @@ class WeightedMean:
         """Add ``weight`` times the tensors; they are read, never kept.
 
         Raises:
-            ValueError: The names differ from those of the first contribution, or the weight is not positive.
+            ValueError: The names differ from those of the first contribution, or the weight is negative.
         """
-        if weight <= 0:
-            raise ValueError(f"expected a positive weight, got {weight}")
+        if not weight >= 0:
+            raise ValueError(f"expected a weight of at least 0, got {weight}")
         if not self._sum:
             self._sum = {name: tensor * weight for name, tensor in tensors.items()}
         elif self._sum.keys() != tensors.keys():

@@ -148,7 +148,9 @@ def _checked(
         federation.count(client, down=protocol.array_bytes(message.content))
         silent[message.metadata.message_id] = client
     for reply in replies:
-        client = silent.pop(reply.metadata.reply_to_message_id)
+        client = silent.pop(reply.metadata.reply_to_message_id, None)
+        if client is None:
+            continue  # a second reply to the same message
         if reply.has_error():
             federation.fail(server_round, "train", client.label, f"error {reply.error.code}: {reply.error.reason}")
             continue
