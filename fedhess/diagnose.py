@@ -1,0 +1,94 @@
+"""Compare the domains of finished runs: ``python -m fedhess.diagnose runs/NAME``.
+
+After training has ended: opens every domain, the target included and labelled so, and measures under the final models
+how far each pair is apart in every attribute that alignment methods bring together.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from fedhess.announcements import stand_in_warning
+from fedhess.diagnosis import diagnose_job
+from fedhess.diagnosis_report import pair_tables, strategy_table, write_diagnosis
+from fedhess.environment import resolve_device
+from fedhess.errors import UsageError
+from fedhess.finished import open_finished
+from fedhess.options import DataDir, Device
+from fedhess.progress import Progress
+from fedhess.runs import StorageError
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@cli.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished job, or of one strategy, target or run in it.")],
+    examples: Annotated[int, typer.Option(help="At most so many examples of a domain, drawn by the seed.")] = 2048,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write. [default: RUN/diagnosis]", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the diagnosis as JSON instead of tables.")] = False,
+) -> None:
+    """Measure how far the domains of finished runs are apart in loss, gradient, features, HGP and Hessian.
+
+    With several strategies the table says which of them aligns which attribute; tables, CSV and heat maps of every pair
+    of domains are in RUN/diagnosis.
+    """
+    if examples < 2:
+        raise UsageError(f"--examples: expected at least 2, got {examples}")
+    progress = Progress(silent=quiet or as_json)
+    job = open_finished(run, data_dir=data_dir, device=resolve_device(device))
+    if job.benchmark.stand_in_for:
+        progress.warn(stand_in_warning(job.benchmark))
+    config = job.runs[0].config
+    progress.header(
+        {
+            "data": job.benchmark.title,
+            "model": config.model,
+            "strategies": ", ".join(job.strategies),
+            "targets": ", ".join(dict.fromkeys(planned.scenario.name for planned in job.runs)),
+            "seeds": ", ".join(map(str, job.seeds)),
+            "examples": f"at most {examples} of every domain's evaluation split",
+            "device": f"{config.device}, statistics in float64 on the CPU",
+            "directory": str(run),
+        }
+    )
+    diagnosis = diagnose_job(job, most_examples=examples, notify=progress.tick)
+    paths = write_diagnosis(out if out is not None else run / "diagnosis", diagnosis)
+    if as_json:
+        typer.echo(json.dumps(diagnosis, indent=2, allow_nan=False))
+        return
+    if len(job.strategies) > 1:
+        typer.echo(strategy_table(diagnosis))
+    else:
+        typer.echo("\n\n".join(pair_tables(diagnosis).values()))
+    if not quiet:
+        typer.echo("\nwritten: " + ", ".join(str(path) for path in paths))
+
+
+def main() -> None:
+    """Run the command; a mistake of the user ends with one message and status 2."""
+    try:
+        status = int(cli(standalone_mode=False) or 0)
+    except UsageError as error:
+        sys.stderr.write(f"fedhess: {error}\n")
+        status = 2
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except StorageError as error:
+        sys.stderr.write(f"fedhess: {error}\n")
+        status = 1
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
