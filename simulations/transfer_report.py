@@ -1,0 +1,120 @@
+"""Table and figure of the transfer measures."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedhess.tables import markdown_table
+
+COLUMNS = 4
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """Render the results of :mod:`simulations.transferability` as Markdown."""
+    example = [
+        [row["direction"], f"{row['delta']:g}", *(f"{row[key]:.6g}" for key in ("tilted", "known", "bound"))]
+        for row in result["example"]["rows"]
+    ]
+    points, heads = [], []
+    for strategy, runs in by_strategy(result).items():
+        heads.append([strategy, *(_mean(runs, key, digits=3) for key in ("source_loss", "target_loss", "excess_gap"))])
+        heads[-1] += [_mean(runs, "head_norm", digits=3), f"{100 * float(_mean(runs, 'target_accuracy')):.1f}"]
+        for number, point in enumerate(mean_points(runs)):
+            row = [f"{point['delta']:g}", *(f"{point[key]:.4g}" for key in ("tilted", "bound"))]
+            row += [f"{point['tilted'] / point['bound']:.3f}" if point["bound"] > 0 else "n/a"]
+            row += [f"{point[key]:.4g}" for key in ("actual", "actual_bound")]
+            points.append([strategy if number == 0 else "", *row])
+    scope = "quick run: " if result["quick"] else ""
+    machine = result["environment"]
+    return "\n".join(
+        [
+            f"## Transfer measure, {result['title']}",
+            "",
+            f"{scope}{result['protocol']}; targets {', '.join(result['targets'])}; {result['examples']}",
+            f"revision {machine['git_revision']}, torch {machine['versions']['torch']}",
+            f"published: {result['published']}",
+            "",
+            "Two quadratic losses with one minimum, eigenvalues of H_T - H_S "
+            f"{', '.join(f'{value:g}' for value in result['example']['eigenvalues'])}:",
+            "",
+            markdown_table(["direction", "delta", "measure found", "measure known", "bound"], example),
+            "",
+            f"At the trained heads (mean over {len(result['targets'])} target(s), {len(result['seeds'])} trial(s)):",
+            "",
+            markdown_table(
+                ["method", "source loss", "target loss", "excess gap", "head norm", "target accuracy (%)"], heads
+            ),
+            "",
+            "Over balls of heads of radius delta. The bound delta^2/2 ||H_T - H_S||_2 assumes a head optimal for both",
+            "domains: `measure` is that of the losses without their linear terms, which satisfy this, and may exceed",
+            "the bound by terms of third order alone. `actual` is that of the losses as they are, zero at the trained",
+            "head; its bound adds delta ||g_T - g_S||. With the excess gap added, it is the measure as defined.",
+            "",
+            markdown_table(
+                ["method", "delta", "measure", "bound", "measure/bound", "actual", "bound with gradients"], points
+            ),
+        ]
+    )
+
+
+def draw(path: Path, result: Mapping[str, Any]) -> None:
+    """Draw measures and bounds over delta, one panel a method, all on one scale.
+
+    Args:
+        path: The PNG file.
+        result: From :func:`simulations.transferability.measure_job`.
+    """
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    groups = by_strategy(result)
+    columns = min(COLUMNS, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.6 * columns, 3.4 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    for axis in axes.flat[len(groups) :]:
+        axis.axis("off")
+    styles = {
+        "bound": ("bound", "C0--"),
+        "tilted": ("measure, no linear terms", "C0o-"),
+        "actual_bound": ("bound with gradients", "C1--"),
+        "actual": ("measure, losses as they are", "C1o-"),
+    }
+    for axis, (strategy, runs) in zip(axes.flat, groups.items(), strict=False):
+        points = mean_points(runs)
+        for key, (label, style) in styles.items():
+            axis.loglog([p["delta"] for p in points], [p[key] for p in points], style, label=label, markersize=3)
+        axis.set_title(strategy, fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.set_xlabel("delta")
+    axes[0, 0].legend(fontsize=7)
+    seeds, targets = ", ".join(map(str, result["seeds"])), ", ".join(result["targets"])
+    figure.suptitle(f"{result['title']}: transfer measure, mean over targets {targets}; seeds {seeds}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def by_strategy(result: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Group the runs by strategy, in their order."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in result["runs"]:
+        groups.setdefault(run["strategy"], []).append(run)
+    return groups
+
+
+def mean_points(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Average the points of several runs, radius by radius."""
+    return [
+        {key: sum(run["points"][number][key] for run in runs) / len(runs) for key in point}
+        for number, point in enumerate(runs[0]["points"])
+    ]
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], key: str, *, digits: int = 17) -> str:
+    value = sum(run[key] for run in runs) / len(runs)
+    return f"{value:.{digits}g}"

@@ -1,0 +1,182 @@
+"""How far trained models transfer, beside the bound by Hessians: ``python -m simulations.transferability [--quick]``.
+
+For every method the transfer measure from the mean of the source domains to the target domain, over balls of heads
+around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see :mod:`simulations.transfer` for what each figure
+assumes. A quadratic example with known answers comes first and shows that measure and bound are right.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from fedhess.config import RunConfig
+from fedhess.domains import open_benchmark
+from fedhess.environment import describe_environment
+from fedhess.errors import UsageError
+from fedhess.finished import open_finished, view_domains
+from fedhess.job import Job, PlannedRun, plan_job
+from fedhess.progress import Progress
+from fedhess.protocol import SOURCE, TARGET
+from fedhess.report import protocol
+from fedhess.simulate import run_job
+from simulations.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
+from simulations.transfer import transfer_curve
+from simulations.transfer_report import draw, render
+
+RESULTS = Path(__file__).parent / "results"
+METHODS = ("erm", "irm", "vrex", "coral", "fishr", "hgp", "hutchinson")
+DELTAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+QUICK_METHODS, QUICK_TARGET, QUICK_DELTAS = ("erm", "hgp", "hutchinson"), "sketch", (0.001, 0.01, 0.1, 1.0)
+MOST_EXAMPLES = 1024  # of a domain
+EXAMPLE_SIZE = 5
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def configurations(*, quick: bool) -> tuple[RunConfig, ...]:
+    """Return the settings of every run: IconPACS, each domain held out in turn, every method, one trial.
+
+    Args:
+        quick: Three methods and one target only.
+    """
+    return tuple(run.config for run in plan(Path("runs") / "transferability", quick=quick).runs)
+
+
+def plan(folder: Path, *, quick: bool) -> Job:
+    """Plan the runs of :func:`configurations` below a folder."""
+    return plan_job(
+        open_benchmark("IconPACS"),
+        strategies=QUICK_METHODS if quick else METHODS,
+        strategy_args={},
+        target=QUICK_TARGET if quick else "all",
+        trials=1,
+        overrides={},
+        out=folder,
+    )
+
+
+def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
+    """Measure every run of a finished job, and the quadratic example.
+
+    Returns:
+        JSON: title, protocol, seeds, the example, and every run with its points over delta.
+    """
+    deltas = QUICK_DELTAS if quick else DELTAS
+    runs: list[dict[str, Any]] = []
+    for number, run in enumerate(job.runs, start=1):
+        progress.tick(f"[{number}/{len(job.runs)}] {run.strategy}, target {run.scenario.name}, seed {run.config.seed}")
+        runs.append(measure_run(run, deltas=deltas))
+    return {
+        "title": job.benchmark.title,
+        "stand_in_for": job.benchmark.stand_in_for,
+        "protocol": protocol(job, ["nothing: the last round's model"]),
+        "seeds": job.seeds,
+        "quick": quick,
+        "targets": list(dict.fromkeys(run.scenario.name for run in job.runs)),
+        "examples": f"sources' held-out split, the whole target, at most {MOST_EXAMPLES} examples a domain",
+        "published": "not verified: the paper's figures could not be read",
+        "environment": describe_environment(),
+        "example": quadratic_example(),
+        "runs": runs,
+    }
+
+
+def measure_run(run: PlannedRun, *, deltas: tuple[float, ...]) -> dict[str, Any]:
+    """Measure the transfer from the mean of a run's sources to the mean of its targets, under its final model.
+
+    Args:
+        run: A finished run.
+        deltas: Radii of the balls of heads, ascending.
+
+    Returns:
+        JSON: losses, excess gap and target accuracy at the trained head, and the points over delta.
+    """
+    views = view_domains(run, most_examples=MOST_EXAMPLES)
+    source, target = (DomainLandscape([view.batch for view in views if view.role == role]) for role in (SOURCE, TARGET))
+    head = stacked_head(views[0].batch)
+    losses = {
+        role: float(landscape.value_and_gradient(head[None])[0][0])
+        for role, landscape in ((SOURCE, source), (TARGET, target))
+    }
+    excess = {
+        role: losses[role] - minimum_loss(landscape, head) for role, landscape in ((SOURCE, source), (TARGET, target))
+    }
+    accuracies = [view.accuracy for view in views if view.role == TARGET]
+    return {
+        "strategy": run.strategy,
+        "scenario": run.scenario.name,
+        "seed": run.config.seed,
+        "target_accuracy": sum(accuracies) / len(accuracies),
+        "source_loss": losses[SOURCE],
+        "target_loss": losses[TARGET],
+        "excess_gap": excess[TARGET] - excess[SOURCE],
+        "head_norm": float(head.norm()),
+        "points": [asdict(p) for p in transfer_curve(source, target, head, deltas=deltas, seed=run.config.seed)],
+    }
+
+
+def quadratic_example() -> dict[str, Any]:
+    """Measure two quadratic losses with a common minimum, whose transfer measure is known: delta^2 / 2 * lambda_max.
+
+    H_T - H_S has the eigenvalues 4, 2, 1, 0, -1 in an arbitrary basis, so ||H_T - H_S||_2 = 4 = lambda_max: bound and
+    measure agree. The other way round lambda_max = 1 and the bound is four times the measure.
+
+    Returns:
+        JSON: for both directions and several radii the measure found, the measure known, and the bound.
+    """
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(EXAMPLE_SIZE, EXAMPLE_SIZE, generator=generator, dtype=torch.float64)).Q
+    gap = torch.tensor([4.0, 2.0, 1.0, 0.0, -1.0], dtype=torch.float64)
+    minimum = torch.randn(1, EXAMPLE_SIZE, generator=generator, dtype=torch.float64)
+    flat = QuadraticLandscape(basis @ torch.diag(torch.full_like(gap, 2.0)) @ basis.T, minimum)
+    steep = QuadraticLandscape(basis @ torch.diag(2 + gap) @ basis.T, minimum)
+    rows: list[dict[str, Any]] = []
+    for name, source, target, largest in (("S to T", flat, steep, 4.0), ("T to S", steep, flat, 1.0)):
+        for point in transfer_curve(source, target, minimum, deltas=(0.1, 1.0, 10.0), seed=0):
+            known = point.delta**2 / 2 * largest
+            rows.append({"direction": name, "known": known, **asdict(point)})
+    return {"eigenvalues": gap.tolist(), "rows": rows}
+
+
+@cli.command()
+def transferability(
+    quick: Annotated[bool, typer.Option("--quick", help="Three methods, one target, fewer radii.")] = False,
+    job_directory: Annotated[
+        Path | None, typer.Option("--job", help="A finished job of fedhess.simulate to measure instead of training.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="File for the results; .md and .png go beside it.")] = RESULTS
+    / "transferability.json",
+) -> None:
+    """Train the methods, measure how they transfer, print a table and write it down."""
+    progress = Progress()
+    if job_directory is not None:
+        result = measure_job(open_finished(job_directory), quick=quick, progress=progress)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            job = plan(Path(folder), quick=quick)
+            run_job(job, progress)
+            result = measure_job(job, quick=quick, progress=progress)
+    typer.echo(render(result))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(render(result) + "\n", encoding="utf-8")
+    draw(out.with_suffix(".png"), result)
+
+
+def main() -> None:
+    """Run the command; a mistake of the user ends with one message and status 2."""
+    try:
+        cli()
+    except UsageError as error:
+        sys.stderr.write(f"transferability: {error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
