@@ -8,9 +8,10 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from fedhess.config import Scalar
-from fedhess.errors import UsageError
+from fedhess.errors import FederationError, UsageError
 from fedhess.federation import ModelPayload
 from fedhess.protocol import encode_tensors
+from fedhess.validation import is_finite
 
 
 class WeightedMean:
@@ -133,6 +134,22 @@ class GlobalModel:
         for name, value in self.tensors.items():
             value.copy_(tensors[name])
         self._changed()
+
+    def require_finite(self, cause: str) -> None:
+        """Insist that the model is finite, before a checkpoint is made of it.
+
+        Args:
+            cause: What computed the model, for the message.
+
+        Raises:
+            FederationError: A tensor has a value that is not finite.
+        """
+        for name, tensor in self.tensors.items():
+            if not is_finite(tensor):
+                raise FederationError(
+                    f"{cause} left {name} with values that are not finite, although every client's reply was; the "
+                    "round before it is kept: begin again with a lower learning rate or coefficient"
+                )
 
     def _changed(self) -> None:
         self._version += 1

@@ -131,18 +131,27 @@ class Federation:
                 continue
             yield client, value
 
-    def require_quorum(self, phase: str, server_round: int, survivors: Sequence[Client]) -> None:
+    def require_quorum(
+        self, phase: str, server_round: int, survivors: Sequence[Client], *, asked: int | None = None
+    ) -> None:
         """Insist that enough source clients completed a phase.
+
+        Args:
+            phase: Name of the phase.
+            server_round: Number of the round.
+            survivors: Who completed it.
+            asked: How many were asked, where a strategy sampled some: no more than these can be needed.
 
         Raises:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.
         """
-        needed = self.quorum or len(self.source_clients)
+        everybody = len(self.source_clients) if asked is None else asked
+        needed = min(self.quorum or everybody, everybody)
         if len(survivors) >= needed and survivors:
             return
         reasons = "".join(f"\n  {failure}" for failure in self.failures if failure.round == server_round)
         raise FederationError(
-            f"round {server_round}: {len(survivors)} of {len(self.source_clients)} source clients completed phase "
+            f"round {server_round}: {len(survivors)} of {everybody} source clients completed phase "
             f"{phase!r}, {needed} are needed (--quorum).{reasons}"
         )
 

@@ -119,8 +119,7 @@ def run_flower_round(
         random.setstate(random_state)
     asked = len({message.metadata.dst_node_id for message in messages})
     replies = list(_checked(grid, messages, federation, model, outcome, server_round))
-    if asked == len(grid.by_node):
-        federation.require_quorum("train", server_round, outcome.participants)
+    federation.require_quorum("train", server_round, outcome.participants, asked=asked)
     arrays, _ = strategy.aggregate_train(server_round, replies)
     if arrays is None:
         reasons = "".join(f"\n  {failure}" for failure in federation.failures if failure.round == server_round)
@@ -128,6 +127,7 @@ def run_flower_round(
             f"round {server_round}: {type(strategy).__name__} aggregated nothing from {len(replies)} replies{reasons}"
         )
     model.replace(_aggregate(strategy, arrays, model, server_round))
+    model.require_finite(f"round {server_round}: {type(strategy).__name__}")
     outcome.seconds = time.monotonic() - started
     return outcome
 
@@ -148,9 +148,9 @@ def _checked(
         federation.count(client, down=protocol.array_bytes(message.content))
         silent[message.metadata.message_id] = client
     for reply in replies:
-        client = silent.pop(reply.metadata.reply_to_message_id, None)
-        if client is None:
+        if reply.metadata.reply_to_message_id not in silent:
             continue  # a second reply to the same message
+        client = silent.pop(reply.metadata.reply_to_message_id)
         if reply.has_error():
             federation.fail(server_round, "train", client.label, f"error {reply.error.code}: {reply.error.reason}")
             continue

@@ -100,7 +100,7 @@ def _check_same(config_file: Path, description: Mapping[str, Any]) -> list[str]:
             f"--out without --resume. What differs:{lines}"
         )
     began, here = recorded.get("environment", {}), describe_environment()
-    ours = ("versions", "python", "torch_threads")
+    ours = ("versions", "python", "torch_threads", "git_revision")
     return _differences(_flat({key: began.get(key) for key in ours}), _flat({key: here[key] for key in ours}))
 
 

@@ -58,7 +58,7 @@ class LocalDomain:
 
     def train_batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Fetch training examples by position; the full batch is fetched once and kept."""
-        if len(positions) < self.train_size:
+        if not torch.equal(positions, torch.arange(self.train_size)):
             return self.batch(self.train_indices[positions])
         if self._everything is None:
             self._everything = self.batch(self.train_indices)

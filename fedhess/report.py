@@ -14,6 +14,8 @@ from fedhess.selection import mean_distance, select_round, selection_rule, targe
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
 
+UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for")  # said elsewhere, or of one machine
+
 
 def summarise(job: Job) -> dict[str, Any]:
     """Compute the final table from the recorded rows.
@@ -45,10 +47,16 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     config = job.runs[0].config
     sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.runs}))
     server = f"{config.server_optimizer} lr {config.server_lr:.4g}"
+    batch = "all" if config.batch_size == 0 else str(config.batch_size)
+    options = {key: value for key, value in job.benchmark.options.items() if key not in UNNAMED_OPTIONS and value}
+    data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
+    args = {run.strategy: run.config.strategy_args for run in job.runs if run.config.strategy_args}
+    given = "".join(f"; {name} {', '.join(f'{k}={v}' for k, v in of.items())}" for name, of in args.items())
+    weights = "" if config.pretrained else " (not pretrained)"
     return (
-        f"{sources} source domains, {config.rounds} rounds x {config.local_steps} local steps, model {config.model}"
-        f"{'' if config.pretrained else ' (not pretrained)'}, server {server}, "
-        f"seeds {', '.join(map(str, job.seeds))}, selection by {' and '.join(rules)}"
+        f"{data}{sources} source domains, {config.rounds} rounds x {config.local_steps} local steps, "
+        f"model {config.model}{weights}, batch {batch}, client lr {config.lr:g}, server {server}, "
+        f"seeds {', '.join(map(str, job.seeds))}, selection by {' and '.join(rules)}{given}"
     )
 
 

@@ -175,5 +175,6 @@ def run_round(
 
     # -- One step of the server optimizer along the mean update
     model.step(update)
+    model.require_finite(f"round {server_round}: the server's step ({config.server_optimizer}, {config.strategy})")
     phase.outcome.seconds = time.monotonic() - started
     return phase.outcome

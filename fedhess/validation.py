@@ -38,14 +38,15 @@ def read_tensors(content: RecordDict, key: str, *, like: Mapping[str, Tensor]) -
         tensor = decode_array(announced)
         if tensor.dtype != expected.dtype:
             raise ValueError(f"{key}: {name} has dtype {tensor.dtype}, expected {expected.dtype}")
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise ValueError(f"{key}: {name} has {bad} of {tensor.numel()} values that are not finite")
         tensors[name] = tensor
     return tensors
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every value of a tensor is finite; integers always are."""
     if not tensor.is_floating_point():
         return True
     # One pass without a temporary; only a sum that overflows needs the exact look.

@@ -55,8 +55,7 @@ class GroupDRO(DomainStrategy):
         old = torch.stack([self._weights[domain] for domain in losses])
         loss = torch.stack([value.double() for value in losses.values()])
         if self.form == "exponential":
-            raised = old * torch.exp(self.eta * loss)
-            new = raised / raised.sum()
+            new = torch.softmax(old.log() + self.eta * loss, 0)
         else:
             new = project_to_simplex(old + self.eta * loss)
         self._weights |= dict(zip(losses, new, strict=True))

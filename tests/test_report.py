@@ -113,7 +113,10 @@ def test_table_names_data_protocol_seeds_and_selection(make_job: Made) -> None:
     job = make_job({("erm", "east", 3): (0.1, 0.25), ("erm", "east", 4): (0.1, 0.35)})
     text = table(summarise(job))
     assert text.startswith("Toy: accuracy (%) on the target domain, mean +- standard error over trials\n")
-    assert "3 source domains, 1 rounds x 1 local steps, model mlp, server SGD lr 1, seeds 3, 4" in text
+    assert (
+        "3 source domains, 1 rounds x 1 local steps, model mlp, batch 16, client lr 0.1, server SGD lr 1, seeds 3, 4"
+        in text
+    )
     assert "selection by source validation" in text
     assert "| erm      | 30.0 +- 5.0 |" in text
 

@@ -66,7 +66,7 @@ def fetch(repository: str, destination: Path, *, notify: Notify) -> str:
         fresh.chmod(0o755)
         if not destination.exists():  # else another process has been quicker
             os.replace(fresh, destination)
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except Exception as error:  # noqa: BLE001 - datasets, pyarrow and httpx fail in their own ways; all are reported
         return f"the download of {repository} failed: {_first_line(error)}"
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

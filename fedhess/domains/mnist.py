@@ -31,9 +31,19 @@ def read_mnist(root: Path) -> tuple[Tensor, Tensor]:
 
     Returns:
         (60000, 28, 28) uint8 images and (60000,) int64 digits.
+
+    Raises:
+        UsageError: The files hold something else.
     """
-    data = MNIST(str(root), train=True, download=False)
-    return data.data, data.targets
+    folder = root / "MNIST" / "raw"
+    try:
+        data = MNIST(str(root), train=True, download=False)
+    except (AssertionError, ValueError, KeyError, RuntimeError, OSError) as error:  # torchvision asserts on headers
+        raise UsageError(f"{folder}: the files are not MNIST's ({type(error).__name__}); {_advice()}") from None
+    images, digits = data.data, data.targets
+    if images.shape != (60_000, 28, 28) or digits.shape != (60_000,) or int(digits.max()) > 9:
+        raise UsageError(f"{folder}: expected 60,000 images of digits, got {tuple(images.shape)}; {_advice()}")
+    return images, digits
 
 
 def find_mnist(opening: Opening, data_dir: Path | None) -> Path:

@@ -91,7 +91,7 @@ def embed(
     Returns:
         The domain with (N, 1280) float32 examples.
     """
-    key = digest_of([EMBEDDING, data.digest, weights_digest()])
+    key = digest_of([EMBEDDING, data.digest, weights_digest(), torch.device(device).type])
     path = cache_directory(cache_dir) / "lite0" / f"{data.name}-{key[:20]}.npy"
     embeddings = cached_tensor(path, lambda: _compute(data, torch.device(device), notify))
     return TensorDomain(data.name, embeddings, labels=data.labels, groups=data.groups, digest=key)

@@ -70,3 +70,12 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytes
         open_benchmark("ColoredMNIST", cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     shutil.rmtree(mirror)
+
+
+def test_files_of_the_right_size_and_the_wrong_content_are_named(tmp_path: Path):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, size in FILES.items():
+        (folder / name).write_bytes(bytes(size))
+    with pytest.raises(UsageError, match="the files are not MNIST's"):
+        open_benchmark("ColoredMNIST", data_dir=tmp_path).load("grey")

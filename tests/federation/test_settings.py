@@ -3,6 +3,7 @@
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +19,12 @@ from fedhess.client import app as client_app
 from fedhess.domains import open_benchmark
 from fedhess.engines.flower_compat import run_identity, set_message_id
 from fedhess.errors import FederationError
-from fedhess.local_data import build_model
+from fedhess.local_data import build_model, local_domain
 from fedhess.models import MODELS
 from fedhess.models.headed import HeadedModel
 from fedhess.roster import discover
+from fedhess.runs import RunDirectory
+from fedhess.training import round_batch
 
 Run = Callable[..., Any]
 
@@ -188,6 +191,49 @@ def test_a_node_that_plays_another_role_than_the_run_gives_it_is_an_error(toy_ru
 
     with pytest.raises(FederationError, match="client south: the run has it as source, the node says target"):
         toy_run(app=Stubborn())
+
+
+def test_a_domain_may_weigh_nothing(toy_run: Run) -> None:
+    finished = toy_run(strategy="groupdro", strategy_args={"eta": 20.0, "form": "projection"})
+    weights = [float(value) for value in finished.server.strategy.state_dict().values()]
+    assert 0.0 in weights
+    assert sum(weights) == pytest.approx(1.0)
+    assert all(torch.isfinite(value).all() for value in finished.tensors.values())
+
+
+def test_groupdro_survives_any_step(toy_run: Run) -> None:
+    finished = toy_run(strategy="groupdro", strategy_args={"eta": 1e6}, rounds=2)
+    assert all(torch.isfinite(value).all() for value in finished.tensors.values())
+
+
+def test_a_model_that_the_server_makes_infinite_is_not_recorded(toy_run: Run, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with pytest.raises(FederationError, match=r"the server's step \(SGD, erm\) left .* not finite"):
+        toy_run(server_lr=1e308, lr=1e3, rounds=3, directory=directory)
+    assert all(
+        torch.isfinite(value).all()
+        for value in RunDirectory(directory).load_checkpoint().tensors.values()  # type: ignore[union-attr]
+    )
+
+
+def test_the_quorum_holds_for_the_clients_that_a_flower_strategy_samples(toy_run: Run) -> None:
+    class TwoFail:
+        def __call__(self, message: Message, context: Context) -> Message:
+            if message.metadata.message_type == protocol.TRAIN and context.node_config["partition-id"] > 0:
+                raise OSError("gone")
+            return client_app(message, context)
+
+    args = {"strategy": "flwr.serverapp.strategy:FedAvg", "strategy_args": {"fraction_train": 0.7}}
+    with pytest.raises(FederationError, match="of 2 source clients completed phase 'train', 2 are needed"):
+        toy_run(app=TwoFail(), rounds=4, **args)
+
+
+def test_more_batches_than_examples_are_those_batches_and_no_others(toy_run: Run) -> None:
+    data = local_domain(toy_config(batch_size=20), domain="north", role="source")
+    inputs, labels = round_batch(data, toy_config(batch_size=20), step=0, batches=3)
+    singles = [round_batch(data, toy_config(batch_size=20), step=step)[0] for step in range(3)]
+    assert len(inputs) == len(labels) == 60
+    assert torch.equal(inputs, torch.cat(singles))
 
 
 class FixedNodes:
