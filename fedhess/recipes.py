@@ -35,7 +35,14 @@ _FINE_TUNING = {
 _FROZEN_FEATURES = {"rounds": 40, "local_steps": 10, "batch_size": 32, "lr": 0.03, "evaluate_every": 5, "threads": 1}
 # Layer-normed embeddings of 1280 numbers have squared norm 1280, to whose third power a squared HGP is proportional:
 # the released coefficients, made for features some ten times shorter, would drown the loss.
-_FROZEN_FEATURES_PENALTY = {"hgp": {"alpha": 1e-7, "beta": 1e-3}, "hutchinson": {"alpha": 1e-3, "beta": 1e-3}}
+# IRM and V-REx diverge there with weight 1, which their schedules begin with, IGA with its 1000.
+_FROZEN_FEATURES_PENALTY = {
+    "hgp": {"alpha": 1e-7, "beta": 1e-3},
+    "hutchinson": {"alpha": 1e-3, "beta": 1e-3},
+    "irm": {"weight": 0.1, "anneal_steps": 0},
+    "vrex": {"weight": 0.1, "anneal_steps": 0},
+    "iga": {"coefficient": 1e-2},
+}
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "mlp": _IRM_SCRIPTS,

@@ -199,6 +199,7 @@ def _run(run: PlannedRun, number: int, progress: Progress) -> None:
 def main() -> None:
     """Run the command; every mistake of the user ends with one message and status 2."""
     logging.basicConfig(level=logging.WARNING, format="fedhess: %(message)s", stream=sys.stderr)
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower's strategies report every round
     status = _run_command()
     _abandon_clients(status)
     sys.exit(status)
