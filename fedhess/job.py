@@ -105,7 +105,7 @@ def plan_job(
     _check_names(strategies)
     args = {name: _args_for(name, strategies, strategy_args, benchmark.name) for name in strategies}
     path = out if out is not None else Path("runs") / _new_name(benchmark, strategies)
-    base = default_settings(model) | dict(overrides)
+    base = default_settings(model, benchmark=benchmark.name) | dict(overrides)
     base |= {"model": model, "domains": benchmark.name, "stand_in_for": benchmark.stand_in_for}
     runs: list[PlannedRun] = []
     for scenario, name, trial in itertools.product(scenarios, strategies, range(trials)):

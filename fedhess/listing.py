@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fedhess.domains import BENCHMARKS
 from fedhess.loading import known_strategies, load_class, strategy_parameters
 from fedhess.models import MODELS
-from fedhess.recipes import STRATEGY_ARGS, default_settings
+from fedhess.recipes import BENCHMARK_SETTINGS, STRATEGY_ARGS, default_settings
 
 
 def list_everything() -> str:
@@ -16,6 +16,11 @@ def list_everything() -> str:
             name: _parameters(name) for name in known_strategies()
         },
         "models (--model), their settings": {name: _assigned(default_settings(name)) for name in MODELS},
+        "settings of a model that a benchmark replaces": {
+            f"{benchmark} {model}": _assigned(settings)
+            for benchmark, models in BENCHMARK_SETTINGS.items()
+            for model, settings in models.items()
+        },
         "arguments of strategies that a benchmark sets": {
             f"{benchmark} {name}": _assigned(args)
             for benchmark, strategies in STRATEGY_ARGS.items()

@@ -75,7 +75,7 @@ Trials = Annotated[int, typer.Option(help="Trials; their seeds count up from --s
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Model; --list names them. [default: resnet18 for PACS, lite0-features for IconPACS, mlp for ColoredMNIST]"
+        help="Model; --list names them. [default: resnet18 for PACS, lite0-features for IconPACS, mlp for MNIST]"
     ),
 ]
 Pretrained = Annotated[

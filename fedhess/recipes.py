@@ -5,8 +5,10 @@ from typing import Any
 
 # Settings of the public ColoredMNIST scripts, as read in released code (IRM, V-REx, Fishr, Hessian alignment): 501
 # full-batch steps of Adam, L2 on the sum of squared parameters, penalty weight 1 before step 190. One local step of
-# SGD with learning rate 1 hands the gradient itself to the server's Adam. The scripts sum the penalties over the two
-# domains where a federation takes their mean, so their alpha = beta = 1 is 2 here.
+# SGD with learning rate 1 hands the gradient itself to the server's Adam. The scripts sum the penalties of alignment
+# over the two domains where a federation takes their mean, so their alpha = beta = 1 is 2 here, and Fishr's, which they
+# sum over the head's 391 entries too, is 2 x 391 times a mean; IRM's they average. V-REx's squared difference of two
+# risks is 4 times their variance. Fishr has no moving average there.
 _IRM_SCRIPTS = {
     "rounds": 501,
     "local_steps": 1,
@@ -17,7 +19,26 @@ _IRM_SCRIPTS = {
     "l2": 1.10794568e-3,
     "evaluate_every": 50,
 }
-_IRM_SCRIPTS_PENALTY = {"alpha": 2.0, "beta": 2.0, "weight": 91257.18613115903, "anneal_steps": 190}
+_IRM_SCRIPTS_ANNEALING = {"weight": 91257.18613115903, "anneal_steps": 190, "annealing": "rescale"}
+_IRM_SCRIPTS_ALIGNMENT = _IRM_SCRIPTS_ANNEALING | {"alpha": 2.0, "beta": 2.0}
+_IRM_SCRIPTS_PENALTIES: dict[str, dict[str, Any]] = {
+    "hgp": _IRM_SCRIPTS_ALIGNMENT,
+    "hutchinson": _IRM_SCRIPTS_ALIGNMENT,
+    "irm": _IRM_SCRIPTS_ANNEALING | {"form": "squared"},
+    "vrex": _IRM_SCRIPTS_ANNEALING | {"coefficient": 4.0},
+    "fishr": _IRM_SCRIPTS_ANNEALING | {"coefficient": 2.0 * 391, "ema": 0.0},
+}
+
+# Chosen on source validation accuracy of RotatedMNIST.
+_ROTATED_MNIST = {
+    "rounds": 40,
+    "local_steps": 20,
+    "batch_size": 32,
+    "lr": 0.1,
+    "momentum": 0.9,
+    "evaluate_every": 5,
+    "threads": 1,
+}
 
 # Fine-tuning of whole networks: optimizer of GA's released protocol (SGD 1e-3, momentum .9, weight decay 5e-4; there
 # with batches of 16).
@@ -35,13 +56,15 @@ _FINE_TUNING = {
 _FROZEN_FEATURES = {"rounds": 40, "local_steps": 10, "batch_size": 32, "lr": 0.03, "evaluate_every": 5, "threads": 1}
 # Layer-normed embeddings of 1280 numbers have squared norm 1280, to whose third power a squared HGP is proportional:
 # the released coefficients, made for features some ten times shorter, would drown the loss.
-# IRM and V-REx diverge there with weight 1, which their schedules begin with, IGA with its 1000.
-_FROZEN_FEATURES_PENALTY = {
+# IRM and V-REx diverge there with weight 1, which their schedules begin with, IGA with its 1000; the server's alignment
+# step costs accuracy on source validation with 0.01.
+_FROZEN_FEATURES_PENALTIES: dict[str, dict[str, Any]] = {
     "hgp": {"alpha": 1e-7, "beta": 1e-3},
     "hutchinson": {"alpha": 1e-3, "beta": 1e-3},
     "irm": {"weight": 0.1, "anneal_steps": 0},
     "vrex": {"weight": 0.1, "anneal_steps": 0},
     "iga": {"coefficient": 1e-2},
+    "server_alignment": {"step": 1e-3},
 }
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -52,15 +75,32 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "resnet50": _FINE_TUNING,
 }
 
+# As for frozen features: the coefficients of DomainBed diverge with SGD at 0.1.
+_ROTATED_MNIST_PENALTIES: dict[str, dict[str, Any]] = {
+    "irm": {"weight": 0.1, "anneal_steps": 0},
+    "vrex": {"weight": 0.1, "anneal_steps": 0},
+    "fishr": {"anneal_steps": 240},
+    "iga": {"coefficient": 0.01},
+}
+
+# Settings of a model on one benchmark, in place of the model's.
+BENCHMARK_SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"RotatedMNIST": {"mlp": _ROTATED_MNIST}}
+
 STRATEGY_ARGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "ColoredMNIST": {"hgp": _IRM_SCRIPTS_PENALTY, "hutchinson": _IRM_SCRIPTS_PENALTY},
-    "IconPACS": _FROZEN_FEATURES_PENALTY,
+    "ColoredMNIST": _IRM_SCRIPTS_PENALTIES,
+    "IconPACS": _FROZEN_FEATURES_PENALTIES,
+    "RotatedMNIST": _ROTATED_MNIST_PENALTIES,
 }
 
 
-def default_settings(model: str) -> dict[str, Any]:
-    """Return the default settings for a model; names are those of :class:`fedhess.config.RunConfig`."""
-    return dict(SETTINGS.get(model, {}))
+def default_settings(model: str, *, benchmark: str = "") -> dict[str, Any]:
+    """Return the default settings; names are those of :class:`fedhess.config.RunConfig`.
+
+    Args:
+        model: A model's name.
+        benchmark: A benchmark's name; its own settings for the model, where it has some, replace the model's.
+    """
+    return dict(BENCHMARK_SETTINGS.get(benchmark, {}).get(model, SETTINGS.get(model, {})))
 
 
 def default_strategy_args(benchmark: str, strategy: str) -> dict[str, Any]:
@@ -69,7 +109,7 @@ def default_strategy_args(benchmark: str, strategy: str) -> dict[str, Any]:
 
 
 def describe_default(setting: str, *, otherwise: object) -> str:
-    """Say a setting's default for ``--help``: the commonest over the models, then the models that differ.
+    """Say a setting's default for ``--help``: the commonest over models (and benchmarks), then those that differ.
 
     Args:
         setting: A name of :class:`fedhess.config.RunConfig`.
@@ -78,8 +118,11 @@ def describe_default(setting: str, *, otherwise: object) -> str:
     >>> describe_default("batch_size", otherwise=32)
     '32; all with mlp'
     """
+    special = {
+        f"{model} on {name}": settings for name, own in BENCHMARK_SETTINGS.items() for model, settings in own.items()
+    }
     models_by_value: dict[object, list[str]] = {}
-    for model, settings in SETTINGS.items():
+    for model, settings in {**SETTINGS, **special}.items():
         models_by_value.setdefault(settings.get(setting, otherwise), []).append(model)
     ranked = sorted(models_by_value.items(), key=lambda item: -len(item[1]))
     shown = {value: "all" if (setting, value) == ("batch_size", 0) else _short(value) for value, _ in ranked}

@@ -1,11 +1,12 @@
 """Fishr: align the domains' variances of per-example head gradients.
 
-Objective of client e:   L_e + lambda mean((v_e + q p_e - m)^2) over the C x K entries, q = ema / (1 - ema)
+Objective of client e:   L_e + lambda c mean((v_e + q p_e - m)^2) over the C x K entries, q = ema / (1 - ema)
 References:              p_e = the domain's moving average of v before this round, m = mean of v_e + q p_e;
                          moving average: p <- ema p + (1 - ema) v_e, kept on the server, one a domain, 0 at first
 Source:                  Rame, Dancette, Cord, "Fishr: Invariant Gradient Variances for Out-of-Distribution
                          Generalization", ICML 2022 (arXiv 2109.02934); moving averages divided by 1 - ema, squared
-                         distances averaged over entries, and defaults as in DomainBed.
+                         distances averaged over entries, and defaults as in DomainBed. The ColoredMNIST script sums
+                         over entries and domains: there c = E C K.
 
 ``v_e`` is the variance of the per-example gradients of the head, centred, in closed form (no per-example backward).
 
@@ -33,6 +34,7 @@ class Fishr(DomainStrategy):
         anneal_steps: Local steps with coefficient 1 before (DomainBed: 1500).
         ema: Share of the old variance in the moving average, in [0, 1) (DomainBed: 0.95).
         annealing: ``"reset"`` as DomainBed, ``"rescale"`` as the ColoredMNIST script; see ``PenaltySchedule``.
+        coefficient: Factor c of the distance at every step, not part of what ``"rescale"`` divides by.
 
     Raises:
         ValueError: A number is out of range.
@@ -41,12 +43,20 @@ class Fishr(DomainStrategy):
     statistics = {"variance": gradient_variance}
 
     def __init__(
-        self, *, weight: float = 1000.0, anneal_steps: int = 1500, ema: float = 0.95, annealing: Annealing = "reset"
+        self,
+        *,
+        weight: float = 1000.0,
+        anneal_steps: int = 1500,
+        ema: float = 0.95,
+        annealing: Annealing = "reset",
+        coefficient: float = 1.0,
     ) -> None:
         if not 0 <= ema < 1:
             raise ValueError(f"expected 0 <= ema < 1, got {ema}")
+        if coefficient <= 0:
+            raise ValueError(f"expected coefficient > 0, got {coefficient}; weight=0 switches the penalty off")
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
-        self.ema = ema
+        self.ema, self.coefficient = ema, coefficient
         self._averages: dict[str, Tensor] = {}
 
     def reference(self, ask: Exchange) -> Reference:
@@ -64,10 +74,11 @@ class Fishr(DomainStrategy):
         return {"mean": variances.with_values({d: v + past[d] for d, v in variances.items()}).mean(), "past": past}
 
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the mean squared distance of the corrected moving average to its mean over the domains."""
+        """Return c times the mean squared distance of the corrected moving average to its mean over the domains."""
         if self.schedule.at(step.index) == 0:
             return None
-        return (step.statistic(gradient_variance) + reference["past"] - reference["mean"]).square().mean()
+        gap = step.statistic(gradient_variance) + reference["past"] - reference["mean"]
+        return self.coefficient * gap.square().mean()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the moving averages by domain."""

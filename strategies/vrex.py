@@ -1,9 +1,10 @@
 """V-REx: make the risks of the domains equal by their variance.
 
-Objective of client e:   L_e + w (L_e - Lbar)^2, w = ``weight`` from ``anneal_steps`` on (before: 1)
+Objective of client e:   L_e + w c (L_e - Lbar)^2, w = ``weight`` from ``anneal_steps`` on (before: 1)
 References:              Lbar = mean of L_e, one exchange
 Source:                  Krueger et al., "Out-of-Distribution Generalization via Risk Extrapolation", ICML 2021 (arXiv
-                         2003.00688): mean over domains of (L_e - Lbar)^2; defaults as in DomainBed.
+                         2003.00688): mean over domains of (L_e - Lbar)^2; defaults as in DomainBed. The ColoredMNIST
+                         scripts penalise (L_1 - L_2)^2, which is c = 4 with two domains.
 
 The mean over the clients is V-REx exactly, although Lbar is a constant here: the deviations add up to zero.
 
@@ -28,22 +29,28 @@ class VREx(DomainStrategy):
         weight: Coefficient of the variance from ``anneal_steps`` on (DomainBed: 10).
         anneal_steps: Local steps with coefficient 1 before (DomainBed: 500).
         annealing: ``"reset"`` as DomainBed, ``"rescale"`` as the paper's script; see ``PenaltySchedule``.
+        coefficient: Factor c of the variance at every step, not part of what ``"rescale"`` divides by.
 
     Raises:
-        ValueError: A number is negative.
+        ValueError: A number is negative, or the factor not positive.
     """
 
     statistics = {"loss": head_loss}
 
-    def __init__(self, *, weight: float = 10.0, anneal_steps: int = 500, annealing: Annealing = "reset") -> None:
+    def __init__(
+        self, *, weight: float = 10.0, anneal_steps: int = 500, annealing: Annealing = "reset", coefficient: float = 1.0
+    ) -> None:
+        if coefficient <= 0:
+            raise ValueError(f"expected coefficient > 0, got {coefficient}; weight=0 switches the penalty off")
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
+        self.coefficient = coefficient
 
     def reference(self, ask: Exchange) -> dict[str, Tensor]:
         """Ask for the losses."""
         return {} if self.schedule.weight == 0 and self.schedule.anneal_steps == 0 else {"loss": ask("loss").mean()}
 
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
-        """Return (L_e - Lbar)^2."""
+        """Return c (L_e - Lbar)^2."""
         if self.schedule.at(step.index) == 0:
             return None
-        return (step.statistic(head_loss) - reference["loss"]).square()
+        return self.coefficient * (step.statistic(head_loss) - reference["loss"]).square()

@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, str] = {
     "IconPACS": "fedhess.domains.iconpacs:open_iconpacs",
     "PACS": "fedhess.domains.pacs:open_pacs",
     "ColoredMNIST": "fedhess.domains.colored_mnist:open_colored_mnist",
+    "RotatedMNIST": "fedhess.domains.rotated_mnist:open_rotated_mnist",
 }
 
 
@@ -52,7 +53,7 @@ def open_benchmark(
             one.
         require_real: Refuse a stand-in.
         skip_bad_images: Leave out images that cannot be decoded, and count them, instead of refusing.
-        seed: For benchmarks that are made at random (ColoredMNIST).
+        seed: For benchmarks that are made at random (ColoredMNIST, RotatedMNIST).
         cache_dir: Where downloads and derived data are kept; see `fedhess.cache.cache_directory`.
         options: Of the benchmark; to open one again, its ``options``. They overrule the arguments above.
         notify: Told about stand-ins, downloads and other slow things.

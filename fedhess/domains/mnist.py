@@ -1,9 +1,10 @@
-"""MNIST's training images through torchvision: files in place, or its download."""
+"""MNIST through torchvision: files in place, or its download."""
 
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 from torchvision.datasets import MNIST
@@ -23,26 +24,28 @@ FILES = {
 }
 
 
-def read_mnist(root: Path) -> tuple[Tensor, Tensor]:
-    """Read the training part of MNIST.
+def read_mnist(root: Path, *, part: Literal["train", "test"] = "train") -> tuple[Tensor, Tensor]:
+    """Read a part of MNIST.
 
     Args:
         root: As `find_mnist` gives it.
+        part: The training part, N = 60,000, or the test part, N = 10,000.
 
     Returns:
-        (60000, 28, 28) uint8 images and (60000,) int64 digits.
+        (N, 28, 28) uint8 images and (N,) int64 digits.
 
     Raises:
         UsageError: The files hold something else.
     """
     folder = root / "MNIST" / "raw"
     try:
-        data = MNIST(str(root), train=True, download=False)
+        data = MNIST(str(root), train=part == "train", download=False)
     except (AssertionError, ValueError, KeyError, RuntimeError, OSError) as error:  # torchvision asserts on headers
         raise UsageError(f"{folder}: the files are not MNIST's ({type(error).__name__}); {_advice()}") from None
     images, digits = data.data, data.targets
-    if images.shape != (60_000, 28, 28) or digits.shape != (60_000,) or int(digits.max()) > 9:
-        raise UsageError(f"{folder}: expected 60,000 images of digits, got {tuple(images.shape)}; {_advice()}")
+    count = {"train": 60_000, "test": 10_000}[part]
+    if images.shape != (count, 28, 28) or digits.shape != (count,) or int(digits.max()) > 9:
+        raise UsageError(f"{folder}: expected {count:,} images of digits, got {tuple(images.shape)}; {_advice()}")
     return images, digits
 
 
