@@ -10,7 +10,7 @@ from fedhess.domains import Scenario
 from fedhess.figures import draw_rounds
 from fedhess.job import Job, PlannedRun
 from fedhess.runs import Row, writing
-from fedhess.selection import mean_distance, select_round, selection_rule, target_accuracy
+from fedhess.selection import mean_distance, select_round, selection_rule, source_accuracy, target_accuracy
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
 
@@ -22,8 +22,8 @@ def summarise(job: Job) -> dict[str, Any]:
 
     Returns:
         JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
-        each target and their average, the alignment distances of the sources before and after training, the selected
-        rounds by target, and the number of clients' failures.
+        each target, their average, and on the sources, the alignment distances of the sources before and after
+        training, the selected rounds by target, and the number of clients' failures.
     """
     recorded = [(run, run.directory.rows()) for run in job.runs]
     columns = name_columns(list(dict.fromkeys(run.scenario for run in job.runs)))
@@ -121,10 +121,12 @@ def _summarise_strategy(
     recorded: Sequence[tuple[PlannedRun, list[Row]]], columns: Mapping[tuple[str, str], str]
 ) -> dict[str, Any]:
     accuracy: dict[str, dict[int, float | None]] = {column: {} for column in columns.values()}
+    of_sources: dict[int, list[float | None]] = {}
     selected: dict[str, list[int | None]] = {}
     for run, rows in recorded:
         chosen = select_round(rows)
         selected.setdefault(run.scenario.name, []).append(chosen)
+        of_sources.setdefault(run.config.seed, []).append(source_accuracy(rows, chosen))
         for domain in run.scenario.targets:
             column = columns[run.scenario.name, domain]
             accuracy[column][run.config.seed] = target_accuracy(rows, chosen, domain)
@@ -140,6 +142,7 @@ def _summarise_strategy(
     return {
         "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
         "average": mean_and_error(averages),
+        "sources": mean_and_error([_mean(of_sources[seed]) for seed in seeds]),
         **before_after,
         "selected_rounds": selected,
         "failures": sum(len(row["failures"]) for _, rows in recorded for row in rows),

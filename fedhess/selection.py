@@ -62,6 +62,12 @@ def target_accuracy(rows: Sequence[Row], server_round: int | None, domain: str) 
     return float(correct / sum(row["examples"] for row in mine))
 
 
+def source_accuracy(rows: Sequence[Row], server_round: int | None) -> float | None:
+    """Return the mean accuracy in [0, 1] of the source clients at a round; None where one failed."""
+    values = [row["accuracy"] for row in rows if row["role"] == SOURCE and row["round"] == server_round]
+    return sum(values) / len(values) if values and all(value is not None for value in values) else None
+
+
 def mean_distance(rows: Sequence[Row], server_round: int, name: str) -> float | None:
     """Average an alignment distance over the source clients at a round; None where one has none."""
     values = [row[name] for row in rows if row["role"] == SOURCE and row["round"] == server_round]

@@ -1,0 +1,81 @@
+"""Label shift: ColoredMNIST whose first domain holds the digits below 5, the second the others.
+
+    python -m simulations.label_shift                                    # everything: hours
+    python -m simulations.label_shift --strategy erm,hgp --seeds 0,1     # a part; results merge
+    python -m simulations.label_shift --quick
+
+The "imbalanced" variant of the Hessian-alignment scripts: all digits < 5 and 1,500 of the others in the first domain,
+the remaining digits >= 5 in the second; colour, noise, settings and targets as in ``correlation_shift``. The classes of
+every client are printed and recorded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import typer
+
+from fedhess.domains import open_benchmark
+from simulations import correlation_shift
+from simulations.comparison import Comparison, class_balance
+from simulations.correlation_shift import LABELS, QUICK_EXAMPLES, STRATEGIES, quickened
+from simulations.published import LABEL_SHIFT
+from simulations.scenario import (
+    Configuration,
+    DeviceOption,
+    OutOption,
+    PerDomainOption,
+    QuickOption,
+    RunsOption,
+    SeedsOption,
+    StrategyOption,
+    choose,
+    read_seeds,
+    run_command,
+    run_scenario,
+)
+
+COMPARISON = Comparison(
+    name="label_shift",
+    title="Label shift: ColoredMNIST, form irm, imbalanced",
+    published={"ColoredMNIST": LABEL_SHIFT},
+    labels=LABELS,
+    average=False,
+    balance=True,
+)
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def configurations(
+    *, strategies: Sequence[str] = STRATEGIES, seeds: Sequence[int] = (0, 1), per_domain: int = 0
+) -> list[Configuration]:
+    """List the jobs: those of ``correlation_shift`` with the imbalanced variant."""
+    jobs = correlation_shift.configurations(strategies=strategies, seeds=seeds, per_domain=per_domain)
+    return [replace(job, options={**job.options, "label_shift": True}) for job in jobs]
+
+
+@cli.command()
+def label_shift(
+    strategy: StrategyOption = "all",
+    seeds: SeedsOption = "0,1",
+    per_domain: PerDomainOption = 0,
+    quick: QuickOption = False,
+    out: OutOption = None,
+    runs: RunsOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train on the imbalanced ColoredMNIST, evaluate on train, target and grey target."""
+    examples = per_domain or (QUICK_EXAMPLES if quick else 0)
+    jobs = configurations(strategies=choose(strategy, STRATEGIES), seeds=read_seeds(seeds), per_domain=examples)
+    jobs = quickened(jobs) if quick else jobs
+    first = jobs[0]
+    benchmark = open_benchmark(first.benchmark, seed=first.seed, options=first.options)
+    typer.echo(f"classes of every client, seed {first.seed}:")
+    for domain, balance in class_balance(benchmark.identity()).items():
+        typer.echo(f"  {domain}: {balance}")
+    if not run_scenario(COMPARISON, jobs, quick=quick, out=out, runs=runs, device=device):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    run_command(cli, "label_shift")

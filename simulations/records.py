@@ -1,0 +1,147 @@
+"""The results of a scenario on disk: rows of several invocations in one JSON file, and their statistics."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedhess.errors import UsageError
+from fedhess.runs import replace_file, writing
+
+if sys.platform != "win32":
+    import fcntl
+
+Row = dict[str, Any]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One accuracy over seeds.
+
+    Attributes:
+        mean: Percent.
+        deviation: Standard deviation over the seeds, with n - 1; None for a single one.
+    """
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one strategy with one choice of settings reached.
+
+    Attributes:
+        strategy: Its name.
+        seeds: Those that came to their end.
+        stopped: Why others did not, by seed.
+        cells: By column: sources, targets, and ``average`` over several targets.
+    """
+
+    strategy: str
+    seeds: tuple[int, ...]
+    stopped: Mapping[int, str]
+    cells: Mapping[str, Cell]
+
+
+def load_record(path: Path, *, quick: bool) -> Record:
+    """Read the results so far.
+
+    Raises:
+        UsageError: The file is damaged, or holds full results where quick ones are to be written, or the reverse.
+    """
+    if not path.exists():
+        return {"quick": quick, "rows": []}
+    try:
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        found = bool(record["quick"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is damaged ({error}); delete it, or give another --out") from error
+    if found != quick:
+        kinds = {True: "quick", False: "full"}
+        raise UsageError(
+            f"--out: {path} holds {kinds[found]} results, {kinds[quick]} ones are not mixed with them; choose another "
+            "folder"
+        )
+    return record
+
+
+def add_row(path: Path, row: Row, *, quick: bool) -> Record:
+    """Merge a row into the file; one of the same data, settings and seed is replaced.
+
+    Several processes may add rows at a time.
+
+    Returns:
+        The results with it.
+
+    Raises:
+        UsageError: As `load_record`.
+        StorageError: The file cannot be written.
+    """
+    with writing(path), _alone(path):
+        record = load_record(path, quick=quick)
+        rows = [other for other in record["rows"] if _identity(other) != _identity(row)]
+        record["rows"] = [*rows, row]
+        replace_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    return record
+
+
+def lines_of(rows: Sequence[Row]) -> list[Line]:
+    """Put the seeds of one strategy and one choice of settings together, strategies as they first come."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps([row["strategy"], row["settings"]], sort_keys=True), []).append(row)
+    lines = [_line(sorted(group, key=lambda row: int(row["seed"]))) for group in groups.values()]
+    order = list(dict.fromkeys(line.strategy for line in lines))
+    return sorted(lines, key=lambda line: order.index(line.strategy))
+
+
+def _line(rows: Sequence[Row]) -> Line:
+    done = [row for row in rows if "stopped" not in row]
+    columns = dict.fromkeys(column for row in done for column in row["accuracy"])
+    values = {column: [row["accuracy"].get(column) for row in done] for column in columns}
+    if len(columns) > 2:
+        values["average"] = [row["average"] for row in done]
+    return Line(
+        strategy=rows[0]["strategy"],
+        seeds=tuple(row["seed"] for row in done),
+        stopped={row["seed"]: row["stopped"] for row in rows if "stopped" in row},
+        cells={column: statistics(found) for column, found in values.items() if None not in found},
+    )
+
+
+def statistics(values: Sequence[float]) -> Cell:
+    """Return mean and standard deviation (n - 1) over seeds.
+
+    >>> statistics([60.0, 70.0])
+    Cell(mean=65.0, deviation=7.0710678118654755)
+    """
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return Cell(mean, None)
+    return Cell(mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)))
+
+
+def _identity(row: Row) -> str:
+    return json.dumps([row[key] for key in ("benchmark", "strategy", "seed", "settings", "options")], sort_keys=True)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes out of the file's folder while it is read and written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":  # folders cannot be opened there: one process at a time
+        yield
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

@@ -1,0 +1,76 @@
+"""Results of scenarios: merged, summed up, held against what is published."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedhess.errors import UsageError
+from simulations import correlation_shift
+from simulations.published import CORRELATION_SHIFT, DIVERSITY_SHIFT
+from simulations.records import Cell, add_row, lines_of, load_record
+
+
+def row(seed: int, target: float, **changes: Any) -> dict[str, Any]:
+    accuracy = {"sources": 71.0, "flip-0.9": target, "grey": 66.0}
+    made = {"benchmark": "ColoredMNIST", "strategy": "irm", "seed": seed, "settings": {"rounds": 501}, "options": {}}
+    return made | {"accuracy": accuracy, "average": 66.0} | changes
+
+
+def test_seeds_of_the_same_settings_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "results.json"
+    for each in (row(1, 60.0), row(0, 70.0), row(0, 64.0), row(0, 10.0, settings={"rounds": 3})):
+        record = add_row(path, each, quick=False)
+    line, other = lines_of(record["rows"])
+    assert line.seeds == (0, 1)
+    assert line.cells["flip-0.9"].mean == 62.0
+    assert line.cells["flip-0.9"].deviation == pytest.approx(8**0.5)
+    assert other.cells["flip-0.9"] == Cell(10.0, None)
+    assert load_record(path, quick=False) == record
+
+
+@pytest.mark.parametrize(("there", "kinds"), [(True, "quick results, full ones"), (False, "full results, quick ones")])
+def test_quick_and_full_results_are_not_mixed(tmp_path: Path, there: bool, kinds: str) -> None:
+    add_row(tmp_path / "a.json", row(0, 1.0), quick=there)
+    with pytest.raises(UsageError, match=f"holds {kinds} are not mixed with them; choose another folder"):
+        add_row(tmp_path / "a.json", row(0, 1.0), quick=not there)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": []}'])
+def test_damaged_results_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"a.json is damaged .+; delete it, or give another --out"):
+        load_record(tmp_path / "a.json", quick=False)
+
+
+def test_bar_is_two_published_deviations_or_two_and_a_half_points() -> None:
+    def judged(strategy: str, train: float, target: float, grey: float) -> str:
+        values = {"sources": train, "flip-0.9": target, "grey": grey}
+        return correlation_shift.judge(strategy, {column: Cell(value, 0.1) for column, value in values.items()})
+
+    assert judged("irm", 71.0, 62.1, 66.1).startswith("reached"), "3.6 = two deviations"
+    assert judged("irm", 71.0, 61.9, 66.1) == "MISSED: target within 3.6"
+    assert judged("erm", 86.4, 14.0, 68.4) == "MISSED: grey target within 2.5"
+    assert judged("hgp", 0.0, 67.0, 0.0).startswith("reached")
+    assert judged("hutchinson", 90.0, 66.9, 90.0) == "MISSED: target at least 67"
+    assert judged("coral", 0.0, 0.0, 0.0) == ""
+
+
+def test_published_values_name_their_source_and_what_is_unread_has_no_value() -> None:
+    assert CORRELATION_SHIFT["fishr"]["flip-0.9"].value == 69.5
+    assert CORRELATION_SHIFT["hutchinson"]["flip-0.9"].value is None
+    assert DIVERSITY_SHIFT["PACS"]["erm"]["average"].value == 82.2
+    assert "IconPACS" not in DIVERSITY_SHIFT, "a stand-in has nothing published"
+    tables = [CORRELATION_SHIFT, *DIVERSITY_SHIFT.values()]
+    assert all(value.source for table in tables for columns in table.values() for value in columns.values())
+
+
+def test_rows_added_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    threads = [threading.Thread(target=add_row, args=(path, row(n, 1.0)), kwargs={"quick": False}) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(each["seed"] for each in load_record(path, quick=False)["rows"]) == list(range(12))
