@@ -84,13 +84,13 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
     table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for line in lines:
         known = published.get(line.strategy, {})
-        cells = [line.strategy, ", ".join(map(str, line.seeds)) or "none"]
+        cells = [line.label, ", ".join(map(str, line.seeds)) or "none"]
         for column in columns:
             cells += [_shown(line.cells.get(column)), *([_quoted(known.get(column))] if column in compared else [])]
         cells += [sources.marks(known)] if published else []
         cells += [judge(line.strategy, line.cells) if line.cells else ""] if judge else []
         table.append("| " + " | ".join(cells) + " |")
-    notes = [f"- {line.strategy}, seed {seed}: stopped: {why}" for line in lines for seed, why in line.stopped.items()]
+    notes = [f"- {line.label}, seed {seed}: stopped: {why}" for line in lines for seed, why in line.stopped.items()]
     notes += sources.notes()
     if published and not full:
         notes.append("- the published values are of all examples and rounds: this table cannot be held against them")
@@ -200,7 +200,7 @@ def draw(comparison: Comparison, record: Record, path: Path) -> None:
                 at, values, errors = zip(*marks, strict=True)
                 axis.errorbar(values, at, xerr=errors, fmt="kD", markersize=5, label="published")
                 axis.legend(fontsize=7)
-            axis.set_yticks(places, [line.strategy for line in lines])
+            axis.set_yticks(places, [line.label for line in lines])
             axis.invert_yaxis()
             axis.set(xlabel="accuracy (%)", xlim=(0, 100))
             axis.set_title(f"{comparison.label(column)}\n{_heading(rows)}", fontsize=9)

@@ -39,12 +39,14 @@ class Line:
 
     Attributes:
         strategy: Its name.
+        label: The name, with the settings that tell it from other lines of the strategy.
         seeds: Those that came to their end.
         stopped: Why others did not, by seed.
         cells: By column: sources, targets, and ``average`` over several targets.
     """
 
     strategy: str
+    label: str
     seeds: tuple[int, ...]
     stopped: Mapping[int, str]
     cells: Mapping[str, Cell]
@@ -86,8 +88,8 @@ def add_row(path: Path, row: Row, *, quick: bool) -> Record:
     """
     with writing(path), _alone(path):
         record = load_record(path, quick=quick)
-        rows = [other for other in record["rows"] if _identity(other) != _identity(row)]
-        record["rows"] = [*rows, row]
+        rows = {_identity(other): other for other in record["rows"]} | {_identity(row): row}
+        record["rows"] = list(rows.values())
         replace_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     return record
 
@@ -97,12 +99,26 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(json.dumps([row["strategy"], row["settings"]], sort_keys=True), []).append(row)
-    lines = [_line(sorted(group, key=lambda row: int(row["seed"]))) for group in groups.values()]
-    order = list(dict.fromkeys(line.strategy for line in lines))
-    return sorted(lines, key=lambda line: order.index(line.strategy))
+    by_strategy: dict[str, list[list[Row]]] = {}
+    for group in groups.values():
+        by_strategy.setdefault(group[0]["strategy"], []).append(sorted(group, key=lambda row: int(row["seed"])))
+    return [
+        _line(group, label=strategy + suffix)
+        for strategy, several in by_strategy.items()
+        for group, suffix in zip(several, _differences([group[0]["settings"] for group in several]), strict=True)
+    ]
 
 
-def _line(rows: Sequence[Row]) -> Line:
+def _differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what tells several settings apart: `` (rounds=501)``; nothing for one alone."""
+    flat = [{**each, **each.get("strategy_args", {})} for each in settings]
+    keys = [key for key in dict.fromkeys(key for each in flat for key in each) if key != "strategy_args"]
+    differing = [key for key in keys if len({json.dumps(each.get(key)) for each in flat}) > 1]
+    shown = (", ".join(f"{key}={each.get(key, 'default')}" for key in differing) for each in flat)
+    return [f" ({text})" if text else "" for text in shown]
+
+
+def _line(rows: Sequence[Row], *, label: str) -> Line:
     done = [row for row in rows if "stopped" not in row]
     columns = dict.fromkeys(column for row in done for column in row["accuracy"])
     values = {column: [row["accuracy"].get(column) for row in done] for column in columns}
@@ -110,6 +126,7 @@ def _line(rows: Sequence[Row]) -> Line:
         values["average"] = [row["average"] for row in done]
     return Line(
         strategy=rows[0]["strategy"],
+        label=label,
         seeds=tuple(row["seed"] for row in done),
         stopped={row["seed"]: row["stopped"] for row in rows if "stopped" in row},
         cells={column: statistics(found) for column, found in values.items() if None not in found},

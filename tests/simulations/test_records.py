@@ -24,6 +24,7 @@ def test_seeds_of_the_same_settings_are_one_line(tmp_path: Path) -> None:
         record = add_row(path, each, quick=False)
     line, other = lines_of(record["rows"])
     assert line.seeds == (0, 1)
+    assert (line.label, other.label) == ("irm (rounds=501)", "irm (rounds=3)")
     assert line.cells["flip-0.9"].mean == 62.0
     assert line.cells["flip-0.9"].deviation == pytest.approx(8**0.5)
     assert other.cells["flip-0.9"] == Cell(10.0, None)
