@@ -51,7 +51,7 @@ class DomainData(Protocol):
             indices: (B,) int64.
 
         Returns:
-            (B, ...) images as uint8 (B, 3, H, W), or float32.
+            (B, ...) images as uint8 (B, 3 or 1, H, W), or float32.
         """
 
 
