@@ -56,7 +56,6 @@ TARGET = "target"
 # Error codes of our own replies; Flower's own stop well below 1000.
 REFUSED_BY_TARGET = 1001
 BAD_REQUEST = 1002
-NOT_FINITE = 1003
 
 
 @dataclass(frozen=True)

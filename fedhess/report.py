@@ -35,6 +35,7 @@ def summarise(job: Job) -> dict[str, Any]:
         "selection": rules,
         "seeds": job.seeds,
         "targets": list(columns.values()),
+        "averaged": _has_average(columns),
         "strategies": {
             name: _summarise_strategy([(run, rows) for run, rows in recorded if run.strategy == name], columns)
             for name in job.strategies
@@ -63,7 +64,7 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
 def table(summary: Mapping[str, Any]) -> str:
     """Render the summary as a Markdown table that also reads well on a terminal."""
     targets = list(summary["targets"])
-    several = len(targets) > 1
+    several = bool(summary["averaged"])
     heads = ["strategy", *targets, *(["average"] if several else []), *DISTANCES.values()]
     lines: list[list[str]] = []
     for name, result in summary["strategies"].items():
@@ -117,6 +118,14 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     return [as_json, as_text, figure]
 
 
+def _has_average(columns: Mapping[tuple[str, str], str]) -> bool:
+    """Whether an average over the targets means something: not so for several targets of a single scenario.
+
+    They are different questions to the same model (ColoredMNIST's turned colours and its grey images).
+    """
+    return len({scenario for scenario, _ in columns}) > 1
+
+
 def _summarise_strategy(
     recorded: Sequence[tuple[PlannedRun, list[Row]]], columns: Mapping[tuple[str, str], str]
 ) -> dict[str, Any]:
@@ -131,7 +140,8 @@ def _summarise_strategy(
             column = columns[run.scenario.name, domain]
             accuracy[column][run.config.seed] = target_accuracy(rows, chosen, domain)
     seeds = sorted({run.config.seed for run, _ in recorded})
-    averages = [_mean([by_seed[seed] for by_seed in accuracy.values()]) for seed in seeds]
+    whole = _has_average(columns)
+    averages = [_mean([by_seed[seed] for by_seed in accuracy.values()]) if whole else None for seed in seeds]
     before_after = {
         key: {
             "before": _mean([mean_distance(rows, 0, key) for _, rows in recorded]),

@@ -67,10 +67,12 @@ class Step:
     @property
     def loss(self) -> Tensor:
         """The client's own loss L_e, (): mean cross-entropy (logistic for one logit), plus the L2 term if any."""
-        loss = self.batch.loss if self._loss is None else self._loss
+        if self._loss is None:
+            self._loss = self.batch.loss
         if self.l2 == 0.0:
-            return loss
-        return loss + self.l2 * torch.stack([parameter.square().sum() for parameter in self.trained.values()]).sum()
+            return self._loss
+        squares = torch.stack([parameter.square().sum() for parameter in self.trained.values()]).sum()
+        return self._loss + self.l2 * squares
 
     def statistic(self, function: Statistic, **given: Tensor | Scalar) -> Tensor:
         """Compute a head statistic of this step's batch, part of the autograd graph."""

@@ -15,7 +15,7 @@ from fedhess.announcements import header, stand_in_warning
 from fedhess.domains import Benchmark, Scenario
 from fedhess.figures import mean_by_round
 from fedhess.job import Job, PlannedRun
-from fedhess.report import mean_and_error, name_columns, summarise, table, write_report
+from fedhess.report import _has_average, mean_and_error, name_columns, summarise, table, write_report
 from fedhess.runs import Row, RunDirectory, StorageError
 
 DOMAINS = ("north", "south", "west", "east")
@@ -196,3 +196,11 @@ def test_curve_is_the_mean_by_round_of_one_role(make_job: Made) -> None:
     rows = [row for run in job.runs for row in run.directory.rows()]
     assert mean_by_round(rows, "accuracy", role="target") == pytest.approx({0: 0.2, 1: 0.2})
     assert mean_by_round(rows, "gradient_distance", role="source") == {0: 1.0, 1: 0.5}
+
+
+def test_several_targets_of_one_scenario_are_not_averaged(make_job: Made) -> None:
+    job = make_job({("erm", "east", 0): (0.1, 0.3), ("erm", "west", 0): (0.1, 0.5)})
+    assert "40.0" in table(summarise(job))
+    one_scenario = summarise(job) | {"averaged": False}
+    assert "average |" not in table(one_scenario)
+    assert _has_average({("flip-0.9+grey", "flip-0.9"): "flip-0.9", ("flip-0.9+grey", "grey"): "grey"}) is False

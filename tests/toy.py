@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from fedhess.config import RunConfig
-from fedhess.domains import Benchmark
+from fedhess.domains import Benchmark, open_benchmark
 from fedhess.domains.benchmark import Scenario
 from fedhess.domains.data import TensorDomain
 from fedhess.domains.options import Opening
@@ -59,3 +59,13 @@ def toy_config(**changes: Any) -> RunConfig:
         "lr": 0.1,
     }
     return RunConfig.checked(settings | changes)
+
+
+def toy_domains(**options: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Every example and label of the source domains, in float64: what a centralised run would have."""
+    benchmark = open_benchmark("Toy", options=options)
+    domains = {}
+    for name in SOURCES:
+        data = benchmark.load(name)
+        domains[name] = (data.inputs(torch.arange(len(data))).double(), data.labels)
+    return domains

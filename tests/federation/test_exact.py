@@ -23,9 +23,8 @@ from centralised import (
     vrex_objective,
 )
 from torch import Tensor
-from toy import SOURCES, toy_config
+from toy import toy_config, toy_domains
 
-from fedhess.domains import open_benchmark
 from fedhess.local_data import build_model
 
 ROUNDS = 20
@@ -66,22 +65,13 @@ OPTIMIZERS = {
 }
 
 
-def toy_domains(classes: int) -> dict[str, tuple[Tensor, Tensor]]:
-    benchmark = open_benchmark("Toy", options={"classes": classes})
-    domains = {}
-    for domain in SOURCES:
-        data = benchmark.load(domain)
-        domains[domain] = (data.inputs(torch.arange(len(data))).double(), data.labels)
-    return domains
-
-
 def centralised(method: str, optimizer: str, classes: int) -> dict[str, Tensor]:
     name, args, objective = METHODS[method]
     settings = OPTIMIZERS[optimizer]
     config = toy_config(
         rounds=ROUNDS, strategy=name, strategy_args=args, domains_options={"classes": classes}, **settings
     )
-    domains = toy_domains(classes)
+    domains = toy_domains(classes=classes)
     model = build_model(config)
     lr = settings["lr"] if optimizer == "SGD" else settings["server_lr"]
     stepper = getattr(torch.optim, optimizer)(model.parameters(), lr=lr)
@@ -115,7 +105,7 @@ def test_server_alignment_steps_along_the_variance_of_head_gradients(toy_run: Ca
     model = build_model(config)
     expected = train_centrally(
         model,
-        toy_domains(4),
+        toy_domains(classes=4),
         config=config,
         objective=server_alignment_objective(0.02, settings["lr"]),
         optimizer=torch.optim.SGD(model.parameters(), lr=settings["lr"]),
@@ -129,7 +119,7 @@ def test_fish_equals_its_own_loop(toy_run: Callable[..., Any], momentum: float) 
     settings = {"rounds": ROUNDS, "lr": 0.05, "momentum": momentum}
     federated = toy_run(strategy="fish", strategy_args={"eps": 0.5}, **settings).tensors
     config = toy_config(**settings)
-    expected = train_fish(build_model(config), toy_domains(4), config=config, eps=0.5)
+    expected = train_fish(build_model(config), toy_domains(classes=4), config=config, eps=0.5)
     for key, value in expected.items():
         torch.testing.assert_close(federated[key], value, rtol=0, atol=1e-10)
 

@@ -175,7 +175,7 @@ def test_a_missing_domain_is_an_error_at_the_start(toy_run: Run) -> None:
     assert "3 nodes said who they are" in str(caught.value)
 
 
-def test_two_clients_that_claim_one_domain_are_an_error(toy_run: Run) -> None:
+def test_a_client_that_claims_another_domain_leaves_its_own_without_one(toy_run: Run) -> None:
     class Impostor:
         def __call__(self, message: Message, context: Context) -> Message:
             reply = client_app(message, context)
@@ -200,6 +200,11 @@ def test_a_client_that_lost_the_model_is_sent_it_again(toy_run: Run) -> None:
     remembered, forgotten = toy_run(**HGP), toy_run(app=Forgetful(), **HGP)
     assert all(torch.equal(remembered.tensors[n], forgotten.tensors[n]) for n in remembered.tensors)
     assert forgotten.server.federation.failures == []
+    # From the first loss on it is sent the model with every message: two exchanges, training, evaluation.
+    weights = 8 * sum(value.numel() for value in remembered.tensors.values())
+    down = {row["domain"]: row["bytes_down"] for row in forgotten.rows if row["round"] == 3}
+    assert down["north"] < 1.1 * weights
+    assert 3.9 * weights < down["south"] < 4.2 * weights
 
 
 def test_a_model_that_is_held_is_sent_once_a_round(toy_run: Run) -> None:

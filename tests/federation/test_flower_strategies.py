@@ -98,6 +98,20 @@ def test_fedadam_continues_from_a_checkpoint_with_the_same_bits(toy_run: Run, tm
     assert any(name.startswith("strategy/m_t/") for name in state)
 
 
+def test_reply_order_does_not_matter_to_a_flower_strategy(toy_run: Run) -> None:
+    class Backwards(InProcessGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None):  # type: ignore[override]
+            return reversed(list(super().send_and_receive(messages, timeout=timeout)))
+
+    def turned(grid: Grid) -> Grid:
+        grid.__class__ = Backwards
+        return grid
+
+    args = {"strategy": PATH + "FedAvg", "dtype": "float32", "rounds": 4}
+    forward, backward = toy_run(**args), toy_run(wrap=turned, **args)
+    assert all(torch.equal(forward.tensors[name], backward.tensors[name]) for name in forward.tensors)
+
+
 def test_the_grid_of_sources_is_a_grid() -> None:
     assert issubclass(SourceGrid, Grid)
     assert issubclass(InProcessGrid, Grid)

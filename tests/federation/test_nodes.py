@@ -11,11 +11,10 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from methods import METHODS
 from torch import Tensor, nn
-from toy import SOURCES, toy_config
+from toy import toy_config, toy_domains
 
 from fedhess import protocol, workplace
 from fedhess.client import app as client_app
-from fedhess.domains import open_benchmark
 from fedhess.engines.flower_compat import run_identity, set_message_id
 from fedhess.errors import FederationError
 from fedhess.local_data import build_model, local_domain
@@ -26,15 +25,6 @@ from fedhess.runs import RunDirectory
 from fedhess.training import round_batch
 
 Run = Callable[..., Any]
-
-
-def toy_domains(**options: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    benchmark = open_benchmark("Toy", options=options)
-    domains = {}
-    for name in SOURCES:
-        data = benchmark.load(name)
-        domains[name] = (data.inputs(torch.arange(len(data))).double(), data.labels)
-    return domains
 
 
 def test_a_node_that_plays_another_role_than_the_run_gives_it_is_an_error(toy_run: Run) -> None:

@@ -9,24 +9,14 @@ from centralised import cross_entropy, hgp_objective, train_centrally
 from flwr.app import Context, Message
 from methods import METHODS
 from torch import Tensor
-from toy import SOURCES, toy_config
+from toy import toy_config, toy_domains
 
 from fedhess import protocol
 from fedhess.client import app as client_app
-from fedhess.domains import open_benchmark
 from fedhess.local_data import build_model
 from fedhess.models.headed import HeadedModel
 
 Run = Callable[..., Any]
-
-
-def toy_domains(**options: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    benchmark = open_benchmark("Toy", options=options)
-    domains = {}
-    for name in SOURCES:
-        data = benchmark.load(name)
-        domains[name] = (data.inputs(torch.arange(len(data))).double(), data.labels)
-    return domains
 
 
 def test_weighting_by_examples_is_the_mean_over_examples(toy_run: Run) -> None:

@@ -46,6 +46,15 @@ def test_other_images_get_other_embeddings_from_the_same_cache(few: TensorDomain
     assert not torch.equal(first.inputs(torch.tensor([0])), second.inputs(torch.tensor([0])))
 
 
+def test_other_weights_get_other_embeddings(few: TensorDomain, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    first = prepare_inputs("lite0-features", few, cache_dir=tmp_path)
+    monkeypatch.setattr(lite0_features, "weights_digest", lambda: "another release")
+    messages: list[str] = []
+    second = prepare_inputs("lite0-features", few, cache_dir=tmp_path, notify=messages.append)
+    assert messages  # computed anew, not taken from the cache
+    assert first.digest != second.digest
+
+
 def test_progress_is_told_batch_by_batch(few: TensorDomain, tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lite0_features, "BATCH", 10)
     messages: list[str] = []
