@@ -11,12 +11,15 @@ from flwr.serverapp import Grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from methods import METHODS, RELAYS, Method
+from toy import toy_config
 
 from fedhess import workplace
 from fedhess.client import app as client_app
 from fedhess.engines.inprocess import InProcessGrid
 from fedhess.loading import BUILT_IN, load_strategy
+from fedhess.local_data import local_domain
 from fedhess.strategy import DomainStrategy
+from fedhess.training import round_batch
 
 Run = Callable[..., Any]
 
@@ -106,11 +109,21 @@ def test_same_seed_same_bytes_and_another_seed_others(toy_run: Run) -> None:
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
-def test_the_seed_reaches_batches_and_not_only_the_initial_weights(toy_run: Run) -> None:
-    from fedhess.sampling import batch_indices
+def test_the_seed_reaches_a_clients_batches_and_not_only_the_initial_weights() -> None:
+    batches = []
+    for seed in (0, 1, 0):
+        config = toy_config(seed=seed)
+        batches.append(round_batch(local_domain(config, domain="north", role="source"), config, step=0)[0])
+    assert torch.equal(batches[0], batches[2])
+    assert not torch.equal(batches[0], batches[1])
 
-    a, b = (batch_indices(48, batch_size=16, step=0, key=(seed, "north", 0)) for seed in (0, 1))
-    assert not torch.equal(a, b)
+
+def test_domains_of_one_seed_draw_different_batches() -> None:
+    config = toy_config(domains_options={"identical": True})
+    north, south = (
+        round_batch(local_domain(config, domain=name, role="source"), config, step=0)[0] for name in ("north", "south")
+    )
+    assert not torch.equal(north, south)
 
 
 class ShuffledGrid(InProcessGrid):
