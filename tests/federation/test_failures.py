@@ -191,7 +191,7 @@ def test_a_client_that_claims_another_domain_leaves_its_own_without_one(toy_run:
 def test_a_client_that_lost_the_model_is_sent_it_again(toy_run: Run) -> None:
     from fedhess import workplace
 
-    complaints: list[str] = []
+    complaints: list[int] = []
 
     class Forgetful:
         def __call__(self, message: Message, context: Context) -> Message:
@@ -199,14 +199,15 @@ def test_a_client_that_lost_the_model_is_sent_it_again(toy_run: Run) -> None:
                 workplace.MODELS.forget()
             reply = client_app(message, context)
             if reply.content.config_records.get(protocol.CONFIG, {}).get(protocol.MODEL_MISSING):
-                complaints.append(message.metadata.message_type)
+                complaints.append(int(context.node_config["partition-id"]))
             return reply
 
     remembered, forgotten = toy_run(**HGP), toy_run(app=Forgetful(), **HGP)
     assert all(torch.equal(remembered.tensors[n], forgotten.tensors[n]) for n in remembered.tensors)
     assert forgotten.server.federation.failures == []
     # From the first loss on it is sent the model with every message: two exchanges, training, evaluation.
-    assert len(complaints) == 1  # and never has to ask again
+    # In one process the next client finds the memory empty too. Each says so once and never has to ask again.
+    assert sorted(complaints) == [BAD, BAD + 1]
     weights = 8 * sum(value.numel() for value in remembered.tensors.values())
     down = {row["domain"]: row["bytes_down"] for row in forgotten.rows if row["round"] == 3}
     assert down["north"] < 1.1 * weights
