@@ -19,6 +19,7 @@ from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedhess.allocator import keep_freed_memory
 from fedhess.config import Scalar
 from fedhess.engines.flower_compat import (
     SUPERLINK_NODE_ID,
@@ -186,7 +187,7 @@ def run_in_process(
     node_configs: Sequence[Mapping[str, Scalar]],
     node_ids: Sequence[int] | None = None,
 ) -> None:
-    """Run a federation to its end in this process.
+    """Run a federation to its end in this process, which from then on keeps the memory that it frees.
 
     Args:
         server_app: The ServerApp.
@@ -200,6 +201,7 @@ def run_in_process(
     """
     ids = list(node_ids) if node_ids is not None else [1001 + index for index in range(len(node_configs))]
     run_id = 1
+    keep_freed_memory()
     grid = InProcessGrid(
         client_app, node_configs=dict(zip(ids, node_configs, strict=True)), run_config=run_config, run_id=run_id
     )
