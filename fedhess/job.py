@@ -103,9 +103,9 @@ def plan_job(
         raise UsageError(f"--model: unknown model {model!r}; {did_you_mean(model, MODELS)}")
     scenarios = choose_scenarios(benchmark, target)
     _check_names(strategies)
-    args = {name: _args_for(name, strategies, strategy_args, benchmark.name) for name in strategies}
+    args = {name: _args_for(name, strategies, strategy_args, benchmark.recipe or benchmark.name) for name in strategies}
     path = out if out is not None else Path("runs") / _new_name(benchmark, strategies)
-    base = default_settings(model, benchmark=benchmark.name) | dict(overrides)
+    base = default_settings(model, benchmark=benchmark.recipe or benchmark.name) | dict(overrides)
     base |= {"model": model, "domains": benchmark.name, "stand_in_for": benchmark.stand_in_for}
     runs: list[PlannedRun] = []
     for scenario, name, trial in itertools.product(scenarios, strategies, range(trials)):
@@ -129,7 +129,7 @@ def slug(text: str) -> str:
     >>> slug("IconPACS (stand-in for PACS)")
     'IconPACS-stand-in-for-PACS'
     """
-    return re.sub(r"[^A-Za-z0-9.+_]+", "-", text).strip("-")
+    return re.sub(r"[^\w.+]+", "-", text).strip("-")
 
 
 def _new_name(benchmark: Benchmark, strategies: Sequence[str]) -> str:

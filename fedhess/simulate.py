@@ -16,7 +16,7 @@ import torch
 import typer
 
 from fedhess import options
-from fedhess.announcements import header, stand_in_warning
+from fedhess.announcements import header, incomplete_warning, stand_in_warning
 from fedhess.client import app as client_app
 from fedhess.config import parse_assignments
 from fedhess.domains import open_benchmark
@@ -139,6 +139,8 @@ def simulate(
         overrides={key: value for key, value in given.items() if value is not None},
         out=out,
     )
+    if warning := incomplete_warning(job):
+        progress.warn(warning)
     with job_directory(job.path, job.description, resume=resume) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
