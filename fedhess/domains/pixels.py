@@ -61,10 +61,10 @@ class StoredImages:
         shape = (len(images), CHANNELS, images.side, images.side)
         self._offset = _offset(len(images))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("ab").close()
-            if path.stat().st_size < store_bytes(images):
-                os.truncate(path, store_bytes(images))  # a hole of zeros
+            if not path.exists() or path.stat().st_size < store_bytes(images):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.open("ab").close()
+                os.truncate(path, store_bytes(images))  # what is not there reads as zeros
             self._sums: npt.NDArray[np.uint32] = np.memmap(path, np.uint32, mode="r", shape=(len(images),))
             self._pixels: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r", offset=self._offset, shape=shape)
         except OSError as error:
@@ -227,7 +227,7 @@ def _offset(count: int) -> int:
 
 def _checksum(pixels: npt.NDArray[np.uint8]) -> int:
     """Give the CRC-32; 0 stands for an image that is not there."""
-    return zlib.crc32(pixels) or 1
+    return zlib.crc32(pixels.data) or 1
 
 
 def _gb(size: int) -> str:
