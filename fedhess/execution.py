@@ -66,10 +66,10 @@ def _check_compiler(device: str) -> None:
     try:
         torch.compile(_double)(torch.ones(2, device=device))
     except RuntimeError as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UsageError(
-            f"--compile: torch cannot compile here ({reason.strip()[:200]}); install a C++ compiler (on a GPU also "
-            "Triton), or leave the option out"
+            f"--compile: torch cannot compile here ({' '.join(lines[:2])[:200]}); install a C++ compiler (on a GPU "
+            "also Triton), or leave the option out"
         ) from error
 
 
