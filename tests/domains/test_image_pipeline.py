@@ -1,6 +1,7 @@
 """Image files from the disk to a trained model: the real command on a small tree of real files."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,25 @@ from fedhess.domains import open_benchmark, pacs
 from fedhess.domains.images import ImageDomain
 from fedhess.domains.pixels import StoredImages
 from fedhess.local_data import local_domain
-from fedhess.models import prepare_inputs
+from fedhess.models import MODELS, prepare_inputs
 from fedhess.sampling import batch_indices, seeded_generator
 from fedhess.training import round_batch
 
-SHORT = ["--model", "resnet18", "--no-pretrained", "--strategy", "erm", "--target", "sketch", "--trials", 1]
+SHORT = ["--model", "tiny", "--augment", "domainbed", "--strategy", "erm", "--target", "sketch", "--trials", 1]
 SHORT += ["--rounds", 2, "--local-steps", 2, "--batch-size", 5]
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pacs, "SIDE", 32)
+    monkeypatch.setitem(MODELS, "tiny", "pictures:create_tiny")
     workplace.forget_everything()
 
 
 def config(root: Path, **changes: Any) -> RunConfig:
     options = open_benchmark("PACS", data_dir=root).options
     settings = {"domains": "PACS", "domains_options": options, "sources": ("photo", "cartoon"), "targets": ("sketch",)}
-    return RunConfig.checked(settings | {"model": "resnet18", "batch_size": 5, "augment": "domainbed"} | changes)
+    return RunConfig.checked(settings | {"model": "tiny", "batch_size": 5, "augment": "domainbed"} | changes)
 
 
 def rows(job: Path) -> list[dict[str, Any]]:
@@ -48,7 +50,7 @@ def test_cached_and_streamed_images_train_the_same_model(
     cached = command(*SHORT, "--data-dir", complete_pacs, "--out", tmp_path / "cached")
     assert cached.status == 0, cached.err
     assert "84 images decoded to 32 x 32 pixels take 0.000274 GB in" in cached.out
-    assert "model       resnet18, not pretrained, augmentation domainbed\n" in cached.out
+    assert "model       tiny, augmentation domainbed\n" in cached.out
     files = list((tmp_path / "cache" / "pixels").iterdir())
     assert len(files) == 4
     again = command(*SHORT, "--data-dir", complete_pacs, "--out", tmp_path / "again")
@@ -91,7 +93,7 @@ def test_a_crop_has_the_shape_that_it_would_have_on_the_file(pacs: Path):
         chosen = batch_indices(data.train_size, batch_size=5, step=2, key=(3, "photo", 0))
         aspects = data.train_aspects(chosen)
         numbers = data.train_indices[chosen]
-        assert torch.allclose(aspects, (100 + 20 * numbers) / 150)
+        assert torch.allclose(aspects, (100 + 20 * numbers.double()) / 150)
         inputs, _ = round_batch(data, settings, step=2)
         generator = seeded_generator(3, "photo", 0, "augmentation", 2)
         assert torch.equal(inputs, augment(data.data.inputs(numbers), generator=generator, aspects=aspects))
@@ -108,8 +110,6 @@ def test_frozen_features_keep_no_pixels(complete_pacs: Path, tmp_path: Path):
 
 
 def test_batches_are_read_ahead_in_another_thread(complete_pacs: Path, monkeypatch: pytest.MonkeyPatch):
-    import threading
-
     readers: list[str] = []
     real = StoredImages.inputs
 
