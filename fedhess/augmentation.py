@@ -150,15 +150,15 @@ def resample(images: Tensor, *, boxes: Tensor, flips: Tensor) -> Tensor:
         (B, 3, H, W) float32 in [0, 1] (float64 for float64 images), contiguous.
     """
     dtype = torch.promote_types(images.dtype, torch.float32)
-    unit = images.to(dtype)
-    if not images.is_floating_point():
-        unit.div_(255)
+    unit = images.to(dtype) if images.is_floating_point() else images / 255
     height, width = images.shape[2:]
     top, left, box_height, box_width = _onto(unit, boxes.to(dtype)).unbind(1)
     rows, columns = _positions(top, box_height, height), _positions(left, box_width, width)
     columns = torch.where(_onto(unit, flips)[:, None], columns.flip(1), columns)
-    shape = (-1, height, width)
-    grid = torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], dim=3)
+    none = torch.zeros_like(columns)[:, None, :]  # pairs are written fastest as the parts of a complex number
+    grid = torch.view_as_real(
+        torch.complex(columns[:, None, :], none) + torch.complex(none[:, :, :1], rows[:, :, None])
+    )
     return functional.grid_sample(unit, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

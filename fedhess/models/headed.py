@@ -61,7 +61,7 @@ class ScaleImages(nn.Module):
         unit = images.to(self.mean.dtype)
         if not images.is_floating_point():
             unit = unit / 255
-        return ((unit - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return (unit - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
 
 class FrozenNorms(nn.Module):
