@@ -2,6 +2,7 @@
 
 import torch
 
+from fedhess.config import RunConfig
 from fedhess.domains import Benchmark
 from fedhess.job import Job
 
@@ -13,7 +14,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
     return {
         "data": job.benchmark.title,
         "domains": ", ".join(job.benchmark.domains),
-        "model": config.model + ("" if config.pretrained else " (not pretrained)"),
+        "model": ", ".join([config.model, *_manner(config)]),
         "strategies": ", ".join(job.strategies),
         "federation": f"{config.rounds} rounds, server {config.server_optimizer} lr {config.server_lr:.4g}",
         "clients": f"{config.local_steps} steps a round on {batch}, SGD lr {config.lr:g}",
@@ -33,6 +34,19 @@ def incomplete_warning(job: Job) -> str:
         f"This is not the complete {job.benchmark.name}: {'; '.join(differences)}. Results are not comparable with "
         "published ones. `python -m fedhess.data check` looks the data through."
     )
+
+
+def _manner(config: RunConfig) -> list[str]:
+    """Say what is unusual about how a model is made, run and fed."""
+    unusual = {
+        "not pretrained": not config.pretrained,
+        "bf16": config.precision == "bf16",
+        "compiled": config.compile,
+        "batch norms averaged": config.batchnorm == "averaged",
+        f"augmentation {config.augment}": config.augment != "none",
+        "images decoded whenever used": config.images == "streamed",
+    }
+    return [text for text, applies in unusual.items() if applies]
 
 
 def stand_in_warning(benchmark: Benchmark) -> str:

@@ -30,12 +30,17 @@ class RunConfig(BaseModel):
     domains_options: dict[str, Scalar] = {}
     stand_in_for: str | None = None
     data_dir: str | None = None
+    images: Literal["cached", "streamed"] = "cached"
+    image_cache_gb: Positive | None = None
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     # Model
     model: str
     pretrained: bool = True
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
+    batchnorm: Literal["frozen", "averaged"] = "frozen"
+    compile: bool = False
     device: str = "cpu"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     # Method
@@ -53,6 +58,7 @@ class RunConfig(BaseModel):
     # Local training
     local_steps: Annotated[int, Field(ge=1)] = 5
     batch_size: Annotated[int, Field(ge=0)] = 32
+    augment: Literal["none", "domainbed"] = "none"
     statistics_batches: Annotated[int, Field(ge=1)] = 1
     lr: Positive = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -51,8 +51,7 @@ def evaluate_model(model: HeadedModel, data: LocalDomain, *, with_alignment: boo
     total_loss, correct, kept = 0.0, 0, 0
     features_kept: list[Tensor] = []
     labels_kept: list[Tensor] = []
-    for indices in torch.split(data.evaluate_indices, BATCH_SIZE):
-        inputs, labels = data.batch(indices)
+    for inputs, labels in data.batches(torch.split(data.evaluate_indices, BATCH_SIZE)):
         features = model.features(inputs)
         logits = model.head(features)
         total_loss += float(task_loss(logits, labels)) * len(labels)

@@ -12,9 +12,10 @@ from typing import Any
 from fedhess.config import RunConfig, Scalar
 from fedhess.domains import Benchmark, Scenario, split_indices
 from fedhess.errors import UsageError, did_you_mean
+from fedhess.execution import check_execution
 from fedhess.loading import load_class, load_strategy, strategy_parameters
 from fedhess.local_data import build_model
-from fedhess.models import MODELS
+from fedhess.models import MODELS, prepared_shape
 from fedhess.optimizers import check_optimizer
 from fedhess.recipes import default_settings, default_strategy_args
 from fedhess.runs import RunDirectory
@@ -118,6 +119,7 @@ def plan_job(
         folder = path / slug(name) if len(strategies) > 1 else path
         runs.append(PlannedRun(name, scenario, config, RunDirectory(folder / slug(scenario.name) / str(seed))))
     _check_settings([run.config for run in runs])
+    check_execution(runs[0].config, prepared_shape(model, benchmark.input_shape))
     description = _describe(benchmark, runs, args)
     _check_splits(benchmark, runs)
     return Job(benchmark, path, tuple(runs), description)

@@ -54,7 +54,7 @@ _DOMAINBED_DIGITS = {
 }
 
 # Fine-tuning of whole networks: optimizer of GA's released protocol (SGD 1e-3, momentum .9, weight decay 5e-4; there
-# with batches of 16).
+# with batches of 16), augmentation of DomainBed.
 _FINE_TUNING = {
     "rounds": 40,
     "local_steps": 20,
@@ -62,6 +62,7 @@ _FINE_TUNING = {
     "lr": 1e-3,
     "momentum": 0.9,
     "weight_decay": 5e-4,
+    "augment": "domainbed",
 }
 
 # Adapter and head on frozen embeddings; chosen on source validation accuracy of IconPACS.

@@ -27,6 +27,7 @@ class _Working:
     model: HeadedModel
     copies: dict[str, Tensor] = field(default_factory=dict)
     holds: tuple[str, bool] | None = None
+    restored: tuple[str, list[int]] | None = None
 
     def load(self, state: Mapping[str, Tensor], *, writable: bool) -> None:
         """Give the parameters the values of ``state``: shared where only read, copied where they will be written.
@@ -44,11 +45,20 @@ class _Working:
                 shared = self.copies.setdefault(name, torch.empty_like(parameter.data)).copy_(shared)
             parameter.data = shared
 
-    def restore_buffers(self, state: Mapping[str, Tensor]) -> None:
-        """Copy the buffers: a forward pass in training mode may have written to them since the last message."""
+    def restore_buffers(self, model_id: str, state: Mapping[str, Tensor]) -> None:
+        """Copy the buffers, unless they are this model's and no pass in training mode has written to them since.
+
+        A kept graph may hold buffers (of frozen batch norms) that its backward needs unwritten.
+        """
+        if self.restored == (model_id, self._buffer_versions()):
+            return
         for name, buffer in self.model.named_buffers():
             if name in state:
                 buffer.copy_(state[name])
+        self.restored = (model_id, self._buffer_versions())
+
+    def _buffer_versions(self) -> list[int]:
+        return [buffer._version for buffer in self.model.buffers()]
 
 
 class ModelStore:
@@ -74,7 +84,11 @@ class ModelStore:
             if arrays is None:
                 raise ModelMissingError(model_id)
             # Copied into torch's own memory: kernels may round differently on the unaligned bytes of a message.
-            self._states[model_id] = {name: value.clone() for name, value in decode_tensors(arrays).items()}
+            # Convolutions get their weights in the order that their inputs have, see `models.headed.ScaleImages`.
+            self._states[model_id] = {
+                name: value.clone(memory_format=torch.channels_last if value.dim() == 4 else torch.preserve_format)
+                for name, value in decode_tensors(arrays).items()
+            }
         self._states.move_to_end(model_id)
         while len(self._states) > self.KEPT:
             self._states.popitem(last=False)
@@ -94,7 +108,7 @@ class ModelStore:
             working.holds = None
             working.load(self._states[model_id], writable=writable)
             working.holds = (model_id, writable)
-        working.restore_buffers(self._states[model_id])
+        working.restore_buffers(model_id, self._states[model_id])
         return working.model
 
     def forget(self) -> None:
@@ -105,7 +119,8 @@ class ModelStore:
     def _working(self, config: RunConfig) -> _Working:
         models: dict[tuple[object, ...], _Working] = self._local.__dict__.setdefault("models", {})
         options = tuple(sorted(config.domains_options.items()))
-        key = (config.domains, options, config.model, config.pretrained, config.dtype, config.device)
+        key = (config.domains, options, config.model, config.pretrained, config.dtype, config.device,
+               config.precision, config.batchnorm, config.compile)  # fmt: skip
         if key not in models:
             models.clear()  # one architecture at a time: a process rarely needs two
             models[key] = _Working(build_model(config))
