@@ -85,7 +85,7 @@ def _check_same(config_file: Path, description: Mapping[str, Any]) -> list[str]:
     if not config_file.exists():
         raise UsageError(f"--resume: there is no {config_file}; give --out the directory of the job to continue")
     try:
-        recorded = json.loads(config_file.read_text(encoding="utf-8"))
+        recorded = {"variants": []} | json.loads(config_file.read_text(encoding="utf-8"))
         before, now = _flat({key: recorded[key] for key in description}), _flat(dict(description))
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(

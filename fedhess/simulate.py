@@ -11,13 +11,13 @@ import sys
 import threading
 from typing import Any
 
-import click
 import torch
 import typer
 
 from fedhess import options
 from fedhess.announcements import header, stand_in_warning
 from fedhess.client import app as client_app
+from fedhess.command import run_command
 from fedhess.config import parse_assignments
 from fedhess.domains import open_benchmark
 from fedhess.engines.inprocess import run_in_process
@@ -30,7 +30,9 @@ from fedhess.models import prepare_inputs
 from fedhess.progress import Progress
 from fedhess.report import summarise, table, write_report
 from fedhess.runs import StorageError
+from fedhess.selection import DEFAULT
 from fedhess.server import make_server_app
+from fedhess.variants import describe, parse_variants
 
 CLIENT_THREAD = "fedhess-client"  # as engines/inprocess.py names its worker
 
@@ -42,10 +44,15 @@ def simulate(
     domains: options.Domains = "PACS",
     strategy: options.Strategy = "hgp",
     strategy_args: options.StrategyArgs = "",
+    variants: options.Variants = "",
     target: options.Target = "all",
+    split: options.Split = None,
+    selection: options.Selection = DEFAULT,
     rounds: options.Rounds = None,
     local_steps: options.LocalSteps = None,
+    local_epochs: options.LocalEpochs = None,
     batch_size: options.BatchSize = None,
+    client_optimizer: options.ClientOptimizer = None,
     lr: options.Lr = None,
     momentum: options.Momentum = None,
     weight_decay: options.WeightDecay = None,
@@ -85,12 +92,17 @@ def simulate(
         return
     if resume and out is None:
         raise UsageError("--resume: expected --out with the directory of the job to continue, got none")
+    if local_steps is not None and local_epochs:
+        raise UsageError(f"--local-epochs {local_epochs}: --local-steps {local_steps} is given too; give one of them")
     if out is not None and not resume:
         require_unused(out)  # before any download
     progress = Progress(silent=quiet or as_json)
     given = {
         "rounds": rounds,
+        "split": split,
         "local_steps": local_steps,
+        "local_epochs": local_epochs,
+        "client_optimizer": client_optimizer,
         "batch_size": batch_size,
         "lr": lr,
         "momentum": momentum,
@@ -138,6 +150,8 @@ def simulate(
         trials=trials,
         overrides={key: value for key, value in given.items() if value is not None},
         out=out,
+        variants=parse_variants(variants),
+        selection=selection,
     )
     with job_directory(job.path, job.description, resume=resume) as changes:
         if changes:
@@ -174,17 +188,23 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     torch.set_num_threads(config.threads or threads_before)
     try:
         for number, run in enumerate(job.runs):
-            _run(run, number, progress)
+            label = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+            try:
+                _run(run, number, progress, label=label)
+            except FederationError as error:
+                if not job.variants:
+                    raise
+                progress.warn(f"{run.directory.path}{label} stopped; the other settings go on. {error}")
     finally:
         torch.set_num_threads(threads_before)
         progress.stop()
     return summarise(job)
 
 
-def _run(run: PlannedRun, number: int, progress: Progress) -> None:
+def _run(run: PlannedRun, number: int, progress: Progress, *, label: str) -> None:
     run.directory.tidy()
     done = run.directory.completed_round() or 0
-    progress.begin_run(number, f"{run.strategy}, target {run.scenario.name}, seed {run.config.seed}", done)
+    progress.begin_run(number, f"{run.strategy}{label}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
         return
     domains = (*run.config.sources, *run.config.targets)
@@ -200,23 +220,9 @@ def main() -> None:
     """Run the command; every mistake of the user ends with one message and status 2."""
     logging.basicConfig(level=logging.WARNING, format="fedhess: %(message)s", stream=sys.stderr)
     logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower's strategies report every round
-    status = _run_command()
+    status = run_command(cli)
     _abandon_clients(status)
     sys.exit(status)
-
-
-def _run_command() -> int:
-    try:
-        return int(cli(standalone_mode=False) or 0)  # 130 after Ctrl-C
-    except UsageError as error:
-        sys.stderr.write(f"fedhess: {error}\n")
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (FederationError, StorageError) as error:
-        sys.stderr.write(f"fedhess: {error}\n")
-        return 1
 
 
 def _abandon_clients(status: int) -> None:
