@@ -63,6 +63,7 @@ class RunConfig(BaseModel):
     l2: NonNegative = 0.0
     # Evaluation and randomness
     evaluate_every: Annotated[int, Field(ge=1)] = 1
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @field_validator("server_optimizer")

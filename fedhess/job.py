@@ -123,9 +123,11 @@ def plan_job(
     inner = inner_scenarios(benchmark, outer) if selection == "lodo" else ()
     _check_names(strategies)
     path = out if out is not None else Path("runs") / _new_name(benchmark, strategies)
-    base = default_settings(model, benchmark=benchmark.name) | dict(overrides)
+    recipe = benchmark.recipe or benchmark.name
+    base = default_settings(model, benchmark=recipe) | dict(overrides)
     base |= {"model": model, "domains": benchmark.name, "stand_in_for": benchmark.stand_in_for}
-    args, settings = _settings_by_strategy(strategies, strategy_args, variants, base)
+    defaults = {name: default_strategy_args(recipe, name) for name in strategies}
+    args, settings = _settings_by_strategy(strategy_args, variants, base, defaults)
     runs: list[PlannedRun] = []
     for scenario, name in itertools.product((*outer, *inner), strategies):
         for (number, own), trial in itertools.product(settings[name].items(), range(trials)):
@@ -155,7 +157,10 @@ def run_folder(path: Path, strategy: str | None, variant: int | None) -> Path:
 
 
 def _settings_by_strategy(
-    strategies: Sequence[str], given: Mapping[str, Scalar], variants: Sequence[Variant], base: Mapping[str, Any]
+    given: Mapping[str, Scalar],
+    variants: Sequence[Variant],
+    base: Mapping[str, Any],
+    defaults: Mapping[str, Mapping[str, Scalar]],
 ) -> tuple[dict[str, dict[str, Scalar]], dict[str, dict[int, dict[str, Any]]]]:
     """Resolve the arguments of each strategy, and the settings of each of its variants, by index.
 
@@ -163,8 +168,9 @@ def _settings_by_strategy(
     """
     args: dict[str, dict[str, Scalar]] = {}
     settings: dict[str, dict[int, dict[str, Any]]] = {}
+    strategies = list(defaults)
     for name in strategies:
-        args[name] = args_for(name, strategies, given, default_strategy_args(str(base["domains"]), name))
+        args[name] = args_for(name, strategies, given, defaults[name])
         settings[name] = {}
         for number, variant in enumerate(variants or ({},)):
             varied = args_for(name, strategies, strategy_args_of(variant), args[name])
@@ -180,7 +186,7 @@ def slug(text: str) -> str:
     >>> slug("IconPACS (stand-in for PACS)")
     'IconPACS-stand-in-for-PACS'
     """
-    return re.sub(r"[^A-Za-z0-9.+_]+", "-", text).strip("-")
+    return re.sub(r"[^\w.+]+", "-", text).strip("-")
 
 
 def _new_name(benchmark: Benchmark, strategies: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ from fedhess.runs import replace_file
 if sys.platform != "win32":
     import fcntl
 
-# A resumed job may differ in these: they decide how long to wait, not what comes out.
-FREE_SETTINGS = ("settings.deadline", "settings.exchange_deadline")
+# A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
+FREE_SETTINGS = ("settings.deadline", "settings.exchange_deadline", "settings.checkpoint_every")
 
 
 @contextmanager

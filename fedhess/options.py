@@ -102,6 +102,10 @@ StatisticsBatches = Annotated[
     int | None, typer.Option(help=f"Batches behind a round's reference statistics. {_default('statistics_batches')}")
 ]
 EvaluateEvery = Annotated[int | None, typer.Option(help=f"Rounds between evaluations. {_default('evaluate_every')}")]
+CheckpointEvery = Annotated[
+    int | None,
+    typer.Option(help=f"Rounds between checkpoints, of which the last is kept. {_default('checkpoint_every')}"),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the first trial. [default: 0]", show_default=False)]
 Trials = Annotated[int, typer.Option(help="Trials; their seeds count up from --seed. [default: 3]", show_default=False)]
 Model = Annotated[

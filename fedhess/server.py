@@ -133,14 +133,15 @@ class Server:
         )
 
     def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
-        """Evaluate if it is this round's turn, write rows and checkpoint."""
+        """Evaluate if it is this round's turn, write rows, and a checkpoint every few rounds and at the end."""
         self._seconds += outcome.seconds
         rows: list[Row] = []
         if self.config.is_evaluated(server_round):
             rows = self._evaluate(server_round, outcome)
         if self.directory is not None:
             self.directory.append(rows)
-            self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy))
+            if server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds:
+                self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy))
         if rows and self.on_round is not None:
             self.on_round(server_round, rows)
 
