@@ -104,7 +104,7 @@ StatisticsBatches = Annotated[
 EvaluateEvery = Annotated[int | None, typer.Option(help=f"Rounds between evaluations. {_default('evaluate_every')}")]
 CheckpointEvery = Annotated[
     int | None,
-    typer.Option(help=f"Rounds between checkpoints, of which the last is kept. {_default('checkpoint_every')}"),
+    typer.Option(help=f"Rounds between checkpoints; the last is kept. {_default('checkpoint_every')}"),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the first trial. [default: 0]", show_default=False)]
 Trials = Annotated[int, typer.Option(help="Trials; their seeds count up from --seed. [default: 3]", show_default=False)]
