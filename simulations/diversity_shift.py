@@ -101,8 +101,8 @@ def choose_domains(given: str, among: Iterable[str] = BENCHMARKS) -> list[str]:
 
 @cli.command()
 def diversity_shift(
-    domains: str = typer.Option(
-        "", help=f"Benchmarks, separated by commas. [default: {','.join(DOMAINS)}; PACS with a preset]"
+    domains: str | None = typer.Option(
+        None, help=f"Benchmarks, separated by commas. [default: {','.join(DOMAINS)}; PACS with a preset]"
     ),
     strategy: StrategyOption = "all",
     seeds: SeedsOption = "0,1,2",
@@ -124,7 +124,7 @@ def diversity_shift(
         comparison = comparison_of(protocol)
         jobs = preset_configurations(
             protocol,
-            domains=choose_domains(domains or "PACS", protocol.benchmarks),
+            domains=choose_domains("PACS" if domains is None else domains, protocol.benchmarks),
             strategies=list(protocol.strategies) if strategy == "all" else choose(strategy, STRATEGIES),
             seeds=trials,
             target=target,
@@ -134,7 +134,7 @@ def diversity_shift(
         )
     else:
         jobs = configurations(
-            domains=choose_domains(domains or ",".join(DOMAINS)),
+            domains=choose_domains(",".join(DOMAINS) if domains is None else domains),
             strategies=choose(strategy, STRATEGIES),
             seeds=trials,
             per_domain=per_domain or (QUICK_EXAMPLES if quick else 0),

@@ -16,7 +16,7 @@ QUICK: Mapping[str, Any] = {
     "model": "resnet18",
     "pretrained": False,
     "rounds": 2,
-    "batch_size": 8,
+    "batch_size": 32,
     "evaluate_every": 1,
     "checkpoint_every": 2,
 }
