@@ -1,4 +1,4 @@
-"""One client's examples, opened once and kept, and the model that fits them."""
+"""The examples of domains, opened once and kept, and the model that fits them."""
 
 from functools import lru_cache
 
@@ -11,13 +11,16 @@ from fedhess.domains.data import DomainData
 from fedhess.domains.split import split_indices
 from fedhess.models import create_model, prepare_inputs, prepared_shape
 from fedhess.models.headed import HeadedModel
+from fedhess.partition import Examples
 from fedhess.protocol import SOURCE
 
 DOMAINS_KEPT = 12  # four domains of three trials: a job comes back to them with its next strategy
 
+DataKey = tuple[object, ...]
+
 
 class LocalDomain:
-    """One client's examples, on their way to the device in batches.
+    """One client's examples of one domain, on their way to the device in batches.
 
     Args:
         data: The domain's examples, as the model sees them.
@@ -73,8 +76,9 @@ class LocalDomain:
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
-def _prepared(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
-              domain: str, model: str, device: str, seed: int) -> DomainData:  # fmt: skip
+def prepared(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
+             domain: str, model: str, device: str, seed: int) -> DomainData:  # fmt: skip
+    """Load a domain as the model sees it, by its :func:`data_key`; kept."""
     benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options))
     return prepare_inputs(model, benchmark.load(domain), device=torch.device(device))
 
@@ -87,18 +91,24 @@ def _geometry(domains: str, options: tuple[tuple[str, str | int | float | bool],
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
-def _local_domain(data_key: tuple[object, ...], *, holdout: float, seed: int, domain: str, role: str,
-                  device: str, dtype: torch.dtype) -> LocalDomain:  # fmt: skip
-    data = _prepared(*data_key)
-    if role == SOURCE and holdout > 0:
-        train, evaluate = split_indices(data, holdout=holdout, seed=seed)
-    else:
-        everything = torch.arange(len(data))
-        train, evaluate = (everything if role == SOURCE else everything[:0]), everything
+def split_domain(key: DataKey, *, holdout: float, seed: int) -> Examples:
+    """Split a source domain into what is trained on and what is held out, the same whatever the partition; kept."""
+    data = prepared(*key)
+    if holdout > 0:
+        return Examples(data.labels, *split_indices(data, holdout=holdout, seed=seed))
+    everything = torch.arange(len(data))
+    return Examples(data.labels, everything, everything)
+
+
+@lru_cache(maxsize=DOMAINS_KEPT)
+def _local_domain(
+    key: DataKey, *, holdout: float, seed: int, domain: str, role: str, device: str, dtype: torch.dtype
+) -> LocalDomain:
+    examples = split_domain(key, holdout=holdout if role == SOURCE else 0.0, seed=seed)
     return LocalDomain(
-        data,
-        train_indices=train,
-        evaluate_indices=evaluate,
+        prepared(*key),
+        train_indices=examples.train if role == SOURCE else examples.train[:0],
+        evaluate_indices=examples.evaluate,
         key=(seed, domain, 0),
         device=torch.device(device),
         dtype=dtype,
@@ -106,23 +116,32 @@ def _local_domain(data_key: tuple[object, ...], *, holdout: float, seed: int, do
 
 
 def local_domain(config: RunConfig, *, domain: str, role: str) -> LocalDomain:
-    """Open this client's examples; kept for the next message.
+    """Open a whole domain, whoever its clients are; kept for the next time.
 
-    A source client holds out the benchmark's fraction for evaluation (a benchmark without one evaluates the training
-    examples); a target client has no training examples at all.
+    A source holds out the benchmark's fraction for evaluation (a benchmark without one evaluates the training
+    examples); a target has no training examples at all.
     """
-    options = tuple(sorted(config.domains_options.items()))
-    data_key = (config.domains, options, config.data_dir, domain, config.model, config.device, config.seed)
-    holdout = _geometry(config.domains, options, config.data_dir, config.model, config.seed)[2]
     return _local_domain(
-        data_key,
-        holdout=holdout,
+        data_key(config, domain),
+        holdout=holdout_of(config),
         seed=config.seed,
         domain=domain,
         role=role,
         device=config.device,
         dtype=config.torch_dtype,
     )
+
+
+def data_key(config: RunConfig, domain: str) -> DataKey:
+    """Name a domain's examples as a run sees them, for caches."""
+    options = tuple(sorted(config.domains_options.items()))
+    return (config.domains, options, config.data_dir, domain, config.model, config.device, config.seed)
+
+
+def holdout_of(config: RunConfig) -> float:
+    """Return the fraction of a source domain that the run's benchmark holds out."""
+    options = tuple(sorted(config.domains_options.items()))
+    return _geometry(config.domains, options, config.data_dir, config.model, config.seed)[2]
 
 
 def build_model(config: RunConfig) -> HeadedModel:
@@ -137,6 +156,7 @@ def build_model(config: RunConfig) -> HeadedModel:
 
 def forget_data() -> None:
     """Drop the examples and benchmarks that this process holds."""
-    _prepared.cache_clear()
+    prepared.cache_clear()
     _geometry.cache_clear()
+    split_domain.cache_clear()
     _local_domain.cache_clear()

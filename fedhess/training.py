@@ -1,6 +1,6 @@
 """The client half of a round: local steps on the loss plus the strategy's penalty, and the update they make."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from fedhess.autodiff import ModuleBatch
 from fedhess.config import RunConfig, Scalar
 from fedhess.curvature import HeadBatch
 from fedhess.models.headed import HeadedModel
+from fedhess.partition import batch_sizes
 from fedhess.penalties import HeadTerms, head_objective
 from fedhess.sampling import batch_indices
 from fedhess.statistics import Forward, Statistic, compute_statistic, run_forward
@@ -145,6 +146,47 @@ def round_batch(data: BatchSource, config: RunConfig, *, step: int, batches: int
     return data.train_batch(positions[0] if batches == 1 else torch.cat(positions))
 
 
+@dataclass(frozen=True)
+class Holding:
+    """What a client trains on of one domain.
+
+    Attributes:
+        data: Its examples of the domain.
+        weight: How much their objective weighs in the client's; those of a client add up to 1.
+        reference: The references of the round for the domain; constants.
+    """
+
+    data: BatchSource
+    weight: float = 1.0
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def joint_batch(
+    holdings: Sequence[BatchSource], config: RunConfig, *, step: int, batches: int = 1
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Fetch the batch of a step from everything that a client holds, domain after domain.
+
+    Args:
+        holdings: The client's data, by domain.
+        config: Gives the batch size, which the domains share by :func:`fedhess.partition.batch_sizes`.
+        step: Number of the step since the beginning of the run, from 0.
+        batches: See :func:`round_batch`.
+
+    Returns:
+        Inputs, labels, and how many of them are of each domain.
+    """
+    if len(holdings) == 1:
+        inputs, labels = round_batch(holdings[0], config, step=step, batches=batches)
+        return inputs, labels, [len(labels)]
+    sizes = batch_sizes([data.train_size for data in holdings], config.batch_size)
+    pairs = [
+        round_batch(data, config.model_copy(update={"batch_size": size}), step=step, batches=batches)
+        for data, size in zip(holdings, sizes, strict=True)
+    ]
+    inputs, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return inputs, labels, [len(part) for _, part in pairs]
+
+
 def writes_parameters(config: RunConfig) -> bool:
     """Whether local training changes the parameters: not so for one step of plain SGD, see :func:`train_locally`."""
     return not (config.local_steps == 1 and config.momentum == 0 and config.weight_decay == 0)
@@ -152,12 +194,11 @@ def writes_parameters(config: RunConfig) -> bool:
 
 def train_locally(
     model: HeadedModel,
-    data: BatchSource,
+    holdings: Sequence[Holding],
     *,
     before: Mapping[str, Tensor],
     config: RunConfig,
     strategy: Objective,
-    reference: Mapping[str, Tensor],
     server_round: int,
     first: Forward | None = None,
     momentum: Mapping[str, Tensor] | None = None,
@@ -170,11 +211,10 @@ def train_locally(
     Args:
         model: The working model, loaded with the global one; its parameters are changed where
             :func:`writes_parameters` says so.
-        data: The client's training data.
+        holdings: The client's training data with the references of the round, by domain.
         before: The tensors of the global model.
         config: Steps, batch size, learning rate and the like.
         strategy: The client half of the strategy.
-        reference: The references of the round; constants.
         server_round: Number of the round, from 1.
         first: The forward pass of the first step, where an exchange of the round has made it already.
         momentum: Momentum buffers to begin with, by parameter.
@@ -193,13 +233,15 @@ def train_locally(
         index = (server_round - 1) * config.local_steps + local_step
         forward = first if first is not None and local_step == 0 else None
         if forward is None:
-            forward = run_forward(model, *round_batch(data, config, step=index))
-        step = Step(model, forward, before, index, server_round, config.l2)
-        objective = strategy.objective(step, reference)
+            inputs, labels, sizes = joint_batch([holding.data for holding in holdings], config, step=index)
+            forward = run_forward(model, inputs, labels, sizes=sizes)
+        steps = [Step(model, part, before, index, server_round, config.l2) for part in forward.parts]
+        terms = [strategy.objective(step, own.reference) for step, own in zip(steps, holdings, strict=True)]
+        objective = _weighted(terms, holdings)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(objective)
         if local_step == 0:
-            losses = [step.loss.detach(), objective.detach()]
+            losses = [_weighted([step.loss for step in steps], holdings).detach(), objective.detach()]
         if writes_parameters(config):
             optimizer.step()
     update = _update(model, trained, before, config)
@@ -207,6 +249,13 @@ def train_locally(
     buffers = {name: optimizer.state[parameter].get("momentum_buffer") for name, parameter in trained.items()}
     kept = {name: buffer for name, buffer in buffers.items() if buffer is not None}
     return LocalUpdate(update, loss=float(losses[0]), objective=float(losses[1]), momentum=kept)
+
+
+def _weighted(terms: Sequence[Tensor], holdings: Sequence[Holding]) -> Tensor:
+    """Add up what a client has of each domain by its weight; of a single domain it is that itself."""
+    if len(terms) == 1:
+        return terms[0]
+    return torch.stack([own.weight * term for term, own in zip(terms, holdings, strict=True)]).sum()
 
 
 @torch.no_grad()
