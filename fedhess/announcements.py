@@ -16,6 +16,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
         "model": config.model + ("" if config.pretrained else " (not pretrained)"),
         "strategies": ", ".join(job.strategies),
         "federation": f"{config.rounds} rounds, server {config.server_optimizer} lr {config.server_lr:.4g}",
+        **({"partition": config.describe_clients()} if config.describe_clients() else {}),
         "clients": f"{config.local_steps} steps a round on {batch}, SGD lr {config.lr:g}",
         "engine": engine,
         "device": f"{config.device}, {config.threads or torch.get_num_threads()} thread(s)",

@@ -18,6 +18,7 @@ from fedhess.models import MODELS
 from fedhess.optimizers import check_optimizer
 from fedhess.recipes import default_settings, default_strategy_args
 from fedhess.runs import RunDirectory
+from fedhess.shares import read_examples, require_room_for_domains, share_out
 from fedhess.targets import choose_scenarios
 
 MOST_TRIALS = 1000
@@ -120,6 +121,7 @@ def plan_job(
     _check_settings([run.config for run in runs])
     description = _describe(benchmark, runs, args)
     _check_splits(benchmark, runs)
+    _check_partitions(benchmark, [run.config for run in runs])
     return Job(benchmark, path, tuple(runs), description)
 
 
@@ -156,11 +158,17 @@ def _check_names(strategies: Sequence[str]) -> None:
 def _check_settings(configs: Sequence[RunConfig]) -> None:
     """Check what no single value shows: together, and with the model."""
     first = configs[0]
-    fewest = min((config.sources for config in configs), key=len)
-    if first.quorum > len(fewest):
+    fewest = min(configs, key=lambda config: config.source_clients)
+    names = f" ({', '.join(fewest.sources)})" if first.partition == "domain" else ""
+    if first.quorum > fewest.source_clients:
         raise UsageError(
-            f"--quorum: expected at most {len(fewest)}, the number of source clients ({', '.join(fewest)}), got "
+            f"--quorum: expected at most {fewest.source_clients}, the number of source clients{names}, got "
             f"{first.quorum}"
+        )
+    if first.quorum > first.clients_per_round > 0:
+        raise UsageError(
+            f"--quorum: expected at most {first.clients_per_round}, the clients drawn a round (--clients-per-round), "
+            f"got {first.quorum}"
         )
     if first.device == "mps" and first.dtype == "float64":
         raise UsageError("--dtype float64: Apple's GPU has no float64; use --device cpu or --dtype float32")
@@ -182,6 +190,15 @@ def _check_splits(benchmark: Benchmark, runs: Sequence[PlannedRun]) -> None:
                     f"--domains {benchmark.name}: {domain!r} has {len(data)} examples, too few in each class to hold "
                     f"{benchmark.holdout:.0%} out for validation and train on the rest; expected at least 3 a class"
                 )
+
+
+def _check_partitions(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
+    """Insist that every client of every run has something to train on."""
+    for config in configs:
+        if config.partition != "domain":
+            examples = read_examples(benchmark, config.sources, seed=config.seed)
+            shares = share_out(config.partition_settings, examples, seed=config.seed)
+            require_room_for_domains(shares, batch_size=config.batch_size)
 
 
 def _options_of_trial(benchmark: Benchmark, trial: int) -> dict[str, Scalar]:

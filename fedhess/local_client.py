@@ -18,7 +18,7 @@ from fedhess.local_data import (
     prepared,
     split_domain,
 )
-from fedhess.partition import Share
+from fedhess.partition import Examples, Share
 from fedhess.partition_settings import PartitionSettings
 from fedhess.protocol import SOURCE, Held, Identity
 from fedhess.shares import share_out
@@ -106,6 +106,12 @@ def source_shares(config: RunConfig) -> Mapping[tuple[str, int], Share]:
         UsageError: There are too few examples for so many clients.
     """
     return _shares(_share_key(config, config.sources), holdout=holdout_of(config), seed=config.seed)
+
+
+def source_examples(config: RunConfig) -> dict[str, Examples]:
+    """Return labels and split of the run's source domains."""
+    holdout = holdout_of(config)
+    return {name: split_domain(data_key(config, name), holdout=holdout, seed=config.seed) for name in config.sources}
 
 
 def simulated_client(config: RunConfig, position: int) -> tuple[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedhess.domain_rows import domain_rows
 from fedhess.domains import Scenario
 from fedhess.figures import draw_rounds
 from fedhess.job import Job, PlannedRun
@@ -53,9 +54,10 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
     args = {run.strategy: run.config.strategy_args for run in job.runs if run.config.strategy_args}
     given = "".join(f"; {name} {', '.join(f'{k}={v}' for k, v in of.items())}" for name, of in args.items())
+    clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
     weights = "" if config.pretrained else " (not pretrained)"
     return (
-        f"{data}{sources} source domains, {config.rounds} rounds x {config.local_steps} local steps, "
+        f"{data}{sources} source domains{clients}, {config.rounds} rounds x {config.local_steps} local steps, "
         f"model {config.model}{weights}, batch {batch}, client lr {config.lr:g}, server {server}, "
         f"seeds {', '.join(map(str, job.seeds))}, selection by {' and '.join(rules)}{given}"
     )
@@ -110,7 +112,7 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
             figure,
             title=f"{job.benchmark.title}: mean over targets and trials",
             rows_by_strategy={
-                name: [row for run in job.runs if run.strategy == name for row in run.directory.rows()]
+                name: [row for run in job.runs if run.strategy == name for row in domain_rows(run.directory.rows())]
                 for name in job.strategies
             },
             panels={"accuracy": "target accuracy", **DISTANCES},

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from fedhess.domain_rows import domain_rows
 from fedhess.protocol import SOURCE, TARGET
 from fedhess.runs import Row
 
@@ -27,10 +28,10 @@ def select_round(rows: Sequence[Row]) -> int | None:
         rows: Rows of one run.
 
     Returns:
-        The round's number, or None where every round misses a source client.
+        The round's number, or None where every round misses a source client. A domain's clients count together.
     """
     by_round: dict[int, list[Row]] = {}
-    for row in rows:
+    for row in domain_rows(rows):
         if row["role"] == SOURCE:
             by_round.setdefault(row["round"], []).append(row)
     complete = {n: group for n, group in by_round.items() if all(row["accuracy"] is not None for row in group)}
@@ -55,7 +56,9 @@ def target_accuracy(rows: Sequence[Row], server_round: int | None, domain: str) 
     Returns:
         None where a client failed or no round was selected.
     """
-    mine = [row for row in rows if (row["role"], row["round"], row["domain"]) == (TARGET, server_round, domain)]
+    mine = [
+        row for row in domain_rows(rows) if (row["role"], row["round"], row["domain"]) == (TARGET, server_round, domain)
+    ]
     if not mine or any(row["accuracy"] is None for row in mine):
         return None
     correct = sum(row["accuracy"] * row["examples"] for row in mine)
@@ -63,12 +66,12 @@ def target_accuracy(rows: Sequence[Row], server_round: int | None, domain: str) 
 
 
 def source_accuracy(rows: Sequence[Row], server_round: int | None) -> float | None:
-    """Return the mean accuracy in [0, 1] of the source clients at a round; None where one failed."""
-    values = [row["accuracy"] for row in rows if row["role"] == SOURCE and row["round"] == server_round]
+    """Return the mean accuracy in [0, 1] over the source domains at a round; None where a client failed."""
+    values = [row["accuracy"] for row in domain_rows(rows) if row["role"] == SOURCE and row["round"] == server_round]
     return sum(values) / len(values) if values and all(value is not None for value in values) else None
 
 
 def mean_distance(rows: Sequence[Row], server_round: int, name: str) -> float | None:
-    """Average an alignment distance over the source clients at a round; None where one has none."""
-    values = [row[name] for row in rows if row["role"] == SOURCE and row["round"] == server_round]
+    """Average an alignment distance over the source domains at a round; None where one has none."""
+    values = [row[name] for row in domain_rows(rows) if row["role"] == SOURCE and row["round"] == server_round]
     return sum(values) / len(values) if values and all(value is not None for value in values) else None

@@ -1,10 +1,20 @@
 """Turn the settings of a run into its partition, and check that its clients can train."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from fedhess.domains import Benchmark, split_indices
 from fedhess.errors import UsageError
 from fedhess.partition import Examples, Share, partition_by_dirichlet, partition_by_domain, partition_by_lambda
 from fedhess.partition_settings import PartitionSettings
+
+
+def read_examples(benchmark: Benchmark, sources: Sequence[str], *, seed: int) -> dict[str, Examples]:
+    """Read labels and split of source domains, without preparing their inputs for a model."""
+    examples: dict[str, Examples] = {}
+    for domain in sources:
+        data = benchmark.load(domain)
+        examples[domain] = Examples(data.labels, *split_indices(data, holdout=benchmark.holdout, seed=seed))
+    return examples
 
 
 def share_out(settings: PartitionSettings, examples: Mapping[str, Examples], *, seed: int) -> list[Share]:
@@ -34,7 +44,7 @@ def share_out(settings: PartitionSettings, examples: Mapping[str, Examples], *, 
     return partition_by_domain(examples)
 
 
-def require_room_for_domains(shares: list[Share], *, batch_size: int) -> None:
+def require_room_for_domains(shares: Sequence[Share], *, batch_size: int) -> None:
     """Insist that a batch has room for an example of each domain that a client trains on.
 
     Raises:

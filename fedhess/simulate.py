@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -26,6 +27,8 @@ from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.job_directory import job_directory, require_unused
 from fedhess.listing import list_everything
+from fedhess.local_client import source_examples, source_shares
+from fedhess.manifest import make_manifest, record_manifest, show_partitions
 from fedhess.models import prepare_inputs
 from fedhess.progress import Progress
 from fedhess.report import summarise, table, write_report
@@ -43,6 +46,14 @@ def simulate(
     strategy: options.Strategy = "hgp",
     strategy_args: options.StrategyArgs = "",
     target: options.Target = "all",
+    partition: options.Partition = None,
+    clients: options.Clients = None,
+    heterogeneity: options.Heterogeneity = None,
+    clients_per_domain: options.ClientsPerDomain = None,
+    dirichlet_alpha: options.DirichletAlpha = None,
+    dirichlet_min_size: options.DirichletMinSize = None,
+    clients_per_round: options.ClientsPerRound = None,
+    show_partition: options.ShowPartition = False,
     rounds: options.Rounds = None,
     local_steps: options.LocalSteps = None,
     batch_size: options.BatchSize = None,
@@ -89,6 +100,13 @@ def simulate(
         require_unused(out)  # before any download
     progress = Progress(silent=quiet or as_json)
     given = {
+        "partition": partition,
+        "clients": clients,
+        "heterogeneity": heterogeneity,
+        "clients_per_domain": clients_per_domain,
+        "dirichlet_alpha": dirichlet_alpha,
+        "dirichlet_min_size": dirichlet_min_size,
+        "clients_per_round": clients_per_round,
         "rounds": rounds,
         "local_steps": local_steps,
         "batch_size": batch_size,
@@ -139,6 +157,9 @@ def simulate(
         overrides={key: value for key, value in given.items() if value is not None},
         out=out,
     )
+    if show_partition:
+        typer.echo(show_partitions(job, as_json=as_json))
+        return
     with job_directory(job.path, job.description, resume=resume) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
@@ -174,25 +195,28 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     torch.set_num_threads(config.threads or threads_before)
     try:
         for number, run in enumerate(job.runs):
-            _run(run, number, progress)
+            _run(run, number, progress, classes=job.benchmark.classes)
     finally:
         torch.set_num_threads(threads_before)
         progress.stop()
     return summarise(job)
 
 
-def _run(run: PlannedRun, number: int, progress: Progress) -> None:
+def _run(run: PlannedRun, number: int, progress: Progress, *, classes: Sequence[str]) -> None:
     run.directory.tidy()
     done = run.directory.completed_round() or 0
     progress.begin_run(number, f"{run.strategy}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
         return
-    domains = (*run.config.sources, *run.config.targets)
+    shares = list(source_shares(run.config).values())
+    manifest = make_manifest(run.config, shares, source_examples(run.config), classes=classes)
+    record_manifest(run.directory.path, manifest)
+    nodes = run.config.source_clients + len(run.config.targets)
     run_in_process(
         make_server_app(run.directory, progress.update),
         client_app,
         run_config=run.config.to_run_config(),
-        node_configs=[{"partition-id": index, "num-partitions": len(domains)} for index in range(len(domains))],
+        node_configs=[{"partition-id": index, "num-partitions": nodes} for index in range(nodes)],
     )
 
 
