@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedhess.config import RunConfig
+from fedhess.local_client import forget_clients
 from fedhess.local_data import build_model, forget_data
 from fedhess.models.headed import HeadedModel
 from fedhess.protocol import decode_tensors
@@ -125,11 +126,13 @@ class ModelStore:
 class ForwardMemory:
     """The forward pass of each client's statistics batch, kept between the exchanges of a round and its first step.
 
-    A pass with its autograd graph may be used up by one backward; the graphs of at most :attr:`GRAPHS` clients are
-    kept, since each holds the activations of a batch.
+    A pass with its autograd graph may be used up by one backward; those of at most :attr:`GRAPHS` clients are kept,
+    since each holds the activations of a batch. Of at most :attr:`PASSES` clients the features are kept: with more, the
+    memory stays the same and the others compute theirs again.
     """
 
-    GRAPHS = 16
+    GRAPHS = 8
+    PASSES = 64
 
     def __init__(self) -> None:
         self._model_id: str | None = None
@@ -152,10 +155,15 @@ class ForwardMemory:
         return self._passes.pop(key)
 
     def keep(self, model_id: str, key: tuple[object, ...], forward: Forward) -> None:
-        """Keep a pass; those of another model are dropped."""
+        """Keep a pass if there is room; those of another model are dropped."""
         if model_id != self._model_id:
             self._passes.clear()
             self._model_id = model_id
+        if key not in self._passes and len(self._passes) >= self.PASSES:
+            return
+        if not forward.features.requires_grad:
+            for part in (forward, *forward.parts):
+                part.inputs = part.inputs.new_empty(0)  # statistics of the head need none, and images are large
         self._passes[key] = forward
 
     def has_room_for_a_graph(self, model_id: str) -> bool:
@@ -171,4 +179,5 @@ def forget_everything() -> None:
     """Drop every cache of the process, as a restart would."""
     MODELS.forget()
     FORWARDS.forget()
+    forget_clients()
     forget_data()

@@ -14,13 +14,13 @@ from toy import SOURCES
 
 from fedhess import training, workplace
 from fedhess.augmentation import augment
+from fedhess.batches import round_batch
 from fedhess.client import app as client_app
 from fedhess.domains import BENCHMARKS
 from fedhess.evaluation import evaluate_model
 from fedhess.local_data import build_model, local_domain
 from fedhess.models import MODELS
 from fedhess.sampling import batch_indices, seeded_generator
-from fedhess.training import round_batch
 
 Run = Callable[..., Any]
 HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05}}
