@@ -34,6 +34,7 @@ class RunConfig(BaseModel):
     image_cache_gb: Positive | None = None
     sources: tuple[str, ...]
     targets: tuple[str, ...]
+    split: Literal["sources", "every", "domainbed"] = "sources"
     # Model
     model: str
     pretrained: bool = True
@@ -57,21 +58,34 @@ class RunConfig(BaseModel):
     exchange_deadline: Positive = 600.0
     # Local training
     local_steps: Annotated[int, Field(ge=1)] = 5
+    local_epochs: Annotated[int, Field(ge=0)] = 0
     batch_size: Annotated[int, Field(ge=0)] = 32
     augment: Literal["none", "domainbed"] = "none"
     statistics_batches: Annotated[int, Field(ge=1)] = 1
+    client_optimizer: Literal["SGD", "Adam"] = "SGD"
     lr: Positive = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegative = 0.0
     l2: NonNegative = 0.0
     # Evaluation and randomness
     evaluate_every: Annotated[int, Field(ge=1)] = 1
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @field_validator("server_optimizer")
     @classmethod
     def _known_optimizer(cls, name: str) -> str:
         return optimizer_name(name)
+
+    @property
+    def splits_targets(self) -> bool:
+        """Whether a target is split too: its accuracy is then read on most of it, the rest serves the oracle."""
+        return self.split != "sources"
+
+    @property
+    def local_work(self) -> str:
+        """What a client does in a round, in words."""
+        return f"{self.local_epochs} local epochs" if self.local_epochs else f"{self.local_steps} local steps"
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark
 from fedhess.domains.data import DomainData
-from fedhess.domains.split import split_indices
+from fedhess.domains.split import SplitRule, split_domain
 from fedhess.execution import set_execution
 from fedhess.models import create_model, prepare_inputs, prepared_shape
 from fedhess.models.headed import HeadedModel
@@ -26,6 +26,7 @@ class LocalDomain:
         data: The domain's examples, as the model sees them.
         train_indices: Which of them are trained on.
         evaluate_indices: Which of them are evaluated.
+        out_indices: A target's out split, for the oracle alone; empty unless the run splits targets.
         key: What names the client's stream of batches.
         device: Where batches go.
         dtype: Floating-point type of batches; images stay uint8 and are scaled by the model.
@@ -40,10 +41,12 @@ class LocalDomain:
         key: tuple[str | int, ...],
         device: torch.device,
         dtype: torch.dtype,
+        out_indices: Tensor | None = None,
     ) -> None:
         self.data = data
         self.train_indices = train_indices
         self.evaluate_indices = evaluate_indices
+        self.out_indices = train_indices[:0] if out_indices is None else out_indices
         self.key = key
         self._device = device
         self._dtype = dtype
@@ -105,24 +108,25 @@ def _prepared(domains: str, options: tuple[tuple[str, str | int | float | bool],
 
 @lru_cache(maxsize=64)
 def _geometry(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
-              model: str, seed: int) -> tuple[tuple[int, ...], int, float]:  # fmt: skip
+              model: str, seed: int) -> tuple[tuple[int, ...], int, float, tuple[str, ...]]:  # fmt: skip
     benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options))
-    return prepared_shape(model, benchmark.input_shape), benchmark.outputs, benchmark.holdout
+    return prepared_shape(model, benchmark.input_shape), benchmark.outputs, benchmark.holdout, benchmark.domains
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
-def _local_domain(data_key: tuple[object, ...], *, holdout: float, seed: int, domain: str, role: str,
-                  device: str, dtype: torch.dtype) -> LocalDomain:  # fmt: skip
+def _local_domain(data_key: tuple[object, ...], *, rule: SplitRule, holdout: float, position: int, seed: int,
+                  domain: str, role: str, device: str, dtype: torch.dtype) -> LocalDomain:  # fmt: skip
     data = _prepared(*data_key)
-    if role == SOURCE and holdout > 0:
-        train, evaluate = split_indices(data, holdout=holdout, seed=seed)
-    else:
-        everything = torch.arange(len(data))
-        train, evaluate = (everything if role == SOURCE else everything[:0]), everything
+    train = evaluate = torch.arange(len(data))
+    out = train[:0]
+    if holdout > 0 and (role == SOURCE or rule != "sources"):
+        train, out = split_domain(data, rule=rule, holdout=holdout, seed=seed, position=position)
+        evaluate, out = (out, out[:0]) if role == SOURCE else (train, out)
     return LocalDomain(
         data,
-        train_indices=train,
+        train_indices=train if role == SOURCE else train[:0],
         evaluate_indices=evaluate,
+        out_indices=out,
         key=(seed, domain, 0),
         device=torch.device(device),
         dtype=dtype,
@@ -133,15 +137,17 @@ def local_domain(config: RunConfig, *, domain: str, role: str) -> LocalDomain:
     """Open this client's examples; kept for the next message.
 
     A source client holds out the benchmark's fraction for evaluation (a benchmark without one evaluates the training
-    examples); a target client has no training examples at all.
+    examples); a target client has no training examples at all, and two splits to evaluate where the run splits targets.
     """
     options = tuple(sorted(config.domains_options.items()))
     data_key = (config.domains, options, config.data_dir, domain, config.model, config.device, config.seed,
                 config.images, config.image_cache_gb)  # fmt: skip
-    holdout = _geometry(config.domains, options, config.data_dir, config.model, config.seed)[2]
+    _, _, holdout, names = _geometry(config.domains, options, config.data_dir, config.model, config.seed)
     return _local_domain(
         data_key,
+        rule=config.split,
         holdout=holdout,
+        position=names.index(domain) if domain in names else 0,  # one that is not there is named where it is loaded
         seed=config.seed,
         domain=domain,
         role=role,
@@ -153,7 +159,7 @@ def local_domain(config: RunConfig, *, domain: str, role: str) -> LocalDomain:
 def build_model(config: RunConfig) -> HeadedModel:
     """Build the run's model with its initial weights, on the run's device and in its dtype."""
     options = tuple(sorted(config.domains_options.items()))
-    shape, outputs, _ = _geometry(config.domains, options, config.data_dir, config.model, config.seed)
+    shape, outputs, *_ = _geometry(config.domains, options, config.data_dir, config.model, config.seed)
     model = create_model(
         config.model, input_shape=shape, outputs=outputs, seed=config.seed, pretrained=config.pretrained
     )

@@ -13,8 +13,9 @@ from fedhess.autodiff import ModuleBatch
 from fedhess.config import RunConfig, Scalar
 from fedhess.curvature import HeadBatch
 from fedhess.models.headed import HeadedModel
+from fedhess.optimizers import client_optimizer
 from fedhess.penalties import HeadTerms, head_objective
-from fedhess.sampling import batch_indices, seeded_generator
+from fedhess.sampling import batch_indices, seeded_generator, steps_per_pass
 from fedhess.statistics import Forward, Statistic, compute_statistic, run_forward
 
 
@@ -142,7 +143,14 @@ def step_batches(data: BatchSource, config: RunConfig, *, steps: Sequence[int]) 
         steps: Numbers of the steps since the beginning of the run, from 0.
     """
     positions = [
-        batch_indices(data.train_size, batch_size=config.batch_size, step=step, key=data.key) for step in steps
+        batch_indices(
+            data.train_size,
+            batch_size=config.batch_size,
+            step=step,
+            key=data.key,
+            keeps_rest=config.local_epochs > 0,
+        )
+        for step in steps
     ]
     for step, chosen, (inputs, labels) in zip(steps, positions, data.train_batches(positions), strict=True):
         if config.augment == "none":
@@ -170,9 +178,28 @@ def round_batch(data: BatchSource, config: RunConfig, *, step: int, batches: int
     return torch.cat(inputs), torch.cat(labels)
 
 
+def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> range:
+    """Number the steps that a client takes in a round, counted from 0 since the beginning of the run.
+
+    ``local_steps`` each round; or, with ``local_epochs``, as many as so many passes over its own examples take, the
+    last partial batch of a pass included: ``local_epochs * ceil(N / B)``, which differs from client to client.
+
+    Args:
+        config: Gives steps or epochs, and the batch size.
+        train_size: Number of the client's training examples N.
+        server_round: Number of the round, from 1.
+    """
+    each = config.local_steps
+    if config.local_epochs:
+        each = config.local_epochs * steps_per_pass(train_size, batch_size=config.batch_size, keeps_rest=True)
+    return range((server_round - 1) * each, server_round * each)
+
+
 def writes_parameters(config: RunConfig) -> bool:
     """Whether local training changes the parameters: not so for one step of plain SGD, see :func:`train_locally`."""
-    return not (config.local_steps == 1 and config.momentum == 0 and config.weight_decay == 0)
+    one_step = config.local_steps == 1 and config.local_epochs == 0
+    plain = config.client_optimizer == "SGD" and config.momentum == 0 and config.weight_decay == 0
+    return not (one_step and plain)
 
 
 def train_locally(
@@ -208,16 +235,19 @@ def train_locally(
         The update and the first step's losses.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.SGD(
-        list(trained.values()), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    optimizer = client_optimizer(
+        config.client_optimizer,
+        list(trained.values()),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
     )
     for name, buffer in (momentum or {}).items():
         optimizer.state[trained[name]]["momentum_buffer"] = buffer.to(trained[name].device, copy=True)
     losses: list[Tensor] = []
-    start = (server_round - 1) * config.local_steps
-    batches = step_batches(data, config, steps=range(start + (first is not None), start + config.local_steps))
-    for local_step in range(config.local_steps):
-        index = start + local_step
+    steps = round_steps(config, train_size=data.train_size, server_round=server_round)
+    batches = step_batches(data, config, steps=steps[first is not None :])
+    for local_step, index in enumerate(steps):
         forward = first if first is not None and local_step == 0 else run_forward(model, *next(batches))
         step = Step(model, forward, before, index, server_round, config.l2)
         objective = strategy.objective(step, reference)

@@ -27,7 +27,7 @@ class _Working:
     model: HeadedModel
     copies: dict[str, Tensor] = field(default_factory=dict)
     holds: tuple[str, bool] | None = None
-    restored: tuple[str, list[int]] | None = None
+    restored: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def load(self, state: Mapping[str, Tensor], *, writable: bool) -> None:
         """Give the parameters the values of ``state``: shared where only read, copied where they will be written.
@@ -45,20 +45,15 @@ class _Working:
                 shared = self.copies.setdefault(name, torch.empty_like(parameter.data)).copy_(shared)
             parameter.data = shared
 
-    def restore_buffers(self, model_id: str, state: Mapping[str, Tensor]) -> None:
-        """Copy the buffers, unless they are this model's and no pass in training mode has written to them since.
+    def restore_buffers(self, state: Mapping[str, Tensor], model_id: str) -> None:
+        """Copy the buffers of another model, and those that a forward pass in training mode has written to.
 
-        A kept graph may hold buffers (of frozen batch norms) that its backward needs unwritten.
+        Others are left untouched: the graph of a pass that is kept for the round's step may hold them.
         """
-        if self.restored == (model_id, self._buffer_versions()):
-            return
         for name, buffer in self.model.named_buffers():
-            if name in state:
+            if name in state and self.restored.get(name) != (model_id, buffer._version):
                 buffer.copy_(state[name])
-        self.restored = (model_id, self._buffer_versions())
-
-    def _buffer_versions(self) -> list[int]:
-        return [buffer._version for buffer in self.model.buffers()]
+                self.restored[name] = (model_id, buffer._version)
 
 
 class ModelStore:
@@ -108,7 +103,7 @@ class ModelStore:
             working.holds = None
             working.load(self._states[model_id], writable=writable)
             working.holds = (model_id, writable)
-        working.restore_buffers(model_id, self._states[model_id])
+        working.restore_buffers(self._states[model_id], model_id)
         return working.model
 
     def forget(self) -> None:

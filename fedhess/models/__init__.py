@@ -18,6 +18,7 @@ __all__ = ["MODELS", "HeadedModel", "create_model", "keeps_images", "prepare_inp
 # Name -> module:function; imported when asked for, since torchvision takes a second.
 MODELS: dict[str, str] = {
     "mlp": "fedhess.models.mlp:create_mlp",
+    "mnist-cnn": "fedhess.models.mnist_cnn:create_mnist_cnn",
     "resnet18": "fedhess.models.resnet:create_resnet18",
     "resnet50": "fedhess.models.resnet:create_resnet50",
     "lite0": "fedhess.models.lite0:create_lite0",
