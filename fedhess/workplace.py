@@ -28,7 +28,7 @@ class _Working:
     model: HeadedModel
     copies: dict[str, Tensor] = field(default_factory=dict)
     holds: tuple[str, bool] | None = None
-    restored: dict[str, tuple[str, int]] = field(default_factory=dict)
+    restored: tuple[str, list[int]] | None = None
 
     def load(self, state: Mapping[str, Tensor], *, writable: bool) -> None:
         """Give the parameters the values of ``state``: shared where only read, copied where they will be written.
@@ -47,14 +47,20 @@ class _Working:
             parameter.data = shared
 
     def restore_buffers(self, state: Mapping[str, Tensor], model_id: str) -> None:
-        """Copy the buffers of another model, and those that a forward pass in training mode has written to.
+        """Copy the buffers, unless they are this model's and no pass in training mode has written to them since.
 
-        Others are left untouched: the graph of a pass that is kept for the round's step may hold them.
+        They are left untouched then: the graph of a pass that is kept for the round's step may hold them. All are
+        copied if one was written to: batch norms count the batches openly, but fill in their means unseen.
         """
+        if self.restored == (model_id, self._buffer_versions()):
+            return
         for name, buffer in self.model.named_buffers():
-            if name in state and self.restored.get(name) != (model_id, buffer._version):
+            if name in state:
                 buffer.copy_(state[name])
-                self.restored[name] = (model_id, buffer._version)
+        self.restored = (model_id, self._buffer_versions())
+
+    def _buffer_versions(self) -> list[int]:
+        return [buffer._version for buffer in self.model.buffers()]
 
 
 class ModelStore:
