@@ -51,7 +51,7 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     batch = "all" if config.batch_size == 0 else str(config.batch_size)
     options = {key: value for key, value in job.benchmark.options.items() if key not in UNNAMED_OPTIONS and value}
     data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
-    if job.description["dataset"].get("differences"):
+    if job.differences:
         data = f"not the complete {job.benchmark.name}; {data}"
     args = {run.strategy: run.config.strategy_args for run in job.runs if run.config.strategy_args}
     given = "".join(f"; {name} {', '.join(f'{k}={v}' for k, v in of.items())}" for name, of in args.items())
