@@ -10,7 +10,7 @@ from pathlib import Path
 from fedhess.domains.benchmark import Benchmark, OptionValue, Scenario
 from fedhess.domains.data import DomainData, Notify, TensorDomain, keep_silent
 from fedhess.domains.options import Opening
-from fedhess.domains.split import split_indices
+from fedhess.domains.split import split_domain, split_indices
 from fedhess.errors import UsageError, did_you_mean
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "TensorDomain",
     "find_benchmark",
     "open_benchmark",
+    "split_domain",
     "split_indices",
 ]
 
