@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedhess.domains import open_benchmark, pacs, pixels
+from fedhess.domains import open_benchmark, pixels, release
 from fedhess.domains.images import ImageDomain
 from fedhess.domains.pixels import decode_once, require_room, store_bytes, store_path
 from fedhess.errors import UsageError
@@ -19,8 +19,8 @@ from fedhess.errors import UsageError
 SIDE, COUNT = 32, 21
 FILL = """
 import os, signal, sys
-from fedhess.domains import open_benchmark, pacs, pixels
-pacs.SIDE, pixels.AT_ONCE = 32, 4
+from fedhess.domains import open_benchmark, pixels, release
+release.SIDE, pixels.AT_ONCE = 32, 4
 def notify(message):
     if message.startswith("decoding photo: " + sys.argv[3] + " "):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -30,7 +30,7 @@ pixels.decode_once(open_benchmark("PACS", data_dir=sys.argv[1]).load("photo"), c
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacs, "SIDE", SIDE)
+    monkeypatch.setattr(release, "SIDE", SIDE)
 
 
 @pytest.fixture
