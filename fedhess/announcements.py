@@ -30,11 +30,10 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
 
 def incomplete_warning(job: Job) -> str:
     """Say that the data is not the complete copy; nothing when it is, or when that is not known."""
-    differences = job.description["dataset"].get("differences", [])
-    if not differences:
+    if not job.differences:
         return ""
     return (
-        f"This is not the complete {job.benchmark.name}: {'; '.join(differences)}. Results are not comparable with "
+        f"This is not the complete {job.benchmark.name}: {'; '.join(job.differences)}. Results are not comparable with "
         "published ones. `python -m fedhess.data check` looks the data through."
     )
 

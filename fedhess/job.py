@@ -76,6 +76,11 @@ class Job:
         return slug(self.benchmark.title)
 
     @property
+    def differences(self) -> list[str]:
+        """Where the data differs from the benchmark's complete copy, in words."""
+        return list(self.description.get("dataset", {}).get("differences", []))
+
+    @property
     def strategies(self) -> list[str]:
         """The strategies, in the order given."""
         return list(dict.fromkeys(run.strategy for run in self.runs))

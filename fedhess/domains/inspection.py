@@ -16,7 +16,7 @@ from fedhess.domains.holdings import Holding
 from fedhess.domains.images import ImageFile, scan
 from fedhess.domains.options import Opening
 from fedhess.domains.release import Release
-from fedhess.domains.tree import IMAGE_SUFFIXES, composed, entries, subfolders, walk
+from fedhess.domains.tree import IMAGE_SUFFIXES, composed, entries, images_and_dead_links_in, subfolders
 from fedhess.errors import UsageError
 
 ClassFolders = Mapping[str, list[Path]]  # class -> folders
@@ -196,7 +196,7 @@ def _files(folders: ClassFolders, names: tuple[str, ...]) -> list[ImageFile]:
             part = f"{where.parent.name}/" if len(several) > 1 else ""
             files += [
                 ImageFile(path=path, name=composed(f"{name}/{part}{path.relative_to(where)}"), label=names.index(name))
-                for path in sorted(walk(where))
+                for path in images_and_dead_links_in(where)
             ]
     return files
 
