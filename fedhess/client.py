@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedhess import protocol
 from fedhess.autodiff import ModuleBatch
+from fedhess.batches import joint_batch, round_steps
 from fedhess.config import RunConfig, Scalar
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.evaluation import evaluate_model
@@ -23,7 +24,7 @@ from fedhess.local_client import LocalClient, local_client
 from fedhess.place import place
 from fedhess.protocol import SOURCE, TARGET
 from fedhess.statistics import Forward, compute_statistic, run_forward
-from fedhess.training import Holding, joint_batch, train_locally, writes_parameters
+from fedhess.training import Holding, train_locally, writes_parameters
 from fedhess.workplace import FORWARDS, MODELS, ModelMissingError
 
 Handler = Callable[[Message, Context], Message]
@@ -150,7 +151,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the model: a source client on its held-out split, a target client on its domain.
+    """Evaluate the model: a source client on its held-out split, a target client on its domain, or both splits of it.
 
     Only a source client adds the alignment statistics of its head.
     """
@@ -161,10 +162,13 @@ def evaluate(message: Message, context: Context) -> Message:
     for domain, part in data.parts.items():
         if len(part.evaluate_indices) == 0 and len(data.parts) > 1:
             continue
-        result = evaluate_model(MODELS.model(config, model_id, writable=False), part, with_alignment=role == SOURCE)
-        content[key(protocol.METRICS, domain)] = MetricRecord(
-            {protocol.NUM_EXAMPLES: result.examples, "loss": result.loss, "accuracy": result.accuracy}
-        )
+        model = MODELS.model(config, model_id, writable=False)
+        result = evaluate_model(model, part, with_alignment=role == SOURCE)
+        metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
+        if role == TARGET and config.splits_targets:
+            out = evaluate_model(model, part, indices=part.out_indices)
+            metrics |= protocol.evaluation_metrics(out.examples, out.loss, out.accuracy, of=protocol.OUT)
+        content[key(protocol.METRICS, domain)] = MetricRecord(dict(metrics))
         if result.alignment:
             content[key(protocol.ALIGNMENT, domain)] = protocol.encode_tensors(result.alignment)
     return Message(content, reply_to=message)
@@ -219,12 +223,9 @@ def _statistics_pass(
     if found is not None and (found.features.requires_grad or not with_graph):
         return found
     is_first_step = config.statistics_batches == 1 and not writes_parameters(config)
-    inputs, labels, sizes = joint_batch(
-        list(data.training_parts.values()),
-        config,
-        step=(server_round - 1) * config.local_steps,
-        batches=config.statistics_batches,
-    )
+    first = round_steps(config, train_size=data.train_size, server_round=server_round).start
+    parts = list(data.training_parts.values())
+    inputs, labels, sizes = joint_batch(parts, config, step=first, batches=config.statistics_batches)
     keeps_graph = is_first_step and FORWARDS.has_room_for_a_graph(model_id)
     with torch.set_grad_enabled(keeps_graph or with_graph):
         forward = run_forward(MODELS.model(config, model_id, writable=False), inputs, labels, sizes=sizes)

@@ -1,7 +1,7 @@
 """The server's side of evaluation: every client evaluates what it holds; one row a client and domain."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
@@ -35,6 +35,7 @@ def evaluate_clients(
     federation: Federation,
     model: ModelPayload,
     *,
+    splits_targets: bool,
     alignment: Mapping[str, Tensor],
     server_round: int,
     deadline: float,
@@ -44,6 +45,7 @@ def evaluate_clients(
     Args:
         federation: The clients.
         model: The model.
+        splits_targets: Whether a target evaluates two splits.
         alignment: Tensors of the shapes that a source client's alignment statistics must have.
         server_round: Number of the round.
         deadline: Seconds a client may take.
@@ -53,7 +55,8 @@ def evaluate_clients(
     """
 
     def read(client: Client, content: RecordDict) -> dict[str, tuple[dict[str, float], dict[str, Tensor]]]:
-        return {held.domain: _read(client, held, content, alignment) for held in _evaluates(client)}
+        splits = ("", protocol.OUT) if splits_targets and client.identity.role == protocol.TARGET else ("",)
+        return {held.domain: _read(client, held, content, alignment, splits) for held in _evaluates(client)}
 
     asked = [client for client in federation.clients if _evaluates(client)]
     replies = federation.exchange(
@@ -83,8 +86,12 @@ def evaluate_clients(
     return evaluated
 
 
-def make_rows(federation: Federation, evaluated: Evaluated, outcome: RoundOutcome, *, server_round: int) -> list[Row]:
+def make_rows(
+    federation: Federation, evaluated: Evaluated, outcome: RoundOutcome, *, splits_targets: bool, server_round: int
+) -> list[Row]:
     """Make the lines of rounds.jsonl: one a client and domain that it holds, those that failed included.
+
+    A target that evaluates two splits has a line for each.
 
     What a client has once and not by domain (failures, bytes, losses of training) is in the first of its rows alone.
     """
@@ -101,6 +108,10 @@ def make_rows(federation: Federation, evaluated: Evaluated, outcome: RoundOutcom
                 measured = measured | evaluated.distances.get(held.domain, {})
             once = (outcome.metrics.get(label, {}), missed.get(label, []), traffic.get(label, Traffic()))
             rows.append(_row(server_round, client, held, measured, *(once if position == 0 else ({}, [], Traffic()))))
+            if splits_targets and client.identity.role == protocol.TARGET:
+                rows[-1]["split"] = "in"
+                out = {key.removeprefix(protocol.OUT): v for key, v in measured.items() if key.startswith(protocol.OUT)}
+                rows.append(_row(server_round, client, held, out, {}, [], Traffic()) | {"split": "out"})
     return rows
 
 
@@ -109,7 +120,7 @@ def _evaluates(client: Client) -> list[Held]:
 
 
 def _read(
-    client: Client, held: Held, content: RecordDict, alignment: Mapping[str, Tensor]
+    client: Client, held: Held, content: RecordDict, alignment: Mapping[str, Tensor], splits: Iterable[str]
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Read what a client says of one domain.
 
@@ -121,11 +132,22 @@ def _read(
     if identity.role == protocol.SOURCE:
         statistics = read_tensors(content, identity.key(protocol.ALIGNMENT, held.domain), like=alignment)
     metrics = protocol.metrics_of(content, identity.key(protocol.METRICS, held.domain))
-    if not {"loss", "accuracy", protocol.NUM_EXAMPLES} <= metrics.keys():
-        raise ValueError(f"expected loss, accuracy and {protocol.NUM_EXAMPLES}, got {sorted(metrics)}")
-    if not (0 <= metrics["accuracy"] <= 1 and 1 <= metrics[protocol.NUM_EXAMPLES] < math.inf):
-        raise ValueError(f"expected an accuracy in [0, 1] of at least one example, got {metrics}")
+    for split in splits:
+        _check_metrics(metrics, split)
     return metrics, statistics
+
+
+def _check_metrics(metrics: Mapping[str, float], of: str) -> None:
+    """Insist on loss, accuracy and number of examples of one split.
+
+    Raises:
+        ValueError: One is missing or impossible.
+    """
+    loss, accuracy, examples = (f"{of}{name}" for name in ("loss", "accuracy", protocol.NUM_EXAMPLES))
+    if not {loss, accuracy, examples} <= metrics.keys():
+        raise ValueError(f"expected {loss}, {accuracy} and {examples}, got {sorted(metrics)}")
+    if not (0 <= metrics[accuracy] <= 1 and 1 <= metrics[examples] < math.inf):
+        raise ValueError(f"expected an {accuracy} in [0, 1] of at least one example, got {dict(metrics)}")
 
 
 def _row(

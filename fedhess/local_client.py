@@ -7,16 +7,16 @@ from functools import lru_cache
 import torch
 
 from fedhess.config import RunConfig
+from fedhess.domains.split import SplitRule
 from fedhess.errors import UsageError
 from fedhess.local_data import (
     DOMAINS_KEPT,
     DataKey,
     LocalDomain,
     data_key,
-    holdout_of,
+    domain_split,
     local_domain,
     prepared,
-    split_domain,
 )
 from fedhess.partition import Examples, Share
 from fedhess.partition_settings import PartitionSettings
@@ -87,11 +87,9 @@ def local_client(config: RunConfig, *, domain: str, role: str, client: int) -> L
         return LocalClient(domain, client, {domain: local_domain(config, domain=domain, role=role)})
     return _local_client(
         _share_key(config, config.sources if config.partition == "lambda" else (domain,)),
-        holdout=holdout_of(config),
-        seed=config.seed,
+        rule=config.split,
         domain=domain,
         client=client,
-        device=config.device,
         dtype=config.torch_dtype,
     )
 
@@ -105,13 +103,12 @@ def source_shares(config: RunConfig) -> Mapping[tuple[str, int], Share]:
     Raises:
         UsageError: There are too few examples for so many clients.
     """
-    return _shares(_share_key(config, config.sources), holdout=holdout_of(config), seed=config.seed)
+    return _shares(_share_key(config, config.sources), rule=config.split)
 
 
 def source_examples(config: RunConfig) -> dict[str, Examples]:
     """Return labels and split of the run's source domains."""
-    holdout = holdout_of(config)
-    return {name: split_domain(data_key(config, name), holdout=holdout, seed=config.seed) for name in config.sources}
+    return {name: domain_split(data_key(config, name), rule=config.split) for name in config.sources}
 
 
 def simulated_client(config: RunConfig, position: int) -> tuple[str, int]:
@@ -137,25 +134,22 @@ def _share_key(config: RunConfig, domains: tuple[str, ...]) -> ShareKey:
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
-def _shares(key: ShareKey, *, holdout: float, seed: int) -> dict[tuple[str, int], Share]:
+def _shares(key: ShareKey, *, rule: SplitRule) -> dict[tuple[str, int], Share]:
     settings, domains, data_keys = key
-    examples = {
-        domain: split_domain(data, holdout=holdout, seed=seed) for domain, data in zip(domains, data_keys, strict=True)
-    }
-    return {(share.domain, share.client): share for share in share_out(settings, examples, seed=seed)}
+    examples = {domain: domain_split(data, rule=rule) for domain, data in zip(domains, data_keys, strict=True)}
+    return {(share.domain, share.client): share for share in share_out(settings, examples, seed=data_keys[0].seed)}
 
 
 @lru_cache(maxsize=CLIENTS_KEPT)
-def _local_client(
-    key: ShareKey, *, holdout: float, seed: int, domain: str, client: int, device: str, dtype: torch.dtype
-) -> LocalClient:
-    share = _shares(key, holdout=holdout, seed=seed).get((domain, client))
+def _local_client(key: ShareKey, *, rule: SplitRule, domain: str, client: int, dtype: torch.dtype) -> LocalClient:
+    share = _shares(key, rule=rule).get((domain, client))
     if share is None:
         raise UsageError(
             f"this node is client {client} of domain {domain!r}, which the run's partition does not have; start it "
             "with another client number, or give the run more clients"
         )
     _, domains, data_keys = key
+    seed, device = data_keys[0].seed, data_keys[0].device
     return LocalClient(
         domain,
         client,

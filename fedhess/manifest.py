@@ -78,7 +78,7 @@ def show_partitions(job: Job, *, as_json: bool) -> str:
         benchmark = open_benchmark(
             config.domains, data_dir=config.data_dir, seed=config.seed, options=config.domains_options
         )
-        examples = read_examples(benchmark, config.sources, seed=config.seed)
+        examples = read_examples(benchmark, config.sources, rule=config.split, seed=config.seed)
         shares = share_out(config.partition_settings, examples, seed=config.seed)
         shown[title] = make_manifest(config, shares, examples, classes=benchmark.classes)
     if as_json:

@@ -131,14 +131,15 @@ class Server:
         )
 
     def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
-        """Evaluate if it is this round's turn, write rows and checkpoint."""
+        """Evaluate if it is this round's turn, write rows, and a checkpoint every few rounds and at the end."""
         self._seconds += outcome.seconds
         rows: list[Row] = []
         if self.config.is_evaluated(server_round):
             rows = self._evaluate(server_round, outcome)
         if self.directory is not None:
             self.directory.append(rows)
-            self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy))
+            if server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds:
+                self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy))
         if rows and self.on_round is not None:
             self.on_round(server_round, rows)
 
@@ -148,11 +149,18 @@ class Server:
         evaluated = evaluate_clients(
             self.federation,
             self.model.payload(),
+            splits_targets=self.config.splits_targets,
             alignment=self.alignment_shapes,
             server_round=server_round,
             deadline=self.config.deadline,
         )
-        rows = make_rows(self.federation, evaluated, outcome, server_round=server_round)
+        rows = make_rows(
+            self.federation,
+            evaluated,
+            outcome,
+            splits_targets=self.config.splits_targets,
+            server_round=server_round,
+        )
         seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0
         return [row | {"seconds": seconds} for row in rows]
 

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedhess.domains import Benchmark, split_indices
+from fedhess.domains import Benchmark, split_domain
+from fedhess.domains.split import SplitRule
 from fedhess.errors import UsageError
 from fedhess.partition import Examples, Share, partition_by_dirichlet, partition_by_domain, partition_by_lambda
 from fedhess.partition_settings import PartitionSettings
 
 
-def read_examples(benchmark: Benchmark, sources: Sequence[str], *, seed: int) -> dict[str, Examples]:
+def read_examples(benchmark: Benchmark, sources: Sequence[str], *, rule: SplitRule, seed: int) -> dict[str, Examples]:
     """Read labels and split of source domains, without preparing their inputs for a model."""
     examples: dict[str, Examples] = {}
     for domain in sources:
         data = benchmark.load(domain)
-        examples[domain] = Examples(data.labels, *split_indices(data, holdout=benchmark.holdout, seed=seed))
+        position = benchmark.domains.index(domain)
+        split = split_domain(data, rule=rule, holdout=benchmark.holdout, seed=seed, position=position)
+        examples[domain] = Examples(data.labels, *split)
     return examples
 
 

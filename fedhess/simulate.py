@@ -12,15 +12,16 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import click
 import torch
 import typer
 
 from fedhess import options
-from fedhess.announcements import header, stand_in_warning
+from fedhess.announcements import header, incomplete_warning, stand_in_warning
 from fedhess.client import app as client_app
-from fedhess.config import parse_assignments
-from fedhess.domains import open_benchmark
+from fedhess.command import run_command
+from fedhess.config import RunConfig, parse_assignments
+from fedhess.domains import Benchmark, open_benchmark
+from fedhess.domains.pixels import require_room
 from fedhess.engines.inprocess import run_in_process
 from fedhess.environment import resolve_device
 from fedhess.errors import FederationError, UsageError
@@ -29,11 +30,13 @@ from fedhess.job_directory import job_directory, require_unused
 from fedhess.listing import list_everything
 from fedhess.local_client import source_examples, source_shares
 from fedhess.manifest import make_manifest, record_manifest, show_partitions
-from fedhess.models import prepare_inputs
+from fedhess.models import keeps_images, prepare_inputs
 from fedhess.progress import Progress
 from fedhess.report import summarise, table, write_report
 from fedhess.runs import StorageError
+from fedhess.selection import DEFAULT
 from fedhess.server import make_server_app
+from fedhess.variants import describe, parse_variants
 
 CLIENT_THREAD = "fedhess-client"  # as engines/inprocess.py names its worker
 
@@ -45,7 +48,10 @@ def simulate(
     domains: options.Domains = "PACS",
     strategy: options.Strategy = "hgp",
     strategy_args: options.StrategyArgs = "",
+    variants: options.Variants = "",
     target: options.Target = "all",
+    split: options.Split = None,
+    selection: options.Selection = DEFAULT,
     partition: options.Partition = None,
     clients: options.Clients = None,
     heterogeneity: options.Heterogeneity = None,
@@ -56,7 +62,10 @@ def simulate(
     show_partition: options.ShowPartition = False,
     rounds: options.Rounds = None,
     local_steps: options.LocalSteps = None,
+    local_epochs: options.LocalEpochs = None,
     batch_size: options.BatchSize = None,
+    augment: options.Augment = None,
+    client_optimizer: options.ClientOptimizer = None,
     lr: options.Lr = None,
     momentum: options.Momentum = None,
     weight_decay: options.WeightDecay = None,
@@ -70,6 +79,7 @@ def simulate(
     exchange_deadline: options.ExchangeDeadline = None,
     statistics_batches: options.StatisticsBatches = None,
     evaluate_every: options.EvaluateEvery = None,
+    checkpoint_every: options.CheckpointEvery = None,
     seed: options.Seed = 0,
     trials: options.Trials = 3,
     model: options.Model = None,
@@ -77,6 +87,11 @@ def simulate(
     device: options.Device = "auto",
     threads: options.Threads = None,
     dtype: options.Dtype = None,
+    precision: options.Precision = None,
+    batchnorm: options.BatchNorm = None,
+    compile_: options.Compile = False,
+    images: options.Images = None,
+    image_cache_gb: options.ImageCacheGb = None,
     data_dir: options.DataDir = None,
     domains_args: options.DomainsArgs = "",
     require_real: options.RequireReal = False,
@@ -96,6 +111,8 @@ def simulate(
         return
     if resume and out is None:
         raise UsageError("--resume: expected --out with the directory of the job to continue, got none")
+    if local_steps is not None and local_epochs:
+        raise UsageError(f"--local-epochs {local_epochs}: --local-steps {local_steps} is given too; give one of them")
     if out is not None and not resume:
         require_unused(out)  # before any download
     progress = Progress(silent=quiet or as_json)
@@ -108,8 +125,12 @@ def simulate(
         "dirichlet_min_size": dirichlet_min_size,
         "clients_per_round": clients_per_round,
         "rounds": rounds,
+        "split": split,
         "local_steps": local_steps,
+        "local_epochs": local_epochs,
+        "client_optimizer": client_optimizer,
         "batch_size": batch_size,
+        "augment": augment,
         "lr": lr,
         "momentum": momentum,
         "weight_decay": weight_decay,
@@ -123,12 +144,18 @@ def simulate(
         "exchange_deadline": exchange_deadline,
         "statistics_batches": statistics_batches,
         "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
         "seed": seed,
         "model": model,
         "pretrained": pretrained,
         "device": resolve_device(device),
         "threads": threads,
         "dtype": dtype,
+        "precision": precision,
+        "batchnorm": batchnorm,
+        "compile": compile_,
+        "images": images,
+        "image_cache_gb": image_cache_gb,
         "data_dir": None if data_dir is None else str(data_dir.resolve()),
     }
     options_given = parse_assignments(domains_args, option="--domains-args")
@@ -146,8 +173,6 @@ def simulate(
         raise UsageError(f"--domains {domains}: {error}") from error
     if data_dir is not None and "data_dir" not in benchmark.options:
         raise UsageError(f"--data-dir: {benchmark.title} reads no folder, got {data_dir}; leave the option out")
-    if benchmark.stand_in_for:
-        progress.warn(stand_in_warning(benchmark))
     job = plan_job(
         benchmark,
         strategies=[name.strip() for name in strategy.split(",") if name.strip()],
@@ -156,7 +181,11 @@ def simulate(
         trials=trials,
         overrides={key: value for key, value in given.items() if value is not None},
         out=out,
+        variants=parse_variants(variants),
+        selection=selection,
     )
+    for warning in filter(None, (stand_in_warning(benchmark), incomplete_warning(job))):
+        progress.warn(warning)
     if show_partition:
         typer.echo(show_partitions(job, as_json=as_json))
         return
@@ -188,24 +217,50 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     """
     progress.header(header(job, engine="in-process"))
     config = job.runs[0].config
-    for domain in job.benchmark.domains:  # the clients find the result in the cache
-        prepare_inputs(config.model, job.benchmark.load(domain), device=config.device, notify=progress.tick)
+    prepare_domains(job.benchmark, config, progress)
     progress.start([run.config.rounds for run in job.runs])
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads_before)
     try:
         for number, run in enumerate(job.runs):
-            _run(run, number, progress, classes=job.benchmark.classes)
+            label = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+            try:
+                _run(run, number, progress, label=label, classes=job.benchmark.classes)
+            except FederationError as error:
+                if not job.variants:
+                    raise
+                progress.warn(f"{run.directory.path}{label} stopped; the other settings go on. {error}")
     finally:
         torch.set_num_threads(threads_before)
         progress.stop()
     return summarise(job)
 
 
-def _run(run: PlannedRun, number: int, progress: Progress, *, classes: Sequence[str]) -> None:
+def prepare_domains(benchmark: Benchmark, config: RunConfig, progress: Progress) -> None:
+    """Do what is done once per domain before training; the clients find the result in the cache.
+
+    Raises:
+        UsageError: There is no room for it.
+    """
+    domains = [benchmark.load(domain) for domain in benchmark.domains]
+    keeps = keeps_images(config.model, images=config.images)
+    if keeps:
+        require_room(domains, limit_gb=config.image_cache_gb, notify=progress.note)
+    for data in domains:
+        prepare_inputs(
+            config.model,
+            data,
+            device=config.device,
+            images=config.images,
+            image_cache_gb=config.image_cache_gb,
+            notify=progress.tick,
+        )
+
+
+def _run(run: PlannedRun, number: int, progress: Progress, *, label: str, classes: Sequence[str]) -> None:
     run.directory.tidy()
     done = run.directory.completed_round() or 0
-    progress.begin_run(number, f"{run.strategy}, target {run.scenario.name}, seed {run.config.seed}", done)
+    progress.begin_run(number, f"{run.strategy}{label}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
         return
     shares = list(source_shares(run.config).values())
@@ -224,23 +279,9 @@ def main() -> None:
     """Run the command; every mistake of the user ends with one message and status 2."""
     logging.basicConfig(level=logging.WARNING, format="fedhess: %(message)s", stream=sys.stderr)
     logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower's strategies report every round
-    status = _run_command()
+    status = run_command(cli)
     _abandon_clients(status)
     sys.exit(status)
-
-
-def _run_command() -> int:
-    try:
-        return int(cli(standalone_mode=False) or 0)  # 130 after Ctrl-C
-    except UsageError as error:
-        sys.stderr.write(f"fedhess: {error}\n")
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (FederationError, StorageError) as error:
-        sys.stderr.write(f"fedhess: {error}\n")
-        return 1
 
 
 def _abandon_clients(status: int) -> None:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fedhess import autodiff
 from fedhess.autodiff import ModuleBatch
+from fedhess.batches import BatchSource, joint_batches, round_steps
 from fedhess.config import RunConfig, Scalar
 from fedhess.curvature import HeadBatch
 from fedhess.models.headed import HeadedModel
-from fedhess.partition import batch_sizes
+from fedhess.optimizers import client_optimizer
 from fedhess.penalties import HeadTerms, head_objective
-from fedhess.sampling import batch_indices
 from fedhess.statistics import Forward, Statistic, compute_statistic, run_forward
 
 
@@ -113,39 +113,6 @@ class LocalUpdate:
     momentum: dict[str, Tensor]
 
 
-class BatchSource(Protocol):
-    """Where the batches of a client come from."""
-
-    @property
-    def train_size(self) -> int:
-        """Number of training examples."""
-
-    @property
-    def key(self) -> tuple[str | int, ...]:
-        """What names the client's stream of batches: (seed, domain, client)."""
-
-    def train_batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Fetch training examples by position: inputs and labels on the model's device."""
-
-
-def round_batch(data: BatchSource, config: RunConfig, *, step: int, batches: int = 1) -> tuple[Tensor, Tensor]:
-    """Fetch the batch of a step, or the union of the batches of several steps beginning there.
-
-    Args:
-        data: The client's data.
-        config: Gives the batch size.
-        step: Number of the step since the beginning of the run, from 0.
-        batches: How many consecutive batches are taken together (the statistics of a round may want more than one).
-    """
-    if config.batch_size == 0:
-        batches = 1
-    positions = [
-        batch_indices(data.train_size, batch_size=config.batch_size, step=step + offset, key=data.key)
-        for offset in range(batches)
-    ]
-    return data.train_batch(positions[0] if batches == 1 else torch.cat(positions))
-
-
 @dataclass(frozen=True)
 class Holding:
     """What a client trains on of one domain.
@@ -161,35 +128,11 @@ class Holding:
     reference: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def joint_batch(
-    holdings: Sequence[BatchSource], config: RunConfig, *, step: int, batches: int = 1
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Fetch the batch of a step from everything that a client holds, domain after domain.
-
-    Args:
-        holdings: The client's data, by domain.
-        config: Gives the batch size, which the domains share by :func:`fedhess.partition.batch_sizes`.
-        step: Number of the step since the beginning of the run, from 0.
-        batches: See :func:`round_batch`.
-
-    Returns:
-        Inputs, labels, and how many of them are of each domain.
-    """
-    if len(holdings) == 1:
-        inputs, labels = round_batch(holdings[0], config, step=step, batches=batches)
-        return inputs, labels, [len(labels)]
-    sizes = batch_sizes([data.train_size for data in holdings], config.batch_size)
-    pairs = [
-        round_batch(data, config.model_copy(update={"batch_size": size}), step=step, batches=batches)
-        for data, size in zip(holdings, sizes, strict=True)
-    ]
-    inputs, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
-    return inputs, labels, [len(part) for _, part in pairs]
-
-
 def writes_parameters(config: RunConfig) -> bool:
     """Whether local training changes the parameters: not so for one step of plain SGD, see :func:`train_locally`."""
-    return not (config.local_steps == 1 and config.momentum == 0 and config.weight_decay == 0)
+    one_step = config.local_steps == 1 and config.local_epochs == 0
+    plain = config.client_optimizer == "SGD" and config.momentum == 0 and config.weight_decay == 0
+    return not (one_step and plain)
 
 
 def train_locally(
@@ -223,17 +166,23 @@ def train_locally(
         The update and the first step's losses.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.SGD(
-        list(trained.values()), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    optimizer = client_optimizer(
+        config.client_optimizer,
+        list(trained.values()),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
     )
     for name, buffer in (momentum or {}).items():
         optimizer.state[trained[name]]["momentum_buffer"] = buffer.to(trained[name].device, copy=True)
     losses: list[Tensor] = []
-    for local_step in range(config.local_steps):
-        index = (server_round - 1) * config.local_steps + local_step
+    train_size = sum(holding.data.train_size for holding in holdings)
+    indices = round_steps(config, train_size=train_size, server_round=server_round)
+    batches = joint_batches([holding.data for holding in holdings], config, steps=indices[first is not None :])
+    for local_step, index in enumerate(indices):
         forward = first if first is not None and local_step == 0 else None
         if forward is None:
-            inputs, labels, sizes = joint_batch([holding.data for holding in holdings], config, step=index)
+            inputs, labels, sizes = next(batches)
             forward = run_forward(model, inputs, labels, sizes=sizes)
         steps = [Step(model, part, before, index, server_round, config.l2) for part in forward.parts]
         terms = [strategy.objective(step, own.reference) for step, own in zip(steps, holdings, strict=True)]

@@ -46,19 +46,20 @@ class _Working:
                 shared = self.copies.setdefault(name, torch.empty_like(parameter.data)).copy_(shared)
             parameter.data = shared
 
-    def restore_buffers(self, model_id: str, state: Mapping[str, Tensor]) -> None:
-        """Copy the buffers if they are not the model's: a forward pass in training mode may have written to them.
+    def restore_buffers(self, state: Mapping[str, Tensor], model_id: str) -> None:
+        """Copy the buffers, unless they are this model's and no pass in training mode has written to them since.
 
-        Unwritten ones are left alone: the graph of a pass that is kept refuses to go backward over what was written to.
+        They are left untouched then: the graph of a pass that is kept for the round's step may hold them. All are
+        copied if one was written to: batch norms count the batches openly, but fill in their means unseen.
         """
-        if self.restored == (model_id, self._versions()):
+        if self.restored == (model_id, self._buffer_versions()):
             return
         for name, buffer in self.model.named_buffers():
             if name in state:
                 buffer.copy_(state[name])
-        self.restored = (model_id, self._versions())
+        self.restored = (model_id, self._buffer_versions())
 
-    def _versions(self) -> list[int]:
+    def _buffer_versions(self) -> list[int]:
         return [buffer._version for buffer in self.model.buffers()]
 
 
@@ -85,7 +86,11 @@ class ModelStore:
             if arrays is None:
                 raise ModelMissingError(model_id)
             # Copied into torch's own memory: kernels may round differently on the unaligned bytes of a message.
-            self._states[model_id] = {name: value.clone() for name, value in decode_tensors(arrays).items()}
+            # Convolutions get their weights in the order that their inputs have, see `models.headed.ScaleImages`.
+            self._states[model_id] = {
+                name: value.clone(memory_format=torch.channels_last if value.dim() == 4 else torch.preserve_format)
+                for name, value in decode_tensors(arrays).items()
+            }
         self._states.move_to_end(model_id)
         while len(self._states) > self.KEPT:
             self._states.popitem(last=False)
@@ -105,7 +110,7 @@ class ModelStore:
             working.holds = None
             working.load(self._states[model_id], writable=writable)
             working.holds = (model_id, writable)
-        working.restore_buffers(model_id, self._states[model_id])
+        working.restore_buffers(self._states[model_id], model_id)
         return working.model
 
     def forget(self) -> None:
@@ -116,7 +121,8 @@ class ModelStore:
     def _working(self, config: RunConfig) -> _Working:
         models: dict[tuple[object, ...], _Working] = self._local.__dict__.setdefault("models", {})
         options = tuple(sorted(config.domains_options.items()))
-        key = (config.domains, options, config.model, config.pretrained, config.dtype, config.device)
+        key = (config.domains, options, config.model, config.pretrained, config.dtype, config.device,
+               config.precision, config.batchnorm, config.compile)  # fmt: skip
         if key not in models:
             models.clear()  # one architecture at a time: a process rarely needs two
             models[key] = _Working(build_model(config))

@@ -18,6 +18,7 @@ from toy import SOURCES, toy_config
 from federation.test_alive import Amnesia, ShuffledGrid, run_of, same
 from federation.test_nodes import FixedNodes
 from fedhess import protocol, workplace
+from fedhess.batches import joint_batch
 from fedhess.client import app as client_app
 from fedhess.engines.flower_compat import run_identity
 from fedhess.engines.inprocess import InProcessGrid
@@ -27,7 +28,6 @@ from fedhess.local_data import build_model
 from fedhess.place import place
 from fedhess.protocol import Held, Identity
 from fedhess.roster import Client, discover, draw_clients
-from fedhess.training import joint_batch
 from fedhess.workplace import ForwardMemory
 
 Run = Callable[..., Any]
