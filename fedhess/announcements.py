@@ -35,6 +35,17 @@ def cost(job: Job) -> str:
     return f"{outer}{several}{more}: {len(job.runs)} runs, {rounds:,} rounds of training"
 
 
+def incomplete_warning(job: Job) -> str:
+    """Say that the data is not the complete copy; nothing when it is, or when that is not known."""
+    differences = job.description["dataset"].get("differences", [])
+    if not differences:
+        return ""
+    return (
+        f"This is not the complete {job.benchmark.name}: {'; '.join(differences)}. Results are not comparable with "
+        "published ones. `python -m fedhess.data check` looks the data through."
+    )
+
+
 def stand_in_warning(benchmark: Benchmark) -> str:
     """Say that the data is not what was asked for."""
     return (

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fedhess.config import RunConfig
+from fedhess.domains import BENCHMARKS
 from fedhess.recipes import describe_default
 
 
@@ -16,7 +17,13 @@ def _default(setting: str) -> str:
     return f"[default: {describe_default(setting, otherwise=RunConfig.model_fields[setting].default)}]"
 
 
-Domains = Annotated[str, typer.Option(help="Benchmark; --list names them. [default: PACS]", show_default=False)]
+Domains = Annotated[
+    str,
+    typer.Option(
+        help=f"Benchmark: {', '.join(BENCHMARKS)} (any tree PATH/DOMAIN/CLASS). [default: PACS]",
+        show_default=False,
+    ),
+]
 Strategy = Annotated[
     str,
     typer.Option(
@@ -111,7 +118,8 @@ Trials = Annotated[int, typer.Option(help="Trials; their seeds count up from --s
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Model; --list names them. [default: resnet18 for PACS, lite0-features for IconPACS, mlp for MNIST]"
+        help="Model; --list names them. [default: resnet18 for images, lite0-features for IconPACS, mlp for digits, "
+        "mnist-cnn for ColoredMNIST form=domainbed]"
     ),
 ]
 Pretrained = Annotated[

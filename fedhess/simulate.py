@@ -15,7 +15,7 @@ import torch
 import typer
 
 from fedhess import options
-from fedhess.announcements import header, stand_in_warning
+from fedhess.announcements import header, incomplete_warning, stand_in_warning
 from fedhess.client import app as client_app
 from fedhess.command import run_command
 from fedhess.config import parse_assignments
@@ -155,6 +155,8 @@ def simulate(
         variants=parse_variants(variants),
         selection=selection,
     )
+    if warning := incomplete_warning(job):
+        progress.warn(warning)
     with job_directory(job.path, job.description, resume=resume) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))

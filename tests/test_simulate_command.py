@@ -109,7 +109,17 @@ def test_json_prints_the_summary_alone(command: Command) -> None:
 def test_list_names_everything(command: Command) -> None:
     outcome = command("--list")
     assert outcome.status == 0
-    for name in ("IconPACS", "ColoredMNIST", "hgp", "hutchinson", "probes=0", "lite0-features", "resnet50"):
+    for name in (
+        "IconPACS",
+        "DomainNet",
+        "folder:PATH",
+        "ColoredMNIST",
+        "hgp",
+        "hutchinson",
+        "probes=0",
+        "lite0-features",
+        "resnet50",
+    ):
         assert name in outcome.out
 
 
@@ -122,7 +132,7 @@ def test_help_says_every_default(command: Command, monkeypatch: pytest.MonkeyPat
     without = [option.split()[0] for option in options if "[default: " not in option]
     assert without[:3] == ["--strategy-args", "--server-optimizer-args", "--domains-args"], "those are empty by default"
     assert without[3:] == ["--require-real"], "only switches follow"
-    assert "[default: 40; 501 with mlp]" in text
+    assert "[default: 40; 501 with mlp; 5000 with mnist-cnn]" in text
 
 
 def test_stand_in_is_named_wherever_results_are(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

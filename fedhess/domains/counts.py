@@ -33,7 +33,7 @@ class KnownCounts:
             unreadable: Domain -> number of images that are there and cannot be decoded; they count as there.
 
         Returns:
-            A sentence for each domain that differs, naming its classes where they are known; nothing when all is well.
+            A sentence for each domain there that differs, naming its classes where they are known; else nothing.
 
         >>> complete = KnownCounts({"photo": 3}, classes={"photo": {"dog": 2, "cat": 1}})
         >>> complete.differences({"photo": {"dog": 1, "cat": 1}})
@@ -45,7 +45,9 @@ class KnownCounts:
                 return [f"this is {release}: {sum(totals.values()):,} images, expected {self.total:,}"]
         sentences = []
         for name, expected in self.domains.items():
-            found = totals.get(name, 0)
+            if name not in totals:
+                continue
+            found = totals[name]
             details = [
                 f"{label} {counts.get(name, {}).get(label, 0):,} of {number:,}"
                 for label, number in self.classes.get(name, {}).items()

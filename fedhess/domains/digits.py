@@ -92,7 +92,7 @@ def find_collections(opening: Opening, *, svhn: bool) -> Files:
     wanted = {USPS: [usps], OPTDIGITS: [optdigits], SVHN["train"]: house_numbers}
     for file, paths in wanted.items():
         if None in paths:
-            option = " --svhn" if file.name == "SVHN" else ""
+            option = " --domains-args svhn=true" if file.name == "SVHN" else ""
             raise UsageError(
                 f"Digits: {file.name} is not there: looked for {file.path} in {', '.join(map(str, roots))}; "
                 f"{ADVICE.replace('Digits`', f'Digits{option}`')}, or name a folder that has it with --data-dir"

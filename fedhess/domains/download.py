@@ -15,7 +15,6 @@ PAUSE_SECONDS = 2.0  # before the second of them; then twice as long, and so on
 TIMEOUT = httpx.Timeout(30.0)  # for a server that has stopped sending
 SECONDS_BETWEEN_REPORTS = 5.0
 TRY_AGAIN = {408, 429, 500, 502, 503, 504}  # statuses of a server that may answer later
-PIECE = 1 << 20  # bytes
 
 
 class DownloadError(OSError):
@@ -89,7 +88,7 @@ def _fetch_rest(url: str, part: Path, *, size: int | None, headers: Mapping[str,
         total = size or (int(answer.headers.get("Content-Length", 0)) + (start if continued else 0)) or None
         meter = _Meter(url.rpartition("/")[2], total=total, notify=notify)
         with part.open("ab" if continued else "wb") as file:
-            for piece in answer.iter_bytes(PIECE):
+            for piece in answer.iter_raw():
                 file.write(piece)
                 meter.report(file.tell())
     if size is not None and _size(part) < size:

@@ -203,8 +203,9 @@ def list_images(domain: str, folder: Path, layout: Layout) -> list[ImageFile]:
     for label, name in enumerate(layout.classes):
         for where in found[name]:
             part = f"{where.parent.name}/" if len(found[name]) > 1 else ""
+            above = len(str(where)) + 1
             for path in images_in(where):
-                files.append(ImageFile(path=path, name=f"{name}/{part}{path.relative_to(where)}", label=label))
+                files.append(ImageFile(path=path, name=f"{name}/{part}{str(path)[above:]}", label=label))
     return files
 
 

@@ -158,8 +158,8 @@ def _require_distinct(domains: list[str], root: Path) -> None:
 
 def _require_images(folder: Path, what: str) -> None:
     """Insist on an image in the folder of a class; the first one found decides, so it is quick."""
-    for path in walk(folder):
-        _require_direct(path, folder)
+    for entry in walk(folder):
+        _require_direct(Path(entry.path), folder)
         return
     raise UsageError(f"{what}: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
 

@@ -3,6 +3,7 @@
 Source: "MAT-File Format", The MathWorks, chapter 1 (level 5). Read are real, full, numeric arrays, compressed or not.
 """
 
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -72,10 +73,10 @@ def _array(data: memoryview, order: str) -> tuple[str, Array] | None:
     flags = struct.unpack_from(f"{order}I", parts[0][1])[0]
     if flags & 0xFF not in NUMERIC or flags >> 8 & COMPLEX:
         return None
-    shape = np.frombuffer(parts[1][1], f"{order}i4")
+    shape = tuple(np.frombuffer(parts[1][1], f"{order}i4").tolist())
     name = bytes(parts[2][1]).decode("ascii")
     kind, values = parts[3]
     array: Array = np.frombuffer(values, order + DTYPES[kind])
-    if array.size != shape.prod():
-        raise ValueError(f"it is damaged: {name} has {array.size} values, expected {tuple(shape)}")
-    return name, array.reshape(tuple(shape), order="F")
+    if array.size != math.prod(shape):
+        raise ValueError(f"it is damaged: {name} has {array.size} values, expected {shape}")
+    return name, array.reshape(shape, order="F")

@@ -23,14 +23,24 @@ def images_in(folder: Path) -> list[Path]:
     Raises:
         UsageError: A link leads nowhere, or the folder cannot be read.
     """
-    files = sorted(walk(folder))
-    for path in files:
-        if path.is_symlink() and not path.exists():
-            raise UsageError(f"{path} is a link to {os.readlink(path)}, which is not there; mend or delete it")
-    return files
+    found = _by_name(folder)
+    for entry in found:
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            target = os.readlink(entry.path)
+            raise UsageError(f"{entry.path} is a link to {target}, which is not there; mend or delete it")
+    return [Path(entry.path) for entry in found]
 
 
-def walk(folder: Path) -> Iterator[Path]:
+def images_and_dead_links_in(folder: Path) -> list[Path]:
+    """List the images in a folder and below, by name, and the links to images that lead nowhere among them."""
+    return [Path(entry.path) for entry in _by_name(folder)]
+
+
+def _by_name(folder: Path) -> list[os.DirEntry[str]]:
+    return sorted(walk(folder), key=lambda entry: entry.path.split(os.sep))
+
+
+def walk(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Give every image in a folder and below, in no order.
 
     Links to images are followed, also where they lead nowhere; links to folders are not, since they may lead back.
@@ -39,7 +49,7 @@ def walk(folder: Path) -> Iterator[Path]:
         if entry.is_dir(follow_symlinks=False):
             yield from walk(Path(entry.path))
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not entry.is_dir():
-            yield Path(entry.path)
+            yield entry
 
 
 def subfolders(folder: Path) -> list[Path]:
