@@ -27,7 +27,7 @@ class _Working:
     model: HeadedModel
     copies: dict[str, Tensor] = field(default_factory=dict)
     holds: tuple[str, bool] | None = None
-    restored: dict[str, tuple[str, int]] = field(default_factory=dict)
+    restored: tuple[str, list[int]] | None = None
 
     def load(self, state: Mapping[str, Tensor], *, writable: bool) -> None:
         """Give the parameters the values of ``state``: shared where only read, copied where they will be written.
@@ -46,14 +46,17 @@ class _Working:
             parameter.data = shared
 
     def restore_buffers(self, state: Mapping[str, Tensor], model_id: str) -> None:
-        """Copy the buffers of another model, and those that a forward pass in training mode has written to.
+        """Copy the buffers if they are of another model, or a forward pass in training mode has written to one.
 
-        Others are left untouched: the graph of a pass that is kept for the round's step may hold them.
+        Otherwise they are left untouched: the graph of a pass that is kept for the round's step may hold them. That a
+        norm has written to its running mean shows in its count of batches alone, so all go together.
         """
-        for name, buffer in self.model.named_buffers():
-            if name in state and self.restored.get(name) != (model_id, buffer._version):
-                buffer.copy_(state[name])
-                self.restored[name] = (model_id, buffer._version)
+        buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in state}
+        if self.restored == (model_id, [buffer._version for buffer in buffers.values()]):
+            return
+        for name, buffer in buffers.items():
+            buffer.copy_(state[name])
+        self.restored = (model_id, [buffer._version for buffer in buffers.values()])
 
 
 class ModelStore:
