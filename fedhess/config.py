@@ -30,6 +30,8 @@ class RunConfig(BaseModel):
     domains_options: dict[str, Scalar] = {}
     stand_in_for: str | None = None
     data_dir: str | None = None
+    images: Literal["cached", "streamed"] = "cached"
+    image_cache_gb: Positive | None = None
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     split: Literal["sources", "every", "domainbed"] = "sources"
@@ -37,6 +39,9 @@ class RunConfig(BaseModel):
     model: str
     pretrained: bool = True
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
+    batchnorm: Literal["frozen", "averaged"] = "frozen"
+    compile: bool = False
     device: str = "cpu"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     # Method
@@ -55,6 +60,7 @@ class RunConfig(BaseModel):
     local_steps: Annotated[int, Field(ge=1)] = 5
     local_epochs: Annotated[int, Field(ge=0)] = 0
     batch_size: Annotated[int, Field(ge=0)] = 32
+    augment: Literal["none", "domainbed"] = "none"
     statistics_batches: Annotated[int, Field(ge=1)] = 1
     client_optimizer: Literal["SGD", "Adam"] = "SGD"
     lr: Positive = 0.01

@@ -55,8 +55,7 @@ def evaluate_model(
     total_loss, correct, kept = 0.0, 0, 0
     features_kept: list[Tensor] = []
     labels_kept: list[Tensor] = []
-    for part in torch.split(chosen, BATCH_SIZE):
-        inputs, labels = data.batch(part)
+    for inputs, labels in data.batches(torch.split(chosen, BATCH_SIZE)):
         features = model.features(inputs)
         logits = model.head(features)
         total_loss += float(task_loss(logits, labels)) * len(labels)

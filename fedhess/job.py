@@ -12,8 +12,9 @@ from typing import Any
 from fedhess.config import RunConfig, Scalar
 from fedhess.domains import Benchmark, Scenario
 from fedhess.errors import UsageError, did_you_mean
+from fedhess.execution import check_execution
 from fedhess.job_checks import check_selection, check_settings, check_splits
-from fedhess.models import MODELS
+from fedhess.models import MODELS, prepared_shape
 from fedhess.recipes import default_settings, default_strategy_args
 from fedhess.runs import RunDirectory
 from fedhess.selection import DEFAULT
@@ -73,6 +74,11 @@ class Job:
     def slug(self) -> str:
         """The benchmark's title as a part of file names; a stand-in is named as one."""
         return slug(self.benchmark.title)
+
+    @property
+    def differences(self) -> list[str]:
+        """Where the data differs from the benchmark's complete copy, in words."""
+        return list(self.description.get("dataset", {}).get("differences", []))
 
     @property
     def strategies(self) -> list[str]:
@@ -141,6 +147,7 @@ def plan_job(
             directory = RunDirectory(folder / slug(scenario.name) / str(seed))
             runs.append(PlannedRun(name, scenario, config, directory, number, scenario in inner))
     check_settings([run.config for run in runs])
+    check_execution(runs[0].config, prepared_shape(model, benchmark.input_shape))
     description = _describe(benchmark, [run for run in runs if not run.inner], args, variants)
     check_splits(benchmark, [run.config for run in runs])
     return Job(benchmark, path, tuple(runs), description, tuple(variants), selection)

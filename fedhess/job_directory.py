@@ -15,7 +15,9 @@ if sys.platform != "win32":
     import fcntl
 
 # A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
-FREE_SETTINGS = ("settings.deadline", "settings.exchange_deadline", "settings.checkpoint_every")
+FREE_SETTINGS = tuple(
+    f"settings.{name}" for name in ("deadline", "exchange_deadline", "checkpoint_every", "images", "image_cache_gb")
+)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """One client's examples, opened once and kept, and the model that fits them."""
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -9,8 +10,10 @@ from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark
 from fedhess.domains.data import DomainData
 from fedhess.domains.split import SplitRule, split_domain
+from fedhess.execution import set_execution
 from fedhess.models import create_model, prepare_inputs, prepared_shape
 from fedhess.models.headed import HeadedModel
+from fedhess.prefetching import AHEAD, read_ahead
 from fedhess.protocol import SOURCE
 
 DOMAINS_KEPT = 12  # four domains of three trials: a job comes back to them with its next strategy
@@ -59,27 +62,48 @@ class LocalDomain:
         """Number of training examples."""
         return len(self.train_indices)
 
-    def train_batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Fetch training examples by position; the full batch is fetched once and kept."""
-        if not torch.equal(positions, torch.arange(self.train_size)):
-            return self.batch(self.train_indices[positions])
+    def train_batches(self, positions: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Fetch batches of training examples by position; the full batch is fetched once and kept."""
+        everything = torch.arange(self.train_size)
+        if not positions or not torch.equal(positions[0], everything):
+            yield from self.batches([self.train_indices[part] for part in positions])
+            return
         if self._everything is None:
             self._everything = self.batch(self.train_indices)
-        return self._everything
+        for _ in positions:  # one full batch is like the other
+            yield self._everything
+
+    def train_aspects(self, positions: Tensor) -> Tensor | None:
+        """Give width by height of training images as they lie on disk, by position; None where that is unknown."""
+        aspects: Tensor | None = getattr(self.data, "aspects", None)
+        return None if aspects is None else aspects[self.train_indices[positions]]
+
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Fetch batches by the indices of their examples, as `batch` does; files are read ahead."""
+        ahead = min(AHEAD, len(parts) - 1) if getattr(self.data, "reads_files", False) else 0
+        for inputs, labels in read_ahead(self._read, parts, ahead=max(ahead, 0)):
+            yield inputs.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Fetch examples by their index in the domain: inputs (B, ...) and labels (B,) on the device."""
-        inputs = self.data.inputs(indices)
+        return next(self.batches([indices]))
+
+    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Read examples into memory that a CUDA device, if it is one, can fetch them from while it computes."""
+        inputs, labels = self.data.inputs(indices), self.data.labels[indices]
         if inputs.is_floating_point():
             inputs = inputs.to(self._dtype)
-        return inputs.to(self._device), self.data.labels[indices].to(self._device)
+        return (inputs.pin_memory(), labels.pin_memory()) if self._device.type == "cuda" else (inputs, labels)
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
 def _prepared(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
-              domain: str, model: str, device: str, seed: int) -> DomainData:  # fmt: skip
+              domain: str, model: str, device: str, seed: int, images: str,
+              image_cache_gb: float | None) -> DomainData:  # fmt: skip
     benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options))
-    return prepare_inputs(model, benchmark.load(domain), device=torch.device(device))
+    return prepare_inputs(
+        model, benchmark.load(domain), device=torch.device(device), images=images, image_cache_gb=image_cache_gb
+    )
 
 
 @lru_cache(maxsize=64)
@@ -116,7 +140,8 @@ def local_domain(config: RunConfig, *, domain: str, role: str) -> LocalDomain:
     examples); a target client has no training examples at all, and two splits to evaluate where the run splits targets.
     """
     options = tuple(sorted(config.domains_options.items()))
-    data_key = (config.domains, options, config.data_dir, domain, config.model, config.device, config.seed)
+    data_key = (config.domains, options, config.data_dir, domain, config.model, config.device, config.seed,
+                config.images, config.image_cache_gb)  # fmt: skip
     _, _, holdout, names = _geometry(config.domains, options, config.data_dir, config.model, config.seed)
     return _local_domain(
         data_key,
@@ -138,7 +163,8 @@ def build_model(config: RunConfig) -> HeadedModel:
     model = create_model(
         config.model, input_shape=shape, outputs=outputs, seed=config.seed, pretrained=config.pretrained
     )
-    return model.to(device=torch.device(config.device), dtype=config.torch_dtype)
+    model = model.to(device=torch.device(config.device), dtype=config.torch_dtype)
+    return set_execution(model, config)
 
 
 def forget_data() -> None:

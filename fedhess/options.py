@@ -136,6 +136,32 @@ Threads = Annotated[
     int | None, typer.Option(help=f"Threads of torch while it trains; 0 for torch's own choice. {_default('threads')}")
 ]
 Dtype = Annotated[str | None, typer.Option(help=f"float32 or float64. {_default('dtype')}")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help=f"Of the featurizer: float32, or bf16 where that is safe (autocast). {_default('precision')}"),
+]
+BatchNorm = Annotated[
+    str | None,
+    typer.Option(
+        "--batchnorm",
+        help=f"Running statistics of batch norms: frozen, or averaged over the clients. {_default('batchnorm')}",
+    ),
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the featurizer with torch.compile.")]
+Augment = Annotated[
+    str | None, typer.Option(help=f"Augmentation of training images: none or domainbed. {_default('augment')}")
+]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        help="Image files: cached (decoded once, kept in the cache) or streamed (decoded whenever used). "
+        "[default: cached]",
+        show_default=False,
+    ),
+]
+ImageCacheGb = Annotated[
+    float | None, typer.Option(help="Most room that cached images may take, in GB. [default: what the disk has free]")
+]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data. [default: $FEDHESS_DATA, then a download]")]
 DomainsArgs = Annotated[str, typer.Option(help="Options of the benchmark: key=value,...")]
 RequireReal = Annotated[

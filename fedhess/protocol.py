@@ -128,7 +128,7 @@ def encode_tensor(tensor: Tensor) -> Array:
         TypeError: The dtype has no NumPy counterpart.
     """
     shape = tuple(tensor.shape)
-    array = np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(-1)
+    array = np.ascontiguousarray(tensor.detach().contiguous().cpu().numpy()).reshape(-1)
     data = b"".join((_header(shape, array.dtype), array.view(np.uint8).data if array.size else b""))
     return Array(dtype=str(array.dtype), shape=shape, stype="numpy.ndarray", data=data)
 

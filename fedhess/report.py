@@ -89,7 +89,7 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     adam = "Adam " if config.client_optimizer == "Adam" else ""
     options = {key: value for key, value in job.benchmark.options.items() if key not in UNNAMED_OPTIONS and value}
     data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
-    if job.description.get("dataset", {}).get("differences"):
+    if job.differences:
         data = f"not the complete {job.benchmark.name}; {data}"
     args = {run.strategy: run.config.strategy_args for run in job.outer_runs if run.config.strategy_args}
     fixed = {name: {k: v for k, v in of.items() if not {k, f"{name}.{k}"} & varied} for name, of in args.items()}

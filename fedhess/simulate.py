@@ -18,15 +18,16 @@ from fedhess import options
 from fedhess.announcements import header, incomplete_warning, stand_in_warning
 from fedhess.client import app as client_app
 from fedhess.command import run_command
-from fedhess.config import parse_assignments
-from fedhess.domains import open_benchmark
+from fedhess.config import RunConfig, parse_assignments
+from fedhess.domains import Benchmark, open_benchmark
+from fedhess.domains.pixels import require_room
 from fedhess.engines.inprocess import run_in_process
 from fedhess.environment import resolve_device
 from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.job_directory import job_directory, require_unused
 from fedhess.listing import list_everything
-from fedhess.models import prepare_inputs
+from fedhess.models import keeps_images, prepare_inputs
 from fedhess.progress import Progress
 from fedhess.report import summarise, table, write_report
 from fedhess.runs import StorageError
@@ -52,6 +53,7 @@ def simulate(
     local_steps: options.LocalSteps = None,
     local_epochs: options.LocalEpochs = None,
     batch_size: options.BatchSize = None,
+    augment: options.Augment = None,
     client_optimizer: options.ClientOptimizer = None,
     lr: options.Lr = None,
     momentum: options.Momentum = None,
@@ -74,6 +76,11 @@ def simulate(
     device: options.Device = "auto",
     threads: options.Threads = None,
     dtype: options.Dtype = None,
+    precision: options.Precision = None,
+    batchnorm: options.BatchNorm = None,
+    compile_: options.Compile = False,
+    images: options.Images = None,
+    image_cache_gb: options.ImageCacheGb = None,
     data_dir: options.DataDir = None,
     domains_args: options.DomainsArgs = "",
     require_real: options.RequireReal = False,
@@ -105,6 +112,7 @@ def simulate(
         "local_epochs": local_epochs,
         "client_optimizer": client_optimizer,
         "batch_size": batch_size,
+        "augment": augment,
         "lr": lr,
         "momentum": momentum,
         "weight_decay": weight_decay,
@@ -125,6 +133,11 @@ def simulate(
         "device": resolve_device(device),
         "threads": threads,
         "dtype": dtype,
+        "precision": precision,
+        "batchnorm": batchnorm,
+        "compile": compile_,
+        "images": images,
+        "image_cache_gb": image_cache_gb,
         "data_dir": None if data_dir is None else str(data_dir.resolve()),
     }
     options_given = parse_assignments(domains_args, option="--domains-args")
@@ -185,8 +198,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     """
     progress.header(header(job, engine="in-process"))
     config = job.runs[0].config
-    for domain in job.benchmark.domains:  # the clients find the result in the cache
-        prepare_inputs(config.model, job.benchmark.load(domain), device=config.device, notify=progress.tick)
+    prepare_domains(job.benchmark, config, progress)
     progress.start([run.config.rounds for run in job.runs])
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads_before)
@@ -203,6 +215,27 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         torch.set_num_threads(threads_before)
         progress.stop()
     return summarise(job)
+
+
+def prepare_domains(benchmark: Benchmark, config: RunConfig, progress: Progress) -> None:
+    """Do what is done once per domain before training; the clients find the result in the cache.
+
+    Raises:
+        UsageError: There is no room for it.
+    """
+    domains = [benchmark.load(domain) for domain in benchmark.domains]
+    keeps = keeps_images(config.model, images=config.images)
+    if keeps:
+        require_room(domains, limit_gb=config.image_cache_gb, notify=progress.note)
+    for data in domains:
+        prepare_inputs(
+            config.model,
+            data,
+            device=config.device,
+            images=config.images,
+            image_cache_gb=config.image_cache_gb,
+            notify=progress.tick,
+        )
 
 
 def _run(run: PlannedRun, number: int, progress: Progress, *, label: str) -> None:

@@ -1,6 +1,6 @@
 """The client half of a round: local steps on the loss plus the strategy's penalty, and the update they make."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from fedhess import autodiff
+from fedhess.augmentation import augment
 from fedhess.autodiff import ModuleBatch
 from fedhess.config import RunConfig, Scalar
 from fedhess.curvature import HeadBatch
 from fedhess.models.headed import HeadedModel
 from fedhess.optimizers import client_optimizer
 from fedhess.penalties import HeadTerms, head_objective
-from fedhess.sampling import batch_indices, steps_per_pass
+from fedhess.sampling import batch_indices, seeded_generator, steps_per_pass
 from fedhess.statistics import Forward, Statistic, compute_statistic, run_forward
 
 
@@ -124,8 +125,39 @@ class BatchSource(Protocol):
     def key(self) -> tuple[str | int, ...]:
         """What names the client's stream of batches: (seed, domain, client)."""
 
-    def train_batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Fetch training examples by position: inputs and labels on the model's device."""
+    def train_batches(self, positions: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Fetch batches of training examples by position: inputs and labels on the model's device."""
+
+    def train_aspects(self, positions: Tensor) -> Tensor | None:
+        """Give width by height of training images before they were resized, or None where that is unknown."""
+
+
+def step_batches(data: BatchSource, config: RunConfig, *, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fetch and augment the batches of several steps, one after the other.
+
+    A step always sees the same batch, whether a statistic or an update is computed from it.
+
+    Args:
+        data: The client's data.
+        config: Gives the batch size and the augmentation.
+        steps: Numbers of the steps since the beginning of the run, from 0.
+    """
+    positions = [
+        batch_indices(
+            data.train_size,
+            batch_size=config.batch_size,
+            step=step,
+            key=data.key,
+            keeps_rest=config.local_epochs > 0,
+        )
+        for step in steps
+    ]
+    for step, chosen, (inputs, labels) in zip(steps, positions, data.train_batches(positions), strict=True):
+        if config.augment == "none":
+            yield inputs, labels
+        else:
+            generator = seeded_generator(*data.key, "augmentation", step)
+            yield augment(inputs, generator=generator, aspects=data.train_aspects(chosen)), labels
 
 
 def round_batch(data: BatchSource, config: RunConfig, *, step: int, batches: int = 1) -> tuple[Tensor, Tensor]:
@@ -139,17 +171,11 @@ def round_batch(data: BatchSource, config: RunConfig, *, step: int, batches: int
     """
     if config.batch_size == 0:
         batches = 1
-    positions = [
-        batch_indices(
-            data.train_size,
-            batch_size=config.batch_size,
-            step=step + offset,
-            key=data.key,
-            keeps_rest=config.local_epochs > 0,
-        )
-        for offset in range(batches)
-    ]
-    return data.train_batch(positions[0] if batches == 1 else torch.cat(positions))
+    parts = list(step_batches(data, config, steps=range(step, step + batches)))
+    if batches == 1:
+        return parts[0]
+    inputs, labels = zip(*parts, strict=True)
+    return torch.cat(inputs), torch.cat(labels)
 
 
 def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> range:
@@ -219,10 +245,10 @@ def train_locally(
     for name, buffer in (momentum or {}).items():
         optimizer.state[trained[name]]["momentum_buffer"] = buffer.to(trained[name].device, copy=True)
     losses: list[Tensor] = []
-    for local_step, index in enumerate(round_steps(config, train_size=data.train_size, server_round=server_round)):
-        forward = first if first is not None and local_step == 0 else None
-        if forward is None:
-            forward = run_forward(model, *round_batch(data, config, step=index))
+    steps = round_steps(config, train_size=data.train_size, server_round=server_round)
+    batches = step_batches(data, config, steps=steps[first is not None :])
+    for local_step, index in enumerate(steps):
+        forward = first if first is not None and local_step == 0 else run_forward(model, *next(batches))
         step = Step(model, forward, before, index, server_round, config.l2)
         objective = strategy.objective(step, reference)
         optimizer.zero_grad(set_to_none=True)

@@ -82,7 +82,11 @@ class ModelStore:
             if arrays is None:
                 raise ModelMissingError(model_id)
             # Copied into torch's own memory: kernels may round differently on the unaligned bytes of a message.
-            self._states[model_id] = {name: value.clone() for name, value in decode_tensors(arrays).items()}
+            # Convolutions get their weights in the order that their inputs have, see `models.headed.ScaleImages`.
+            self._states[model_id] = {
+                name: value.clone(memory_format=torch.channels_last if value.dim() == 4 else torch.preserve_format)
+                for name, value in decode_tensors(arrays).items()
+            }
         self._states.move_to_end(model_id)
         while len(self._states) > self.KEPT:
             self._states.popitem(last=False)
@@ -113,7 +117,8 @@ class ModelStore:
     def _working(self, config: RunConfig) -> _Working:
         models: dict[tuple[object, ...], _Working] = self._local.__dict__.setdefault("models", {})
         options = tuple(sorted(config.domains_options.items()))
-        key = (config.domains, options, config.model, config.pretrained, config.dtype, config.device)
+        key = (config.domains, options, config.model, config.pretrained, config.dtype, config.device,
+               config.precision, config.batchnorm, config.compile)  # fmt: skip
         if key not in models:
             models.clear()  # one architecture at a time: a process rarely needs two
             models[key] = _Working(build_model(config))

@@ -10,7 +10,6 @@ compare on a shift of style and of angle, with small models; published values ar
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -47,10 +46,6 @@ STRATEGIES = (
 DOMAINS = ("IconPACS", "RotatedMNIST")
 WITH_PARTS = ("RotatedMNIST", "Digits")  # benchmarks with the option per_domain
 OTHERS = ("ColoredMNIST",)  # its targets are fixed; see correlation_shift
-# The default would begin Fishr's penalty in earnest at step 1,500 of 400; 30 % of the steps is where DomainBed has it.
-STRATEGY_ARGS: Mapping[tuple[str, str], Mapping[str, Scalar]] = {
-    ("IconPACS", "fishr"): {"weight": 100.0, "anneal_steps": 120}
-}
 QUICK_EXAMPLES, QUICK_ROUNDS, QUICK_ANNEALED = 300, 2, 5
 
 COMPARISON = Comparison(
@@ -72,8 +67,7 @@ def configurations(
 ) -> list[Configuration]:
     """List the jobs: every benchmark with every strategy and seed, all targets each."""
     part: Mapping[str, Scalar] = {"per_domain": per_domain}
-    planned = plan({name: part if name in WITH_PARTS else {} for name in domains}, strategies, seeds)
-    return [replace(job, strategy_args=STRATEGY_ARGS.get((job.benchmark, job.strategy), {})) for job in planned]
+    return plan({name: part if name in WITH_PARTS else {} for name in domains}, strategies, seeds)
 
 
 def choose_domains(given: str, among: Iterable[str] = BENCHMARKS) -> list[str]:

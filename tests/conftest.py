@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fedhess import simulate, workplace
-from fedhess.domains import BENCHMARKS
+from fedhess import data, simulate, workplace
+from fedhess.domains import BENCHMARKS, release
 
 TESTS = Path(__file__).parent
 # The command with the toy benchmark added to its table.
@@ -69,6 +69,27 @@ def command(
         return Outcome(status, said.out, said.err)
 
     return run
+
+
+@pytest.fixture
+def data_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """Run the command in this process, with a cache of its own and without a network."""
+    monkeypatch.setenv("FEDHESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("FEDHESS_DATA", raising=False)
+    monkeypatch.setattr(release, "SIDE", 24)
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["data", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            data.main()
+        said = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), said.out, said.err)
+
+    return call
 
 
 @pytest.fixture

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from image_trees import write_tree
 from PIL import Image
 
+from fedhess.domains import domain_net, office_home, terra_incognita, vlcs
 from fedhess.domains.iconpacs import DOMAINS, read_drawings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,6 +39,17 @@ def complete_pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 paper.paste(small, (10, 10), small)
                 paper.save(folder / f"pic_{number:03d}.{'png' if number == 2 else 'jpg'}")
     return root
+
+
+@pytest.fixture(scope="session")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Image benchmarks with every class in every domain, under the names of their layouts; read only."""
+    root = tmp_path_factory.mktemp("releases")
+    for module in (vlcs, office_home, domain_net, terra_incognita):
+        layout = module.RELEASE.layout
+        counts = dict.fromkeys(layout.classes, 1 if layout.benchmark == "DomainNet" else 2)
+        write_tree(root / layout.benchmark, list(layout.domains), counts)
+    return {folder.name: folder for folder in root.iterdir()}
 
 
 @pytest.fixture
