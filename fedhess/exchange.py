@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedhess import protocol
-from fedhess.aggregation import WeightedMean
+from fedhess.aggregation import DomainMeans, WeightedMean
 from fedhess.config import RunConfig, Scalar
 from fedhess.federation import Federation, ModelPayload
 from fedhess.roster import Client
@@ -16,7 +16,7 @@ from fedhess.validation import read_tensors
 
 
 class PerDomain(Mapping[str, Tensor]):
-    """One statistic of every source domain, in domain order.
+    """One statistic of every source domain that has a client in the round, in domain order.
 
     Args:
         values: The statistic by domain.
@@ -59,6 +59,7 @@ class Exchange:
         server_round: Number of the round.
 
     Attributes:
+        domains: Names of the run's source domains. In a round without a client of a domain, no answer has it.
         participants: The source clients still in the round: those that answered every exchange so far.
         seed: Seed that the round's domains share, for common random numbers.
         server_round: Number of the round.
@@ -72,9 +73,11 @@ class Exchange:
         config: RunConfig,
         server_round: int,
     ) -> None:
-        self.participants = federation.source_clients
+        self.domains = tuple(config.sources)
+        self.participants = federation.participants(server_round)
         self.seed = derive_seed(config.seed, "round", server_round)
         self.server_round = server_round
+        self._asked = len(self.participants)
         self._federation = federation
         self._shapes = shapes
         self._model = model
@@ -88,7 +91,8 @@ class Exchange:
             **given: Tensors and scalars that its function takes besides the batch.
 
         Returns:
-            The statistic by domain, clients of one domain averaged by their examples.
+            The statistic by domain: the mean over the domain's clients, weighted by their examples of it. A client that
+            holds several domains answers for each, and counts in each.
 
         Raises:
             FederationError: Fewer source clients than the quorum answered.
@@ -107,9 +111,11 @@ class Exchange:
         }
         expected = self._shapes.of(names, given)
 
-        def read(client: Client, content: RecordDict) -> dict[str, Tensor]:
-            del client
-            return read_tensors(content, protocol.STATISTIC_VALUES, like=expected)
+        def read(client: Client, content: RecordDict) -> dict[str, dict[str, Tensor]]:
+            return {
+                domain: read_tensors(content, client.identity.key(protocol.STATISTIC_VALUES, domain), like=expected)
+                for domain in client.identity.trains_on
+            }
 
         phase = "exchange " + "+".join(names)
         replies = self._federation.exchange(
@@ -122,19 +128,14 @@ class Exchange:
             read=read,
             deadline=config.exchange_deadline,
         )
-        answers = dict(replies)
-        self.participants = list(answers)
-        self._federation.require_quorum(phase, self.server_round, self.participants)
-        return {name: self._per_domain({client: values[name] for client, values in answers.items()}) for name in names}
-
-    def _per_domain(self, values: Mapping[Client, Tensor]) -> PerDomain:
-        examples: dict[str, int] = {}
-        for client in values:
-            domain = client.identity.domain
-            examples[domain] = examples.get(domain, 0) + client.identity.train_examples
-        means = {domain: WeightedMean() for domain in examples}
-        for client, value in values.items():
-            domain = client.identity.domain
-            means[domain].add({"": value}, client.identity.train_examples / examples[domain])
-        weights = examples if self._config.weighting == "examples" else dict.fromkeys(examples, 1)
-        return PerDomain({domain: mean.result()[""] for domain, mean in means.items()}, weights)
+        means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants])
+        answered: list[Client] = []
+        for client, values in replies:
+            answered.append(client)
+            for domain, tensors in values.items():
+                means.add(domain, tensors, client.identity.trains_on[domain])
+        self.participants = answered
+        self._federation.require_quorum(phase, self.server_round, answered, asked=self._asked)
+        by_domain, examples = means.result(), means.examples
+        weights = examples if config.weighting == "examples" else dict.fromkeys(by_domain, 1)
+        return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights) for name in names}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fedhess import workplace
 from fedhess.augmentation import augment
+from fedhess.batches import round_batch
 from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark, release
 from fedhess.domains.images import ImageDomain
@@ -19,7 +20,6 @@ from fedhess.domains.pixels import StoredImages
 from fedhess.local_data import local_domain
 from fedhess.models import MODELS, prepare_inputs
 from fedhess.sampling import batch_indices, seeded_generator
-from fedhess.training import round_batch
 
 SHORT = ["--model", "tiny", "--augment", "domainbed", "--strategy", "erm", "--target", "sketch", "--trials", 1]
 SHORT += ["--rounds", 2, "--local-steps", 2, "--batch-size", 5]
