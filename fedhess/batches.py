@@ -80,7 +80,8 @@ def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> ran
     """Number the steps that a client takes in a round, counted from 0 since the beginning of the run.
 
     ``local_steps`` each round; or, with ``local_epochs``, as many as so many passes over its own examples take, the
-    last partial batch of a pass included: ``local_epochs * ceil(N / B)``, which differs from client to client.
+    last partial batch of a pass included: ``local_epochs * ceil(N / B)``, which differs from client to client. A client
+    of several domains takes the steps of all its examples, each domain's part of a batch from passes of its own.
 
     Args:
         config: Gives steps or epochs, and the batch size.

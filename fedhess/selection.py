@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedhess.domain_rows import domain_rows
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.protocol import SOURCE, TARGET
 from fedhess.runs import Row
@@ -128,7 +127,7 @@ def source_merits(rows: Sequence[Row]) -> dict[int, Merit]:
     Returns:
         By round, those at which no source client is missing.
     """
-    by_round = _by_round([row for row in rows if row["role"] == SOURCE])
+    by_round = _by_round(_source_rows(rows))
     everybody = {_client(row) for group in by_round.values() for row in group}
     complete = {
         number: group
@@ -151,10 +150,10 @@ def lodo_merits(rows: Sequence[Row], inner: Mapping[str, Sequence[Row]]) -> dict
     Returns:
         By round, those at which the run and every one of the inner runs was evaluated; none where one is missing.
     """
-    sources = {row["domain"] for row in rows if row["role"] == SOURCE}
+    sources = {row["domain"] for row in _source_rows(rows)}
     if not sources or sources != set(inner):
         return {}
-    numbers = {row["round"] for row in rows if row["role"] == SOURCE}
+    numbers = {row["round"] for row in _source_rows(rows)}
     for domain, recorded in inner.items():
         numbers &= {number for number in numbers if target_accuracy(recorded, number, domain) is not None}
     held = [row for domain, recorded in inner.items() for row in _target_rows(recorded, domain)]
@@ -193,16 +192,23 @@ def target_accuracy(rows: Sequence[Row], server_round: int | None, domain: str) 
 
 def source_accuracy(rows: Sequence[Row], server_round: int | None) -> float | None:
     """Return the mean accuracy in [0, 1] of the source domains at a round; None where a client failed."""
-    group = [row for row in rows if row["role"] == SOURCE and row["round"] == server_round]
+    group = [row for row in _source_rows(rows) if row["round"] == server_round]
     if not group or any(row["accuracy"] is None for row in group):
         return None
     return _mean_of_domains(group, "accuracy")
 
 
 def mean_distance(rows: Sequence[Row], server_round: int, name: str) -> float | None:
-    """Average an alignment distance over the source domains at a round; None where one has none."""
-    values = [row[name] for row in domain_rows(rows) if row["role"] == SOURCE and row["round"] == server_round]
-    return sum(values) / len(values) if values and all(value is not None for value in values) else None
+    """Average an alignment distance over the source domains at a round; None where a client has none."""
+    group = [row for row in _source_rows(rows) if row["round"] == server_round]
+    if not group or any(row[name] is None for row in group):
+        return None
+    return _mean_of_domains(group, name)
+
+
+def _source_rows(rows: Sequence[Row]) -> list[Row]:
+    """Keep the rows of source clients; one that holds no example of a domain to evaluate says ``"none"`` there."""
+    return [row for row in rows if row["role"] == SOURCE and row["split"] != "none"]
 
 
 def _target_rows(rows: Sequence[Row], domain: str, splits: tuple[str, ...] = ("all", "in")) -> list[Row]:
@@ -216,8 +222,9 @@ def _by_round(rows: Sequence[Row]) -> dict[int, list[Row]]:
     return groups
 
 
-def _client(row: Row) -> tuple[str, int]:
-    return row["domain"], row.get("client", 0)
+def _client(row: Row) -> tuple[str, str, int]:
+    # A client of several domains has a row for each, and a number among those with the same main domain.
+    return str(row["domain"]), str(row.get("main_domain", row["domain"])), int(row.get("client", 0))
 
 
 def _merit(group: Sequence[Row], server_round: int) -> Merit:

@@ -186,7 +186,7 @@ def draw(comparison: Comparison, record: Record, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    tables = [rows for rows in _tables(record) if any("stopped" not in row for row in rows)]
+    tables = [rows for rows in _tables(record) if any(line.cells for line in lines_of(rows))]
     if not tables:
         return
     panels = [_panels(comparison, lines_of(rows)) for rows in tables]

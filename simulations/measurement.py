@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhess.announcements import stand_in_warning
+import typer
+
+from fedhess.announcements import cost, stand_in_warning
 from fedhess.cache import digest_of
 from fedhess.config import Scalar
 from fedhess.domains import open_benchmark
@@ -92,6 +94,8 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         selection=configuration.selection,
         out=folder / f"{name}-{digest_of([json.dumps(asdict(configuration), sort_keys=True)])[:8]}",
     )
+    if job.variants or job.selection != DEFAULT:
+        typer.echo(f"{name}: {cost(job)}")
     started = time.monotonic()
     with job_directory(job.path, job.description, resume=True):
         try:

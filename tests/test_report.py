@@ -196,6 +196,8 @@ def test_curve_is_the_mean_by_round_of_one_role(make_job: Made) -> None:
     rows = [row for run in job.runs for row in run.directory.rows()]
     assert mean_by_round(rows, "accuracy", role="target") == pytest.approx({0: 0.2, 1: 0.2})
     assert mean_by_round(rows, "gradient_distance", role="source") == {0: 1.0, 1: 0.5}
+    split = [row(0, "east", "target", 0.4) | {"split": "in"}, row(0, "east", "target", 1.0) | {"split": "out"}]
+    assert mean_by_round(split, "accuracy", role="target") == {0: 0.4}, "the out split is the oracle's alone"
 
 
 def test_several_targets_of_one_scenario_are_not_averaged(make_job: Made) -> None:

@@ -18,6 +18,7 @@ from fedhess.job_directory import job_directory
 Command = Callable[..., Outcome]
 
 HGP_ADAM = ["--strategy", "hgp", "--server-optimizer", "Adam", "--server-lr", "0.01"]
+SELDOM = [*HGP_ADAM, "--checkpoint-every", "9"]
 FED_ADAM = ["--strategy", "flwr.serverapp.strategy:FedAdam"]
 FED_AVG_M = ["--strategy", "flwr.serverapp.strategy:FedAvgM", "--strategy-args", "server_momentum=0.9"]
 
@@ -49,7 +50,9 @@ def assert_same(job: Path, reference: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "every"), [(HGP_ADAM, 1), (FED_ADAM, 4), (FED_AVG_M, 4)], ids=["hgp-adam", "fedadam", "fedavgm"]
+    ("method", "every"),
+    [(HGP_ADAM, 1), (FED_ADAM, 4), (FED_AVG_M, 4), (SELDOM, 5)],
+    ids=["hgp-adam", "fedadam", "fedavgm", "hgp, a checkpoint at the end"],
 )
 def test_killed_anywhere_resumes_to_the_same_bytes(
     method: list[str], every: int, command: Command, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 import pytest
 from rows import source, target
 
+from fedhess.runs import Row
 from fedhess.selection import (
     LAST_ROUND,
     SOURCE_VALIDATION,
@@ -87,3 +88,19 @@ def test_clients_of_one_domain_count_by_their_examples_and_domains_equally() -> 
 def test_round_without_a_row_of_some_client_is_not_selected() -> None:
     rows = [source(0, "a", 0.1), source(0, "b", 0.1), source(1, "a", 0.9)]
     assert select_round(rows) == 0
+
+
+def test_client_of_several_domains_counts_once_in_each_that_it_evaluates() -> None:
+    def rows(number: int, own: float | None, foreign: float | None) -> list[Row]:
+        return [
+            source(number, "a", own, client=0, d=1.0),
+            source(number, "a", foreign, client=0, main_domain="b", examples=30, d=1.0),
+            source(number, "b", 0.5, client=0, d=5.0),
+            source(number, "b", None, client=0, main_domain="a", d=None) | {"split": "none"},
+        ]
+
+    recorded = [*rows(0, 0.8, 0.4), *rows(1, 0.4, 0.6), *rows(2, 1.0, None)]
+    assert source_accuracy(recorded, 0) == pytest.approx((0.5 + 0.5) / 2)
+    assert source_accuracy(recorded, 1) == pytest.approx((0.55 + 0.5) / 2)
+    assert select_round(recorded) == 1, "at round 2 one is missing, who holds none of a domain is not"
+    assert mean_distance(recorded, 1, "d") == 3.0, "domains weigh equally"

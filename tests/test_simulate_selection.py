@@ -8,7 +8,7 @@ import pytest
 from conftest import Outcome
 
 from fedhess.errors import UsageError
-from fedhess.finished import open_finished
+from fedhess.finished import open_finished, view_domains
 from fedhess.recorded import open_recorded, require_inner_runs
 
 FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--rounds", "4", "--local-steps", "1"]
@@ -51,6 +51,10 @@ def test_analysis_wants_one_setting(command: Command) -> None:
     (run,) = open_finished(Path("job/variant-1")).runs
     assert run.config.lr == 0.2
     assert run.config.split == "domainbed"
+    (target,) = [view for view in view_domains(run, most_examples=99) if view.role == "target"]
+    assert target.split == "in split (36)", "what its accuracy is read on; the rest stays the oracle's"
+    recorded = {row["split"]: row["accuracy"] for row in run.directory.rows() if row["round"] == 4}
+    assert target.accuracy == pytest.approx(recorded["in"])
 
 
 def test_steps_and_epochs_exclude_each_other(command: Command) -> None:

@@ -24,7 +24,7 @@ from fedhess.protocol import SOURCE
 from fedhess.sampling import batch_indices, seeded_generator, steps_per_pass
 from fedhess.server import make_server_app
 from fedhess.strategy import DomainStrategy, PenaltySchedule
-from fedhess.training import Step, train_locally, writes_parameters
+from fedhess.training import Holding, Step, train_locally, writes_parameters
 
 
 @pytest.fixture(autouse=True)
@@ -87,11 +87,10 @@ def trained(config: RunConfig, domain: str, *, server_round: int = 1) -> tuple[d
     model = build_model(config)
     update = train_locally(
         model,
-        local_domain(config, domain=domain, role=SOURCE),
+        [Holding(local_domain(config, domain=domain, role=SOURCE))],
         before={name: value.clone() for name, value in model.state_dict().items()},
         config=config,
         strategy=Watched(),
-        reference={},
         server_round=server_round,
     )
     return update.update, steps

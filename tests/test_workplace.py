@@ -30,6 +30,11 @@ def test_buffers_that_were_written_to_or_belong_to_another_model_are_restored() 
         for buffer_name, buffer in model.named_buffers():
             if buffer_name in expected:
                 assert torch.equal(buffer, expected[buffer_name])
-    next(buffer for name, buffer in model.named_buffers() if "running_var" in name).mul_(3)
+    for module in model.modules():
+        module.training = True  # the norms too, which are frozen otherwise
+    model.features(torch.rand(4, 3, 32, 32))
+    assert not torch.equal(
+        model.state_dict()["featurizer.network.bn1.running_mean"], state["featurizer.network.bn1.running_mean"]
+    )
     working.restore_buffers(state, "first")
     assert all(torch.equal(buffer, state[name]) for name, buffer in model.named_buffers() if name in state)

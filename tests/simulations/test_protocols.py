@@ -22,6 +22,7 @@ from simulations.draws import draw_settings, seed_hash
 from simulations.presets import comparison_of, configurations, find_protocol
 from simulations.protocols import PROTOCOLS
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 # Where each benchmark lies in a data folder, as its releases have it.
 ROOTS = {"PACS": "PACS", "VLCS": "VLCS", "OfficeHome": "office_home", "DomainNet": "domain_net"}
 ROOTS |= {"TerraIncognita": "terra_incognita"}
@@ -222,6 +223,7 @@ def test_preset_starts_and_ends_on_a_small_tree(run: Any, preset: str, benchmark
         assert f"- {note}" in out
     if preset == "domainbed":
         assert settings["variants"] == 2
+        assert out.startswith(f"{benchmark}-hgp-0: 2, 2 settings among them: 2 runs, 4 rounds of training\n")
         assert "selection among 2 settings by source validation" in row["protocol"]
         assert "every domain split as DomainBed does" in row["protocol"]
     assert [path.suffix for path in sorted(Path("runs/quick").iterdir())] == [".json", ".md", ".png"]
@@ -265,3 +267,11 @@ def test_mistake_is_named(
     result = CliRunner().invoke(diversity_shift.cli, ["--quick", *arguments, *data])
     assert isinstance(result.exception, UsageError)
     assert message in str(result.exception)
+
+
+def test_documentation_names_every_preset_and_every_difference() -> None:
+    text = " ".join((REPOSITORY / "docs" / "protocols.md").read_text(encoding="utf-8").split())
+    for protocol in PROTOCOLS.values():
+        assert f"--preset {protocol.name} --domains" in text
+        for said in (*protocol.differences, protocol.title, protocol.source):
+            assert " ".join(said.split()) in text, said
