@@ -113,23 +113,7 @@ def identify(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """Answer the statistics that the message names, on the batch of the round's first local step."""
     config, data, model_id, server_round = _open(message, context)
-    strategy = client_half(config)
-    names = message.content.config_records[protocol.CONFIG][protocol.NAMES]
-    given = _given(message.content, torch.device(config.device))
-    values: dict[str, Tensor] = {}
-    for name in map(str, names if isinstance(names, list) else []):
-        if name in strategy.network_statistics:
-            forward = _statistics_pass(config, data, model_id, server_round, with_graph=True)
-            values[name] = strategy.network_statistics[name](forward).detach()
-        elif name in strategy.statistics:
-            batch = _statistics_pass(config, data, model_id, server_round).batch
-            with torch.set_grad_enabled(isinstance(batch, ModuleBatch)):  # closed forms need no graph
-                values[name] = compute_statistic(strategy.statistics[name], batch, **given).detach()
-        else:
-            known = [*strategy.statistics, *strategy.network_statistics]
-            raise BadRequestError(
-                f"strategy {config.strategy!r} has no statistic {name!r}; {did_you_mean(name, known)}"
-            )
+    values = _answer(message.content, config, data, model_id, server_round)
     return Message(RecordDict({protocol.STATISTIC_VALUES: protocol.encode_tensors(values)}), reply_to=message)
 
 
@@ -138,6 +122,8 @@ def train(message: Message, context: Context) -> Message:
     """Take the round's local steps; answer with the update, or with the weights where a plain Flower strategy asks."""
     started = time.perf_counter()
     config, data, model_id, server_round = _open(message, context)
+    asked = protocol.numbered_parts(message.content)  # before the steps: they may write to the working model
+    answers = [_answer(request, config, data, model_id, server_round) for request in asked]
     model = MODELS.model(config, model_id, writable=writes_parameters(config))
     reference = message.content.array_records.get(protocol.REFERENCE)
     device = torch.device(config.device)
@@ -170,6 +156,8 @@ def train(message: Message, context: Context) -> Message:
     content = RecordDict({protocol.MODEL: protocol.encode_tensors(tensors), protocol.METRICS: metrics})
     if carried is not None and local.momentum:
         content[protocol.MOMENTUM] = protocol.encode_tensors(local.momentum)
+    for call, values in enumerate(answers):
+        content.update(protocol.numbered({protocol.STATISTIC_VALUES: protocol.encode_tensors(values)}, call))
     return Message(content, reply_to=message)
 
 
@@ -228,11 +216,33 @@ def _statistics_pass(
     return forward
 
 
-def _given(content: RecordDict, device: torch.device) -> dict[str, Tensor | Scalar]:
-    tensors = content.array_records.get(protocol.GIVEN)
-    scalars = content.config_records.get(protocol.GIVEN_SCALARS, ConfigRecord())
-    given: dict[str, Tensor | Scalar] = {str(k): v for k, v in scalars.items() if isinstance(v, str | int | float)}
-    return given | (_on(device, protocol.decode_tensors(tensors)) if tensors is not None else {})
+def _answer(
+    request: RecordDict, config: RunConfig, data: LocalDomain, model_id: str, server_round: int
+) -> dict[str, Tensor]:
+    """Compute the statistics that a request names, on the batch of the round's first local step.
+
+    Raises:
+        BadRequestError: The strategy lists no such statistic.
+    """
+    strategy = client_half(config)
+    names, given = protocol.decode_request(request)
+    device = torch.device(config.device)
+    given = {name: _on(device, {"": v})[""] if isinstance(v, Tensor) else v for name, v in given.items()}
+    values: dict[str, Tensor] = {}
+    for name in names:
+        if name in strategy.network_statistics:
+            forward = _statistics_pass(config, data, model_id, server_round, with_graph=True)
+            values[name] = strategy.network_statistics[name](forward).detach()
+        elif name in strategy.statistics:
+            batch = _statistics_pass(config, data, model_id, server_round).batch
+            with torch.set_grad_enabled(isinstance(batch, ModuleBatch)):  # closed forms need no graph
+                values[name] = compute_statistic(strategy.statistics[name], batch, **given).detach()
+        else:
+            known = [*strategy.statistics, *strategy.network_statistics]
+            raise BadRequestError(
+                f"strategy {config.strategy!r} has no statistic {name!r}; {did_you_mean(name, known)}"
+            )
+    return values
 
 
 def _on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ class RunConfig(BaseModel):
     # Method
     strategy: str = "hgp"
     strategy_args: dict[str, Scalar] = {}
+    references: Literal["current", "previous"] = "current"
     # Federation
     rounds: Annotated[int, Field(ge=1)] = 50
     weighting: Literal["domain", "examples"] = "domain"

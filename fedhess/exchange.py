@@ -1,8 +1,8 @@
 """The server's question to the source clients: ``ask("gradient")`` returns that statistic of every domain."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import RecordDict
 from torch import Tensor
 
 from fedhess import protocol
@@ -97,34 +97,35 @@ class Exchange:
 
     def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
         """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
-        config = self._config
-        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-        scalars = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
-        parts: dict[str, ArrayRecord | ConfigRecord] = {
-            protocol.CONFIG: ConfigRecord({protocol.NAMES: list(names)}),
-            protocol.GIVEN: protocol.encode_tensors(tensors),
-            protocol.GIVEN_SCALARS: ConfigRecord(dict(scalars)),
-        }
+        return self._settled(names, self._ask(self.participants, names, given))
+
+    def _ask(
+        self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
+    ) -> dict[Client, dict[str, Tensor]]:
+        """Send one message to each client; those whose answer is good are in the result, in domain order."""
+        parts = protocol.encode_request(names, given)
         expected = self._shapes.of(names, given)
 
         def read(client: Client, content: RecordDict) -> dict[str, Tensor]:
             del client
             return read_tensors(content, protocol.STATISTIC_VALUES, like=expected)
 
-        phase = "exchange " + "+".join(names)
         replies = self._federation.exchange(
-            phase,
-            self.participants,
+            _phase(names),
+            clients,
             message_type=protocol.STATISTICS,
             server_round=self.server_round,
             model=self._model,
             parts=lambda _: parts,
             read=read,
-            deadline=config.exchange_deadline,
+            deadline=self._config.exchange_deadline,
         )
-        answers = dict(replies)
+        return dict(replies)
+
+    def _settled(self, names: Sequence[str], answers: Mapping[Client, Mapping[str, Tensor]]) -> dict[str, PerDomain]:
+        """Go on with the clients that answered, if they are enough, and average by domain."""
         self.participants = list(answers)
-        self._federation.require_quorum(phase, self.server_round, self.participants)
+        self._federation.require_quorum(_phase(names), self.server_round, self.participants)
         return {name: self._per_domain({client: values[name] for client, values in answers.items()}) for name in names}
 
     def _per_domain(self, values: Mapping[Client, Tensor]) -> PerDomain:
@@ -138,3 +139,7 @@ class Exchange:
             means[domain].add({"": value}, client.identity.train_examples / examples[domain])
         weights = examples if self._config.weighting == "examples" else dict.fromkeys(examples, 1)
         return PerDomain({domain: mean.result()[""] for domain, mean in means.items()}, weights)
+
+
+def _phase(names: Sequence[str]) -> str:
+    return "exchange " + "+".join(names)

@@ -11,14 +11,15 @@ type                 who       content
 ==================== ========= ===============================================================================
 evaluate.identify    every     none; the reply names domain, role, client and example counts
 query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic
-train                source    model, reference; reply: the update (or the weights) and metrics
+train                source    model, reference; reply: the update (or the weights) and metrics; with
+                               ``references="previous"`` also requests for statistics, and their answers
 evaluate             every     model; reply: loss, accuracy, and (source clients only) alignment statistics
 ==================== ========= ===============================================================================
 """
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,6 +28,10 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
+
+from fedhess.config import Scalar
+
+Part = ArrayRecord | ConfigRecord | MetricRecord
 
 IDENTIFY = "evaluate.identify"
 STATISTICS = "query.statistics"
@@ -176,6 +181,41 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if dtype.hasobject or (fortran_order and len(shape) > 1):
         raise ValueError(f"expected plain numbers in C order, got dtype {dtype}, Fortran order {fortran_order}")
     return tuple(shape), dtype
+
+
+def encode_request(names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, ArrayRecord | ConfigRecord]:
+    """Write what a client is asked: names of statistics, and the tensors and scalars that their functions take."""
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    scalars = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
+    return {
+        CONFIG: ConfigRecord({NAMES: list(names)}),
+        GIVEN: encode_tensors(tensors),
+        GIVEN_SCALARS: ConfigRecord(dict(scalars)),
+    }
+
+
+def decode_request(content: RecordDict) -> tuple[list[str], dict[str, Tensor | Scalar]]:
+    """Read what :func:`encode_request` wrote: names, and what the functions are given (tensors share its bytes)."""
+    names = content.config_records.get(CONFIG, ConfigRecord()).get(NAMES)
+    tensors = decode_tensors(content.array_records.get(GIVEN, ArrayRecord()))
+    scalars = content.config_records.get(GIVEN_SCALARS, ConfigRecord())
+    given = {str(name): value for name, value in scalars.items() if isinstance(value, str | int | float)}
+    return [str(name) for name in names] if isinstance(names, list) else [], given | tensors
+
+
+def numbered(records: Mapping[str, Part], call: int) -> dict[str, Part]:
+    """Rename the records of a request, or of its answer, so that several fit into one message: ``"given-0"``."""
+    return {f"{name}-{call}": record for name, record in records.items()}
+
+
+def numbered_parts(content: RecordDict) -> list[RecordDict]:
+    """Take the requests or answers that :func:`numbered` put into a message out again, in their order."""
+    found: dict[int, RecordDict] = {}
+    for key, record in content.items():
+        name, dash, number = key.rpartition("-")
+        if dash and number.isdecimal():
+            found.setdefault(int(number), RecordDict())[name] = record
+    return [found[number] for number in sorted(found)]
 
 
 def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedhess import protocol
 from fedhess.aggregation import GlobalModel
-from fedhess.checkpoint import restore_strategy, snapshot
+from fedhess.checkpoint import restore_previous, restore_strategy, snapshot
 from fedhess.config import RunConfig
 from fedhess.curvature import head_gradient, hessian_gradient_product
 from fedhess.evaluation import alignment_distances
@@ -23,6 +23,7 @@ from fedhess.flower_strategy import run_flower_round
 from fedhess.loading import load_strategy
 from fedhess.local_data import build_model
 from fedhess.local_phase import RoundOutcome
+from fedhess.previous import PreviousStatistics
 from fedhess.roster import Client
 from fedhess.runs import Row, RunDirectory
 from fedhess.shapes import StatisticShapes
@@ -87,6 +88,7 @@ class Server:
         self.alignment_shapes = StatisticShapes(
             {"gradient": head_gradient, "hgp": hessian_gradient_product}, template
         ).of(("gradient", "hgp"), {})
+        self.previous = PreviousStatistics() if config.references == "previous" else None
         self._seconds = 0.0  # of training since the last evaluation
         self.federation = Federation(
             self.grid,
@@ -107,6 +109,8 @@ class Server:
         if self.directory is not None and (checkpoint := self.directory.load_checkpoint()) is not None:
             checkpoint.restore(self.model)
             restore_strategy(self.strategy, checkpoint)
+            if self.previous is not None:
+                restore_previous(self.previous, checkpoint)
             finished = checkpoint.server_round
         if finished == self.config.rounds:
             return self.model
@@ -127,6 +131,7 @@ class Server:
                 shapes=self.shapes,
                 config=self.config,
                 server_round=server_round,
+                previous=self.previous,
             )
         return run_flower_round(
             self.strategy, self.federation, self.model, config=self.config, server_round=server_round
@@ -140,7 +145,7 @@ class Server:
             rows = self._evaluate(server_round, outcome)
         if self.directory is not None:
             self.directory.append(rows)
-            self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy))
+            self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy, self.previous))
         if rows and self.on_round is not None:
             self.on_round(server_round, rows)
 
