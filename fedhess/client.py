@@ -16,11 +16,13 @@ from torch import Tensor
 from fedhess import protocol
 from fedhess.autodiff import ModuleBatch
 from fedhess.config import RunConfig, Scalar
+from fedhess.environment import torch_threads
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.evaluation import evaluate_model
 from fedhess.loading import client_half
 from fedhess.local_data import LocalDomain, local_domain
 from fedhess.protocol import SOURCE, TARGET, Identity
+from fedhess.run_settings import settings_of_run
 from fedhess.statistics import Forward, compute_statistic, run_forward
 from fedhess.training import round_batch, train_locally, writes_parameters
 from fedhess.workplace import FORWARDS, MODELS, ModelMissingError
@@ -33,17 +35,23 @@ class BadRequestError(ValueError):
 
 
 def run_settings(context: Context) -> RunConfig:
-    """Return the settings of the run that a message belongs to.
+    """Return the settings of the run that a message belongs to, as they are on this node.
 
     Raises:
         UsageError: A value of the run config is out of range or of the wrong type.
     """
-    return _parsed(tuple(context.run_config.items()))
+    return _parsed(tuple(context.run_config.items()), tuple(context.node_config.items()))
 
 
 @lru_cache(maxsize=64)
-def _parsed(run_config: tuple[tuple[str, Scalar], ...]) -> RunConfig:
-    return RunConfig.from_run_config(dict(run_config))
+def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple[str, Scalar], ...]) -> RunConfig:
+    return settings_of_run(dict(run_config), dict(node_config))
+
+
+def own_threads(message: Message, context: Context, call_next: Handler) -> Message:
+    """Let torch use the threads that run or node say (a Flower mod)."""
+    with torch_threads(run_settings(context).threads):
+        return call_next(message, context)
 
 
 def firewall(message: Message, context: Context, call_next: Handler) -> Message:
@@ -68,7 +76,7 @@ def errors_as_replies(message: Message, context: Context, call_next: Handler) ->
         return Message(Error(protocol.BAD_REQUEST, str(error)), reply_to=message)
 
 
-app = ClientApp(mods=[errors_as_replies, firewall])
+app = ClientApp(mods=[errors_as_replies, own_threads, firewall])
 
 
 def place(config: RunConfig, context: Context) -> tuple[str, str]:
@@ -91,6 +99,12 @@ def place(config: RunConfig, context: Context) -> tuple[str, str]:
             raise UsageError(
                 f"the node config has no domain, and its partition-id is {position!r}; expected domain=NAME, or a "
                 f"partition-id from 0 to {len(domains) - 1}"
+            )
+        count = context.node_config.get("num-partitions", len(domains))
+        if isinstance(count, int) and count < len(domains):
+            raise UsageError(
+                f"the simulation has {count} nodes, the run {len(domains)} domains ({', '.join(domains)}); run it with "
+                f"--federation-config 'num-supernodes={len(domains)}'"
             )
         domain = domains[position]
     if domain not in domains:

@@ -15,6 +15,9 @@ from fedhess.shapes import StatisticShapes
 from fedhess.validation import read_tensors
 
 
+Answer = dict[str, Tensor]  # a client's statistics, by name
+
+
 class PerDomain(Mapping[str, Tensor]):
     """One statistic of every source domain, in domain order.
 
@@ -101,14 +104,13 @@ class Exchange:
 
     def _ask(
         self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
-    ) -> dict[Client, dict[str, Tensor]]:
+    ) -> dict[Client, Answer]:
         """Send one message to each client; those whose answer is good are in the result, in domain order."""
         parts = protocol.encode_request(names, given)
         expected = self._shapes.of(names, given)
 
-        def read(client: Client, content: RecordDict) -> dict[str, Tensor]:
-            del client
-            return read_tensors(content, protocol.STATISTIC_VALUES, like=expected)
+        def read(client: Client, content: RecordDict) -> Answer:
+            return read_answer(client, content, expected)
 
         replies = self._federation.exchange(
             _phase(names),
@@ -122,7 +124,7 @@ class Exchange:
         )
         return dict(replies)
 
-    def _settled(self, names: Sequence[str], answers: Mapping[Client, Mapping[str, Tensor]]) -> dict[str, PerDomain]:
+    def _settled(self, names: Sequence[str], answers: Mapping[Client, Answer]) -> dict[str, PerDomain]:
         """Go on with the clients that answered, if they are enough, and average by domain."""
         self.participants = list(answers)
         self._federation.require_quorum(_phase(names), self.server_round, self.participants)
@@ -139,6 +141,16 @@ class Exchange:
             means[domain].add({"": value}, client.identity.train_examples / examples[domain])
         weights = examples if self._config.weighting == "examples" else dict.fromkeys(examples, 1)
         return PerDomain({domain: mean.result()[""] for domain, mean in means.items()}, weights)
+
+
+def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tensor]) -> Answer:
+    """Take a client's statistics out of a reply.
+
+    Raises:
+        ValueError: One is missing, not finite, or of another shape or dtype than expected.
+    """
+    del client
+    return read_tensors(content, protocol.STATISTIC_VALUES, like=expected)
 
 
 def _phase(names: Sequence[str]) -> str:

@@ -75,14 +75,16 @@ class LocalDomain:
 @lru_cache(maxsize=DOMAINS_KEPT)
 def _prepared(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
               domain: str, model: str, device: str, seed: int) -> DomainData:  # fmt: skip
-    benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options))
+    benchmark = open_benchmark(
+        domains, data_dir=data_dir, seed=seed, options=dict(options), require_real=True, held=(domain,)
+    )
     return prepare_inputs(model, benchmark.load(domain), device=torch.device(device))
 
 
 @lru_cache(maxsize=64)
 def _geometry(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
               model: str, seed: int) -> tuple[tuple[int, ...], int, float]:  # fmt: skip
-    benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options))
+    benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options), held=())
     return prepared_shape(model, benchmark.input_shape), benchmark.outputs, benchmark.holdout
 
 

@@ -18,13 +18,10 @@ from torch import Tensor
 
 from fedhess import protocol
 from fedhess.config import RunConfig, Scalar
-from fedhess.exchange import Exchange, PerDomain
+from fedhess.exchange import Answer, Exchange, PerDomain, read_answer
 from fedhess.federation import Federation, ModelPayload
 from fedhess.roster import Client
 from fedhess.shapes import StatisticShapes
-from fedhess.validation import read_tensors
-
-Statistics = dict[str, Tensor]
 
 
 @dataclass
@@ -39,9 +36,9 @@ class _Call:
     """
 
     names: tuple[str, ...]
-    answers: dict[str, Statistics] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)
     given: Mapping[str, Tensor | Scalar] | None = None
-    expected: Statistics = field(default_factory=dict)
+    expected: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class PreviousStatistics:
@@ -63,7 +60,7 @@ class PreviousStatistics:
         self._held, self._coming = self._coming, []
         return PreviousExchange(self, federation, shapes, model, config, server_round)
 
-    def held(self, call: int, names: tuple[str, ...]) -> dict[str, Statistics]:
+    def held(self, call: int, names: tuple[str, ...]) -> dict[str, Answer]:
         """Return the answers to a call of this number and these names in the round before, by client."""
         known = call < len(self._held) and self._held[call].names == names
         return self._held[call].answers if known else {}
@@ -91,9 +88,8 @@ class PreviousStatistics:
         if len(parts) != len(repeated):
             raise ValueError(f"expected {len(repeated)} answers about statistics in the reply, got {len(parts)}")
         answers = [
-            read_tensors(part, protocol.STATISTIC_VALUES, like=call.expected)
-            for part, call in zip(parts, repeated, strict=True)
-        ]
+            read_answer(client, part, call.expected) for part, call in zip(parts, repeated, strict=True)
+        ]  # all of them before any is kept
         for answer, call in zip(answers, repeated, strict=True):
             call.answers[client.label] = {name: value.clone() for name, value in answer.items()}
 

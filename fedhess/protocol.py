@@ -46,6 +46,7 @@ GIVEN_SCALARS = "given-scalars"
 REFERENCE = "reference"
 MOMENTUM = "momentum"
 STATISTIC_VALUES = "statistics"
+CALL = "call-"
 
 ROUND = "server-round"
 MODEL_ID = "model-id"
@@ -204,16 +205,16 @@ def decode_request(content: RecordDict) -> tuple[list[str], dict[str, Tensor | S
 
 
 def numbered(records: Mapping[str, Part], call: int) -> dict[str, Part]:
-    """Rename the records of a request, or of its answer, so that several fit into one message: ``"given-0"``."""
-    return {f"{name}-{call}": record for name, record in records.items()}
+    """Rename the records of a request, or of its answer, so that several fit into one message: ``"call-0/given"``."""
+    return {f"{CALL}{call}/{name}": record for name, record in records.items()}
 
 
 def numbered_parts(content: RecordDict) -> list[RecordDict]:
     """Take the requests or answers that :func:`numbered` put into a message out again, in their order."""
     found: dict[int, RecordDict] = {}
     for key, record in content.items():
-        name, dash, number = key.rpartition("-")
-        if dash and number.isdecimal():
+        number, _, name = key.removeprefix(CALL).partition("/")
+        if key.startswith(CALL) and number.isdecimal():
             found.setdefault(int(number), RecordDict())[name] = record
     return [found[number] for number in sorted(found)]
 

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -17,6 +16,8 @@ from fedhess.aggregation import GlobalModel
 from fedhess.checkpoint import restore_previous, restore_strategy, snapshot
 from fedhess.config import RunConfig
 from fedhess.curvature import head_gradient, hessian_gradient_product
+from fedhess.deployed_run import record_run, run_directory
+from fedhess.environment import torch_threads
 from fedhess.evaluation import alignment_distances
 from fedhess.federation import Failure, Federation, Traffic
 from fedhess.flower_strategy import run_flower_round
@@ -25,6 +26,7 @@ from fedhess.local_data import build_model
 from fedhess.local_phase import RoundOutcome
 from fedhess.previous import PreviousStatistics
 from fedhess.roster import Client
+from fedhess.run_settings import settings_of_run
 from fedhess.runs import Row, RunDirectory
 from fedhess.shapes import StatisticShapes
 from fedhess.strategy import DomainStrategy, run_round
@@ -40,18 +42,25 @@ def make_server_app(directory: RunDirectory | None = None, on_round: OnRound | N
 
     Args:
         directory: Where rounds and checkpoints are written, and where an interrupted run continues from. Without it the
-            run config's ``run-dir`` is used, and nothing is written where that is absent too.
+            run config's ``run-dir`` is the directory of a whole job, tables and figures included, and nothing is
+            written where that is absent too.
         on_round: Called with each evaluated round's number and rows; 0 is the model before training.
     """
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        config = RunConfig.from_run_config(context.run_config)
-        where = directory
-        if where is None and "run-dir" in context.run_config:
-            where = RunDirectory(Path(str(context.run_config["run-dir"])))
-        Server(grid, config, directory=where, on_round=on_round or _log_round).run()
+        config = settings_of_run(context.run_config)
+
+        def train(where: RunDirectory | None) -> None:
+            Server(grid, config, directory=where, on_round=on_round or _log_round).run()
+
+        path = None if directory is not None else run_directory(context.run_config, context.run_id)
+        with torch_threads(config.threads):
+            if path is None:
+                train(directory)
+            else:
+                record_run(config, path, train)
 
     return server_app
 

@@ -12,7 +12,6 @@ import threading
 from typing import Any
 
 import click
-import torch
 import typer
 
 from fedhess import options
@@ -21,7 +20,8 @@ from fedhess.client import app as client_app
 from fedhess.config import parse_assignments
 from fedhess.domains import open_benchmark
 from fedhess.engines.inprocess import run_in_process
-from fedhess.environment import resolve_device
+from fedhess.engines.worker import CLIENT_THREAD
+from fedhess.environment import resolve_device, torch_threads
 from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.job_directory import job_directory, require_unused
@@ -31,8 +31,6 @@ from fedhess.progress import Progress
 from fedhess.report import summarise, table, write_report
 from fedhess.runs import StorageError
 from fedhess.server import make_server_app
-
-CLIENT_THREAD = "fedhess-client"  # as engines/inprocess.py names its worker
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -170,13 +168,11 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     for domain in job.benchmark.domains:  # the clients find the result in the cache
         prepare_inputs(config.model, job.benchmark.load(domain), device=config.device, notify=progress.tick)
     progress.start([run.config.rounds for run in job.runs])
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(config.threads or threads_before)
     try:
-        for number, run in enumerate(job.runs):
-            _run(run, number, progress)
+        with torch_threads(config.threads):
+            for number, run in enumerate(job.runs):
+                _run(run, number, progress)
     finally:
-        torch.set_num_threads(threads_before)
         progress.stop()
     return summarise(job)
 

@@ -87,6 +87,34 @@ def require_domains(root: Path, layout: Layout) -> dict[str, Path]:
     return found
 
 
+def held_domains(root: Path, layout: Layout, held: Sequence[str]) -> dict[str, Path]:
+    """Find the folders of some domains, where a machine holds no others: ROOT/DOMAIN/CLASS/, nested as ever.
+
+    Args:
+        root: As given by the user; not looked at where nothing is held.
+        layout: What to look for.
+        held: Names of the domains.
+
+    Returns:
+        Domain -> folder.
+
+    Raises:
+        UsageError: ``root`` is no readable folder, or a domain is missing.
+    """
+    folders: dict[str, Path] = {}
+    for nesting in layout.nestings if held else ():
+        for folder in _descend(root, nesting):
+            for domain, found in _match(_subfolders(folder), layout.domains).items():
+                folders.setdefault(domain, found[0])
+    missing = [domain for domain in held if domain not in folders]
+    if missing:
+        raise UsageError(
+            f"no domain {', '.join(map(repr, missing))} of {layout.benchmark} in {root}, found "
+            f"{', '.join(folders) or 'none'}; expected {layout.expected(root)}"
+        )
+    return {domain: folders[domain] for domain in held}
+
+
 def list_images(domain: str, folder: Path, classes: Sequence[str]) -> list[ImageFile]:
     """List the images of one domain, class by class, by name.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedhess.cache import cache_directory
 from fedhess.domains.benchmark import Benchmark, leave_one_out
-from fedhess.domains.folder import Layout, find_domains, list_images, require_domains
+from fedhess.domains.folder import Layout, find_domains, held_domains, list_images, require_domains
 from fedhess.domains.hub import fetch, why_unreachable
 from fedhess.domains.iconpacs import open_iconpacs
 from fedhess.domains.images import ImageDomain, load_images
@@ -41,6 +41,11 @@ def open_pacs(opening: Opening) -> Benchmark:
     """
     options = opening.read_options(data_dir=str(opening.data_dir or ""), skip_bad_images=opening.skip_bad_images)
     opening = replace(opening, skip_bad_images=bool(options["skip_bad_images"]))
+    if opening.held is not None:
+        root = Path(
+            str(options["data_dir"]) or os.environ.get(DATA_VARIABLE) or cache_directory(opening.cache_dir) / "PACS"
+        )
+        return _real(root, held_domains(root.expanduser(), LAYOUT, opening.held), opening)
     if options["data_dir"]:
         root = Path(str(options["data_dir"])).expanduser()
         return _real(root, require_domains(root, LAYOUT), opening)

@@ -159,7 +159,6 @@ def test_a_resumed_run_continues_with_the_same_bits(toy_run: Run, strategy: str,
     settings = {"strategy": strategy, "strategy_args": args, "references": "previous", "rounds": 5}
     straight = toy_run(**settings).tensors
 
-
     def wrap(grid: Grid) -> Grid:
         send = grid.send_and_receive
 
@@ -186,7 +185,7 @@ def test_a_reply_without_its_statistics_is_named(toy_run: Run) -> None:
         def __call__(self, message: Message, context: Context) -> Message:
             reply = client_app(message, context)
             if message.metadata.message_type == protocol.TRAIN and context.node_config["partition-id"] == 1:
-                for key in [key for key in reply.content if key.startswith(protocol.STATISTIC_VALUES)]:
+                for key in [key for key in reply.content if key.startswith(protocol.CALL)]:
                     del reply.content[key]
             return reply
 
