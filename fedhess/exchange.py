@@ -14,7 +14,6 @@ from fedhess.sampling import derive_seed
 from fedhess.shapes import StatisticShapes
 from fedhess.validation import read_tensors
 
-
 Answer = dict[str, Tensor]  # a client's statistics, by name
 
 

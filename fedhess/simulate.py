@@ -1,4 +1,4 @@
-"""Simulate a federation in this process: ``python -m fedhess.simulate --domains PACS``.
+"""Simulate a federation, in this process or on Ray: ``python -m fedhess.simulate --domains PACS``.
 
 Trains on all domains but one, evaluates on the one left out, for every domain in turn; writes a run directory and
 prints one table.
@@ -19,7 +19,7 @@ from fedhess.announcements import header, stand_in_warning
 from fedhess.client import app as client_app
 from fedhess.config import parse_assignments
 from fedhess.domains import open_benchmark
-from fedhess.engines.inprocess import run_in_process
+from fedhess.engines.choice import IN_PROCESS, Engine, choose_engine
 from fedhess.engines.worker import CLIENT_THREAD
 from fedhess.environment import resolve_device, torch_threads
 from fedhess.errors import FederationError, UsageError
@@ -56,11 +56,16 @@ def simulate(
     deadline: options.Deadline = None,
     exchange_deadline: options.ExchangeDeadline = None,
     statistics_batches: options.StatisticsBatches = None,
+    references: options.References = None,
     evaluate_every: options.EvaluateEvery = None,
     seed: options.Seed = 0,
     trials: options.Trials = 3,
     model: options.Model = None,
     pretrained: options.Pretrained = True,
+    engine: options.Engine = "in-process",
+    cpus_per_client: options.CpusPerClient = None,
+    gpus_per_client: options.GpusPerClient = None,
+    ray_address: options.RayAddress = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     dtype: options.Dtype = None,
@@ -86,6 +91,9 @@ def simulate(
     if out is not None and not resume:
         require_unused(out)  # before any download
     progress = Progress(silent=quiet or as_json)
+    chosen = choose_engine(
+        engine, cpus_per_client=cpus_per_client, gpus_per_client=gpus_per_client, ray_address=ray_address
+    )
     given = {
         "rounds": rounds,
         "local_steps": local_steps,
@@ -102,6 +110,7 @@ def simulate(
         "deadline": deadline,
         "exchange_deadline": exchange_deadline,
         "statistics_batches": statistics_batches,
+        "references": references,
         "evaluate_every": evaluate_every,
         "seed": seed,
         "model": model,
@@ -141,7 +150,7 @@ def simulate(
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
         try:
-            summary = run_job(job, progress)
+            summary = run_job(job, progress, engine=chosen)
             paths = write_report(job, summary)
         except (FederationError, StorageError, KeyboardInterrupt):
             sys.stderr.write(
@@ -156,35 +165,42 @@ def simulate(
         typer.echo(f"\nwritten: {', '.join(str(path) for path in paths)}")
 
 
-def run_job(job: Job, progress: Progress) -> dict[str, Any]:
-    """Run every run of a job that is not complete yet, in this process, and summarise them.
+def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dict[str, Any]:
+    """Run every run of a job that is not complete yet, and summarise them.
+
+    Args:
+        job: The job.
+        progress: Told what happens.
+        engine: Where clients run.
 
     Raises:
+        UsageError: The engine cannot run the job here.
         FederationError: A round could not be completed.
         StorageError: A round could not be written.
     """
-    progress.header(header(job, engine="in-process"))
     config = job.runs[0].config
+    engine.check(config)
+    progress.header(header(job, engine=engine.title))
     for domain in job.benchmark.domains:  # the clients find the result in the cache
         prepare_inputs(config.model, job.benchmark.load(domain), device=config.device, notify=progress.tick)
     progress.start([run.config.rounds for run in job.runs])
     try:
         with torch_threads(config.threads):
             for number, run in enumerate(job.runs):
-                _run(run, number, progress)
+                _run(run, number, progress, engine)
     finally:
         progress.stop()
     return summarise(job)
 
 
-def _run(run: PlannedRun, number: int, progress: Progress) -> None:
+def _run(run: PlannedRun, number: int, progress: Progress, engine: Engine) -> None:
     run.directory.tidy()
     done = run.directory.completed_round() or 0
     progress.begin_run(number, f"{run.strategy}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
         return
     domains = (*run.config.sources, *run.config.targets)
-    run_in_process(
+    engine.run(
         make_server_app(run.directory, progress.update),
         client_app,
         run_config=run.config.to_run_config(),

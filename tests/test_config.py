@@ -24,7 +24,7 @@ def test_run_config_survives_the_wire() -> None:
 
 def test_run_config_names_what_is_no_json() -> None:
     wire = toy_config().to_run_config()
-    with pytest.raises(UsageError, match="run config, strategy-args: expected JSON, got '{alpha'"):
+    with pytest.raises(UsageError, match=r"run config, strategy-args: expected JSON, got '{alpha'"):
         RunConfig.from_run_config(wire | {"strategy-args": "{alpha"})
     with pytest.raises(UsageError, match="run config, strategy-args: expected key=value"):
         RunConfig.from_run_config(wire | {"strategy-args": "alpha"})

@@ -110,7 +110,7 @@ def supernode(
 ) -> None:
     """Start the SuperNode of one domain.
 
-    A node that comes back within a minute of being killed is refused until the SuperLink has noticed; so it tries again.
+    A node that comes back within a minute of being killed is refused until the SuperLink has noticed: it tries again.
     """
     require_free("127.0.0.1", port)
     own: dict[str, str | int | float | bool] = {"role": role, "domain": domain}

@@ -65,10 +65,8 @@ class LocalFederation:
         link = programs.superlink(keys, host=HOST, port=port, database=self.folder / "superlink.db")
         self._start(running, "superlink", _at_home(link, home))
         self._await(running, keys, port)
-        for domain, name in names.items():
-            self._start(
-                running, f"register-{name}", programs.register(keys.node(name).with_suffix(".pub"), flower_home=home)
-            )
+        for name in names.values():
+            self._start(running, f"register-{name}", programs.register(keys.public(name), flower_home=home))
         self._await_end(running, [f"register-{name}" for name in names.values()])
         for number, (domain, name) in enumerate(names.items()):
             own: dict[str, str | int | float | bool] = {"partition-id": number, "num-partitions": len(domains)}
@@ -96,9 +94,8 @@ class LocalFederation:
             except httpx.HTTPError:
                 pass
             time.sleep(POLL_SECONDS)
-        raise FederationError(
-            f"the SuperLink does not answer: {running.log('superlink')} ends{running.tail('superlink')}"
-        )
+        tail = running.tail("superlink")
+        raise FederationError(f"the SuperLink does not answer: {running.log('superlink')} ends{tail}")
 
     def _await_end(self, running: Processes, names: list[str]) -> None:
         """Wait until some processes have ended well, while the others run on."""

@@ -103,10 +103,10 @@ def write_connection(flower_home: Path, *, address: str, ca: Path) -> None:
 
 
 def toml(value: str | int | float | bool) -> str:
-    """Write a value as Flower's command line reads it: TOML, and no quote within quotes.
+    r"""Write a value as Flower's command line reads it: TOML, and no quote within quotes.
 
     >>> toml("a b"), toml('{"alpha": 1}'), toml(True), toml(3)
-    ('"a b"', '\\'{"alpha": 1}\\'', 'true', '3')
+    ('"a b"', '\'{"alpha": 1}\'', 'true', '3')
     """
     if isinstance(value, bool):
         return str(value).lower()

@@ -87,7 +87,7 @@ def run_flower_simulation(
         exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
         client_app=client_app,
         server_app=server_app,
-        backend_config={"client_resources": dict(client_resources), "init_args": {}},  # type: ignore[dict-item]
+        backend_config={"client_resources": dict(client_resources), "init_args": {}},
         server_app_context=context,
         run=run,
     )

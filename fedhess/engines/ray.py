@@ -7,7 +7,9 @@ may serve any client, so a client may find that its process does not hold the mo
 """
 
 import functools
+import importlib
 import importlib.util
+import logging
 import math
 import os
 import sys
@@ -15,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -89,10 +92,19 @@ def run_on_ray(
         stop.set()  # Ctrl-C, or a crash of the simulation: nobody will answer the server any more
 
 
-def _connect(cpus: int, gpus: float, clients: int, address: str | None) -> int:
-    """Attach to a cluster or start one; return how many clients it runs side by side."""
+def require_ray() -> None:
+    """Insist that Ray is installed.
+
+    Raises:
+        UsageError: It is not.
+    """
     if importlib.util.find_spec("ray") is None:
         raise UsageError("--engine ray: Ray is not installed; pip install 'fedhess[ray]', or use --engine in-process")
+
+
+def _connect(cpus: int, gpus: float, clients: int, address: str | None) -> int:
+    """Attach to a cluster or start one; return how many clients it runs side by side."""
+    require_ray()
     if cpus < 1 or not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus)):
         raise UsageError(
             "expected --cpus-per-client of at least 1 and --gpus-per-client as a fraction below 1 or a whole number, "
@@ -100,8 +112,7 @@ def _connect(cpus: int, gpus: float, clients: int, address: str | None) -> int:
         )
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import ray  # noqa: PLC0415 - an extra, and slow to import
-
+    ray: Any = importlib.import_module("ray")  # an extra, and slow to import
     if not ray.is_initialized():
         # Actors do not see what this process added to its path, such as the folder of a user's strategy.
         path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
@@ -110,7 +121,7 @@ def _connect(cpus: int, gpus: float, clients: int, address: str | None) -> int:
             ray.init(
                 address=address or "local",
                 runtime_env={"env_vars": {"PYTHONPATH": path}},
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 log_to_driver=False,
                 **own,
             )

@@ -1,4 +1,4 @@
-"""How every engine calls a client: in a thread that a hung client cannot keep anybody waiting for, errors as replies."""
+"""How engines call a client: errors as replies, in a thread that a hung client cannot keep anybody waiting for."""
 
 import logging
 import queue

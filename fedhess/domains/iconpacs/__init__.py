@@ -109,8 +109,8 @@ def drawings_folder() -> Traversable:
         if folder.is_dir():
             return folder
     raise UsageError(
-        "IconPACS: the drawings are not there; this code came without them, as in a Flower app's bundle: install fedhess "
-        "on this machine (pip install fedhess)"
+        "IconPACS: the drawings are not there; this code came without them, as in a Flower app's bundle: install "
+        "fedhess on this machine (pip install fedhess)"
     )
 
 
