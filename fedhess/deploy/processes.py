@@ -24,11 +24,14 @@ class Processes:
 
     Args:
         logs: Folder of the logs.
+
+    Attributes:
+        mark: Value of :data:`MARK` in the environment of these processes and of all that they start.
     """
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
-        self._mark = uuid.uuid4().hex
+        self.mark = uuid.uuid4().hex
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, program: Program, *, show: bool = False) -> "subprocess.Popen[bytes]":
@@ -40,7 +43,7 @@ class Processes:
             show: Let it write to this process's standard output in place of a log.
         """
         self._logs.mkdir(parents=True, exist_ok=True)
-        environment = program.environment() | {MARK: self._mark}
+        environment = program.environment() | {MARK: self.mark}
         with self.log(name).open("ab") as log:
             # A session of its own: Ctrl-C reaches this process alone, which ends the others in order.
             self._running[name] = subprocess.Popen(
@@ -79,11 +82,11 @@ class Processes:
                 process.kill()
                 process.wait()
         end = time.monotonic() + GONE_SECONDS
-        while (left := marked_processes(self._mark)) and time.monotonic() < end:
+        while left := marked_processes(self.mark):
+            for pid in left if time.monotonic() >= end else ():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         self._running.clear()
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import lru_cache
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -167,12 +168,13 @@ class _Client:
         own = Context(context.run_id, context.node_id, node_config, context.state, self._run_config)
         job = functools.partial(answer, self._client_app, message, own)
         limit = self._limit(message.metadata.message_type)
+        worker = _worker()
         try:
-            return _WORKERS[0].submit(job).result(timeout=limit)
+            return worker.submit(job).result(timeout=limit)
         except FutureTimeoutError:
             # The thread cannot be stopped; the actor's next client gets a fresh one.
-            _WORKERS[0].stop()
-            _WORKERS[0] = Worker()
+            worker.stop()
+            _worker.cache_clear()
             return Message(Error(CLIENT_TIMED_OUT, f"no reply within {limit:g} s"), reply_to=message)
 
     def _limit(self, message_type: str) -> float:
@@ -181,7 +183,10 @@ class _Client:
         return float(self._run_config.get(phase.replace("_", "-"), config[phase].default))
 
 
-_WORKERS = [Worker()]  # of this process, replaced when its client hangs
+@lru_cache(maxsize=1)
+def _worker() -> Worker:
+    """Return this process's worker, started when it is first needed."""
+    return Worker()
 
 
 class PatientGrid(Grid):
