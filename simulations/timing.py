@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, str] = {
     "engine": "simulations.benchmarks.engine:engine_rows",
     "main-job": "simulations.benchmarks.main_job:main_job_rows",
     "colored-mnist": "simulations.benchmarks.colored_mnist:colored_mnist_rows",
+    "references": "simulations.benchmarks.references:references_rows",
 }
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
