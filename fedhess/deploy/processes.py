@@ -56,6 +56,10 @@ class Processes:
             )
         return self._running[name]
 
+    def process(self, name: str) -> "subprocess.Popen[bytes]":
+        """Return a process by its name."""
+        return self._running[name]
+
     def log(self, name: str) -> Path:
         """Return the log of a process."""
         return self._logs / f"{name}.log"

@@ -12,10 +12,10 @@ import importlib.util
 import logging
 import math
 import os
+import socket
 import sys
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import lru_cache
 from typing import Any
@@ -28,22 +28,15 @@ from fedhess import protocol
 from fedhess.config import RunConfig, Scalar
 from fedhess.engines.flower_compat import (
     SUPERLINK_NODE_ID,
-    NodeInfo,
-    Run,
     run_flower_simulation,
     run_identity,
 )
+from fedhess.engines.patient_grid import CLIENT_TIMED_OUT, PatientGrid
 from fedhess.engines.worker import Worker, answer
 from fedhess.errors import UsageError
 
-CLIENT_TIMED_OUT = 1003  # error code of a reply that stands for none; Flower's own stop well below 1000
-POLL_SECONDS = 0.02
-GRACE_SECONDS = 60.0  # for actors that start and messages that wait, beside the clients' own time
+CONNECT_SECONDS = 10.0
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-
-
-class RunStoppedError(Exception):
-    """The simulation behind a waiting server has ended."""
 
 
 def run_on_ray(
@@ -115,6 +108,8 @@ def _connect(cpus: int, gpus: float, clients: int, address: str | None) -> int:
         os.environ.setdefault(name, value)
     ray: Any = importlib.import_module("ray")  # an extra, and slow to import
     if not ray.is_initialized():
+        if address:
+            _require_answer(address)
         # Actors do not see what this process added to its path, such as the folder of a user's strategy.
         path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
         own = {} if address else {"num_cpus": min(os.cpu_count() or 1, cpus * clients), "include_dashboard": False}
@@ -127,10 +122,7 @@ def _connect(cpus: int, gpus: float, clients: int, address: str | None) -> int:
                 **own,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"--ray-address: no Ray cluster answers at {address or 'this machine'} ({error}); start one with "
-                "`ray start --head`, or leave the option out"
-            ) from error
+            raise _no_cluster(address or "this machine", error) from error
     actors = sum(_room(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
     if actors == 0:
         found = {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
@@ -140,6 +132,24 @@ def _connect(cpus: int, gpus: float, clients: int, address: str | None) -> int:
             "all; lower --cpus-per-client or --gpus-per-client"
         )
     return actors
+
+
+def _require_answer(address: str) -> None:
+    """Insist that somebody listens at an address; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return  # "auto", or a name that Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"--ray-address: no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or leave "
+        "the option out"
+    )
 
 
 def _room(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
@@ -187,74 +197,3 @@ class _Client:
 def _worker() -> Worker:
     """Return this process's worker, started when it is first needed."""
     return Worker()
-
-
-class PatientGrid(Grid):
-    """The simulation's grid, whose deadlines count for each client, since more clients than actors take turns.
-
-    Args:
-        grid: Flower's grid.
-        stop: Set when the simulation has ended.
-        actors: Number of clients that run side by side.
-    """
-
-    def __init__(self, grid: Grid, stop: threading.Event, *, actors: int) -> None:
-        self._grid = grid
-        self._stop = stop
-        self._actors = actors
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the grid behind."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Make a message, as the grid behind would."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """List the node ids."""
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """List the nodes."""
-        return self._grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull replies, but for those that stand for none."""
-        return [reply for reply in self._grid.pull_messages(message_ids) if not _stands_for_none(reply)]
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Push messages and lazily yield their replies as they come.
-
-        Args:
-            messages: Instruction messages.
-            timeout: Seconds for each client, which the actors enforce; a client that takes longer is left out.
-        """
-        waiting = set(self._grid.push_messages(list(messages)))
-        turns = math.ceil(len(waiting) / self._actors)
-        end = math.inf if timeout is None else time.monotonic() + turns * timeout + GRACE_SECONDS
-        return self._replies(waiting, end)
-
-    def _replies(self, waiting: set[str], end: float) -> Iterator[Message]:
-        while waiting and time.monotonic() < end:
-            for reply in self._grid.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                if not _stands_for_none(reply):
-                    yield reply
-            if waiting and self._stop.wait(POLL_SECONDS):
-                raise RunStoppedError("the simulation has ended")
-
-
-def _stands_for_none(reply: Message) -> bool:
-    return reply.has_error() and reply.error.code == CLIENT_TIMED_OUT

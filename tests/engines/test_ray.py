@@ -74,9 +74,11 @@ def test_other_strategies_do_too(strategy: str, tmp_path: Path, monkeypatch: pyt
 
 @needs_ray
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "reason"), [("raise", "OSError: the disk is gone"), ("hang", "no reply within 1 s")])
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("raise", "OSError: the disk is gone"), ("hang", "no reply within 10 s")]
+)
 def test_a_failing_client_is_named_as_in_process(fault: str, reason: str) -> None:
-    _, rows = run(run_on_ray, ToyClient(fault), toy_config(**HGP, quorum=2, deadline=1.0))
+    _, rows = run(run_on_ray, ToyClient(fault), toy_config(**HGP, quorum=2, deadline=10.0))
     failures = [failure["reason"] for row in rows for failure in row["failures"]]
     assert len(failures) == 2
     assert all(reason in failure for failure in failures)
@@ -105,10 +107,15 @@ def test_resources_that_cannot_be_are_said() -> None:
 
 
 @needs_ray
-@pytest.mark.slow
-def test_an_absent_cluster_and_a_cluster_without_room_are_said() -> None:
+def test_an_absent_cluster_is_said_at_once() -> None:
     nodes = {"run_config": {}, "node_configs": [{}]}
-    with pytest.raises(UsageError, match=r"--ray-address: no Ray cluster answers at 127.0.0.1:9"):
-        run_on_ray(ServerApp(), client_app, address="127.0.0.1:9", **nodes)
+    for address in ("127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:99999"):
+        with pytest.raises(UsageError, match=rf"--ray-address: no Ray cluster answers at {address} \("):
+            run_on_ray(ServerApp(), client_app, address=address, **nodes)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_without_room_is_said() -> None:
     with pytest.raises(UsageError, match="no machine of the Ray cluster has room for a client of 1000 CPUs"):
-        run_on_ray(ServerApp(), client_app, cpus_per_client=1000, **nodes)
+        run_on_ray(ServerApp(), client_app, cpus_per_client=1000, run_config={}, node_configs=[{}])
