@@ -77,7 +77,10 @@ class GlobalModel:
         self, model: nn.Module, *, optimizer: str = "SGD", lr: float = 1.0, optimizer_args: Mapping[str, Scalar] | None
     ) -> None:
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.tensors = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        self.tensors = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in model.state_dict().items()
+        }
         self._parameters = {name: nn.Parameter(self.tensors[name]) for name in self.tensors if name in trained}
         for name, parameter in self._parameters.items():
             self.tensors[name] = parameter.data

@@ -2,6 +2,7 @@
 
 import torch
 
+from fedhess.config import RunConfig
 from fedhess.domains import Benchmark
 from fedhess.job import Job
 
@@ -10,18 +11,53 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
     """Return what a reader must know about a job before its results."""
     config = job.runs[0].config
     batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
+    runs = {"runs": cost(job)} if job.variants or job.selection == "lodo" else {}
     return {
         "data": job.benchmark.title,
         "domains": ", ".join(job.benchmark.domains),
-        "model": config.model + ("" if config.pretrained else " (not pretrained)"),
+        "model": ", ".join([config.model, *_manner(config)]),
         "strategies": ", ".join(job.strategies),
         "federation": f"{config.rounds} rounds, server {config.server_optimizer} lr {config.server_lr:.4g}",
-        "clients": f"{config.local_steps} steps a round on {batch}, SGD lr {config.lr:g}",
+        "clients": f"{config.local_work} a round on {batch}, {config.client_optimizer} lr {config.lr:g}",
         "engine": engine,
         "device": f"{config.device}, {config.threads or torch.get_num_threads()} thread(s)",
         "seeds": ", ".join(map(str, job.seeds)),
+        **runs,
         "directory": str(job.path),
     }
+
+
+def incomplete_warning(job: Job) -> str:
+    """Say that the data is not the complete copy; nothing when it is, or when that is not known."""
+    differences = job.description["dataset"].get("differences", [])
+    if not differences:
+        return ""
+    return (
+        f"This is not the complete {job.benchmark.name}: {'; '.join(differences)}. Results are not comparable with "
+        "published ones. `python -m fedhess.data check` looks the data through."
+    )
+
+
+def _manner(config: RunConfig) -> list[str]:
+    """Say what is unusual about how a model is made, run and fed."""
+    unusual = {
+        "not pretrained": not config.pretrained,
+        "bf16": config.precision == "bf16",
+        "compiled": config.compile,
+        "batch norms averaged": config.batchnorm == "averaged",
+        f"augmentation {config.augment}": config.augment != "none",
+        "images decoded whenever used": config.images == "streamed",
+    }
+    return [text for text, applies in unusual.items() if applies]
+
+
+def cost(job: Job) -> str:
+    """Say what a job with several settings or with cross-validation runs, before it does."""
+    outer, rounds = len(job.outer_runs), sum(run.config.rounds for run in job.runs)
+    inner = len(job.runs) - outer
+    several = f", {len(job.variants)} settings among them" if job.variants else ""
+    more = f" and {inner} more for cross-validation" if inner else ""
+    return f"{outer}{several}{more}: {len(job.runs)} runs, {rounds:,} rounds of training"
 
 
 def stand_in_warning(benchmark: Benchmark) -> str:

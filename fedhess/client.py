@@ -24,7 +24,7 @@ from fedhess.local_data import LocalDomain, local_domain
 from fedhess.protocol import SOURCE, TARGET, Identity
 from fedhess.run_settings import settings_of_run
 from fedhess.statistics import Forward, compute_statistic, run_forward
-from fedhess.training import round_batch, train_locally, writes_parameters
+from fedhess.training import round_batch, round_steps, train_locally, writes_parameters
 from fedhess.workplace import FORWARDS, MODELS, ModelMissingError
 
 Handler = Callable[[Message, Context], Message]
@@ -177,20 +177,19 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the model: a source client on its held-out split, a target client on its domain.
+    """Evaluate the model: a source client on its held-out split, a target client on its domain, or both splits of it.
 
     Only a source client adds the alignment statistics of its head.
     """
     config, data, model_id, _ = _open(message, context)
     _, role = place(config, context)
-    result = evaluate_model(MODELS.model(config, model_id, writable=False), data, with_alignment=role == SOURCE)
-    content = RecordDict(
-        {
-            protocol.METRICS: MetricRecord(
-                {protocol.NUM_EXAMPLES: result.examples, "loss": result.loss, "accuracy": result.accuracy}
-            )
-        }
-    )
+    model = MODELS.model(config, model_id, writable=False)
+    result = evaluate_model(model, data, with_alignment=role == SOURCE)
+    metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
+    if role == TARGET and config.splits_targets:
+        out = evaluate_model(model, data, indices=data.out_indices)
+        metrics |= protocol.evaluation_metrics(out.examples, out.loss, out.accuracy, of=protocol.OUT)
+    content = RecordDict({protocol.METRICS: MetricRecord(dict(metrics))})
     if result.alignment:
         content[protocol.ALIGNMENT] = protocol.encode_tensors(result.alignment)
     return Message(content, reply_to=message)
@@ -219,9 +218,8 @@ def _statistics_pass(
     if found is not None and (found.features.requires_grad or not with_graph):
         return found
     is_first_step = config.statistics_batches == 1 and not writes_parameters(config)
-    inputs, labels = round_batch(
-        data, config, step=(server_round - 1) * config.local_steps, batches=config.statistics_batches
-    )
+    first = round_steps(config, train_size=data.train_size, server_round=server_round).start
+    inputs, labels = round_batch(data, config, step=first, batches=config.statistics_batches)
     keeps_graph = is_first_step and FORWARDS.has_room_for_a_graph(model_id)
     with torch.set_grad_enabled(keeps_graph or with_graph):
         forward = run_forward(MODELS.model(config, model_id, writable=False), inputs, labels)

@@ -30,12 +30,18 @@ class RunConfig(BaseModel):
     domains_options: dict[str, Scalar] = {}
     stand_in_for: str | None = None
     data_dir: str | None = None
+    images: Literal["cached", "streamed"] = "cached"
+    image_cache_gb: Positive | None = None
     sources: tuple[str, ...]
     targets: tuple[str, ...]
+    split: Literal["sources", "every", "domainbed"] = "sources"
     # Model
     model: str
     pretrained: bool = True
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
+    batchnorm: Literal["frozen", "averaged"] = "frozen"
+    compile: bool = False
     device: str = "cpu"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     # Method
@@ -53,20 +59,34 @@ class RunConfig(BaseModel):
     exchange_deadline: Positive = 600.0
     # Local training
     local_steps: Annotated[int, Field(ge=1)] = 5
+    local_epochs: Annotated[int, Field(ge=0)] = 0
     batch_size: Annotated[int, Field(ge=0)] = 32
+    augment: Literal["none", "domainbed"] = "none"
     statistics_batches: Annotated[int, Field(ge=1)] = 1
+    client_optimizer: Literal["SGD", "Adam"] = "SGD"
     lr: Positive = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegative = 0.0
     l2: NonNegative = 0.0
     # Evaluation and randomness
     evaluate_every: Annotated[int, Field(ge=1)] = 1
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @field_validator("server_optimizer")
     @classmethod
     def _known_optimizer(cls, name: str) -> str:
         return optimizer_name(name)
+
+    @property
+    def splits_targets(self) -> bool:
+        """Whether a target is split too: its accuracy is then read on most of it, the rest serves the oracle."""
+        return self.split != "sources"
+
+    @property
+    def local_work(self) -> str:
+        """What a client does in a round, in words."""
+        return f"{self.local_epochs} local epochs" if self.local_epochs else f"{self.local_steps} local steps"
 
     @property
     def torch_dtype(self) -> torch.dtype:

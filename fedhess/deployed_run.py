@@ -61,13 +61,15 @@ def _plan(config: RunConfig, path: Path) -> Job:
     settings = config.model_dump(
         mode="json", exclude={"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
     )
+    unknown: dict[str, dict[str, int]] = {domain: {} for domain in benchmark.domains}
     dataset = {"name": benchmark.name, "title": benchmark.title, "stand_in_for": benchmark.stand_in_for}
     description = {
-        "dataset": dataset | {"options": dict(config.domains_options), "digest": ""},
+        "dataset": dataset | {"options": dict(config.domains_options), "digest": "", "counts": unknown},
         "strategies": {config.strategy: config.strategy_args},
         "targets": [scenario.name],
         "seeds": [config.seed],
         "settings": settings,
+        "variants": [],
     }
     planned = PlannedRun(config.strategy, scenario, config, directory)
     return Job(benchmark, path, (planned,), json.loads(json.dumps(description)))

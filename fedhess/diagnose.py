@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from fedhess.announcements import stand_in_warning
+from fedhess.command import run_command
 from fedhess.diagnosis import diagnose_job
 from fedhess.diagnosis_report import pair_tables, strategy_table, write_diagnosis
 from fedhess.environment import resolve_device
@@ -20,7 +20,6 @@ from fedhess.errors import UsageError
 from fedhess.finished import open_finished
 from fedhess.options import DataDir, Device
 from fedhess.progress import Progress
-from fedhess.runs import StorageError
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -76,18 +75,7 @@ def diagnose(
 
 def main() -> None:
     """Run the command; a mistake of the user ends with one message and status 2."""
-    try:
-        status = int(cli(standalone_mode=False) or 0)
-    except UsageError as error:
-        sys.stderr.write(f"fedhess: {error}\n")
-        status = 2
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except StorageError as error:
-        sys.stderr.write(f"fedhess: {error}\n")
-        status = 1
-    sys.exit(status)
+    sys.exit(run_command(cli))
 
 
 if __name__ == "__main__":

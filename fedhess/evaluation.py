@@ -34,25 +34,28 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate_model(model: HeadedModel, data: LocalDomain, *, with_alignment: bool = False) -> Evaluation:
-    """Evaluate on the client's evaluation examples.
+def evaluate_model(
+    model: HeadedModel, data: LocalDomain, *, indices: Tensor | None = None, with_alignment: bool = False
+) -> Evaluation:
+    """Evaluate on the client's evaluation examples, or on others of its own.
 
     Args:
         model: The model; it is left in evaluation mode.
         data: The client's examples.
+        indices: Which examples of the domain, in place of the evaluation examples.
         with_alignment: Whether the head's gradient and HGP are measured too: only where the client may disclose them.
 
     Raises:
         ValueError: The client has no example to evaluate.
     """
-    if len(data.evaluate_indices) == 0:
+    chosen = data.evaluate_indices if indices is None else indices
+    if len(chosen) == 0:
         raise ValueError("the client has no example to evaluate")
     model.eval()
     total_loss, correct, kept = 0.0, 0, 0
     features_kept: list[Tensor] = []
     labels_kept: list[Tensor] = []
-    for indices in torch.split(data.evaluate_indices, BATCH_SIZE):
-        inputs, labels = data.batch(indices)
+    for inputs, labels in data.batches(torch.split(chosen, BATCH_SIZE)):
         features = model.features(inputs)
         logits = model.head(features)
         total_loss += float(task_loss(logits, labels)) * len(labels)
@@ -61,7 +64,7 @@ def evaluate_model(model: HeadedModel, data: LocalDomain, *, with_alignment: boo
             features_kept.append(features)
             labels_kept.append(labels)
             kept += len(labels)
-    count = len(data.evaluate_indices)
+    count = len(chosen)
     result = Evaluation(loss=total_loss / count, accuracy=correct / count, examples=count)
     if with_alignment:
         result.alignment = _alignment(model, torch.cat(features_kept), torch.cat(labels_kept))

@@ -42,6 +42,6 @@ def mean_by_round(rows: Sequence[Row], key: str, *, role: str) -> dict[int, floa
     """Average what the clients of a role measured, by round; a round at which none has is left out."""
     values: dict[int, list[float]] = {}
     for row in rows:
-        if row["role"] == role and row[key] is not None:
+        if row["role"] == role and row["split"] != "out" and row[key] is not None:
             values.setdefault(row["round"], []).append(row[key])
     return {number: sum(found) / len(found) for number, found in sorted(values.items())}

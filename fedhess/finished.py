@@ -5,7 +5,7 @@ This is analysis after training has ended, so a target domain may be read; befor
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from fedhess.local_data import LocalDomain, build_model, local_domain
 from fedhess.models.headed import HeadedModel
 from fedhess.protocol import SOURCE, TARGET
 from fedhess.sampling import seeded_generator
+from fedhess.variants import Variant
 
-LEVELS = 3  # from a run's directory up to its job's: STRATEGY/TARGET/SEED
+LEVELS = 4  # from a run's directory up to its job's: STRATEGY/VARIANT/TARGET/SEED
 
 
 def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cpu") -> Job:
@@ -41,7 +42,7 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
         UsageError: There is no job, it is damaged, its data is other than it was, or a run of it is not finished.
     """
     folder = _job_folder(path)
-    recorded = _read_config(folder / "config.json")
+    recorded = read_config(folder / "config.json")
     job = _plan_again(folder, recorded, data_dir=data_dir, device=device)
     was, now = recorded["dataset"], job.description["dataset"]
     unknown = not was["digest"]  # of a deployed run, whose data stayed on its nodes
@@ -56,7 +57,12 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
         raise UsageError(f"{path} is no run of the job in {folder}; expected {folder} or a directory of its runs")
     for run in runs:
         _require_finished(run)
-    return Job(job.benchmark, path, runs, job.description)
+    if len({run.variant for run in runs}) > 1:
+        raise UsageError(
+            f"{path} holds several settings of a strategy; name the directory of one, such as "
+            f"{runs[0].directory.path.parent.parent}"
+        )
+    return replace(job, path=path, runs=runs)
 
 
 def load_model(run: PlannedRun) -> HeadedModel:
@@ -104,7 +110,8 @@ class DomainView:
 def view_domains(run: PlannedRun, *, most_examples: int) -> list[DomainView]:
     """Compute the features of every domain of a finished run under its final model: sources first, then targets.
 
-    A source shows the split that it is evaluated on, a target everything. Of a split with more than ``most_examples``
+    A source shows the split that it is evaluated on, a target everything (its in split where the run splits targets).
+    Of a split with more than ``most_examples``
     examples as many are drawn without replacement, by (seed, domain) alone: every strategy gets the same.
 
     Args:
@@ -140,7 +147,8 @@ def _view(run: PlannedRun, model: HeadedModel, domain: str, role: str, most: int
 
 
 def _split_name(data: LocalDomain, role: str, count: int, total: int) -> str:
-    name = "all" if role == TARGET else "held-out" if data.holds_out else "training"
+    whole = "in split" if len(data.out_indices) else "all"
+    name = whole if role == TARGET else "held-out" if data.holds_out else "training"
     return f"{name} ({count})" if count == total else f"{name} ({count} of {total}, drawn)"
 
 
@@ -164,7 +172,12 @@ def _job_folder(path: Path) -> Path:
     raise UsageError(f"{path} is no job's directory: there is no config.json in it or {LEVELS} levels above it")
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a job's config.json.
+
+    Raises:
+        UsageError: It is damaged.
+    """
     try:
         recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         kinds = {"dataset": dict, "strategies": dict, "targets": list, "seeds": list, "settings": dict}
@@ -176,6 +189,11 @@ def _read_config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({type(error).__name__}: {error}); restore it from a copy") from error
     return recorded
+
+
+def variants_of(recorded: Mapping[str, Any]) -> tuple[Variant, ...]:
+    """Return the settings that a recorded job has to select among, or none."""
+    return tuple(variant["settings"] for variant in recorded.get("variants", ()))
 
 
 def _plan_again(folder: Path, recorded: Mapping[str, Any], *, data_dir: Path | None, device: str) -> Job:
@@ -198,6 +216,7 @@ def _plan_again(folder: Path, recorded: Mapping[str, Any], *, data_dir: Path | N
             trials=len(recorded["seeds"]),
             overrides=settings | {"seed": min(recorded["seeds"])},
             out=folder,
+            variants=variants_of(recorded),
         )
     except UsageError as error:
         raise UsageError(f"{folder} cannot be opened as it was trained: {error}") from error

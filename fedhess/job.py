@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from fedhess.config import RunConfig, Scalar
-from fedhess.domains import Benchmark, Scenario, split_indices
+from fedhess.domains import Benchmark, Scenario
 from fedhess.errors import UsageError, did_you_mean
-from fedhess.loading import load_class, load_strategy, strategy_parameters
-from fedhess.local_data import build_model
-from fedhess.models import MODELS
-from fedhess.optimizers import check_optimizer
+from fedhess.execution import check_execution
+from fedhess.job_checks import check_selection, check_settings, check_splits
+from fedhess.models import MODELS, prepared_shape
 from fedhess.recipes import default_settings, default_strategy_args
 from fedhess.runs import RunDirectory
-from fedhess.targets import choose_scenarios
+from fedhess.selection import DEFAULT
+from fedhess.targets import choose_scenarios, inner_scenarios
+from fedhess.variants import Variant, args_for, overridden, strategy_args_of
 
 MOST_TRIALS = 1000
 
@@ -32,12 +33,16 @@ class PlannedRun:
         scenario: Its sources and targets.
         config: Its settings.
         directory: Where it is recorded.
+        variant: Which of the job's settings it has, by index; 0 where there is one.
+        inner: Whether it is there for cross-validation alone: it leaves out a target and one of its sources as well.
     """
 
     strategy: str
     scenario: Scenario
     config: RunConfig
     directory: RunDirectory
+    variant: int = 0
+    inner: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,23 @@ class Job:
     Attributes:
         benchmark: The opened benchmark.
         path: The job's directory, ``runs/NAME``.
-        runs: Target by target, then strategy, then trial.
+        runs: Target by target, then strategy, then variant, then trial; those for cross-validation alone come last.
         description: What determines the results, as JSON; a resumed job must have the same.
+        variants: Settings to select among, or none.
+        selection: How round and variant are selected, a key of `selection.SELECTORS`.
     """
 
     benchmark: Benchmark
     path: Path
     runs: tuple[PlannedRun, ...]
     description: dict[str, Any] = field(repr=False)
+    variants: tuple[Variant, ...] = ()
+    selection: str = DEFAULT
+
+    @property
+    def outer_runs(self) -> list[PlannedRun]:
+        """The runs whose targets are reported: all but those for cross-validation."""
+        return [run for run in self.runs if not run.inner]
 
     @property
     def slug(self) -> str:
@@ -81,6 +95,8 @@ def plan_job(
     trials: int,
     overrides: Mapping[str, Any],
     out: Path | None,
+    variants: Sequence[Variant] = (),
+    selection: str = DEFAULT,
 ) -> Job:
     """Resolve defaults, plan every run, and build model, strategies and optimizer once to see that they can be.
 
@@ -92,6 +108,8 @@ def plan_job(
         trials: Number of seeds, counted up from the run's seed.
         overrides: Settings from the command line, by their name in ``RunConfig``.
         out: The job's directory; by default a new one under ``runs/``.
+        variants: Settings of every strategy to select among.
+        selection: ``"source"``; or ``"lodo"``, which adds the runs that cross-validation needs.
 
     Raises:
         UsageError: A name is unknown, a value is out of range, or the data cannot be read.
@@ -101,26 +119,67 @@ def plan_job(
     model = str(overrides.get("model", benchmark.default_model))
     if model not in MODELS:
         raise UsageError(f"--model: unknown model {model!r}; {did_you_mean(model, MODELS)}")
-    scenarios = choose_scenarios(benchmark, target)
+    check_selection(selection, variants, benchmark)
+    outer = choose_scenarios(benchmark, target)
+    inner = inner_scenarios(benchmark, outer) if selection == "lodo" else ()
     _check_names(strategies)
-    args = {name: _args_for(name, strategies, strategy_args, benchmark.name) for name in strategies}
     path = out if out is not None else Path("runs") / _new_name(benchmark, strategies)
-    base = default_settings(model, benchmark=benchmark.name) | dict(overrides)
+    recipe = benchmark.recipe or benchmark.name
+    base = default_settings(model, benchmark=recipe) | dict(overrides)
     base |= {"model": model, "domains": benchmark.name, "stand_in_for": benchmark.stand_in_for}
+    defaults = {name: default_strategy_args(recipe, name) for name in strategies}
+    args, settings = _settings_by_strategy(strategy_args, variants, base, defaults)
     runs: list[PlannedRun] = []
-    for scenario, name, trial in itertools.product(scenarios, strategies, range(trials)):
-        seed = int(base.get("seed", 0)) + trial
-        config = RunConfig.checked(
-            base
-            | {"sources": scenario.sources, "targets": scenario.targets, "strategy": name, "strategy_args": args[name]}
-            | {"seed": seed, "domains_options": _options_of_trial(benchmark, trial)}
-        )
-        folder = path / slug(name) if len(strategies) > 1 else path
-        runs.append(PlannedRun(name, scenario, config, RunDirectory(folder / slug(scenario.name) / str(seed))))
-    _check_settings([run.config for run in runs])
-    description = _describe(benchmark, runs, args)
-    _check_splits(benchmark, runs)
-    return Job(benchmark, path, tuple(runs), description)
+    for scenario, name in itertools.product((*outer, *inner), strategies):
+        for (number, own), trial in itertools.product(settings[name].items(), range(trials)):
+            seed = int(base.get("seed", 0)) + trial
+            config = RunConfig.checked(
+                own
+                | {"sources": scenario.sources, "targets": scenario.targets, "strategy": name}
+                | {"seed": seed, "domains_options": _options_of_trial(benchmark, trial)}
+            )
+            folder = run_folder(path, name if len(strategies) > 1 else None, number if variants else None)
+            directory = RunDirectory(folder / slug(scenario.name) / str(seed))
+            runs.append(PlannedRun(name, scenario, config, directory, number, scenario in inner))
+    check_settings([run.config for run in runs])
+    check_execution(runs[0].config, prepared_shape(model, benchmark.input_shape))
+    description = _describe(benchmark, [run for run in runs if not run.inner], args, variants)
+    check_splits(benchmark, [run.config for run in runs])
+    return Job(benchmark, path, tuple(runs), description, tuple(variants), selection)
+
+
+def run_folder(path: Path, strategy: str | None, variant: int | None) -> Path:
+    """Name the directory above a run's target: one a strategy where a job has several, then one a variant.
+
+    >>> run_folder(Path("runs/NAME"), "hgp", 3).as_posix()
+    'runs/NAME/hgp/variant-3'
+    """
+    folder = path if strategy is None else path / slug(strategy)
+    return folder if variant is None else folder / f"variant-{variant}"
+
+
+def _settings_by_strategy(
+    given: Mapping[str, Scalar],
+    variants: Sequence[Variant],
+    base: Mapping[str, Any],
+    defaults: Mapping[str, Mapping[str, Scalar]],
+) -> tuple[dict[str, dict[str, Scalar]], dict[str, dict[int, dict[str, Any]]]]:
+    """Resolve the arguments of each strategy, and the settings of each of its variants, by index.
+
+    A variant that makes no difference to a strategy (another method's argument) is run once, under the first index.
+    """
+    args: dict[str, dict[str, Scalar]] = {}
+    settings: dict[str, dict[int, dict[str, Any]]] = {}
+    strategies = list(defaults)
+    for name in strategies:
+        args[name] = args_for(name, strategies, given, defaults[name])
+        settings[name] = {}
+        for number, variant in enumerate(variants or ({},)):
+            varied = args_for(name, strategies, strategy_args_of(variant), args[name])
+            own = overridden(base, variant) | {"strategy_args": varied}
+            if own not in settings[name].values():
+                settings[name][number] = own
+    return args, settings
 
 
 def slug(text: str) -> str:
@@ -129,7 +188,7 @@ def slug(text: str) -> str:
     >>> slug("IconPACS (stand-in for PACS)")
     'IconPACS-stand-in-for-PACS'
     """
-    return re.sub(r"[^A-Za-z0-9.+_]+", "-", text).strip("-")
+    return re.sub(r"[^\w.+]+", "-", text).strip("-")
 
 
 def _new_name(benchmark: Benchmark, strategies: Sequence[str]) -> str:
@@ -153,68 +212,19 @@ def _check_names(strategies: Sequence[str]) -> None:
         by_folder[folder] = name
 
 
-def _check_settings(configs: Sequence[RunConfig]) -> None:
-    """Check what no single value shows: together, and with the model."""
-    first = configs[0]
-    fewest = min((config.sources for config in configs), key=len)
-    if first.quorum > len(fewest):
-        raise UsageError(
-            f"--quorum: expected at most {len(fewest)}, the number of source clients ({', '.join(fewest)}), got "
-            f"{first.quorum}"
-        )
-    if first.device == "mps" and first.dtype == "float64":
-        raise UsageError("--dtype float64: Apple's GPU has no float64; use --device cpu or --dtype float32")
-    check_optimizer(first.server_optimizer, lr=first.server_lr, args=first.server_optimizer_args)
-    try:
-        build_model(first)
-    except UsageError as error:
-        raise UsageError(f"--model {first.model}: {error}") from error
-
-
-def _check_splits(benchmark: Benchmark, runs: Sequence[PlannedRun]) -> None:
-    """Insist that every source can hold examples out and keep some."""
-    for domain in dict.fromkeys(domain for run in runs for domain in run.config.sources):
-        data = benchmark.load(domain)
-        for seed in sorted({run.config.seed for run in runs}):
-            train, held_out = split_indices(data, holdout=benchmark.holdout, seed=seed)
-            if len(train) == 0 or len(held_out) == 0:
-                raise UsageError(
-                    f"--domains {benchmark.name}: {domain!r} has {len(data)} examples, too few in each class to hold "
-                    f"{benchmark.holdout:.0%} out for validation and train on the rest; expected at least 3 a class"
-                )
-
-
 def _options_of_trial(benchmark: Benchmark, trial: int) -> dict[str, Scalar]:
     """Return the benchmark's options; one that is made at random is made anew for each trial."""
     options = dict(benchmark.options)
     return options | {"seed": int(options["seed"]) + trial} if "seed" in options else options
 
 
-def _args_for(name: str, strategies: Sequence[str], given: Mapping[str, Scalar], benchmark: str) -> dict[str, Scalar]:
-    """Pick a strategy's arguments, and build it once so that every mistake shows before anything runs."""
-    args: dict[str, Scalar] = default_strategy_args(benchmark, name)
-    known = strategy_parameters(load_class(name))
-    for key, value in given.items():
-        owner, dot, rest = key.rpartition(".")
-        if dot and owner not in strategies:
-            raise UsageError(
-                f"--strategy-args: {key!r} is for strategy {owner!r}, which does not run here; "
-                f"{did_you_mean(owner, strategies)}"
-            )
-        if dot and owner == name:
-            args[rest] = value
-        elif not dot:
-            elsewhere = any(key in strategy_parameters(load_class(other)) for other in strategies)
-            if key in known or not elsewhere:
-                args[key] = value
-    load_strategy(name, args)
-    return args
-
-
 def _describe(
-    benchmark: Benchmark, runs: Sequence[PlannedRun], args_by_strategy: Mapping[str, Mapping[str, Scalar]]
+    benchmark: Benchmark,
+    runs: Sequence[PlannedRun],
+    args_by_strategy: Mapping[str, Mapping[str, Scalar]],
+    variants: Sequence[Variant],
 ) -> dict[str, Any]:
-    """Collect what determines a job's results, as JSON has it."""
+    """Collect what determines a job's results, as JSON has it; runs for cross-validation may come later or never."""
     changing = {"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
     settings = runs[0].config.model_dump(mode="json", exclude=changing)
     description = {
@@ -223,6 +233,10 @@ def _describe(
         "targets": list(dict.fromkeys(run.scenario.name for run in runs)),
         "seeds": sorted({run.config.seed for run in runs}),
         "settings": settings,
+        "variants": [
+            {"settings": variant, "strategies": sorted({run.strategy for run in runs if run.variant == number})}
+            for number, variant in enumerate(variants)
+        ],
     }
     as_json: dict[str, Any] = json.loads(json.dumps(description))
     return as_json

@@ -14,8 +14,10 @@ from fedhess.runs import replace_file
 if sys.platform != "win32":
     import fcntl
 
-# A resumed job may differ in these: they decide how long to wait, not what comes out.
-FREE_SETTINGS = ("settings.deadline", "settings.exchange_deadline")
+# A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
+FREE_SETTINGS = tuple(
+    f"settings.{name}" for name in ("deadline", "exchange_deadline", "checkpoint_every", "images", "image_cache_gb")
+)
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def _check_same(config_file: Path, description: Mapping[str, Any]) -> list[str]:
     if not config_file.exists():
         raise UsageError(f"--resume: there is no {config_file}; give --out the directory of the job to continue")
     try:
-        recorded = json.loads(config_file.read_text(encoding="utf-8"))
+        recorded = {"variants": []} | json.loads(config_file.read_text(encoding="utf-8"))
         before, now = _flat({key: recorded[key] for key in description}), _flat(dict(description))
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(

@@ -1,6 +1,6 @@
-"""The server optimizers: any class of ``torch.optim`` that steps from gradients alone."""
+"""The optimizers: on the server any class of ``torch.optim`` that steps from gradients alone, on clients two."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -63,3 +63,20 @@ def check_optimizer(name: str, *, lr: float, args: Mapping[str, str | int | floa
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         given = ", ".join(f"{key}={value}" for key, value in args.items())
         raise UsageError(f"--server-optimizer-args: {name} rejects {given}: {error}") from error
+
+
+def client_optimizer(
+    name: str, parameters: Sequence[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Make the optimizer of a client's round; it begins anew each round, since clients keep no state.
+
+    Args:
+        name: ``"SGD"`` or ``"Adam"``.
+        parameters: What is trained.
+        lr: Learning rate.
+        momentum: Of SGD; Adam has none to set.
+        weight_decay: Added to the gradient, times the parameter.
+    """
+    if name == "Adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)

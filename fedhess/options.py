@@ -35,14 +35,46 @@ Target = Annotated[
         show_default=False,
     ),
 ]
+Variants = Annotated[
+    str,
+    typer.Option(
+        help="Settings to select among, each as key=value,... and separated by semicolons: lr=0.01; lr=0.1,alpha=1e-4. "
+        "[default: one setting]",
+        show_default=False,
+    ),
+]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="Which domains hold examples out: sources; every (a target is read on the larger part, the rest is "
+        f"the oracle's); domainbed (every domain, by DomainBed's own draw). {_default('split')}"
+    ),
+]
+Selection = Annotated[
+    str,
+    typer.Option(
+        help="What the reported round and setting are selected by: source (validation), or lodo, cross-validation by "
+        "more runs that leave out each source domain as well. [default: source]",
+        show_default=False,
+    ),
+]
 Rounds = Annotated[int | None, typer.Option(help=f"Rounds of training. {_default('rounds')}")]
 LocalSteps = Annotated[int | None, typer.Option(help=f"Steps a client takes in a round. {_default('local_steps')}")]
-BatchSize = Annotated[int | None, typer.Option(help=f"Examples in a step; 0 takes all. {_default('batch_size')}")]
-Lr = Annotated[float | None, typer.Option(help=f"Learning rate of the clients' SGD. {_default('lr')}")]
-Momentum = Annotated[float | None, typer.Option(help=f"Momentum of the clients' SGD. {_default('momentum')}")]
-WeightDecay = Annotated[
-    float | None, typer.Option(help=f"Weight decay of the clients' SGD. {_default('weight_decay')}")
+LocalEpochs = Annotated[
+    int | None,
+    typer.Option(
+        help="Passes a client makes over its own examples in a round, in place of steps; 0 for steps. "
+        f"{_default('local_epochs')}"
+    ),
 ]
+BatchSize = Annotated[int | None, typer.Option(help=f"Examples in a step; 0 takes all. {_default('batch_size')}")]
+ClientOptimizer = Annotated[
+    str | None,
+    typer.Option(help=f"The clients' optimizer, new each round: SGD, Adam. {_default('client_optimizer')}"),
+]
+Lr = Annotated[float | None, typer.Option(help=f"Its learning rate. {_default('lr')}")]
+Momentum = Annotated[float | None, typer.Option(help=f"Momentum of the clients' SGD. {_default('momentum')}")]
+WeightDecay = Annotated[float | None, typer.Option(help=f"Its weight decay. {_default('weight_decay')}")]
 L2 = Annotated[
     float | None, typer.Option(help=f"Weight of the sum of squared parameters in the loss. {_default('l2')}")
 ]
@@ -92,6 +124,10 @@ RayAddress = Annotated[
     str | None, typer.Option(help="With --engine ray: address of a running cluster. [default: one of its own]")
 ]
 EvaluateEvery = Annotated[int | None, typer.Option(help=f"Rounds between evaluations. {_default('evaluate_every')}")]
+CheckpointEvery = Annotated[
+    int | None,
+    typer.Option(help=f"Rounds between checkpoints; the last is kept. {_default('checkpoint_every')}"),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the first trial. [default: 0]", show_default=False)]
 Trials = Annotated[int, typer.Option(help="Trials; their seeds count up from --seed. [default: 3]", show_default=False)]
 Model = Annotated[
@@ -114,6 +150,32 @@ Threads = Annotated[
     int | None, typer.Option(help=f"Threads of torch while it trains; 0 for torch's own choice. {_default('threads')}")
 ]
 Dtype = Annotated[str | None, typer.Option(help=f"float32 or float64. {_default('dtype')}")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help=f"Of the featurizer: float32, or bf16 where that is safe (autocast). {_default('precision')}"),
+]
+BatchNorm = Annotated[
+    str | None,
+    typer.Option(
+        "--batchnorm",
+        help=f"Running statistics of batch norms: frozen, or averaged over the clients. {_default('batchnorm')}",
+    ),
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the featurizer with torch.compile.")]
+Augment = Annotated[
+    str | None, typer.Option(help=f"Augmentation of training images: none or domainbed. {_default('augment')}")
+]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        help="Image files: cached (decoded once, kept in the cache) or streamed (decoded whenever used). "
+        "[default: cached]",
+        show_default=False,
+    ),
+]
+ImageCacheGb = Annotated[
+    float | None, typer.Option(help="Most room that cached images may take, in GB. [default: what the disk has free]")
+]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data. [default: $FEDHESS_DATA, then a download]")]
 DomainsArgs = Annotated[str, typer.Option(help="Options of the benchmark: key=value,...")]
 RequireReal = Annotated[

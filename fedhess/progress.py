@@ -128,6 +128,6 @@ def scores(rows: Sequence[Row]) -> str:
     targets = [
         f"{row['domain']} {'n/a' if row['accuracy'] is None else format(100 * row['accuracy'], '.1f') + ' %'}"
         for row in rows
-        if row["role"] != SOURCE
+        if row["role"] != SOURCE and row["split"] != "out"
     ]
     return ", ".join([mean, *targets])

@@ -13,7 +13,8 @@ evaluate.identify    every     none; the reply names domain, role, client and ex
 query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic
 train                source    model, reference; reply: the update (or the weights) and metrics; with
                                ``references="previous"`` also requests for statistics, and their answers
-evaluate             every     model; reply: loss, accuracy, and (source clients only) alignment statistics
+evaluate             every     model; reply: loss, accuracy, and (source clients only) alignment statistics; a
+                               target client of a run that splits targets adds loss and accuracy of its out split
 ==================== ========= ===============================================================================
 """
 
@@ -55,6 +56,7 @@ NAMES = "names"
 REPLY_WEIGHTS = "reply-weights"
 ALIGNMENT = "alignment"
 NUM_EXAMPLES = "num-examples"
+OUT = "out-"  # before the names of the metrics of a target's out split
 
 SOURCE = "source"
 TARGET = "target"
@@ -132,7 +134,7 @@ def encode_tensor(tensor: Tensor) -> Array:
         TypeError: The dtype has no NumPy counterpart.
     """
     shape = tuple(tensor.shape)
-    array = np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(-1)
+    array = np.ascontiguousarray(tensor.detach().contiguous().cpu().numpy()).reshape(-1)
     data = b"".join((_header(shape, array.dtype), array.view(np.uint8).data if array.size else b""))
     return Array(dtype=str(array.dtype), shape=shape, stype="numpy.ndarray", data=data)
 
@@ -232,6 +234,18 @@ def decode_tensors(record: ArrayRecord) -> dict[str, Tensor]:
 def array_bytes(content: RecordDict) -> int:
     """Count the bytes of the arrays in a message's content (configuration and metrics are a few hundred more)."""
     return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def evaluation_metrics(examples: int, loss: float, accuracy: float, *, of: str = "") -> dict[str, int | float]:
+    """Name what a client measured on one split, as the reply to an evaluate message does.
+
+    Args:
+        examples: Number of examples evaluated.
+        loss: Their mean loss.
+        accuracy: In [0, 1].
+        of: Empty, or :data:`OUT` for the out split of a target.
+    """
+    return {f"{of}{NUM_EXAMPLES}": examples, f"{of}loss": loss, f"{of}accuracy": accuracy}
 
 
 def metrics_of(content: RecordDict) -> dict[str, float]:

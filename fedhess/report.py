@@ -1,33 +1,68 @@
-"""Make the final table from the rounds.jsonl files of a job; nothing here is needed while it runs."""
+"""Make tables and figures from the rounds.jsonl files of a job: ``python -m fedhess.report runs/NAME``.
+
+Nothing here is needed while a job runs, and nothing but its rows afterwards: no data, no model, no checkpoint.
+"""
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from fedhess.announcements import stand_in_warning
+from fedhess.averages import mean, mean_and_error, short, shown
+from fedhess.candidates import Recorded, cells_of, read_rows, unfinished
+from fedhess.command import run_command
 from fedhess.domains import Scenario
 from fedhess.figures import draw_rounds
-from fedhess.job import Job, PlannedRun
-from fedhess.runs import Row, writing
-from fedhess.selection import mean_distance, select_round, selection_rule, source_accuracy, target_accuracy
+from fedhess.job import Job
+from fedhess.progress import Progress
+from fedhess.recorded import open_recorded, require_inner_runs
+from fedhess.runs import writing
+from fedhess.selection import (
+    DEFAULT,
+    SELECTORS,
+    mean_distance,
+    read_selectors,
+    selection_rule,
+    source_accuracy,
+    target_accuracy,
+)
+from fedhess.selection_report import selector_table, write_selection
+from fedhess.tables import markdown_table
+from fedhess.variants import describe
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
 
+# What a protocol says of how domains are split; nothing of the usual way.
+SPLITS = {"sources": "", "every": "every domain split, ", "domainbed": "every domain split as DomainBed does, "}
 UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for")  # said elsewhere, or of one machine
 
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-def summarise(job: Job) -> dict[str, Any]:
+
+def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | None = None) -> dict[str, Any]:
     """Compute the final table from the recorded rows.
+
+    Args:
+        job: The job.
+        recorded: Its rows where they have been read already.
+        selection: A key of `selection.SELECTORS` in place of the job's own; only here can it be the oracle.
 
     Returns:
         JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
         each target, their average, and on the sources, the alignment distances of the sources before and after
-        training, the selected rounds by target, and the number of clients' failures.
+        training, the selected rounds (and settings, where there are several) by target, and the number of clients'
+        failures.
     """
-    recorded = [(run, run.directory.rows()) for run in job.runs]
-    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.runs)))
-    rules = sorted({selection_rule(rows) for _, rows in recorded})
+    recorded = read_rows(job) if recorded is None else recorded
+    selection = job.selection if selection is None else selection
+    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
+    rules = [SELECTORS[selection]]
+    if selection == DEFAULT:
+        rules = sorted({selection_rule(rows) for run, rows in recorded if rows and not run.inner}) or rules
     return {
         "title": job.benchmark.title,
         "stand_in_for": job.benchmark.stand_in_for,
@@ -36,28 +71,35 @@ def summarise(job: Job) -> dict[str, Any]:
         "seeds": job.seeds,
         "targets": list(columns.values()),
         "averaged": _has_average(columns),
-        "strategies": {
-            name: _summarise_strategy([(run, rows) for run, rows in recorded if run.strategy == name], columns)
-            for name in job.strategies
-        },
+        "strategies": {name: _summarise_strategy(job, recorded, name, columns, selection) for name in job.strategies},
     }
 
 
 def protocol(job: Job, rules: Sequence[str]) -> str:
     """Say in one line how the numbers of a table came about."""
     config = job.runs[0].config
-    sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.runs}))
-    server = f"{config.server_optimizer} lr {config.server_lr:.4g}"
-    batch = "all" if config.batch_size == 0 else str(config.batch_size)
+    varied = {key for variant in job.variants for key in variant}
+
+    def said(key: str, value: str) -> str:
+        return "varied" if key in varied else value
+
+    sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.outer_runs}))
+    server = f"{said('server_optimizer', config.server_optimizer)} lr {said('server_lr', f'{config.server_lr:.4g}')}"
+    batch = said("batch_size", "all" if config.batch_size == 0 else str(config.batch_size))
+    adam = "Adam " if config.client_optimizer == "Adam" else ""
     options = {key: value for key, value in job.benchmark.options.items() if key not in UNNAMED_OPTIONS and value}
     data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
-    args = {run.strategy: run.config.strategy_args for run in job.runs if run.config.strategy_args}
-    given = "".join(f"; {name} {', '.join(f'{k}={v}' for k, v in of.items())}" for name, of in args.items())
+    if job.description["dataset"].get("differences"):
+        data = f"not the complete {job.benchmark.name}; {data}"
+    args = {run.strategy: run.config.strategy_args for run in job.outer_runs if run.config.strategy_args}
+    fixed = {name: {k: v for k, v in of.items() if not {k, f"{name}.{k}"} & varied} for name, of in args.items()}
+    given = "".join(f"; {name} {', '.join(f'{k}={v}' for k, v in of.items())}" for name, of in fixed.items() if of)
     weights = "" if config.pretrained else " (not pretrained)"
+    among = f" among {len(job.variants)} settings" if job.variants else ""
     return (
-        f"{data}{sources} source domains, {config.rounds} rounds x {config.local_steps} local steps, "
-        f"model {config.model}{weights}, batch {batch}, client lr {config.lr:g}, server {server}, "
-        f"seeds {', '.join(map(str, job.seeds))}, selection by {' and '.join(rules)}{given}"
+        f"{data}{sources} source domains, {SPLITS[config.split]}{config.rounds} rounds x {config.local_work}, "
+        f"model {config.model}{weights}, batch {batch}, client {adam}lr {said('lr', f'{config.lr:g}')}, "
+        f"server {server}, seeds {', '.join(map(str, job.seeds))}, selection{among} by {' and '.join(rules)}{given}"
     )
 
 
@@ -68,13 +110,10 @@ def table(summary: Mapping[str, Any]) -> str:
     heads = ["strategy", *targets, *(["average"] if several else []), *DISTANCES.values()]
     lines: list[list[str]] = []
     for name, result in summary["strategies"].items():
-        cells = [name, *(_accuracy(result["accuracy"][target]) for target in targets)]
-        cells += [_accuracy(result["average"])] if several else []
-        cells += [f"{_short(result[key]['before'])} -> {_short(result[key]['after'])}" for key in DISTANCES]
+        cells = [name, *(shown(result["accuracy"][target]) for target in targets)]
+        cells += [shown(result["average"])] if several else []
+        cells += [f"{short(result[key]['before'])} -> {short(result[key]['after'])}" for key in DISTANCES]
         lines.append(cells)
-    widths = [max(len(row[column]) for row in [heads, *lines]) for column in range(len(heads))]
-    rendered = [_line(heads, widths), "|" + "|".join("-" * (width + 2) for width in widths) + "|"]
-    rendered += [_line(line, widths) for line in lines]
     failures = sum(result["failures"] for result in summary["strategies"].values())
     trials = "one trial" if len(summary["seeds"]) == 1 else "mean +- standard error over trials"
     return "\n".join(
@@ -85,7 +124,7 @@ def table(summary: Mapping[str, Any]) -> str:
             "before -> after training",
             *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
             "",
-            *rendered,
+            markdown_table(heads, lines),
         ]
     )
 
@@ -110,7 +149,7 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
             figure,
             title=f"{job.benchmark.title}: mean over targets and trials",
             rows_by_strategy={
-                name: [row for run in job.runs if run.strategy == name for row in run.directory.rows()]
+                name: [row for run, rows in read_rows(job) if run.strategy == name and not run.inner for row in rows]
                 for name in job.strategies
             },
             panels={"accuracy": "target accuracy", **DISTANCES},
@@ -127,35 +166,38 @@ def _has_average(columns: Mapping[tuple[str, str], str]) -> bool:
 
 
 def _summarise_strategy(
-    recorded: Sequence[tuple[PlannedRun, list[Row]]], columns: Mapping[tuple[str, str], str]
+    job: Job, recorded: Recorded, name: str, columns: Mapping[tuple[str, str], str], selection: str
 ) -> dict[str, Any]:
     accuracy: dict[str, dict[int, float | None]] = {column: {} for column in columns.values()}
     of_sources: dict[int, list[float | None]] = {}
     selected: dict[str, list[int | None]] = {}
-    for run, rows in recorded:
-        chosen = select_round(rows)
-        selected.setdefault(run.scenario.name, []).append(chosen)
-        of_sources.setdefault(run.config.seed, []).append(source_accuracy(rows, chosen))
-        for domain in run.scenario.targets:
-            column = columns[run.scenario.name, domain]
-            accuracy[column][run.config.seed] = target_accuracy(rows, chosen, domain)
-    seeds = sorted({run.config.seed for run, _ in recorded})
+    settings: dict[str, list[str | None]] = {}
+    before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
+    for cell in cells_of(recorded, name):
+        choice, rows = cell.choose(selection)
+        chosen, variant = None if choice is None else choice.server_round, cell.variant(choice)
+        selected.setdefault(cell.scenario.name, []).append(chosen)
+        settings.setdefault(cell.scenario.name, []).append(
+            describe(job.variants[variant]) if job.variants and variant is not None else None
+        )
+        of_sources.setdefault(cell.seed, []).append(source_accuracy(rows, chosen))
+        for domain in cell.scenario.targets:
+            accuracy[columns[cell.scenario.name, domain]][cell.seed] = target_accuracy(rows, chosen, domain)
+        for key, found in before_after.items():
+            found["before"].append(mean_distance(rows, 0, key))
+            found["after"].append(mean_distance(rows, cell.candidates[0].last_round, key))
+    seeds = sorted(of_sources)
     whole = _has_average(columns)
-    averages = [_mean([by_seed[seed] for by_seed in accuracy.values()]) if whole else None for seed in seeds]
-    before_after = {
-        key: {
-            "before": _mean([mean_distance(rows, 0, key) for _, rows in recorded]),
-            "after": _mean([mean_distance(rows, run.config.rounds, key) for run, rows in recorded]),
-        }
-        for key in DISTANCES
-    }
+    averages = [mean([by_seed[seed] for by_seed in accuracy.values()]) if whole else None for seed in seeds]
+    failures = sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows)
     return {
         "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
         "average": mean_and_error(averages),
-        "sources": mean_and_error([_mean(of_sources[seed]) for seed in seeds]),
-        **before_after,
+        "sources": mean_and_error([mean(of_sources[seed]) for seed in seeds]),
+        **{key: {when: mean(values) for when, values in found.items()} for key, found in before_after.items()},
         "selected_rounds": selected,
-        "failures": sum(len(row["failures"]) for _, rows in recorded for row in rows),
+        **({"selected_settings": settings} if job.variants else {}),
+        "failures": failures,
     }
 
 
@@ -169,40 +211,43 @@ def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:
     }
 
 
-def mean_and_error(fractions: Sequence[float | None]) -> dict[str, Any]:
-    """Return mean and standard error of fractions, in percent.
+@cli.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def report(
+    run: Annotated[Path, typer.Argument(help="Directory of a job.")],
+    selection: Annotated[
+        str,
+        typer.Option(help="What to select by: source, lodo, oracle, several by commas, or all."),
+    ] = DEFAULT,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Make the tables of a recorded job again, or compare what the selectors choose.
 
-    The standard error is that of the mean: sqrt(sum (x - mean)^2 / (n - 1) / n). None for a single trial, and both are
-    None where a trial is.
+    By source validation alone, summary and figure of the job are made again; otherwise selection.md has a column for
+    each selector. The oracle looks at the target and stands in a column of its own that says so.
     """
-    mean = _mean(fractions)
-    present = [value for value in fractions if value is not None]
-    error = None
-    if mean is not None and len(present) > 1:
-        variance = sum((value - mean) ** 2 for value in present) / (len(present) - 1)
-        error = 100 * math.sqrt(variance / len(present))
-    return {"mean": None if mean is None else 100 * mean, "standard_error": error, "trials": len(present)}
+    progress = Progress(silent=quiet or as_json)
+    job = open_recorded(run)
+    selectors = read_selectors(selection)
+    if "lodo" in selectors:
+        require_inner_runs(job)
+    recorded = read_rows(job)
+    if job.benchmark.stand_in_for:
+        progress.warn(stand_in_warning(job.benchmark))
+    if missing := unfinished(recorded):
+        progress.warn(f"{len(missing)} of {len(recorded)} runs are not finished, the first {missing[0].directory.path}")
+    compared = {name: summarise(job, recorded, selection=name) for name in selectors}
+    if selectors == [DEFAULT]:
+        text, paths = table(compared[DEFAULT]), write_report(job, compared[DEFAULT])
+    else:
+        text, paths = selector_table(compared), write_selection(job, compared)
+    if as_json:
+        typer.echo(json.dumps(compared, indent=2, allow_nan=False))
+        return
+    typer.echo(text)
+    if not quiet:
+        typer.echo(f"\nwritten: {', '.join(str(path) for path in paths)}")
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present and len(present) == len(values) else None
-
-
-def _accuracy(cell: Mapping[str, Any]) -> str:
-    if cell["mean"] is None:
-        return "n/a"
-    error = cell["standard_error"]
-    return f"{cell['mean']:.1f}" + (f" +- {error:.1f}" if error is not None else "")
-
-
-def _short(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3g}"
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cell.ljust(width) if i == 0 else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "| " + " | ".join(padded) + " |"
+if __name__ == "__main__":
+    sys.exit(run_command(cli))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from fedhess.config import RunConfig, Scalar
+from fedhess.domains import open_benchmark
 from fedhess.environment import resolve_device
 from fedhess.recipes import default_settings, default_strategy_args
 
@@ -30,12 +31,12 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
     (3, 0.03, {'alpha': 1e-07, 'beta': 0.001})
     """
     given = RunConfig.given_in(run_config)
-    benchmark, model = str(given.get("domains", "")), str(given.get("model", ""))
+    recipe, model = _recipe(given), str(given.get("model", ""))
     strategy = str(given.get("strategy", RunConfig.model_fields["strategy"].default))
     if not str(run_config.get("strategy-args", "")).lstrip().startswith("{"):
         args = given.get("strategy_args", {})
         assert isinstance(args, dict), args
-        given["strategy_args"] = default_strategy_args(benchmark, strategy) | args
+        given["strategy_args"] = default_strategy_args(recipe, strategy) | args
     for wire_key, key in OF_THE_NODE.items():
         if node_config and wire_key in node_config:
             given[key] = node_config[wire_key]
@@ -43,5 +44,13 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
         options = given.get("domains_options", {})
         assert isinstance(options, dict), options
         given["domains_options"] = {key: value for key, value in options.items() if key != "data_dir"}
-    config = RunConfig.checked(default_settings(model, benchmark=benchmark) | given)
+    config = RunConfig.checked(default_settings(model, benchmark=recipe) | given)
     return config.model_copy(update={"device": resolve_device(config.device)}) if config.device == "auto" else config
+
+
+def _recipe(given: Mapping[str, object]) -> str:
+    """Name the benchmark, or its form, by which the defaults are chosen; no data is looked at."""
+    name, options = str(given.get("domains", "")), given.get("domains_options", {})
+    assert isinstance(options, dict), options
+    benchmark = open_benchmark(name, options=options, held=())
+    return benchmark.recipe or benchmark.name

@@ -31,8 +31,26 @@ def seeded_generator(*parts: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-def batch_indices(size: int, *, batch_size: int, step: int, key: tuple[str | int, ...]) -> Tensor:
-    """Choose the examples of one training step: shuffled passes over the data, the last partial batch dropped.
+def steps_per_pass(size: int, *, batch_size: int, keeps_rest: bool) -> int:
+    """Count the steps of one pass over the data.
+
+    Args:
+        size: Number of examples N.
+        batch_size: Examples a step B; 0, or any B >= N, means all examples in one step.
+        keeps_rest: Whether the N mod B examples that fill no batch make a smaller one.
+
+    >>> steps_per_pass(70, batch_size=32, keeps_rest=False), steps_per_pass(70, batch_size=32, keeps_rest=True)
+    (2, 3)
+    """
+    if batch_size == 0 or batch_size >= size:
+        return 1
+    return -(-size // batch_size) if keeps_rest else size // batch_size
+
+
+def batch_indices(
+    size: int, *, batch_size: int, step: int, key: tuple[str | int, ...], keeps_rest: bool = False
+) -> Tensor:
+    """Choose the examples of one training step: shuffled passes over the data, the last partial batch dropped or kept.
 
     Stateless: step ``s`` belongs to pass ``s // steps_per_pass``, whose permutation is drawn from ``key`` and that
     number. A client that restarts continues with the same batches.
@@ -42,13 +60,13 @@ def batch_indices(size: int, *, batch_size: int, step: int, key: tuple[str | int
         batch_size: Examples a step B; 0, or any B >= N, means all examples in their order.
         step: Number of the step since the beginning of the run, from 0.
         key: What identifies the stream, for example ``(seed, domain, client)``.
+        keeps_rest: Whether the last partial batch of a pass is a step too: then a pass is an epoch, every example once.
 
     Returns:
-        Indices in [0, N), shape (min(B, N),), int64.
+        Indices in [0, N), shape (min(B, N),), int64; fewer for a partial batch.
     """
     if batch_size == 0 or batch_size >= size:
         return torch.arange(size)
-    steps_per_pass = size // batch_size
-    epoch, position = divmod(step, steps_per_pass)
+    epoch, position = divmod(step, steps_per_pass(size, batch_size=batch_size, keeps_rest=keeps_rest))
     order = torch.randperm(size, generator=seeded_generator(*key, "batches", epoch))
     return order[position * batch_size : (position + 1) * batch_size]

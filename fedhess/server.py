@@ -147,14 +147,15 @@ class Server:
         )
 
     def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
-        """Evaluate if it is this round's turn, write rows and checkpoint."""
+        """Evaluate if it is this round's turn, write rows, and a checkpoint every few rounds and at the end."""
         self._seconds += outcome.seconds
         rows: list[Row] = []
         if self.config.is_evaluated(server_round):
             rows = self._evaluate(server_round, outcome)
         if self.directory is not None:
             self.directory.append(rows)
-            self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy, self.previous))
+            if server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds:
+                self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy, self.previous))
         if rows and self.on_round is not None:
             self.on_round(server_round, rows)
 
@@ -168,10 +169,8 @@ class Server:
             if client.identity.role == protocol.SOURCE:
                 alignment = read_tensors(content, protocol.ALIGNMENT, like=self.alignment_shapes)
             metrics = protocol.metrics_of(content)
-            if not {"loss", "accuracy", protocol.NUM_EXAMPLES} <= metrics.keys():
-                raise ValueError(f"expected loss, accuracy and {protocol.NUM_EXAMPLES}, got {sorted(metrics)}")
-            if not (0 <= metrics["accuracy"] <= 1 and 1 <= metrics[protocol.NUM_EXAMPLES] < math.inf):
-                raise ValueError(f"expected an accuracy in [0, 1] of at least one example, got {metrics}")
+            for split in ("", protocol.OUT) if self._has_out_split(client) else ("",):
+                _check_metrics(metrics, split)
             return metrics, alignment
 
         replies = federation.exchange(
@@ -202,8 +201,27 @@ class Server:
             missed = [failure for failure in failures if failure.client == label]
             moved = traffic.get(label, Traffic())
             rows.append(_row(server_round, client, measured, outcome.metrics.get(label, {}), missed, moved))
-            rows[-1]["seconds"] = seconds
-        return rows
+            if self._has_out_split(client):
+                rows[-1]["split"] = "in"
+                out = {key.removeprefix(protocol.OUT): v for key, v in metrics.items() if key.startswith(protocol.OUT)}
+                rows.append(_row(server_round, client, out, {}, [], Traffic()) | {"split": "out"})
+        return [row | {"seconds": seconds} for row in rows]
+
+    def _has_out_split(self, client: Client) -> bool:
+        return self.config.splits_targets and client.identity.role == protocol.TARGET
+
+
+def _check_metrics(metrics: Mapping[str, float], of: str) -> None:
+    """Insist on loss, accuracy and number of examples of one split.
+
+    Raises:
+        ValueError: One is missing or impossible.
+    """
+    loss, accuracy, examples = (f"{of}{name}" for name in ("loss", "accuracy", protocol.NUM_EXAMPLES))
+    if not {loss, accuracy, examples} <= metrics.keys():
+        raise ValueError(f"expected {loss}, {accuracy} and {examples}, got {sorted(metrics)}")
+    if not (0 <= metrics[accuracy] <= 1 and 1 <= metrics[examples] < math.inf):
+        raise ValueError(f"expected an {accuracy} in [0, 1] of at least one example, got {dict(metrics)}")
 
 
 def _row(

@@ -11,14 +11,15 @@ import sys
 import threading
 from typing import Any
 
-import click
 import typer
 
 from fedhess import options
-from fedhess.announcements import header, stand_in_warning
+from fedhess.announcements import header, incomplete_warning, stand_in_warning
 from fedhess.client import app as client_app
-from fedhess.config import parse_assignments
-from fedhess.domains import open_benchmark
+from fedhess.command import run_command
+from fedhess.config import RunConfig, parse_assignments
+from fedhess.domains import Benchmark, open_benchmark
+from fedhess.domains.pixels import require_room
 from fedhess.engines.choice import IN_PROCESS, Engine, choose_engine
 from fedhess.engines.worker import CLIENT_THREAD
 from fedhess.environment import resolve_device, torch_threads
@@ -26,11 +27,13 @@ from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.job_directory import job_directory, require_unused
 from fedhess.listing import list_everything
-from fedhess.models import prepare_inputs
+from fedhess.models import keeps_images, prepare_inputs
 from fedhess.progress import Progress
 from fedhess.report import summarise, table, write_report
 from fedhess.runs import StorageError
+from fedhess.selection import DEFAULT
 from fedhess.server import make_server_app
+from fedhess.variants import describe, parse_variants
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -40,10 +43,16 @@ def simulate(
     domains: options.Domains = "PACS",
     strategy: options.Strategy = "hgp",
     strategy_args: options.StrategyArgs = "",
+    variants: options.Variants = "",
     target: options.Target = "all",
+    split: options.Split = None,
+    selection: options.Selection = DEFAULT,
     rounds: options.Rounds = None,
     local_steps: options.LocalSteps = None,
+    local_epochs: options.LocalEpochs = None,
     batch_size: options.BatchSize = None,
+    augment: options.Augment = None,
+    client_optimizer: options.ClientOptimizer = None,
     lr: options.Lr = None,
     momentum: options.Momentum = None,
     weight_decay: options.WeightDecay = None,
@@ -58,6 +67,7 @@ def simulate(
     statistics_batches: options.StatisticsBatches = None,
     references: options.References = None,
     evaluate_every: options.EvaluateEvery = None,
+    checkpoint_every: options.CheckpointEvery = None,
     seed: options.Seed = 0,
     trials: options.Trials = 3,
     model: options.Model = None,
@@ -69,6 +79,11 @@ def simulate(
     device: options.Device = "auto",
     threads: options.Threads = None,
     dtype: options.Dtype = None,
+    precision: options.Precision = None,
+    batchnorm: options.BatchNorm = None,
+    compile_: options.Compile = False,
+    images: options.Images = None,
+    image_cache_gb: options.ImageCacheGb = None,
     data_dir: options.DataDir = None,
     domains_args: options.DomainsArgs = "",
     require_real: options.RequireReal = False,
@@ -88,6 +103,8 @@ def simulate(
         return
     if resume and out is None:
         raise UsageError("--resume: expected --out with the directory of the job to continue, got none")
+    if local_steps is not None and local_epochs:
+        raise UsageError(f"--local-epochs {local_epochs}: --local-steps {local_steps} is given too; give one of them")
     if out is not None and not resume:
         require_unused(out)  # before any download
     progress = Progress(silent=quiet or as_json)
@@ -96,8 +113,12 @@ def simulate(
     )
     given = {
         "rounds": rounds,
+        "split": split,
         "local_steps": local_steps,
+        "local_epochs": local_epochs,
+        "client_optimizer": client_optimizer,
         "batch_size": batch_size,
+        "augment": augment,
         "lr": lr,
         "momentum": momentum,
         "weight_decay": weight_decay,
@@ -112,12 +133,18 @@ def simulate(
         "statistics_batches": statistics_batches,
         "references": references,
         "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
         "seed": seed,
         "model": model,
         "pretrained": pretrained,
         "device": resolve_device(device),
         "threads": threads,
         "dtype": dtype,
+        "precision": precision,
+        "batchnorm": batchnorm,
+        "compile": compile_,
+        "images": images,
+        "image_cache_gb": image_cache_gb,
         "data_dir": None if data_dir is None else str(data_dir.resolve()),
     }
     options_given = parse_assignments(domains_args, option="--domains-args")
@@ -145,7 +172,11 @@ def simulate(
         trials=trials,
         overrides={key: value for key, value in given.items() if value is not None},
         out=out,
+        variants=parse_variants(variants),
+        selection=selection,
     )
+    if warning := incomplete_warning(job):
+        progress.warn(warning)
     with job_directory(job.path, job.description, resume=resume) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
@@ -181,22 +212,48 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dic
     config = job.runs[0].config
     engine.check(config)
     progress.header(header(job, engine=engine.title))
-    for domain in job.benchmark.domains:  # the clients find the result in the cache
-        prepare_inputs(config.model, job.benchmark.load(domain), device=config.device, notify=progress.tick)
+    prepare_domains(job.benchmark, config, progress)
     progress.start([run.config.rounds for run in job.runs])
     try:
         with torch_threads(config.threads):
             for number, run in enumerate(job.runs):
-                _run(run, number, progress, engine)
+                label = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+                try:
+                    _run(run, number, progress, engine, label=label)
+                except FederationError as error:
+                    if not job.variants:
+                        raise
+                    progress.warn(f"{run.directory.path}{label} stopped; the other settings go on. {error}")
     finally:
         progress.stop()
     return summarise(job)
 
 
-def _run(run: PlannedRun, number: int, progress: Progress, engine: Engine) -> None:
+def prepare_domains(benchmark: Benchmark, config: RunConfig, progress: Progress) -> None:
+    """Do what is done once per domain before training; the clients find the result in the cache.
+
+    Raises:
+        UsageError: There is no room for it.
+    """
+    domains = [benchmark.load(domain) for domain in benchmark.domains]
+    keeps = keeps_images(config.model, images=config.images)
+    if keeps:
+        require_room(domains, limit_gb=config.image_cache_gb, notify=progress.note)
+    for data in domains:
+        prepare_inputs(
+            config.model,
+            data,
+            device=config.device,
+            images=config.images,
+            image_cache_gb=config.image_cache_gb,
+            notify=progress.tick,
+        )
+
+
+def _run(run: PlannedRun, number: int, progress: Progress, engine: Engine, *, label: str) -> None:
     run.directory.tidy()
     done = run.directory.completed_round() or 0
-    progress.begin_run(number, f"{run.strategy}, target {run.scenario.name}, seed {run.config.seed}", done)
+    progress.begin_run(number, f"{run.strategy}{label}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
         return
     domains = (*run.config.sources, *run.config.targets)
@@ -212,23 +269,9 @@ def main() -> None:
     """Run the command; every mistake of the user ends with one message and status 2."""
     logging.basicConfig(level=logging.WARNING, format="fedhess: %(message)s", stream=sys.stderr)
     logging.getLogger("flwr").setLevel(logging.WARNING)  # Flower's strategies report every round
-    status = _run_command()
+    status = run_command(cli)
     _abandon_clients(status)
     sys.exit(status)
-
-
-def _run_command() -> int:
-    try:
-        return int(cli(standalone_mode=False) or 0)  # 130 after Ctrl-C
-    except UsageError as error:
-        sys.stderr.write(f"fedhess: {error}\n")
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (FederationError, StorageError) as error:
-        sys.stderr.write(f"fedhess: {error}\n")
-        return 1
 
 
 def _abandon_clients(status: int) -> None:

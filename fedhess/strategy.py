@@ -20,7 +20,7 @@ from fedhess.local_phase import LocalPhase, Reference, RoundOutcome
 from fedhess.previous import PreviousStatistics
 from fedhess.shapes import StatisticShapes
 from fedhess.statistics import NetworkStatistic, Statistic
-from fedhess.training import Step
+from fedhess.training import Step, round_steps
 
 Annealing = Literal["rescale", "reset"]
 
@@ -169,8 +169,9 @@ def run_round(
 
     # -- References: zero, one or two exchanges of statistics
     reference = strategy.reference(ask)
-    if strategy.schedule.resets(range((server_round - 1) * config.local_steps, server_round * config.local_steps)):
-        model.reset_optimizer()
+    most = max(client.identity.train_examples for client in federation.source_clients)
+    if strategy.schedule.resets(round_steps(config, train_size=most, server_round=server_round)):
+        model.reset_optimizer()  # where clients take different numbers of steps: when the first comes to the jump
 
     # -- Local training towards them, all clients at once unless the strategy says otherwise, and the mean update
     phase = LocalPhase(federation, model, ask.participants, reference, config, server_round, previous)

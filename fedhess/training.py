@@ -1,6 +1,6 @@
 """The client half of a round: local steps on the loss plus the strategy's penalty, and the update they make."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from fedhess import autodiff
+from fedhess.augmentation import augment
 from fedhess.autodiff import ModuleBatch
 from fedhess.config import RunConfig, Scalar
 from fedhess.curvature import HeadBatch
 from fedhess.models.headed import HeadedModel
+from fedhess.optimizers import client_optimizer
 from fedhess.penalties import HeadTerms, head_objective
-from fedhess.sampling import batch_indices
+from fedhess.sampling import batch_indices, seeded_generator, steps_per_pass
 from fedhess.statistics import Forward, Statistic, compute_statistic, run_forward
 
 
@@ -123,8 +125,39 @@ class BatchSource(Protocol):
     def key(self) -> tuple[str | int, ...]:
         """What names the client's stream of batches: (seed, domain, client)."""
 
-    def train_batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Fetch training examples by position: inputs and labels on the model's device."""
+    def train_batches(self, positions: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Fetch batches of training examples by position: inputs and labels on the model's device."""
+
+    def train_aspects(self, positions: Tensor) -> Tensor | None:
+        """Give width by height of training images before they were resized, or None where that is unknown."""
+
+
+def step_batches(data: BatchSource, config: RunConfig, *, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fetch and augment the batches of several steps, one after the other.
+
+    A step always sees the same batch, whether a statistic or an update is computed from it.
+
+    Args:
+        data: The client's data.
+        config: Gives the batch size and the augmentation.
+        steps: Numbers of the steps since the beginning of the run, from 0.
+    """
+    positions = [
+        batch_indices(
+            data.train_size,
+            batch_size=config.batch_size,
+            step=step,
+            key=data.key,
+            keeps_rest=config.local_epochs > 0,
+        )
+        for step in steps
+    ]
+    for step, chosen, (inputs, labels) in zip(steps, positions, data.train_batches(positions), strict=True):
+        if config.augment == "none":
+            yield inputs, labels
+        else:
+            generator = seeded_generator(*data.key, "augmentation", step)
+            yield augment(inputs, generator=generator, aspects=data.train_aspects(chosen)), labels
 
 
 def round_batch(data: BatchSource, config: RunConfig, *, step: int, batches: int = 1) -> tuple[Tensor, Tensor]:
@@ -138,16 +171,35 @@ def round_batch(data: BatchSource, config: RunConfig, *, step: int, batches: int
     """
     if config.batch_size == 0:
         batches = 1
-    positions = [
-        batch_indices(data.train_size, batch_size=config.batch_size, step=step + offset, key=data.key)
-        for offset in range(batches)
-    ]
-    return data.train_batch(positions[0] if batches == 1 else torch.cat(positions))
+    parts = list(step_batches(data, config, steps=range(step, step + batches)))
+    if batches == 1:
+        return parts[0]
+    inputs, labels = zip(*parts, strict=True)
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> range:
+    """Number the steps that a client takes in a round, counted from 0 since the beginning of the run.
+
+    ``local_steps`` each round; or, with ``local_epochs``, as many as so many passes over its own examples take, the
+    last partial batch of a pass included: ``local_epochs * ceil(N / B)``, which differs from client to client.
+
+    Args:
+        config: Gives steps or epochs, and the batch size.
+        train_size: Number of the client's training examples N.
+        server_round: Number of the round, from 1.
+    """
+    each = config.local_steps
+    if config.local_epochs:
+        each = config.local_epochs * steps_per_pass(train_size, batch_size=config.batch_size, keeps_rest=True)
+    return range((server_round - 1) * each, server_round * each)
 
 
 def writes_parameters(config: RunConfig) -> bool:
     """Whether local training changes the parameters: not so for one step of plain SGD, see :func:`train_locally`."""
-    return not (config.local_steps == 1 and config.momentum == 0 and config.weight_decay == 0)
+    one_step = config.local_steps == 1 and config.local_epochs == 0
+    plain = config.client_optimizer == "SGD" and config.momentum == 0 and config.weight_decay == 0
+    return not (one_step and plain)
 
 
 def train_locally(
@@ -183,17 +235,20 @@ def train_locally(
         The update and the first step's losses.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.SGD(
-        list(trained.values()), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    optimizer = client_optimizer(
+        config.client_optimizer,
+        list(trained.values()),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
     )
     for name, buffer in (momentum or {}).items():
         optimizer.state[trained[name]]["momentum_buffer"] = buffer.to(trained[name].device, copy=True)
     losses: list[Tensor] = []
-    for local_step in range(config.local_steps):
-        index = (server_round - 1) * config.local_steps + local_step
-        forward = first if first is not None and local_step == 0 else None
-        if forward is None:
-            forward = run_forward(model, *round_batch(data, config, step=index))
+    steps = round_steps(config, train_size=data.train_size, server_round=server_round)
+    batches = step_batches(data, config, steps=steps[first is not None :])
+    for local_step, index in enumerate(steps):
+        forward = first if first is not None and local_step == 0 else run_forward(model, *next(batches))
         step = Step(model, forward, before, index, server_round, config.l2)
         objective = strategy.objective(step, reference)
         optimizer.zero_grad(set_to_none=True)

@@ -27,6 +27,7 @@ class _Working:
     model: HeadedModel
     copies: dict[str, Tensor] = field(default_factory=dict)
     holds: tuple[str, bool] | None = None
+    restored: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def load(self, state: Mapping[str, Tensor], *, writable: bool) -> None:
         """Give the parameters the values of ``state``: shared where only read, copied where they will be written.
@@ -44,11 +45,15 @@ class _Working:
                 shared = self.copies.setdefault(name, torch.empty_like(parameter.data)).copy_(shared)
             parameter.data = shared
 
-    def restore_buffers(self, state: Mapping[str, Tensor]) -> None:
-        """Copy the buffers: a forward pass in training mode may have written to them since the last message."""
+    def restore_buffers(self, state: Mapping[str, Tensor], model_id: str) -> None:
+        """Copy the buffers of another model, and those that a forward pass in training mode has written to.
+
+        Others are left untouched: the graph of a pass that is kept for the round's step may hold them.
+        """
         for name, buffer in self.model.named_buffers():
-            if name in state:
+            if name in state and self.restored.get(name) != (model_id, buffer._version):
                 buffer.copy_(state[name])
+                self.restored[name] = (model_id, buffer._version)
 
 
 class ModelStore:
@@ -74,7 +79,11 @@ class ModelStore:
             if arrays is None:
                 raise ModelMissingError(model_id)
             # Copied into torch's own memory: kernels may round differently on the unaligned bytes of a message.
-            self._states[model_id] = {name: value.clone() for name, value in decode_tensors(arrays).items()}
+            # Convolutions get their weights in the order that their inputs have, see `models.headed.ScaleImages`.
+            self._states[model_id] = {
+                name: value.clone(memory_format=torch.channels_last if value.dim() == 4 else torch.preserve_format)
+                for name, value in decode_tensors(arrays).items()
+            }
         self._states.move_to_end(model_id)
         while len(self._states) > self.KEPT:
             self._states.popitem(last=False)
@@ -94,7 +103,7 @@ class ModelStore:
             working.holds = None
             working.load(self._states[model_id], writable=writable)
             working.holds = (model_id, writable)
-        working.restore_buffers(self._states[model_id])
+        working.restore_buffers(self._states[model_id], model_id)
         return working.model
 
     def forget(self) -> None:
@@ -105,7 +114,8 @@ class ModelStore:
     def _working(self, config: RunConfig) -> _Working:
         models: dict[tuple[object, ...], _Working] = self._local.__dict__.setdefault("models", {})
         options = tuple(sorted(config.domains_options.items()))
-        key = (config.domains, options, config.model, config.pretrained, config.dtype, config.device)
+        key = (config.domains, options, config.model, config.pretrained, config.dtype, config.device,
+               config.precision, config.batchnorm, config.compile)  # fmt: skip
         if key not in models:
             models.clear()  # one architecture at a time: a process rarely needs two
             models[key] = _Working(build_model(config))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedhess.runs import writing
+from fedhess.selection import ORACLE
 from simulations.published import Published, Table
 from simulations.records import Cell, Line, Record, Row, lines_of
 
@@ -23,6 +24,8 @@ class Comparison:
         average: Whether the mean over the targets says something.
         balance: Whether the classes of every client are listed.
         judge: Says of a strategy's means over all examples whether they reach what was set; None for nothing set.
+        variety: Tells one way to run the scenario from others, as the arguments of its command; empty for the usual.
+        notes: What a reader must know of every table.
     """
 
     name: str
@@ -32,15 +35,23 @@ class Comparison:
     average: bool = True
     balance: bool = False
     judge: Judge | None = None
+    variety: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> str:
+        """Name of the scenario's files, without an ending."""
+        return "-".join([self.name, *self.variety.split()[1:]])
 
     def label(self, column: str) -> str:
         """Name a column."""
         return self.labels.get(column, column)
 
     def columns(self, lines: list[Line]) -> list[str]:
-        """List the columns of a table; the average comes last."""
+        """List the columns of a table; the average comes last, and after it only what looks at the target."""
         found = dict.fromkeys(column for line in lines for column in line.cells)
-        return [column for column in found if column != "average"] + ["average"] * ("average" in found and self.average)
+        last = [*(["average"] if self.average else []), ORACLE]
+        return [column for column in found if column not in ("average", ORACLE)] + [c for c in last if c in found]
 
 
 def render(comparison: Comparison, record: Record) -> str:
@@ -48,10 +59,12 @@ def render(comparison: Comparison, record: Record) -> str:
     lines = [f"# {comparison.title}", ""]
     if record["quick"]:
         lines += ["QUICK: few examples and rounds, to see that it works. These numbers are no results.", ""]
+    command = " ".join(filter(None, [comparison.name, comparison.variety, "--quick" if record["quick"] else ""]))
     lines += [
-        f"Accuracy (%), mean +- standard deviation (n - 1) over seeds. Made by `python -m simulations.{comparison.name}"
-        f"{' --quick' if record['quick'] else ''}`; seeds and examples a domain may come from several invocations.",
+        f"Accuracy (%), mean +- standard deviation (n - 1) over seeds. Made by `python -m simulations.{command}`; "
+        "seeds and examples a domain may come from several invocations.",
     ]
+    lines += ["", *(f"- {note}" for note in comparison.notes)] if comparison.notes else []
     for rows in _tables(record):
         lines += ["", *_render_table(comparison, rows, quick=record["quick"])]
     return "\n".join(lines)

@@ -16,10 +16,10 @@ from dataclasses import replace
 import typer
 
 from simulations.comparison import Comparison
+from simulations.measurement import Configuration
 from simulations.published import CORRELATION_SHIFT
 from simulations.records import Cell
 from simulations.scenario import (
-    Configuration,
     DeviceOption,
     OutOption,
     PerDomainOption,

@@ -3,13 +3,14 @@
     python -m simulations.diversity_shift                        # IconPACS and RotatedMNIST: an hour
     python -m simulations.diversity_shift --strategy erm,hgp --seeds 0   # a part; results merge
     python -m simulations.diversity_shift --quick
+    python -m simulations.diversity_shift --preset ga --domains PACS     # a published protocol: docs/protocols.md
 
 Settings and coefficients are those of fedhess/recipes.py. IconPACS and RotatedMNIST are small: they show how methods
 compare on a shift of style and of angle, with small models; published values are of other networks and protocols.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import typer
 
@@ -17,9 +18,12 @@ from fedhess.config import Scalar
 from fedhess.domains import BENCHMARKS
 from fedhess.errors import UsageError, did_you_mean
 from simulations.comparison import Comparison
+from simulations.measurement import Configuration
+from simulations.presets import comparison_of, find_protocol
+from simulations.presets import configurations as preset_configurations
+from simulations.protocols import PROTOCOLS
 from simulations.published import DIVERSITY_SHIFT
 from simulations.scenario import (
-    Configuration,
     DeviceOption,
     OutOption,
     PerDomainOption,
@@ -40,12 +44,8 @@ STRATEGIES = (
     *("fediir", "server_alignment", "groupdro", "fedprox", "fedadam"),
 )
 DOMAINS = ("IconPACS", "RotatedMNIST")
-WITH_PARTS = ("RotatedMNIST",)  # benchmarks with the option per_domain
+WITH_PARTS = ("RotatedMNIST", "Digits")  # benchmarks with the option per_domain
 OTHERS = ("ColoredMNIST",)  # its targets are fixed; see correlation_shift
-# The default would begin Fishr's penalty in earnest at step 1,500 of 400; 30 % of the steps is where DomainBed has it.
-STRATEGY_ARGS: Mapping[tuple[str, str], Mapping[str, Scalar]] = {
-    ("IconPACS", "fishr"): {"weight": 100.0, "anneal_steps": 120}
-}
 QUICK_EXAMPLES, QUICK_ROUNDS, QUICK_ANNEALED = 300, 2, 5
 
 COMPARISON = Comparison(
@@ -67,17 +67,20 @@ def configurations(
 ) -> list[Configuration]:
     """List the jobs: every benchmark with every strategy and seed, all targets each."""
     part: Mapping[str, Scalar] = {"per_domain": per_domain}
-    planned = plan({name: part if name in WITH_PARTS else {} for name in domains}, strategies, seeds)
-    return [replace(job, strategy_args=STRATEGY_ARGS.get((job.benchmark, job.strategy), {})) for job in planned]
+    return plan({name: part if name in WITH_PARTS else {} for name in domains}, strategies, seeds)
 
 
-def choose_domains(given: str) -> list[str]:
+def choose_domains(given: str, among: Iterable[str] = BENCHMARKS) -> list[str]:
     """Read ``--domains``.
+
+    Args:
+        given: Names separated by commas.
+        among: The benchmarks that may be named.
 
     Raises:
         UsageError: A benchmark is unknown, or fixes its targets.
     """
-    known = {name.lower(): name for name in BENCHMARKS if name not in OTHERS}
+    known = {name.lower(): name for name in among if name not in OTHERS and ":" not in name}
     names = [name.strip() for name in given.split(",") if name.strip()]
     for name in names:
         if name.lower() not in known:
@@ -92,25 +95,46 @@ def choose_domains(given: str) -> list[str]:
 
 @cli.command()
 def diversity_shift(
-    domains: str = typer.Option(",".join(DOMAINS), help="Benchmarks, separated by commas."),
+    domains: str | None = typer.Option(
+        None, help=f"Benchmarks, separated by commas. [default: {','.join(DOMAINS)}; PACS with a preset]"
+    ),
     strategy: StrategyOption = "all",
     seeds: SeedsOption = "0,1,2",
     per_domain: PerDomainOption = 0,
+    preset: str = typer.Option("", help=f"A published protocol: {', '.join(PROTOCOLS)}."),
+    target: str = typer.Option("all", help="With a preset: the domains to leave out, as fedhess.simulate takes them."),
+    selection: str = typer.Option("source", help="With a preset: source, or lodo for cross-validation."),
+    data_dir: Path | None = typer.Option(None, help="With a preset: folder with the data. [default: $FEDHESS_DATA]"),  # noqa: B008 - typer's way
     quick: QuickOption = False,
     out: OutOption = None,
     runs: RunsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Leave every domain out once; print accuracy on each, beside what is published. --quick takes the first seed."""
-    trials = read_seeds(seeds)
-    jobs = configurations(
-        domains=choose_domains(domains),
-        strategies=choose(strategy, STRATEGIES),
-        seeds=trials[:1] if quick else trials,
-        per_domain=per_domain or (QUICK_EXAMPLES if quick else 0),
-    )
-    jobs = [hasten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs] if quick else jobs
-    if not run_scenario(COMPARISON, jobs, quick=quick, out=out, runs=runs, device=device):
+    trials = read_seeds(seeds)[:1] if quick else read_seeds(seeds)
+    comparison = COMPARISON
+    if preset:
+        protocol = find_protocol(preset)
+        comparison = comparison_of(protocol)
+        jobs = preset_configurations(
+            protocol,
+            domains=choose_domains("PACS" if domains is None else domains, protocol.benchmarks),
+            strategies=list(protocol.strategies) if strategy == "all" else choose(strategy, STRATEGIES),
+            seeds=trials,
+            target=target,
+            selection=selection,
+            data_dir=data_dir,
+            quick=quick,
+        )
+    else:
+        jobs = configurations(
+            domains=choose_domains(",".join(DOMAINS) if domains is None else domains),
+            strategies=choose(strategy, STRATEGIES),
+            seeds=trials,
+            per_domain=per_domain or (QUICK_EXAMPLES if quick else 0),
+        )
+        jobs = [hasten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs] if quick else jobs
+    if not run_scenario(comparison, jobs, quick=quick, out=out, runs=runs, device=device):
         raise typer.Exit(1)
 
 

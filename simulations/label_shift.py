@@ -18,9 +18,9 @@ from fedhess.domains import open_benchmark
 from simulations import correlation_shift
 from simulations.comparison import Comparison, class_balance
 from simulations.correlation_shift import LABELS, QUICK_EXAMPLES, STRATEGIES, quickened
+from simulations.measurement import Configuration
 from simulations.published import LABEL_SHIFT
 from simulations.scenario import (
-    Configuration,
     DeviceOption,
     OutOption,
     PerDomainOption,

@@ -1,30 +1,21 @@
-"""What the scenarios share: a configuration of one job, the job run and summed up as a row, and the command's frame."""
+"""What the scenarios share: their options, the jobs run one after the other, and the command's frame."""
 
-import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fedhess.announcements import stand_in_warning
-from fedhess.cache import digest_of
 from fedhess.config import Scalar
-from fedhess.domains import open_benchmark
-from fedhess.environment import resolve_device
-from fedhess.errors import FederationError, UsageError, did_you_mean
-from fedhess.job import Job, plan_job, slug
-from fedhess.job_directory import job_directory
-from fedhess.progress import Progress
+from fedhess.errors import UsageError, did_you_mean
 from fedhess.recipes import default_strategy_args
 from fedhess.runs import StorageError
-from fedhess.simulate import run_job
 from simulations.comparison import Comparison, draw, render
+from simulations.measurement import Configuration, measure
 from simulations.records import Row, add_row, load_record
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,29 +33,6 @@ RunsOption = Annotated[
     Path | None, typer.Option(help="Keep the jobs' directories here, and continue interrupted ones. [default: dropped]")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps.")]
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One job of a scenario: one strategy, one seed, every target.
-
-    Attributes:
-        benchmark: A benchmark's name.
-        strategy: A strategy's name.
-        seed: Of the run, and of the benchmark where that is made at random.
-        options: Options of the benchmark.
-        strategy_args: Arguments of the strategy beside those of the recipes.
-        overrides: Settings beside those of the recipes, by their name in ``RunConfig``.
-        target: As ``--target`` of ``fedhess.simulate``.
-    """
-
-    benchmark: str
-    strategy: str
-    seed: int
-    options: Mapping[str, Scalar] = field(default_factory=dict)
-    strategy_args: Mapping[str, Scalar] = field(default_factory=dict)
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    target: str = "all"
 
 
 def plan(
@@ -108,75 +76,6 @@ def read_seeds(given: str) -> list[int]:
     return list(dict.fromkeys(map(int, parts)))
 
 
-def measure(configuration: Configuration, *, folder: Path, device: str = "auto") -> Row:
-    """Run one job, or continue it, and sum it up.
-
-    Args:
-        configuration: The job.
-        folder: Where the job's directory is or will be; its name tells configurations apart.
-        device: As ``--device``.
-
-    Returns:
-        JSON: what ran on which data, settings, environment, accuracy (percent) on sources and targets; or the reason
-        why the federation stopped.
-
-    Raises:
-        UsageError: Data or settings are not possible.
-        StorageError: A round could not be written.
-    """
-    progress = Progress(silent=not sys.stdout.isatty())
-    benchmark = open_benchmark(
-        configuration.benchmark, seed=configuration.seed, options=configuration.options, notify=progress.note
-    )
-    if benchmark.stand_in_for:
-        progress.warn(stand_in_warning(benchmark))
-    name = f"{slug(benchmark.title)}-{configuration.strategy}-{configuration.seed}"
-    job = plan_job(
-        benchmark,
-        strategies=[configuration.strategy],
-        strategy_args=configuration.strategy_args,
-        target=configuration.target,
-        trials=1,
-        overrides={**configuration.overrides, "seed": configuration.seed, "device": resolve_device(device)},
-        out=folder / f"{name}-{digest_of([json.dumps(asdict(configuration), sort_keys=True)])[:8]}",
-    )
-    started = time.monotonic()
-    with job_directory(job.path, job.description, resume=True):
-        try:
-            summary: dict[str, Any] = run_job(job, progress)
-        except FederationError as error:
-            return _row(job) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
-    result = summary["strategies"][configuration.strategy]
-    accuracy = {"sources": result["sources"]["mean"]}
-    accuracy |= {target: cell["mean"] for target, cell in result["accuracy"].items()}
-    return _row(job) | {
-        "accuracy": accuracy,
-        "average": result["average"]["mean"],
-        "protocol": summary["protocol"],
-        "failures": result["failures"],
-        "seconds": round(time.monotonic() - started, 1),
-    }
-
-
-def _row(job: Job) -> Row:
-    """Say what a job is, without the paths of this machine."""
-    config, dataset = job.runs[0].config, job.description["dataset"]
-    kept = {key: value for key, value in job.description["settings"].items() if key not in ("data_dir", "device")}
-    record = json.loads((job.path / "config.json").read_text(encoding="utf-8"))
-    return {
-        "benchmark": job.benchmark.title,
-        "strategy": config.strategy,
-        "seed": config.seed,
-        "per_domain": int(config.domains_options.get("per_domain", 0)),
-        "settings": kept | {"strategy_args": dict(config.strategy_args)},
-        "options": {key: value for key, value in dataset["options"].items() if key not in ("data_dir", "seed")},
-        "counts": dataset["counts"],
-        "digest": dataset["digest"],
-        "device": config.device,
-        "environment": record["environment"],
-    }
-
-
 def run_scenario(
     comparison: Comparison,
     configurations: Sequence[Configuration],
@@ -204,7 +103,7 @@ def run_scenario(
         StorageError: Results could not be written.
     """
     folder = out or (QUICK_RESULTS if quick else RESULTS)
-    path = folder / f"{comparison.name}.json"
+    path = folder / f"{comparison.file}.json"
     load_record(path, quick=quick)  # before anything is run
     complete = True
     with ExitStack() as stack:
@@ -225,7 +124,10 @@ def _said(row: Row, comparison: Comparison) -> str:
     what = f"{row['benchmark']}, {row['strategy']}, seed {row['seed']}"
     if "stopped" in row:
         return f"{what}: {row['stopped']}"
-    cells = [f"{comparison.label(column)} {value:.1f}" for column, value in row["accuracy"].items()]
+    cells = [
+        f"{comparison.label(column)} {'n/a' if value is None else format(value, '.1f')}"
+        for column, value in row["accuracy"].items()
+    ]
     return f"{what}: {', '.join(cells)} ({row['seconds']:.0f} s)"
 
 

@@ -23,7 +23,9 @@ RESULTS = Path(__file__).parent / "results"
 BENCHMARKS: dict[str, str] = {
     "head": "simulations.benchmarks.head:head_rows",
     "engine": "simulations.benchmarks.engine:engine_rows",
+    "rounds": "simulations.benchmarks.rounds:round_rows",
     "main-job": "simulations.benchmarks.main_job:main_job_rows",
+    "images": "simulations.benchmarks.images:image_rows",
     "colored-mnist": "simulations.benchmarks.colored_mnist:colored_mnist_rows",
     "references": "simulations.benchmarks.references:references_rows",
 }

@@ -8,6 +8,7 @@ from toy import toy_config
 
 from fedhess.config import RunConfig, parse_assignments, parse_scalar
 from fedhess.errors import UsageError
+from fedhess.models import MODELS
 from fedhess.optimizers import UNUSABLE, check_optimizer, optimizer_name
 from fedhess.recipes import SETTINGS, STRATEGY_ARGS, default_settings, default_strategy_args, describe_default
 
@@ -146,6 +147,18 @@ def test_recipe_is_a_valid_configuration(model: str) -> None:
     recipe = default_settings(model)
     config = RunConfig.checked({"domains": "Toy", "sources": ("a", "b"), "targets": ("c",), "model": model} | recipe)
     assert {key: getattr(config, key) for key in recipe} == recipe
+
+
+def test_images_that_a_network_is_tuned_on_are_augmented_and_others_are_not() -> None:
+    augmented = {model: default_settings(model).get("augment", "none") for model in MODELS}
+    assert augmented == {
+        "mlp": "none",
+        "resnet18": "domainbed",
+        "resnet50": "domainbed",
+        "lite0": "domainbed",
+        "lite0-features": "none",
+    }
+    assert default_settings("mlp", benchmark="RotatedMNIST").get("augment", "none") == "none"
 
 
 def test_recipe_is_a_copy() -> None:

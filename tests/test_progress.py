@@ -11,9 +11,9 @@ from fedhess import progress as progress_module
 from fedhess.progress import Progress, scores
 
 ROWS = [
-    {"round": 1, "domain": "a", "role": "source", "accuracy": 0.5},
-    {"round": 1, "domain": "b", "role": "source", "accuracy": 0.7},
-    {"round": 1, "domain": "t", "role": "target", "accuracy": 0.25},
+    {"round": 1, "domain": "a", "role": "source", "split": "validation", "accuracy": 0.5},
+    {"round": 1, "domain": "b", "role": "source", "split": "validation", "accuracy": 0.7},
+    {"round": 1, "domain": "t", "role": "target", "split": "all", "accuracy": 0.25},
 ]
 
 
@@ -27,6 +27,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_scores_are_the_sources_mean_and_each_target() -> None:
     assert scores(ROWS) == "sources 60.0 %, t 25.0 %"
     assert scores([{**ROWS[2], "accuracy": None}]) == "sources n/a, t n/a"
+    in_and_out = [ROWS[2] | {"split": "in"}, ROWS[2] | {"split": "out", "accuracy": 1.0}]
+    assert scores(in_and_out) == "sources n/a, t 25.0 %", "a target's out split is the oracle's alone"
 
 
 def test_lines_are_seconds_apart_and_say_the_time_left(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,12 +32,19 @@ def test_arguments_given_as_text_go_over_the_defaults_of_the_benchmark() -> None
 
 
 def test_the_node_decides_on_its_device_threads_and_data() -> None:
-    given = PLAIN | {"domains-options": '{"data_dir": "/of/the/server", "skip_bad_images": true}', "device": "cuda"}
+    options = '{"data_dir": "/of/the/server", "skip_bad_images": true}'
+    given = PLAIN | {"domains": "PACS", "model": "resnet18", "domains-options": options, "device": "cuda"}
     node: dict[str, Scalar] = {"device": "cpu", "threads": 3, "data-dir": "/mine", "domain": "photo", "rounds": 9}
     settings = settings_of_run(given, node)
     assert (settings.device, settings.threads, settings.data_dir) == ("cpu", 3, "/mine")
     assert settings.domains_options == {"skip_bad_images": True}
     assert settings.rounds == 40, "and on nothing else"
+
+
+def test_defaults_are_those_of_the_benchmarks_form() -> None:
+    given = PLAIN | {"domains": "ColoredMNIST", "sources": "flip-0.1,flip-0.2", "targets": "flip-0.9", "model": "mlp"}
+    assert settings_of_run(given | {"domains-options": "form=irm"}).strategy_args["alpha"] == 2.0
+    assert "alpha" not in settings_of_run(given | {"domains-options": "form=domainbed"}).strategy_args
 
 
 def test_device_auto_is_resolved_where_the_code_runs() -> None:

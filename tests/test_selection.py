@@ -1,26 +1,17 @@
 """The reported model is chosen by the sources' validation examples, never by the target."""
 
 import pytest
+from rows import source, target
 
-from fedhess.runs import Row
 from fedhess.selection import (
     LAST_ROUND,
     SOURCE_VALIDATION,
     mean_distance,
     select_round,
     selection_rule,
+    source_accuracy,
     target_accuracy,
 )
-
-
-def source(number: int, domain: str, accuracy: float | None, loss: float | None = 1.0, **more: object) -> Row:
-    row = {"round": number, "domain": domain, "role": "source", "split": "validation", "examples": 10}
-    return row | {"accuracy": accuracy, "loss": loss, **more}
-
-
-def target(number: int, accuracy: float | None, *, domain: str = "t", examples: int = 10) -> Row:
-    row = {"round": number, "domain": domain, "role": "target", "split": "all", "examples": examples}
-    return row | {"accuracy": accuracy, "loss": 1.0}
 
 
 def test_round_with_the_best_source_validation_is_selected_although_the_target_disagrees() -> None:
@@ -78,3 +69,21 @@ def test_mean_distance_is_over_the_sources_of_one_round() -> None:
     assert mean_distance(rows, 0, "d") == 2.0
     assert mean_distance([*rows, source(0, "c", None, d=None)], 0, "d") is None
     assert mean_distance(rows, 7, "d") is None
+
+
+# -- Several clients a domain, missing rows ----------------------------------------------------------------------------
+
+
+def test_clients_of_one_domain_count_by_their_examples_and_domains_equally() -> None:
+    rows = [
+        *(source(0, "a", 1.0, client=0, examples=30), source(0, "a", 0.0, client=1), source(0, "b", 0.5)),
+        *(source(1, "a", 0.9, client=0, examples=30), source(1, "a", 0.3, client=1), source(1, "b", 0.46)),
+    ]
+    assert source_accuracy(rows, 0) == pytest.approx((0.75 + 0.5) / 2)
+    assert source_accuracy(rows, 1) == pytest.approx((0.75 + 0.46) / 2)
+    assert select_round(rows) == 0, "over clients, round 1 would be better"
+
+
+def test_round_without_a_row_of_some_client_is_not_selected() -> None:
+    rows = [source(0, "a", 0.1), source(0, "b", 0.1), source(1, "a", 0.9)]
+    assert select_round(rows) == 0

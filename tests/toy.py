@@ -6,7 +6,7 @@ import torch
 
 from fedhess.config import RunConfig
 from fedhess.domains import Benchmark, open_benchmark
-from fedhess.domains.benchmark import Scenario
+from fedhess.domains.benchmark import Scenario, leave_one_out
 from fedhess.domains.data import TensorDomain
 from fedhess.domains.options import Opening
 
@@ -16,8 +16,11 @@ FEATURES = 12
 
 
 def open_toy(opening: Opening) -> Benchmark:
-    """Four domains; options: examples a domain, classes (1 = logistic), identical domains, held-out fraction."""
-    options = opening.read_options(examples=48, classes=4, identical=False, holdout=0.0, uneven=False)
+    """Four domains; options: examples a domain, classes (1 = logistic), identical domains, held-out fraction.
+
+    With ``free`` each domain is left out in turn; without, the target is east.
+    """
+    options = opening.read_options(examples=48, classes=4, identical=False, holdout=0.0, uneven=False, free=False)
     classes = int(options["classes"])
 
     def load(domain: str) -> TensorDomain:
@@ -37,7 +40,7 @@ def open_toy(opening: Opening) -> Benchmark:
         input_shape=(FEATURES,),
         outputs=classes,
         default_model="mlp",
-        scenarios=(Scenario(SOURCES, (TARGET,), TARGET),),
+        scenarios=leave_one_out(DOMAINS) if options["free"] else (Scenario(SOURCES, (TARGET,), TARGET),),
         loader=load,
         holdout=float(options["holdout"]),
         options=options,

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-import click
 import typer
 
+from fedhess.command import run_command
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.local import LocalFederation
@@ -187,20 +187,7 @@ def _become(program: Program) -> None:
 
 def main() -> None:
     """Run the command; every mistake of the user ends with one message and status 2."""
-    try:
-        status = int(cli(standalone_mode=False) or 0)
-    except UsageError as error:
-        sys.stderr.write(f"fedhess: {error}\n")
-        status = 2
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except FederationError as error:
-        sys.stderr.write(f"fedhess: {error}\n")
-        status = 1
-    except (KeyboardInterrupt, click.Abort):
-        status = 130
-    sys.exit(status)
+    sys.exit(run_command(cli))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from fedhess.domains.benchmark import Benchmark, OptionValue, Scenario
 from fedhess.domains.data import DomainData, Notify, TensorDomain, keep_silent
 from fedhess.domains.options import Opening
-from fedhess.domains.split import split_indices
+from fedhess.domains.split import split_domain, split_indices
 from fedhess.errors import UsageError, did_you_mean
 
 __all__ = [
@@ -21,7 +21,9 @@ __all__ = [
     "Opening",
     "Scenario",
     "TensorDomain",
+    "find_benchmark",
     "open_benchmark",
+    "split_domain",
     "split_indices",
 ]
 
@@ -29,9 +31,16 @@ __all__ = [
 BENCHMARKS: dict[str, str] = {
     "IconPACS": "fedhess.domains.iconpacs:open_iconpacs",
     "PACS": "fedhess.domains.pacs:open_pacs",
+    "VLCS": "fedhess.domains.vlcs:open_vlcs",
+    "OfficeHome": "fedhess.domains.office_home:open_office_home",
+    "DomainNet": "fedhess.domains.domain_net:open_domain_net",
+    "TerraIncognita": "fedhess.domains.terra_incognita:open_terra_incognita",
     "ColoredMNIST": "fedhess.domains.colored_mnist:open_colored_mnist",
     "RotatedMNIST": "fedhess.domains.rotated_mnist:open_rotated_mnist",
+    "Digits": "fedhess.domains.digits:open_digits",
+    "folder:PATH": "fedhess.domains.folder_tree:open_folder_tree",
 }
+FOLDER = "folder:"  # what precedes the path of any tree ROOT/DOMAIN/CLASS
 
 
 def open_benchmark(
@@ -49,7 +58,7 @@ def open_benchmark(
     """Open a benchmark by name.
 
     Args:
-        name: One of ``BENCHMARKS``, in any case.
+        name: One of ``BENCHMARKS``, in any case; ``folder:PATH`` for any tree PATH/DOMAIN/CLASS/images.
         data_dir: Folder with the data; without it ``$FEDHESS_DATA``, then the cache, then a download where there is
             one.
         require_real: Refuse a stand-in.
@@ -67,7 +76,11 @@ def open_benchmark(
     Raises:
         UsageError: An unknown name or option, or data that is missing, incomplete or refused.
     """
-    key, opener = _find(name)
+    key, opener, path = _find(name)
+    if path is not None and "data_dir" not in (options or {}):
+        if data_dir:
+            raise UsageError(f"{name} and data folder {data_dir}: expected one of the two; leave the data folder out")
+        data_dir = path
     return opener(
         Opening(
             benchmark=key,
@@ -83,12 +96,32 @@ def open_benchmark(
     )
 
 
-def _find(name: str) -> tuple[str, Callable[[Opening], Benchmark]]:
-    """Give a benchmark's own spelling and its function."""
+def find_benchmark(name: str) -> tuple[str, Path | None]:
+    """Give a benchmark's own spelling, and the path where ``name`` holds one.
+
+    Args:
+        name: As for `open_benchmark`.
+
+    Returns:
+        A key of ``BENCHMARKS``, and the path after ``folder:`` or None.
+
+    Raises:
+        UsageError: An unknown name.
+    """
+    name = name.strip()
+    if name.lower() == FOLDER:
+        raise UsageError("folder: expected a path after it, as in folder:photos, got nothing")
+    if name.lower().startswith(FOLDER):
+        return "folder:PATH", Path(name[len(FOLDER) :]).expanduser()
     known = {key.lower(): key for key in BENCHMARKS}
-    if name.strip().lower() not in known:
+    if name.lower() not in known:
         raise UsageError(f"unknown benchmark {name!r}; {did_you_mean(name, BENCHMARKS)}")
-    key = known[name.strip().lower()]
+    return known[name.lower()], None
+
+
+def _find(name: str) -> tuple[str, Callable[[Opening], Benchmark], Path | None]:
+    """Give a benchmark's own spelling, its function, and the path in its name."""
+    key, path = find_benchmark(name)
     module, _, function = BENCHMARKS[key].partition(":")
     opener: Callable[[Opening], Benchmark] = getattr(import_module(module), function)
-    return key, opener
+    return key, opener, path

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fedhess.cache import digest_of
+from fedhess.domains.counts import KnownCounts
 from fedhess.domains.data import DomainData
 from fedhess.errors import UsageError, did_you_mean
 
@@ -42,6 +43,8 @@ class Benchmark:
         holdout: Fraction of each source held out for validation; 0 evaluates on the training split.
         scenarios: Leave one domain out, unless the benchmark fixes them.
         options: What `open_benchmark` needs besides ``name`` to open the same data in another process.
+        known: What the complete copy holds, where that is known.
+        recipe: The name that `fedhess.recipes` knows it by, where that is not ``name``.
         loader: Loads one domain.
     """
 
@@ -56,6 +59,8 @@ class Benchmark:
     stand_in_for: str | None = None
     holdout: float = 0.2
     options: Mapping[str, OptionValue] = field(default_factory=dict)
+    known: KnownCounts | None = None
+    recipe: str = ""
 
     @property
     def title(self) -> str:
@@ -82,8 +87,8 @@ class Benchmark:
         """Say what data this is, for config.json; loads every domain once.
 
         Returns:
-            JSON: name, whether real or a stand-in, options, examples per domain and class, and a digest over
-                everything.
+            JSON: name, whether real or a stand-in, options, examples per domain and class, a digest over
+                everything, and, if there are any, the differences from the complete copy in words.
 
         Raises:
             UsageError: As `load`.
@@ -97,6 +102,7 @@ class Benchmark:
             counts[domain] = dict(zip(self.classes, per_class, strict=True))
             digests += [domain, data.digest]
             skipped[domain] = getattr(data, "skipped", 0)
+        differences = self.known.differences(counts, unreadable=skipped) if self.known else []
         return {
             "name": self.name,
             "title": self.title,
@@ -105,6 +111,7 @@ class Benchmark:
             "counts": counts,
             "skipped_images": skipped,
             "digest": digest_of(digests),
+            **({"differences": differences} if differences else {}),
         }
 
 

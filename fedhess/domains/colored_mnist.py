@@ -1,8 +1,11 @@
-"""ColoredMNIST in the form "irm": colour predicts the label in training, and the opposite in the target.
+"""ColoredMNIST: colour predicts the label in training, and the opposite in the target. Two forms.
 
-Source: Arjovsky et al. 2019, "Invariant risk minimization", section 5.1 and its released script; the scripts of Fishr
-(Rame et al. 2022) and of Hessian alignment (Hemati et al. 2023) build their domains in the same way and add the grey
-target.
+Form "irm": Arjovsky et al. 2019, "Invariant risk minimization", section 5.1 and its released script; the scripts of
+Fishr (Rame et al. 2022) and of Hessian alignment (Hemati et al. 2023) build their domains in the same way and add the
+grey target.
+
+Form "domainbed": Gulrajani and Lopez-Paz 2021, "In search of lost domain generalization", released code: all 70,000
+digits shuffled, every third one in a domain, every domain a target once; it is in colored_mnist_domainbed.py.
 """
 
 from functools import partial
@@ -13,12 +16,14 @@ from torch import Tensor
 
 from fedhess.cache import digest_of
 from fedhess.domains.benchmark import Benchmark, OptionValue, Scenario
+from fedhess.domains.colored_mnist_domainbed import domainbed_form
+from fedhess.domains.counts import KnownCounts
 from fedhess.domains.data import TensorDomain
 from fedhess.domains.mnist import find_mnist, read_mnist
 from fedhess.domains.options import Opening
 from fedhess.errors import UsageError, did_you_mean
 
-FORMS = ("irm",)
+FORMS = ("irm", "domainbed")
 LABEL_FLIP = 0.25
 # Probability that the colour disagrees with the label.
 COLOUR_FLIPS = {"flip-0.2": 0.2, "flip-0.1": 0.1, "flip-0.9": 0.9, "grey": 0.9}
@@ -26,19 +31,22 @@ SOURCES = ("flip-0.2", "flip-0.1")
 TARGETS = ("flip-0.9", "grey")
 TRAINING_DIGITS = 50_000  # the other 10,000 of MNIST's training part make the targets
 SHIFTED_OTHERS = 1_500  # digits >= 5 in the first domain under label shift
+COMPLETE = KnownCounts({"flip-0.2": 25_000, "flip-0.1": 25_000, "flip-0.9": 10_000, "grey": 10_000})
 FORMAT = "1"  # change it whenever the examples do
 
 
 def open_colored_mnist(opening: Opening) -> Benchmark:
-    """Open ColoredMNIST: two source domains, and two targets evaluated in one scenario.
+    """Open ColoredMNIST; form "irm": two source domains, and two targets evaluated in one scenario.
 
     Args:
-        opening: Options: ``form`` ("irm"); ``label_shift`` (the scripts' "imbalanced" form); ``per_domain`` (the
-            first so many examples of each domain, for quick checks; 0 = all: 25,000 a source, 10,000 a target);
-            ``seed`` and ``data_dir``, which overrule the arguments.
+        opening: Options: ``form`` ("irm" or "domainbed"); ``label_shift`` (the scripts' "imbalanced" form, of "irm"
+            alone); ``per_domain`` (the first so many examples of each domain, for quick checks; 0 = all: 25,000 a
+            source, 10,000 a target; 23,333 or 23,334 in form "domainbed"); ``seed`` and ``data_dir``, which overrule
+            the arguments.
 
     Returns:
-        The benchmark: (2, 14, 14) float32 in [0, 1], one logit, sources evaluated on what they train on.
+        Form "irm": (2, 14, 14) float32 in [0, 1], one logit, sources evaluated on what they train on. Form
+        "domainbed": see `domainbed_form`.
 
     Raises:
         UsageError: An unknown form or option, or no MNIST; see `find_mnist`.
@@ -51,8 +59,12 @@ def open_colored_mnist(opening: Opening) -> Benchmark:
     if int(options["per_domain"]) < 0:
         raise UsageError(f"ColoredMNIST: per_domain must be 0 (all) or more, got {options['per_domain']}")
     given = str(options["data_dir"])
+    if options["form"] == "domainbed" and options["label_shift"]:
+        raise UsageError("ColoredMNIST: label_shift belongs to form irm, got it with form domainbed; leave one out")
     where = Path(given).expanduser() if given else None
     root = find_mnist(opening, where) if opening.held != () else where or Path()  # a server reads no example
+    if options["form"] == "domainbed":
+        return domainbed_form({**options, "data_dir": str(root.resolve())}, root)
     return Benchmark(
         name="ColoredMNIST",
         domains=(*SOURCES, *TARGETS),
@@ -64,6 +76,7 @@ def open_colored_mnist(opening: Opening) -> Benchmark:
         scenarios=(Scenario(sources=SOURCES, targets=TARGETS, name="+".join(TARGETS)),),
         options={**options, "data_dir": str(root.resolve())},
         loader=partial(_load, root=root, options=options),
+        known=None if options["per_domain"] or options["label_shift"] else COMPLETE,
     )
 
 

@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedhess.domains.images import ImageFile
+from fedhess.domains.tree import IMAGE_SUFFIXES, images_in, subfolders, walk
 from fedhess.errors import UsageError
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -17,20 +16,62 @@ class Layout:
 
     Attributes:
         benchmark: Its name.
-        nestings: Folders below the root where the domains may be; () is the root itself.
+        nestings: Folders below the root where the domains may be; () is the root itself, the last one is advised.
         domains: Domain -> other spellings. Case, spaces and signs never matter.
         classes: Class names; every domain must hold each.
+        class_spellings: Class -> other spellings.
+        parts: Folders that some releases have between a domain and its classes. Of the alternatives the first whose
+            folders are all there is taken, and its folders are read as one.
     """
 
     benchmark: str
     nestings: tuple[tuple[str, ...], ...]
     domains: Mapping[str, tuple[str, ...]]
     classes: tuple[str, ...]
+    class_spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    parts: tuple[tuple[str, ...], ...] = ()
 
     def expected(self, root: Path) -> str:
         """Describe what should have been there."""
-        domains, classes = ",".join(self.domains), ",".join(self.classes)
-        return f"{root}/{self.nestings[-1][0] if self.nestings[-1] else ''}/{{{domains}}}/{{{classes}}}/*.jpg"
+        shown = [*self.classes[:10], "..."] if len(self.classes) > 10 else self.classes
+        where = Path(root, *self.nestings[-1])
+        return f"{where}/{{{','.join(self.domains)}}}/{{{','.join(shown)}}}/*.jpg"
+
+    def domain_named(self, text: str) -> str | None:
+        """Give a domain's own name for one of its spellings."""
+        return _spellings(self.domains).get(_key(text))
+
+    def class_named(self, text: str) -> str | None:
+        """Give a class's own name for one of its spellings."""
+        return _spellings({name: self.class_spellings.get(name, ()) for name in self.classes}).get(_key(text))
+
+
+def survey_domains(root: Path, layout: Layout) -> dict[str, list[Path]]:
+    """Find every folder of every domain, at the nesting that has the most domains.
+
+    Args:
+        root: Where to look: there and in the layout's nestings.
+        layout: What to look for.
+
+    Returns:
+        Domain -> folders; empty when nothing of the benchmark is there.
+
+    Raises:
+        UsageError: ``root`` is no readable folder, or two places hold equally many domains.
+    """
+    best: dict[str, list[Path]] = {}
+    rivals: dict[Path, Path] = {}
+    for nesting in layout.nestings:
+        for folder in _descend(root, nesting):
+            found = _match(subfolders(folder), layout.domains)
+            if not found or len(found) < len(best):
+                continue
+            rivals = {**(rivals if len(found) == len(best) else {}), folder.resolve(): folder}
+            best = found if len(found) > len(best) else best
+    if len(rivals) > 1:
+        names = " and ".join(str(folder) for folder in rivals.values())
+        raise UsageError(f"{layout.benchmark} is there more than once: {names}; give one of them, or keep one")
+    return {domain: best[domain] for domain in layout.domains if domain in best}
 
 
 def find_domains(root: Path, layout: Layout) -> dict[str, Path]:
@@ -46,12 +87,7 @@ def find_domains(root: Path, layout: Layout) -> dict[str, Path]:
     Raises:
         UsageError: ``root`` is no readable folder, some domains are there but not all, or one is there twice.
     """
-    best: dict[str, list[Path]] = {}
-    for nesting in layout.nestings:
-        for folder in _descend(root, nesting):
-            found = _match(_subfolders(folder), layout.domains)
-            if len(found) > len(best):
-                best = found
+    best = survey_domains(root, layout)
     missing = [domain for domain in layout.domains if domain not in best]
     if best and missing:
         where = next(iter(best.values()))[0].parent
@@ -63,7 +99,7 @@ def find_domains(root: Path, layout: Layout) -> dict[str, Path]:
         if len(folders) > 1:
             names = " and ".join(str(folder) for folder in folders)
             raise UsageError(f"domain {domain!r} of {layout.benchmark} is there more than once: {names}; keep one")
-    return {domain: best[domain][0] for domain in layout.domains} if best else {}
+    return {domain: folders[0] for domain, folders in best.items()}
 
 
 def require_domains(root: Path, layout: Layout) -> dict[str, Path]:
@@ -101,11 +137,7 @@ def held_domains(root: Path, layout: Layout, held: Sequence[str]) -> dict[str, P
     Raises:
         UsageError: ``root`` is no readable folder, or a domain is missing.
     """
-    folders: dict[str, Path] = {}
-    for nesting in layout.nestings if held else ():
-        for folder in _descend(root, nesting):
-            for domain, found in _match(_subfolders(folder), layout.domains).items():
-                folders.setdefault(domain, found[0])
+    folders = {domain: found[0] for domain, found in survey_domains(root, layout).items()} if held else {}
     missing = [domain for domain in held if domain not in folders]
     if missing:
         raise UsageError(
@@ -115,40 +147,88 @@ def held_domains(root: Path, layout: Layout, held: Sequence[str]) -> dict[str, P
     return {domain: folders[domain] for domain in held}
 
 
-def list_images(domain: str, folder: Path, classes: Sequence[str]) -> list[ImageFile]:
-    """List the images of one domain, class by class, by name.
+def class_folders(domain: str, folder: Path, layout: Layout) -> dict[str, list[Path]]:
+    """Find the folders of each class of a domain; several where a release keeps parts (train, test) apart.
 
     Args:
         domain: For messages.
         folder: Of the domain.
-        classes: Class names; the label is the index.
+        layout: What to look for.
 
     Returns:
-        The files; nothing is opened.
+        Class -> folders, in the order of the layout's classes, without the classes that are not there.
 
     Raises:
-        UsageError: A class is missing or empty.
+        UsageError: A class is there under two spellings, or a folder cannot be read.
     """
-    files: list[ImageFile] = []
-    found = _match(_subfolders(folder), dict.fromkeys(classes, ()))
-    for label, name in enumerate(classes):
+    spellings = {name: layout.class_spellings.get(name, ()) for name in layout.classes}
+    inside = subfolders(folder)
+    bases = [folder]
+    if not _match(inside, spellings):
+        by_key = {_key(child.name): child for child in inside}
+        present = [parts for parts in layout.parts if all(_key(part) in by_key for part in parts)]
+        bases = [by_key[_key(part)] for part in present[0]] if present else bases
+    found: dict[str, list[Path]] = {}
+    for base in bases:
+        for name, folders in _match(subfolders(base), spellings).items():
+            if len(folders) > 1:
+                names = " and ".join(str(path) for path in folders)
+                raise UsageError(f"domain {domain!r}, class {name!r} is there more than once: {names}; keep one")
+            found.setdefault(name, []).append(folders[0])
+    return {name: found[name] for name in layout.classes if name in found}
+
+
+def require_classes(domain: str, folder: Path, layout: Layout) -> dict[str, list[Path]]:
+    """Insist that every class is there and holds an image; stops at the first image, so it is quick.
+
+    Args:
+        domain: For messages.
+        folder: Of the domain.
+        layout: What to look for.
+
+    Returns:
+        Class -> folders.
+
+    Raises:
+        UsageError: A class is missing, empty or there twice.
+    """
+    found = class_folders(domain, folder, layout)
+    for name in layout.classes:
         if name not in found:
             others = ", ".join(sorted(found)) or "none"
             raise UsageError(
                 f"domain {domain!r} lacks class {name!r}: expected a folder {folder / name} with images; "
                 f"classes found: {others}; take a complete copy"
             )
-        images = sorted(
-            path
-            for path in found[name][0].rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
-        if not images:
+        if not any(True for where in found[name] for _ in walk(where)):
             raise UsageError(
                 f"domain {domain!r}, class {name!r}: {found[name][0]} holds no image "
                 f"({', '.join(sorted(IMAGE_SUFFIXES))}); put the images there or take a complete copy"
             )
-        files += [ImageFile(path=p, name=f"{name}/{p.relative_to(found[name][0])}", label=label) for p in images]
+    return found
+
+
+def list_images(domain: str, folder: Path, layout: Layout) -> list[ImageFile]:
+    """List the images of one domain, class by class, by name.
+
+    Args:
+        domain: For messages.
+        folder: Of the domain.
+        layout: Its classes; the label is the index.
+
+    Returns:
+        The files; nothing is opened.
+
+    Raises:
+        UsageError: A class is missing or empty, or a link leads nowhere.
+    """
+    found = require_classes(domain, folder, layout)
+    files: list[ImageFile] = []
+    for label, name in enumerate(layout.classes):
+        for where in found[name]:
+            part = f"{where.parent.name}/" if len(found[name]) > 1 else ""
+            for path in images_in(where):
+                files.append(ImageFile(path=path, name=f"{name}/{part}{path.relative_to(where)}", label=label))
     return files
 
 
@@ -157,9 +237,14 @@ def _key(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
+def _spellings(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Map the key of every spelling to its name."""
+    return {_key(spelling): name for name, others in names.items() for spelling in (name, *others)}
+
+
 def _match(folders: Sequence[Path], names: Mapping[str, tuple[str, ...]]) -> dict[str, list[Path]]:
     """Find the folders of each name, under any of its spellings."""
-    by_key = {_key(spelling): name for name, others in names.items() for spelling in (name, *others)}
+    by_key = _spellings(names)
     found: dict[str, list[Path]] = {}
     for folder in folders:
         if name := by_key.get(_key(folder.name)):
@@ -171,12 +256,5 @@ def _descend(root: Path, nesting: tuple[str, ...]) -> list[Path]:
     """Follow folder names below ``root``, whatever their case."""
     folders = [root]
     for name in nesting:
-        folders = [child for folder in folders for child in _subfolders(folder) if _key(child.name) == _key(name)]
+        folders = [child for folder in folders for child in subfolders(folder) if _key(child.name) == _key(name)]
     return folders
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    except OSError as error:
-        raise UsageError(f"data folder {folder} cannot be read: {error.strerror}; give an existing folder") from error

@@ -1,10 +1,13 @@
-"""Fetch a benchmark from the hub through flwr-datasets and lay it out as a local folder, once."""
+"""Fetch a benchmark from the hub, file by file, and lay it out as a local folder, once."""
 
 import io
+import json
 import os
 import shutil
 import sys
-import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,26 @@ import httpx
 from PIL import Image
 
 from fedhess.domains.data import Notify
+from fedhess.domains.download import download
+from fedhess.domains.folder import Layout
 from fedhess.domains.network import REQUEST_SECONDS, decide
 
+if sys.platform != "win32":
+    import fcntl
+
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+ENDPOINT_VARIABLE = "HF_ENDPOINT"
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
+ROWS = 64  # unpacked at a time
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A parquet file of a repository: its path there, size in bytes and sha256."""
+
+    name: str
+    size: int
+    sha256: str
 
 
 def why_unreachable(repository: str) -> str:
@@ -36,71 +55,143 @@ def why_unreachable(repository: str) -> str:
 
 
 def _ask(repository: str) -> str:
-    from huggingface_hub import HfApi  # noqa: PLC0415 (slow to import, and needed only here)
-
     try:
-        HfApi().dataset_info(repository, timeout=REQUEST_SECONDS)
+        _describe(repository)
     except (OSError, ValueError, httpx.HTTPError) as error:
         return f"the hub cannot be reached: {_first_line(error)}"
     return ""
 
 
-def fetch(repository: str, destination: Path, *, notify: Notify) -> str:
+def _describe(repository: str, *, files: bool = False) -> Any:
+    """Ask the hub what is in a repository."""
+    from huggingface_hub import HfApi  # noqa: PLC0415 (slow to import, and needed only here)
+
+    api = HfApi(endpoint=os.environ.get(ENDPOINT_VARIABLE))
+    return api.dataset_info(repository, timeout=REQUEST_SECONDS, files_metadata=files)
+
+
+def fetch(repository: str, destination: Path, *, layout: Layout, notify: Notify) -> str:
     """Download a data set and write it to ``destination/DOMAIN/CLASS/``, images as they are encoded.
 
-    ``destination`` appears complete or not at all.
+    ``destination`` appears complete or not at all. Until then everything is in ``.NAME.partial`` beside it: an
+    interrupted download goes on there, within a file and from file to file. A file's sha256 is checked, then it is
+    unpacked a few rows at a time and deleted: the disk holds the images and one file, the memory a few images.
 
     Args:
-        repository: ``owner/name`` on the hub, or a local folder that ``datasets.load_dataset`` reads; with the
-            columns image, domain and label.
+        repository: ``owner/name`` on the hub: parquet files with the columns image, domain and label.
         destination: Must not exist.
+        layout: Names the folders; a row of any other domain or class ends the download.
         notify: Told the progress.
 
     Returns:
         Why it failed, or nothing.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
+    staging = destination.with_name(f".{destination.name}.partial")
     try:
-        _export(repository, fresh, notify)
-        fresh.chmod(0o755)
-        if not destination.exists():  # else another process has been quicker
-            os.replace(fresh, destination)
-    except Exception as error:  # noqa: BLE001 - datasets, pyarrow and httpx fail in their own ways; all are reported
+        staging.mkdir(parents=True, exist_ok=True)
+        with _alone(staging, notify):
+            if not destination.exists():  # else another process has been quicker
+                _fetch(repository, staging, layout=layout, notify=notify)
+                os.replace(staging / "images", destination)
+        shutil.rmtree(staging, ignore_errors=True)
+    except (OSError, ValueError, LookupError, httpx.HTTPError) as error:
         return f"the download of {repository} failed: {_first_line(error)}"
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return ""
 
 
-def _export(repository: str, folder: Path, notify: Notify) -> None:
+def _fetch(repository: str, staging: Path, *, layout: Layout, notify: Notify) -> None:
+    from huggingface_hub import get_token, hf_hub_url  # noqa: PLC0415
+
+    revision, shards = _shards(repository)
+    _keep_revision(staging, revision)
+    images, done = staging / "images", staging / "done"
+    for folder in (images, done):
+        folder.mkdir(exist_ok=True)
+    left = [shard for number, shard in enumerate(shards) if not (done / str(number)).exists()]
+    _require_space(staging, sum(shard.size for shard in left) + max((shard.size for shard in left), default=0))
+    endpoint, token = os.environ.get(ENDPOINT_VARIABLE), get_token()
+    for number, shard in enumerate(shards):
+        if (done / str(number)).exists():
+            continue
+        notify(f"{repository}: file {number + 1} of {len(shards)}, {shard.name}, {shard.size / 1e6:,.0f} MB")
+        packed = staging / f"{number}.parquet"
+        download(
+            hf_hub_url(repository, shard.name, repo_type="dataset", revision=revision, endpoint=endpoint),
+            packed,
+            checksum=f"sha256:{shard.sha256}",
+            size=shard.size,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            notify=notify,
+        )
+        count = _unpack(packed, images, prefix=f"{number:03d}", layout=layout)
+        notify(f"{repository}: {shard.name}, {count:,} images unpacked")
+        (done / str(number)).write_text(str(count))
+        packed.unlink()
+    record = {"repository": repository, "revision": revision, "sha256": {s.name: s.sha256 for s in shards}}
+    (images / "source.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _shards(repository: str) -> tuple[str, list[_Shard]]:
+    """List a repository's parquet files at its present revision."""
+    info = _describe(repository, files=True)
+    shards = [
+        _Shard(name=file.rfilename, size=file.lfs.size, sha256=file.lfs.sha256)
+        for file in info.siblings or []
+        if file.rfilename.endswith(".parquet") and file.lfs is not None
+    ]
+    if not shards:
+        raise ValueError(f"no parquet file with a checksum in it, revision {info.sha}")
+    return str(info.sha), sorted(shards, key=lambda shard: shard.name)
+
+
+def _keep_revision(staging: Path, revision: str) -> None:
+    """Begin anew if what is there was begun from another revision."""
+    note = staging / "revision"
+    if note.exists() and note.read_text() != revision:
+        for entry in staging.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.suffix in {".parquet", ".part"}:
+                entry.unlink()
+    note.write_text(revision)
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
+
+
+def _unpack(packed: Path, folder: Path, *, prefix: str, layout: Layout) -> int:
+    """Write the images of a parquet file to DOMAIN/CLASS/; returns how many."""
     import datasets  # noqa: PLC0415 (slow to import, and needed only here)
-    from flwr_datasets import FederatedDataset  # noqa: PLC0415
-    from flwr_datasets.partitioner import NaturalIdPartitioner  # noqa: PLC0415
+    from pyarrow import parquet  # noqa: PLC0415
 
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    notify(f"downloading {repository}")
-    partitioner = NaturalIdPartitioner(partition_by="domain")
-    federated = FederatedDataset(dataset=repository, partitioners={"train": partitioner}, shuffle=False)
-    for partition in range(partitioner.num_partitions if _prepared(federated) else 0):
-        rows = federated.load_partition(partition).cast_column("image", datasets.Image(decode=False))
-        domain, label = rows.features["domain"], rows.features["label"]
-        written = 0
-        for number, row in enumerate(rows):
-            name = _named(domain, row["domain"])
-            content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
-            target = folder / name / _named(label, row["label"]) / f"{number:06d}.{_suffix(content)}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-            written += 1
-        notify(f"{repository}: {name}, {written} images")
+    number = 0
+    made: set[Path] = set()
+    with parquet.ParquetFile(packed) as file:
+        features: Mapping[str, Any] = datasets.Features.from_arrow_schema(file.schema_arrow)
+        for batch in file.iter_batches(batch_size=ROWS, columns=["image", "domain", "label"]):
+            for row in batch.to_pylist():
+                where = folder / _folder_of(features, row, layout)
+                if where not in made:
+                    where.mkdir(parents=True, exist_ok=True)
+                    made.add(where)
+                content = row["image"]["bytes"]
+                if content is None:
+                    raise ValueError(f"row {number} of {packed.name} has no image in it")
+                (where / f"{prefix}_{number:06d}.{_suffix(content)}").write_bytes(content)
+                number += 1
+    return number
 
 
-def _prepared(federated: Any) -> bool:
-    """Make flwr-datasets load the split, which also hands it to the partitioner."""
-    federated.load_partition(0)
-    return True
+def _folder_of(features: Mapping[str, Any], row: Mapping[str, Any], layout: Layout) -> Path:
+    """Give DOMAIN/CLASS of a row, by the layout's own names."""
+    given = {key: _named(features[key], row[key]) for key in ("domain", "label")}
+    domain, label = layout.domain_named(given["domain"]), layout.class_named(given["label"])
+    if domain is None or label is None:
+        raise ValueError(f"a row of domain {given['domain']!r}, class {given['label']!r}, not of {layout.benchmark}")
+    return Path(domain, label)
 
 
 def _named(feature: Any, value: Any) -> str:
@@ -116,5 +207,18 @@ def _suffix(content: bytes) -> str:
         return "jpg"  # broken: `images.scan` will name it
 
 
+@contextmanager
+def _alone(folder: Path, notify: Notify) -> Iterator[None]:
+    """Keep other processes from the same download: they wait."""
+    with (folder / "lock").open("w") as held:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                notify(f"another process downloads to {folder}: waiting for it")
+                fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]

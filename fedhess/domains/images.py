@@ -6,10 +6,9 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from fedhess.cache import cache_directory, digest_of, write_atomically
 from fedhess.domains.data import Notify
 from fedhess.errors import UsageError
 
-SCAN = "1"  # change it whenever `scan` judges or digests otherwise
+SCAN = "2"  # change it whenever `scan` judges, digests or measures otherwise
 # What Pillow raises for broken files, by format: truncated and unknown ones (OSError), PNG chunks (SyntaxError) ...
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 THREADS = min(8, os.cpu_count() or 1)
@@ -44,14 +43,16 @@ class Scan:
     Attributes:
         digest: sha256 over names and contents of the files that can be decoded.
         bad: Name -> reason, of those that cannot.
+        aspects: Width by height of those that can, in their order.
     """
 
     digest: str
     bad: dict[str, str]
+    aspects: list[float]
 
 
 class ImageDomain:
-    """A domain whose images stay on disk until asked for.
+    """A domain whose images stay on disk until asked for, and are decoded each time they are.
 
     Args:
         name: The domain.
@@ -59,17 +60,33 @@ class ImageDomain:
         digest: Of their contents.
         side: Height and width of the decoded images, pixels.
         skipped: Number of images left out because they could not be decoded.
+        aspects: Width by height of the images as they lie on disk.
+
+    Attributes:
+        aspects: (N,) float64, or None where unknown.
+        reads_files: Reading takes long enough to be done ahead; see `fedhess.prefetching`.
     """
 
     groups: Tensor | None = None
+    reads_files = True
 
-    def __init__(self, name: str, files: Sequence[ImageFile], *, digest: str, side: int, skipped: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[ImageFile],
+        *,
+        digest: str,
+        side: int,
+        skipped: int = 0,
+        aspects: Sequence[float] | None = None,
+    ) -> None:
         self.name = name
         self.digest = digest
         self.skipped = skipped
+        self.side = side
         self.labels = torch.tensor([file.label for file in files])
+        self.aspects = None if aspects is None else torch.tensor(aspects, dtype=torch.float64)
         self._files = files
-        self._side = side
 
     def __len__(self) -> int:
         """Give N."""
@@ -87,9 +104,12 @@ class ImageDomain:
         Raises:
             UsageError: A file that could be decoded before no longer can.
         """
-        files = [self._files[index] for index in indices.tolist()]
-        arrays = _in_threads(partial(_decode, side=self._side), files)
-        return torch.stack(arrays) if arrays else torch.empty((0, 3, self._side, self._side), dtype=torch.uint8)
+        images = in_threads(self.decode, indices.tolist())
+        return torch.stack(images) if images else torch.empty((0, 3, self.side, self.side), dtype=torch.uint8)
+
+    def decode(self, index: int) -> Tensor:
+        """Decode one image: (3, side, side) uint8 RGB; see `inputs`."""
+        return _decode(self._files[index], side=self.side)
 
 
 def load_images(
@@ -128,7 +148,8 @@ def load_images(
                 f"{'it' if len(outcome.bad) == 1 else 'them'}, or leave such images out with --skip-bad-images"
             )
         notify(f"{what} and are left out, the first {first.path}")
-    return ImageDomain(domain, good, digest=outcome.digest, side=side, skipped=len(outcome.bad))
+    skipped = len(outcome.bad)
+    return ImageDomain(domain, good, digest=outcome.digest, side=side, skipped=skipped, aspects=outcome.aspects)
 
 
 def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, notify: Notify) -> Scan:
@@ -148,29 +169,39 @@ def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, not
     path = cache_directory(cache_dir) / "scans" / f"{seen[:32]}.json"
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return Scan(digest=kept["digest"], bad=kept["bad"])
+        return Scan(digest=kept["digest"], bad=kept["bad"], aspects=kept["aspects"])
     notify(f"checking {len(files)} images of {domain}")
-    findings = _in_threads(_check, files)
+    findings = in_threads(_check, files)
+    good = [finding for finding in findings if not finding.reason]
     outcome = Scan(
-        digest=digest_of(part for sha, reason, name in findings if not reason for part in (name, sha)),
-        bad={name: reason for _, reason, name in findings if reason},
+        digest=digest_of(part for finding in good for part in (finding.name, finding.sha256)),
+        bad={finding.name: finding.reason for finding in findings if finding.reason},
+        aspects=[finding.aspect for finding in good],
     )
-    text = json.dumps({"digest": outcome.digest, "bad": outcome.bad})
+    text = json.dumps(asdict(outcome))
     write_atomically(path, lambda out: out.write(text.encode()))
     return outcome
 
 
-def _check(file: ImageFile) -> tuple[str, str, str]:
-    """Give (sha256, why it cannot be decoded or nothing, name)."""
+class _Finding(NamedTuple):
+    name: str
+    reason: str  # why it cannot be decoded, or nothing
+    sha256: str = ""
+    aspect: float = 1.0
+
+
+def _check(file: ImageFile) -> _Finding:
+    """Read and decode a file."""
     try:
         content = file.path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
+            aspect = image.width / image.height
             # JPEG: decodes every coefficient, but paints an eighth of the size. Other formats ignore it.
             image.draft("RGB", (image.width // 8, image.height // 8))
             image.convert("RGB")
     except DECODE_ERRORS as error:
-        return "", str(error).replace(str(file.path), file.path.name) or type(error).__name__, file.name
-    return hashlib.sha256(content).hexdigest(), "", file.name
+        return _Finding(file.name, str(error).replace(str(file.path), file.path.name) or type(error).__name__)
+    return _Finding(file.name, "", hashlib.sha256(content).hexdigest(), aspect)
 
 
 def _decode(file: ImageFile, *, side: int) -> Tensor:
@@ -185,7 +216,7 @@ def _decode(file: ImageFile, *, side: int) -> Tensor:
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
-def _in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Apply a function to items, in order, in threads: Pillow decodes without holding the interpreter."""
     if len(items) < 2 or THREADS < 2:
         return [function(item) for item in items]

@@ -62,19 +62,32 @@ def find_mnist(opening: Opening, data_dir: Path | None) -> Path:
     Raises:
         UsageError: Not there (within seconds when there is no network), or a file of the wrong size.
     """
+    if found := locate_mnist(opening, data_dir):
+        return found
     if data_dir is not None:
-        if found := _complete(data_dir):
-            return found
         raise UsageError(f"no MNIST in {data_dir}: {_advice()}")
-    cached = cache_directory(opening.cache_dir) / "mnist"
-    roots = [Path(os.environ[DATA_VARIABLE]).expanduser()] if os.environ.get(DATA_VARIABLE) else []
-    for root in [*roots, cached]:
-        if found := _complete(root):
-            return found
+    cached = mnist_places(opening, None)[-1]
     reason = why_no_answer([f"{mirror}{ARCHIVE}" for mirror in MNIST.mirrors]) or _download(cached, opening)
     if reason:
         raise UsageError(f"MNIST is not there and cannot be downloaded ({reason}): {_advice()}")
     return cached
+
+
+def locate_mnist(opening: Opening, data_dir: Path | None) -> Path | None:
+    """Find the files without a network; arguments and errors as `find_mnist`.
+
+    Returns:
+        ROOT such that ROOT/MNIST/raw/ holds the files, or None.
+    """
+    return next((found for place in mnist_places(opening, data_dir) if (found := _complete(place))), None)
+
+
+def mnist_places(opening: Opening, data_dir: Path | None) -> list[Path]:
+    """List the folders where ROOT/MNIST/raw/ is looked for, in order."""
+    if data_dir is not None:
+        return [data_dir]
+    named = [Path(os.environ[DATA_VARIABLE]).expanduser()] if os.environ.get(DATA_VARIABLE) else []
+    return [*named, cache_directory(opening.cache_dir) / "mnist"]
 
 
 def _advice() -> str:

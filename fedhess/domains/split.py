@@ -1,16 +1,73 @@
-"""Split a source domain into training and validation examples."""
+"""Split a domain in two: the larger part is learned from, or read as a target's accuracy; the smaller is held out.
 
+Two rules: ours, class by class and drawing by drawing, and DomainBed's own draw, which other work compares with.
+"""
+
+import hashlib
 import math
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedhess.cache import digest_of
 from fedhess.domains.data import DomainData
 
+SplitRule = Literal["sources", "every", "domainbed"]
+
+
+def split_domain(
+    data: DomainData, *, rule: SplitRule, holdout: float, seed: int, position: int
+) -> tuple[Tensor, Tensor]:
+    """Split a domain by a run's rule.
+
+    Args:
+        data: The domain.
+        rule: ``"domainbed"`` for :func:`split_as_domainbed`; else :func:`split_indices` (which domains are split, the
+            sources or every one, is the caller's to decide).
+        holdout: Fraction held out, in [0, 1).
+        seed: Of the run.
+        position: Of the domain in the benchmark, from 0; DomainBed's draw depends on it.
+
+    Returns:
+        (kept, held out), sorted int64.
+    """
+    if rule == "domainbed":
+        return split_as_domainbed(len(data), holdout=holdout, trial_seed=seed, position=position)
+    return split_indices(data, holdout=holdout, seed=seed)
+
+
+def split_as_domainbed(size: int, *, holdout: float, trial_seed: int, position: int) -> tuple[Tensor, Tensor]:
+    """Split a domain's examples as DomainBed does, index for index.
+
+    The example numbers are shuffled by NumPy's legacy generator, seeded with the MD5 of the text ``(trial_seed,
+    position)`` modulo 2^31; the first ``floor(holdout * N)`` are held out. Classes and drawings are not looked at.
+    Source: Gulrajani and Lopez-Paz, ICLR 2021, released code, ``scripts/train.py`` and ``lib/misc.py``. Where files
+    are listed in the same order (ImageFolder's: class by class, by name) these are the very images of its splits.
+
+    Args:
+        size: Number of examples N.
+        holdout: Fraction held out, in [0, 1); DomainBed's is 0.2.
+        trial_seed: Of the trial: DomainBed's 0, 1, 2.
+        position: Of the domain among the benchmark's sorted domains, from 0.
+
+    Returns:
+        (in split, out split), sorted int64; disjoint and together every example once.
+
+    >>> split_as_domainbed(10, holdout=0.2, trial_seed=0, position=0)[1].tolist()
+    [2, 3]
+    """
+    assert 0 <= holdout < 1, holdout
+    digest = hashlib.md5(str((trial_seed, position)).encode("utf-8")).hexdigest()
+    order = list(range(size))
+    np.random.RandomState(int(digest, 16) % 2**31).shuffle(order)
+    held = int(size * holdout)
+    return torch.tensor(sorted(order[held:]), dtype=torch.int64), torch.tensor(sorted(order[:held]), dtype=torch.int64)
+
 
 def split_indices(data: DomainData, *, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split a domain, class by class, into training and validation indices.
+    """Split a domain, class by class, into kept and held-out indices.
 
     A class with three or more groups (drawings) is split by group: whole groups are held out, at least one, in
     number the nearest to ``holdout``. A class with fewer is split by example, which tells little about new drawings

@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedhess.allocator import keep_freed_memory
 from fedhess.config import Scalar
 from fedhess.engines.flower_compat import (
     SUPERLINK_NODE_ID,
@@ -121,8 +122,8 @@ class InProcessGrid(Grid):
         return self._replies(self.push_messages(list(messages)), timeout, last_chance=True)
 
     def close(self) -> None:
-        """Stop the worker thread; a hung client's thread ends with the process."""
-        self._worker.stop()
+        """Stop the worker thread, and wait for its end unless a client hangs: that thread ends with the process."""
+        self._worker.stop(wait=not any(node.busy for node in self._nodes.values()))
 
     def _push(self, message: Message) -> str:
         self._pushed += 1
@@ -156,7 +157,7 @@ class InProcessGrid(Grid):
             reply = future.result(timeout=wait)
         except FutureTimeoutError:
             # The thread cannot be stopped. It keeps its node busy; the other nodes get a fresh worker.
-            self._worker.stop()
+            self._worker.stop(wait=False)
             self._worker = Worker()
             return None
         del self._running[message_id]
@@ -177,7 +178,7 @@ def run_in_process(
     node_configs: Sequence[Mapping[str, Scalar]],
     node_ids: Sequence[int] | None = None,
 ) -> None:
-    """Run a federation to its end in this process.
+    """Run a federation to its end in this process, which from then on keeps the memory that it frees.
 
     Args:
         server_app: The ServerApp.
@@ -191,6 +192,7 @@ def run_in_process(
     """
     ids = list(node_ids) if node_ids is not None else [1001 + index for index in range(len(node_configs))]
     run_id = 1
+    keep_freed_memory()
     grid = InProcessGrid(
         client_app, node_configs=dict(zip(ids, node_configs, strict=True)), run_config=run_config, run_id=run_id
     )

@@ -183,7 +183,7 @@ class _Client:
             return worker.submit(job).result(timeout=limit)
         except FutureTimeoutError:
             # The thread cannot be stopped; the actor's next client gets a fresh one.
-            worker.stop()
+            worker.stop(wait=False)
             _worker.cache_clear()
             return Message(Error(CLIENT_TIMED_OUT, f"no reply within {limit:g} s"), reply_to=message)
 

@@ -32,7 +32,8 @@ class Worker:
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future[Message], Callable[[], Message]] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=CLIENT_THREAD, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name=CLIENT_THREAD, daemon=True)
+        self._thread.start()
 
     def submit(self, job: Callable[[], Message]) -> "Future[Message]":
         """Queue a job; the future has its result, or what it raised."""
@@ -40,9 +41,11 @@ class Worker:
         self._jobs.put((future, job))
         return future
 
-    def stop(self) -> None:
-        """End the thread after the job that it is at."""
+    def stop(self, *, wait: bool) -> None:
+        """End the thread after the job that it is at; wait for it unless that job hangs."""
         self._jobs.put(None)
+        if wait:  # an interpreter that ends while this thread drops its last job's tensors aborts
+            self._thread.join()
 
     def _work(self) -> None:
         while (work := self._jobs.get()) is not None:

@@ -7,15 +7,18 @@ from pathlib import Path
 import torch
 
 from fedhess.domains.data import DomainData, Notify, keep_silent
+from fedhess.domains.images import ImageDomain
+from fedhess.domains.pixels import decode_once
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.models.headed import HeadedModel
 from fedhess.models.lite0_features import embed, embedded_shape
 
-__all__ = ["MODELS", "HeadedModel", "create_model", "prepare_inputs", "prepared_shape"]
+__all__ = ["MODELS", "HeadedModel", "create_model", "keeps_images", "prepare_inputs", "prepared_shape"]
 
 # Name -> module:function; imported when asked for, since torchvision takes a second.
 MODELS: dict[str, str] = {
     "mlp": "fedhess.models.mlp:create_mlp",
+    "mnist-cnn": "fedhess.models.mnist_cnn:create_mnist_cnn",
     "resnet18": "fedhess.models.resnet:create_resnet18",
     "resnet50": "fedhess.models.resnet:create_resnet50",
     "lite0": "fedhess.models.lite0:create_lite0",
@@ -70,26 +73,40 @@ def prepare_inputs(
     *,
     device: torch.device | str = "cpu",
     cache_dir: Path | str | None = None,
+    images: str = "cached",
+    image_cache_gb: float | None = None,
     notify: Notify = keep_silent,
 ) -> DomainData:
-    """Do what a model wants done once per domain, before training: embed the images for lite0-features, else nothing.
+    """Do what a model wants done once per domain, before training: embed or decode the images.
+
+    For lite0-features images are embedded. For other models image files are decoded, unless they are to be streamed.
+    Anything else is left as it is.
 
     Args:
         name: One of ``MODELS``.
         data: The domain.
         device: Where to compute.
         cache_dir: Where results are kept.
+        images: ``"cached"``: decode image files once; ``"streamed"``: whenever they are used.
+        image_cache_gb: Most room that decoded images may take.
         notify: Told the progress.
 
     Returns:
         The domain whose examples the model takes.
 
     Raises:
-        UsageError: An unknown name.
+        UsageError: An unknown name, or no room for what is to be kept.
     """
     if _known(name) == "lite0-features":
         return embed(data, device=device, cache_dir=cache_dir, notify=notify)
+    if isinstance(data, ImageDomain) and keeps_images(name, images=images):
+        return decode_once(data, cache_dir=cache_dir, limit_gb=image_cache_gb, notify=notify)
     return data
+
+
+def keeps_images(name: str, *, images: str) -> bool:
+    """Whether `prepare_inputs` keeps decoded image files for a model."""
+    return name != "lite0-features" and images == "cached"
 
 
 def _known(name: str) -> str:

@@ -13,21 +13,30 @@ class HeadedModel(nn.Module):
     Args:
         featurizer: (B, ...) inputs, uint8 or float, to (B, D) features; scales its inputs itself.
         head: (B, D) to (B, C) logits, or (B, 1) for the logistic form.
+
+    Attributes:
+        autocast: The type that the featurizer computes in where that is safe, None for the parameters' own. Features
+            leave it as float32, so that the head and its statistics never know.
     """
 
     def __init__(self, featurizer: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.featurizer = featurizer
         self.head = head
+        self.autocast: torch.dtype | None = None
 
     def features(self, inputs: Tensor) -> Tensor:
         """Compute the (B, D) features that the head sees."""
-        features: Tensor = self.featurizer(inputs)
-        return features
+        if self.autocast is None:
+            features: Tensor = self.featurizer(inputs)
+            return features
+        with torch.autocast(inputs.device.type, dtype=self.autocast):
+            features = self.featurizer(inputs)
+        return features.float()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Compute (B, C) logits."""
-        logits: Tensor = self.head(self.featurizer(inputs))
+        logits: Tensor = self.head(self.features(inputs))
         return logits
 
 
@@ -52,7 +61,7 @@ class ScaleImages(nn.Module):
         unit = images.to(self.mean.dtype)
         if not images.is_floating_point():
             unit = unit / 255
-        return ((unit - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return (unit - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
 
 class FrozenNorms(nn.Module):
@@ -61,12 +70,18 @@ class FrozenNorms(nn.Module):
     Running statistics stay those of the pretraining, so that no statistic of a client's images travels outside the
     protocol and small batches do no harm; scale and shift are trained. Source: DomainBed, ``networks.ResNet``
     (``freeze_bn``).
+
+    Attributes:
+        frozen: Set it to False to have batch norms normalise by their batch in training mode and update their running
+            statistics, which then travel with the weights.
     """
 
+    frozen = True
+
     def train(self, mode: bool = True) -> "FrozenNorms":
-        """Set the mode of everything but batch norms."""
+        """Set the mode of everything but frozen batch norms."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if self.frozen and isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self

@@ -9,6 +9,7 @@ from fedhess.cache import cache_directory, cached_tensor, digest_of
 from fedhess.domains.data import DomainData, Notify, TensorDomain, keep_silent
 from fedhess.models.headed import HeadedModel
 from fedhess.models.lite0 import WIDTH, Lite0Featurizer, require_images, weights_digest
+from fedhess.prefetching import AHEAD, read_ahead
 
 EMBEDDING = "1"  # change it whenever embeddings do: cached ones are keyed by it
 BOTTLENECK = 64
@@ -101,7 +102,9 @@ def _compute(data: DomainData, device: torch.device, notify: Notify) -> Tensor:
     network = Lite0Featurizer(pretrained=True).eval().to(device)
     parts = []
     with torch.inference_mode():
-        for indices in torch.split(torch.arange(len(data)), BATCH):
+        batches = torch.split(torch.arange(len(data)), BATCH)
+        ahead = AHEAD if getattr(data, "reads_files", False) else 0
+        for indices, images in zip(batches, read_ahead(data.inputs, batches, ahead=ahead), strict=True):
             notify(f"embedding {data.name}: {int(indices[0])} of {len(data)} images")
-            parts.append(network(data.inputs(indices).to(device)).cpu())
+            parts.append(network(images.to(device)).cpu())
     return torch.cat(parts)

@@ -28,6 +28,7 @@ class ResNetFeaturizer(FrozenNorms):
         network.fc = nn.Identity()
         self.scale = ScaleImages()
         self.network = network
+        self.to(memory_format=torch.channels_last)
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -55,6 +55,13 @@ def mnist_root() -> Path:
     pytest.skip("the MNIST files are not in place: python tools/fetch_mnist.py .data")
 
 
+@pytest.fixture(scope="session")
+def digits_root(mnist_root: Path) -> Path:
+    if not all((mnist_root / path).exists() for path in ("USPS/usps_resampled.mat", "optdigits/digits.csv.gz")):
+        pytest.skip("the USPS and optdigits files are not in place: python tools/fetch_digits.py .data")
+    return mnist_root
+
+
 @pytest.fixture
 def silent_server() -> Iterator[str]:
     """A server that accepts connections and never answers, as a broken network does."""

@@ -8,7 +8,7 @@ from PIL import Image
 
 from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark
-from fedhess.domains.pacs import LAYOUT
+from fedhess.domains.pacs import CLASSES
 from fedhess.errors import UsageError
 from fedhess.local_data import build_model, forget_data, local_domain
 
@@ -16,7 +16,7 @@ from fedhess.local_data import build_model, forget_data, local_domain
 @pytest.fixture
 def only_sketch(tmp_path: Path) -> Path:
     """A folder with the sketches of PACS and nothing else, a few images a class."""
-    for label, name in enumerate(LAYOUT.classes):
+    for label, name in enumerate(CLASSES):
         folder = tmp_path / "PACS" / "kfold" / "sketch" / name
         folder.mkdir(parents=True)
         for number in range(3):
@@ -50,7 +50,7 @@ def test_a_server_needs_no_data_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("FEDHESS_CACHE", str(tmp_path / "cache"))
     forget_data()
     assert build_model(pacs(None)).head.out_features == 7
-    for name in ("ColoredMNIST", "RotatedMNIST", "PACS", "IconPACS"):
+    for name in ("ColoredMNIST", "RotatedMNIST", "PACS", "IconPACS", "OfficeHome", "DomainNet"):
         benchmark = open_benchmark(name, held=())
         assert (benchmark.name, benchmark.stand_in_for) == (name, None)
 

@@ -1,10 +1,14 @@
+import hashlib
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedhess.domains import TensorDomain, split_indices
+from fedhess.domains import TensorDomain, split_domain, split_indices
+from fedhess.domains.split import split_as_domainbed
 
 
 def domain(labels: Tensor, groups: Tensor | None = None, name: str = "a") -> TensorDomain:
@@ -72,3 +76,53 @@ def test_a_class_of_one_example_stays_in_training():
 def test_a_holdout_that_leaves_nothing_is_refused(holdout):
     with pytest.raises(AssertionError):
         split_indices(domain(torch.zeros(3, dtype=torch.int64)), holdout=holdout, seed=0)
+
+
+# -- DomainBed's own draw ----------------------------------------------------------------------------------------------
+
+
+def test_domainbeds_draw_is_the_one_of_its_code():
+    # Its seed is the MD5 of "(trial_seed, environment)" modulo 2^31; its out split the first fifth of a shuffled list.
+    seed = int(hashlib.md5(b"(2, 1)").hexdigest(), 16) % 2**31
+    assert seed == 181139023
+    order = list(range(23))
+    np.random.RandomState(seed).shuffle(order)
+    kept, held = split_as_domainbed(23, holdout=0.2, trial_seed=2, position=1)
+    assert held.tolist() == sorted(order[:4])
+    assert kept.tolist() == sorted(order[4:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(0, 80),
+    holdout=st.sampled_from([0.0, 0.1, 0.2, 0.9]),
+    seed=st.integers(0, 5),
+    position=st.integers(0, 3),
+)
+def test_domainbeds_draw_has_every_example_on_exactly_one_side(size, holdout, seed, position):
+    kept, held = split_as_domainbed(size, holdout=holdout, trial_seed=seed, position=position)
+    assert torch.equal(torch.cat([kept, held]).sort().values, torch.arange(size))
+    assert len(held) == int(size * holdout)
+    again = split_as_domainbed(size, holdout=holdout, trial_seed=seed, position=position)
+    assert torch.equal(again[0], kept)
+
+
+def test_domainbeds_draw_differs_by_seed_and_by_domain():
+    draws = {
+        tuple(split_as_domainbed(200, holdout=0.2, trial_seed=seed, position=position)[1].tolist())
+        for seed in range(3)
+        for position in range(4)
+    }
+    assert len(draws) == 12
+
+
+def test_rule_chooses_the_split():
+    data = domain(torch.tensor([0, 1] * 50))
+    given = {"holdout": 0.2, "seed": 3, "position": 1}
+    ours, theirs = (
+        split_indices(data, holdout=0.2, seed=3),
+        split_as_domainbed(100, holdout=0.2, trial_seed=3, position=1),
+    )
+    for rule, (_, held) in {"sources": ours, "every": ours, "domainbed": theirs}.items():
+        assert torch.equal(split_domain(data, rule=rule, **given)[1], held)
+    assert not torch.equal(ours[1], theirs[1])

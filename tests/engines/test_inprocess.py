@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -153,6 +154,31 @@ with run_identity(1):
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "0"
+
+
+class Slow:
+    """Takes its time to go away, as a large model does."""
+
+    def __del__(self) -> None:
+        time.sleep(0.3)
+
+
+def test_the_clients_thread_has_ended_when_the_run_returns() -> None:
+    slow_app = ClientApp()
+    server_app = ServerApp()
+
+    @slow_app.query("slow")
+    def slow(message: Message, context: Context) -> Message:
+        reply = Message(RecordDict(), reply_to=message)
+        reply.kept = Slow()  # type: ignore[attr-defined]
+        return reply
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        assert all(reply.has_content() for reply in grid.send_and_receive([ask("slow", 1001)]))
+
+    run_in_process(server_app, slow_app, run_config={}, node_configs=[{}])
+    assert "fedhess-client" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_what_the_server_raises_comes_out_and_the_identity_is_put_back() -> None:

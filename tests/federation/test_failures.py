@@ -20,13 +20,22 @@ HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05}}
 class Misbehaving:
     """The real ClientApp, except that one client does something else for one message type from one round on."""
 
-    def __init__(self, message_type: str, act: Callable[[Message, Message], Message], *, first_round: int = 1) -> None:
-        self.message_type, self.act, self.first_round = message_type, act, first_round
+    def __init__(
+        self,
+        message_type: str,
+        act: Callable[[Message, Message], Message],
+        *,
+        first_round: int = 1,
+        partition: int = BAD,
+    ) -> None:
+        self.message_type, self.act, self.first_round, self.partition = message_type, act, first_round, partition
 
     def __call__(self, message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         config = message.content.config_records.get(protocol.CONFIG, {})
-        chosen = context.node_config["partition-id"] == BAD and message.metadata.message_type == self.message_type
+        chosen = (
+            context.node_config["partition-id"] == self.partition and message.metadata.message_type == self.message_type
+        )
         return self.act(message, reply) if chosen and config.get(protocol.ROUND, 0) >= self.first_round else reply
 
 

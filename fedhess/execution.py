@@ -1,0 +1,77 @@
+"""How a model runs: precision, batch norms, compiled or not; and whether the settings go together."""
+
+import torch
+from torch import Tensor, nn
+
+from fedhess.config import RunConfig
+from fedhess.errors import UsageError
+from fedhess.models.headed import FrozenNorms, HeadedModel
+
+
+def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
+    """Make a model run as the settings say; names and values of its tensors stay what they are.
+
+    Args:
+        model: The model, on its device.
+        config: Gives ``precision``, ``batchnorm`` and ``compile``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UsageError: Batch norms are to be averaged and the model has none.
+    """
+    model.autocast = torch.bfloat16 if config.precision == "bf16" else None
+    if config.batchnorm == "averaged":
+        if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+            raise UsageError(f"--batchnorm averaged: {config.model} has no batch norm; leave the option out")
+        for module in model.modules():
+            if isinstance(module, FrozenNorms):
+                module.frozen = False
+        model.train(model.training)
+    if config.compile:
+        model.featurizer.compile()
+    return model
+
+
+def check_execution(config: RunConfig, input_shape: tuple[int, ...]) -> None:
+    """Insist that settings go together, with the device and with what the model sees.
+
+    Args:
+        config: The settings.
+        input_shape: Of one example as the model sees it.
+
+    Raises:
+        UsageError: They do not.
+    """
+    kind = torch.device(config.device).type
+    if config.precision == "bf16":
+        if config.dtype == "float64":
+            raise UsageError("--precision bf16: it needs --dtype float32, got float64; choose one of the two")
+        if kind not in ("cpu", "cuda"):
+            raise UsageError(f"--precision bf16: expected --device cpu or cuda, got {config.device}")
+        if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UsageError(f"--precision bf16: {config.device} computes no bfloat16; use --precision float32")
+    if config.augment != "none" and (len(input_shape) != 3 or input_shape[0] != 3):
+        raise UsageError(
+            f"--augment {config.augment}: expected RGB images (3, H, W), and {config.model} gets examples of shape "
+            f"{input_shape}; use --augment none"
+        )
+    if config.compile:
+        _check_compiler(config.device)
+
+
+def _check_compiler(device: str) -> None:
+    """Compile a trifle, so that a missing compiler shows before anything runs."""
+    try:
+        torch.compile(_double)(torch.ones(2, device=device))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UsageError(
+            f"--compile: torch cannot compile here ({' '.join(lines[:2])[:200]}); install a C++ compiler (on a GPU "
+            "also Triton), or leave the option out"
+        ) from error
+
+
+def _double(values: Tensor) -> Tensor:
+    return values * 2

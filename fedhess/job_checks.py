@@ -1,0 +1,82 @@
+"""What must hold of a job's settings before anything runs."""
+
+from collections.abc import Sequence
+
+from fedhess.config import RunConfig
+from fedhess.domains import Benchmark, split_domain
+from fedhess.errors import UsageError, did_you_mean
+from fedhess.local_data import build_model
+from fedhess.optimizers import check_optimizer
+from fedhess.selection import DEFAULT, SELECTORS
+from fedhess.variants import Variant, check_variants
+
+
+def check_settings(configs: Sequence[RunConfig]) -> None:
+    """Check what no single value shows: together, and with the model.
+
+    Raises:
+        UsageError: Settings exclude each other, or the model cannot be built.
+    """
+    first = configs[0]
+    fewest = min((config.sources for config in configs), key=len)
+    if first.quorum > len(fewest):
+        raise UsageError(
+            f"--quorum: expected at most {len(fewest)}, the number of source clients ({', '.join(fewest)}), got "
+            f"{first.quorum}"
+        )
+    if first.device == "mps" and first.dtype == "float64":
+        raise UsageError("--dtype float64: Apple's GPU has no float64; use --device cpu or --dtype float32")
+    for config in configs:  # those of variants differ
+        if config.client_optimizer == "Adam" and config.momentum:
+            raise UsageError(
+                f"--momentum {config.momentum:g}: it is SGD's, and --client-optimizer is Adam; give --momentum 0"
+            )
+        check_optimizer(config.server_optimizer, lr=config.server_lr, args=config.server_optimizer_args)
+    try:
+        build_model(first)
+    except UsageError as error:
+        raise UsageError(f"--model {first.model}: {error}") from error
+
+
+def check_selection(selection: str, variants: Sequence[Variant], benchmark: Benchmark) -> None:
+    """Insist on a selector that does not look at the target, and that can tell the variants apart.
+
+    Raises:
+        UsageError: It is not so.
+    """
+    if selection == "oracle":
+        raise UsageError(
+            "--selection: the oracle looks at the target and selects nothing here; compare with it afterwards: "
+            "python -m fedhess.report RUN --selection source,oracle"
+        )
+    if selection not in SELECTORS:
+        known = [name for name in SELECTORS if name != "oracle"]
+        raise UsageError(f"--selection: unknown selector {selection!r}; {did_you_mean(selection, known)}")
+    check_variants(variants)
+    if variants and selection == DEFAULT and benchmark.holdout == 0:
+        raise UsageError(
+            f"--variants: {benchmark.title} holds no source examples out, by which settings could be told apart; add "
+            "--selection lodo"
+        )
+
+
+def check_splits(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
+    """Insist that every domain that is split can hold examples out and keep some.
+
+    Raises:
+        UsageError: One cannot, or the benchmark holds nothing out where a rule wants every domain split.
+    """
+    rule = configs[0].split
+    if rule != "sources" and benchmark.holdout == 0:
+        raise UsageError(f"--split {rule}: {benchmark.title} holds no examples out; leave the option out")
+    split = [config.sources + (config.targets if config.splits_targets else ()) for config in configs]
+    for domain in dict.fromkeys(domain for domains in split for domain in domains):
+        data = benchmark.load(domain)
+        position = benchmark.domains.index(domain)
+        for seed in sorted({config.seed for config in configs}):
+            kept, held = split_domain(data, rule=rule, holdout=benchmark.holdout, seed=seed, position=position)
+            if len(kept) == 0 or len(held) == 0:
+                raise UsageError(
+                    f"--domains {benchmark.name}: {domain!r} has {len(data)} examples, too few in each class to hold "
+                    f"{benchmark.holdout:.0%} out for validation and train on the rest; expected at least 3 a class"
+                )

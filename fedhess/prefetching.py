@@ -1,0 +1,40 @@
+"""Read what comes next while the present is worked on."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+AHEAD = 2
+
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = AHEAD) -> Iterator[Result]:
+    """Read items in a thread of its own, some before they are asked for.
+
+    Args:
+        read: Reads one item; it should let other threads run while it waits or decodes.
+        items: What to read.
+        ahead: How many results wait at most; 0 reads each when it is asked for, without a thread.
+
+    Yields:
+        ``read(item)``, in the order of the items. An error in ``read`` is raised where its result would have come.
+
+    >>> list(read_ahead(str, [1, 2, 3]))
+    ['1', '2', '3']
+    """
+    if ahead == 0:
+        yield from map(read, items)
+        return
+    pool = ThreadPoolExecutor(1, thread_name_prefix="fedhess-reader")
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # also where nobody asks any more
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,93 @@
+"""Hyperparameters as DomainBed draws them, number for number.
+
+Source: DomainBed, released code (Gulrajani and Lopez-Paz, ICLR 2021), ``hparams_registry.py`` and ``scripts/train.py``:
+setting 0 of a trial has the defaults; setting k draws each hyperparameter from a generator of its own, NumPy's legacy
+one, seeded with the hyperparameter's name and with (k, trial). So these are the very values of its sweep.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fedhess.config import Scalar
+
+Draw = Callable[[np.random.RandomState], Scalar]
+
+
+def log_uniform(low: float, high: float, *, base: float = 10.0) -> Draw:
+    """Draw base^U(low, high)."""
+    return lambda random: float(base ** random.uniform(low, high))
+
+
+def whole(draw: Draw) -> Draw:
+    """Cut off what follows the point."""
+    return lambda random: int(draw(random))
+
+
+def uniform(low: float, high: float) -> Draw:
+    """Draw U(low, high)."""
+    return lambda random: float(random.uniform(low, high))
+
+
+# What every method draws on images of 224 px: DomainBed's name -> (our setting, its draw). Its learning rate and weight
+# decay are those of Adam, which is the server's here. The batch of DomainNet is drawn from fewer sizes.
+COMMON: Mapping[str, tuple[str, Draw]] = {
+    "lr": ("server_lr", log_uniform(-5, -3.5)),
+    "weight_decay": ("server_optimizer_args.weight_decay", log_uniform(-6, -2)),
+    "batch_size": ("batch_size", whole(log_uniform(3, 5.5, base=2))),
+}
+DOMAIN_NET_BATCH = whole(log_uniform(3, 5, base=2))
+
+# What a method draws besides.
+OF_METHOD: Mapping[str, Mapping[str, tuple[str, Draw]]] = {
+    "irm": {
+        "irm_lambda": ("weight", log_uniform(-1, 5)),
+        "irm_penalty_anneal_iters": ("anneal_steps", whole(log_uniform(0, 4))),
+    },
+    "vrex": {
+        "vrex_lambda": ("weight", log_uniform(-1, 5)),
+        "vrex_penalty_anneal_iters": ("anneal_steps", whole(log_uniform(0, 4))),
+    },
+    "coral": {"mmd_gamma": ("gamma", log_uniform(-1, 1))},
+    "iga": {"penalty": ("coefficient", log_uniform(1, 5))},
+    "groupdro": {"groupdro_eta": ("eta", log_uniform(-3, -1))},
+    "fishr": {
+        "lambda": ("weight", log_uniform(1, 4)),
+        "penalty_anneal_iters": ("anneal_steps", whole(uniform(0, 5000))),
+        "ema": ("ema", uniform(0.90, 0.99)),
+    },
+    # HGP's ranges are its authors', the names that they are drawn by are ours; Hutchinson's ranges are ours.
+    "hgp": {"alpha": ("alpha", log_uniform(-5, -3)), "beta": ("beta", log_uniform(-3, -1))},
+    "hutchinson": {"alpha": ("alpha", log_uniform(-5, -3)), "beta": ("beta", log_uniform(-3, -1))},
+}
+
+
+def seed_hash(*parts: object) -> int:
+    """Hash what names a draw into a seed, as DomainBed's ``misc.seed_hash`` does.
+
+    >>> seed_hash(0, 1) == seed_hash(0, 1), seed_hash(0, 1) == seed_hash(1, 0)
+    (True, False)
+    """
+    return int(hashlib.md5(str(parts).encode("utf-8")).hexdigest(), 16) % 2**31
+
+
+def draw_settings(strategy: str, benchmark: str, *, number: int, trial: int) -> dict[str, Scalar]:
+    """Draw one setting of DomainBed's sweep.
+
+    Args:
+        strategy: A strategy's name; one whose ranges are not known draws what all do.
+        benchmark: A benchmark's name.
+        number: Of the setting within the trial (``hparams_seed``), from 1; setting 0 has the defaults.
+        trial: Of the trial (``trial_seed``), from 0.
+
+    Returns:
+        Settings and arguments of the strategy, as a variant of a job has them.
+    """
+    assert number >= 1, "setting 0 has the defaults and draws nothing"
+    random_seed = seed_hash(number, trial)
+    drawn: dict[str, Scalar] = {}
+    for name, (key, draw) in {**COMMON, **OF_METHOD.get(strategy, {})}.items():
+        chosen = DOMAIN_NET_BATCH if (name, benchmark) == ("batch_size", "DomainNet") else draw
+        drawn[key] = chosen(np.random.RandomState(seed_hash(random_seed, name)))
+    return drawn

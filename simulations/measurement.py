@@ -1,0 +1,136 @@
+"""One job of a scenario: what it is, and the job run and summed up as a row of results."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedhess.announcements import stand_in_warning
+from fedhess.cache import digest_of
+from fedhess.config import Scalar
+from fedhess.domains import open_benchmark
+from fedhess.environment import resolve_device
+from fedhess.errors import FederationError
+from fedhess.job import Job, plan_job, slug
+from fedhess.job_directory import job_directory
+from fedhess.progress import Progress
+from fedhess.report import summarise
+from fedhess.selection import DEFAULT, ORACLE
+from fedhess.simulate import run_job
+from simulations.records import Row
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One job of a scenario: one strategy, one seed, every target.
+
+    Attributes:
+        benchmark: A benchmark's name.
+        strategy: A strategy's name.
+        seed: Of the run, and of the benchmark where that is made at random.
+        options: Options of the benchmark.
+        strategy_args: Arguments of the strategy beside those of the recipes.
+        overrides: Settings beside those of the recipes, by their name in ``RunConfig``.
+        target: As ``--target`` of ``fedhess.simulate``.
+        variants: Settings to select among, as ``--variants`` has them.
+        selection: As ``--selection`` of ``fedhess.simulate``.
+        oracle: Whether the oracle's average stands in a column of its own.
+        require_real: Whether a stand-in will not do.
+    """
+
+    benchmark: str
+    strategy: str
+    seed: int
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+    strategy_args: Mapping[str, Scalar] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    target: str = "all"
+    variants: Sequence[Mapping[str, Scalar]] = ()
+    selection: str = DEFAULT
+    oracle: bool = False
+    require_real: bool = False
+
+
+def measure(configuration: Configuration, *, folder: Path, device: str = "auto") -> Row:
+    """Run one job, or continue it, and sum it up.
+
+    Args:
+        configuration: The job.
+        folder: Where the job's directory is or will be; its name tells configurations apart.
+        device: As ``--device``.
+
+    Returns:
+        JSON: what ran on which data, settings, environment, accuracy (percent) on sources and targets; or the reason
+        why the federation stopped.
+
+    Raises:
+        UsageError: Data or settings are not possible.
+        StorageError: A round could not be written.
+    """
+    progress = Progress(silent=not sys.stdout.isatty())
+    benchmark = open_benchmark(
+        configuration.benchmark,
+        require_real=configuration.require_real,
+        seed=configuration.seed,
+        options=configuration.options,
+        notify=progress.note,
+    )
+    if benchmark.stand_in_for:
+        progress.warn(stand_in_warning(benchmark))
+    name = f"{slug(benchmark.title)}-{configuration.strategy}-{configuration.seed}"
+    job = plan_job(
+        benchmark,
+        strategies=[configuration.strategy],
+        strategy_args=configuration.strategy_args,
+        target=configuration.target,
+        trials=1,
+        overrides={**configuration.overrides, "seed": configuration.seed, "device": resolve_device(device)},
+        variants=configuration.variants,
+        selection=configuration.selection,
+        out=folder / f"{name}-{digest_of([json.dumps(asdict(configuration), sort_keys=True)])[:8]}",
+    )
+    started = time.monotonic()
+    with job_directory(job.path, job.description, resume=True):
+        try:
+            summary: dict[str, Any] = run_job(job, progress)
+        except FederationError as error:
+            return _row(job) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
+    result = summary["strategies"][configuration.strategy]
+    accuracy = {"sources": result["sources"]["mean"]}
+    accuracy |= {target: cell["mean"] for target, cell in result["accuracy"].items()}
+    if configuration.oracle:
+        best = summarise(job, selection="oracle")["strategies"][configuration.strategy]
+        alone = [cell["mean"] for cell in best["accuracy"].values()]
+        accuracy[ORACLE] = best["average"]["mean"] if len(alone) > 1 else alone[0]
+    return _row(job) | {
+        **({"selected_settings": result["selected_settings"]} if job.variants else {}),
+        "accuracy": accuracy,
+        "average": result["average"]["mean"],
+        "protocol": summary["protocol"],
+        "failures": result["failures"],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _row(job: Job) -> Row:
+    """Say what a job is, without the paths of this machine."""
+    config, dataset = job.runs[0].config, job.description["dataset"]
+    kept = {key: value for key, value in job.description["settings"].items() if key not in ("data_dir", "device")}
+    several: dict[str, Any] = {"variants": len(job.variants)} if job.variants else {}  # settings are the first's
+    several |= {"selection": job.selection} if job.selection != DEFAULT else {}
+    record = json.loads((job.path / "config.json").read_text(encoding="utf-8"))
+    return {
+        "benchmark": job.benchmark.title,
+        "strategy": config.strategy,
+        "seed": config.seed,
+        "per_domain": int(config.domains_options.get("per_domain", 0)),
+        "settings": kept | {"strategy_args": dict(config.strategy_args)} | several,
+        "options": {key: value for key, value in dataset["options"].items() if key not in ("data_dir", "seed")},
+        "counts": dataset["counts"],
+        "digest": dataset["digest"],
+        "device": config.device,
+        "environment": record["environment"],
+    }

@@ -1,0 +1,164 @@
+"""``folder:PATH``: any tree PATH/DOMAIN/CLASS/image, and every tree that is none."""
+
+import shutil
+import unicodedata
+from pathlib import Path
+
+import pytest
+import torch
+from image_trees import write_image, write_tree
+
+from fedhess.domains import open_benchmark
+from fedhess.errors import UsageError
+
+DOMAINS = ("городской", "lac été", "山")
+CLASSES = {"naïve": 2, "Zebra": 3, "犬": 1}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "my photos", DOMAINS, CLASSES)
+
+
+def refusal(root: Path, **options: object) -> str:
+    with pytest.raises(UsageError) as caught:
+        open_benchmark(f"folder:{root}", options=options)
+    return str(caught.value)
+
+
+def test_a_tree_with_names_in_any_script_is_opened(tree: Path) -> None:
+    benchmark = open_benchmark(f"folder:{tree}")
+    assert (benchmark.name, benchmark.title) == ("folder:my photos", "folder:my photos")
+    assert benchmark.domains == ("lac été", "городской", "山")
+    assert benchmark.classes == ("Zebra", "naïve", "犬")
+    assert (benchmark.input_shape, benchmark.outputs, benchmark.default_model) == ((3, 224, 224), 3, "resnet18")
+    data = benchmark.load("山")
+    assert data.labels.tolist() == [0, 0, 0, 1, 1, 2]
+    assert len(torch.unique(data.inputs(torch.arange(6)).flatten(1), dim=0)) == 6
+    assert [scenario.sources for scenario in benchmark.scenarios][2] == ("lac été", "городской")
+
+
+def test_opened_again_by_name_and_options_it_is_the_same(tree: Path) -> None:
+    benchmark = open_benchmark(f"FOLDER:{tree}", options={"side": "32"})
+    assert benchmark.input_shape == (3, 32, 32)
+    again = open_benchmark(benchmark.name, data_dir="/another/folder", options=benchmark.options)
+    assert again == benchmark
+    assert again.identity() == benchmark.identity()
+
+
+def test_a_relative_path_and_the_home_folder_are_read(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree.parent)
+    monkeypatch.setenv("HOME", str(tree.parent))
+    for path in ("my photos", "~/my photos"):
+        assert open_benchmark(f"folder:{path}").options["data_dir"] == str(tree)
+
+
+def test_hidden_things_and_files_that_are_no_images_do_not_count(tree: Path) -> None:
+    before = open_benchmark(f"folder:{tree}").load("山").digest
+    (tree / ".git").mkdir()
+    (tree / "README.md").write_text("about")
+    (tree / "山" / "Thumbs.db").write_bytes(b"thumbs")
+    (tree / "山" / ".ipynb_checkpoints").mkdir()
+    (tree / "山" / "犬" / "notes.txt").write_text("a note")
+    write_image(tree / "山" / "犬" / "._pic_000.jpg", 900)
+    assert open_benchmark(f"folder:{tree}").load("山").digest == before
+
+
+def test_accents_stored_in_two_ways_are_one_name(tree: Path) -> None:
+    before = open_benchmark(f"folder:{tree}").identity()
+    for path in (tree / "山" / "naïve", tree / "lac été"):
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    assert open_benchmark(f"folder:{tree}").identity() == before
+
+
+def test_links_are_followed(tree: Path, tmp_path: Path) -> None:
+    before = open_benchmark(f"folder:{tree}").identity()["digest"]
+    for path in (tree / "山" / "Zebra" / "pic_000.jpg", tree / "山" / "Zebra", tree / "山"):
+        path.rename(tmp_path / f"moved {path.name}")
+        path.symlink_to(tmp_path / f"moved {path.name}")
+    (tmp_path / "link").symlink_to(tree)
+    assert open_benchmark(f"folder:{tmp_path / 'link'}").identity()["digest"] == before
+
+
+# -- Wrong trees -------------------------------------------------------------------------------------------------------
+
+
+def test_different_classes_are_listed_by_domain(tree: Path) -> None:
+    shutil.rmtree(tree / "山" / "Zebra")
+    write_image(tree / "lac été" / "Quagga" / "a.png", 901)
+    lines = refusal(tree).splitlines()
+    assert lines[0].startswith(f"folder {tree}: every domain must have the same classes, 4 in all")
+    assert set(lines[1:]) == {"  '山' lacks 'Quagga', 'Zebra'", "  'городской' lacks 'Quagga'"}
+
+
+def test_an_empty_class_is_named(tree: Path) -> None:
+    (tree / "山" / "犬" / "pic_000.jpg").rename(tree / "山" / "犬" / "pic_000.txt")
+    assert f"domain '山', class '犬': {tree / '山' / '犬'} holds no image (.bmp" in refusal(tree)
+
+
+def test_too_few_domains_are_refused(tree: Path) -> None:
+    shutil.rmtree(tree / "山")
+    assert "at least three domains (two to learn from, one to leave out), found 2: lac été, городской" in refusal(tree)
+
+
+def test_one_folder_too_high_is_seen(tree: Path) -> None:
+    message = refusal(tree.parent)
+    assert "found 1: my photos" in message
+    assert message.endswith(f"did you mean folder:{tree}?")
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    assert "with at least two classes, found x" in refusal(write_tree(tmp_path / "one", ["a", "b", "c"], {"x": 1}))
+
+
+def test_images_without_folders_of_classes_are_seen(tmp_path: Path) -> None:
+    for number, domain in enumerate("abc"):
+        write_image(tmp_path / domain / "x.jpg", number)
+    message = refusal(tmp_path)
+    assert "found none" in message
+    assert "images lie in the folders of domains, where the folders of classes are expected" in message
+
+
+def test_a_tree_that_is_one_level_deeper_is_refused(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["a", "b", "c"], {"train/x": 1, "val/x": 1})
+    assert "found x/pic_000.jpg in a folder below; is the tree one level deeper?" in refusal(tmp_path)
+
+
+def test_an_image_below_a_class_is_refused(tree: Path) -> None:
+    write_image(tree / "山" / "Zebra" / "more" / "b.jpg", 902)
+    with pytest.raises(UsageError, match=r"found more/b\.jpg in a folder below"):
+        open_benchmark(f"folder:{tree}").load("山")
+
+
+def test_a_broken_image_is_named_or_left_out(tree: Path) -> None:
+    (tree / "山" / "犬" / "pic_000.jpg").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"1 of 6 images of domain '山' cannot be decoded, the first .*pic_000\.jpg"):
+        open_benchmark(f"folder:{tree}").load("山")
+    assert len(open_benchmark(f"folder:{tree}", skip_bad_images=True).load("山")) == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a,b", "c", "d"), "domain 'a,b' has a comma or a plus in its name; rename it"),
+        (("a+b", "c", "d"), "domain 'a+b' has a comma or a plus in its name; rename it"),
+        (("a b", "a-b", "d"), "domains 'a b' and 'a-b' differ only in signs or case; rename one"),
+        (("Dog", "dog", "d"), "domains 'Dog' and 'dog' differ only in signs or case; rename one"),
+        (("é", unicodedata.normalize("NFD", "é"), "d"), "'é' is there twice, its accents stored in two ways"),
+    ],
+)
+def test_names_that_cannot_be_told_apart_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    assert message in refusal(write_tree(tmp_path / "tree", names, {"x": 1, "y": 1}))
+
+
+def test_a_path_is_wanted_and_once(tree: Path) -> None:
+    with pytest.raises(UsageError, match="expected a path after it, as in folder:photos, got nothing"):
+        open_benchmark("folder:")
+    with pytest.raises(UsageError, match="expected one of the two; leave the data folder out"):
+        open_benchmark(f"folder:{tree}", data_dir=tree)
+    assert "cannot be read: No such file" in refusal(tree / "nowhere")
+
+
+@pytest.mark.parametrize("side", [7, 1025])
+def test_a_side_out_of_range_is_refused(tree: Path, side: int) -> None:
+    assert f"side must be 8 to 1024 pixels, got {side}" in refusal(tree, side=side)

@@ -1,0 +1,267 @@
+"""The published protocols as presets: their facts, their draws, and each from start to end on small real trees."""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from typer.testing import CliRunner
+
+from fedhess import workplace
+from fedhess.config import RunConfig
+from fedhess.domains import domain_net, office_home, pacs, release, terra_incognita, vlcs
+from fedhess.errors import UsageError
+from fedhess.selection import ORACLE
+from simulations import diversity_shift
+from simulations.comparison import render
+from simulations.draws import draw_settings, seed_hash
+from simulations.presets import comparison_of, configurations, find_protocol
+from simulations.protocols import PROTOCOLS
+
+# Where each benchmark lies in a data folder, as its releases have it.
+ROOTS = {"PACS": "PACS", "VLCS": "VLCS", "OfficeHome": "office_home", "DomainNet": "domain_net"}
+ROOTS |= {"TerraIncognita": "terra_incognita"}
+MODULES = {"PACS": pacs, "VLCS": vlcs, "OfficeHome": office_home, "DomainNet": domain_net}
+MODULES |= {"TerraIncognita": terra_incognita}
+SIDE = 32  # pixels, in place of 224
+
+
+# -- Facts -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_preset_has_settings_for_the_four_benchmarks() -> None:
+    for protocol in PROTOCOLS.values():
+        assert set(protocol.benchmarks) >= {"PACS", "VLCS", "OfficeHome", "DomainNet"}
+        for benchmark in protocol.benchmarks:
+            settings = protocol.settings_of(benchmark)
+            known = {key: value for key, value in settings.items() if key in RunConfig.model_fields}
+            RunConfig.checked({"domains": benchmark, "sources": ("a", "b", "c"), "targets": ("d",)} | known)
+            assert {"model", "rounds", "batch_size", "lr", "evaluate_every", "augment"} <= set(settings)
+
+
+def test_domainbed_is_the_centralised_sweep() -> None:
+    settings = PROTOCOLS["domainbed"].settings_of("PACS")
+    assert (settings["rounds"], settings["local_steps"], settings["batch_size"]) == (5001, 1, 32)
+    assert (settings["server_optimizer"], settings["server_lr"], settings["lr"]) == ("Adam", 5e-5, 1.0)
+    assert (settings["model"], settings["split"], settings["evaluate_every"]) == ("resnet50", "domainbed", 300)
+    assert PROTOCOLS["domainbed"].settings_of("DomainNet")["evaluate_every"] == 1000
+    jobs = configurations(PROTOCOLS["domainbed"], domains=["PACS"], strategies=["hgp"], seeds=[0, 1, 2])
+    assert [len(job.variants) for job in jobs] == [20, 20, 20]
+    assert all(job.oracle and job.require_real for job in jobs)
+
+
+def test_ga_fediir_and_bai_have_the_settings_of_their_code() -> None:
+    ga, fediir, bai = (PROTOCOLS[name] for name in ("ga", "fediir", "bai"))
+    s = ga.settings_of("PACS")
+    assert (s["model"], s["rounds"], s["local_epochs"], s["batch_size"]) == ("resnet18", 40, 5, 16)
+    assert (s["lr"], s["momentum"], s["weight_decay"]) == (1e-3, 0.9, 5e-4)
+    assert [fediir.settings_of(name)["lr"] for name in ("PACS", "VLCS", "OfficeHome")] == [2.5e-3, 1e-3, 1e-3]
+    s = fediir.settings_of("PACS")
+    assert (s["clients"], s["clients_per_round"], s["rounds"], s["local_epochs"]) == (10, 3, 100, 1)
+    assert [fediir.strategy_args["fediir"][name]["gamma"] for name in ("PACS", "VLCS", "OfficeHome")] == [
+        1e-3,
+        5e-3,
+        5e-4,
+    ]
+    s = bai.settings_of("OfficeHome")
+    assert (s["model"], s["clients"], s["heterogeneity"], s["partition"]) == ("resnet50", 100, 0.1, "lambda")
+    assert (s["client_optimizer"], s["lr"], s["rounds"], s["batch_size"]) == ("Adam", 5e-5, 50, 64)
+
+
+def test_settings_that_this_version_lacks_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol = PROTOCOLS["bai"]
+    monkeypatch.setattr(RunConfig, "model_fields", {k: v for k, v in RunConfig.model_fields.items() if k != "lr"})
+    (job,) = configurations(protocol, domains=["PACS"], strategies=["erm"], seeds=[0])
+    assert "lr" not in job.overrides
+    assert "lr" in protocol.missing()
+    assert "this version has no setting lr: left as it is without" in protocol.notes()
+
+
+def test_every_difference_from_the_publication_stands_with_the_results() -> None:
+    for protocol in PROTOCOLS.values():
+        notes = comparison_of(protocol).notes
+        assert protocol.source in notes[0]
+        assert len(protocol.differences) >= 5
+        assert set(protocol.differences) < set(notes)
+        assert any("VLCS" in note for note in notes) == ("VLCS" in protocol.ours or protocol.name == "vlcs")
+
+
+def test_unknown_preset_is_named() -> None:
+    with pytest.raises(UsageError, match="--preset: unknown protocol 'domainbad'; did you mean 'domainbed'"):
+        find_protocol("domainbad")
+
+
+# -- Draws -------------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_drawn_as_domainbed_draws_them() -> None:
+    def theirs(name: str, number: int, trial: int) -> np.random.RandomState:
+        return np.random.RandomState(seed_hash(seed_hash(number, trial), name))
+
+    for number, trial in ((1, 0), (7, 2)):
+        drawn = draw_settings("irm", "PACS", number=number, trial=trial)
+        assert drawn == {
+            "server_lr": 10 ** theirs("lr", number, trial).uniform(-5, -3.5),
+            "server_optimizer_args.weight_decay": 10 ** theirs("weight_decay", number, trial).uniform(-6, -2),
+            "batch_size": int(2 ** theirs("batch_size", number, trial).uniform(3, 5.5)),
+            "weight": 10 ** theirs("irm_lambda", number, trial).uniform(-1, 5),
+            "anneal_steps": int(10 ** theirs("irm_penalty_anneal_iters", number, trial).uniform(0, 4)),
+        }
+    assert draw_settings("irm", "PACS", number=1, trial=0) != draw_settings("irm", "PACS", number=1, trial=1)
+    assert seed_hash(0, 0) == 894182419, "MD5 of '(0, 0)'"
+
+
+def test_domain_net_draws_smaller_batches() -> None:
+    sizes = {
+        name: [draw_settings("erm", name, number=n, trial=0)["batch_size"] for n in range(1, 60)] for name in ROOTS
+    }
+    assert max(sizes["DomainNet"]) < 32 <= max(sizes["PACS"])
+    assert min(map(min, sizes.values())) >= 8
+
+
+def test_first_setting_of_a_trial_is_the_protocols_own() -> None:
+    (job,) = configurations(PROTOCOLS["domainbed"], domains=["VLCS"], strategies=["hgp"], seeds=[1])
+    assert job.variants[0] == {"server_lr": 5e-5, "batch_size": 32}
+    assert job.variants[3] == draw_settings("hgp", "VLCS", number=3, trial=1)
+    assert 1e-5 < job.variants[3]["alpha"] < 1e-3
+
+
+# -- From start to end -------------------------------------------------------------------------------------------------
+
+
+def picture(domain: int, label: int, number: int) -> bytes:
+    """Draw a small JPEG: a shape by class on a paper by domain."""
+    image = Image.new("RGB", (40, 40), (60 + 40 * domain, 120, 200 - 30 * domain))
+    pen = ImageDraw.Draw(image)
+    corner = 4 + number
+    pen.ellipse((corner, corner, 14 + label % 20, 34 - label % 10), fill=(255 - label % 200, 40 * (label % 6), 30))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Make a benchmark's tree in its real layout, once: a few real JPEGs of each class, four of the first classes."""
+    root = tmp_path_factory.mktemp("trees")
+
+    def make(benchmark: str) -> Path:
+        layout = MODULES[benchmark].RELEASE.layout
+        for domain, name in enumerate(layout.domains):
+            for label, kind in enumerate(layout.classes):
+                folder = root / ROOTS[benchmark] / name / kind
+                if not folder.exists():
+                    folder.mkdir(parents=True)
+                    for number in range(4 if label < 4 else 1):
+                        (folder / f"{number}.jpg").write_bytes(picture(domain, label, number))
+        return root
+
+    return make
+
+
+@pytest.fixture
+def run(trees: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Run the command with a preset in an empty directory, images of 32 px."""
+    monkeypatch.setattr(release, "SIDE", SIDE)
+    monkeypatch.delenv("FEDHESS_DATA", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    workplace.forget_everything()
+
+    def command(benchmark: str, *arguments: str) -> tuple[Mapping[str, Any], str]:
+        given = ["--quick", "--domains", benchmark, "--data-dir", str(trees(benchmark)), *arguments]
+        result = CliRunner().invoke(diversity_shift.cli, given)
+        if isinstance(result.exception, UsageError):
+            raise result.exception
+        assert result.exit_code == 0, (result.output, result.exception)
+        (file,) = Path("runs/quick").glob("*.json")
+        (row,) = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        assert str(trees(benchmark)) not in file.read_text(encoding="utf-8"), "no path of this machine"
+        return row, result.output
+
+    return command
+
+
+def target_of(benchmark: str) -> str:
+    return list(MODULES[benchmark].RELEASE.layout.domains)[-1]
+
+
+CASES = [(preset, benchmark) for preset in PROTOCOLS for benchmark in PROTOCOLS[preset].benchmarks]
+# Each preset and each benchmark once; the others take their minute where slow tests run.
+FAST = [("ga", "PACS"), ("fediir", "VLCS"), ("domainbed", "TerraIncognita"), ("bai", "OfficeHome")]
+
+
+@pytest.mark.parametrize(
+    ("preset", "benchmark"),
+    [pytest.param(*case, marks=[] if case in FAST else [pytest.mark.slow], id="-".join(case)) for case in CASES],
+)
+def test_preset_starts_and_ends_on_a_small_tree(run: Any, preset: str, benchmark: str) -> None:
+    target = target_of(benchmark)
+    row, out = run(benchmark, "--preset", preset, "--strategy", "hgp", "--target", target)
+    protocol = PROTOCOLS[preset]
+    assert row["benchmark"] == benchmark, "the data itself, no stand-in"
+    oracle = {ORACLE} if protocol.oracle else set()
+    assert set(row["accuracy"]) == {"sources", target} | oracle
+    assert all(0 <= value <= 100 for value in row["accuracy"].values())
+    assert row["failures"] == 0
+    settings = row["settings"]
+    assert (settings["model"], settings["pretrained"], settings["rounds"]) == ("resnet18", False, 2)
+    assert settings["local_epochs"] == (1 if "local_epochs" in protocol.settings else 0)
+    assert settings["split"] == protocol.settings.get("split", "sources")
+    for key in ("momentum", "client_optimizer", "server_optimizer", "weighting", "server_lr"):
+        if key in protocol.settings:
+            assert settings[key] == protocol.settings[key], key
+    assert f"# Leave one domain out, protocol {preset}" in out
+    assert f"`python -m simulations.diversity_shift --preset {preset} --quick`" in out
+    assert "QUICK" in out
+    for note in protocol.notes():
+        assert f"- {note}" in out
+    if preset == "domainbed":
+        assert settings["variants"] == 2
+        assert "selection among 2 settings by source validation" in row["protocol"]
+        assert "every domain split as DomainBed does" in row["protocol"]
+    assert [path.suffix for path in sorted(Path("runs/quick").iterdir())] == [".json", ".md", ".png"]
+    assert Path(f"runs/quick/diversity_shift-{preset}.json").exists()
+
+
+def test_published_numbers_stand_beside_ours_and_the_oracle_in_its_own_column() -> None:
+    accuracy = {"sources": 90.0, "art_painting": 80.0, "cartoon": 81.0, "photo": 82.0, "sketch": 83.0, ORACLE: 84.5}
+    environment = {"platform": "here", "cpu_count": 2, "git_revision": "abc", "versions": {"torch": "2", "flwr": "1"}}
+    row = {"benchmark": "PACS", "strategy": "erm", "seed": 0, "per_domain": 0, "settings": {}, "options": {}}
+    row |= {"accuracy": accuracy, "average": 81.5, "device": "cpu", "environment": environment}
+    out = render(comparison_of(PROTOCOLS["domainbed"]), {"quick": False, "rows": [row]})
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    assert lines[0][-5:] == ["average", "published", ORACLE, "published", "source"], "the oracle comes last"
+    assert lines[2][-5:] == ["81.5", "85.5", "84.5", "86.7", "[1]"]
+    assert lines[2][3:11] == ["80.0", "84.7", "81.0", "80.8", "82.0", "97.2", "83.0", "79.3"]
+    assert lines[0][:3] == ["strategy", "seeds", "sources (held out)"]
+    assert "Made by `python -m simulations.diversity_shift --preset domainbed`;" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "gaa"], "--preset: unknown protocol 'gaa'"),
+        (
+            ["--preset", "ga", "--domains", "TerraIncognita"],
+            "--domains: 'TerraIncognita' is no benchmark whose domains",
+        ),
+        (["--preset", "ga", "--strategy", "fedag"], "--strategy: 'fedag' is not part of this scenario"),
+        (["--preset", "ga"], "PACS itself is required and cannot be had"),
+        (["--preset", "ga", "--selection", "oracle"], "--selection: the oracle looks at the target"),
+    ],
+)
+def test_mistake_is_named(
+    trees: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("FEDHESS_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    data = ["--data-dir", str(trees("PACS"))] if "oracle" in arguments else []
+    result = CliRunner().invoke(diversity_shift.cli, ["--quick", *arguments, *data])
+    assert isinstance(result.exception, UsageError)
+    assert message in str(result.exception)

