@@ -1,7 +1,7 @@
 """The server's model: a streamed mean of the clients' updates, and one step of any torch optimizer along it."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from flwr.app import ArrayRecord
@@ -43,17 +43,46 @@ class WeightedMean:
         self._weight += weight
 
     def result(self) -> dict[str, Tensor]:
-        """Return the mean, and end the use of this object.
+        """Return the mean, and end the use of this object; zero where nothing that was added weighs anything.
 
         Raises:
             ValueError: Nothing was added.
         """
         if not self._sum:
             raise ValueError("the mean of nothing was asked for")
-        if self._weight != 1.0:
+        if self._weight not in (0.0, 1.0):
             for tensor in self._sum.values():
                 tensor.div_(self._weight)
         return self._sum
+
+
+class DomainMeans:
+    """One mean a domain over its clients, each weighted by its examples of the domain, added up as they come.
+
+    Memory: one set of tensors a domain, whatever the number of clients. A single client's values are kept bit for bit.
+
+    Args:
+        domains: The order of the result.
+        expected: For each client that may contribute, its examples by domain.
+
+    Attributes:
+        examples: Examples behind each mean so far, by domain.
+    """
+
+    def __init__(self, domains: Sequence[str], expected: Sequence[Mapping[str, int]]) -> None:
+        self._domains = domains
+        self._means: dict[str, WeightedMean] = {}
+        self._totals = {domain: sum(client.get(domain, 0) for client in expected) for domain in domains}
+        self.examples: dict[str, int] = {}
+
+    def add(self, domain: str, tensors: Mapping[str, Tensor], examples: int) -> None:
+        """Add what one client says of a domain."""
+        self._means.setdefault(domain, WeightedMean()).add(tensors, examples / self._totals[domain])
+        self.examples[domain] = self.examples.get(domain, 0) + examples
+
+    def result(self) -> dict[str, dict[str, Tensor]]:
+        """Return the mean of every domain that has a client, in domain order, and end the use of this object."""
+        return {domain: self._means[domain].result() for domain in self._domains if domain in self._means}
 
 
 class GlobalModel:

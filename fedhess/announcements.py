@@ -18,6 +18,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
         "model": ", ".join([config.model, *_manner(config)]),
         "strategies": ", ".join(job.strategies),
         "federation": f"{config.rounds} rounds, server {config.server_optimizer} lr {config.server_lr:.4g}",
+        **({"partition": config.describe_clients()} if config.describe_clients() else {}),
         "clients": f"{config.local_work} a round on {batch}, {config.client_optimizer} lr {config.lr:g}",
         "engine": engine,
         "device": f"{config.device}, {config.threads or torch.get_num_threads()} thread(s)",
@@ -61,7 +62,9 @@ def cost(job: Job) -> str:
 
 
 def stand_in_warning(benchmark: Benchmark) -> str:
-    """Say that the data is not what was asked for."""
+    """Say that the data is not what was asked for; nothing when it is."""
+    if not benchmark.stand_in_for:
+        return ""
     return (
         f"{benchmark.name} stands in for {benchmark.stand_in_for}, which could not be had. The results below are about "
         f"{benchmark.name} and say nothing about {benchmark.stand_in_for}. --require-real fails instead and lists the "

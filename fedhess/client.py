@@ -15,16 +15,19 @@ from torch import Tensor
 
 from fedhess import protocol
 from fedhess.autodiff import ModuleBatch
+from fedhess.batches import joint_batch, round_steps
 from fedhess.config import RunConfig, Scalar
 from fedhess.environment import torch_threads
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.evaluation import evaluate_model
 from fedhess.loading import client_half
-from fedhess.local_data import LocalDomain, local_domain
-from fedhess.protocol import SOURCE, TARGET, Identity
+from fedhess.local_client import LocalClient, local_client
+from fedhess.place import place
+from fedhess.protocol import SOURCE, TARGET
 from fedhess.run_settings import settings_of_run
+from fedhess.statistic_requests import decode_request, numbered, numbered_parts
 from fedhess.statistics import Forward, compute_statistic, run_forward
-from fedhess.training import round_batch, round_steps, train_locally, writes_parameters
+from fedhess.training import Holding, train_locally, writes_parameters
 from fedhess.workplace import FORWARDS, MODELS, ModelMissingError
 
 Handler = Callable[[Message, Context], Message]
@@ -58,7 +61,7 @@ def firewall(message: Message, context: Context, call_next: Handler) -> Message:
     """Let nothing but ``evaluate`` through to a target client (a Flower mod)."""
     message_type = message.metadata.message_type
     config = run_settings(context)
-    domain, role = place(config, context)
+    domain, role, _ = place(config, context)
     if role == TARGET and message_type.partition(".")[0] != protocol.EVALUATE:
         reason = f"{domain} is a target domain: its client answers evaluate messages only, refused {message_type!r}"
         return Message(Error(protocol.REFUSED_BY_TARGET, reason), reply_to=message)
@@ -79,47 +82,12 @@ def errors_as_replies(message: Message, context: Context, call_next: Handler) ->
 app = ClientApp(mods=[errors_as_replies, own_threads, firewall])
 
 
-def place(config: RunConfig, context: Context) -> tuple[str, str]:
-    """Say which domain this node holds and which role it plays.
-
-    A deployed node is started with ``domain`` in its node config, a simulated one has a ``partition-id``, which counts
-    the run's sources, then its targets. A node started with ``role="target"`` stays one whatever a run says.
-
-    Returns:
-        Domain and role.
-
-    Raises:
-        UsageError: The node config names neither, or a domain that is not part of the run.
-    """
-    domains = (*config.sources, *config.targets)
-    domain = context.node_config.get("domain")
-    if domain is None:
-        position = context.node_config.get("partition-id")
-        if not isinstance(position, int) or not 0 <= position < len(domains):
-            raise UsageError(
-                f"the node config has no domain, and its partition-id is {position!r}; expected domain=NAME, or a "
-                f"partition-id from 0 to {len(domains) - 1}"
-            )
-        count = context.node_config.get("num-partitions", len(domains))
-        if isinstance(count, int) and count < len(domains):
-            raise UsageError(
-                f"the simulation has {count} nodes, the run {len(domains)} domains ({', '.join(domains)}); run it with "
-                f"--federation-config 'num-supernodes={len(domains)}'"
-            )
-        domain = domains[position]
-    if domain not in domains:
-        raise UsageError(f"this node holds domain {domain!r}; the run has {', '.join(domains)}")
-    is_source = domain in config.sources and context.node_config.get("role", SOURCE) == SOURCE
-    return str(domain), SOURCE if is_source else TARGET
-
-
 @app.evaluate("identify")
 def identify(message: Message, context: Context) -> Message:
     """Answer who this client is."""
     config = run_settings(context)
-    domain, role = place(config, context)
-    data = local_domain(config, domain=domain, role=role)
-    identity = Identity(domain, role, 0, data.train_size, len(data.evaluate_indices), data.holds_out)
+    domain, role, client = place(config, context)
+    identity = local_client(config, domain=domain, role=role, client=client).identity(role)
     return Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
 
 
@@ -127,8 +95,7 @@ def identify(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """Answer the statistics that the message names, on the batch of the round's first local step."""
     config, data, model_id, server_round = _open(message, context)
-    values = _answer(message.content, config, data, model_id, server_round)
-    return Message(RecordDict({protocol.STATISTIC_VALUES: protocol.encode_tensors(values)}), reply_to=message)
+    return Message(RecordDict(_answer(message.content, config, data, model_id, server_round)), reply_to=message)
 
 
 @app.train()
@@ -136,22 +103,22 @@ def train(message: Message, context: Context) -> Message:
     """Take the round's local steps; answer with the update, or with the weights where a plain Flower strategy asks."""
     started = time.perf_counter()
     config, data, model_id, server_round = _open(message, context)
-    asked = protocol.numbered_parts(message.content)  # before the steps: they may write to the working model
+    asked = numbered_parts(message.content)  # before the steps: they may write to the working model
     answers = [_answer(request, config, data, model_id, server_round) for request in asked]
     model = MODELS.model(config, model_id, writable=writes_parameters(config))
-    reference = message.content.array_records.get(protocol.REFERENCE)
-    device = torch.device(config.device)
+    holdings = _holdings(message.content, data, torch.device(config.device))
+    # The statistics were of all that the client holds: so is the pass behind them.
+    reusable = not writes_parameters(config) and len(holdings) == len(data.training_parts)
     carried = message.content.array_records.get(protocol.MOMENTUM)
     local = train_locally(
         model,
-        data,
+        holdings,
         before=MODELS.receive(model_id, None),
         config=config,
         strategy=client_half(config),
-        reference={} if reference is None else _on(device, protocol.decode_tensors(reference)),
         server_round=server_round,
         momentum=None if carried is None else protocol.decode_tensors(carried),
-        first=None if writes_parameters(config) else FORWARDS.take(model_id, data.key, model),
+        first=FORWARDS.take(model_id, data.key, model) if reusable else None,
     )
     wants_weights = message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False)
     if wants_weights:
@@ -170,8 +137,8 @@ def train(message: Message, context: Context) -> Message:
     content = RecordDict({protocol.MODEL: protocol.encode_tensors(tensors), protocol.METRICS: metrics})
     if carried is not None and local.momentum:
         content[protocol.MOMENTUM] = protocol.encode_tensors(local.momentum)
-    for call, values in enumerate(answers):
-        content.update(protocol.numbered({protocol.STATISTIC_VALUES: protocol.encode_tensors(values)}, call))
+    for call, records in enumerate(answers):
+        content.update(numbered(records, call))
     return Message(content, reply_to=message)
 
 
@@ -182,20 +149,25 @@ def evaluate(message: Message, context: Context) -> Message:
     Only a source client adds the alignment statistics of its head.
     """
     config, data, model_id, _ = _open(message, context)
-    _, role = place(config, context)
-    model = MODELS.model(config, model_id, writable=False)
-    result = evaluate_model(model, data, with_alignment=role == SOURCE)
-    metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
-    if role == TARGET and config.splits_targets:
-        out = evaluate_model(model, data, indices=data.out_indices)
-        metrics |= protocol.evaluation_metrics(out.examples, out.loss, out.accuracy, of=protocol.OUT)
-    content = RecordDict({protocol.METRICS: MetricRecord(dict(metrics))})
-    if result.alignment:
-        content[protocol.ALIGNMENT] = protocol.encode_tensors(result.alignment)
+    _, role, _ = place(config, context)
+    key = data.identity(role).key
+    content = RecordDict()
+    for domain, part in data.parts.items():
+        if len(part.evaluate_indices) == 0 and len(data.parts) > 1:
+            continue
+        model = MODELS.model(config, model_id, writable=False)
+        result = evaluate_model(model, part, with_alignment=role == SOURCE)
+        metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
+        if role == TARGET and config.splits_targets:
+            out = evaluate_model(model, part, indices=part.out_indices)
+            metrics |= protocol.evaluation_metrics(out.examples, out.loss, out.accuracy, of=protocol.OUT)
+        content[key(protocol.METRICS, domain)] = MetricRecord(dict(metrics))
+        if result.alignment:
+            content[key(protocol.ALIGNMENT, domain)] = protocol.encode_tensors(result.alignment)
     return Message(content, reply_to=message)
 
 
-def _open(message: Message, context: Context) -> tuple[RunConfig, LocalDomain, str, int]:
+def _open(message: Message, context: Context) -> tuple[RunConfig, LocalClient, str, int]:
     """Read what every request carries, and take in its model."""
     config = run_settings(context)
     record = message.content.config_records.get(protocol.CONFIG, ConfigRecord())
@@ -203,12 +175,38 @@ def _open(message: Message, context: Context) -> tuple[RunConfig, LocalDomain, s
     if not isinstance(model_id, str) or not isinstance(server_round, int):
         raise BadRequestError(f"expected {protocol.MODEL_ID} and {protocol.ROUND} in the message, got {sorted(record)}")
     MODELS.receive(model_id, message.content.array_records.get(protocol.MODEL))
-    domain, role = place(config, context)
-    return config, local_domain(config, domain=domain, role=role), model_id, server_round
+    domain, role, client = place(config, context)
+    return config, local_client(config, domain=domain, role=role, client=client), model_id, server_round
+
+
+def _holdings(content: RecordDict, data: LocalClient, device: torch.device) -> list[Holding]:
+    """Say what is trained on: everything, or what the server names; of several domains each by its weight."""
+    identity = data.identity(SOURCE)
+    record = content.config_records.get(protocol.CONFIG, ConfigRecord())
+    sizes = {domain: float(part.train_size) for domain, part in data.training_parts.items()}
+    domains, weights = record.get(protocol.TRAIN_DOMAINS), record.get(protocol.TRAIN_WEIGHTS)
+    if isinstance(domains, list) and isinstance(weights, list):
+        named = dict(zip(map(str, domains), map(float, weights), strict=True))
+        sizes = {domain: named.get(domain, 0.0) for domain in sizes}
+    total = sum(sizes.values())
+    if not total > 0 or min(sizes.values()) < 0:
+        raise BadRequestError(f"expected a domain of {', '.join(sizes)} that weighs more than nothing, got {record}")
+    arrays = content.array_records
+
+    def decoded(name: str) -> dict[str, Tensor]:
+        return _on(device, protocol.decode_tensors(arrays[name])) if name in arrays else {}
+
+    shared = decoded(protocol.REFERENCE)
+    own = {domain: decoded(identity.key(protocol.REFERENCE, domain)) if identity.several else {} for domain in sizes}
+    return [
+        Holding(data.parts[domain], weight / total, shared | own[domain])
+        for domain, weight in sizes.items()
+        if weight > 0
+    ]
 
 
 def _statistics_pass(
-    config: RunConfig, data: LocalDomain, model_id: str, server_round: int, *, with_graph: bool = False
+    config: RunConfig, data: LocalClient, model_id: str, server_round: int, *, with_graph: bool = False
 ) -> Forward:
     """Return the forward pass behind the round's statistics, made once a round.
 
@@ -219,42 +217,48 @@ def _statistics_pass(
         return found
     is_first_step = config.statistics_batches == 1 and not writes_parameters(config)
     first = round_steps(config, train_size=data.train_size, server_round=server_round).start
-    inputs, labels = round_batch(data, config, step=first, batches=config.statistics_batches)
+    parts = list(data.training_parts.values())
+    inputs, labels, sizes = joint_batch(parts, config, step=first, batches=config.statistics_batches)
     keeps_graph = is_first_step and FORWARDS.has_room_for_a_graph(model_id)
     with torch.set_grad_enabled(keeps_graph or with_graph):
-        forward = run_forward(MODELS.model(config, model_id, writable=False), inputs, labels)
+        forward = run_forward(MODELS.model(config, model_id, writable=False), inputs, labels, sizes=sizes)
     if keeps_graph or not with_graph:
         FORWARDS.keep(model_id, data.key, forward)
     return forward
 
 
 def _answer(
-    request: RecordDict, config: RunConfig, data: LocalDomain, model_id: str, server_round: int
-) -> dict[str, Tensor]:
+    request: RecordDict, config: RunConfig, data: LocalClient, model_id: str, server_round: int
+) -> dict[str, protocol.Part]:
     """Compute the statistics that a request names, on the batch of the round's first local step.
+
+    Returns:
+        One record a domain.
 
     Raises:
         BadRequestError: The strategy lists no such statistic.
     """
     strategy = client_half(config)
-    names, given = protocol.decode_request(request)
+    names, given = decode_request(request)
     device = torch.device(config.device)
     given = {name: _on(device, {"": v})[""] if isinstance(v, Tensor) else v for name, v in given.items()}
-    values: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Tensor]] = {domain: {} for domain in data.training_parts}
     for name in names:
-        if name in strategy.network_statistics:
-            forward = _statistics_pass(config, data, model_id, server_round, with_graph=True)
-            values[name] = strategy.network_statistics[name](forward).detach()
-        elif name in strategy.statistics:
-            batch = _statistics_pass(config, data, model_id, server_round).batch
-            with torch.set_grad_enabled(isinstance(batch, ModuleBatch)):  # closed forms need no graph
-                values[name] = compute_statistic(strategy.statistics[name], batch, **given).detach()
-        else:
+        on_network = strategy.network_statistics.get(name)
+        if on_network is None and name not in strategy.statistics:
             known = [*strategy.statistics, *strategy.network_statistics]
             raise BadRequestError(
                 f"strategy {config.strategy!r} has no statistic {name!r}; {did_you_mean(name, known)}"
             )
-    return values
+        forward = _statistics_pass(config, data, model_id, server_round, with_graph=on_network is not None)
+        for own, part in zip(values.values(), forward.parts, strict=True):
+            if on_network is not None:
+                own[name] = on_network(part).detach()
+                continue
+            with torch.set_grad_enabled(isinstance(part.batch, ModuleBatch)):  # closed forms need no graph
+                own[name] = compute_statistic(strategy.statistics[name], part.batch, **given).detach()
+    key = data.identity(SOURCE).key
+    return {key(protocol.STATISTIC_VALUES, domain): protocol.encode_tensors(own) for domain, own in values.items()}
 
 
 def _on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

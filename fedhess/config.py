@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.optimizers import optimizer_name
+from fedhess.partition_settings import Partition, PartitionSettings
 
 Scalar = str | int | float | bool
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -35,6 +36,14 @@ class RunConfig(BaseModel):
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     split: Literal["sources", "every", "domainbed"] = "sources"
+    # Partition of the source domains
+    partition: Partition = "domain"
+    clients: Annotated[int, Field(ge=0)] = 0
+    heterogeneity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clients_per_domain: Annotated[int, Field(ge=0)] = 0
+    dirichlet_alpha: Positive = 0.5
+    dirichlet_min_size: Annotated[int, Field(ge=1)] = 10
+    clients_per_round: Annotated[int, Field(ge=0)] = 0
     # Model
     model: str
     pretrained: bool = True
@@ -77,6 +86,34 @@ class RunConfig(BaseModel):
     @classmethod
     def _known_optimizer(cls, name: str) -> str:
         return optimizer_name(name)
+
+    @model_validator(mode="after")
+    def _possible_partition(self) -> "RunConfig":
+        mistake = self.partition_settings.mistake()
+        if not mistake and self.clients_per_round > self.source_clients:
+            mistake = (
+                f"--clients-per-round: expected at most {self.source_clients}, the number of source clients, got "
+                f"{self.clients_per_round}"
+            )
+        if mistake:
+            raise ValueError(mistake)
+        return self
+
+    @property
+    def partition_settings(self) -> PartitionSettings:
+        """How the source domains are shared among clients."""
+        return PartitionSettings(**{name: getattr(self, name) for name in PartitionSettings.__dataclass_fields__})
+
+    @property
+    def source_clients(self) -> int:
+        """Number of source clients."""
+        return self.partition_settings.source_clients(len(self.sources))
+
+    def describe_clients(self) -> str:
+        """Say in a few words who the source clients are; nothing for one a domain of which all take part."""
+        drawn = f"{self.clients_per_round} of {self.source_clients} clients drawn a round"
+        sampled = 0 < self.clients_per_round < self.source_clients
+        return ", ".join(filter(None, [self.partition_settings.describe(), drawn if sampled else ""]))
 
     @property
     def splits_targets(self) -> bool:
@@ -165,6 +202,8 @@ _EXPECTED = {
 
 
 def _complaint(detail: ErrorDetails) -> str:
+    if not detail["loc"]:  # of several settings together, which it names itself
+        return detail["msg"].removeprefix("Value error, ")
     option = "--" + ".".join(str(part) for part in detail["loc"]).replace("_", "-")
     if detail["type"] == "missing":
         return f"{option}: it must be given"

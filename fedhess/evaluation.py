@@ -80,13 +80,14 @@ def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[
     """Measure how far each source domain's head statistics are from their mean over the domains.
 
     Args:
-        statistics: By client, its head gradient ``"gradient"`` and HGP ``"hgp"``, (C, K) each.
+        statistics: By domain, its head gradient ``"gradient"`` and HGP ``"hgp"``, (C, K) each; of a domain with several
+            clients the mean of theirs by examples.
 
     Returns:
-        By client, ``"gradient_distance"`` = ||g_e - gbar||^2 and ``"hgp_distance"`` = ||H_e[g_e] - mean||^2: the terms
+        By domain, ``"gradient_distance"`` = ||g_e - gbar||^2 and ``"hgp_distance"`` = ||H_e[g_e] - mean||^2: the terms
         that the penalties of Hemati et al. (arXiv 2308.11778) add up, here measured for every strategy.
     """
-    distances: dict[str, dict[str, float]] = {client: {} for client in statistics}
+    distances: dict[str, dict[str, float]] = {domain: {} for domain in statistics}
     if not statistics:
         return distances
     for name in ("gradient", "hgp"):
@@ -94,8 +95,8 @@ def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[
         for values in statistics.values():
             mean.add({name: values[name]})
         centre = mean.result()[name]
-        for client, values in statistics.items():
-            distances[client][f"{name}_distance"] = float((values[name] - centre).square().sum())
+        for domain, values in statistics.items():
+            distances[domain][f"{name}_distance"] = float((values[name] - centre).square().sum())
     return distances
 
 

@@ -1,24 +1,25 @@
 """The server's question to the source clients: ``ask("gradient")`` returns that statistic of every domain."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import RecordDict
 from torch import Tensor
 
 from fedhess import protocol
-from fedhess.aggregation import WeightedMean
+from fedhess.aggregation import DomainMeans, WeightedMean
 from fedhess.config import RunConfig, Scalar
 from fedhess.federation import Federation, ModelPayload
 from fedhess.roster import Client
 from fedhess.sampling import derive_seed
 from fedhess.shapes import StatisticShapes
+from fedhess.statistic_requests import encode_request
 from fedhess.validation import read_tensors
 
-Answer = dict[str, Tensor]  # a client's statistics, by name
+Answer = dict[str, dict[str, Tensor]]  # a client's statistics, by domain and name
 
 
 class PerDomain(Mapping[str, Tensor]):
-    """One statistic of every source domain, in domain order.
+    """One statistic of every source domain that has a client in the round, in domain order.
 
     Args:
         values: The statistic by domain.
@@ -61,6 +62,7 @@ class Exchange:
         server_round: Number of the round.
 
     Attributes:
+        domains: Names of the run's source domains. In a round without a client of a domain, no answer has it.
         participants: The source clients still in the round: those that answered every exchange so far.
         seed: Seed that the round's domains share, for common random numbers.
         server_round: Number of the round.
@@ -74,9 +76,11 @@ class Exchange:
         config: RunConfig,
         server_round: int,
     ) -> None:
-        self.participants = federation.source_clients
+        self.domains = tuple(config.sources)
+        self.participants = federation.participants(server_round)
         self.seed = derive_seed(config.seed, "round", server_round)
         self.server_round = server_round
+        self._asked = len(self.participants)
         self._federation = federation
         self._shapes = shapes
         self._model = model
@@ -90,7 +94,8 @@ class Exchange:
             **given: Tensors and scalars that its function takes besides the batch.
 
         Returns:
-            The statistic by domain, clients of one domain averaged by their examples.
+            The statistic by domain: the mean over the domain's clients, weighted by their examples of it. A client that
+            holds several domains answers for each, and counts in each.
 
         Raises:
             FederationError: Fewer source clients than the quorum answered.
@@ -103,43 +108,34 @@ class Exchange:
 
     def _ask(
         self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
-    ) -> dict[Client, Answer]:
-        """Send one message to each client; those whose answer is good are in the result, in domain order."""
-        parts = protocol.encode_request(names, given)
+    ) -> Iterator[tuple[Client, Answer]]:
+        """Send one message to each client and yield the good answers as they come, in domain order."""
+        parts = encode_request(names, given)
         expected = self._shapes.of(names, given)
-
-        def read(client: Client, content: RecordDict) -> Answer:
-            return read_answer(client, content, expected)
-
-        replies = self._federation.exchange(
+        return self._federation.exchange(
             _phase(names),
             clients,
             message_type=protocol.STATISTICS,
             server_round=self.server_round,
             model=self._model,
             parts=lambda _: parts,
-            read=read,
+            read=lambda client, content: read_answer(client, content, expected),
             deadline=self._config.exchange_deadline,
         )
-        return dict(replies)
 
-    def _settled(self, names: Sequence[str], answers: Mapping[Client, Answer]) -> dict[str, PerDomain]:
-        """Go on with the clients that answered, if they are enough, and average by domain."""
-        self.participants = list(answers)
-        self._federation.require_quorum(_phase(names), self.server_round, self.participants)
-        return {name: self._per_domain({client: values[name] for client, values in answers.items()}) for name in names}
-
-    def _per_domain(self, values: Mapping[Client, Tensor]) -> PerDomain:
-        examples: dict[str, int] = {}
-        for client in values:
-            domain = client.identity.domain
-            examples[domain] = examples.get(domain, 0) + client.identity.train_examples
-        means = {domain: WeightedMean() for domain in examples}
-        for client, value in values.items():
-            domain = client.identity.domain
-            means[domain].add({"": value}, client.identity.train_examples / examples[domain])
-        weights = examples if self._config.weighting == "examples" else dict.fromkeys(examples, 1)
-        return PerDomain({domain: mean.result()[""] for domain, mean in means.items()}, weights)
+    def _settled(self, names: Sequence[str], answers: Iterable[tuple[Client, Answer]]) -> dict[str, PerDomain]:
+        """Average by domain, and go on with the clients that answered, if they are enough."""
+        means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants])
+        answered: list[Client] = []
+        for client, answer in answers:
+            answered.append(client)
+            for domain, tensors in answer.items():
+                means.add(domain, tensors, client.identity.trains_on[domain])
+        self.participants = answered
+        self._federation.require_quorum(_phase(names), self.server_round, answered, asked=self._asked)
+        by_domain, examples = means.result(), means.examples
+        weights = examples if self._config.weighting == "examples" else dict.fromkeys(by_domain, 1)
+        return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights) for name in names}
 
 
 def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tensor]) -> Answer:
@@ -148,8 +144,10 @@ def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tens
     Raises:
         ValueError: One is missing, not finite, or of another shape or dtype than expected.
     """
-    del client
-    return read_tensors(content, protocol.STATISTIC_VALUES, like=expected)
+    return {
+        domain: read_tensors(content, client.identity.key(protocol.STATISTIC_VALUES, domain), like=expected)
+        for domain in client.identity.trains_on
+    }
 
 
 def _phase(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from fedhess import protocol
 from fedhess.errors import FederationError
 from fedhess.protocol import Part
-from fedhess.roster import Client, discover
+from fedhess.roster import Client, discover, draw_clients
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,10 @@ class Federation:
         grid: Flower's grid.
         sources: Names of the source domains, in domain order.
         targets: Names of the target domains, in domain order.
-        quorum: Source clients that every phase needs; 0 means all of them.
+        source_clients_expected: Number of source clients; 0 for one a source domain.
+        clients_per_round: Source clients that take part in a round; 0 means all of them.
+        seed: Draws them.
+        quorum: Source clients that every phase needs, at most those that take part; 0 means all of these.
         deadline: Seconds a train or evaluate phase may take.
         exchange_deadline: Seconds an exchange of statistics, or finding a client, may take.
     """
@@ -63,6 +66,9 @@ class Federation:
     grid: Grid
     sources: Sequence[str]
     targets: Sequence[str]
+    source_clients_expected: int = 0
+    clients_per_round: int = 0
+    seed: int = 0
     quorum: int = 0
     deadline: float = 3600.0
     exchange_deadline: float = 600.0
@@ -78,13 +84,23 @@ class Federation:
         """The source clients, in domain order."""
         return [client for client in self.clients if client.identity.role == protocol.SOURCE]
 
+    def participants(self, server_round: int) -> list[Client]:
+        """The source clients that take part in a round of training, in domain order."""
+        return draw_clients(self.source_clients, self.clients_per_round, seed=self.seed, server_round=server_round)
+
     def discover(self) -> None:
         """Find the clients of the run: see :func:`fedhess.roster.discover`.
 
         Raises:
-            FederationError: A domain has no client, or two nodes contradict each other.
+            FederationError: A client is missing, or two nodes contradict each other.
         """
-        self.clients = discover(self.grid, sources=self.sources, targets=self.targets, deadline=self.exchange_deadline)
+        self.clients = discover(
+            self.grid,
+            sources=self.sources,
+            targets=self.targets,
+            deadline=self.exchange_deadline,
+            clients=self.source_clients_expected,
+        )
 
     def exchange(
         self,
@@ -131,27 +147,24 @@ class Federation:
                 continue
             yield client, value
 
-    def require_quorum(
-        self, phase: str, server_round: int, survivors: Sequence[Client], *, asked: int | None = None
-    ) -> None:
+    def require_quorum(self, phase: str, server_round: int, survivors: Sequence[Client], *, asked: int) -> None:
         """Insist that enough source clients completed a phase.
 
         Args:
             phase: Name of the phase.
             server_round: Number of the round.
             survivors: Who completed it.
-            asked: How many were asked, where a strategy sampled some: no more than these can be needed.
+            asked: How many take part: no more than these can be needed.
 
         Raises:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.
         """
-        everybody = len(self.source_clients) if asked is None else asked
-        needed = min(self.quorum or everybody, everybody)
+        needed = min(self.quorum or asked, asked)
         if len(survivors) >= needed and survivors:
             return
         reasons = "".join(f"\n  {failure}" for failure in self.failures if failure.round == server_round)
         raise FederationError(
-            f"round {server_round}: {len(survivors)} of {everybody} source clients completed phase "
+            f"round {server_round}: {len(survivors)} of {asked} source clients completed phase "
             f"{phase!r}, {needed} are needed (--quorum).{reasons}"
         )
 
@@ -176,16 +189,19 @@ class Federation:
         self, request: "_Request", clients: Sequence[Client], deadline: float
     ) -> Iterator[tuple[Client, RecordDict | None]]:
         """Send a request; yield each client once, with its reply or None, as the replies come."""
-        lost: list[Client] = []
-        for client, content in self._round_trip(request, clients, deadline):
-            if content is not None and _model_is_missing(content) and client.node_id in self._holds:
-                del self._holds[client.node_id]
-                self._forgetful.add(client.node_id)
-                lost.append(client)
-            else:
-                yield client, content
-        if lost:
-            yield from self._round_trip(request, lost, deadline)
+        # Where clients run one after the other, messages that are not their turn yet would only take memory.
+        at_once = getattr(self.grid, "clients_at_once", len(clients)) or 1
+        for start in range(0, len(clients), at_once):
+            lost: list[Client] = []
+            for client, content in self._round_trip(request, clients[start : start + at_once], deadline):
+                if content is not None and _model_is_missing(content) and client.node_id in self._holds:
+                    del self._holds[client.node_id]
+                    self._forgetful.add(client.node_id)
+                    lost.append(client)
+                else:
+                    yield client, content
+            if lost:
+                yield from self._round_trip(request, lost, deadline)
 
     def _round_trip(
         self, request: "_Request", clients: Sequence[Client], deadline: float

@@ -22,21 +22,22 @@ from fedhess.validation import read_tensors
 
 
 class SourceGrid(Grid):
-    """The run's grid with the source clients alone, in domain order, whose replies come back in domain order.
+    """The run's grid with the source clients of a round alone, in domain order; so their replies come back.
 
     Flower's strategies add replies up as they come and sample random node ids; behind this view both depend on the seed
     and the domains only.
 
     Args:
         federation: The run's clients.
+        server_round: The round; where the run draws clients, the strategy sees those.
         timeout: Seconds a phase may take.
     """
 
-    def __init__(self, federation: Federation, *, timeout: float) -> None:
+    def __init__(self, federation: Federation, *, server_round: int, timeout: float) -> None:
         self._grid = federation.grid
         self._timeout = timeout
         self._pushed: set[str] = set()
-        self.by_node = {client.node_id: client for client in federation.source_clients}
+        self.by_node = {client.node_id: client for client in federation.participants(server_round)}
 
     def set_run(self, run: Run) -> None:
         """Set the run of the grid behind."""
@@ -105,7 +106,8 @@ def run_flower_round(
         FederationError: Fewer source clients than the quorum replied, or the strategy aggregated nothing.
     """
     started = time.monotonic()
-    grid = SourceGrid(federation, timeout=config.deadline)
+    grid = SourceGrid(federation, server_round=server_round, timeout=config.deadline)
+    _require_clients(strategy, grid, server_round)
     payload = model.payload()
     train_config = ConfigRecord(
         {protocol.ROUND: server_round, protocol.MODEL_ID: payload.model_id, protocol.REPLY_WEIGHTS: True}
@@ -130,6 +132,22 @@ def run_flower_round(
     model.require_finite(f"round {server_round}: {type(strategy).__name__}")
     outcome.seconds = time.monotonic() - started
     return outcome
+
+
+def _require_clients(strategy: Strategy, grid: SourceGrid, server_round: int) -> None:
+    """Insist on as many clients as the strategy samples from: Flower would wait for more without end.
+
+    Raises:
+        FederationError: Fewer take part in the round.
+    """
+    needed = {name: getattr(strategy, name, 0) for name in ("min_available_nodes", "min_train_nodes")}
+    for name, number in needed.items():
+        if number > len(grid.by_node):
+            raise FederationError(
+                f"round {server_round}: {type(strategy).__name__} waits for {name} = {number} clients, "
+                f"{len(grid.by_node)} take part; give it --strategy-args {name}={len(grid.by_node)}, or the run more "
+                "clients (--clients-per-round)"
+            )
 
 
 def _checked(

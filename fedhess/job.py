@@ -13,7 +13,7 @@ from fedhess.config import RunConfig, Scalar
 from fedhess.domains import Benchmark, Scenario
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.execution import check_execution
-from fedhess.job_checks import check_selection, check_settings, check_splits
+from fedhess.job_checks import check_partitions, check_selection, check_settings, check_splits
 from fedhess.models import MODELS, prepared_shape
 from fedhess.recipes import default_settings, default_strategy_args
 from fedhess.runs import RunDirectory
@@ -145,6 +145,7 @@ def plan_job(
     check_execution(runs[0].config, prepared_shape(model, benchmark.input_shape))
     description = _describe(benchmark, [run for run in runs if not run.inner], args, variants)
     check_splits(benchmark, [run.config for run in runs])
+    check_partitions(benchmark, [run.config for run in runs])
     return Job(benchmark, path, tuple(runs), description, tuple(variants), selection)
 
 

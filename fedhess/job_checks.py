@@ -8,6 +8,7 @@ from fedhess.errors import UsageError, did_you_mean
 from fedhess.local_data import build_model
 from fedhess.optimizers import check_optimizer
 from fedhess.selection import DEFAULT, SELECTORS
+from fedhess.shares import read_examples, require_room_for_domains, share_out
 from fedhess.variants import Variant, check_variants
 
 
@@ -18,11 +19,17 @@ def check_settings(configs: Sequence[RunConfig]) -> None:
         UsageError: Settings exclude each other, or the model cannot be built.
     """
     first = configs[0]
-    fewest = min((config.sources for config in configs), key=len)
-    if first.quorum > len(fewest):
+    fewest = min(configs, key=lambda config: config.source_clients)
+    names = f" ({', '.join(fewest.sources)})" if first.partition == "domain" else ""
+    if first.quorum > fewest.source_clients:
         raise UsageError(
-            f"--quorum: expected at most {len(fewest)}, the number of source clients ({', '.join(fewest)}), got "
+            f"--quorum: expected at most {fewest.source_clients}, the number of source clients{names}, got "
             f"{first.quorum}"
+        )
+    if first.quorum > first.clients_per_round > 0:
+        raise UsageError(
+            f"--quorum: expected at most {first.clients_per_round}, the clients drawn a round (--clients-per-round), "
+            f"got {first.quorum}"
         )
     if first.device == "mps" and first.dtype == "float64":
         raise UsageError("--dtype float64: Apple's GPU has no float64; use --device cpu or --dtype float32")
@@ -80,3 +87,16 @@ def check_splits(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
                     f"--domains {benchmark.name}: {domain!r} has {len(data)} examples, too few in each class to hold "
                     f"{benchmark.holdout:.0%} out for validation and train on the rest; expected at least 3 a class"
                 )
+
+
+def check_partitions(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
+    """Insist that every client of every run has something to train on.
+
+    Raises:
+        UsageError: One has nothing, or holds more domains than a batch has examples.
+    """
+    for config in configs:
+        if config.partition != "domain":
+            examples = read_examples(benchmark, config.sources, rule=config.split, seed=config.seed)
+            shares = share_out(config.partition_settings, examples, seed=config.seed)
+            require_room_for_domains(shares, batch_size=config.batch_size)

@@ -1,7 +1,8 @@
-"""One client's examples, opened once and kept, and the model that fits them."""
+"""The examples of domains, opened once and kept, and the model that fits them."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,14 +14,45 @@ from fedhess.domains.split import SplitRule, split_domain
 from fedhess.execution import set_execution
 from fedhess.models import create_model, prepare_inputs, prepared_shape
 from fedhess.models.headed import HeadedModel
+from fedhess.partition import Examples
 from fedhess.prefetching import AHEAD, read_ahead
 from fedhess.protocol import SOURCE
 
 DOMAINS_KEPT = 12  # four domains of three trials: a job comes back to them with its next strategy
 
 
+class DataKey(NamedTuple):
+    """What names a domain's examples as a run sees them, for caches: settings of ``RunConfig``, options sorted."""
+
+    domains: str
+    options: tuple[tuple[str, str | int | float | bool], ...]
+    data_dir: str | None
+    domain: str
+    model: str
+    device: str
+    seed: int
+    images: str
+    image_cache_gb: float | None
+
+
+class Geometry(NamedTuple):
+    """What a benchmark says of its data without reading it.
+
+    Attributes:
+        shape: Of an input as the model sees it.
+        outputs: Number of the head's outputs.
+        holdout: Fraction of a domain that is held out.
+        domains: Every domain.
+    """
+
+    shape: tuple[int, ...]
+    outputs: int
+    holdout: float
+    domains: tuple[str, ...]
+
+
 class LocalDomain:
-    """One client's examples, on their way to the device in batches.
+    """One client's examples of one domain, on their way to the device in batches.
 
     Args:
         data: The domain's examples, as the model sees them.
@@ -97,9 +129,10 @@ class LocalDomain:
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
-def _prepared(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
-              domain: str, model: str, device: str, seed: int, images: str,
-              image_cache_gb: float | None) -> DomainData:  # fmt: skip
+def prepared(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
+             domain: str, model: str, device: str, seed: int, images: str,
+             image_cache_gb: float | None) -> DomainData:  # fmt: skip
+    """Load a domain as the model sees it, by its :func:`data_key`; kept."""
     benchmark = open_benchmark(
         domains, data_dir=data_dir, seed=seed, options=dict(options), require_real=True, held=(domain,)
     )
@@ -110,60 +143,95 @@ def _prepared(domains: str, options: tuple[tuple[str, str | int | float | bool],
 
 @lru_cache(maxsize=64)
 def _geometry(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
-              model: str, seed: int) -> tuple[tuple[int, ...], int, float, tuple[str, ...]]:  # fmt: skip
+              model: str, seed: int) -> Geometry:  # fmt: skip
     benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options), held=())
-    return prepared_shape(model, benchmark.input_shape), benchmark.outputs, benchmark.holdout, benchmark.domains
+    shape = prepared_shape(model, benchmark.input_shape)
+    return Geometry(shape, benchmark.outputs, benchmark.holdout, benchmark.domains)
+
+
+def _geometry_of(key: DataKey) -> Geometry:
+    return _geometry(key.domains, key.options, key.data_dir, key.model, key.seed)
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
-def _local_domain(data_key: tuple[object, ...], *, rule: SplitRule, holdout: float, position: int, seed: int,
-                  domain: str, role: str, device: str, dtype: torch.dtype) -> LocalDomain:  # fmt: skip
-    data = _prepared(*data_key)
-    train = evaluate = torch.arange(len(data))
-    out = train[:0]
-    if holdout > 0 and (role == SOURCE or rule != "sources"):
-        train, out = split_domain(data, rule=rule, holdout=holdout, seed=seed, position=position)
-        evaluate, out = (out, out[:0]) if role == SOURCE else (train, out)
+def domain_split(key: DataKey, *, rule: SplitRule) -> Examples:
+    """Split a domain into what it keeps and what it holds out, the same whatever the partition; kept.
+
+    A benchmark that holds nothing out evaluates what it trains on.
+    """
+    data, geometry = prepared(*key), _geometry_of(key)
+    if geometry.holdout > 0:
+        position = geometry.domains.index(key.domain)
+        return Examples(
+            data.labels,
+            *split_domain(data, rule=rule, holdout=geometry.holdout, seed=key.seed, position=position),
+        )
+    everything = torch.arange(len(data))
+    return Examples(data.labels, everything, everything)
+
+
+@lru_cache(maxsize=DOMAINS_KEPT)
+def _local_domain(key: DataKey, *, rule: SplitRule, role: str, dtype: torch.dtype) -> LocalDomain:
+    data = prepared(*key)
+    if role == SOURCE:
+        examples = domain_split(key, rule=rule)
+        train, evaluate, out = examples.train, examples.evaluate, examples.train[:0]
+    elif rule != "sources" and _geometry_of(key).holdout > 0:
+        examples = domain_split(key, rule=rule)
+        train, evaluate, out = examples.train[:0], examples.train, examples.evaluate
+    else:
+        evaluate = torch.arange(len(data))
+        train = out = evaluate[:0]
     return LocalDomain(
         data,
-        train_indices=train if role == SOURCE else train[:0],
+        train_indices=train,
         evaluate_indices=evaluate,
         out_indices=out,
-        key=(seed, domain, 0),
-        device=torch.device(device),
+        key=(key.seed, key.domain, 0),
+        device=torch.device(key.device),
         dtype=dtype,
     )
 
 
 def local_domain(config: RunConfig, *, domain: str, role: str) -> LocalDomain:
-    """Open this client's examples; kept for the next message.
+    """Open a whole domain, whoever its clients are; kept for the next time.
 
-    A source client holds out the benchmark's fraction for evaluation (a benchmark without one evaluates the training
-    examples); a target client has no training examples at all, and two splits to evaluate where the run splits targets.
+    A source holds out the benchmark's fraction for evaluation (a benchmark without one evaluates the training
+    examples); a target has no training examples at all, and two splits to evaluate where the run splits targets.
     """
-    options = tuple(sorted(config.domains_options.items()))
-    data_key = (config.domains, options, config.data_dir, domain, config.model, config.device, config.seed,
-                config.images, config.image_cache_gb)  # fmt: skip
-    _, _, holdout, names = _geometry(config.domains, options, config.data_dir, config.model, config.seed)
     return _local_domain(
-        data_key,
+        data_key(config, domain),
         rule=config.split,
-        holdout=holdout,
-        position=names.index(domain) if domain in names else 0,  # one that is not there is named where it is loaded
-        seed=config.seed,
-        domain=domain,
         role=role,
-        device=config.device,
         dtype=config.torch_dtype,
+    )
+
+
+def data_key(config: RunConfig, domain: str) -> DataKey:
+    """Name a domain's examples as a run sees them, for caches."""
+    options = tuple(sorted(config.domains_options.items()))
+    return DataKey(
+        config.domains,
+        options,
+        config.data_dir,
+        domain,
+        config.model,
+        config.device,
+        config.seed,
+        config.images,
+        config.image_cache_gb,
     )
 
 
 def build_model(config: RunConfig) -> HeadedModel:
     """Build the run's model with its initial weights, on the run's device and in its dtype."""
-    options = tuple(sorted(config.domains_options.items()))
-    shape, outputs, *_ = _geometry(config.domains, options, config.data_dir, config.model, config.seed)
+    geometry = _geometry_of(data_key(config, ""))
     model = create_model(
-        config.model, input_shape=shape, outputs=outputs, seed=config.seed, pretrained=config.pretrained
+        config.model,
+        input_shape=geometry.shape,
+        outputs=geometry.outputs,
+        seed=config.seed,
+        pretrained=config.pretrained,
     )
     model = model.to(device=torch.device(config.device), dtype=config.torch_dtype)
     return set_execution(model, config)
@@ -171,6 +239,7 @@ def build_model(config: RunConfig) -> HeadedModel:
 
 def forget_data() -> None:
     """Drop the examples and benchmarks that this process holds."""
-    _prepared.cache_clear()
+    prepared.cache_clear()
     _geometry.cache_clear()
+    domain_split.cache_clear()
     _local_domain.cache_clear()

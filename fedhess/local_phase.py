@@ -1,9 +1,9 @@
 """The server's side of local training: train messages with their references, and the mean of the updates."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedhess import protocol
@@ -14,8 +14,11 @@ from fedhess.previous import PreviousStatistics
 from fedhess.roster import Client
 from fedhess.validation import read_tensors
 
-# What a strategy's server half hands to the clients: tensors for all, or values by domain, to each its own.
+# What a strategy's server half hands to the clients: tensors for all, or values by domain, to each those it holds.
 Reference = Mapping[str, Tensor | Mapping[str, Tensor]]
+
+# What a client holds of each domain, and how much that weighs.
+Weights = Mapping[Client, Mapping[str, float]]
 
 
 @dataclass
@@ -35,11 +38,11 @@ class RoundOutcome:
 
 @dataclass
 class ClientUpdate:
-    """What one client's local steps made.
+    """What the local steps of a client, or of the clients of a domain, made.
 
     Attributes:
         update: ``before - after`` by name.
-        momentum: The momentum buffers its optimizer ended with, where they were asked for.
+        momentum: The momentum buffers the optimizer ended with, where they were asked for.
     """
 
     update: dict[str, Tensor]
@@ -77,9 +80,16 @@ class LocalPhase:
         self.config = config
         self.server_round = server_round
         self.outcome = RoundOutcome(participants=[])
+        self._asked = len(federation.participants(server_round))
         self._federation = federation
         self._references = _ReferenceParts(reference)
         self._previous = previous
+
+    @property
+    def domains(self) -> list[str]:
+        """The domains of which a participant has training examples, in domain order."""
+        held = {domain for client in self.participants for domain in client.identity.trains_on}
+        return [domain for domain in self.config.sources if domain in held]
 
     def mean_update(self, domain_weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """Train all clients at once from the global model and average their updates in domain order.
@@ -93,34 +103,53 @@ class LocalPhase:
             FederationError: Fewer source clients than the quorum trained.
         """
         mean = WeightedMean()
-        weights = client_weights(self.participants, self.config, domain_weights)
-        for client, result in self._train(self.participants, self.model.payload(), None):
-            mean.add(result.update, weights[client])
-        self._federation.require_quorum("train", self.server_round, self.outcome.participants)
+        weights = holding_weights(self.participants, self.config, domain_weights)
+        for client, result in self._train(weights, self.model.payload(), None):
+            mean.add(result.update, sum(weights[client].values()))
+        self.require_quorum()
         return mean.result()
 
-    def train_one(
-        self, client: Client, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
+    def train_domain(
+        self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
     ) -> ClientUpdate | None:
-        """Train one client from a model of its own.
+        """Train the clients of one domain, on their examples of it alone, from a model of its own.
 
         Args:
-            client: The client.
-            position: Every tensor of the model it begins from.
-            momentum: Momentum buffers that its optimizer begins with, by parameter; empty for a fresh one.
+            domain: The domain.
+            position: Every tensor of the model they begin from.
+            momentum: Momentum buffers that their optimizers begin with, by parameter; empty for fresh ones.
             name: Tells this model from the other models of the round.
 
         Returns:
-            Its update and the momentum it ended with, or None if it failed.
+            Their mean update and momentum by examples, or None if all failed.
         """
         payload = self.model.payload()
         started_from = ModelPayload(f"{payload.model_id}-{name}", protocol.encode_tensors(position))
-        for _, result in self._train([client], started_from, momentum):
-            return result
-        return None
+        counts = {client: client.identity.trains_on.get(domain, 0) for client in self.participants}
+        total = sum(counts.values())
+        weights = {client: {domain: count / total} for client, count in counts.items() if count}
+        update, buffers = WeightedMean(), WeightedMean()
+        any_update = any_momentum = False
+        for client, result in self._train(weights, started_from, momentum):
+            update.add(result.update, weights[client][domain])
+            any_update = True
+            if result.momentum:
+                buffers.add(result.momentum, weights[client][domain])
+                any_momentum = True
+        if not any_update:
+            return None
+        return ClientUpdate(update.result(), buffers.result() if any_momentum else {})
+
+    def require_quorum(self) -> None:
+        """Insist that enough clients have trained.
+
+        Raises:
+            FederationError: Fewer source clients than the quorum did.
+        """
+        self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=self._asked)
 
     def _train(
-        self, clients: Iterable[Client], payload: ModelPayload, momentum: Mapping[str, Tensor] | None
+        self, weights: Weights, payload: ModelPayload, momentum: Mapping[str, Tensor] | None
     ) -> Iterator[tuple[Client, ClientUpdate]]:
         expected = {name: self.model.tensors[name] for name in self.model.update_names}
         carried = {} if momentum is None else {protocol.MOMENTUM: protocol.encode_tensors(momentum)}
@@ -128,7 +157,7 @@ class LocalPhase:
         requests = {} if self._previous is None else self._previous.requests()
 
         def parts(client: Client) -> dict[str, protocol.Part]:
-            return {**self._references(client), **carried, **requests}
+            return {**self._references(client), **carried, **_weights_part(client, weights[client]), **requests}
 
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
@@ -143,7 +172,7 @@ class LocalPhase:
 
         replies = self._federation.exchange(
             "train",
-            clients,
+            weights,
             message_type=protocol.TRAIN,
             server_round=self.server_round,
             model=payload,
@@ -152,7 +181,8 @@ class LocalPhase:
             deadline=self.config.deadline,
         )
         for client, (result, metrics) in replies:
-            self.outcome.participants.append(client)
+            if client.label not in self.outcome.metrics:  # else it has trained on another of its domains before
+                self.outcome.participants.append(client)
             self.outcome.metrics[client.label] = metrics
             yield client, result
 
@@ -171,24 +201,52 @@ class _ReferenceParts:
 
     def __call__(self, client: Client) -> dict[str, ArrayRecord]:
         """Return the records of one client."""
-        own = {name: values[client.identity.domain].detach() for name, values in self._by_domain.items()}
-        return {protocol.REFERENCE: ArrayRecord({**self._shared, **protocol.encode_tensors(own)})}
+        identity = client.identity
+        own = {
+            identity.key(protocol.REFERENCE, domain): protocol.encode_tensors(
+                {name: values[domain].detach() for name, values in self._by_domain.items() if domain in values}
+            )
+            for domain in identity.trains_on
+        }
+        if not identity.several:
+            return {protocol.REFERENCE: ArrayRecord({**self._shared, **own[protocol.REFERENCE]})}
+        return {protocol.REFERENCE: self._shared, **own}
 
 
-def client_weights(
-    clients: list[Client], config: RunConfig, by_domain: Mapping[str, float] | None = None
-) -> dict[Client, float]:
-    """Weigh clients by domain, each domain's weight shared by its clients by examples, or by their training examples.
+def _weights_part(client: Client, weights: Mapping[str, float]) -> dict[str, ConfigRecord]:
+    """Tell a client of several domains what each weighs in its loss; nothing to a client of one."""
+    if not client.identity.several:
+        return {}
+    if not any(weights.values()):  # its update will not count, but it has to make one
+        weights = client.identity.trains_on
+    domains, values = list(weights), [float(weight) for weight in weights.values()]
+    return {protocol.CONFIG: ConfigRecord({protocol.TRAIN_DOMAINS: domains, protocol.TRAIN_WEIGHTS: values})}
+
+
+def holding_weights(
+    clients: Sequence[Client], config: RunConfig, by_domain: Mapping[str, float] | None = None
+) -> dict[Client, dict[str, float]]:
+    """Weigh what each client holds of each domain: domains share the weight, then clients a domain's by examples.
+
+    The weights of a client's domains add up to its own in the mean, and are how its loss weighs them: so the mean of
+    the clients' gradients is the gradient of the weighted mean over domains, whoever holds what.
 
     Args:
         clients: Who takes part.
-        config: Says which of the two, unless the strategy gives weights.
-        by_domain: Weights of the domains from the strategy.
+        config: Weighting by domain (each the same), or by examples (each example the same).
+        by_domain: Weights of the domains from the strategy, in place of the run's.
+
+    Returns:
+        By client and domain.
     """
+    held = {client: client.identity.trains_on for client in clients}
     if config.weighting == "examples" and by_domain is None:
-        return {client: float(client.identity.train_examples) for client in clients}
+        return {client: {domain: float(count) for domain, count in own.items()} for client, own in held.items()}
     totals: dict[str, int] = {}
-    for client in clients:
-        totals[client.identity.domain] = totals.get(client.identity.domain, 0) + client.identity.train_examples
-    share = {client: client.identity.train_examples / totals[client.identity.domain] for client in clients}
-    return share if by_domain is None else {c: by_domain[c.identity.domain] * part for c, part in share.items()}
+    for own in held.values():
+        for domain, count in own.items():
+            totals[domain] = totals.get(domain, 0) + count
+    share = {client: {domain: count / totals[domain] for domain, count in own.items()} for client, own in held.items()}
+    if by_domain is None:
+        return share
+    return {client: {domain: by_domain[domain] * part for domain, part in own.items()} for client, own in share.items()}

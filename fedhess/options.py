@@ -58,6 +58,34 @@ Selection = Annotated[
         show_default=False,
     ),
 ]
+Partition = Annotated[
+    str | None,
+    typer.Option(
+        help="How source domains are shared among clients: domain (one each), lambda (--clients over all of them), "
+        f"dirichlet (--clients-per-domain, of unlike classes). {_default('partition')}"
+    ),
+]
+Clients = Annotated[int | None, typer.Option(help="Clients that share the source domains, with --partition lambda.")]
+Heterogeneity = Annotated[
+    float | None,
+    typer.Option(help=f"Their lambda: 1 makes them all alike, 0 gives each one domain. {_default('heterogeneity')}"),
+]
+ClientsPerDomain = Annotated[int | None, typer.Option(help="Clients of each domain, with --partition dirichlet.")]
+DirichletAlpha = Annotated[
+    float | None,
+    typer.Option(help=f"Their concentration: the smaller, the fewer classes each has. {_default('dirichlet_alpha')}"),
+]
+DirichletMinSize = Annotated[
+    int | None,
+    typer.Option(help=f"Training examples that each of them gets at least. {_default('dirichlet_min_size')}"),
+]
+ClientsPerRound = Annotated[
+    int | None,
+    typer.Option(help=f"Source clients drawn for a round; 0 for all of them. {_default('clients_per_round')}"),
+]
+ShowPartition = Annotated[
+    bool, typer.Option("--show-partition", help="Print which client holds what, and stop; --json for all of it.")
+]
 Rounds = Annotated[int | None, typer.Option(help=f"Rounds of training. {_default('rounds')}")]
 LocalSteps = Annotated[int | None, typer.Option(help=f"Steps a client takes in a round. {_default('local_steps')}")]
 LocalEpochs = Annotated[

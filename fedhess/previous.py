@@ -10,7 +10,7 @@ the released code, H_e[g] is the product with the mean gradient of the round bef
 model, the worse; measured by ``python -m simulations.timing --only references``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
@@ -22,6 +22,9 @@ from fedhess.exchange import Answer, Exchange, PerDomain, read_answer
 from fedhess.federation import Federation, ModelPayload
 from fedhess.roster import Client
 from fedhess.shapes import StatisticShapes
+from fedhess.statistic_requests import encode_request, numbered, numbered_parts
+
+_Stored = tuple[list[str], list[tuple[str, list[str]]]]  # a call in a checkpoint: names, clients with their domains
 
 
 @dataclass
@@ -74,7 +77,7 @@ class PreviousStatistics:
         """Return the records by which a train message asks for the statistics of the next round's references."""
         records: dict[str, protocol.Part] = {}
         for number, call in enumerate(self._repeated()):
-            records |= protocol.numbered(protocol.encode_request(call.names, call.given or {}), number)
+            records |= numbered(encode_request(call.names, call.given or {}), number)
         return records
 
     def read(self, client: Client, content: RecordDict) -> None:
@@ -84,32 +87,40 @@ class PreviousStatistics:
             ValueError: One is missing, or not finite, or of another shape.
         """
         repeated = self._repeated()
-        parts = protocol.numbered_parts(content)
+        parts = numbered_parts(content)
         if len(parts) != len(repeated):
             raise ValueError(f"expected {len(repeated)} answers about statistics in the reply, got {len(parts)}")
         answers = [
             read_answer(client, part, call.expected) for part, call in zip(parts, repeated, strict=True)
         ]  # all of them before any is kept
         for answer, call in zip(answers, repeated, strict=True):
-            call.answers[client.label] = {name: value.clone() for name, value in answer.items()}
+            call.answers[client.label] = {
+                domain: {name: value.clone() for name, value in values.items()} for domain, values in answer.items()
+            }
 
-    def state(self) -> tuple[dict[str, Tensor], list[list[list[str]]]]:
-        """Return what the next round will use, for a checkpoint: tensors, and a list of names and clients by call."""
+    def state(self) -> tuple[dict[str, Tensor], list[_Stored]]:
+        """Return what the next round will use, for a checkpoint: tensors, and a list of calls."""
         tensors: dict[str, Tensor] = {}
-        calls: list[list[list[str]]] = []
+        calls: list[_Stored] = []
         for number, call in enumerate(self._coming):
-            calls.append([list(call.names), list(call.answers)])
-            for index, answer in enumerate(call.answers.values()):
-                tensors |= {f"{number}/{index}/{name}": value for name, value in answer.items()}
+            clients: list[tuple[str, list[str]]] = []
+            for index, (client, answer) in enumerate(call.answers.items()):
+                clients.append((client, list(answer)))
+                for position, values in enumerate(answer.values()):
+                    tensors |= {f"{number}/{index}/{position}/{name}": value for name, value in values.items()}
+            calls.append((list(call.names), clients))
         return tensors, calls
 
-    def restore(self, tensors: Mapping[str, Tensor], calls: list[list[list[str]]]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], calls: Sequence[_Stored]) -> None:
         """Take back what :meth:`state` returned."""
         self._coming = []
         for number, (names, clients) in enumerate(calls):
             answers = {
-                client: {name: tensors[f"{number}/{index}/{name}"] for name in names}
-                for index, client in enumerate(clients)
+                client: {
+                    domain: {name: tensors[f"{number}/{index}/{position}/{name}"] for name in names}
+                    for position, domain in enumerate(domains)
+                }
+                for index, (client, domains) in enumerate(clients)
             }
             self._coming.append(_Call(tuple(names), answers))
 
@@ -146,7 +157,7 @@ class PreviousExchange(Exchange):
         """Return several statistics of the round before; what is missing is asked for in one exchange."""
         held = self._memory.held(self._calls, names)
         missing = [client for client in self.participants if client.label not in held]
-        fresh = self._ask(missing, names, given) if missing else {}
+        fresh = dict(self._ask(missing, names, given)) if missing else {}
         found = {client.label: held.get(client.label) or fresh.get(client) for client in self.participants}
         answers = {client: values for client in self.participants if (values := found[client.label]) is not None}
         call = _Call(names, expected=self._shapes.of(names, given))
@@ -155,4 +166,4 @@ class PreviousExchange(Exchange):
         else:
             call.given = given
         self._calls = self._memory.expect(call)
-        return self._settled(names, answers)
+        return self._settled(names, answers.items())

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
+from fedhess.domain_rows import domain_rows
 from fedhess.protocol import SOURCE
 from fedhess.runs import Row
 
@@ -123,7 +124,8 @@ class Progress:
 
 def scores(rows: Sequence[Row]) -> str:
     """Summarise a round's rows: mean accuracy on the sources, accuracy on each target."""
-    sources = [row["accuracy"] for row in rows if row["role"] == SOURCE and row["accuracy"] is not None]
+    by_domain = domain_rows(row for row in rows if row["accuracy"] is not None)
+    sources = [row["accuracy"] for row in by_domain if row["role"] == SOURCE and row["accuracy"] is not None]
     mean = f"sources {100 * sum(sources) / len(sources):.1f} %" if sources else "sources n/a"
     targets = [
         f"{row['domain']} {'n/a' if row['accuracy'] is None else format(100 * row['accuracy'], '.1f') + ' %'}"

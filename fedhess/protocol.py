@@ -16,11 +16,15 @@ train                source    model, reference; reply: the update (or the weigh
 evaluate             every     model; reply: loss, accuracy, and (source clients only) alignment statistics; a
                                target client of a run that splits targets adds loss and accuracy of its out split
 ==================== ========= ===============================================================================
+
+A client that holds examples of several domains answers for each: its records of statistics, of evaluation and of
+alignment have the domain in their key (:func:`of_domain`), and so have the references that are its domain's own. Its
+train message says how much each domain weighs in its loss.
 """
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,8 +33,6 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
-
-from fedhess.config import Scalar
 
 Part = ArrayRecord | ConfigRecord | MetricRecord
 
@@ -55,6 +57,8 @@ MODEL_MISSING = "model-missing"
 NAMES = "names"
 REPLY_WEIGHTS = "reply-weights"
 ALIGNMENT = "alignment"
+TRAIN_DOMAINS = "train-domains"
+TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
 OUT = "out-"  # before the names of the metrics of a target's out split
 
@@ -66,17 +70,38 @@ REFUSED_BY_TARGET = 1001
 BAD_REQUEST = 1002
 
 
+def of_domain(key: str, domain: str) -> str:
+    """Name the record ``key`` of one of a client's several domains."""
+    return f"{key}/{domain}"
+
+
+@dataclass(frozen=True)
+class Held:
+    """How much a client holds of one domain.
+
+    Attributes:
+        domain: The domain.
+        train_examples: Number of examples it trains on.
+        evaluate_examples: Number of examples it evaluates on.
+    """
+
+    domain: str
+    train_examples: int
+    evaluate_examples: int
+
+
 @dataclass(frozen=True)
 class Identity:
     """Who a client is: its domain, its role, and which of the domain's clients it is.
 
     Attributes:
-        domain: Name of the domain whose examples it holds.
+        domain: Name of the domain whose examples it holds; the main one if it holds several.
         role: ``"source"`` or ``"target"``.
         client: Index among the clients of the domain, 0 when the domain has one.
         train_examples: Number of examples it trains on (0 for a target client).
         evaluate_examples: Number of examples it evaluates on.
         holds_out: Whether these are held out of training.
+        several: What it holds by domain, in domain order; empty where all of it is of its main domain.
     """
 
     domain: str
@@ -85,15 +110,30 @@ class Identity:
     train_examples: int
     evaluate_examples: int
     holds_out: bool
+    several: tuple[Held, ...] = ()
 
     @property
     def label(self) -> str:
         """The client as messages name it: the domain, and the client's number unless it is the only one."""
         return self.domain if self.client == 0 else f"{self.domain}[{self.client}]"
 
+    @property
+    def holdings(self) -> tuple[Held, ...]:
+        """What it holds by domain."""
+        return self.several or (Held(self.domain, self.train_examples, self.evaluate_examples),)
+
+    @property
+    def trains_on(self) -> dict[str, int]:
+        """Its training examples by domain, none of them without any."""
+        return {held.domain: held.train_examples for held in self.holdings if held.train_examples}
+
+    def key(self, record: str, domain: str) -> str:
+        """Name its record about one of its domains."""
+        return of_domain(record, domain) if self.several else record
+
     def to_record(self) -> ConfigRecord:
         """Write the identity as a Flower record."""
-        return ConfigRecord(
+        record = ConfigRecord(
             {
                 "domain": self.domain,
                 "role": self.role,
@@ -103,13 +143,19 @@ class Identity:
                 "holds-out": self.holds_out,
             }
         )
+        if self.several:
+            record["held-domains"] = [held.domain for held in self.several]
+            record["held-train-examples"] = [held.train_examples for held in self.several]
+            record["held-evaluate-examples"] = [held.evaluate_examples for held in self.several]
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, object]) -> "Identity":
         """Read what :meth:`to_record` wrote.
 
         Raises:
-            ValueError: A field is absent or of the wrong type, or the role is neither source nor target.
+            ValueError: A field is absent or of the wrong type, the role is neither source nor target, or the counts by
+                domain do not add up.
         """
         domain, role = record.get("domain"), record.get("role")
         counts = [record.get(key) for key in ("client", "train-examples", "evaluate-examples")]
@@ -118,7 +164,26 @@ class Identity:
         client, train, evaluate = (n for n in counts if isinstance(n, int))
         if min(client, train, evaluate) < 0 or (role == SOURCE and train == 0):
             raise ValueError(f"expected a source client with examples, no negative count, got {dict(record)}")
-        return cls(domain, str(role), client, train, evaluate, bool(record.get("holds-out", False)))
+        several = _held(record)
+        sums = [sum(held.train_examples for held in several), sum(held.evaluate_examples for held in several)]
+        if several and (role == TARGET or sums != [train, evaluate]):
+            raise ValueError(f"expected counts by domain that add up to the client's, got {dict(record)}")
+        return cls(domain, str(role), client, train, evaluate, bool(record.get("holds-out", False)), several)
+
+
+def _held(record: Mapping[str, object]) -> tuple[Held, ...]:
+    """Read what a client says that it holds by domain."""
+    columns = [record.get(f"held-{key}", []) for key in ("domains", "train-examples", "evaluate-examples")]
+    lists = [column for column in columns if isinstance(column, list)]
+    if len({len(column) for column in lists}) != 1 or len(lists) != 3 or len(set(lists[0])) != len(lists[0]):
+        raise ValueError(f"expected each domain once with its counts, got {dict(record)}")
+    rows = [Held(*row) for row in zip(*lists, strict=True)]
+    for held in rows:
+        if not isinstance(held.domain, str) or not all(
+            isinstance(n, int) and n >= 0 for n in (held.train_examples, held.evaluate_examples)
+        ):
+            raise ValueError(f"expected each domain once with its counts, got {dict(record)}")
+    return tuple(rows)
 
 
 def encode_tensor(tensor: Tensor) -> Array:
@@ -186,41 +251,6 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return tuple(shape), dtype
 
 
-def encode_request(names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, ArrayRecord | ConfigRecord]:
-    """Write what a client is asked: names of statistics, and the tensors and scalars that their functions take."""
-    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    scalars = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
-    return {
-        CONFIG: ConfigRecord({NAMES: list(names)}),
-        GIVEN: encode_tensors(tensors),
-        GIVEN_SCALARS: ConfigRecord(dict(scalars)),
-    }
-
-
-def decode_request(content: RecordDict) -> tuple[list[str], dict[str, Tensor | Scalar]]:
-    """Read what :func:`encode_request` wrote: names, and what the functions are given (tensors share its bytes)."""
-    names = content.config_records.get(CONFIG, ConfigRecord()).get(NAMES)
-    tensors = decode_tensors(content.array_records.get(GIVEN, ArrayRecord()))
-    scalars = content.config_records.get(GIVEN_SCALARS, ConfigRecord())
-    given = {str(name): value for name, value in scalars.items() if isinstance(value, str | int | float)}
-    return [str(name) for name in names] if isinstance(names, list) else [], given | tensors
-
-
-def numbered(records: Mapping[str, Part], call: int) -> dict[str, Part]:
-    """Rename the records of a request, or of its answer, so that several fit into one message: ``"call-0/given"``."""
-    return {f"{CALL}{call}/{name}": record for name, record in records.items()}
-
-
-def numbered_parts(content: RecordDict) -> list[RecordDict]:
-    """Take the requests or answers that :func:`numbered` put into a message out again, in their order."""
-    found: dict[int, RecordDict] = {}
-    for key, record in content.items():
-        number, _, name = key.removeprefix(CALL).partition("/")
-        if key.startswith(CALL) and number.isdecimal():
-            found.setdefault(int(number), RecordDict())[name] = record
-    return [found[number] for number in sorted(found)]
-
-
 def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Serialise named tensors, in their order."""
     return ArrayRecord({name: encode_tensor(tensor) for name, tensor in tensors.items()})
@@ -248,9 +278,9 @@ def evaluation_metrics(examples: int, loss: float, accuracy: float, *, of: str =
     return {f"{of}{NUM_EXAMPLES}": examples, f"{of}loss": loss, f"{of}accuracy": accuracy}
 
 
-def metrics_of(content: RecordDict) -> dict[str, float]:
+def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
     """Read the scalar metrics of a reply."""
-    record = content.get(METRICS)
+    record = content.get(key)
     if not isinstance(record, MetricRecord):
-        raise ValueError(f"expected a MetricRecord {METRICS!r} in the reply, got {sorted(content)}")
+        raise ValueError(f"expected a MetricRecord {key!r} in the reply, got {sorted(content)}")
     return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}

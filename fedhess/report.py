@@ -15,6 +15,7 @@ from fedhess.announcements import stand_in_warning
 from fedhess.averages import mean, mean_and_error, short, shown
 from fedhess.candidates import Recorded, cells_of, read_rows, unfinished
 from fedhess.command import run_command
+from fedhess.domain_rows import domain_rows
 from fedhess.domains import Scenario
 from fedhess.figures import draw_rounds
 from fedhess.job import Job
@@ -94,10 +95,11 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     args = {run.strategy: run.config.strategy_args for run in job.outer_runs if run.config.strategy_args}
     fixed = {name: {k: v for k, v in of.items() if not {k, f"{name}.{k}"} & varied} for name, of in args.items()}
     given = "".join(f"; {name} {', '.join(f'{k}={v}' for k, v in of.items())}" for name, of in fixed.items() if of)
+    clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
     weights = "" if config.pretrained else " (not pretrained)"
     among = f" among {len(job.variants)} settings" if job.variants else ""
     return (
-        f"{data}{sources} source domains, {SPLITS[config.split]}{config.rounds} rounds x {config.local_work}, "
+        f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {config.local_work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {said('lr', f'{config.lr:g}')}, "
         f"server {server}, seeds {', '.join(map(str, job.seeds))}, selection{among} by {' and '.join(rules)}{given}"
     )
@@ -149,7 +151,12 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
             figure,
             title=f"{job.benchmark.title}: mean over targets and trials",
             rows_by_strategy={
-                name: [row for run, rows in read_rows(job) if run.strategy == name and not run.inner for row in rows]
+                name: [
+                    row
+                    for run, rows in read_rows(job)
+                    if run.strategy == name and not run.inner
+                    for row in domain_rows(rows)
+                ]
                 for name in job.strategies
             },
             panels={"accuracy": "target accuracy", **DISTANCES},

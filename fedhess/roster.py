@@ -1,16 +1,18 @@
-"""Find out which node of the grid is the client of which domain."""
+"""Find out which node of the grid is which client, and draw the clients of a round."""
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedhess import protocol
 from fedhess.errors import FederationError
 from fedhess.protocol import Identity
+from fedhess.sampling import seeded_generator
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +33,10 @@ class Client:
         return self.identity.label
 
 
-def discover(grid: Grid, *, sources: Sequence[str], targets: Sequence[str], deadline: float) -> list[Client]:
-    """Ask every node who it is, until each domain of the run has a client.
+def discover(
+    grid: Grid, *, sources: Sequence[str], targets: Sequence[str], deadline: float, clients: int = 0
+) -> list[Client]:
+    """Ask every node who it is, until each domain of the run has a client and the run all of its clients.
 
     The server of a deployment cannot see a node's configuration, so it asks. Nodes of domains that the run does not
     name take no part.
@@ -41,14 +45,16 @@ def discover(grid: Grid, *, sources: Sequence[str], targets: Sequence[str], dead
         grid: Flower's grid.
         sources: Names of the source domains, in domain order.
         targets: Names of the target domains, in domain order.
-        deadline: Seconds to wait for a client of every domain.
+        deadline: Seconds to wait for the clients.
+        clients: Number of source clients of the run; 0 for one a source domain.
 
     Returns:
         The clients, source domains first, in domain order and by client number: never in the order of node ids.
 
     Raises:
-        FederationError: A domain has no client when the deadline has passed, a client plays another role than the run
-            gives its domain, or two nodes claim to be the same client.
+        FederationError: A domain has no client or one of the source clients is missing when the deadline has passed, a
+            client plays another role than the run gives its domain or holds a domain that the run does not have, or two
+            nodes claim to be the same client.
     """
     end = time.monotonic() + deadline
     known: dict[int, Identity] = {}
@@ -60,17 +66,47 @@ def discover(grid: Grid, *, sources: Sequence[str], targets: Sequence[str], dead
                 known[node_id] = answer
             else:
                 refusals.setdefault(node_id, []).append(answer)
-        missing = {*sources, *targets} - {identity.domain for identity in known.values()}
+        missing = _missing(known.values(), sources=sources, targets=targets, clients=clients or len(sources))
         if not missing:
             return _roster(known, sources=sources, targets=targets)
         hopeless = bool(nodes) and all(len(refusals.get(node_id, ())) >= ATTEMPTS for node_id in nodes)
         if time.monotonic() >= end or hopeless:
             reasons = "".join(f"\n  node {node_id}: {answers[-1]}" for node_id, answers in refusals.items())
             raise FederationError(
-                f"no client for {', '.join(sorted(missing))} after {deadline:g} s at most; "
-                f"{len(known)} nodes said who they are{reasons}"
+                f"{missing} after {deadline:g} s at most; {len(known)} nodes said who they are{reasons}"
             )
         time.sleep(POLL_SECONDS)
+
+
+def _missing(identities: Collection[Identity], *, sources: Sequence[str], targets: Sequence[str], clients: int) -> str:
+    """Say who is not there yet; nothing if the run can begin."""
+    held = {holding.domain for identity in identities for holding in identity.holdings}
+    absent = sorted({*sources, *targets} - held - {identity.domain for identity in identities})
+    if absent:
+        return f"no client for {', '.join(absent)}"
+    there = sum(identity.domain in sources for identity in identities)
+    return f"{there} of {clients} source clients" if there < clients else ""
+
+
+def draw_clients(clients: Sequence[Client], number: int, *, seed: int, server_round: int) -> list[Client]:
+    """Draw the clients of a round, all with equal probability and none twice, by the seed and the round alone.
+
+    As in McMahan et al. ("Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+    algorithm 1) domains play no part: one may have no client in a round.
+
+    Args:
+        clients: All source clients, in domain order.
+        number: How many; 0 for all.
+        seed: Of the run.
+        server_round: Number of the round.
+
+    Returns:
+        The drawn clients, in domain order.
+    """
+    if number == 0 or number >= len(clients):
+        return list(clients)
+    order = torch.randperm(len(clients), generator=seeded_generator(seed, "clients", server_round))
+    return [clients[position] for position in sorted(order[:number].tolist())]
 
 
 def _identify(grid: Grid, node_ids: Sequence[int], timeout: float) -> list[tuple[int, Identity | str]]:
@@ -108,6 +144,14 @@ def _roster(known: Mapping[int, Identity], *, sources: Sequence[str], targets: S
                 f"client {identity.label}: the run has it as {roles[identity.domain]}, the node says "
                 f"{identity.role}; start the node with the role that the run gives it"
             )
+        unknown = sorted({holding.domain for holding in identity.holdings} - roles.keys())
+        if unknown:
+            raise FederationError(
+                f"client {identity.label}: it says that it holds examples of {', '.join(unknown)}, which the run does "
+                "not have; start the node with the run's domains"
+            )
+        if any(roles[holding.domain] != identity.role for holding in identity.holdings):
+            raise FederationError(f"client {identity.label}: it says that it holds a target domain beside a source's")
         if (identity.domain, identity.client) in roster:
             raise FederationError(f"two nodes say that they are client {identity.label}; stop one of them")
         roster[identity.domain, identity.client] = Client(node_id, identity)

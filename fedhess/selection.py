@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fedhess.domain_rows import domain_rows
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.protocol import SOURCE, TARGET
 from fedhess.runs import Row
@@ -199,8 +200,8 @@ def source_accuracy(rows: Sequence[Row], server_round: int | None) -> float | No
 
 
 def mean_distance(rows: Sequence[Row], server_round: int, name: str) -> float | None:
-    """Average an alignment distance over the source clients at a round; None where one has none."""
-    values = [row[name] for row in rows if row["role"] == SOURCE and row["round"] == server_round]
+    """Average an alignment distance over the source domains at a round; None where one has none."""
+    values = [row[name] for row in domain_rows(rows) if row["role"] == SOURCE and row["round"] == server_round]
     return sum(values) / len(values) if values and all(value is not None for value in values) else None
 
 

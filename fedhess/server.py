@@ -1,36 +1,31 @@
 """The ServerApp: build the strategy and the model from the run config, then rounds and evaluations until the end."""
 
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
 
-from fedhess import protocol
 from fedhess.aggregation import GlobalModel
 from fedhess.checkpoint import restore_previous, restore_strategy, snapshot
 from fedhess.config import RunConfig
 from fedhess.curvature import head_gradient, hessian_gradient_product
 from fedhess.deployed_run import record_run, run_directory
 from fedhess.environment import torch_threads
-from fedhess.evaluation import alignment_distances
-from fedhess.federation import Failure, Federation, Traffic
+from fedhess.evaluation_phase import evaluate_clients, make_rows
+from fedhess.federation import Federation
 from fedhess.flower_strategy import run_flower_round
 from fedhess.loading import load_strategy
 from fedhess.local_data import build_model
 from fedhess.local_phase import RoundOutcome
 from fedhess.previous import PreviousStatistics
-from fedhess.roster import Client
 from fedhess.run_settings import settings_of_run
 from fedhess.runs import Row, RunDirectory
 from fedhess.shapes import StatisticShapes
 from fedhess.strategy import DomainStrategy, run_round
-from fedhess.validation import read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +98,9 @@ class Server:
             self.grid,
             sources=config.sources,
             targets=config.targets,
+            source_clients_expected=config.source_clients,
+            clients_per_round=config.clients_per_round,
+            seed=config.seed,
             quorum=config.quorum,
             deadline=config.deadline,
             exchange_deadline=config.exchange_deadline,
@@ -160,97 +158,25 @@ class Server:
             self.on_round(server_round, rows)
 
     def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:
-        """Have every client evaluate the model; one row a client, those that failed included."""
+        """Have every client evaluate the model; one row a client and domain, those that failed included."""
         started = time.monotonic()
-        federation = self.federation
-
-        def read(client: Client, content: RecordDict) -> tuple[dict[str, float], dict[str, Tensor]]:
-            alignment: dict[str, Tensor] = {}
-            if client.identity.role == protocol.SOURCE:
-                alignment = read_tensors(content, protocol.ALIGNMENT, like=self.alignment_shapes)
-            metrics = protocol.metrics_of(content)
-            for split in ("", protocol.OUT) if self._has_out_split(client) else ("",):
-                _check_metrics(metrics, split)
-            return metrics, alignment
-
-        replies = federation.exchange(
-            "evaluate",
-            federation.clients,
-            message_type=protocol.EVALUATE,
+        evaluated = evaluate_clients(
+            self.federation,
+            self.model.payload(),
+            splits_targets=self.config.splits_targets,
+            alignment=self.alignment_shapes,
             server_round=server_round,
-            model=self.model.payload(),
-            parts=lambda _: {},
-            read=read,
             deadline=self.config.deadline,
         )
-        answers: dict[str, tuple[dict[str, float], dict[str, Tensor]]] = {}
-        evaluated: list[Client] = []
-        for client, answer in replies:
-            answers[client.label] = answer
-            if client.identity.role == protocol.SOURCE:
-                evaluated.append(client)
-        federation.require_quorum("evaluate", server_round, evaluated)
-        distances = alignment_distances({label: alignment for label, (_, alignment) in answers.items() if alignment})
-        traffic, failures = federation.take_traffic(), federation.take_failures()
+        rows = make_rows(
+            self.federation,
+            evaluated,
+            outcome,
+            splits_targets=self.config.splits_targets,
+            server_round=server_round,
+        )
         seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0
-        rows: list[Row] = []
-        for client in federation.clients:
-            label = client.label
-            metrics = answers[label][0] if label in answers else {}
-            measured = metrics | distances.get(label, {})
-            missed = [failure for failure in failures if failure.client == label]
-            moved = traffic.get(label, Traffic())
-            rows.append(_row(server_round, client, measured, outcome.metrics.get(label, {}), missed, moved))
-            if self._has_out_split(client):
-                rows[-1]["split"] = "in"
-                out = {key.removeprefix(protocol.OUT): v for key, v in metrics.items() if key.startswith(protocol.OUT)}
-                rows.append(_row(server_round, client, out, {}, [], Traffic()) | {"split": "out"})
         return [row | {"seconds": seconds} for row in rows]
-
-    def _has_out_split(self, client: Client) -> bool:
-        return self.config.splits_targets and client.identity.role == protocol.TARGET
-
-
-def _check_metrics(metrics: Mapping[str, float], of: str) -> None:
-    """Insist on loss, accuracy and number of examples of one split.
-
-    Raises:
-        ValueError: One is missing or impossible.
-    """
-    loss, accuracy, examples = (f"{of}{name}" for name in ("loss", "accuracy", protocol.NUM_EXAMPLES))
-    if not {loss, accuracy, examples} <= metrics.keys():
-        raise ValueError(f"expected {loss}, {accuracy} and {examples}, got {sorted(metrics)}")
-    if not (0 <= metrics[accuracy] <= 1 and 1 <= metrics[examples] < math.inf):
-        raise ValueError(f"expected an {accuracy} in [0, 1] of at least one example, got {dict(metrics)}")
-
-
-def _row(
-    server_round: int,
-    client: Client,
-    measured: Mapping[str, float],
-    trained: Mapping[str, float],
-    missed: list[Failure],
-    moved: Traffic,
-) -> Row:
-    """Make one line of rounds.jsonl; what a client did not deliver is null."""
-    identity = client.identity
-    return {
-        "round": server_round,
-        "domain": identity.domain,
-        "client": identity.client,
-        "role": identity.role,
-        "split": "all" if identity.role == protocol.TARGET else "validation" if identity.holds_out else "train",
-        "examples": int(measured.get(protocol.NUM_EXAMPLES, 0)),
-        "loss": measured.get("loss"),
-        "accuracy": measured.get("accuracy"),
-        "gradient_distance": measured.get("gradient_distance"),
-        "hgp_distance": measured.get("hgp_distance"),
-        "train_loss": trained.get("loss"),
-        "train_objective": trained.get("objective"),
-        "failures": [{"round": f.round, "phase": f.phase, "reason": f.reason} for f in missed],
-        "bytes_down": moved.down,
-        "bytes_up": moved.up,
-    }
 
 
 def _log_round(server_round: int, rows: list[Row]) -> None:

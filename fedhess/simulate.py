@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -17,9 +18,8 @@ from fedhess import options
 from fedhess.announcements import header, incomplete_warning, stand_in_warning
 from fedhess.client import app as client_app
 from fedhess.command import run_command
-from fedhess.config import RunConfig, parse_assignments
-from fedhess.domains import Benchmark, open_benchmark
-from fedhess.domains.pixels import require_room
+from fedhess.config import parse_assignments
+from fedhess.domains import open_benchmark
 from fedhess.engines.choice import IN_PROCESS, Engine, choose_engine
 from fedhess.engines.worker import CLIENT_THREAD
 from fedhess.environment import resolve_device, torch_threads
@@ -27,7 +27,9 @@ from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.job_directory import job_directory, require_unused
 from fedhess.listing import list_everything
-from fedhess.models import keeps_images, prepare_inputs
+from fedhess.local_client import source_examples, source_shares
+from fedhess.manifest import make_manifest, record_manifest, show_partitions
+from fedhess.preparation import prepare_domains
 from fedhess.progress import Progress
 from fedhess.report import summarise, table, write_report
 from fedhess.runs import StorageError
@@ -47,6 +49,14 @@ def simulate(
     target: options.Target = "all",
     split: options.Split = None,
     selection: options.Selection = DEFAULT,
+    partition: options.Partition = None,
+    clients: options.Clients = None,
+    heterogeneity: options.Heterogeneity = None,
+    clients_per_domain: options.ClientsPerDomain = None,
+    dirichlet_alpha: options.DirichletAlpha = None,
+    dirichlet_min_size: options.DirichletMinSize = None,
+    clients_per_round: options.ClientsPerRound = None,
+    show_partition: options.ShowPartition = False,
     rounds: options.Rounds = None,
     local_steps: options.LocalSteps = None,
     local_epochs: options.LocalEpochs = None,
@@ -112,6 +122,13 @@ def simulate(
         engine, cpus_per_client=cpus_per_client, gpus_per_client=gpus_per_client, ray_address=ray_address
     )
     given = {
+        "partition": partition,
+        "clients": clients,
+        "heterogeneity": heterogeneity,
+        "clients_per_domain": clients_per_domain,
+        "dirichlet_alpha": dirichlet_alpha,
+        "dirichlet_min_size": dirichlet_min_size,
+        "clients_per_round": clients_per_round,
         "rounds": rounds,
         "split": split,
         "local_steps": local_steps,
@@ -162,8 +179,6 @@ def simulate(
         raise UsageError(f"--domains {domains}: {error}") from error
     if data_dir is not None and "data_dir" not in benchmark.options:
         raise UsageError(f"--data-dir: {benchmark.title} reads no folder, got {data_dir}; leave the option out")
-    if benchmark.stand_in_for:
-        progress.warn(stand_in_warning(benchmark))
     job = plan_job(
         benchmark,
         strategies=[name.strip() for name in strategy.split(",") if name.strip()],
@@ -175,8 +190,11 @@ def simulate(
         variants=parse_variants(variants),
         selection=selection,
     )
-    if warning := incomplete_warning(job):
+    for warning in filter(None, (stand_in_warning(benchmark), incomplete_warning(job))):
         progress.warn(warning)
+    if show_partition:
+        typer.echo(show_partitions(job, as_json=as_json))
+        return
     with job_directory(job.path, job.description, resume=resume) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
@@ -219,7 +237,7 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dic
             for number, run in enumerate(job.runs):
                 label = f" ({describe(job.variants[run.variant])})" if job.variants else ""
                 try:
-                    _run(run, number, progress, engine, label=label)
+                    _run(run, number, progress, engine, label=label, classes=job.benchmark.classes)
                 except FederationError as error:
                     if not job.variants:
                         raise
@@ -229,39 +247,23 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dic
     return summarise(job)
 
 
-def prepare_domains(benchmark: Benchmark, config: RunConfig, progress: Progress) -> None:
-    """Do what is done once per domain before training; the clients find the result in the cache.
-
-    Raises:
-        UsageError: There is no room for it.
-    """
-    domains = [benchmark.load(domain) for domain in benchmark.domains]
-    keeps = keeps_images(config.model, images=config.images)
-    if keeps:
-        require_room(domains, limit_gb=config.image_cache_gb, notify=progress.note)
-    for data in domains:
-        prepare_inputs(
-            config.model,
-            data,
-            device=config.device,
-            images=config.images,
-            image_cache_gb=config.image_cache_gb,
-            notify=progress.tick,
-        )
-
-
-def _run(run: PlannedRun, number: int, progress: Progress, engine: Engine, *, label: str) -> None:
+def _run(
+    run: PlannedRun, number: int, progress: Progress, engine: Engine, *, label: str, classes: Sequence[str]
+) -> None:
     run.directory.tidy()
     done = run.directory.completed_round() or 0
     progress.begin_run(number, f"{run.strategy}{label}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
         return
-    domains = (*run.config.sources, *run.config.targets)
+    shares = list(source_shares(run.config).values())
+    manifest = make_manifest(run.config, shares, source_examples(run.config), classes=classes)
+    record_manifest(run.directory.path, manifest)
+    nodes = run.config.source_clients + len(run.config.targets)
     engine.run(
         make_server_app(run.directory, progress.update),
         client_app,
         run_config=run.config.to_run_config(),
-        node_configs=[{"partition-id": index, "num-partitions": len(domains)} for index in range(len(domains))],
+        node_configs=[{"partition-id": index, "num-partitions": nodes} for index in range(nodes)],
     )
 
 

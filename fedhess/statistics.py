@@ -1,10 +1,11 @@
 """Head statistics of a batch: closed forms for a linear head, automatic differentiation for any other."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -85,6 +86,7 @@ class Forward:
         labels: (B,) class indices.
         features: (B, D) features, part of the autograd graph unless gradients were off.
         batch: The features with labels and head.
+        parts: The same pass by domain, where the batch holds examples of several; else the pass alone.
     """
 
     model: HeadedModel
@@ -94,6 +96,10 @@ class Forward:
     labels: Tensor
     features: Tensor
     batch: HeadBatch | ModuleBatch
+    parts: list["Forward"] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.parts = self.parts or [self]
 
     def is_made_by(self, model: HeadedModel) -> bool:
         """Whether the model made this pass and its parameters are still what they were."""
@@ -104,11 +110,25 @@ def _stamp(model: HeadedModel) -> tuple[tuple[int, int], ...]:
     return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
 
 
-def run_forward(model: HeadedModel, inputs: Tensor, labels: Tensor) -> Forward:
-    """Compute the features of a batch in training mode and pair them with the head."""
+def run_forward(model: HeadedModel, inputs: Tensor, labels: Tensor, *, sizes: Sequence[int] | None = None) -> Forward:
+    """Compute the features of a batch in training mode and pair them with the head.
+
+    Args:
+        model: The model.
+        inputs: (B, ...).
+        labels: (B,).
+        sizes: How many examples of each domain follow each other in the batch, where it holds several domains.
+    """
     model.train()
     before = [buffer._version for buffer in model.buffers()]
     features = model.features(inputs)
     wrote_buffers = before != [buffer._version for buffer in model.buffers()]
     batch = head_batch(model, features, labels)
-    return Forward(model, _stamp(model), wrote_buffers, inputs, labels, features, batch)
+    forward = Forward(model, _stamp(model), wrote_buffers, inputs, labels, features, batch)
+    if sizes is not None and len(sizes) > 1:
+        columns = [torch.split(tensor, list(sizes)) for tensor in (inputs, labels, features)]
+        forward.parts = [
+            Forward(model, forward.stamp, wrote_buffers, x, y, z, head_batch(model, z, y))
+            for x, y, z in zip(*columns, strict=True)
+        ]
+    return forward

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fedhess.aggregation import GlobalModel
+from fedhess.batches import round_steps
 from fedhess.config import RunConfig
 from fedhess.exchange import Exchange
 from fedhess.federation import Federation
@@ -20,7 +21,7 @@ from fedhess.local_phase import LocalPhase, Reference, RoundOutcome
 from fedhess.previous import PreviousStatistics
 from fedhess.shapes import StatisticShapes
 from fedhess.statistics import NetworkStatistic, Statistic
-from fedhess.training import Step, round_steps
+from fedhess.training import Step
 
 Annealing = Literal["rescale", "reset"]
 
@@ -113,7 +114,7 @@ class DomainStrategy:
         """Server half: have the clients train and return what the server optimizer steps along.
 
         Args:
-            phase: Sends the train messages: all at once (:meth:`LocalPhase.mean_update`), or one after the other.
+            phase: Sends the train messages: to all at once (:meth:`LocalPhase.mean_update`), or domain by domain.
             reference: What :meth:`reference` returned.
 
         Returns:
@@ -163,7 +164,7 @@ def run_round(
     """
     started = time.monotonic()
 
-    # -- Who takes part: the source clients; one that drops out of a phase misses the rest of the round
+    # -- Who takes part: the source clients, or those drawn; one that drops out of a phase misses the rest of the round
     begin = Exchange if previous is None else previous.exchange
     ask = begin(federation, shapes, model.payload(), config, server_round)
 
@@ -176,7 +177,7 @@ def run_round(
     # -- Local training towards them, all clients at once unless the strategy says otherwise, and the mean update
     phase = LocalPhase(federation, model, ask.participants, reference, config, server_round, previous)
     update = strategy.local_training(phase, reference)
-    federation.require_quorum("train", server_round, phase.outcome.participants)
+    phase.require_quorum()
 
     # -- One step of the server optimizer along the mean update
     model.step(update)

@@ -1,6 +1,6 @@
 """The client half of a round: local steps on the loss plus the strategy's penalty, and the update they make."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from fedhess import autodiff
-from fedhess.augmentation import augment
 from fedhess.autodiff import ModuleBatch
+from fedhess.batches import BatchSource, joint_batches, round_steps
 from fedhess.config import RunConfig, Scalar
 from fedhess.curvature import HeadBatch
 from fedhess.models.headed import HeadedModel
 from fedhess.optimizers import client_optimizer
 from fedhess.penalties import HeadTerms, head_objective
-from fedhess.sampling import batch_indices, seeded_generator, steps_per_pass
 from fedhess.statistics import Forward, Statistic, compute_statistic, run_forward
 
 
@@ -114,85 +113,19 @@ class LocalUpdate:
     momentum: dict[str, Tensor]
 
 
-class BatchSource(Protocol):
-    """Where the batches of a client come from."""
+@dataclass(frozen=True)
+class Holding:
+    """What a client trains on of one domain.
 
-    @property
-    def train_size(self) -> int:
-        """Number of training examples."""
-
-    @property
-    def key(self) -> tuple[str | int, ...]:
-        """What names the client's stream of batches: (seed, domain, client)."""
-
-    def train_batches(self, positions: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Fetch batches of training examples by position: inputs and labels on the model's device."""
-
-    def train_aspects(self, positions: Tensor) -> Tensor | None:
-        """Give width by height of training images before they were resized, or None where that is unknown."""
-
-
-def step_batches(data: BatchSource, config: RunConfig, *, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Fetch and augment the batches of several steps, one after the other.
-
-    A step always sees the same batch, whether a statistic or an update is computed from it.
-
-    Args:
-        data: The client's data.
-        config: Gives the batch size and the augmentation.
-        steps: Numbers of the steps since the beginning of the run, from 0.
+    Attributes:
+        data: Its examples of the domain.
+        weight: How much their objective weighs in the client's; those of a client add up to 1.
+        reference: The references of the round for the domain; constants.
     """
-    positions = [
-        batch_indices(
-            data.train_size,
-            batch_size=config.batch_size,
-            step=step,
-            key=data.key,
-            keeps_rest=config.local_epochs > 0,
-        )
-        for step in steps
-    ]
-    for step, chosen, (inputs, labels) in zip(steps, positions, data.train_batches(positions), strict=True):
-        if config.augment == "none":
-            yield inputs, labels
-        else:
-            generator = seeded_generator(*data.key, "augmentation", step)
-            yield augment(inputs, generator=generator, aspects=data.train_aspects(chosen)), labels
 
-
-def round_batch(data: BatchSource, config: RunConfig, *, step: int, batches: int = 1) -> tuple[Tensor, Tensor]:
-    """Fetch the batch of a step, or the union of the batches of several steps beginning there.
-
-    Args:
-        data: The client's data.
-        config: Gives the batch size.
-        step: Number of the step since the beginning of the run, from 0.
-        batches: How many consecutive batches are taken together (the statistics of a round may want more than one).
-    """
-    if config.batch_size == 0:
-        batches = 1
-    parts = list(step_batches(data, config, steps=range(step, step + batches)))
-    if batches == 1:
-        return parts[0]
-    inputs, labels = zip(*parts, strict=True)
-    return torch.cat(inputs), torch.cat(labels)
-
-
-def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> range:
-    """Number the steps that a client takes in a round, counted from 0 since the beginning of the run.
-
-    ``local_steps`` each round; or, with ``local_epochs``, as many as so many passes over its own examples take, the
-    last partial batch of a pass included: ``local_epochs * ceil(N / B)``, which differs from client to client.
-
-    Args:
-        config: Gives steps or epochs, and the batch size.
-        train_size: Number of the client's training examples N.
-        server_round: Number of the round, from 1.
-    """
-    each = config.local_steps
-    if config.local_epochs:
-        each = config.local_epochs * steps_per_pass(train_size, batch_size=config.batch_size, keeps_rest=True)
-    return range((server_round - 1) * each, server_round * each)
+    data: BatchSource
+    weight: float = 1.0
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def writes_parameters(config: RunConfig) -> bool:
@@ -204,12 +137,11 @@ def writes_parameters(config: RunConfig) -> bool:
 
 def train_locally(
     model: HeadedModel,
-    data: BatchSource,
+    holdings: Sequence[Holding],
     *,
     before: Mapping[str, Tensor],
     config: RunConfig,
     strategy: Objective,
-    reference: Mapping[str, Tensor],
     server_round: int,
     first: Forward | None = None,
     momentum: Mapping[str, Tensor] | None = None,
@@ -222,11 +154,10 @@ def train_locally(
     Args:
         model: The working model, loaded with the global one; its parameters are changed where
             :func:`writes_parameters` says so.
-        data: The client's training data.
+        holdings: The client's training data with the references of the round, by domain.
         before: The tensors of the global model.
         config: Steps, batch size, learning rate and the like.
         strategy: The client half of the strategy.
-        reference: The references of the round; constants.
         server_round: Number of the round, from 1.
         first: The forward pass of the first step, where an exchange of the round has made it already.
         momentum: Momentum buffers to begin with, by parameter.
@@ -245,16 +176,21 @@ def train_locally(
     for name, buffer in (momentum or {}).items():
         optimizer.state[trained[name]]["momentum_buffer"] = buffer.to(trained[name].device, copy=True)
     losses: list[Tensor] = []
-    steps = round_steps(config, train_size=data.train_size, server_round=server_round)
-    batches = step_batches(data, config, steps=steps[first is not None :])
-    for local_step, index in enumerate(steps):
-        forward = first if first is not None and local_step == 0 else run_forward(model, *next(batches))
-        step = Step(model, forward, before, index, server_round, config.l2)
-        objective = strategy.objective(step, reference)
+    train_size = sum(holding.data.train_size for holding in holdings)
+    indices = round_steps(config, train_size=train_size, server_round=server_round)
+    batches = joint_batches([holding.data for holding in holdings], config, steps=indices[first is not None :])
+    for local_step, index in enumerate(indices):
+        forward = first if first is not None and local_step == 0 else None
+        if forward is None:
+            inputs, labels, sizes = next(batches)
+            forward = run_forward(model, inputs, labels, sizes=sizes)
+        steps = [Step(model, part, before, index, server_round, config.l2) for part in forward.parts]
+        terms = [strategy.objective(step, own.reference) for step, own in zip(steps, holdings, strict=True)]
+        objective = _weighted(terms, holdings)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(objective)
         if local_step == 0:
-            losses = [step.loss.detach(), objective.detach()]
+            losses = [_weighted([step.loss for step in steps], holdings).detach(), objective.detach()]
         if writes_parameters(config):
             optimizer.step()
     update = _update(model, trained, before, config)
@@ -262,6 +198,13 @@ def train_locally(
     buffers = {name: optimizer.state[parameter].get("momentum_buffer") for name, parameter in trained.items()}
     kept = {name: buffer for name, buffer in buffers.items() if buffer is not None}
     return LocalUpdate(update, loss=float(losses[0]), objective=float(losses[1]), momentum=kept)
+
+
+def _weighted(terms: Sequence[Tensor], holdings: Sequence[Holding]) -> Tensor:
+    """Add up what a client has of each domain by its weight; of a single domain it is that itself."""
+    if len(terms) == 1:
+        return terms[0]
+    return torch.stack([own.weight * term for term, own in zip(terms, holdings, strict=True)]).sum()
 
 
 @torch.no_grad()

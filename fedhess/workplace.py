@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedhess.config import RunConfig
+from fedhess.local_client import forget_clients
 from fedhess.local_data import build_model, forget_data
 from fedhess.models.headed import HeadedModel
 from fedhess.protocol import decode_tensors
@@ -27,7 +28,7 @@ class _Working:
     model: HeadedModel
     copies: dict[str, Tensor] = field(default_factory=dict)
     holds: tuple[str, bool] | None = None
-    restored: dict[str, tuple[str, int]] = field(default_factory=dict)
+    restored: tuple[str, list[int]] | None = None
 
     def load(self, state: Mapping[str, Tensor], *, writable: bool) -> None:
         """Give the parameters the values of ``state``: shared where only read, copied where they will be written.
@@ -46,14 +47,20 @@ class _Working:
             parameter.data = shared
 
     def restore_buffers(self, state: Mapping[str, Tensor], model_id: str) -> None:
-        """Copy the buffers of another model, and those that a forward pass in training mode has written to.
+        """Copy the buffers, unless they are this model's and no pass in training mode has written to them since.
 
-        Others are left untouched: the graph of a pass that is kept for the round's step may hold them.
+        They are left untouched then: the graph of a pass that is kept for the round's step may hold them. All are
+        copied if one was written to: batch norms count the batches openly, but fill in their means unseen.
         """
+        if self.restored == (model_id, self._buffer_versions()):
+            return
         for name, buffer in self.model.named_buffers():
-            if name in state and self.restored.get(name) != (model_id, buffer._version):
+            if name in state:
                 buffer.copy_(state[name])
-                self.restored[name] = (model_id, buffer._version)
+        self.restored = (model_id, self._buffer_versions())
+
+    def _buffer_versions(self) -> list[int]:
+        return [buffer._version for buffer in self.model.buffers()]
 
 
 class ModelStore:
@@ -125,11 +132,13 @@ class ModelStore:
 class ForwardMemory:
     """The forward pass of each client's statistics batch, kept between the exchanges of a round and its first step.
 
-    A pass with its autograd graph may be used up by one backward; the graphs of at most :attr:`GRAPHS` clients are
-    kept, since each holds the activations of a batch.
+    A pass with its autograd graph may be used up by one backward; those of at most :attr:`GRAPHS` clients are kept,
+    since each holds the activations of a batch. Of at most :attr:`PASSES` clients the features are kept: with more, the
+    memory stays the same and the others compute theirs again.
     """
 
-    GRAPHS = 16
+    GRAPHS = 8
+    PASSES = 64
 
     def __init__(self) -> None:
         self._model_id: str | None = None
@@ -152,10 +161,15 @@ class ForwardMemory:
         return self._passes.pop(key)
 
     def keep(self, model_id: str, key: tuple[object, ...], forward: Forward) -> None:
-        """Keep a pass; those of another model are dropped."""
+        """Keep a pass if there is room; those of another model are dropped."""
         if model_id != self._model_id:
             self._passes.clear()
             self._model_id = model_id
+        if key not in self._passes and len(self._passes) >= self.PASSES:
+            return
+        if not forward.features.requires_grad:
+            for part in (forward, *forward.parts):
+                part.inputs = part.inputs.new_empty(0)  # statistics of the head need none, and images are large
         self._passes[key] = forward
 
     def has_room_for_a_graph(self, model_id: str) -> bool:
@@ -171,4 +185,5 @@ def forget_everything() -> None:
     """Drop every cache of the process, as a restart would."""
     MODELS.forget()
     FORWARDS.forget()
+    forget_clients()
     forget_data()

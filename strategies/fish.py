@@ -1,6 +1,6 @@
 """Fish: the domains train one after the other, and the model takes a part of the way they went together.
 
-Relay:                   theta_0 = theta; client e takes its local steps from theta_{e-1} and leaves theta_e
+Relay:                   theta_0 = theta; domain e takes its local steps from theta_{e-1} and leaves theta_e
 Server:                  theta + eps (theta_E - theta)
 Source:                  Shi et al., "Gradient Matching for Domain Generalization", ICLR 2022 (arXiv 2104.09937),
                          algorithm 1; domains in a fixed order and eps 0.5 as in DomainBed, the paper's random order
@@ -10,9 +10,12 @@ The inner optimizer is the clients' SGD; with momentum its state travels along t
 inner optimizer of DomainBed's Fish does. Going the whole way in turn raises the inner product of the domains' gradients
 to first order, without any statistic.
 
+The clients of one domain train at once, and their mean by examples goes on. In a round without a client of a domain the
+relay passes it by.
+
 Neutral setting: eps 1 with one source domain is local training. With eps 0 nothing moves.
 
-On the wire a round:     as ERM, but one client after the other; with momentum its state too, up and down.
+On the wire a round:     as ERM, but one domain after the other; with momentum its state too, up and down.
 Discloses:               what ERM does, to the server.
 """
 
@@ -22,7 +25,6 @@ import torch
 from torch import Tensor
 
 from fedhess.local_phase import LocalPhase, Reference
-from fedhess.roster import Client
 from fedhess.sampling import seeded_generator
 from fedhess.strategy import DomainStrategy
 
@@ -49,21 +51,22 @@ class Fish(DomainStrategy):
         del reference
         start = phase.model.tensors
         position = {name: value.clone() for name, value in start.items()}
-        for client in self._order(phase):
-            result = phase.train_one(client, position, momentum=self._momentum, name=f"relay-{client.label}")
+        for domain in self._order(phase):
+            result = phase.train_domain(domain, position, momentum=self._momentum, name=f"relay-{domain}")
             if result is None:
                 continue
             for name, update in result.update.items():
-                position[name] -= update
+                whole = update if position[name].is_floating_point() else update.round()
+                position[name] -= whole.to(position[name].dtype)
             self._momentum = {name: value.clone() for name, value in result.momentum.items()}
         return {name: self.eps * (start[name] - position[name]) for name in phase.model.update_names}
 
-    def _order(self, phase: LocalPhase) -> list[Client]:
-        clients = phase.participants
+    def _order(self, phase: LocalPhase) -> list[str]:
+        domains = phase.domains
         if not self.shuffle:
-            return clients
+            return domains
         generator = seeded_generator(phase.config.seed, "relay", phase.server_round)
-        return [clients[index] for index in torch.randperm(len(clients), generator=generator).tolist()]
+        return [domains[index] for index in torch.randperm(len(domains), generator=generator).tolist()]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the momentum that travels along the relay."""

@@ -3,7 +3,7 @@
 Objective of client e:   L_e; the mean update weighs domain e by q_e
 Server:                  ``exponential``  q_e <- q_e exp(eta L_e), normalised (GroupDRO)
                          ``projection``   q <- projection of q + eta L onto the simplex (AFL)
-Statistics:              the loss of each domain, one exchange
+Statistics:              the loss of each domain, one exchange; a domain without a client in the round has loss 0
 Source:                  Sagawa et al., "Distributionally Robust Neural Networks", ICLR 2020 (arXiv 1911.08731),
                          algorithm 1, eta as in DomainBed; Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML
                          2019 (arXiv 1902.00146), algorithm 1.
@@ -46,19 +46,19 @@ class GroupDRO(DomainStrategy):
         self._weights: dict[str, Tensor] = {}
 
     def reference(self, ask: Exchange) -> dict[str, Tensor]:
-        """Ask for the losses and move the weights of the domains that answered."""
+        """Ask for the losses and move the weights: of all domains, since what one gains the others lose."""
         if self.eta == 0:
             return {}
         losses = ask("loss")
-        for domain in losses:
-            self._weights.setdefault(domain, torch.tensor(1.0 / len(losses), dtype=torch.float64))
-        old = torch.stack([self._weights[domain] for domain in losses])
-        loss = torch.stack([value.double() for value in losses.values()])
+        uniform = torch.tensor(1.0 / len(ask.domains), dtype=torch.float64)
+        old = torch.stack([self._weights.get(domain, uniform) for domain in ask.domains])
+        zero = torch.zeros((), dtype=torch.float64)
+        loss = torch.stack([losses[domain].double() if domain in losses else zero for domain in ask.domains])
         if self.form == "exponential":
             new = torch.softmax(old.log() + self.eta * loss, 0)
         else:
             new = project_to_simplex(old + self.eta * loss)
-        self._weights |= dict(zip(losses, new, strict=True))
+        self._weights = dict(zip(ask.domains, new, strict=True))
         return {}
 
     def local_training(self, phase: LocalPhase, reference: Reference) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from toy import SOURCES, toy_config, toy_domains
 
 from fedhess import workplace
 from fedhess.aggregation import GlobalModel
+from fedhess.batches import round_steps
 from fedhess.client import app as client_app
 from fedhess.config import RunConfig
 from fedhess.domains import BENCHMARKS
@@ -23,7 +24,7 @@ from fedhess.protocol import SOURCE
 from fedhess.sampling import batch_indices, seeded_generator, steps_per_pass
 from fedhess.server import make_server_app
 from fedhess.strategy import DomainStrategy, PenaltySchedule
-from fedhess.training import Step, round_steps, train_locally, writes_parameters
+from fedhess.training import Step, train_locally, writes_parameters
 
 
 @pytest.fixture(autouse=True)

@@ -46,12 +46,18 @@ class _Node:
 class InProcessGrid(Grid):
     """A Grid whose nodes live in this process.
 
+    Attributes:
+        clients_at_once: To how many clients the server had better send at once: they run one after the other, and each
+            waiting message takes memory.
+
     Args:
         client_app: The ClientApp, called exactly as a SuperNode would call it.
         node_configs: One node config a node, by node id.
         run_config: The run config that every client finds in its context.
         run_id: Id of the run.
     """
+
+    clients_at_once = 32
 
     def __init__(
         self,
@@ -68,7 +74,7 @@ class InProcessGrid(Grid):
             for node_id, config in node_configs.items()
         }
         self._pending: dict[str, Message] = {}
-        self._running: dict[str, Future[Message]] = {}
+        self._running: dict[str, tuple[Future[Message], _Node]] = {}
         self._pushed = 0
         self._worker = Worker()
 
@@ -147,12 +153,11 @@ class InProcessGrid(Grid):
             if node is None or node.busy:
                 why = "no such node" if node is None else "still busy with an earlier message"
                 return _numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=message))
-            node.running = self._running[message_id] = self._worker.submit(
-                functools.partial(self._execute, message, node.context)
-            )
-        future = self._running.get(message_id)
-        if future is None:
+            node.running = self._worker.submit(functools.partial(self._execute, message, node.context))
+            self._running[message_id] = node.running, node
+        if message_id not in self._running:
             return None
+        future, node = self._running[message_id]
         try:
             reply = future.result(timeout=wait)
         except FutureTimeoutError:
@@ -161,6 +166,8 @@ class InProcessGrid(Grid):
             self._worker = Worker()
             return None
         del self._running[message_id]
+        if node.running is future:
+            node.running = None  # it would keep the reply, and with it a model, until the node's next message
         return reply
 
     def _execute(self, message: Message, context: Context) -> Message:

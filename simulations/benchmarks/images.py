@@ -24,6 +24,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from fedhess import training, workplace
+from fedhess.batches import step_batches
 from fedhess.client import app as client_app
 from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark
@@ -35,7 +36,6 @@ from fedhess.models.headed import IMAGENET_MEAN, IMAGENET_STD, ScaleImages
 from fedhess.protocol import SOURCE
 from fedhess.server import Server
 from fedhess.statistics import run_forward
-from fedhess.training import step_batches
 
 FILE_SIDE = 227
 BATCH = 32

@@ -12,14 +12,14 @@ from PIL import Image
 
 from fedhess import workplace
 from fedhess.augmentation import augment
+from fedhess.batches import round_batch
 from fedhess.config import RunConfig
-from fedhess.domains import open_benchmark, pacs
+from fedhess.domains import open_benchmark, release
 from fedhess.domains.images import ImageDomain
 from fedhess.domains.pixels import StoredImages
 from fedhess.local_data import local_domain
 from fedhess.models import MODELS, prepare_inputs
 from fedhess.sampling import batch_indices, seeded_generator
-from fedhess.training import round_batch
 
 SHORT = ["--model", "tiny", "--augment", "domainbed", "--strategy", "erm", "--target", "sketch", "--trials", 1]
 SHORT += ["--rounds", 2, "--local-steps", 2, "--batch-size", 5]
@@ -27,7 +27,7 @@ SHORT += ["--rounds", 2, "--local-steps", 2, "--batch-size", 5]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacs, "SIDE", 32)
+    monkeypatch.setattr(release, "SIDE", 32)
     monkeypatch.setitem(MODELS, "tiny", "pictures:create_tiny")
     workplace.forget_everything()
 

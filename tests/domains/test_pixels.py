@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedhess.domains import open_benchmark, pacs, pixels
+from fedhess.domains import open_benchmark, pixels, release
 from fedhess.domains.images import ImageDomain
-from fedhess.domains.pixels import decode_once, require_room, store_bytes, store_path
+from fedhess.domains.pixels import StoredImages, decode_once, require_room, store_bytes, store_path
 from fedhess.errors import UsageError
 
 SIDE, COUNT = 32, 21
 FILL = """
 import os, signal, sys
-from fedhess.domains import open_benchmark, pacs, pixels
-pacs.SIDE, pixels.AT_ONCE = 32, 4
+from fedhess.domains import open_benchmark, pixels, release
+release.SIDE, pixels.AT_ONCE = 32, 4
 def notify(message):
     if message.startswith("decoding photo: " + sys.argv[3] + " "):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -30,7 +30,7 @@ pixels.decode_once(open_benchmark("PACS", data_dir=sys.argv[1]).load("photo"), c
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacs, "SIDE", SIDE)
+    monkeypatch.setattr(release, "SIDE", SIDE)
 
 
 @pytest.fixture
@@ -80,6 +80,17 @@ def test_images_are_decoded_once_and_the_size_is_said_first(
     assert torch.equal(everything(again), everything(photo))
     assert messages == []
     assert len(decoded) == 2 * COUNT, "the comparison decodes, the store does not"
+
+
+def test_what_another_process_has_filled_in_meanwhile_is_not_decoded_again(
+    photo: ImageDomain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stored = StoredImages(photo, store_path(photo, tmp_path))
+    decoded = count_decodings(monkeypatch)
+    missing = stored.missing()
+    StoredImages(photo, stored.path).fill_missing(missing[:5])
+    stored.fill_missing(missing)
+    assert sorted(decoded) == list(range(COUNT))
 
 
 def test_other_images_another_size_and_another_decoder_get_another_file(
@@ -190,6 +201,10 @@ def test_a_disk_too_small_is_refused_with_the_ways_out(
     assert f"{tmp_path} has 6.86e-05 GB free; make room, point FEDHESS_CACHE at a larger disk" in str(caught.value)
     monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: usage._replace(free=store_bytes(photo)))
     decode_once(photo, cache_dir=tmp_path)
+    with store_path(photo, tmp_path).open("r+b") as file:
+        file.write(bytes(4 * 6))
+    monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: usage._replace(free=8 * 3 * SIDE * SIDE))
+    decode_once(photo, cache_dir=tmp_path)  # six images and the page of checksums
     monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: usage._replace(free=0))
     assert len(decode_once(photo, cache_dir=tmp_path)) == COUNT, "what is there needs no room"
 

@@ -61,7 +61,7 @@ def toy_run() -> Callable[..., Finished]:
             model = server.run()
             finished.tensors = {name: value.clone() for name, value in model.tensors.items()}
 
-        count = len(config.sources) + len(config.targets)
+        count = config.source_clients + len(config.targets)
         run_in_process(
             server_app,
             app,

@@ -14,12 +14,12 @@ from methods import METHODS, RELAYS, Method
 from toy import toy_config
 
 from fedhess import workplace
+from fedhess.batches import round_batch
 from fedhess.client import app as client_app
 from fedhess.engines.inprocess import InProcessGrid
 from fedhess.loading import BUILT_IN, load_strategy
 from fedhess.local_data import local_domain
 from fedhess.strategy import DomainStrategy
-from fedhess.training import round_batch
 
 Run = Callable[..., Any]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from toy import toy_config, toy_domains
 
 from fedhess import protocol, workplace
+from fedhess.batches import round_batch
 from fedhess.client import app as client_app
 from fedhess.engines.flower_compat import run_identity, set_message_id
 from fedhess.errors import FederationError
@@ -22,7 +23,6 @@ from fedhess.models import MODELS
 from fedhess.models.headed import HeadedModel
 from fedhess.roster import discover
 from fedhess.runs import RunDirectory
-from fedhess.training import round_batch
 
 Run = Callable[..., Any]
 

@@ -14,13 +14,14 @@ from toy import SOURCES
 
 from fedhess import training, workplace
 from fedhess.augmentation import augment
+from fedhess.batches import round_batch
 from fedhess.client import app as client_app
 from fedhess.domains import BENCHMARKS
 from fedhess.evaluation import evaluate_model
 from fedhess.local_data import build_model, local_domain
 from fedhess.models import MODELS
+from fedhess.protocol import encode_tensors
 from fedhess.sampling import batch_indices, seeded_generator
-from fedhess.training import round_batch
 
 Run = Callable[..., Any]
 HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05}}
@@ -126,6 +127,17 @@ def test_a_client_that_forgets_everything_ends_with_the_same_bits(name: str, run
     config = pictures_config(**SETTINGS[name]).model_dump(exclude={"stand_in_for"})
     lost = toy_run(app=Forgetful(), **config).tensors
     assert all(torch.equal(kept[key], lost[key]) for key in kept)
+
+
+def test_a_model_that_runs_otherwise_is_another_working_model() -> None:
+    store = workplace.ModelStore()
+    store.receive("m", encode_tensors(build_model(pictures_config()).state_dict()))
+    plain, rounded, averaged, again = (
+        store.model(pictures_config(**changes), "m", writable=False)
+        for changes in ({}, {"precision": "bf16"}, {"batchnorm": "averaged"}, {})
+    )
+    assert [model.autocast for model in (plain, rounded, averaged, again)] == [None, torch.bfloat16, None, None]
+    assert [model.featurizer.frozen for model in (plain, rounded, averaged, again)] == [True, True, False, True]
 
 
 # -- Precision ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,344 @@
+"""Promises with many clients: order, restarts, resuming, drawing clients, failures by name, memory."""
+
+import gc
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from methods import METHODS, RELAYS
+from toy import SOURCES, toy_config
+
+from federation.test_alive import Amnesia, ShuffledGrid, run_of, same
+from federation.test_nodes import FixedNodes
+from fedhess import protocol, workplace
+from fedhess.batches import joint_batch
+from fedhess.client import app as client_app
+from fedhess.engines.flower_compat import run_identity
+from fedhess.engines.inprocess import InProcessGrid
+from fedhess.errors import FederationError, UsageError
+from fedhess.local_client import local_client
+from fedhess.local_data import build_model
+from fedhess.place import place
+from fedhess.protocol import Held, Identity
+from fedhess.roster import Client, discover, draw_clients
+from fedhess.workplace import ForwardMemory
+
+Run = Callable[..., Any]
+MIXED = {"partition": "lambda", "clients": 7, "heterogeneity": 0.5}
+DRAWN = {"partition": "dirichlet", "clients_per_domain": 3, "dirichlet_min_size": 2, "clients_per_round": 4}
+ALL = METHODS | RELAYS
+STATEFUL = ["fishr", "fediir-average", "groupdro", "groupdro-projection", "fish-momentum"]
+# One of each kind: two exchanges, the whole network, values by domain, weights on the server, a relay.
+KINDS = ["hgp-alpha", "hutchinson-probes", "iga", "fishr", "server_alignment", "groupdro", "fish-momentum"]
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ids=st.lists(st.integers(2, 2**63), min_size=8, max_size=8, unique=True),
+    shuffle=st.randoms(use_true_random=False),
+    name=st.sampled_from(sorted(ALL)),
+)
+def test_reply_order_and_node_ids_do_not_matter(toy_run: Run, ids: list[int], shuffle: Any, name: str) -> None:
+    args = run_of(ALL[name], dtype="float32", rounds=2) | MIXED | {"clients_per_round": 5}
+
+    def wrap(grid: Grid) -> Grid:
+        grid.__class__ = ShuffledGrid
+        grid.order = lambda replies: shuffle.sample(replies, len(replies))  # type: ignore[attr-defined]
+        return grid
+
+    workplace.forget_everything()
+    ordered, shuffled = toy_run(**args), toy_run(node_ids=ids, wrap=wrap, **args)
+    assert same(ordered.tensors, shuffled.tensors)
+    strip = [[{key: row[key] for key in row if key != "seconds"} for row in run.rows] for run in (ordered, shuffled)]
+    assert strip[0] == strip[1]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_client_that_restarts_before_every_message_loses_nothing(toy_run: Run, name: str) -> None:
+    args = run_of(ALL[name], dtype="float32", rounds=2) | MIXED
+    assert same(toy_run(**args).tensors, toy_run(app=Amnesia(), **args).tensors)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_server_that_resumes_draws_the_same_clients(toy_run: Run, name: str, tmp_path: Path) -> None:
+    args = run_of(ALL[name], dtype="float32") | DRAWN
+    whole = toy_run(**args, rounds=4).tensors
+    toy_run(**args, rounds=2, directory=tmp_path / "run")
+    assert same(whole, toy_run(**args, rounds=4, directory=tmp_path / "run").tensors)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_strategy_trains_drawn_clients_of_several_domains(toy_run: Run, name: str) -> None:
+    finished = toy_run(**run_of(ALL[name], rounds=2), **MIXED, clients_per_round=2)
+    assert all(torch.isfinite(value).all() for value in finished.tensors.values())
+    assert not same(finished.tensors, dict(build_model(finished.server.config).state_dict()))
+    assert all(row["accuracy"] is not None for row in finished.rows)
+
+
+def trained(rows: list[dict[str, Any]], server_round: int) -> list[tuple[str, int]]:
+    mine = [row for row in rows if row["round"] == server_round and row["train_loss"] is not None]
+    return [(row["domain"], row["client"]) for row in mine]
+
+
+def test_a_round_draws_its_number_of_clients_anew_and_evaluates_all(toy_run: Run) -> None:
+    rows = toy_run(**DRAWN, rounds=8).rows
+    drawn = [trained(rows, number) for number in range(1, 9)]
+    assert all(len(clients) == 4 for clients in drawn)
+    assert len({tuple(clients) for clients in drawn}) > 4
+    assert {client for clients in drawn for client in clients} == {(d, i) for d in SOURCES for i in range(3)}
+    assert all(row["accuracy"] is not None for row in rows)
+
+
+@given(number=st.integers(0, 12), seed=st.integers(0, 50))
+def test_drawing_knows_seed_and_round_and_no_node_ids(number: int, seed: int) -> None:
+    def clients(first: int) -> list[Client]:
+        return [Client(first - i, Identity("a", "source", i, 1, 1, True)) for i in range(9)]
+
+    one, other = (
+        [c.identity for c in draw_clients(clients(first), number, seed=seed, server_round=3)] for first in (99, 50)
+    )
+    assert one == other
+    assert len(one) == (min(number, 9) or 9)
+    assert [identity.client for identity in one] == sorted({identity.client for identity in one})
+
+
+def test_every_client_is_drawn_as_often_as_every_other() -> None:
+    clients = [Client(i, Identity("a", "source", i, 1, 1, True)) for i in range(8)]
+    counts = [0] * 8
+    for server_round in range(4000):
+        for client in draw_clients(clients, 2, seed=0, server_round=server_round):
+            counts[client.node_id] += 1
+    assert all(abs(count - 1000) < 5 * 27.4 for count in counts)  # standard deviation sqrt(4000 * 1/4 * 3/4)
+
+
+def test_fishr_keeps_the_average_of_a_domain_that_is_absent(toy_run: Run, tmp_path: Path) -> None:
+    args = run_of(METHODS["fishr"], clients_per_round=1)
+    states = []
+    for rounds in (1, 2, 3, 4):
+        finished = toy_run(**args, rounds=rounds, directory=tmp_path / "run")
+        states.append(({d for d, _ in trained(finished.rows, rounds)}, finished.server.strategy.state_dict()))
+    for (_, before), ((domain,), after) in pairwise(states):
+        assert all(torch.equal(after[other], value) for other, value in before.items() if other != domain)
+        assert domain not in before or not torch.equal(after[domain], before[domain])
+
+
+@pytest.mark.parametrize("form", ["exponential", "projection"])
+def test_groupdro_weights_stay_a_distribution_over_all_domains(toy_run: Run, form: str) -> None:
+    args = {"strategy": "groupdro", "strategy_args": {"eta": 0.5, "form": form}, "clients_per_round": 1}
+    for rounds in (1, 4):
+        finished = toy_run(**args, rounds=rounds)
+        weights = finished.server.strategy.state_dict()
+        assert list(weights) == list(SOURCES)
+        assert float(sum(weights.values())) == pytest.approx(1.0)
+    first = toy_run(**args, rounds=1)
+    ((domain, _),) = trained(first.rows, 1)
+    weights = first.server.strategy.state_dict()
+    assert max(weights, key=lambda name: float(weights[name])) == domain
+    others = {float(value) for name, value in weights.items() if name != domain}
+    assert len(others) == 1
+
+
+def test_a_round_whose_domains_weigh_nothing_does_not_move_the_model(toy_run: Run) -> None:
+    # AFL with a large step: the first domain drawn takes all the weight and the next one has none.
+    args = {"strategy": "groupdro", "strategy_args": {"eta": 9.0, "form": "projection"}, "clients_per_round": 1}
+    runs = [toy_run(**args, rounds=rounds) for rounds in (1, 2)]
+    drawn = [trained(runs[1].rows, number) for number in (1, 2)]
+    weight = float(runs[1].server.strategy.state_dict()[drawn[1][0][0]])
+    moved = not same(runs[0].tensors, runs[1].tensors)
+    assert moved == (weight > 0)
+
+
+def test_a_mixed_client_that_fails_is_named_and_each_of_its_rows_is_null(toy_run: Run) -> None:
+    class Broken:
+        def __call__(self, message: Message, context: Context) -> Message:
+            if message.metadata.message_type == protocol.EVALUATE and context.node_config["partition-id"] == 1:
+                raise OSError("gone")
+            return client_app(message, context)
+
+    rows = toy_run(app=Broken(), **MIXED, quorum=6, rounds=1).rows
+    of_round = [row for row in rows if (row["round"], row["client"], row["role"]) == (1, 1, "source")]
+    mine = [row for row in of_round if row.get("main_domain", row["domain"]) == "north"]
+    assert [row["domain"] for row in mine] == list(SOURCES)
+    assert all(row["accuracy"] is None for row in mine)
+    assert [len(row["failures"]) for row in mine] == [1, 0, 0]
+    assert "gone" in mine[0]["failures"][0]["reason"]
+
+
+def test_a_reply_that_leaves_out_a_domain_is_a_failure_of_its_client(toy_run: Run) -> None:
+    class Short:
+        def __call__(self, message: Message, context: Context) -> Message:
+            reply = client_app(message, context)
+            name = protocol.of_domain(protocol.METRICS, "south")
+            if context.node_config["partition-id"] == 0 and name in reply.content:
+                reply.content[name] = MetricRecord({"loss": 1.0})
+            return reply
+
+    rows = toy_run(app=Short(), **MIXED, quorum=6, rounds=1).rows
+    reasons = {failure["reason"] for row in rows for failure in row["failures"]}
+    assert len(reasons) == 1
+    assert "expected loss, accuracy and num-examples" in reasons.pop()
+
+
+def test_a_client_of_one_domain_and_one_of_several_know_their_parts() -> None:
+    config = toy_config(domains_options={"holdout": 0.25, "examples": 96}, **MIXED)
+    client = local_client(config, domain="north", role="source", client=1)
+    identity = client.identity("source")
+    assert [held.domain for held in identity.several] == list(SOURCES)
+    assert Identity.from_record(dict(identity.to_record())) == identity
+    inputs, labels, sizes = joint_batch(list(client.training_parts.values()), config, step=0)
+    assert len(inputs) == len(labels) == sum(sizes) == 16
+    assert sizes[0] > sizes[1] >= 1, "in proportion to the examples"
+    pure = toy_config(**MIXED | {"heterogeneity": 0.0})
+    assert local_client(pure, domain="north", role="source", client=1).identity("source").several == ()
+
+
+def test_a_client_that_the_partition_does_not_have_is_refused() -> None:
+    with pytest.raises(UsageError, match="client 9 of domain 'north', which the run's partition does not have"):
+        local_client(toy_config(**MIXED), domain="north", role="source", client=9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"held-train-examples": [5]}, "each domain once with its counts"),
+        ({"held-domains": ["north", "north"]}, "each domain once with its counts"),
+        ({"held-evaluate-examples": [3, -3]}, "each domain once with its counts"),
+        ({"held-train-examples": [5, 6]}, "add up to the client's"),
+        ({"role": "target"}, "add up to the client's"),
+    ],
+)
+def test_an_identity_whose_domains_make_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
+    held = (Held("north", 5, 2), Held("south", 5, 1))
+    record = dict(Identity("north", "source", 0, 10, 3, True, held).to_record())
+    assert Identity.from_record(record).several == held
+    with pytest.raises(ValueError, match=message):
+        Identity.from_record(record | changes)
+
+
+def test_a_client_of_a_domain_that_the_run_does_not_have_is_an_error() -> None:
+    def told(other: str) -> dict[int, Identity]:
+        mixed = Identity("north", "source", 0, 10, 3, True, (Held("north", 5, 2), Held(other, 5, 1)))
+        return {4: mixed, 5: Identity("south", "source", 0, 9, 3, True), 6: Identity("east", "target", 0, 0, 3, False)}
+
+    with run_identity(1):
+        args = {"sources": ("north", "south"), "targets": ("east",), "deadline": 5}
+        assert len(discover(FixedNodes(told("south")), **args)) == 3  # type: ignore[arg-type]
+        with pytest.raises(FederationError, match="client north: it says that it holds examples of west, which"):
+            discover(FixedNodes(told("west")), **args)  # type: ignore[arg-type]
+        with pytest.raises(FederationError, match="client north: it says that it holds a target domain"):
+            discover(FixedNodes(told("east")), **args)  # type: ignore[arg-type]
+
+
+def test_the_run_waits_for_all_of_its_clients() -> None:
+    two = {number: Identity("north", "source", number, 9, 3, True) for number in (0, 1)}
+    with run_identity(1):
+        args = {"sources": ("north",), "targets": (), "deadline": 0.1}
+        assert len(discover(FixedNodes(two), **args, clients=2)) == 2  # type: ignore[arg-type]
+        with pytest.raises(FederationError, match=r"2 of 3 source clients after 0\.1 s at most; 2 nodes said who they"):
+            discover(FixedNodes(two), **args, clients=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("domains", "weights"), [(["elsewhere"], [1.0]), (["north", "south", "west"], [2.0, -1.0, 0.0])]
+)
+def test_weights_that_make_no_sense_are_refused(toy_run: Run, domains: list[str], weights: list[float]) -> None:
+    class Strange:
+        def __call__(self, message: Message, context: Context) -> Message:
+            if message.metadata.message_type == protocol.TRAIN and context.node_config["partition-id"] == 0:
+                config = message.content.config_records[protocol.CONFIG]
+                config[protocol.TRAIN_DOMAINS], config[protocol.TRAIN_WEIGHTS] = domains, weights
+            return client_app(message, context)
+
+    rows = toy_run(app=Strange(), **MIXED, quorum=6, rounds=1).rows
+    (reason,) = {failure["reason"] for row in rows for failure in row["failures"]}
+    assert "expected a domain of north, south, west that weighs more than nothing" in reason
+
+
+def test_a_deployed_node_says_which_client_of_its_domain_it_is() -> None:
+    config = toy_config(partition="dirichlet", clients_per_domain=2)
+
+    def node(**node_config: Any) -> Context:
+        return Context(1, 1, node_config, RecordDict(), {})
+
+    assert place(config, node(domain="south", client=1)) == ("south", "source", 1)
+    assert place(config, node(domain="south")) == ("south", "source", 0)
+    assert [place(config, node(**{"partition-id": number}))[::2] for number in (0, 1, 2, 6)] == [
+        ("north", 0), ("north", 1), ("south", 0), ("east", 0),
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="the node config's client is -1; expected its number among the domain's"):
+        place(config, node(domain="south", client=-1))
+    with pytest.raises(UsageError, match="expected domain=NAME, or a partition-id from 0 to 6"):
+        place(config, node(**{"partition-id": 7}))
+
+
+def test_fedavg_averages_clients_of_several_domains_by_examples(toy_run: Run) -> None:
+    settings = {"batch_size": 0, "domains_options": {"uneven": True}} | MIXED | {"clients_per_round": 4}
+    ours = toy_run(strategy="erm", weighting="examples", **settings)
+    theirs = toy_run(strategy="flwr.serverapp.strategy:FedAvg", **settings)
+    for name, value in ours.tensors.items():
+        torch.testing.assert_close(theirs.tensors[name], value, rtol=0, atol=1e-12)
+    assert [trained(ours.rows, number) for number in (1, 2)] == [trained(theirs.rows, number) for number in (1, 2)]
+
+
+def test_a_flower_strategy_that_would_wait_for_ever_is_stopped(toy_run: Run) -> None:
+    with pytest.raises(FederationError, match="FedAvg waits for min_available_nodes = 2 clients, 1 take part; give it"):
+        toy_run(strategy="flwr.serverapp.strategy:FedAvg", clients_per_round=1)
+
+
+def test_the_grid_keeps_no_reply(toy_run: Run) -> None:
+    grids: list[InProcessGrid] = []
+
+    def wrap(grid: InProcessGrid) -> InProcessGrid:
+        grids.append(grid)
+        return grid
+
+    toy_run(wrap=wrap, **MIXED, rounds=1)
+    gc.collect()
+    assert [node.running for node in grids[0]._nodes.values()] == [None] * 8
+    assert not grids[0]._pending
+    assert not grids[0]._running
+
+
+def test_the_server_sends_to_a_bounded_number_at_once(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InProcessGrid, "clients_at_once", 3)
+    waiting: list[int] = []
+
+    class Counting(InProcessGrid):
+        def _reply(self, message_id: str, wait: float | None) -> Message | None:
+            waiting.append(len(self._pending))
+            return super()._reply(message_id, wait)
+
+    def wrap(grid: InProcessGrid) -> InProcessGrid:
+        grid.__class__ = Counting
+        return grid
+
+    args = run_of(METHODS["hgp-alpha"], rounds=2) | MIXED
+    bounded = toy_run(wrap=wrap, **args)
+    assert max(waiting[8:]) == 3, "after all were asked who they are"
+    monkeypatch.setattr(InProcessGrid, "clients_at_once", 100)
+    assert same(bounded.tensors, toy_run(**args).tensors)
+
+
+def test_few_forward_passes_are_kept_and_the_bits_are_the_same(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = run_of(METHODS["hgp-alpha"], dtype="float32", rounds=2) | MIXED
+    whole = toy_run(**args)
+    for graphs, passes in ((1, 2), (0, 1), (0, 0)):
+        monkeypatch.setattr(ForwardMemory, "GRAPHS", graphs)
+        monkeypatch.setattr(ForwardMemory, "PASSES", passes)
+        workplace.forget_everything()
+        assert same(whole.tensors, toy_run(**args).tensors)
+        assert len(workplace.FORWARDS._passes) <= passes
+
+
+def test_target_rows_and_the_firewall_are_as_they_were(toy_run: Run) -> None:
+    rows = toy_run(**MIXED, rounds=1).rows
+    targets = [row for row in rows if row["role"] == "target"]
+    key = ("domain", "client", "split", "examples")
+    assert [tuple(row[name] for name in key) for row in targets] == [("east", 0, "all", 48)] * 2
