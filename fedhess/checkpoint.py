@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedhess.aggregation import GlobalModel
 from fedhess.flower_state import flower_state, restore_flower_state
+from fedhess.previous import PreviousStatistics
 from fedhess.strategy import DomainStrategy
 
 Value = TypeVar("Value")
@@ -21,7 +22,8 @@ class Checkpoint:
 
     Attributes:
         server_round: Number of the round; 0 is the untrained model.
-        tensors: Everything that is a tensor, by ``"model/..."``, ``"optimizer/INDEX/..."``, ``"strategy/..."``.
+        tensors: Everything that is a tensor, by ``"model/..."``, ``"optimizer/INDEX/..."``, ``"strategy/..."``,
+            ``"previous/..."``.
         plain: State of optimizer and strategy that is no tensor, by the same names; JSON.
     """
 
@@ -45,7 +47,12 @@ class Checkpoint:
         return json.dumps({"round": self.server_round, "plain": self.plain}, sort_keys=True)
 
 
-def snapshot(server_round: int, model: GlobalModel, strategy: DomainStrategy | Strategy) -> Checkpoint:
+def snapshot(
+    server_round: int,
+    model: GlobalModel,
+    strategy: DomainStrategy | Strategy,
+    previous: PreviousStatistics | None = None,
+) -> Checkpoint:
     """Collect the state after a round; tensors are shared, so write it before the next round."""
     checkpoint = Checkpoint(server_round)
     for name, tensor in model.tensors.items():
@@ -59,6 +66,10 @@ def snapshot(server_round: int, model: GlobalModel, strategy: DomainStrategy | S
     tensors, plain = (strategy.state_dict(), {}) if isinstance(strategy, DomainStrategy) else flower_state(strategy)
     checkpoint.tensors |= {f"strategy/{name}": tensor for name, tensor in tensors.items()}
     checkpoint.plain |= {f"strategy/{name}": value for name, value in plain.items()}
+    if previous is not None:
+        held, calls = previous.state()
+        checkpoint.tensors |= {f"previous/{name}": tensor for name, tensor in held.items()}
+        checkpoint.plain["previous"] = calls
     return checkpoint
 
 
@@ -69,6 +80,11 @@ def restore_strategy(strategy: DomainStrategy | Strategy, checkpoint: Checkpoint
         strategy.load_state_dict(tensors)
     else:
         restore_flower_state(strategy, tensors, _under(checkpoint.plain, "strategy/"))
+
+
+def restore_previous(previous: PreviousStatistics, checkpoint: Checkpoint) -> None:
+    """Give back the statistics that the next round uses; a checkpoint without any leaves it to ask for them."""
+    previous.restore(_under(checkpoint.tensors, "previous/"), checkpoint.plain.get("previous", []))
 
 
 def _under(values: Mapping[str, Value], prefix: str) -> dict[str, Value]:

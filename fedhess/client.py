@@ -17,12 +17,15 @@ from fedhess import protocol
 from fedhess.autodiff import ModuleBatch
 from fedhess.batches import joint_batch, round_steps
 from fedhess.config import RunConfig, Scalar
+from fedhess.environment import torch_threads
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.evaluation import evaluate_model
 from fedhess.loading import client_half
 from fedhess.local_client import LocalClient, local_client
 from fedhess.place import place
 from fedhess.protocol import SOURCE, TARGET
+from fedhess.run_settings import settings_of_run
+from fedhess.statistic_requests import decode_request, numbered, numbered_parts
 from fedhess.statistics import Forward, compute_statistic, run_forward
 from fedhess.training import Holding, train_locally, writes_parameters
 from fedhess.workplace import FORWARDS, MODELS, ModelMissingError
@@ -35,17 +38,23 @@ class BadRequestError(ValueError):
 
 
 def run_settings(context: Context) -> RunConfig:
-    """Return the settings of the run that a message belongs to.
+    """Return the settings of the run that a message belongs to, as they are on this node.
 
     Raises:
         UsageError: A value of the run config is out of range or of the wrong type.
     """
-    return _parsed(tuple(context.run_config.items()))
+    return _parsed(tuple(context.run_config.items()), tuple(context.node_config.items()))
 
 
 @lru_cache(maxsize=64)
-def _parsed(run_config: tuple[tuple[str, Scalar], ...]) -> RunConfig:
-    return RunConfig.from_run_config(dict(run_config))
+def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple[str, Scalar], ...]) -> RunConfig:
+    return settings_of_run(dict(run_config), dict(node_config))
+
+
+def own_threads(message: Message, context: Context, call_next: Handler) -> Message:
+    """Let torch use the threads that run or node say (a Flower mod)."""
+    with torch_threads(run_settings(context).threads):
+        return call_next(message, context)
 
 
 def firewall(message: Message, context: Context, call_next: Handler) -> Message:
@@ -70,7 +79,7 @@ def errors_as_replies(message: Message, context: Context, call_next: Handler) ->
         return Message(Error(protocol.BAD_REQUEST, str(error)), reply_to=message)
 
 
-app = ClientApp(mods=[errors_as_replies, firewall])
+app = ClientApp(mods=[errors_as_replies, own_threads, firewall])
 
 
 @app.evaluate("identify")
@@ -86,27 +95,7 @@ def identify(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """Answer the statistics that the message names, on the batch of the round's first local step."""
     config, data, model_id, server_round = _open(message, context)
-    strategy = client_half(config)
-    names = message.content.config_records[protocol.CONFIG][protocol.NAMES]
-    given = _given(message.content, torch.device(config.device))
-    values: dict[str, dict[str, Tensor]] = {domain: {} for domain in data.training_parts}
-    for name in map(str, names if isinstance(names, list) else []):
-        on_network = strategy.network_statistics.get(name)
-        if on_network is None and name not in strategy.statistics:
-            known = [*strategy.statistics, *strategy.network_statistics]
-            raise BadRequestError(
-                f"strategy {config.strategy!r} has no statistic {name!r}; {did_you_mean(name, known)}"
-            )
-        forward = _statistics_pass(config, data, model_id, server_round, with_graph=on_network is not None)
-        for own, part in zip(values.values(), forward.parts, strict=True):
-            if on_network is not None:
-                own[name] = on_network(part).detach()
-                continue
-            with torch.set_grad_enabled(isinstance(part.batch, ModuleBatch)):  # closed forms need no graph
-                own[name] = compute_statistic(strategy.statistics[name], part.batch, **given).detach()
-    key = data.identity(SOURCE).key
-    records = {key(protocol.STATISTIC_VALUES, domain): protocol.encode_tensors(own) for domain, own in values.items()}
-    return Message(RecordDict(dict(records)), reply_to=message)
+    return Message(RecordDict(_answer(message.content, config, data, model_id, server_round)), reply_to=message)
 
 
 @app.train()
@@ -114,6 +103,8 @@ def train(message: Message, context: Context) -> Message:
     """Take the round's local steps; answer with the update, or with the weights where a plain Flower strategy asks."""
     started = time.perf_counter()
     config, data, model_id, server_round = _open(message, context)
+    asked = numbered_parts(message.content)  # before the steps: they may write to the working model
+    answers = [_answer(request, config, data, model_id, server_round) for request in asked]
     model = MODELS.model(config, model_id, writable=writes_parameters(config))
     holdings = _holdings(message.content, data, torch.device(config.device))
     # The statistics were of all that the client holds: so is the pass behind them.
@@ -146,6 +137,8 @@ def train(message: Message, context: Context) -> Message:
     content = RecordDict({protocol.MODEL: protocol.encode_tensors(tensors), protocol.METRICS: metrics})
     if carried is not None and local.momentum:
         content[protocol.MOMENTUM] = protocol.encode_tensors(local.momentum)
+    for call, records in enumerate(answers):
+        content.update(numbered(records, call))
     return Message(content, reply_to=message)
 
 
@@ -234,11 +227,38 @@ def _statistics_pass(
     return forward
 
 
-def _given(content: RecordDict, device: torch.device) -> dict[str, Tensor | Scalar]:
-    tensors = content.array_records.get(protocol.GIVEN)
-    scalars = content.config_records.get(protocol.GIVEN_SCALARS, ConfigRecord())
-    given: dict[str, Tensor | Scalar] = {str(k): v for k, v in scalars.items() if isinstance(v, str | int | float)}
-    return given | (_on(device, protocol.decode_tensors(tensors)) if tensors is not None else {})
+def _answer(
+    request: RecordDict, config: RunConfig, data: LocalClient, model_id: str, server_round: int
+) -> dict[str, protocol.Part]:
+    """Compute the statistics that a request names, on the batch of the round's first local step.
+
+    Returns:
+        One record a domain.
+
+    Raises:
+        BadRequestError: The strategy lists no such statistic.
+    """
+    strategy = client_half(config)
+    names, given = decode_request(request)
+    device = torch.device(config.device)
+    given = {name: _on(device, {"": v})[""] if isinstance(v, Tensor) else v for name, v in given.items()}
+    values: dict[str, dict[str, Tensor]] = {domain: {} for domain in data.training_parts}
+    for name in names:
+        on_network = strategy.network_statistics.get(name)
+        if on_network is None and name not in strategy.statistics:
+            known = [*strategy.statistics, *strategy.network_statistics]
+            raise BadRequestError(
+                f"strategy {config.strategy!r} has no statistic {name!r}; {did_you_mean(name, known)}"
+            )
+        forward = _statistics_pass(config, data, model_id, server_round, with_graph=on_network is not None)
+        for own, part in zip(values.values(), forward.parts, strict=True):
+            if on_network is not None:
+                own[name] = on_network(part).detach()
+                continue
+            with torch.set_grad_enabled(isinstance(part.batch, ModuleBatch)):  # closed forms need no graph
+                own[name] = compute_statistic(strategy.statistics[name], part.batch, **given).detach()
+    key = data.identity(SOURCE).key
+    return {key(protocol.STATISTIC_VALUES, domain): protocol.encode_tensors(own) for domain, own in values.items()}
 
 
 def _on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -56,6 +56,7 @@ class RunConfig(BaseModel):
     # Method
     strategy: str = "hgp"
     strategy_args: dict[str, Scalar] = {}
+    references: Literal["current", "previous"] = "current"
     # Federation
     rounds: Annotated[int, Field(ge=1)] = 50
     weighting: Literal["domain", "examples"] = "domain"
@@ -150,15 +151,26 @@ class RunConfig(BaseModel):
         Raises:
             UsageError: A value is out of range, of the wrong type, or no JSON where JSON is expected.
         """
+        return cls.checked(cls.given_in(run_config))
+
+    @classmethod
+    def given_in(cls, run_config: Mapping[str, Scalar]) -> dict[str, object]:
+        """Read the settings that a run config gives, by our names; an empty text gives none.
+
+        Lists and dictionaries are JSON, or as on the command line: ``"a,b"`` and ``"key=value,..."``.
+
+        Raises:
+            UsageError: A list or dictionary cannot be read.
+        """
         values: dict[str, object] = {}
         for key, field in cls.model_fields.items():
             wire_key = key.replace("_", "-")
-            if wire_key not in run_config:
+            value = run_config.get(wire_key, "")
+            if value == "":
                 continue
-            value = run_config[wire_key]
             nested = isinstance(field.default, dict) or key in ("sources", "targets")
             values[key] = _decoded(wire_key, value) if nested and isinstance(value, str) else value
-        return cls.checked(values)
+        return values
 
     @classmethod
     def checked(cls, values: Mapping[str, object]) -> "RunConfig":
@@ -206,6 +218,10 @@ def _complaint(detail: ErrorDetails) -> str:
 
 
 def _decoded(wire_key: str, text: str) -> object:
+    if not text.lstrip().startswith(("{", "[")):
+        if wire_key in ("sources", "targets"):
+            return [name.strip() for name in text.split(",") if name.strip()]
+        return parse_assignments(text, option=f"run config, {wire_key}")
     try:
         decoded: object = json.loads(text)
     except json.JSONDecodeError as error:

@@ -5,6 +5,8 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,19 @@ def resolve_device(name: str) -> str:
     if name == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: torch sees no Apple GPU; use --device auto or cpu")
     return name
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads within the block; 0 leaves it to torch."""
+    before = torch.get_num_threads()
+    if count not in (0, before):
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def describe_environment() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The server's question to the source clients: ``ask("gradient")`` returns that statistic of every domain."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import RecordDict
 from torch import Tensor
 
 from fedhess import protocol
@@ -12,7 +12,10 @@ from fedhess.federation import Federation, ModelPayload
 from fedhess.roster import Client
 from fedhess.sampling import derive_seed
 from fedhess.shapes import StatisticShapes
+from fedhess.statistic_requests import encode_request
 from fedhess.validation import read_tensors
+
+Answer = dict[str, dict[str, Tensor]]  # a client's statistics, by domain and name
 
 
 class PerDomain(Mapping[str, Tensor]):
@@ -101,41 +104,51 @@ class Exchange:
 
     def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
         """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
-        config = self._config
-        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-        scalars = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
-        parts: dict[str, ArrayRecord | ConfigRecord] = {
-            protocol.CONFIG: ConfigRecord({protocol.NAMES: list(names)}),
-            protocol.GIVEN: protocol.encode_tensors(tensors),
-            protocol.GIVEN_SCALARS: ConfigRecord(dict(scalars)),
-        }
+        return self._settled(names, self._ask(self.participants, names, given))
+
+    def _ask(
+        self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
+    ) -> Iterator[tuple[Client, Answer]]:
+        """Send one message to each client and yield the good answers as they come, in domain order."""
+        parts = encode_request(names, given)
         expected = self._shapes.of(names, given)
-
-        def read(client: Client, content: RecordDict) -> dict[str, dict[str, Tensor]]:
-            return {
-                domain: read_tensors(content, client.identity.key(protocol.STATISTIC_VALUES, domain), like=expected)
-                for domain in client.identity.trains_on
-            }
-
-        phase = "exchange " + "+".join(names)
-        replies = self._federation.exchange(
-            phase,
-            self.participants,
+        return self._federation.exchange(
+            _phase(names),
+            clients,
             message_type=protocol.STATISTICS,
             server_round=self.server_round,
             model=self._model,
             parts=lambda _: parts,
-            read=read,
-            deadline=config.exchange_deadline,
+            read=lambda client, content: read_answer(client, content, expected),
+            deadline=self._config.exchange_deadline,
         )
+
+    def _settled(self, names: Sequence[str], answers: Iterable[tuple[Client, Answer]]) -> dict[str, PerDomain]:
+        """Average by domain, and go on with the clients that answered, if they are enough."""
         means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants])
         answered: list[Client] = []
-        for client, values in replies:
+        for client, answer in answers:
             answered.append(client)
-            for domain, tensors in values.items():
+            for domain, tensors in answer.items():
                 means.add(domain, tensors, client.identity.trains_on[domain])
         self.participants = answered
-        self._federation.require_quorum(phase, self.server_round, answered, asked=self._asked)
+        self._federation.require_quorum(_phase(names), self.server_round, answered, asked=self._asked)
         by_domain, examples = means.result(), means.examples
-        weights = examples if config.weighting == "examples" else dict.fromkeys(by_domain, 1)
+        weights = examples if self._config.weighting == "examples" else dict.fromkeys(by_domain, 1)
         return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights) for name in names}
+
+
+def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tensor]) -> Answer:
+    """Take a client's statistics out of a reply.
+
+    Raises:
+        ValueError: One is missing, not finite, or of another shape or dtype than expected.
+    """
+    return {
+        domain: read_tensors(content, client.identity.key(protocol.STATISTIC_VALUES, domain), like=expected)
+        for domain in client.identity.trains_on
+    }
+
+
+def _phase(names: Sequence[str]) -> str:
+    return "exchange " + "+".join(names)

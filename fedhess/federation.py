@@ -5,16 +5,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedhess import protocol
 from fedhess.errors import FederationError
+from fedhess.protocol import Part
 from fedhess.roster import Client, discover, draw_clients
 
 logger = logging.getLogger(__name__)
 
-Part = ArrayRecord | ConfigRecord | MetricRecord
 T = TypeVar("T")
 
 

@@ -45,7 +45,8 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
     recorded = read_config(folder / "config.json")
     job = _plan_again(folder, recorded, data_dir=data_dir, device=device)
     was, now = recorded["dataset"], job.description["dataset"]
-    if (was["title"], was["digest"]) != (now["title"], now["digest"]):
+    unknown = not was["digest"]  # of a deployed run, whose data stayed on its nodes
+    if was["title"] != now["title"] or not (unknown or was["digest"] == now["digest"]):
         raise UsageError(
             f"{folder} was trained on other data: on {was['title']} with digest {was['digest'][:12]}, found "
             f"{now['title']} with {now['digest'][:12]}; name the folder of its data with --data-dir"

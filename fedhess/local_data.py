@@ -133,7 +133,9 @@ def prepared(domains: str, options: tuple[tuple[str, str | int | float | bool], 
              domain: str, model: str, device: str, seed: int, images: str,
              image_cache_gb: float | None) -> DomainData:  # fmt: skip
     """Load a domain as the model sees it, by its :func:`data_key`; kept."""
-    benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options))
+    benchmark = open_benchmark(
+        domains, data_dir=data_dir, seed=seed, options=dict(options), require_real=True, held=(domain,)
+    )
     return prepare_inputs(
         model, benchmark.load(domain), device=torch.device(device), images=images, image_cache_gb=image_cache_gb
     )
@@ -142,7 +144,7 @@ def prepared(domains: str, options: tuple[tuple[str, str | int | float | bool], 
 @lru_cache(maxsize=64)
 def _geometry(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
               model: str, seed: int) -> Geometry:  # fmt: skip
-    benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options))
+    benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options), held=())
     shape = prepared_shape(model, benchmark.input_shape)
     return Geometry(shape, benchmark.outputs, benchmark.holdout, benchmark.domains)
 

@@ -10,6 +10,7 @@ from fedhess import protocol
 from fedhess.aggregation import GlobalModel, WeightedMean
 from fedhess.config import RunConfig
 from fedhess.federation import Federation, ModelPayload
+from fedhess.previous import PreviousStatistics
 from fedhess.roster import Client
 from fedhess.validation import read_tensors
 
@@ -58,6 +59,7 @@ class LocalPhase:
         reference: References of the round.
         config: The settings of the run.
         server_round: Number of the round.
+        previous: Asks in the train messages for the statistics of the next round's references, if anything does.
 
     Attributes:
         outcome: Who completed the phase, and their metrics.
@@ -71,6 +73,7 @@ class LocalPhase:
         reference: Reference,
         config: RunConfig,
         server_round: int,
+        previous: PreviousStatistics | None = None,
     ) -> None:
         self.model = model
         self.participants = participants
@@ -80,6 +83,7 @@ class LocalPhase:
         self._asked = len(federation.participants(server_round))
         self._federation = federation
         self._references = _ReferenceParts(reference)
+        self._previous = previous
 
     @property
     def domains(self) -> list[str]:
@@ -150,17 +154,21 @@ class LocalPhase:
         expected = {name: self.model.tensors[name] for name in self.model.update_names}
         carried = {} if momentum is None else {protocol.MOMENTUM: protocol.encode_tensors(momentum)}
 
-        def parts(client: Client) -> dict[str, ArrayRecord | ConfigRecord]:
-            return {**self._references(client), **carried, **_weights_part(client, weights[client])}
+        requests = {} if self._previous is None else self._previous.requests()
+
+        def parts(client: Client) -> dict[str, protocol.Part]:
+            return {**self._references(client), **carried, **_weights_part(client, weights[client]), **requests}
 
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
-            del client
             update = read_tensors(content, protocol.MODEL, like=expected)
             buffers: dict[str, Tensor] = {}
             if protocol.MOMENTUM in content.array_records:
                 held = {name: expected[name] for name in content.array_records[protocol.MOMENTUM] if name in expected}
                 buffers = read_tensors(content, protocol.MOMENTUM, like=held)
-            return ClientUpdate(update, buffers), protocol.metrics_of(content)
+            metrics = protocol.metrics_of(content)
+            if self._previous is not None:
+                self._previous.read(client, content)
+            return ClientUpdate(update, buffers), metrics
 
         replies = self._federation.exchange(
             "train",

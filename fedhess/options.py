@@ -136,6 +136,28 @@ ExchangeDeadline = Annotated[
 StatisticsBatches = Annotated[
     int | None, typer.Option(help=f"Batches behind a round's reference statistics. {_default('statistics_batches')}")
 ]
+References = Annotated[
+    str | None,
+    typer.Option(
+        help="current (exact), or previous: statistics a round old, one exchange a round, for slow links. "
+        f"{_default('references')}"
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="in-process, or ray: clients side by side, on a cluster if there is one (pip install 'fedhess[ray]'). "
+        "[default: in-process]",
+        show_default=False,
+    ),
+]
+CpusPerClient = Annotated[int | None, typer.Option(help="With --engine ray: CPU cores for a client. [default: 1]")]
+GpusPerClient = Annotated[
+    float | None, typer.Option(help="With --engine ray: GPUs for a client; 0.25 lets four share one. [default: 0]")
+]
+RayAddress = Annotated[
+    str | None, typer.Option(help="With --engine ray: address of a running cluster. [default: one of its own]")
+]
 EvaluateEvery = Annotated[int | None, typer.Option(help=f"Rounds between evaluations. {_default('evaluate_every')}")]
 CheckpointEvery = Annotated[
     int | None,

@@ -42,6 +42,12 @@ def place(config: RunConfig, context: Context) -> Place:
                 f"the node config has no domain, and its partition-id is {position!r}; expected domain=NAME, or a "
                 f"partition-id from 0 to {nodes - 1}"
             )
+        count = context.node_config.get("num-partitions", nodes)
+        if isinstance(count, int) and count < nodes:
+            raise UsageError(
+                f"the simulation has {count} nodes, the run {nodes} clients of {', '.join(config.sources)} and targets "
+                f"{', '.join(config.targets)}; run it with --federation-config 'num-supernodes={nodes}'"
+            )
         if position < config.source_clients:
             domain, client = simulated_client(config, position)
         else:

@@ -11,7 +11,8 @@ type                 who       content
 ==================== ========= ===============================================================================
 evaluate.identify    every     none; the reply names domain, role, client and example counts
 query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic
-train                source    model, reference; reply: the update (or the weights) and metrics
+train                source    model, reference; reply: the update (or the weights) and metrics; with
+                               ``references="previous"`` also requests for statistics, and their answers
 evaluate             every     model; reply: loss, accuracy, and (source clients only) alignment statistics; a
                                target client of a run that splits targets adds loss and accuracy of its out split
 ==================== ========= ===============================================================================
@@ -33,6 +34,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
+Part = ArrayRecord | ConfigRecord | MetricRecord
+
 IDENTIFY = "evaluate.identify"
 STATISTICS = "query.statistics"
 TRAIN = "train"
@@ -46,6 +49,7 @@ GIVEN_SCALARS = "given-scalars"
 REFERENCE = "reference"
 MOMENTUM = "momentum"
 STATISTIC_VALUES = "statistics"
+CALL = "call-"
 
 ROUND = "server-round"
 MODEL_ID = "model-id"

@@ -4,22 +4,25 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fedhess.aggregation import GlobalModel
-from fedhess.checkpoint import restore_strategy, snapshot
+from fedhess.checkpoint import restore_previous, restore_strategy, snapshot
 from fedhess.config import RunConfig
 from fedhess.curvature import head_gradient, hessian_gradient_product
+from fedhess.deployed_run import record_run, run_directory
+from fedhess.environment import torch_threads
 from fedhess.evaluation_phase import evaluate_clients, make_rows
 from fedhess.federation import Federation
 from fedhess.flower_strategy import run_flower_round
 from fedhess.loading import load_strategy
 from fedhess.local_data import build_model
 from fedhess.local_phase import RoundOutcome
+from fedhess.previous import PreviousStatistics
+from fedhess.run_settings import settings_of_run
 from fedhess.runs import Row, RunDirectory
 from fedhess.shapes import StatisticShapes
 from fedhess.strategy import DomainStrategy, run_round
@@ -34,18 +37,25 @@ def make_server_app(directory: RunDirectory | None = None, on_round: OnRound | N
 
     Args:
         directory: Where rounds and checkpoints are written, and where an interrupted run continues from. Without it the
-            run config's ``run-dir`` is used, and nothing is written where that is absent too.
+            run config's ``run-dir`` is the directory of a whole job, tables and figures included, and nothing is
+            written where that is absent too.
         on_round: Called with each evaluated round's number and rows; 0 is the model before training.
     """
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        config = RunConfig.from_run_config(context.run_config)
-        where = directory
-        if where is None and "run-dir" in context.run_config:
-            where = RunDirectory(Path(str(context.run_config["run-dir"])))
-        Server(grid, config, directory=where, on_round=on_round or _log_round).run()
+        config = settings_of_run(context.run_config)
+
+        def train(where: RunDirectory | None) -> None:
+            Server(grid, config, directory=where, on_round=on_round or _log_round).run()
+
+        path = None if directory is not None else run_directory(context.run_config, context.run_id)
+        with torch_threads(config.threads):
+            if path is None:
+                train(directory)
+            else:
+                record_run(config, path, train)
 
     return server_app
 
@@ -82,6 +92,7 @@ class Server:
         self.alignment_shapes = StatisticShapes(
             {"gradient": head_gradient, "hgp": hessian_gradient_product}, template
         ).of(("gradient", "hgp"), {})
+        self.previous = PreviousStatistics() if config.references == "previous" else None
         self._seconds = 0.0  # of training since the last evaluation
         self.federation = Federation(
             self.grid,
@@ -105,6 +116,8 @@ class Server:
         if self.directory is not None and (checkpoint := self.directory.load_checkpoint()) is not None:
             checkpoint.restore(self.model)
             restore_strategy(self.strategy, checkpoint)
+            if self.previous is not None:
+                restore_previous(self.previous, checkpoint)
             finished = checkpoint.server_round
         if finished == self.config.rounds:
             return self.model
@@ -125,6 +138,7 @@ class Server:
                 shapes=self.shapes,
                 config=self.config,
                 server_round=server_round,
+                previous=self.previous,
             )
         return run_flower_round(
             self.strategy, self.federation, self.model, config=self.config, server_round=server_round
@@ -139,7 +153,7 @@ class Server:
         if self.directory is not None:
             self.directory.append(rows)
             if server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds:
-                self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy))
+                self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy, self.previous))
         if rows and self.on_round is not None:
             self.on_round(server_round, rows)
 

@@ -1,4 +1,4 @@
-"""Simulate a federation in this process: ``python -m fedhess.simulate --domains PACS``.
+"""Simulate a federation, in this process or on Ray: ``python -m fedhess.simulate --domains PACS``.
 
 Trains on all domains but one, evaluates on the one left out, for every domain in turn; writes a run directory and
 prints one table.
@@ -12,33 +12,30 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import typer
 
 from fedhess import options
 from fedhess.announcements import header, incomplete_warning, stand_in_warning
 from fedhess.client import app as client_app
 from fedhess.command import run_command
-from fedhess.config import RunConfig, parse_assignments
-from fedhess.domains import Benchmark, open_benchmark
-from fedhess.domains.pixels import require_room
-from fedhess.engines.inprocess import run_in_process
-from fedhess.environment import resolve_device
+from fedhess.config import parse_assignments
+from fedhess.domains import open_benchmark
+from fedhess.engines.choice import IN_PROCESS, Engine, choose_engine
+from fedhess.engines.worker import CLIENT_THREAD
+from fedhess.environment import resolve_device, torch_threads
 from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.job_directory import job_directory, require_unused
 from fedhess.listing import list_everything
 from fedhess.local_client import source_examples, source_shares
 from fedhess.manifest import make_manifest, record_manifest, show_partitions
-from fedhess.models import keeps_images, prepare_inputs
+from fedhess.preparation import prepare_domains
 from fedhess.progress import Progress
 from fedhess.report import summarise, table, write_report
 from fedhess.runs import StorageError
 from fedhess.selection import DEFAULT
 from fedhess.server import make_server_app
 from fedhess.variants import describe, parse_variants
-
-CLIENT_THREAD = "fedhess-client"  # as engines/inprocess.py names its worker
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -78,12 +75,17 @@ def simulate(
     deadline: options.Deadline = None,
     exchange_deadline: options.ExchangeDeadline = None,
     statistics_batches: options.StatisticsBatches = None,
+    references: options.References = None,
     evaluate_every: options.EvaluateEvery = None,
     checkpoint_every: options.CheckpointEvery = None,
     seed: options.Seed = 0,
     trials: options.Trials = 3,
     model: options.Model = None,
     pretrained: options.Pretrained = True,
+    engine: options.Engine = "in-process",
+    cpus_per_client: options.CpusPerClient = None,
+    gpus_per_client: options.GpusPerClient = None,
+    ray_address: options.RayAddress = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     dtype: options.Dtype = None,
@@ -116,6 +118,9 @@ def simulate(
     if out is not None and not resume:
         require_unused(out)  # before any download
     progress = Progress(silent=quiet or as_json)
+    chosen = choose_engine(
+        engine, cpus_per_client=cpus_per_client, gpus_per_client=gpus_per_client, ray_address=ray_address
+    )
     given = {
         "partition": partition,
         "clients": clients,
@@ -143,6 +148,7 @@ def simulate(
         "deadline": deadline,
         "exchange_deadline": exchange_deadline,
         "statistics_batches": statistics_batches,
+        "references": references,
         "evaluate_every": evaluate_every,
         "checkpoint_every": checkpoint_every,
         "seed": seed,
@@ -193,7 +199,7 @@ def simulate(
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
         try:
-            summary = run_job(job, progress)
+            summary = run_job(job, progress, engine=chosen)
             paths = write_report(job, summary)
         except (FederationError, StorageError, KeyboardInterrupt):
             sys.stderr.write(
@@ -208,56 +214,42 @@ def simulate(
         typer.echo(f"\nwritten: {', '.join(str(path) for path in paths)}")
 
 
-def run_job(job: Job, progress: Progress) -> dict[str, Any]:
-    """Run every run of a job that is not complete yet, in this process, and summarise them.
+def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dict[str, Any]:
+    """Run every run of a job that is not complete yet, and summarise them.
+
+    Args:
+        job: The job.
+        progress: Told what happens.
+        engine: Where clients run.
 
     Raises:
+        UsageError: The engine cannot run the job here.
         FederationError: A round could not be completed.
         StorageError: A round could not be written.
     """
-    progress.header(header(job, engine="in-process"))
     config = job.runs[0].config
+    engine.check(config)
+    progress.header(header(job, engine=engine.title))
     prepare_domains(job.benchmark, config, progress)
     progress.start([run.config.rounds for run in job.runs])
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(config.threads or threads_before)
     try:
-        for number, run in enumerate(job.runs):
-            label = f" ({describe(job.variants[run.variant])})" if job.variants else ""
-            try:
-                _run(run, number, progress, label=label, classes=job.benchmark.classes)
-            except FederationError as error:
-                if not job.variants:
-                    raise
-                progress.warn(f"{run.directory.path}{label} stopped; the other settings go on. {error}")
+        with torch_threads(config.threads):
+            for number, run in enumerate(job.runs):
+                label = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+                try:
+                    _run(run, number, progress, engine, label=label, classes=job.benchmark.classes)
+                except FederationError as error:
+                    if not job.variants:
+                        raise
+                    progress.warn(f"{run.directory.path}{label} stopped; the other settings go on. {error}")
     finally:
-        torch.set_num_threads(threads_before)
         progress.stop()
     return summarise(job)
 
 
-def prepare_domains(benchmark: Benchmark, config: RunConfig, progress: Progress) -> None:
-    """Do what is done once per domain before training; the clients find the result in the cache.
-
-    Raises:
-        UsageError: There is no room for it.
-    """
-    domains = [benchmark.load(domain) for domain in benchmark.domains]
-    keeps = keeps_images(config.model, images=config.images)
-    if keeps:
-        require_room(domains, limit_gb=config.image_cache_gb, notify=progress.note)
-    for data in domains:
-        prepare_inputs(
-            config.model,
-            data,
-            device=config.device,
-            images=config.images,
-            image_cache_gb=config.image_cache_gb,
-            notify=progress.tick,
-        )
-
-
-def _run(run: PlannedRun, number: int, progress: Progress, *, label: str, classes: Sequence[str]) -> None:
+def _run(
+    run: PlannedRun, number: int, progress: Progress, engine: Engine, *, label: str, classes: Sequence[str]
+) -> None:
     run.directory.tidy()
     done = run.directory.completed_round() or 0
     progress.begin_run(number, f"{run.strategy}{label}, target {run.scenario.name}, seed {run.config.seed}", done)
@@ -267,7 +259,7 @@ def _run(run: PlannedRun, number: int, progress: Progress, *, label: str, classe
     manifest = make_manifest(run.config, shares, source_examples(run.config), classes=classes)
     record_manifest(run.directory.path, manifest)
     nodes = run.config.source_clients + len(run.config.targets)
-    run_in_process(
+    engine.run(
         make_server_app(run.directory, progress.update),
         client_app,
         run_config=run.config.to_run_config(),

@@ -18,6 +18,7 @@ from fedhess.config import RunConfig
 from fedhess.exchange import Exchange
 from fedhess.federation import Federation
 from fedhess.local_phase import LocalPhase, Reference, RoundOutcome
+from fedhess.previous import PreviousStatistics
 from fedhess.shapes import StatisticShapes
 from fedhess.statistics import NetworkStatistic, Statistic
 from fedhess.training import Step
@@ -139,6 +140,7 @@ def run_round(
     shapes: StatisticShapes,
     config: RunConfig,
     server_round: int,
+    previous: PreviousStatistics | None = None,
 ) -> RoundOutcome:
     """Run one round of training: references, local steps, mean in domain order, server step.
 
@@ -152,6 +154,7 @@ def run_round(
         shapes: The strategy's statistics and what shape each has.
         config: The settings of the run.
         server_round: Number of the round, from 1.
+        previous: The statistics of the round before, where ``references="previous"`` uses them instead of exchanges.
 
     Returns:
         Who took part and their metrics.
@@ -162,7 +165,8 @@ def run_round(
     started = time.monotonic()
 
     # -- Who takes part: the source clients, or those drawn; one that drops out of a phase misses the rest of the round
-    ask = Exchange(federation, shapes, model.payload(), config, server_round)
+    begin = Exchange if previous is None else previous.exchange
+    ask = begin(federation, shapes, model.payload(), config, server_round)
 
     # -- References: zero, one or two exchanges of statistics
     reference = strategy.reference(ask)
@@ -171,7 +175,7 @@ def run_round(
         model.reset_optimizer()  # where clients take different numbers of steps: when the first comes to the jump
 
     # -- Local training towards them, all clients at once unless the strategy says otherwise, and the mean update
-    phase = LocalPhase(federation, model, ask.participants, reference, config, server_round)
+    phase = LocalPhase(federation, model, ask.participants, reference, config, server_round, previous)
     update = strategy.local_training(phase, reference)
     phase.require_quorum()
 

@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, str] = {
     "clients": "simulations.benchmarks.clients:clients_rows",
     "images": "simulations.benchmarks.images:image_rows",
     "colored-mnist": "simulations.benchmarks.colored_mnist:colored_mnist_rows",
+    "references": "simulations.benchmarks.references:references_rows",
 }
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

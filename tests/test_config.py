@@ -24,9 +24,19 @@ def test_run_config_survives_the_wire() -> None:
 
 
 def test_run_config_names_what_is_no_json() -> None:
-    wire = toy_config().to_run_config() | {"strategy-args": "alpha=1"}
-    with pytest.raises(UsageError, match="run config, strategy-args: expected JSON, got 'alpha=1'"):
-        RunConfig.from_run_config(wire)
+    wire = toy_config().to_run_config()
+    with pytest.raises(UsageError, match=r"run config, strategy-args: expected JSON, got '{alpha'"):
+        RunConfig.from_run_config(wire | {"strategy-args": "{alpha"})
+    with pytest.raises(UsageError, match="run config, strategy-args: expected key=value"):
+        RunConfig.from_run_config(wire | {"strategy-args": "alpha"})
+
+
+def test_run_config_may_be_written_by_hand_and_empty_text_is_the_default() -> None:
+    wire = toy_config(rounds=7).to_run_config()
+    by_hand = {"sources": "north, south,west", "targets": "east", "strategy-args": "alpha=1,form=x", "rounds": ""}
+    read = RunConfig.from_run_config(wire | by_hand)
+    assert (read.sources, read.targets) == (("north", "south", "west"), ("east",))
+    assert (read.strategy_args, read.rounds) == ({"alpha": 1, "form": "x"}, RunConfig.model_fields["rounds"].default)
 
 
 def test_every_complaint_is_made_at_once_each_on_a_line() -> None:

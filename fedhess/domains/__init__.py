@@ -51,6 +51,7 @@ def open_benchmark(
     skip_bad_images: bool = False,
     seed: int = 0,
     cache_dir: Path | str | None = None,
+    held: tuple[str, ...] | None = None,
     options: Mapping[str, OptionValue] | None = None,
     notify: Notify | None = None,
 ) -> Benchmark:
@@ -64,6 +65,8 @@ def open_benchmark(
         skip_bad_images: Leave out images that cannot be decoded, and count them, instead of refusing.
         seed: For benchmarks that are made at random (ColoredMNIST, RotatedMNIST).
         cache_dir: Where downloads and derived data are kept; see `fedhess.cache.cache_directory`.
+        held: The domains whose data is on this machine, where not all are: a deployed node holds its own, a server
+            none. Only these are looked for and can be loaded; the benchmark is never a stand-in then.
         options: Of the benchmark; to open one again, its ``options``. They overrule the arguments above.
         notify: Told about stand-ins, downloads and other slow things.
 
@@ -86,6 +89,7 @@ def open_benchmark(
             skip_bad_images=skip_bad_images,
             seed=seed,
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+            held=held,
             options=dict(options or {}),
             notify=notify or keep_silent,
         )

@@ -123,6 +123,30 @@ def require_domains(root: Path, layout: Layout) -> dict[str, Path]:
     return found
 
 
+def held_domains(root: Path, layout: Layout, held: Sequence[str]) -> dict[str, Path]:
+    """Find the folders of some domains, where a machine holds no others: ROOT/DOMAIN/CLASS/, nested as ever.
+
+    Args:
+        root: As given by the user; not looked at where nothing is held.
+        layout: What to look for.
+        held: Names of the domains.
+
+    Returns:
+        Domain -> folder.
+
+    Raises:
+        UsageError: ``root`` is no readable folder, or a domain is missing.
+    """
+    folders = {domain: found[0] for domain, found in survey_domains(root, layout).items()} if held else {}
+    missing = [domain for domain in held if domain not in folders]
+    if missing:
+        raise UsageError(
+            f"no domain {', '.join(map(repr, missing))} of {layout.benchmark} in {root}, found "
+            f"{', '.join(folders) or 'none'}; expected {layout.expected(root)}"
+        )
+    return {domain: folders[domain] for domain in held}
+
+
 def class_folders(domain: str, folder: Path, layout: Layout) -> dict[str, list[Path]]:
     """Find the folders of each class of a domain; several where a release keeps parts (train, test) apart.
 

@@ -22,6 +22,7 @@ class Opening:
     skip_bad_images: bool = False
     seed: int = 0
     cache_dir: Path | None = None
+    held: tuple[str, ...] | None = None
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     notify: Notify = field(default=keep_silent, repr=False, compare=False)
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from fedhess.cache import cache_directory
 from fedhess.domains.benchmark import Benchmark, leave_one_out
 from fedhess.domains.counts import KnownCounts
-from fedhess.domains.folder import Layout, find_domains, list_images, require_classes, require_domains
+from fedhess.domains.folder import (
+    Layout,
+    find_domains,
+    held_domains,
+    list_images,
+    require_classes,
+    require_domains,
+    survey_domains,
+)
 from fedhess.domains.hub import fetch, why_unreachable
 from fedhess.domains.images import ImageDomain, load_images
 from fedhess.domains.options import DATA_VARIABLE, Opening
@@ -80,6 +88,16 @@ class Release:
                 return place
         return None
 
+    def locate_held(self, opening: Opening) -> Path:
+        """Find the folder that holds the domains of this machine: the first place that has one, else the first.
+
+        Args:
+            opening: As for `locate`; ``held`` names the domains, none of which need not be looked for.
+        """
+        places = self.places(opening)
+        there = [place for place in places if opening.held and place.is_dir()]
+        return next((place for place in there if survey_domains(place, self.layout)), places[0])
+
     def prepare(self, opening: Opening) -> str:
         """Download it, unless it is there; what an interrupted download has fetched is kept and used.
 
@@ -143,6 +161,9 @@ def try_release(release: Release, opening: Opening) -> tuple[Benchmark | None, s
         data_dir=Path(given).expanduser() if given else None,
         skip_bad_images=bool(options["skip_bad_images"]),
     )
+    if opening.held is not None:  # a deployed machine: what it holds is there, and nothing is downloaded
+        where = release.locate_held(opening)
+        return _opened(release, where, opening, held_domains(where, release.layout, opening.held)), ""
     root = release.locate(opening)
     if root is None and release.repository and not release.unasked:
         return None, f"{release.size} are not downloaded unasked"
@@ -150,12 +171,11 @@ def try_release(release: Release, opening: Opening) -> tuple[Benchmark | None, s
         if reason := release.prepare(opening):
             return None, reason
         root = release.cached(opening)
-    return _opened(release, root, opening), ""
+    return _opened(release, root, opening, require_domains(root, release.layout)), ""
 
 
-def _opened(release: Release, root: Path, opening: Opening) -> Benchmark:
+def _opened(release: Release, root: Path, opening: Opening, folders: Mapping[str, Path]) -> Benchmark:
     layout = release.layout
-    folders = require_domains(root, layout)
     for domain, folder in folders.items():
         require_classes(domain, folder, layout)
     domains = tuple(layout.domains)

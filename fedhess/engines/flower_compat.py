@@ -4,12 +4,14 @@ Written against flwr 1.41. The public API (``flwr.app``, ``flwr.clientapp``, ``f
 is needed; what is here has no public home in that version.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -20,6 +22,7 @@ __all__ = [
     "Run",
     "copy_array_record",
     "empty_run",
+    "run_flower_simulation",
     "run_identity",
     "set_message_id",
 ]
@@ -51,3 +54,40 @@ def run_identity(run_id: int) -> Iterator[None]:
         yield
     finally:
         TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+
+
+def run_flower_simulation(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    *,
+    context: Context,
+    nodes: int,
+    client_resources: Mapping[str, float],
+) -> None:
+    """Run Flower's simulation, the one behind ``flwr run`` on a local connection, with objects instead of a bundle.
+
+    The public ``run_simulation`` is deprecated and gives the ServerApp an empty run config.
+
+    Args:
+        server_app: The ServerApp.
+        client_app: The ClientApp; its clients see a run config of their own, empty here.
+        context: The ServerApp's context.
+        nodes: Number of simulated nodes.
+        client_resources: ``num_cpus`` and ``num_gpus`` of a client.
+    """
+    from flwr.simulation.run_simulation import _run_simulation  # noqa: PLC0415 - takes a second, and few runs need it
+    from flwr.supercore.constant import NOOP_FEDERATION_ID  # noqa: PLC0415
+    from flwr.supercore.telemetry import EventType  # noqa: PLC0415
+
+    run = empty_run(context.run_id)
+    run.primary_task_id = context.run_id
+    run.federation_id = NOOP_FEDERATION_ID
+    _run_simulation(
+        num_supernodes=nodes,
+        exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+        client_app=client_app,
+        server_app=server_app,
+        backend_config={"client_resources": dict(client_resources), "init_args": {}},
+        server_app_context=context,
+        run=run,
+    )

@@ -6,10 +6,7 @@ a time, so the server can add up replies while it holds a single one.
 """
 
 import functools
-import logging
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from copy import deepcopy
@@ -31,8 +28,7 @@ from fedhess.engines.flower_compat import (
     run_identity,
     set_message_id,
 )
-
-logger = logging.getLogger(__name__)
+from fedhess.engines.worker import Worker, answer
 
 POLL_SECONDS = 0.5  # longest a single pull waits for a running client before it returns without its reply
 
@@ -80,7 +76,7 @@ class InProcessGrid(Grid):
         self._pending: dict[str, Message] = {}
         self._running: dict[str, tuple[Future[Message], _Node]] = {}
         self._pushed = 0
-        self._worker = _Worker()
+        self._worker = Worker()
 
     def set_run(self, run: Run) -> None:
         """Set the run this grid works for."""
@@ -167,7 +163,7 @@ class InProcessGrid(Grid):
         except FutureTimeoutError:
             # The thread cannot be stopped. It keeps its node busy; the other nodes get a fresh worker.
             self._worker.stop(wait=False)
-            self._worker = _Worker()
+            self._worker = Worker()
             return None
         del self._running[message_id]
         if node.running is future:
@@ -175,12 +171,7 @@ class InProcessGrid(Grid):
         return reply
 
     def _execute(self, message: Message, context: Context) -> Message:
-        try:
-            reply = self._client_app(message, context)
-        except Exception as error:
-            logger.debug("client %d raised", message.metadata.dst_node_id, exc_info=True)
-            reason = f"{type(error).__name__}: {error}"
-            return _numbered(Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message))
+        reply = answer(self._client_app, message, context)
         if reply.has_content():
             reply = Message(metadata=reply.metadata, content=_isolated(reply.content))  # type: ignore[call-overload]
         return _numbered(reply)
@@ -217,33 +208,6 @@ def run_in_process(
             server_app(grid, Context(run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
         finally:
             grid.close()
-
-
-class _Worker:
-    """One daemon thread that runs clients in turn; unlike an executor's, a hung one does not hold up the exit."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Future[Message], Callable[[], Message]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="fedhess-client", daemon=True)
-        self._thread.start()
-
-    def submit(self, job: Callable[[], Message]) -> "Future[Message]":
-        future: Future[Message] = Future()
-        self._jobs.put((future, job))
-        return future
-
-    def stop(self, *, wait: bool) -> None:
-        self._jobs.put(None)
-        if wait:  # an interpreter that ends while this thread drops its last job's tensors aborts
-            self._thread.join()
-
-    def _work(self) -> None:
-        while (work := self._jobs.get()) is not None:
-            future, job = work
-            try:
-                future.set_result(job())
-            except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the result
-                future.set_exception(error)
 
 
 def _numbered(reply: Message) -> Message:

@@ -4,9 +4,15 @@ It stands in for PACS where PACS cannot be had: the domains carry the same names
 nothing measured here is evidence about PACS. The images are fixed: they depend on no seed of the run.
 """
 
+import json
+import sys
 from functools import partial
 from importlib import resources
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.resources.abc import Traversable
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 
@@ -15,6 +21,7 @@ from fedhess.domains.benchmark import Benchmark, leave_one_out
 from fedhess.domains.data import Notify, TensorDomain
 from fedhess.domains.iconpacs.rendering import IMAGES_PER_CLASS, RENDERING, SIDE, render
 from fedhess.domains.options import Opening
+from fedhess.errors import UsageError
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
@@ -71,11 +78,40 @@ def read_drawings(domain: str) -> dict[str, list[tuple[str, bytes]]]:
     Returns:
         Class -> (file name, PNG bytes), by name.
     """
-    root = resources.files(__name__) / "drawings" / domain
+    root = drawings_folder() / domain
     return {
         c: sorted((file.name, file.read_bytes()) for file in (root / c).iterdir() if file.name.endswith(".png"))
         for c in CLASSES
     }
+
+
+def drawings_folder() -> Traversable:
+    """Find the drawings: beside this file, else in the installed package.
+
+    The bundle of a Flower app holds code and no images: the code that a node runs may come from the bundle, while the
+    drawings are those that it has installed.
+
+    Raises:
+        UsageError: They are nowhere.
+    """
+    beside = resources.files(__name__) / "drawings"
+    if beside.is_dir():
+        return beside
+    roots = [Path(entry) for entry in sys.path]
+    try:
+        origin = json.loads(distribution("fedhess").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    if str(origin.get("url", "")).startswith("file:"):  # an editable installation: the checkout that it points to
+        roots.append(Path(url2pathname(urlsplit(origin["url"]).path)))
+    for root in roots:
+        folder = root.joinpath(*__name__.split("."), "drawings")
+        if folder.is_dir():
+            return folder
+    raise UsageError(
+        "IconPACS: the drawings are not there; this code came without them, as in a Flower app's bundle: install "
+        "fedhess on this machine (pip install fedhess)"
+    )
 
 
 def drawing_indices(counts: list[int]) -> torch.Tensor:

@@ -1,0 +1,194 @@
+"""The commands of ``python -m fedhess.deploy``."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fedhess.command import run_command
+from fedhess.deploy import programs
+from fedhess.deploy.keys import Keys, make_keys
+from fedhess.deploy.local import LocalFederation
+from fedhess.deploy.processes import processes, require_free
+from fedhess.deploy.programs import Program
+from fedhess.deploy.settings import find_app, plan_run
+from fedhess.errors import FederationError, UsageError
+from fedhess.job_directory import require_unused
+
+KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of certificates and keys. [default: keys]")]
+Address = Annotated[str, typer.Option("--superlink", help="HOST:PORT of the SuperLink.")]
+Domains = Annotated[str, typer.Option(help="Benchmark; `python -m fedhess.simulate --list` names them.")]
+Target = Annotated[str, typer.Option(help="Domain never seen in training. [default: the first]")]
+Strategy = Annotated[str | None, typer.Option(help="Strategy, installed on server and nodes. [default: hgp]")]
+Rounds = Annotated[int | None, typer.Option(help="Rounds of training. [default: by model]")]
+RunConfigs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--run-config", help="Further settings, as `flwr run` takes them: 'quorum=2 references=\"previous\"'."
+    ),
+]
+App = Annotated[
+    Path | None, typer.Option(help="Checkout with the Flower app. [default: this folder, or fedhess's own]")
+]
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+
+
+@cli.callback()
+def deploy() -> None:
+    """Run fedhess on real machines through Flower's programs; each command prints the plain one that it runs."""
+
+
+@cli.command()
+def keys(
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or IP address of the SuperLink; give each that nodes use.")
+    ] = None,
+    node: Annotated[list[str] | None, typer.Option(help="Name of a node; give all.")] = None,
+    folder: KeysFolder = Path("keys"),
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Validity of the server's certificate.")] = 365,
+) -> None:
+    """Make a certificate authority, the server's certificate and key pairs of nodes; what is there stays."""
+    made = make_keys(Keys(folder), hosts=host or [], nodes=node or [], days=days)
+    for file in made:
+        typer.echo(f"made {file}")
+    if not made:
+        typer.echo(f"nothing to make: all of it is in {folder}")
+
+
+@cli.command()
+def superlink(
+    folder: KeysFolder = Path("keys"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    database: Annotated[Path, typer.Option(help="Where runs and registered nodes survive a restart.")] = Path(
+        "superlink.db"
+    ),
+) -> None:
+    """Start the SuperLink: TLS, authenticated nodes."""
+    require_free(host, port)
+    _become(programs.superlink(Keys(folder), host=host, port=port, database=database))
+
+
+@cli.command()
+def register(address: Address, folder: KeysFolder = Path("keys")) -> None:
+    """Let the SuperLink know the public key of every node in the folder; once, before the nodes start."""
+    found = Keys(folder)
+    found.require(found.ca)
+    if not found.public_keys():
+        raise UsageError(f"--keys: there is no node's key in {folder / 'nodes'}; make them with `keys --node NAME`")
+    home = folder / "flower"
+    programs.write_connection(home, address=address, ca=found.ca)
+    failed = []
+    with processes(folder / "logs") as running:
+        for public_key in found.public_keys():
+            program = programs.register(public_key, flower_home=home)
+            typer.echo(f"$ {program}")
+            if running.start(f"register-{public_key.stem}", program).wait() != 0:
+                failed.append(f"{public_key.stem}:{running.tail(f'register-{public_key.stem}')}")
+    if failed:
+        raise FederationError("not registered (a node that is already is refused): " + "\n".join(failed))
+
+
+@cli.command()
+def supernode(
+    address: Address,
+    domain: Annotated[str, typer.Option(help="Domain whose data this machine holds.")],
+    folder: KeysFolder = Path("keys"),
+    role: Annotated[
+        Literal["source", "target"], typer.Option(help="A target evaluates and does nothing else.")
+    ] = "source",
+    name: Annotated[str, typer.Option(help="Name of the node's key. [default: the domain]")] = "",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with the data; only this domain's is needed.")] = None,
+    device: Annotated[str, typer.Option(help="Device of this node, whatever the run says.")] = "",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback for the node's own processes.")] = 9095,
+    node_config: Annotated[str, typer.Option(help="Further settings of the node, as Flower takes them.")] = "",
+    patience: Annotated[float, typer.Option(help="Seconds to try again if the SuperLink refuses the node.")] = 90.0,
+) -> None:
+    """Start the SuperNode of one domain.
+
+    A node that comes back within a minute of being killed is refused until the SuperLink has noticed: it tries again.
+    """
+    require_free("127.0.0.1", port)
+    own: dict[str, str | int | float | bool] = {"role": role, "domain": domain}
+    own |= {} if data_dir is None else {"data-dir": str(data_dir.resolve())}
+    own |= {"device": device} if device else {}
+    program = programs.supernode(
+        Keys(folder), address=address, name=name or domain, port=port, node_config=own, further=node_config
+    )
+    typer.echo(f"$ {program}")
+    end = time.monotonic() + patience
+    with processes(folder / "logs") as running:
+        while True:
+            started = time.monotonic()
+            status = running.start(name or domain, program, show=True).wait()
+            if status == 0 or time.monotonic() >= end or time.monotonic() - started > patience:
+                raise typer.Exit(status)
+            typer.echo(f"fedhess: the node ended with status {status}; once more in 5 s", err=True)
+            time.sleep(5)
+
+
+@cli.command()
+def run(
+    address: Address,
+    domains: Domains = "IconPACS",
+    target: Target = "",
+    strategy: Strategy = None,
+    rounds: Rounds = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Job directory, on the SuperLink's machine.")] = None,
+    run_config: RunConfigs = None,
+    folder: KeysFolder = Path("keys"),
+    app: App = None,
+) -> None:
+    """Send the app to the SuperLink, start a run and show its log until it ends."""
+    found = Keys(folder)
+    found.require(found.ca)
+    plan = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=run_dir, given=run_config or [])
+    programs.write_connection(folder / "flower", address=address, ca=found.ca)
+    _become(programs.run(find_app(app), flower_home=folder / "flower", run_config=plan.run_config))
+
+
+@cli.command()
+def local(
+    domains: Domains = "IconPACS",
+    target: Target = "",
+    strategy: Strategy = None,
+    rounds: Rounds = None,
+    run_config: RunConfigs = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with the data of all domains.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of results, logs, keys. [default: runs/local_TIME]")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the SuperLink; 0 takes a free one.")] = 0,
+    app: App = None,
+) -> None:
+    """Run a whole federation on this machine: a SuperLink and a SuperNode a domain, with TLS and authentication."""
+    folder = out or Path("runs") / f"local_{time.strftime('%Y%m%d-%H%M%S')}"
+    require_unused(folder)
+    federation = LocalFederation(folder.resolve(), port, data_dir, typer.echo)
+    results = federation.results
+    plan = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=results, given=run_config or [])
+    with processes(folder / "logs") as running:
+        federation.run(plan, app=find_app(app), running=running)
+        if not list(results.glob("summary*.json")):
+            log = running.tail("superlink")
+            raise FederationError(f"the run failed; {running.log('superlink')} ends{log}")
+    typer.echo(f"results: {results}; logs: {folder / 'logs'}")
+
+
+def _become(program: Program) -> None:
+    """Print a program and let it take this process's place."""
+    typer.echo(f"$ {program}")
+    sys.stdout.flush()
+    command = program.command()
+    os.execve(command[0], command, program.environment())
+
+
+def main() -> None:
+    """Run the command; every mistake of the user ends with one message and status 2."""
+    sys.exit(run_command(cli))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""What an authenticated federation needs: a certificate authority, the server's certificate, a key pair a node.
+
+``ca.crt`` goes to every machine; ``server.pem`` and ``server.key`` stay with the SuperLink, a node's private key stays
+with its node, and ``ca.key`` is needed only to make another server certificate.
+"""
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedhess.errors import UsageError
+
+ALWAYS = ("localhost", "127.0.0.1", "::1")  # the SuperLink's own programs reach it there
+CA_DAYS = 3650
+CURVE = ec.SECP384R1  # Flower takes the NIST curves for nodes
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The files of a federation, in one folder.
+
+    Args:
+        folder: The folder.
+    """
+
+    folder: Path
+
+    @property
+    def ca(self) -> Path:
+        """Certificate of the authority."""
+        return self.folder / "ca.crt"
+
+    @property
+    def ca_key(self) -> Path:
+        """Private key of the authority."""
+        return self.folder / "ca.key"
+
+    @property
+    def server(self) -> Path:
+        """Certificate of the server."""
+        return self.folder / "server.pem"
+
+    @property
+    def server_key(self) -> Path:
+        """Private key of the server."""
+        return self.folder / "server.key"
+
+    def node(self, name: str) -> Path:
+        """Private key of a node."""
+        return self.folder / "nodes" / name
+
+    def public(self, name: str) -> Path:
+        """Public key of a node."""
+        return self.folder / "nodes" / f"{name}.pub"
+
+    def public_keys(self) -> list[Path]:
+        """Public keys of the nodes, by name."""
+        return sorted((self.folder / "nodes").glob("*.pub"))
+
+    def require(self, *files: Path) -> None:
+        """Insist that files are there.
+
+        Raises:
+            UsageError: One is not.
+        """
+        for file in files:
+            if not file.is_file():
+                raise UsageError(
+                    f"there is no {file}; make it with `python -m fedhess.deploy keys --keys {self.folder}`, or copy "
+                    "it from where that was done"
+                )
+
+
+def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: int) -> list[Path]:
+    """Make what is not there yet; nothing is overwritten.
+
+    Args:
+        keys: The folder.
+        hosts: Names and IP addresses under which the SuperLink is reached; those of loopback are added.
+        nodes: Names of nodes.
+        days: How long the server's certificate is valid.
+
+    Returns:
+        The files that were made.
+
+    Raises:
+        UsageError: A name cannot be one, or the folder cannot be written or holds a half-made pair.
+    """
+    for name in nodes:
+        if not name or name.startswith(".") or "/" in name or os.sep in name:
+            raise UsageError(f"--node: expected a name that can be a file's, got {name!r}")
+    alternatives = [_alternative(host) for host in dict.fromkeys([*hosts, *ALWAYS])]
+    try:
+        made: list[Path] = []
+        if _is_missing(keys.ca, keys.ca_key):
+            made += _make_ca(keys)
+        if _is_missing(keys.server, keys.server_key):
+            made += _make_server(keys, alternatives, days)
+        for name in nodes:
+            if _is_missing(keys.public(name), keys.node(name)):
+                made += _make_node(keys, name)
+        return made
+    except OSError as error:
+        raise UsageError(f"--keys: cannot write to {keys.folder}: {error.strerror}; choose another folder") from error
+
+
+def _is_missing(public: Path, private: Path) -> bool:
+    there = [file for file in (public, private) if file.exists()]
+    if len(there) == 1:
+        raise UsageError(f"{there[0]} is there without its other half; delete it, or restore the other")
+    return not there
+
+
+def _alternative(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        if not host or any(character.isspace() or character in "/:" for character in host):
+            raise ValueError("no host's name")
+        return x509.DNSName(host.encode("idna").decode("ascii"))
+    except ValueError as error:
+        raise UsageError(f"--host: expected a host's name or IP address without a port, got {host!r}") from error
+
+
+def _make_ca(keys: Keys) -> list[Path]:
+    private = ec.generate_private_key(CURVE())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedhess federation")])
+    certificate = (
+        _builder(name, private.public_key(), CA_DAYS)
+        .issuer_name(name)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .sign(private, hashes.SHA384())
+    )
+    _write(keys.ca_key, _pem(private), secret=True)
+    _write(keys.ca, certificate.public_bytes(serialization.Encoding.PEM))
+    return [keys.ca, keys.ca_key]
+
+
+def _make_server(keys: Keys, alternatives: Sequence[x509.GeneralName], days: int) -> list[Path]:
+    try:
+        authority = serialization.load_pem_private_key(keys.ca_key.read_bytes(), None)
+        issuer = x509.load_pem_x509_certificate(keys.ca.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{keys.ca_key} or {keys.ca} is damaged ({error}); restore it, or begin anew") from error
+    assert isinstance(authority, ec.EllipticCurvePrivateKey), "as _make_ca made it"
+    private = ec.generate_private_key(CURVE())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedhess SuperLink")])
+    certificate = (
+        _builder(name, private.public_key(), days)
+        .issuer_name(issuer.subject)
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
+        .sign(authority, hashes.SHA384())
+    )
+    _write(keys.server_key, _pem(private), secret=True)
+    _write(keys.server, certificate.public_bytes(serialization.Encoding.PEM))
+    return [keys.server, keys.server_key]
+
+
+def _make_node(keys: Keys, name: str) -> list[Path]:
+    private = ec.generate_private_key(CURVE())
+    openssh, none = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    _write(keys.node(name), private.private_bytes(serialization.Encoding.PEM, openssh, none), secret=True)
+    public = serialization.PublicFormat.OpenSSH
+    _write(keys.public(name), private.public_key().public_bytes(serialization.Encoding.OpenSSH, public) + b"\n")
+    return [keys.public(name), keys.node(name)]
+
+
+def _builder(name: x509.Name, key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))  # clocks differ
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _pem(private: ec.EllipticCurvePrivateKey) -> bytes:
+    pkcs8, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return private.private_bytes(serialization.Encoding.PEM, pkcs8, none)
+
+
+def _write(file: Path, content: bytes, *, secret: bool = False) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644), "wb") as stream:
+        stream.write(content)

@@ -1,0 +1,132 @@
+"""Flower's programs with the arguments that a fedhess federation needs: what ``fedhess.deploy`` prints and runs."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedhess.deploy.keys import Keys
+from fedhess.errors import UsageError
+
+CONNECTION = "fedhess"  # name of the SuperLink in the configuration that we write for Flower's command line
+# Neither telemetry nor a look for updates: a deployment may have no way out, and would wait for it.
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program, its arguments, and the environment variables that it needs beside those of this process."""
+
+    name: str
+    arguments: Sequence[str]
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Write the command as one types it into a shell."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
+        return " ".join([*variables, self.name, *map(shlex.quote, self.arguments)])
+
+    def environment(self) -> dict[str, str]:
+        """Return the whole environment: Flower's programs start one another by name, so their folder is on the path."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        return {**QUIET, **os.environ, "PATH": path, **self.variables}
+
+    def command(self) -> list[str]:
+        """Return the command with the program's full path.
+
+        Raises:
+            UsageError: The program is not installed.
+        """
+        found = shutil.which(self.name, path=self.environment()["PATH"])
+        if found is None:
+            raise UsageError(f"there is no program {self.name}; it comes with Flower: pip install fedhess")
+        return [found, *self.arguments]
+
+
+def superlink(keys: Keys, *, host: str, port: int, database: Path | None) -> Program:
+    """``flower-superlink`` with TLS and authenticated nodes; it installs nothing by itself."""
+    keys.require(keys.ca, keys.server, keys.server_key)
+    arguments = ["--ssl-ca-certfile", keys.ca, "--ssl-certfile", keys.server, "--ssl-keyfile", keys.server_key]
+    arguments += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
+    arguments += ["--host", host, "--port", port]
+    arguments += ["--database", database] if database is not None else []
+    return Program("flower-superlink", list(map(str, arguments)))
+
+
+def supernode(
+    keys: Keys,
+    *,
+    address: str,
+    name: str,
+    port: int,
+    node_config: Mapping[str, str | int | float | bool],
+    further: str = "",
+) -> Program:
+    """``flower-supernode`` of one domain; ``further`` is appended to its node config as it stands."""
+    keys.require(keys.ca, keys.node(name))
+    settings = " ".join([*(f"{key}={toml(value)}" for key, value in node_config.items()), *filter(None, [further])])
+    arguments = ["--root-certificates", keys.ca, "--superlink", address]
+    arguments += ["--auth-supernode-private-key", keys.node(name), "--port", port, "--node-config", settings]
+    return Program("flower-supernode", list(map(str, arguments)))
+
+
+def register(public_key: Path, *, flower_home: Path) -> Program:
+    """``flwr supernode register``: let the SuperLink know a node's public key."""
+    return _flwr(["supernode", "register", str(public_key), CONNECTION], flower_home)
+
+
+def run(app: Path, *, flower_home: Path, run_config: Sequence[str]) -> Program:
+    """``flwr run``: send the app to the SuperLink, start it and show its log."""
+    settings = [part for text in run_config for part in ("--run-config", text)]
+    return _flwr(["run", str(app), CONNECTION, *settings, "--stream"], flower_home)
+
+
+def write_connection(flower_home: Path, *, address: str, ca: Path) -> None:
+    """Write ``config.toml`` of a Flower home of our own, so that the user's is never touched.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    text = (
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+        f"address = {toml(address)}\nroot-certificates = {toml(str(ca.resolve()))}\n"
+    )
+    try:
+        flower_home.mkdir(parents=True, exist_ok=True)
+        (flower_home / "config.toml").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write to {flower_home}: {error.strerror}; choose another folder") from error
+
+
+def toml(value: str | int | float | bool) -> str:
+    r"""Write a value as Flower's command line reads it: TOML, and no quote within quotes.
+
+    >>> toml("a b"), toml('{"alpha": 1}'), toml(True), toml(3)
+    ('"a b"', '\'{"alpha": 1}\'', 'true', '3')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return repr(value)
+    if '"' not in value and "\\" not in value:
+        return f'"{value}"'
+    if "'" in value:
+        raise UsageError(f"expected a text without both kinds of quotes for Flower's command line, got {value!r}")
+    return f"'{value}'"
+
+
+def file_name(domain: str) -> str:
+    """Write a domain's name so that it can be a file's.
+
+    >>> file_name("Real World"), file_name("+90%")
+    ('Real-World', '90')
+    """
+    return re.sub(r"[^A-Za-z0-9._]+", "-", domain).strip("-.") or "node"
+
+
+def _flwr(arguments: list[str], flower_home: Path) -> Program:
+    return Program("flwr", arguments, {"FLWR_HOME": str(flower_home)})

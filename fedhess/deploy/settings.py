@@ -1,0 +1,80 @@
+"""What a deployed run is told: the run config of the app, as Flower's command line takes it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fedhess
+from fedhess.deploy.programs import toml
+from fedhess.domains import Scenario, open_benchmark
+from fedhess.errors import UsageError
+from fedhess.targets import choose_scenarios
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run to deploy.
+
+    Attributes:
+        scenario: Its source and target domains.
+        run_config: Arguments of ``flwr run --run-config``; the later go over the earlier.
+    """
+
+    scenario: Scenario
+    run_config: list[str]
+
+
+def plan_run(
+    domains: str, *, target: str, strategy: str | None, rounds: int | None, run_dir: Path | None, given: Sequence[str]
+) -> Plan:
+    """Name the domains, the model and what else was given; everything else is the app's default.
+
+    The data of no domain is needed: it is on the nodes.
+
+    Args:
+        domains: Name of a benchmark.
+        target: Domain that is never trained on, or several joined by ``+``; the first that the benchmark has if empty.
+        strategy: Name of a strategy, if not the app's default.
+        rounds: Rounds of training, if not the default.
+        run_dir: Job directory on the SuperLink's machine, if not the default.
+        given: Further arguments of ``--run-config``.
+
+    Raises:
+        UsageError: The benchmark or the target is unknown, or several targets are given.
+    """
+    try:
+        benchmark = open_benchmark(domains, held=())
+    except UsageError as error:
+        raise UsageError(f"--domains {domains}: {error}") from error
+    chosen = choose_scenarios(benchmark, target) if target else benchmark.scenarios[:1]
+    if len(chosen) != 1:
+        raise UsageError(f"--target: a deployed run has one, got {', '.join(scenario.name for scenario in chosen)}")
+    (scenario,) = chosen
+    settings: Mapping[str, object] = {
+        "domains": benchmark.name,
+        "sources": ",".join(scenario.sources),
+        "targets": ",".join(scenario.targets),
+        "model": benchmark.default_model,
+        "strategy": strategy,
+        "rounds": rounds,
+        "run-dir": None if run_dir is None else str(run_dir.resolve()),
+    }
+    text = " ".join(f"{key}={toml(value)}" for key, value in settings.items() if isinstance(value, str | int))
+    return Plan(scenario, [text, *given])
+
+
+def find_app(given: Path | None) -> Path:
+    """Find the Flower app: the folder given, this folder, or the checkout that this package runs from.
+
+    Raises:
+        UsageError: None of them is the app's checkout.
+    """
+    folders = [given] if given is not None else [Path(), Path(fedhess.__file__).resolve().parents[1]]
+    for folder in folders:
+        file = folder / "pyproject.toml"
+        if file.is_file() and "[tool.flwr.app.components]" in file.read_text(encoding="utf-8"):
+            return folder.resolve()
+    raise UsageError(
+        f"--app: there is no Flower app in {' or '.join(str(folder.resolve()) for folder in folders)}; expected a "
+        "checkout of fedhess, whose pyproject.toml has [tool.flwr.app]"
+    )

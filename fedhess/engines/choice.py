@@ -1,0 +1,79 @@
+"""Turn ``--engine`` and its options into the engine that runs the clients."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedhess.config import RunConfig
+from fedhess.engines.inprocess import run_in_process
+from fedhess.engines.ray import require_ray, run_on_ray
+from fedhess.errors import UsageError, did_you_mean
+
+ENGINES = ("in-process", "ray")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where clients run.
+
+    Attributes:
+        title: For headers.
+        run: ``run(server_app, client_app, run_config=..., node_configs=...)``.
+        gpus_per_client: GPUs that a client is given, or None where clients share what this process has.
+    """
+
+    title: str
+    run: Callable[..., None]
+    gpus_per_client: float | None = None
+
+    def check(self, config: RunConfig) -> None:
+        """Insist that clients get the device that the run wants.
+
+        Raises:
+            UsageError: They would not see it.
+        """
+        if self.gpus_per_client is None or not config.device.startswith("cuda"):
+            return
+        if self.gpus_per_client == 0:
+            raise UsageError(
+                f"--gpus-per-client: the run's device is {config.device} and Ray would hide every GPU from the "
+                "clients; give each a part of one, such as 0.25, or use --device cpu"
+            )
+        if config.device != "cuda":
+            raise UsageError(f"--device {config.device}: Ray chooses the GPU of each client; use --device cuda")
+
+
+IN_PROCESS = Engine("in-process", run_in_process)
+
+
+def choose_engine(
+    name: str, *, cpus_per_client: int | None, gpus_per_client: float | None, ray_address: str | None
+) -> Engine:
+    """Make the engine of a name.
+
+    Args:
+        name: ``in-process`` or ``ray``.
+        cpus_per_client: CPU cores for a client on Ray, by default 1.
+        gpus_per_client: GPUs for a client on Ray, by default 0.
+        ray_address: Address of a running cluster.
+
+    Raises:
+        UsageError: The name is unknown, Ray is not installed, or options of Ray are given to another engine.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"--engine: unknown engine {name!r}; {did_you_mean(name, ENGINES)}")
+    given = {
+        "--cpus-per-client": cpus_per_client,
+        "--gpus-per-client": gpus_per_client,
+        "--ray-address": ray_address,
+    }
+    if name == "in-process":
+        for option, value in given.items():
+            if value is not None:
+                raise UsageError(f"{option} is for --engine ray; leave it out, or add --engine ray")
+        return IN_PROCESS
+    require_ray()
+    cpus, gpus = cpus_per_client if cpus_per_client is not None else 1, gpus_per_client or 0.0
+    run = functools.partial(run_on_ray, cpus_per_client=cpus, gpus_per_client=gpus, address=ray_address)
+    where = f" at {ray_address}" if ray_address else ""
+    return Engine(f"Ray{where}, {cpus} CPU(s) and {gpus:g} GPU(s) a client", run, gpus)

@@ -1,0 +1,90 @@
+"""The grid of a simulation in which more clients than fit at once take turns: a deadline counts for each of them."""
+
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedhess.engines.flower_compat import NodeInfo, Run
+
+CLIENT_TIMED_OUT = 1003  # error code of a reply that stands for none; Flower's own stop well below 1000
+POLL_SECONDS = 0.02
+GRACE_SECONDS = 60.0  # for actors that start and messages that wait, beside the clients' own time
+
+
+class RunStoppedError(Exception):
+    """The simulation behind a waiting server has ended."""
+
+
+class PatientGrid(Grid):
+    """The simulation's grid, whose deadlines count for each client, since more clients than actors take turns.
+
+    Args:
+        grid: Flower's grid.
+        stop: Set when the simulation has ended.
+        actors: Number of clients that run side by side.
+    """
+
+    def __init__(self, grid: Grid, stop: threading.Event, *, actors: int) -> None:
+        self._grid = grid
+        self._stop = stop
+        self._actors = actors
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of the grid behind."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message, as the grid behind would."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """List the node ids."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """List the nodes."""
+        return self._grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push messages."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull replies, but for those that stand for none."""
+        return [reply for reply in self._grid.pull_messages(message_ids) if not _stands_for_none(reply)]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Push messages and lazily yield their replies as they come.
+
+        Args:
+            messages: Instruction messages.
+            timeout: Seconds for each client, which the actors enforce; a client that takes longer is left out.
+        """
+        waiting = set(self._grid.push_messages(list(messages)))
+        turns = math.ceil(len(waiting) / self._actors)
+        end = math.inf if timeout is None else time.monotonic() + turns * timeout + GRACE_SECONDS
+        return self._replies(waiting, end)
+
+    def _replies(self, waiting: set[str], end: float) -> Iterator[Message]:
+        while waiting and time.monotonic() < end:
+            for reply in self._grid.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                if not _stands_for_none(reply):
+                    yield reply
+            if waiting and self._stop.wait(POLL_SECONDS):
+                raise RunStoppedError("the simulation has ended")
+
+
+def _stands_for_none(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code == CLIENT_TIMED_OUT

@@ -1,0 +1,56 @@
+"""The settings of a run as the server, or a node, has them: what the run config gives, then the defaults by model."""
+
+from collections.abc import Mapping
+
+from fedhess.config import RunConfig, Scalar
+from fedhess.domains import open_benchmark
+from fedhess.environment import resolve_device
+from fedhess.recipes import default_settings, default_strategy_args
+
+# What a node's own configuration decides, whatever the run says.
+OF_THE_NODE = {"data-dir": "data_dir", "device": "device", "threads": "threads"}
+
+
+def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar] | None = None) -> RunConfig:
+    """Read a run config, in which an empty text stands for the default.
+
+    Defaults are those of the commands: by benchmark and model, and for ``strategy-args`` by benchmark and strategy.
+    ``strategy-args`` written as ``key=value,...`` goes over these defaults; a JSON object is taken as it stands, since
+    that is how a resolved run travels. The device ``auto`` is resolved where the code runs.
+
+    Args:
+        run_config: Flower's run config.
+        node_config: A node's own configuration; its ``data-dir``, ``device`` and ``threads`` come first.
+
+    Raises:
+        UsageError: A value is missing, out of range, or of the wrong type.
+
+    >>> run_config = {"domains": "IconPACS", "sources": "photo,cartoon", "targets": "sketch", "rounds": 3}
+    >>> settings = settings_of_run(run_config | {"model": "lite0-features", "strategy": "hgp", "strategy-args": ""})
+    >>> settings.rounds, settings.lr, settings.strategy_args
+    (3, 0.03, {'alpha': 1e-07, 'beta': 0.001})
+    """
+    given = RunConfig.given_in(run_config)
+    recipe, model = _recipe(given), str(given.get("model", ""))
+    strategy = str(given.get("strategy", RunConfig.model_fields["strategy"].default))
+    if not str(run_config.get("strategy-args", "")).lstrip().startswith("{"):
+        args = given.get("strategy_args", {})
+        assert isinstance(args, dict), args
+        given["strategy_args"] = default_strategy_args(recipe, strategy) | args
+    for wire_key, key in OF_THE_NODE.items():
+        if node_config and wire_key in node_config:
+            given[key] = node_config[wire_key]
+    if node_config and "data-dir" in node_config:
+        options = given.get("domains_options", {})
+        assert isinstance(options, dict), options
+        given["domains_options"] = {key: value for key, value in options.items() if key != "data_dir"}
+    config = RunConfig.checked(default_settings(model, benchmark=recipe) | given)
+    return config.model_copy(update={"device": resolve_device(config.device)}) if config.device == "auto" else config
+
+
+def _recipe(given: Mapping[str, object]) -> str:
+    """Name the benchmark, or its form, by which the defaults are chosen; no data is looked at."""
+    name, options = str(given.get("domains", "")), given.get("domains_options", {})
+    assert isinstance(options, dict), options
+    benchmark = open_benchmark(name, options=options, held=())
+    return benchmark.recipe or benchmark.name

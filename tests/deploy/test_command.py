@@ -1,0 +1,100 @@
+"""``python -m fedhess.deploy``: what it prints, and its answer to mistakes; the processes have a test of their own."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Outcome
+
+from fedhess.deploy import __main__ as deploy
+
+Command = Callable[..., Outcome]
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Replaced(Exception):
+    """The process would have become another program here."""
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Run the command in this process, in an empty directory; where it would become Flower's program, it ends."""
+    monkeypatch.chdir(tmp_path)
+
+    def replace(path: str, arguments: list[str], environment: dict[str, str]) -> None:
+        assert Path(path).is_file(), path
+        assert arguments[0] == path
+        assert environment["PATH"]
+        raise Replaced
+
+    monkeypatch.setattr(os, "execve", replace)
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["deploy", *map(str, arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            deploy.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        except Replaced:
+            status = -1
+        said = capsys.readouterr()
+        return Outcome(status, said.out, said.err)
+
+    return run
+
+
+def test_keys_superlink_and_run_print_the_plain_command_and_become_it(command: Command) -> None:
+    made = command("keys", "--host", "fl.example.org", "--node", "photo")
+    assert (made.status, made.err) == (0, "")
+    assert made.out.splitlines()[0] == "made keys/ca.crt"
+    assert command("keys", "--node", "photo").out == "nothing to make: all of it is in keys\n"
+    started = command("superlink", "--host", "127.0.0.1", "--port", "45871")
+    assert started.status == -1
+    assert started.out.startswith("$ flower-superlink --ssl-ca-certfile keys/ca.crt ")
+    asked = command("run", "--superlink", "fl.example.org:8000", "--rounds", "2", "--app", REPOSITORY)
+    assert asked.status == -1
+    assert asked.out.startswith(f"$ FLWR_HOME=keys/flower flwr run {REPOSITORY} fedhess --run-config ")
+    assert 'address = "fl.example.org:8000"' in Path("keys/flower/config.toml").read_text(encoding="utf-8")
+
+
+def test_help_names_every_command(command: Command) -> None:
+    text = command("--help").out
+    assert all(name in text for name in ("keys", "superlink", "register", "supernode", "run", "local"))
+
+
+def test_mistakes_end_with_one_message_and_status_2(command: Command) -> None:
+    without = command("superlink", "--port", "45871", "--host", "127.0.0.1")
+    assert (without.status, without.out) == (2, "")
+    assert without.err.startswith("fedhess: there is no keys/ca.crt; make it with")
+    command("keys")
+    nobody = command("register", "--superlink", "h:1")
+    assert (nobody.status, nobody.err.count("\n")) == (2, 1)
+    assert "there is no node's key in keys/nodes; make them with `keys --node NAME`" in nobody.err
+    used = command("local", "--out", "keys")
+    assert (used.status, "keys is already used" in used.err) == (2, True)
+    unknown = command("supernode", "--superlink", "h:1", "--domain", "photo", "--role", "boss")
+    assert unknown.status == 2
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        for arguments in (
+            ("superlink", "--host", "127.0.0.1"),
+            ("supernode", "--superlink", "h:1", "--domain", "photo"),
+        ):
+            taken = command(*arguments, "--port", port)
+            assert (taken.status, f"cannot listen on 127.0.0.1:{port}" in taken.err) == (2, True)
+
+
+def test_what_flower_says_when_it_fails_is_shown(command: Command) -> None:
+    command("keys", "--node", "photo")
+    failed = command("register", "--superlink", "127.0.0.1:9")
+    assert failed.status == 1
+    assert "$ FLWR_HOME=keys/flower flwr supernode register keys/nodes/photo.pub fedhess" in failed.out
+    assert failed.err.startswith("fedhess: not registered")
+    assert len(failed.err.splitlines()) > 1

@@ -1,0 +1,106 @@
+"""Certificates that a strict client accepts for the right names only, and node keys that Flower takes."""
+
+import datetime
+import ipaddress
+import stat
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
+from fedhess.deploy.keys import Keys, make_keys
+from fedhess.errors import UsageError
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    made = Keys(tmp_path / "keys")
+    make_keys(made, hosts=["fl.example.org", "10.1.2.3"], nodes=["photo", "sketch"], days=30)
+    return made
+
+
+def verify(keys: Keys, subject: x509.GeneralName, *, authority: Path | None = None) -> None:
+    ca = x509.load_pem_x509_certificate((authority or keys.ca).read_bytes())
+    leaf = x509.load_pem_x509_certificate(keys.server.read_bytes())
+    PolicyBuilder().store(Store([ca])).build_server_verifier(subject).verify(leaf, [])
+
+
+def test_the_server_is_trusted_under_every_name_given_and_on_loopback(keys: Keys) -> None:
+    for name in ("fl.example.org", "localhost"):
+        verify(keys, x509.DNSName(name))
+    for address in ("10.1.2.3", "127.0.0.1", "::1"):
+        verify(keys, x509.IPAddress(ipaddress.ip_address(address)))
+
+
+def test_it_is_not_trusted_under_another_name_nor_by_another_authority(keys: Keys, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError):
+        verify(keys, x509.DNSName("other.example.org"))
+    other = Keys(tmp_path / "other")
+    make_keys(other, hosts=[], nodes=[], days=30)
+    with pytest.raises(VerificationError):
+        verify(keys, x509.DNSName("localhost"), authority=other.ca)
+
+
+def test_the_server_certificate_ends_after_the_days_given(keys: Keys) -> None:
+    leaf = x509.load_pem_x509_certificate(keys.server.read_bytes())
+    left = leaf.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    assert datetime.timedelta(days=29) < left <= datetime.timedelta(days=30)
+
+
+def test_a_nodes_keys_are_a_pair_on_a_curve_that_flower_takes(keys: Keys) -> None:
+    assert [file.name for file in keys.public_keys()] == ["photo.pub", "sketch.pub"]
+    private = serialization.load_ssh_private_key(keys.node("sketch").read_bytes(), None)
+    public = serialization.load_ssh_public_key(keys.public("sketch").read_bytes())
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    assert isinstance(private.curve, ec.SECP384R1)
+    assert private.public_key() == public
+
+
+def test_private_keys_are_for_the_owner_alone(keys: Keys) -> None:
+    for file in (keys.ca_key, keys.server_key, keys.node("sketch")):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_second_call_makes_what_is_new_and_overwrites_nothing(keys: Keys) -> None:
+    before = {file: file.read_bytes() for file in keys.folder.rglob("*") if file.is_file()}
+    made = make_keys(keys, hosts=["elsewhere"], nodes=["photo", "cartoon"], days=30)
+    assert made == [keys.public("cartoon"), keys.node("cartoon")]
+    assert all(file.read_bytes() == content for file, content in before.items())
+    keys.server.unlink()
+    keys.server_key.unlink()
+    assert make_keys(keys, hosts=["elsewhere"], nodes=[], days=30) == [keys.server, keys.server_key]
+    verify(keys, x509.DNSName("elsewhere"))
+
+
+@pytest.mark.parametrize("host", ["", "a b", "host:8000", "https://host"])
+def test_what_is_no_host_is_named(host: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--host: expected a host's name or IP address without a port, got"):
+        make_keys(Keys(tmp_path), hosts=[host], nodes=[], days=1)
+
+
+@pytest.mark.parametrize("node", ["", ".hidden", "a/b"])
+def test_what_is_no_nodes_name_is_named(node: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--node: expected a name that can be a file's, got"):
+        make_keys(Keys(tmp_path), hosts=[], nodes=[node], days=1)
+
+
+def test_half_a_pair_a_damaged_key_and_a_folder_that_cannot_be_are_named(keys: Keys, tmp_path: Path) -> None:
+    keys.server.unlink()
+    with pytest.raises(UsageError, match=r"server.key is there without its other half"):
+        make_keys(keys, hosts=[], nodes=[], days=1)
+    keys.server_key.unlink()
+    keys.ca_key.write_bytes(b"no key")
+    with pytest.raises(UsageError, match=r"ca.crt is damaged"):
+        make_keys(keys, hosts=[], nodes=[], days=1)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"--keys: cannot write to .*file.*choose another folder"):
+        make_keys(Keys(tmp_path / "file"), hosts=[], nodes=[], days=1)
+
+
+def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    keys = Keys(tmp_path)
+    with pytest.raises(UsageError, match=r"there is no .*ca.crt; make it with `python -m fedhess.deploy keys --keys"):
+        keys.require(keys.ca)

@@ -1,0 +1,120 @@
+"""The plain Flower commands, and that Flower's own parser reads back what they say."""
+
+import os
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.common.config import parse_config_args
+
+from fedhess.deploy import programs
+from fedhess.deploy.keys import Keys, make_keys
+from fedhess.deploy.settings import find_app, plan_run
+from fedhess.errors import UsageError
+from fedhess.run_settings import settings_of_run
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    made = Keys(tmp_path / "keys of mine")
+    make_keys(made, hosts=[], nodes=["sketch"], days=1)
+    return made
+
+
+def test_superlink_is_started_with_tls_and_authenticated_nodes(keys: Keys) -> None:
+    program = programs.superlink(keys, host="0.0.0.0", port=8000, database=Path("state.db"))
+    name, *arguments = shlex.split(str(program))
+    assert name == "flower-superlink"
+    assert arguments == [
+        *("--ssl-ca-certfile", str(keys.ca), "--ssl-certfile", str(keys.server), "--ssl-keyfile", str(keys.server_key)),
+        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+        *("--host", "0.0.0.0", "--port", "8000", "--database", "state.db"),
+    ]
+    assert program.command() == [str(Path(sys.executable).parent / "flower-superlink"), *arguments]
+
+
+def test_supernode_says_its_domain_in_words_that_flower_reads(keys: Keys) -> None:
+    own = {"role": "target", "domain": "Real World", "data-dir": "/data/a b", "partition-id": 3}
+    program = programs.supernode(keys, address="h:1", name="sketch", port=9095, node_config=own, further="threads=1")
+    arguments = shlex.split(str(program))
+    read = parse_config_args([arguments[arguments.index("--node-config") + 1]])
+    assert read == own | {"threads": 1}
+
+
+def test_run_config_is_read_back_by_flower_and_gives_the_settings(tmp_path: Path) -> None:
+    plan = plan_run(
+        "iconpacs",
+        target="photo",
+        strategy="hgp",
+        rounds=3,
+        run_dir=tmp_path,
+        given=["threads=1 strategy-args='alpha=0.5'", 'references="previous"'],
+    )
+    program = programs.run(REPOSITORY, flower_home=tmp_path / "home", run_config=plan.run_config)
+    arguments = shlex.split(str(program))
+    assert arguments[:4] == [f"FLWR_HOME={tmp_path / 'home'}", "flwr", "run", str(REPOSITORY)]
+    given = [arguments[i + 1] for i, argument in enumerate(arguments) if argument == "--run-config"]
+    overrides = parse_config_args(given)
+    assert overrides.keys() <= CONFIG.keys(), "Flower refuses keys that the app does not list"
+    settings = settings_of_run(CONFIG | overrides)
+    assert (settings.sources, settings.targets) == (("art_painting", "cartoon", "sketch"), ("photo",))
+    assert (settings.rounds, settings.threads, settings.references) == (3, 1, "previous")
+    assert settings.strategy_args == {"alpha": 0.5, "beta": 1e-3}
+
+
+def test_a_benchmark_is_planned_without_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("FEDHESS_DATA", raising=False)
+    plan = plan_run("PACS", target="", strategy=None, rounds=None, run_dir=None, given=[])
+    assert plan.run_config == ['domains="PACS" sources="cartoon,photo,sketch" targets="art_painting" model="resnet18"']
+
+
+def test_mistakes_about_the_run_are_named(tmp_path: Path) -> None:
+    def plan(domains: str, target: str) -> None:
+        plan_run(domains, target=target, strategy=None, rounds=None, run_dir=None, given=[])
+
+    with pytest.raises(UsageError, match=r"--domains IconPAC: unknown benchmark 'IconPAC'; did you mean 'IconPACS'\?"):
+        plan("IconPAC", "")
+    with pytest.raises(UsageError, match="--target: a deployed run has one, got photo, sketch"):
+        plan("IconPACS", "photo,sketch")
+    with pytest.raises(UsageError, match="--app: there is no Flower app in"):
+        find_app(tmp_path)
+    with pytest.raises(UsageError, match="expected a text without both kinds of quotes"):
+        programs.toml("\"'")
+
+
+def test_the_app_is_the_checkout() -> None:
+    assert find_app(REPOSITORY) == REPOSITORY
+
+
+def test_connection_is_written_where_the_users_own_is_not(tmp_path: Path) -> None:
+    programs.write_connection(tmp_path / "home", address="fl.example.org:8000", ca=tmp_path / "ca.crt")
+    written = tomllib.loads((tmp_path / "home" / "config.toml").read_text(encoding="utf-8"))
+    assert written == {
+        "superlink": {
+            "default": "fedhess",
+            "fedhess": {"address": "fl.example.org:8000", "root-certificates": str(tmp_path / "ca.crt")},
+        }
+    }
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"cannot write to .*file/home: Not a directory; choose another folder"):
+        programs.write_connection(tmp_path / "file" / "home", address="h:1", ca=tmp_path / "ca.crt")
+
+
+def test_flowers_programs_neither_phone_home_nor_lack_their_fellows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLWR_TELEMETRY_ENABLED", raising=False)
+    environment = programs.Program("flwr", []).environment()
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
+    assert programs.Program("flwr", []).environment()["FLWR_TELEMETRY_ENABLED"] == "1", "the user decides"
+
+
+def test_a_program_that_is_not_installed_is_named() -> None:
+    with pytest.raises(UsageError, match="there is no program flower-nothing; it comes with Flower"):
+        programs.Program("flower-nothing", []).command()

@@ -1,0 +1,121 @@
+"""Ray ends with the bits of the in-process engine; a missing extra, an absent cluster and no room are said."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from ray_toy import ToyClient
+from torch import Tensor
+from toy import toy_config
+
+from fedhess.client import app as client_app
+from fedhess.config import RunConfig
+from fedhess.engines.inprocess import run_in_process
+from fedhess.engines.ray import run_on_ray
+from fedhess.errors import FederationError, UsageError
+from fedhess.runs import Row
+from fedhess.server import Server
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05}, "rounds": 2}
+CUSTOM = """
+from fedhess.strategy import DomainStrategy
+
+class Half(DomainStrategy):
+    def objective(self, step, reference):
+        return 0.5 * step.loss
+"""
+
+
+def run(engine: Callable[..., None], client: Any, config: RunConfig) -> tuple[dict[str, Tensor], list[Row]]:
+    """Run the real ServerApp's server on an engine; return final weights and rows."""
+    tensors: dict[str, Tensor] = {}
+    rows: list[Row] = []
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        read = RunConfig.from_run_config(context.run_config)
+        model = Server(grid, read, on_round=lambda _, found: rows.extend(found)).run()
+        tensors.update({name: value.clone() for name, value in model.tensors.items()})
+
+    count = len(config.sources) + len(config.targets)
+    nodes = [{"partition-id": index, "num-partitions": count} for index in range(count)]
+    engine(server_app, client, run_config=config.to_run_config(), node_configs=nodes)
+    return tensors, rows
+
+
+def assert_equal_bits(config: RunConfig) -> None:
+    here, there = run(run_in_process, client_app, config)[0], run(run_on_ray, ToyClient(), config)[0]
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+@needs_ray
+def test_hgp_ends_with_the_bits_of_the_in_process_engine() -> None:
+    assert_equal_bits(toy_config(**HGP, threads=1))
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fishr", "flwr.serverapp.strategy:FedAvgM", "half:Half"])
+def test_other_strategies_do_too(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half.py").write_text(CUSTOM, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert_equal_bits(toy_config(strategy=strategy, rounds=3, local_steps=2, momentum=0.9, threads=1))
+    sys.modules.pop("half", None)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("raise", "OSError: the disk is gone"), ("hang", "no reply within 10 s")]
+)
+def test_a_failing_client_is_named_as_in_process(fault: str, reason: str) -> None:
+    _, rows = run(run_on_ray, ToyClient(fault), toy_config(**HGP, quorum=2, deadline=10.0))
+    failures = [failure["reason"] for row in rows for failure in row["failures"]]
+    assert len(failures) == 2
+    assert all(reason in failure for failure in failures)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_below_the_quorum_the_error_of_the_server_comes_out() -> None:
+    with pytest.raises(FederationError, match="2 of 3 source clients completed phase 'train'"):
+        run(run_on_ray, ToyClient("raise"), toy_config(**HGP))
+
+
+def test_a_missing_extra_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"--engine ray: Ray is not installed; pip install 'fedhess\[ray\]'"):
+        run(run_on_ray, client_app, toy_config())
+
+
+@needs_ray
+def test_resources_that_cannot_be_are_said() -> None:
+    nodes = {"run_config": {}, "node_configs": [{}]}
+    with pytest.raises(UsageError, match=r"expected --cpus-per-client of at least 1 .* got 0 and 0"):
+        run_on_ray(ServerApp(), client_app, cpus_per_client=0, **nodes)
+    with pytest.raises(UsageError, match=r"a whole number, got 1 and 1.5"):
+        run_on_ray(ServerApp(), client_app, gpus_per_client=1.5, **nodes)
+
+
+@needs_ray
+def test_an_absent_cluster_is_said_at_once() -> None:
+    nodes = {"run_config": {}, "node_configs": [{}]}
+    for address in ("127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:99999"):
+        with pytest.raises(UsageError, match=rf"--ray-address: no Ray cluster answers at {address} \("):
+            run_on_ray(ServerApp(), client_app, address=address, **nodes)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_without_room_is_said() -> None:
+    with pytest.raises(UsageError, match="no machine of the Ray cluster has room for a client of 1000 CPUs"):
+        run_on_ray(ServerApp(), client_app, cpus_per_client=1000, run_config={}, node_configs=[{}])

@@ -1,0 +1,194 @@
+"""``references="previous"``: one exchange a round, references of the round before, nothing lost on the way."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from centralised import Batches, cross_entropy, gradient_and_hgp, train_centrally
+from flwr.app import Context, Message
+from flwr.serverapp import Grid
+from methods import METHODS
+from torch import Tensor
+from toy import toy_config, toy_domains
+
+from fedhess import protocol, workplace
+from fedhess.client import app as client_app
+from fedhess.local_data import build_model
+from fedhess.models.headed import HeadedModel
+from fedhess.runs import RunDirectory
+
+Run = Callable[..., Any]
+ALPHA, BETA = 0.02, 0.05
+HGP = {"strategy": "hgp", "strategy_args": {"alpha": ALPHA, "beta": BETA}, "references": "previous"}
+
+
+def stale_hgp(alpha: float, beta: float) -> Callable[[HeadedModel, Batches], Tensor]:
+    """Mean of L_e + alpha ||H_e g_e - h||^2 + beta ||g_e - g||^2 with g and h from the step before.
+
+    g is the mean gradient of the step before; h the mean of its Hessians times the mean gradient that was known *then*.
+    The first step is that of the exact form.
+    """
+    past: list[tuple[Tensor, Tensor]] = []  # (mean gradient, mean of H_e[v]) of each step, v: what was known
+    known: list[Tensor] = []  # the reference gradient of each step
+
+    def hvp(model: HeadedModel, loss: Tensor, vector: Tensor) -> Tensor:
+        head = [model.head.weight, model.head.bias]
+        gradient = torch.autograd.grad(loss, head, create_graph=True)
+        parts = (vector[:, :-1], vector[:, -1])
+        product = torch.autograd.grad(gradient, head, grad_outputs=parts, retain_graph=True)
+        return torch.cat([product[0], product[1].unsqueeze(1)], dim=1)
+
+    def objective(model: HeadedModel, batches: Batches) -> Tensor:
+        losses = [cross_entropy(model, batch) for batch in batches]
+        pairs = [gradient_and_hgp(model, loss) for loss in losses]
+        gradient = torch.stack([g for g, _ in pairs]).mean(0).detach()
+        known.append(past[-1][0] if past else gradient)
+        product = torch.stack([hvp(model, loss, known[-1]) for loss in losses]).mean(0)
+        g, h = past[-1] if past else (gradient, product)
+        past.append((gradient, product))
+        terms = [
+            loss + alpha * (p - h).square().sum() + beta * (own - g).square().sum()
+            for loss, (own, p) in zip(losses, pairs, strict=True)
+        ]
+        return torch.stack(terms).mean()
+
+    return objective
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_a_run_equals_the_centralised_algorithm_with_references_one_step_old(toy_run: Run, optimizer: str) -> None:
+    server = {"rounds": 20, "server_optimizer": optimizer, "server_lr": 0.01, "lr": 1.0}
+    finished = toy_run(**HGP, **server).tensors
+    config = toy_config(**HGP, **server)
+    model = build_model(config)
+    expected = train_centrally(
+        model,
+        toy_domains(),
+        config=config,
+        objective=stale_hgp(ALPHA, BETA),
+        optimizer=getattr(torch.optim, optimizer)(model.parameters(), lr=0.01),
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(finished[name], value, rtol=1e-10, atol=1e-10)
+    exact = toy_run(**HGP | {"references": "current"}, **server).tensors
+    gap = max(float((exact[name] - finished[name]).abs().max()) for name in exact)
+    assert gap > 1e-6, "the approximation is one"
+
+
+class Counting:
+    """The real ClientApp, counting the messages of each type by round."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, list[str]] = {}
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        content = message.content.config_records.get(protocol.CONFIG, {})
+        self.seen.setdefault(int(content.get(protocol.ROUND, 0)), []).append(message.metadata.message_type)
+        return client_app(message, context)
+
+
+def test_a_round_is_one_exchange_but_for_the_first_which_is_that_of_the_exact_form(toy_run: Run) -> None:
+    counting = Counting()
+    toy_run(app=counting, **HGP, rounds=3, evaluate_every=3)
+    assert [counting.seen[number].count(protocol.STATISTICS) for number in (1, 2, 3)] == [6, 0, 0]
+    assert [counting.seen[number].count(protocol.TRAIN) for number in (1, 2, 3)] == [3, 3, 3]
+    first = {"rounds": 1}
+    stale, exact = toy_run(**HGP, **first).tensors, toy_run(**HGP | {"references": "current"}, **first).tensors
+    assert all(torch.equal(stale[name], exact[name]) for name in exact)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_on_old_references_and_is_erm_where_it_is_neutral(toy_run: Run, method: str) -> None:
+    entry = METHODS[method]
+    settings = {"strategy": entry.strategy, "references": "previous", "rounds": 3, **entry.changes}
+    counting = Counting()
+    used = toy_run(app=counting, strategy_args=entry.args, **settings).tensors
+    neutral = toy_run(strategy_args=entry.neutral, **settings).tensors
+    erm = toy_run(strategy="erm", rounds=3, **entry.changes).tensors
+    assert all(torch.equal(neutral[name], erm[name]) for name in erm)
+    assert any(not torch.equal(used[name], erm[name]) for name in erm)
+    assert protocol.STATISTICS not in counting.seen[2] + counting.seen[3]
+
+
+def test_local_steps_and_forgetful_clients_change_nothing(toy_run: Run) -> None:
+    class Forgetful:
+        def __call__(self, message: Message, context: Context) -> Message:
+            workplace.forget_everything()
+            return client_app(message, context)
+
+    settings = {**HGP, "rounds": 3, "local_steps": 2, "momentum": 0.9, "statistics_batches": 2}
+    straight, forgetful = toy_run(**settings).tensors, toy_run(app=Forgetful(), **settings).tensors
+    assert all(torch.equal(straight[name], forgetful[name]) for name in straight)
+
+
+class Away:
+    """The real ClientApp, except that the client of one domain fails in training in one round."""
+
+    def __init__(self, server_round: int) -> None:
+        self.server_round, self.asked = server_round, Counting()
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        config = message.content.config_records.get(protocol.CONFIG, {})
+        training = message.metadata.message_type == protocol.TRAIN
+        if training and context.node_config["partition-id"] == 1 and config[protocol.ROUND] == self.server_round:
+            raise OSError("on the train")
+        return self.asked(message, context)
+
+
+@pytest.mark.parametrize("strategy", ["hgp", "fishr"])
+def test_a_client_that_was_away_is_asked_when_it_is_back(toy_run: Run, strategy: str) -> None:
+    app = Away(2)
+    args = METHODS["fishr"].args if strategy == "fishr" else HGP["strategy_args"]
+    finished = toy_run(
+        app=app, strategy=strategy, strategy_args=args, references="previous", quorum=2, rounds=4, evaluate_every=4
+    )
+    asked = [app.asked.seen[number].count(protocol.STATISTICS) for number in (2, 3, 4)]
+    assert asked == [0, 2 if strategy == "hgp" else 1, 0], "it alone, once for each exchange of the strategy"
+    assert [row["failures"][0]["round"] for row in finished.rows if row["failures"]] == [2]
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("strategy", ["hgp", "fishr"])
+def test_a_resumed_run_continues_with_the_same_bits(toy_run: Run, strategy: str, tmp_path: Path) -> None:
+    args = METHODS["fishr"].args if strategy == "fishr" else HGP["strategy_args"]
+    settings = {"strategy": strategy, "strategy_args": args, "references": "previous", "rounds": 5}
+    straight = toy_run(**settings).tensors
+
+    def wrap(grid: Grid) -> Grid:
+        send = grid.send_and_receive
+
+        def stop(messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            asked = list(messages)
+            if asked[0].metadata.message_type == protocol.TRAIN and asked[0].metadata.group_id == "4":
+                raise Stopped
+            return send(asked, timeout=timeout)
+
+        grid.send_and_receive = stop  # type: ignore[method-assign]
+        return grid
+
+    with pytest.raises(Stopped):
+        toy_run(directory=tmp_path, wrap=wrap, **settings)
+    assert RunDirectory(tmp_path).completed_round() == 3
+    counting = Counting()
+    resumed = toy_run(directory=tmp_path, app=counting, **settings).tensors
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert protocol.STATISTICS not in counting.seen[4], "what round 3 brought is in the checkpoint"
+
+
+def test_a_reply_without_its_statistics_is_named(toy_run: Run) -> None:
+    class Tightlipped:
+        def __call__(self, message: Message, context: Context) -> Message:
+            reply = client_app(message, context)
+            if message.metadata.message_type == protocol.TRAIN and context.node_config["partition-id"] == 1:
+                for key in [key for key in reply.content if key.startswith(protocol.CALL)]:
+                    del reply.content[key]
+            return reply
+
+    finished = toy_run(app=Tightlipped(), quorum=2, **HGP | {"rounds": 2})
+    (reason,) = {failure["reason"] for row in finished.rows for failure in row["failures"]}
+    assert reason == "expected 2 answers about statistics in the reply, got 0"
