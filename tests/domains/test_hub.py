@@ -187,7 +187,8 @@ def test_other_copies_of_the_hub_are_laid_out_by_their_own_names(
     running: Hub, tmp_path: Path, module: object, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = module.RELEASE  # type: ignore[attr-defined]
-    domains, classes = list(release.layout.domains), sorted(release.layout.classes, key=str.lower)
+    few = replace(release.layout, classes=release.layout.classes[:12])
+    domains, classes = list(few.domains), sorted(few.classes, key=str.lower)  # DomainNet's copy sorts them otherwise
     write_image(tmp_path / "x.jpg", 5)
     image = (tmp_path / "x.jpg").read_bytes()
     rows = [(image, domain, label) for domain in domains for label in classes]
@@ -197,7 +198,7 @@ def test_other_copies_of_the_hub_are_laid_out_by_their_own_names(
         f"data/{split}.parquet": parquet(tmp_path / "x.parquet", part, classes, labelled)
         for split, part in {"train": rows[:half], "test": rows[half:]}.items()
     }
-    monkeypatch.setattr(module, "RELEASE", replace(release, repository=REPOSITORY, unasked=True))
+    monkeypatch.setattr(module, "RELEASE", replace(release, layout=few, repository=REPOSITORY, unasked=True))
     benchmark = open_benchmark(name, cache_dir=tmp_path / "cache")
     assert benchmark.load(benchmark.domains[-1]).labels.tolist() == list(range(len(classes)))
     assert sorted(path.name for path in (tmp_path / "cache" / name).iterdir() if path.is_dir()) == sorted(domains)
