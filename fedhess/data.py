@@ -14,9 +14,9 @@ import typer
 
 from fedhess import data_report
 from fedhess.config import parse_assignments
-from fedhess.domains import BENCHMARKS, find_benchmark, open_benchmark
+from fedhess.domains import find_benchmark, open_benchmark
 from fedhess.domains.data import Notify
-from fedhess.domains.holdings import holding_of
+from fedhess.domains.holdings import HOLDINGS, holding_of
 from fedhess.domains.inspection import Inspection, absent, inspect_loaded, inspect_release, inspect_tree
 from fedhess.domains.options import Opening
 from fedhess.domains.release import Release
@@ -50,7 +50,7 @@ cli = typer.Typer(
 @cli.command("list", context_settings=CONTEXT)
 def list_benchmarks(data_dir: DataDir = None, as_json: AsJson = False) -> int:
     """List the benchmarks: what each is, whether its data is here, where it was looked for, how to get it."""
-    entries = [_entry(name, data_dir) for name in BENCHMARKS]
+    entries = [_entry(name, data_dir) for name in HOLDINGS]
     typer.echo(json.dumps(entries, indent=2) if as_json else data_report.listing(entries))
     return 0
 

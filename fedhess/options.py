@@ -72,12 +72,18 @@ Partition = Annotated[
         f"dirichlet (--clients-per-domain, of unlike classes). {_default('partition')}"
     ),
 ]
-Clients = Annotated[int | None, typer.Option(help="Clients that share the source domains, with --partition lambda.")]
+Clients = Annotated[
+    int | None,
+    typer.Option(help=f"Clients that share the source domains, with --partition lambda. {_default('clients')}"),
+]
 Heterogeneity = Annotated[
     float | None,
     typer.Option(help=f"Their lambda: 1 makes them all alike, 0 gives each one domain. {_default('heterogeneity')}"),
 ]
-ClientsPerDomain = Annotated[int | None, typer.Option(help="Clients of each domain, with --partition dirichlet.")]
+ClientsPerDomain = Annotated[
+    int | None,
+    typer.Option(help=f"Clients of each domain, with --partition dirichlet. {_default('clients_per_domain')}"),
+]
 DirichletAlpha = Annotated[
     float | None,
     typer.Option(help=f"Their concentration: the smaller, the fewer classes each has. {_default('dirichlet_alpha')}"),

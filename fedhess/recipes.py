@@ -140,7 +140,7 @@ def describe_default(setting: str, *, otherwise: object) -> str:
         otherwise: Its default where a model says nothing.
 
     >>> describe_default("batch_size", otherwise=32)
-    '32; all with mlp'
+    '32; all with mlp; 64 with mnist-cnn'
     """
     special = {
         f"{model} on {name}": settings for name, own in BENCHMARK_SETTINGS.items() for model, settings in own.items()

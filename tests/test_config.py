@@ -163,7 +163,7 @@ def test_recipe_is_a_copy() -> None:
 
 
 def test_default_is_described_by_model() -> None:
-    assert describe_default("rounds", otherwise=50) == "40; 501 with mlp"
+    assert describe_default("rounds", otherwise=50) == "40; 501 with mlp; 5000 with mnist-cnn"
     assert describe_default("deadline", otherwise=3600.0) == "3600"
 
 

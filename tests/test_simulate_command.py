@@ -27,6 +27,7 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
         "config.json",
         "east/0/checkpoint/checkpoint.json",
         "east/0/checkpoint/round-000003.safetensors",
+        "east/0/partition.json",
         "east/0/rounds.jsonl",
         "figures/Toy-rounds.png",
         "summary.json",
