@@ -29,6 +29,11 @@ Name = Annotated[str, typer.Argument(help="A benchmark, as list names it, or fol
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on the way.")]
 
+ForModel = Annotated[
+    str | None,
+    typer.Option(help="Fetch this model's weights too, and decode or embed the images for it.", show_default=False),
+]
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 cli = typer.Typer(
     add_completion=False,
@@ -71,7 +76,7 @@ def prepare(
     name: Name,
     data_dir: DataDir = None,
     domains_args: DomainsArgs = "",
-    model: Annotated[str | None, typer.Option(help="Fetch the weights of this model too.", show_default=False)] = None,
+    model: ForModel = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> int:

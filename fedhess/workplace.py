@@ -133,21 +133,21 @@ class ForwardMemory:
     """The forward pass of each client's statistics batch, kept between the exchanges of a round and its first step.
 
     A pass with its autograd graph may be used up by one backward; those of at most :attr:`GRAPHS` clients are kept,
-    since each holds the activations of a batch. Of at most :attr:`PASSES` clients the features are kept: with more, the
-    memory stays the same and the others compute theirs again.
+    since each holds the activations of a batch. Of the others the features are kept, up to :attr:`BYTES` in all: with
+    more clients the memory stays the same and the rest compute theirs again.
     """
 
     GRAPHS = 8
-    PASSES = 64
+    BYTES = 2**25
 
     def __init__(self) -> None:
         self._model_id: str | None = None
         self._passes: dict[tuple[object, ...], Forward] = {}
+        self._bytes = 0
 
     def forget(self) -> None:
         """Drop everything."""
-        self._model_id = None
-        self._passes.clear()
+        self._begin(None)
 
     def recall(self, model_id: str, key: tuple[object, ...]) -> Forward | None:
         """Return the pass of a client under a model, if this is still the model."""
@@ -163,11 +163,12 @@ class ForwardMemory:
     def keep(self, model_id: str, key: tuple[object, ...], forward: Forward) -> None:
         """Keep a pass if there is room; those of another model are dropped."""
         if model_id != self._model_id:
-            self._passes.clear()
-            self._model_id = model_id
-        if key not in self._passes and len(self._passes) >= self.PASSES:
-            return
+            self._begin(model_id)
         if not forward.features.requires_grad:
+            size = forward.features.numel() * forward.features.element_size()
+            if self._bytes + size > self.BYTES:
+                return
+            self._bytes += size
             for part in (forward, *forward.parts):
                 part.inputs = part.inputs.new_empty(0)  # statistics of the head need none, and images are large
         self._passes[key] = forward
@@ -175,6 +176,11 @@ class ForwardMemory:
     def has_room_for_a_graph(self, model_id: str) -> bool:
         """Whether another pass may keep its graph."""
         return model_id != self._model_id or len(self._passes) < self.GRAPHS
+
+    def _begin(self, model_id: str | None) -> None:
+        self._model_id = model_id
+        self._passes.clear()
+        self._bytes = 0
 
 
 MODELS = ModelStore()

@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, str] = {
     "engine": "simulations.benchmarks.engine:engine_rows",
     "rounds": "simulations.benchmarks.rounds:round_rows",
     "main-job": "simulations.benchmarks.main_job:main_job_rows",
+    "clients": "simulations.benchmarks.clients:clients_rows",
     "images": "simulations.benchmarks.images:image_rows",
     "colored-mnist": "simulations.benchmarks.colored_mnist:colored_mnist_rows",
 }

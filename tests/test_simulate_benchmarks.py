@@ -71,6 +71,7 @@ def test_digits_run(command: Command, domains: str, monkeypatch: pytest.MonkeyPa
     assert len(summary["targets"]) == 3  # type: ignore[arg-type]
     assert ("form=domainbed" in str(summary["protocol"])) == bool(form)
     assert ("model mnist-cnn" in str(summary["protocol"])) == bool(form)
+    assert "91257" not in str(summary["protocol"]), "the scripts' penalties belong to form irm"
 
 
 def test_help_names_every_benchmark(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedhess.domains import open_benchmark
+from fedhess.domains.counts import KnownCounts
 from fedhess.domains.domain_net import RELEASE as DOMAIN_NET
 from fedhess.domains.office_home import RELEASE as OFFICE_HOME
 from fedhess.domains.pacs import RELEASE as PACS
@@ -23,6 +24,11 @@ def test_known_counts_add_up(release: Release, total: int) -> None:
     for domain, classes in release.known.classes.items():
         assert sum(classes.values()) == release.known.domains[domain]
         assert set(classes) == set(release.layout.classes)
+
+
+def test_where_classes_are_not_known_the_domain_counts() -> None:
+    (sentence,) = KnownCounts({"photo": 3, "sketch": 2}).differences({"photo": {"dog": 2}, "sketch": {"dog": 2}})
+    assert sentence == "domain 'photo': 2 images, the complete copy has 3"
 
 
 def test_no_count_of_terraincognita_is_expected() -> None:

@@ -42,6 +42,8 @@ def test_usps_shows_what_its_labels_say(digits_root: Path) -> None:
     ones, zeros = images[labels == 1].double().mean(0), images[labels == 0].double().mean(0)
     assert ones[8, 7:9].mean() > 150, "a one is ink in the middle"
     assert zeros[8, 7:9].mean() < 80, "a zero is not"
+    sevens = images[labels == 7].double().mean(0)
+    assert sevens[:5].mean() > 1.5 * sevens[:, :5].mean(), "a seven has its bar above, not at the left"
 
 
 def test_optdigits_shows_what_its_labels_say(digits_root: Path) -> None:
@@ -50,6 +52,8 @@ def test_optdigits_shows_what_its_labels_say(digits_root: Path) -> None:
     assert (labels.dtype, int(images.max())) == (torch.int64, 255)
     assert images[labels == 1].double()[:, 4, 3:5].mean() > 150, "a one is ink in the middle"
     assert images[labels == 0].double()[:, 4, 3:5].mean() < 50, "a zero is not"
+    sevens = images[labels == 7].double().mean(0)
+    assert sevens[:2].mean() > 1.5 * sevens[:, :2].mean(), "a seven has its bar above, not at the left"
 
 
 def test_mnist_is_left_as_it_is(digits_root: Path) -> None:
@@ -64,6 +68,7 @@ def test_a_part_is_drawn_from_everywhere_and_always_the_same(digits_root: Path) 
     one, two = (open_benchmark("Digits", data_dir=digits_root, seed=s, options=options).load("usps") for s in (0, 1))
     assert one.digest == two.digest
     assert len(one) == 200
+    assert not torch.equal(one.labels, read_usps(digits_root / USPS.path)[1][:200]), "not the first"
     assert (one.labels.bincount(minlength=10) > 5).all()
     assert "differences" not in open_benchmark("Digits", data_dir=digits_root, options=options).identity()
 

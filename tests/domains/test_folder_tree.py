@@ -56,6 +56,7 @@ def test_a_relative_path_and_the_home_folder_are_read(tree: Path, monkeypatch: p
 def test_hidden_things_and_files_that_are_no_images_do_not_count(tree: Path) -> None:
     before = open_benchmark(f"folder:{tree}").load("山").digest
     (tree / ".git").mkdir()
+    (tree / "__MACOSX" / "山").mkdir(parents=True)
     (tree / "README.md").write_text("about")
     (tree / "山" / "Thumbs.db").write_bytes(b"thumbs")
     (tree / "山" / ".ipynb_checkpoints").mkdir()
