@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhess.config import RunConfig, Scalar
+from fedhess.config import Scalar
 from fedhess.errors import UsageError, did_you_mean
 from simulations.comparison import Comparison
 from simulations.draws import draw_settings
@@ -78,7 +78,7 @@ def configurations(
             seed,
             options,
             strategy_args=protocol.strategy_args.get(strategy, {}).get(benchmark, {}),
-            overrides={k: v for k, v in protocol.settings_of(benchmark).items() if k in RunConfig.model_fields},
+            overrides=protocol.settings_of(benchmark),
             target=target,
             variants=_drawn(protocol, strategy, benchmark, seed),
             selection=selection,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedhess.config import RunConfig, Scalar
+from fedhess.config import Scalar
 from simulations.published import BAI_PROTOCOL, DOMAINBED_SWEEP, FEDIIR_PROTOCOL, GA_PROTOCOL, Table
 
 BENCHMARKS = ("PACS", "VLCS", "OfficeHome", "DomainNet")
@@ -51,20 +51,14 @@ class Protocol:
     benchmarks: tuple[str, ...] = BENCHMARKS
 
     def settings_of(self, benchmark: str) -> dict[str, Any]:
-        """Return every setting on a benchmark, those that this version does not have included."""
+        """Return every setting on a benchmark."""
         return {**self.settings, **self.of_benchmark.get(benchmark, {})}
-
-    def missing(self) -> list[str]:
-        """List the settings that this version of fedhess does not have."""
-        wanted = dict.fromkeys(key for benchmark in self.benchmarks for key in self.settings_of(benchmark))
-        return [key for key in wanted if key not in RunConfig.model_fields]
 
     def notes(self) -> tuple[str, ...]:
         """Return title, source and every difference, for the tables."""
-        absent = [f"this version has no setting {key}: left as it is without" for key in self.missing()]
         others = ", ".join(self.ours)
         untried = [f"{others}: not run by the authors as far as we know; settings of PACS"] if others else []
-        return (f"protocol: {self.title}; {self.source}", *self.differences, *untried, *absent)
+        return (f"protocol: {self.title}; {self.source}", *self.differences, *untried)
 
 
 _DOMAINBED = Protocol(
