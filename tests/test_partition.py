@@ -51,6 +51,7 @@ def same(a: list[Share], b: list[Share]) -> bool:
     return flat(a) == flat(b)
 
 
+@settings(deadline=None)
 @given(quotas=st.lists(st.fractions(0, 50, max_denominator=97), min_size=1, max_size=12))
 def test_rounding_keeps_the_sum_and_changes_no_quota_by_one(quotas: list[Fraction]) -> None:
     total = int(sum(quotas))
@@ -74,6 +75,7 @@ def test_counts_add_up_and_follow_the_formula(sizes: list[int], clients: int, he
             assert abs(row[d] - quota) < 1 + 1e-9
 
 
+@settings(deadline=None)
 @given(sizes=SIZES, more=st.integers(0, 40))
 def test_main_clients_go_to_the_most_crowded_domain(sizes: list[int], more: int) -> None:
     shares = main_shares(sizes, len(sizes) + more)
@@ -199,6 +201,7 @@ def test_dirichlet_says_when_it_cannot_give_everyone_enough(clients: int, alpha:
         partition_by_dirichlet(examples(a=300), clients_per_domain=clients, alpha=alpha, least=10, seed=0)
 
 
+@settings(deadline=None)
 @given(counts=st.lists(st.integers(1, 200), min_size=1, max_size=6), more=st.integers(0, 60))
 def test_a_batch_has_room_for_every_domain(counts: list[int], more: int) -> None:
     size = len(counts) + more

@@ -12,7 +12,7 @@ from pictures import pictures_config
 from torch import Tensor
 from toy import SOURCES
 
-from fedhess import training, workplace
+from fedhess import batches, training, workplace
 from fedhess.augmentation import augment
 from fedhess.batches import round_batch
 from fedhess.client import app as client_app
@@ -94,7 +94,7 @@ def test_statistics_and_step_share_one_augmentation(run: Run, monkeypatch: pytes
         shapes.append(images.shape)
         return augment(images, **given)
 
-    monkeypatch.setattr(training, "augment", counted)
+    monkeypatch.setattr(batches, "augment", counted)
     run(rounds=3, **HGP)
     assert len(shapes) == 3 * len(SOURCES), "two exchanges, a step and an evaluation a round"
 
