@@ -61,7 +61,7 @@ def test_what_is_missing_or_wrong_is_named() -> None:
 
 def test_a_simulation_with_too_few_nodes_is_told_the_option() -> None:
     context = Context(1, 1, {"partition-id": 0, "num-partitions": 2}, RecordDict(), dict(PLAIN))
-    with pytest.raises(UsageError, match=r"2 nodes, the run 3 clients of .*--federation-config 'num-supernodes=3'"):
+    with pytest.raises(UsageError, match=r"2 nodes, the run 3 clients .*--federation-config 'num-supernodes=3'"):
         place(run_settings(context), context)
 
 

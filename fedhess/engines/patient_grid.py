@@ -26,12 +26,17 @@ class PatientGrid(Grid):
         grid: Flower's grid.
         stop: Set when the simulation has ended.
         actors: Number of clients that run side by side.
+
+    Attributes:
+        clients_at_once: How many messages of a phase are sent before the first replies are awaited: a few for each
+            actor, so that it never waits and memory does not grow with the number of clients.
     """
 
     def __init__(self, grid: Grid, stop: threading.Event, *, actors: int) -> None:
         self._grid = grid
         self._stop = stop
         self._actors = actors
+        self.clients_at_once = 4 * actors
 
     def set_run(self, run: Run) -> None:
         """Set the run of the grid behind."""

@@ -1,13 +1,18 @@
 """Ray ends with the bits of the in-process engine; a missing extra, an absent cluster and no room are said."""
 
+import functools
 import importlib.util
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Start
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from ray_toy import ToyClient
@@ -16,6 +21,7 @@ from toy import toy_config
 
 from fedhess.client import app as client_app
 from fedhess.config import RunConfig
+from fedhess.deploy.processes import free_port
 from fedhess.engines.inprocess import run_in_process
 from fedhess.engines.ray import run_on_ray
 from fedhess.errors import FederationError, UsageError
@@ -104,6 +110,40 @@ def test_resources_that_cannot_be_are_said() -> None:
         run_on_ray(ServerApp(), client_app, cpus_per_client=0, **nodes)
     with pytest.raises(UsageError, match=r"a whole number, got 1 and 1.5"):
         run_on_ray(ServerApp(), client_app, gpus_per_client=1.5, **nodes)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_running_cluster_is_joined_by_its_address_and_left_running() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    command = ["ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "2", "--include-dashboard", "false"]
+    cluster = subprocess.Popen([sys.executable, "-m", *command, "--port", address.rpartition(":")[2]])
+    try:
+        config = toy_config(**HGP, threads=1)
+        here = run(run_in_process, client_app, config)[0]
+        for _ in range(2):
+            there = run(functools.partial(run_on_ray, address=address), ToyClient(), config)[0]
+            assert all(torch.equal(here[name], there[name]) for name in here)
+            assert cluster.poll() is None
+    finally:
+        cluster.terminate()
+        cluster.wait(timeout=60)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_ctrl_c_ends_a_run_on_ray(start: Start, tmp_path: Path) -> None:
+    brief = ["--domains", "IconPACS", "--target", "sketch", "--rounds", "100000", "--trials", "1", "--device", "cpu"]
+    process = start([*brief, "--strategy", "erm", "--engine", "ray", "--out", "job"], toy=False)
+    while not (tmp_path / "job/sketch/0/rounds.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "completed rounds are kept: continue with --resume --out job" in err
+    assert "Traceback" not in err
 
 
 @needs_ray

@@ -153,31 +153,63 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("strategy", ["hgp", "fishr"])
-def test_a_resumed_run_continues_with_the_same_bits(toy_run: Run, strategy: str, tmp_path: Path) -> None:
-    args = METHODS["fishr"].args if strategy == "fishr" else HGP["strategy_args"]
-    settings = {"strategy": strategy, "strategy_args": args, "references": "previous", "rounds": 5}
-    straight = toy_run(**settings).tensors
+def stops_in_round(server_round: int) -> Callable[[Grid], Grid]:
+    """Make a grid that fails when the train messages of a round are sent."""
 
     def wrap(grid: Grid) -> Grid:
         send = grid.send_and_receive
 
         def stop(messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
             asked = list(messages)
-            if asked[0].metadata.message_type == protocol.TRAIN and asked[0].metadata.group_id == "4":
+            of_round = asked[0].metadata.group_id == str(server_round)
+            if asked[0].metadata.message_type == protocol.TRAIN and of_round:
                 raise Stopped
             return send(asked, timeout=timeout)
 
         grid.send_and_receive = stop  # type: ignore[method-assign]
         return grid
 
+    return wrap
+
+
+@pytest.mark.parametrize("strategy", ["hgp", "fishr"])
+def test_a_resumed_run_continues_with_the_same_bits(toy_run: Run, strategy: str, tmp_path: Path) -> None:
+    args = METHODS["fishr"].args if strategy == "fishr" else HGP["strategy_args"]
+    settings = {"strategy": strategy, "strategy_args": args, "references": "previous", "rounds": 5}
+    straight = toy_run(**settings).tensors
+
     with pytest.raises(Stopped):
-        toy_run(directory=tmp_path, wrap=wrap, **settings)
+        toy_run(directory=tmp_path, wrap=stops_in_round(4), **settings)
     assert RunDirectory(tmp_path).completed_round() == 3
     counting = Counting()
     resumed = toy_run(directory=tmp_path, app=counting, **settings).tensors
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     assert protocol.STATISTICS not in counting.seen[4], "what round 3 brought is in the checkpoint"
+
+
+MIXED = {"partition": "lambda", "clients": 7, "heterogeneity": 0.5}
+DRAWN = {"partition": "dirichlet", "clients_per_domain": 3, "dirichlet_min_size": 2, "clients_per_round": 4}
+
+
+@pytest.mark.parametrize("many", [MIXED, DRAWN], ids=["mixed", "drawn"])
+def test_clients_of_several_domains_and_drawn_clients_use_old_references_too(
+    toy_run: Run, many: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**HGP, **many, "rounds": 3, "domains_options": {"examples": 96}}
+    counting = Counting()
+    straight = toy_run(app=counting, **settings).tensors
+    asked = [counting.seen[number].count(protocol.STATISTICS) for number in (1, 2, 3)]
+    if many is MIXED:
+        assert asked == [14, 0, 0]
+    else:
+        assert asked[0] == 8
+        assert all(number < 8 for number in asked[1:]), "who was drawn in the round before need not be asked"
+    with pytest.raises(Stopped):
+        toy_run(directory=tmp_path, wrap=stops_in_round(3), **settings)
+    resumed = toy_run(directory=tmp_path, **settings).tensors
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    exact = toy_run(**settings | {"references": "current"}).tensors
+    assert any(not torch.equal(straight[name], exact[name]) for name in exact)
 
 
 def test_a_reply_without_its_statistics_is_named(toy_run: Run) -> None:
