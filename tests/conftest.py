@@ -1,6 +1,7 @@
 """Shared by all tests: a cache of their own, the toy benchmark, the command in this process or in one of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,12 @@ TOY += ["--lr", "0.1", "--server-optimizer", "SGD", "--server-lr", "1", "--evalu
 TOY += ["--trials", "1"]
 
 Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C interrupt the processes that tests start even where this one was started to ignore it (nohup, &)."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
