@@ -27,9 +27,11 @@ def test_a_node_killed_in_a_phase_and_gone_is_named_and_the_others_go_on(started
     started.await_log("cartoon", pattern, 240, times=times)
     started.kill("cartoon")
     log = started.finish("job", 600)
-    first = [found for found in started.failures("job") if found[0] == 1]
-    assert [(found[1], found[2]) for found in first] == [("cartoon", name)], started.failures("job")
-    assert f"round 1, {name}, client cartoon: error" in log
+    failures = started.failures("job")
+    missed = [name] if name == "evaluate" else [name, "evaluate"]
+    assert [(found[1], found[2]) for found in failures if found[0] == 1] == [("cartoon", part) for part in missed]
+    assert {found[1] for found in failures} == {"cartoon"}
+    assert f"round 1, {name}, client cartoon: error 5: Error: Node Unavailable" in log
     assert started.completed_round("job") == 2
     assert "fedhess: round 2, sketch (target): accuracy" in log
 
@@ -37,7 +39,7 @@ def test_a_node_killed_in_a_phase_and_gone_is_named_and_the_others_go_on(started
 def test_without_a_quorum_the_run_stops_with_the_reason_and_keeps_its_rounds(started: Federation) -> None:
     start_all(started)
     started.start_run("job", "rounds=5")
-    started.await_log("cartoon", r"Receiving: train", 240, times=2)
+    started.await_log("cartoon", r"Receiving: train", 240, times=3)  # the first came twice: the model was lost
     started.kill("cartoon")
     log = started.finish("job", 300)
     assert "round 2: 2 of 3 source clients completed phase 'train', 3 are needed (--quorum)" in log
@@ -46,9 +48,13 @@ def test_without_a_quorum_the_run_stops_with_the_reason_and_keeps_its_rounds(sta
 
 @pytest.mark.parametrize("seconds", [2, 60])
 def test_a_node_that_comes_back_takes_part_again(started: Federation, seconds: int) -> None:
-    """Within the heartbeat's window it is refused at first; after it, at once welcome; its id is the same."""
+    """Within the heartbeat's window it is refused at first; after it, at once welcome; its id is the same.
+
+    A message that it was working on is lost. One that comes back as soon as it may is never missed by the SuperLink,
+    so only the deadline tells the server.
+    """
     start_all(started)
-    started.start_run("job", "rounds=14 quorum=2")
+    started.start_run("job", "rounds=14 quorum=2 deadline=90.0")
     started.await_log("cartoon", r"Receiving: train", 240, times=2)
     started.kill("cartoon")
     gone = [0]
@@ -74,6 +80,8 @@ def test_a_node_that_comes_back_takes_part_again(started: Federation, seconds: i
     started.finish("job", 600)
     failed = [found[0] for found in started.failures("job")]
     assert failed
+    reasons = {found[3] for found in started.failures("job")}
+    assert any(("no reply within 90 s" if seconds < 40 else "Node Unavailable") in reason for reason in reasons)
     assert max(failed) < 14, "it has come back"
     assert "Receiving: train" in started.log(f"cartoon-{attempt}")
     assert started.completed_round("job") == 14
