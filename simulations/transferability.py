@@ -18,7 +18,7 @@ import typer
 from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark
 from fedhess.environment import describe_environment
-from fedhess.errors import UsageError
+from fedhess.errors import FederationError, UsageError
 from fedhess.finished import open_finished, view_domains
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.progress import Progress
@@ -175,12 +175,12 @@ def transferability(
 
 
 def main() -> None:
-    """Run the command; a mistake of the user ends with one message and status 2."""
+    """Run the command; a mistake of the user ends with one message and status 2, a stopped federation with 1."""
     try:
         cli()
-    except UsageError as error:
+    except (UsageError, FederationError) as error:
         sys.stderr.write(f"transferability: {error}\n")
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 if __name__ == "__main__":
