@@ -15,7 +15,8 @@ from hub_server import REPOSITORY, Hub, parquet, serving
 from image_trees import write_image, write_tree
 from torchvision.datasets import MNIST
 
-from fedhess.domains import BENCHMARKS, download, vlcs
+from fedhess.domains import download, vlcs
+from fedhess.domains.holdings import HOLDINGS
 from fedhess.domains.vlcs import CLASSES, RELEASE
 
 Command = Callable[..., Outcome]
@@ -128,7 +129,7 @@ def test_prepare_downloads_and_then_no_network_is_needed(
 def test_list_says_what_is_here_and_what_is_not(run: Command, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDHESS_DATA", str(tree))
     entries = {entry["name"]: entry for entry in json.loads(run("list", "--json").out)}
-    assert list(entries) == list(BENCHMARKS)
+    assert list(entries) == list(HOLDINGS)
     assert {name for name, entry in entries.items() if entry["here"]} == {"IconPACS", "VLCS"}
     assert entries["VLCS"]["where"] == str(tree)
     assert entries["DomainNet"]["looked_in"][0] == str(tree)
@@ -136,7 +137,7 @@ def test_list_says_what_is_here_and_what_is_not(run: Command, tree: Path, monkey
     text = run("list").out
     assert "WRONG: VLCS in " in text
     assert "DomainNet       6 domains, 345 classes, 586,575 images" in text
-    assert text.count("to get it: ") == len(BENCHMARKS) - 1
+    assert text.count("to get it: ") == len(HOLDINGS) - 1
 
 
 def test_help_names_the_commands_and_the_status(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:

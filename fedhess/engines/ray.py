@@ -32,7 +32,7 @@ from fedhess.engines.flower_compat import (
     run_identity,
 )
 from fedhess.engines.patient_grid import CLIENT_TIMED_OUT, PatientGrid
-from fedhess.engines.worker import Worker, answer
+from fedhess.engines.worker import CLIENT_THREAD, Worker, answer
 from fedhess.errors import UsageError
 
 CONNECT_SECONDS = 10.0
@@ -73,6 +73,7 @@ def run_on_ray(
         server_app(PatientGrid(grid, stop, actors=actors), context)
 
     run_id = 1
+    before = set(threading.enumerate())
     try:
         with run_identity(run_id):
             run_flower_simulation(
@@ -84,6 +85,9 @@ def run_on_ray(
             )
     finally:
         stop.set()  # Ctrl-C, or a crash of the simulation: nobody will answer the server any more
+        for thread in set(threading.enumerate()) - before:
+            if not thread.daemon:  # it waits for an actor that is gone, and would hold up the exit for ever
+                thread.name = CLIENT_THREAD
 
 
 def require_ray() -> None:

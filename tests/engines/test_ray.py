@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -112,6 +113,17 @@ def test_resources_that_cannot_be_are_said() -> None:
         run_on_ray(ServerApp(), client_app, gpus_per_client=1.5, **nodes)
 
 
+def await_port(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    for _ in range(300):
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"nobody listens at {address}")
+
+
 @needs_ray
 @pytest.mark.slow
 def test_a_running_cluster_is_joined_by_its_address_and_left_running() -> None:
@@ -119,6 +131,7 @@ def test_a_running_cluster_is_joined_by_its_address_and_left_running() -> None:
     command = ["ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "2", "--include-dashboard", "false"]
     cluster = subprocess.Popen([sys.executable, "-m", *command, "--port", address.rpartition(":")[2]])
     try:
+        await_port(address)
         config = toy_config(**HGP, threads=1)
         here = run(run_in_process, client_app, config)[0]
         for _ in range(2):
@@ -139,9 +152,10 @@ def test_ctrl_c_ends_a_run_on_ray(start: Start, tmp_path: Path) -> None:
     while not (tmp_path / "job/sketch/0/rounds.jsonl").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
+    time.sleep(3)  # into a round: a client is at work, whose reply nobody will wait for
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "completed rounds are kept: continue with --resume --out job" in err
     assert "Traceback" not in err
 
