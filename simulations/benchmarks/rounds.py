@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedhess import client
 from fedhess.config import RunConfig
+from fedhess.domains import open_benchmark
 from fedhess.engines.inprocess import run_in_process
 from fedhess.evaluation import Evaluation, evaluate_model
 from fedhess.local_data import LocalDomain
@@ -89,8 +90,13 @@ def round_rows(*, repeats: int) -> list[dict[str, Any]]:
 
     Args:
         repeats: Blocks of each strategy, taken in turn; a block has six rounds behind its median.
+
+    Raises:
+        UsageError: The data is not there.
     """
     rows: list[dict[str, Any]] = []
+    for case in CASES:
+        open_benchmark(case.domains)  # data that is not there is the user's to bring, and named before anything runs
     for case in CASES:
         blocks: dict[str, list[Block]] = {name: [] for name in ("erm", *HEAD_STRATEGIES)}
         for _ in range(min(repeats, 5)):
