@@ -105,11 +105,12 @@ def train(message: Message, context: Context) -> Message:
     config, data, model_id, server_round = _open(message, context)
     asked = numbered_parts(message.content)  # before the steps: they may write to the working model
     answers = [_answer(request, config, data, model_id, server_round) for request in asked]
-    model = MODELS.model(config, model_id, writable=writes_parameters(config))
+    carried = message.content.array_records.get(protocol.MOMENTUM)
+    writes = writes_parameters(config, carries_momentum=carried is not None)
+    model = MODELS.model(config, model_id, writable=writes)
     holdings = _holdings(message.content, data, torch.device(config.device))
     # The statistics were of all that the client holds: so is the pass behind them.
-    reusable = not writes_parameters(config) and len(holdings) == len(data.training_parts)
-    carried = message.content.array_records.get(protocol.MOMENTUM)
+    reusable = not writes and len(holdings) == len(data.training_parts)
     local = train_locally(
         model,
         holdings,

@@ -128,10 +128,16 @@ class Holding:
     reference: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def writes_parameters(config: RunConfig) -> bool:
-    """Whether local training changes the parameters: not so for one step of plain SGD, see :func:`train_locally`."""
+def writes_parameters(config: RunConfig, *, carries_momentum: bool = False) -> bool:
+    """Whether local training changes the parameters: not so for one step of SGD, see :func:`train_locally`.
+
+    Args:
+        config: The settings of the run.
+        carries_momentum: Whether the step begins with momentum buffers from elsewhere; a fresh optimizer has none, and
+            its first step is that of SGD without momentum.
+    """
     one_step = config.local_steps == 1 and config.local_epochs == 0
-    plain = config.client_optimizer == "SGD" and config.momentum == 0 and config.weight_decay == 0
+    plain = config.client_optimizer == "SGD" and not (config.momentum and carries_momentum)
     return not (one_step and plain)
 
 
@@ -148,8 +154,9 @@ def train_locally(
 ) -> LocalUpdate:
     """Take the round's local steps from the global model.
 
-    One step of plain SGD is taken in exact form: the update is ``lr * gradient`` itself. (Subtracting the new weights
-    from the old would lose the low bits of small gradients, which an adaptive server optimizer makes large again.)
+    One step of SGD is taken in exact form: the update is ``lr * (gradient + weight_decay * weights)`` itself.
+    (Subtracting the new weights from the old would lose the low bits of small gradients, which an adaptive server
+    optimizer makes large again.) Momentum counts from the second step on, or where buffers are carried.
 
     Args:
         model: The working model, loaded with the global one; its parameters are changed where
@@ -175,6 +182,7 @@ def train_locally(
     )
     for name, buffer in (momentum or {}).items():
         optimizer.state[trained[name]]["momentum_buffer"] = buffer.to(trained[name].device, copy=True)
+    writes = writes_parameters(config, carries_momentum=momentum is not None)
     losses: list[Tensor] = []
     train_size = sum(holding.data.train_size for holding in holdings)
     indices = round_steps(config, train_size=train_size, server_round=server_round)
@@ -191,9 +199,9 @@ def train_locally(
         torch.autograd.backward(objective)
         if local_step == 0:
             losses = [_weighted([step.loss for step in steps], holdings).detach(), objective.detach()]
-        if writes_parameters(config):
+        if writes:
             optimizer.step()
-    update = _update(model, trained, before, config)
+    update = _update(model, trained, before, config, writes=writes)
     optimizer.zero_grad(set_to_none=True)
     buffers = {name: optimizer.state[parameter].get("momentum_buffer") for name, parameter in trained.items()}
     kept = {name: buffer for name, buffer in buffers.items() if buffer is not None}
@@ -209,15 +217,19 @@ def _weighted(terms: Sequence[Tensor], holdings: Sequence[Holding]) -> Tensor:
 
 @torch.no_grad()
 def _update(
-    model: HeadedModel, trained: Mapping[str, Tensor], before: Mapping[str, Tensor], config: RunConfig
+    model: HeadedModel, trained: Mapping[str, Tensor], before: Mapping[str, Tensor], config: RunConfig, *, writes: bool
 ) -> dict[str, Tensor]:
     """Return ``before - after`` of the trained parameters, then of the buffers."""
     update: dict[str, Tensor] = {}
     for name, parameter in trained.items():
-        if writes_parameters(config):
+        if writes:
             update[name] = before[name].to(parameter.device) - parameter
+        elif parameter.grad is None:
+            update[name] = torch.zeros_like(parameter)
         else:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradient = parameter.grad
+            if config.weight_decay:
+                gradient = gradient.add_(parameter, alpha=config.weight_decay)
             update[name] = gradient.mul_(config.lr) if config.lr != 1.0 else gradient
     for name, buffer in model.named_buffers():
         if name in before:

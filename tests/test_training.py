@@ -149,8 +149,19 @@ def test_one_epoch_of_one_batch_is_one_step() -> None:
 
 def test_only_one_plain_step_leaves_the_parameters_alone() -> None:
     assert not writes_parameters(toy_config(local_steps=1))
-    for changes in ({"local_steps": 2}, {"local_epochs": 1}, {"momentum": 0.1}, {"client_optimizer": "Adam"}):
+    assert not writes_parameters(toy_config(local_steps=1, momentum=0.9, weight_decay=0.1))
+    assert writes_parameters(toy_config(local_steps=1, momentum=0.9), carries_momentum=True)
+    for changes in ({"local_steps": 2}, {"local_epochs": 1}, {"client_optimizer": "Adam"}):
         assert writes_parameters(toy_config(**changes)), changes
+
+
+def test_one_step_in_exact_form_is_that_of_sgd_with_decay_and_fresh_momentum() -> None:
+    config = toy_config(local_steps=1, momentum=0.9, weight_decay=0.1)
+    exact, _ = trained(config, "north")
+    before = build_model(config).state_dict()
+    plain, _ = trained(toy_config(local_steps=1), "north")
+    for name, gradient in plain.items():
+        torch.testing.assert_close(exact[name], gradient + config.lr * 0.1 * before[name], rtol=0, atol=1e-12)
 
 
 # -- In a federation ---------------------------------------------------------------------------------------------------
