@@ -142,6 +142,7 @@ class ForwardMemory:
 
     def __init__(self) -> None:
         self._model_id: str | None = None
+        # By model and client: a client that was given up on may still come with the pass of an earlier model.
         self._passes: dict[tuple[object, ...], Forward] = {}
         self._bytes = 0
 
@@ -151,14 +152,14 @@ class ForwardMemory:
 
     def recall(self, model_id: str, key: tuple[object, ...]) -> Forward | None:
         """Return the pass of a client under a model, if this is still the model."""
-        return self._passes.get(key) if model_id == self._model_id else None
+        return self._passes.get((model_id, *key))
 
     def take(self, model_id: str, key: tuple[object, ...], model: HeadedModel) -> Forward | None:
         """Return the pass of a client with its graph, and forget it; None if it has none or the model has changed."""
         found = self.recall(model_id, key)
         if found is None or not found.features.requires_grad or found.wrote_buffers or not found.is_made_by(model):
             return None
-        return self._passes.pop(key)
+        return self._passes.pop((model_id, *key), None)
 
     def keep(self, model_id: str, key: tuple[object, ...], forward: Forward) -> None:
         """Keep a pass if there is room; those of another model are dropped."""
@@ -171,7 +172,7 @@ class ForwardMemory:
             self._bytes += size
             for part in (forward, *forward.parts):
                 part.inputs = part.inputs.new_empty(0)  # statistics of the head need none, and images are large
-        self._passes[key] = forward
+        self._passes[model_id, *key] = forward
 
     def has_room_for_a_graph(self, model_id: str) -> bool:
         """Whether another pass may keep its graph."""

@@ -1,5 +1,6 @@
 """Models: a featurizer and a linear head, by name."""
 
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,10 @@ MODELS: dict[str, str] = {
     "lite0-features": "fedhess.models.lite0_features:create_lite0_features",
 }
 
+# Initial weights are drawn from torch's global random state, which all threads share: a client that was given up on and
+# still runs in its thread may create a model while the next run creates its own.
+_one_at_a_time = threading.Lock()
+
 
 def create_model(
     name: str, *, input_shape: tuple[int, ...], outputs: int, seed: int, pretrained: bool = True
@@ -46,7 +51,7 @@ def create_model(
     """
     module, _, function = MODELS[_known(name)].partition(":")
     create: Callable[..., HeadedModel] = getattr(import_module(module), function)
-    with torch.random.fork_rng(devices=[]):
+    with _one_at_a_time, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create(input_shape=input_shape, outputs=outputs, pretrained=pretrained)
 

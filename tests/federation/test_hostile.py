@@ -1,6 +1,7 @@
 """Replies made to break the server: each is a failure of its client by name, never a crash, and never gets through."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -107,18 +108,22 @@ def test_a_source_client_without_examples_takes_no_part(toy_run: Run, count: int
         return reply
 
     with pytest.raises(FederationError, match="expected a source client with examples"):
-        toy_run(app=Misbehaving(protocol.IDENTIFY, act, first_round=0), exchange_deadline=0.1)
+        toy_run(app=Misbehaving(protocol.IDENTIFY, act, first_round=0), exchange_deadline=3.0)
 
 
 class Peeking(FedAvg):
     """Tries to pull replies that were never its own."""
 
     seen: list[str] = []  # noqa: RUF012 - read by the test
+    trains = threading.Event()
+    target_has_answered = threading.Event()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        time.sleep(0.4)
+        self.trains.set()
+        assert self.target_has_answered.wait(60)
+        time.sleep(0.2)  # for its reply to arrive
         for number in range(1, 40):
             self.seen.extend(reply.metadata.message_type for reply in grid.pull_messages([f"1-{number}"]))
         return super().configure_train(server_round, arrays, config, grid)
@@ -128,11 +133,16 @@ def test_a_flower_strategy_cannot_pull_a_targets_late_evaluation(toy_run: Run, m
     class LateTarget:
         def __call__(self, message: Message, context: Context) -> Message:
             if message.metadata.message_type == protocol.EVALUATE and context.node_config["partition-id"] == 3:
-                time.sleep(0.3)
+                assert Peeking.trains.wait(60)
+                reply = client_app(message, context)
+                Peeking.target_has_answered.set()
+                return reply
             return client_app(message, context)
 
     Peeking.seen.clear()
+    Peeking.trains.clear()
+    Peeking.target_has_answered.clear()
     monkeypatch.setitem(sys.modules, "peeking", sys.modules[__name__])
-    finished = toy_run(app=LateTarget(), strategy="peeking:Peeking", rounds=1, deadline=0.1)
+    finished = toy_run(app=LateTarget(), strategy="peeking:Peeking", rounds=1, deadline=3.0)
     assert Peeking.seen == []
     assert finished.server.federation.grid._running == {}  # what came too late is not kept either

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -48,6 +49,15 @@ def test_the_seed_decides_the_weights_and_the_global_state_is_left_alone(name: s
     same, other = build(name).state_dict(), build(name, seed=1).state_dict()
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not torch.equal(one["head.weight"], other["head.weight"])
+
+
+def test_models_that_threads_create_at_once_have_the_weights_of_their_seed():
+    expected = [build("mlp", seed=seed).state_dict() for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(20):
+            created = list(threads.map(lambda seed: build("mlp", seed=seed).state_dict(), range(4)))
+            for one, other in zip(expected, created, strict=True):
+                assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.parametrize("name", ["mlp", "lite0-features", "resnet18"])
