@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import threading
 import time
 from collections.abc import Iterator
 
