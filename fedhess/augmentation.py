@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedhess.environment import torch_threads
+
 SCALE = (0.7, 1.0)  # of the area
 RATIO = (3 / 4, 4 / 3)  # width by height
 ATTEMPTS = 10  # at a crop that fits, as torchvision has it
@@ -125,13 +127,17 @@ def apply_at_once(images: Tensor, parameters: Parameters) -> Tensor:
 
 
 def apply_one_by_one(images: Tensor, parameters: Parameters) -> Tensor:
-    """Do what `apply` does to one example after the other, each with the operations that it needs."""
+    """Do what `apply` does to one example after the other, each with the operations that it needs.
+
+    Colours on a single thread: an operation on one image is over before a second thread has woken up.
+    """
     blends, turns = _blends(parameters), _hue_maps(parameters.factors[:, HUE])
     out = torch.empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32))
     for start in range(0, len(images), CPU_CHUNK):
         part = slice(start, start + CPU_CHUNK)
         out[part] = resample(images[part], boxes=parameters.boxes[part], flips=parameters.flips[part])
-        for number, own in enumerate(blends[part].tolist(), start):
+    with torch_threads(1):
+        for number, own in enumerate(blends.tolist()):
             _recolour(out[number : number + 1], own, turns[number : number + 1])
     return out
 

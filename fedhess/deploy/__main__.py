@@ -14,7 +14,7 @@ from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.local import LocalFederation
 from fedhess.deploy.processes import processes, require_free
 from fedhess.deploy.programs import Program
-from fedhess.deploy.settings import find_app, plan_run
+from fedhess.deploy.settings import find_app, plan_nodes, plan_run
 from fedhess.errors import FederationError, UsageError
 from fedhess.job_directory import require_unused
 
@@ -163,14 +163,16 @@ def local(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the SuperLink; 0 takes a free one.")] = 0,
     app: App = None,
 ) -> None:
-    """Run a whole federation on this machine: a SuperLink and a SuperNode a domain, with TLS and authentication."""
+    """Run a whole federation on this machine: a SuperLink and a SuperNode a client, with TLS and authentication."""
     folder = out or Path("runs") / f"local_{time.strftime('%Y%m%d-%H%M%S')}"
     require_unused(folder)
     federation = LocalFederation(folder.resolve(), port, data_dir, typer.echo)
     results = federation.results
     plan = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=results, given=run_config or [])
+    code = find_app(app)
+    nodes = plan_nodes(plan, app=code, data_dir=data_dir)
     with processes(folder / "logs") as running:
-        federation.run(plan, app=find_app(app), running=running)
+        federation.run(plan, nodes, app=code, running=running)
         if not list(results.glob("summary*.json")):
             log = running.tail("superlink")
             raise FederationError(f"the run failed; {running.log('superlink')} ends{log}")

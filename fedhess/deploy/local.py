@@ -1,8 +1,8 @@
-"""A whole federation on this machine: SuperLink and one SuperNode a domain on loopback, with TLS and authentication."""
+"""A whole federation on this machine: SuperLink and one SuperNode a client on loopback, with TLS and authentication."""
 
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fedhess.deploy.processes import Processes, free_port, require_free
 from fedhess.deploy.programs import Program
 from fedhess.deploy.settings import Plan
 from fedhess.errors import FederationError
-from fedhess.protocol import SOURCE, TARGET
+from fedhess.place import Place
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
@@ -42,11 +42,12 @@ class LocalFederation:
         """The job directory."""
         return self.folder / "results"
 
-    def run(self, plan: Plan, *, app: Path, running: Processes) -> None:
+    def run(self, plan: Plan, nodes: Sequence[Place], *, app: Path, running: Processes) -> None:
         """Start everything, run the app, and return when it has ended.
 
         Args:
             plan: The run.
+            nodes: Who its clients are.
             app: The app's folder.
             running: Keeps the processes, and ends them when its block is left.
 
@@ -56,24 +57,25 @@ class LocalFederation:
         """
         port = self.port or free_port(HOST)
         require_free(HOST, port)
-        domains = dict.fromkeys(plan.scenario.sources, SOURCE) | dict.fromkeys(plan.scenario.targets, TARGET)
-        names = {domain: f"{number}-{programs.file_name(domain)}" for number, domain in enumerate(domains)}
+        names = [f"{number}-{programs.file_name(node.domain)}" for number, node in enumerate(nodes)]
         keys, home = Keys(self.folder / "keys"), self.folder / "flower"
-        make_keys(keys, hosts=[HOST], nodes=list(names.values()), days=30)
+        make_keys(keys, hosts=[HOST], nodes=names, days=30)
         programs.write_connection(home, address=f"{HOST}:{port}", ca=keys.ca)
 
         link = programs.superlink(keys, host=HOST, port=port, database=self.folder / "superlink.db")
         self._start(running, "superlink", _at_home(link, home))
         self._await(running, keys, port)
-        for name in names.values():
+        for name in names:
             self._start(running, f"register-{name}", programs.register(keys.public(name), flower_home=home))
-        self._await_end(running, [f"register-{name}" for name in names.values()])
-        for number, (domain, name) in enumerate(names.items()):
-            own: dict[str, str | int | float | bool] = {"partition-id": number, "num-partitions": len(domains)}
-            own |= {"role": domains[domain], "domain": domain}
+        self._await_end(running, [f"register-{name}" for name in names])
+        for number, (node, name) in enumerate(zip(nodes, names, strict=True)):
+            own: dict[str, str | int | float | bool] = {"partition-id": number, "num-partitions": len(nodes)}
+            own |= {"role": node.role, "domain": node.domain, "client": node.client}
             own |= {} if self.data_dir is None else {"data-dir": str(self.data_dir.resolve())}
-            node = programs.supernode(keys, address=f"{HOST}:{port}", name=name, port=free_port(HOST), node_config=own)
-            self._start(running, name, _at_home(node, home))
+            program = programs.supernode(
+                keys, address=f"{HOST}:{port}", name=name, port=free_port(HOST), node_config=own
+            )
+            self._start(running, name, _at_home(program, home))
         self._start(running, "run", programs.run(app, flower_home=home, run_config=plan.run_config), show=True)
         self._await_end(running, ["run"])
 

@@ -1,5 +1,6 @@
-"""What a deployed run is told: the run config of the app, as Flower's command line takes it."""
+"""What a deployed run is told: the run config of the app, as Flower's command line takes it; and who its nodes are."""
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,12 @@ from pathlib import Path
 import fedhess
 from fedhess.deploy.programs import toml
 from fedhess.domains import Scenario, open_benchmark
-from fedhess.errors import UsageError
+from fedhess.engines.flower_compat import read_run_config
+from fedhess.errors import UsageError, did_you_mean
+from fedhess.local_client import simulated_client
+from fedhess.place import Place
+from fedhess.protocol import SOURCE, TARGET
+from fedhess.run_settings import settings_of_run
 from fedhess.targets import choose_scenarios
 
 
@@ -61,6 +67,34 @@ def plan_run(
     }
     text = " ".join(f"{key}={toml(value)}" for key, value in settings.items() if isinstance(value, str | int))
     return Plan(scenario, [text, *given])
+
+
+def plan_nodes(plan: Plan, *, app: Path, data_dir: Path | None) -> list[Place]:
+    """Say who the nodes of a run are that is deployed on one machine: its source clients, then its targets.
+
+    Args:
+        plan: The run.
+        app: The app's folder, whose defaults stand behind the plan's run config.
+        data_dir: Of all nodes; looked at only if the partition mixes domains.
+
+    Raises:
+        UsageError: A setting of the run config is unknown, out of range or of the wrong type; or there are too few
+            examples for so many clients.
+    """
+    project = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))
+    defaults = project["tool"]["flwr"]["app"].get("config", {})
+    try:
+        given = read_run_config(plan.run_config)
+    except ValueError as error:
+        raise UsageError(f"--run-config: {error}") from None
+    unknown = sorted(given.keys() - defaults.keys())
+    if unknown:
+        raise UsageError(f"--run-config: the app has no setting {unknown[0]!r}; {did_you_mean(unknown[0], defaults)}")
+    node = {} if data_dir is None else {"data-dir": str(data_dir.resolve())}
+    config = settings_of_run(defaults | given, node)
+    clients = [simulated_client(config, position) for position in range(config.source_clients)]
+    sources = [Place(domain, SOURCE, number) for domain, number in clients]
+    return [*sources, *(Place(domain, TARGET, 0) for domain in config.targets)]
 
 
 def find_app(given: Path | None) -> Path:

@@ -4,11 +4,13 @@ Written against flwr 1.41. The public API (``flwr.app``, ``flwr.clientapp``, ``f
 is needed; what is here has no public home in that version.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import click
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
+from flwr.common.config import parse_config_args
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import ServerApp
@@ -22,6 +24,7 @@ __all__ = [
     "Run",
     "copy_array_record",
     "empty_run",
+    "read_run_config",
     "run_flower_simulation",
     "run_identity",
     "set_message_id",
@@ -31,6 +34,19 @@ __all__ = [
 def empty_run(run_id: int) -> Run:
     """Make the ``Run`` that a Grid reports, with nothing but its id."""
     return Run.create_empty(run_id=run_id)
+
+
+def read_run_config(arguments: Sequence[str]) -> dict[str, str | int | float | bool]:
+    """Read arguments of ``flwr run --run-config`` as Flower does; the later go over the earlier.
+
+    Raises:
+        ValueError: They are not in its form.
+    """
+    try:
+        read: dict[str, str | int | float | bool] = parse_config_args(list(arguments))
+    except (click.ClickException, OSError) as error:
+        raise ValueError(str(error)) from None
+    return read
 
 
 def copy_array_record(record: ArrayRecord) -> ArrayRecord:

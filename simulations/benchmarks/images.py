@@ -24,6 +24,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from fedhess import training, workplace
+from fedhess.allocator import keep_freed_memory
 from fedhess.batches import step_batches
 from fedhess.client import app as client_app
 from fedhess.config import RunConfig
@@ -82,6 +83,7 @@ def pipeline_rows(root: Path, *, repeats: int) -> list[dict[str, Any]]:
         repeats: Repetitions.
     """
     config = settings(root, device="cpu")
+    keep_freed_memory()  # as the in-process engine does
     started = time.perf_counter()
     data = local_domain(config, domain="photo", role=SOURCE)
     first = len(data.data) / (time.perf_counter() - started)

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from flwr.common.config import parse_config_args
 
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
-from fedhess.deploy.settings import find_app, plan_run
+from fedhess.deploy.settings import find_app, plan_nodes, plan_run
 from fedhess.errors import UsageError
+from fedhess.place import Place
 from fedhess.run_settings import settings_of_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -72,6 +74,35 @@ def test_a_benchmark_is_planned_without_its_data(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("FEDHESS_DATA", raising=False)
     plan = plan_run("PACS", target="", strategy=None, rounds=None, run_dir=None, given=[])
     assert plan.run_config == ['domains="PACS" sources="cartoon,photo,sketch" targets="art_painting" model="resnet18"']
+
+
+def planned(*given: str) -> list[Place]:
+    plan = plan_run("IconPACS", target="sketch", strategy=None, rounds=None, run_dir=None, given=given)
+    return plan_nodes(plan, app=REPOSITORY, data_dir=None)
+
+
+def test_a_local_deployment_has_a_node_for_every_client() -> None:
+    sketch = Place("sketch", "target", 0)
+    sources = ["art_painting", "cartoon", "photo"]
+    assert planned() == [*(Place(domain, "source", 0) for domain in sources), sketch]
+    two = planned('partition="dirichlet" clients-per-domain=3', "clients-per-domain=2")
+    assert two == [*(Place(domain, "source", number) for domain in sources for number in (0, 1)), sketch]
+    mixed = planned('partition="lambda" clients=7 heterogeneity=0.5')
+    assert len(mixed) == len(set(mixed)) == 8
+    assert {node.domain for node in mixed[:7]} == set(sources)
+    assert mixed[7] == sketch
+
+
+def test_mistakes_in_the_run_config_are_named_before_anything_starts() -> None:
+    with pytest.raises(UsageError, match=r"the app has no setting 'clients-per-domai'; did you mean 'clients-per-doma"):
+        planned("clients-per-domai=2")
+    with pytest.raises(UsageError, match="--clients-per-domain: it belongs to --partition dirichlet, got 2"):
+        planned("clients-per-domain=2")
+    with pytest.raises(UsageError, match="--run-config: The provided configuration string is in an invalid format"):
+        planned("quorum=two")
+    plan = plan_run("IconPACS", target="", strategy=None, rounds=None, run_dir=None, given=[])
+    with pytest.raises(UsageError, match=r"--run-config: .*No such file.*'settings.toml'"):
+        plan_nodes(replace(plan, run_config=["settings.toml"]), app=REPOSITORY, data_dir=None)
 
 
 def test_mistakes_about_the_run_are_named(tmp_path: Path) -> None:

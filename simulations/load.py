@@ -1,0 +1,162 @@
+"""Does a long federation stay as it began? ``python -m simulations.load`` watches memory, files and seconds a round.
+
+Two loads of a small model (0.7 MB on the wire, IconPACS): many clients in one process, and real SuperNodes on loopback
+with TLS and authentication. Every process is watched from outside, and the last third of the rounds is compared with
+the third before; the first third warms up. Linux only, since it looks into /proc.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedhess.command import run_command
+from fedhess.environment import describe_environment
+from fedhess.errors import UsageError, did_you_mean
+from simulations.watching import Watched, watch
+
+RESULTS = Path(__file__).parent / "results"
+TARGET = "sketch"
+IN_PROCESS, DEPLOYED = "in-process", "deployed"
+# How much more of each the last third may need than the middle third.
+BARS = {"memory (MB)": 1.05, "open files": 1.05, "a round (s)": 1.2, "processes": 1.05}
+LEAST_ROUNDS = 6
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@cli.command()
+def load(
+    only: Annotated[str, typer.Option(help=f"{IN_PROCESS}, {DEPLOYED}, or both.")] = f"{IN_PROCESS},{DEPLOYED}",
+    clients: Annotated[int, typer.Option(min=3, help="Source clients in one process.")] = 200,
+    rounds: Annotated[int, typer.Option(min=LEAST_ROUNDS, help="Their rounds.")] = 50,
+    nodes: Annotated[int, typer.Option(min=4, help="SuperNodes, one of them the target's.")] = 8,
+    node_rounds: Annotated[int, typer.Option(min=LEAST_ROUNDS, help="Their rounds.")] = 10,
+    out: Annotated[Path, typer.Option(help="File for the figures; Markdown and a plot go beside it.")] = RESULTS
+    / "load.json",
+) -> None:
+    """Run both loads, print what grew, and write it down with a plot."""
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    for name in names:
+        if name not in (IN_PROCESS, DEPLOYED):
+            raise UsageError(f"--only: unknown load {name!r}; {did_you_mean(name, (IN_PROCESS, DEPLOYED))}")
+    if not Path("/proc/self/environ").exists():
+        raise UsageError("simulations.load looks into /proc, which this system does not have; run it on Linux")
+    recorded: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    for name in names:
+        environment = describe_environment()  # before the measurement, whose code it names
+        with tempfile.TemporaryDirectory() as folder:
+            if name == IN_PROCESS:
+                what = f"{clients} clients in one process, {rounds} rounds"
+                watched = many_clients(Path(folder) / "job", clients=clients, rounds=rounds)
+            else:
+                what = f"{nodes} SuperNodes, {node_rounds} rounds"
+                watched = real_nodes(Path(folder) / "job", nodes=nodes, rounds=node_rounds)
+        series = {label: [round(value, 3) for value in values] for label, values in watched.series().items()}
+        recorded[name] = {"what": what, "environment": environment, "series": series}
+        typer.echo(render({name: recorded[name]}))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
+        out.with_suffix(".md").write_text(render(recorded) + "\n", encoding="utf-8")
+        draw(out.with_suffix(".png"), recorded)
+
+
+def many_clients(out: Path, *, clients: int, rounds: int) -> Watched:
+    """Run HGP with many clients of three mixed domains in one process, every round evaluated and checkpointed."""
+    command = [sys.executable, "-m", "fedhess.simulate", "--domains", "IconPACS", "--target", TARGET]
+    command += ["--strategy", "hgp", "--partition", "lambda", "--clients", str(clients), "--heterogeneity", "0.5"]
+    command += ["--rounds", str(rounds), "--local-steps", "1", "--evaluate-every", "1", "--checkpoint-every", "1"]
+    command += ["--trials", "1", "--quiet", "--out", str(out)]
+    return watch(command, rounds=out / TARGET / "0" / "rounds.jsonl")
+
+
+def real_nodes(out: Path, *, nodes: int, rounds: int) -> Watched:
+    """Run HGP on a SuperLink and real SuperNodes, every round evaluated and checkpointed."""
+    settings = f'partition="lambda" clients={nodes - 1} heterogeneity=0.5 local-steps=1'
+    settings += " evaluate-every=1 checkpoint-every=1 threads=1"
+    command = [sys.executable, "-m", "fedhess.deploy", "local", "--domains", "IconPACS", "--target", TARGET]
+    command += ["--strategy", "hgp", "--rounds", str(rounds), "--run-config", settings, "--out", str(out)]
+    rows = out / "results" / TARGET / "0" / "rounds.jsonl"
+    # One thread for each of so many processes: more would wait for one another.
+    return watch(command, rounds=rows, environment={"OMP_NUM_THREADS": "1"})
+
+
+def growth(values: Sequence[float]) -> float:
+    """Compare the last third of the rounds with the third before it, by their means.
+
+    >>> growth([9, 9, 1, 1, 1.5, 1.5]), growth([4, 4, 4])
+    (1.5, 1.0)
+    """
+    third = len(values) // 3
+    return statistics.mean(values[-third:]) / statistics.mean(values[-2 * third : -third])
+
+
+def bar(label: str) -> float:
+    """Return how much a series may grow."""
+    return next(most for ending, most in BARS.items() if label.endswith(ending))
+
+
+def render(recorded: Mapping[str, Any]) -> str:
+    """Render recorded loads as Markdown."""
+    lines: list[str] = []
+    for result in recorded.values():
+        machine, versions = result["environment"], result["environment"]["versions"]
+        lines += [
+            f"## {result['what']}",
+            "",
+            f"HGP on IconPACS, lite0-features, evaluation and checkpoint every round; {machine['platform']}, "
+            f"{machine['cpu_count']} cores, torch {versions['torch']}, flwr {versions['flwr']}; revision "
+            f"{machine['git_revision']}. Memory and files are the most that a round saw, of processes that live "
+            "through the run.",
+            "",
+            "| what | first round | middle third | last third | growth | at most | reached |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for label, values in result["series"].items():
+            third = len(values) // 3
+            ratio, most = growth(values), bar(label)
+            middle, last = statistics.mean(values[-2 * third : -third]), statistics.mean(values[-third:])
+            reached = "yes" if ratio <= most else "NO"
+            lines.append(
+                f"| {label} | {values[0]:.4g} | {middle:.4g} | {last:.4g} | {ratio:.3f} | {most} | {reached} |"
+            )
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def draw(path: Path, recorded: Mapping[str, Any]) -> None:
+    """Draw every load: a column each, with memory, open files and seconds by round."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    kinds = ("memory (MB)", "open files", "a round (s)")
+    size = (6 * len(recorded), 8)
+    figure, axes = plt.subplots(len(kinds), len(recorded), figsize=size, squeeze=False, constrained_layout=True)
+    for column, result in zip(axes.T, recorded.values(), strict=True):
+        for kind, axis in zip(kinds, column, strict=True):
+            for label, values in result["series"].items():
+                if label.endswith(kind):
+                    axis.plot(range(1, len(values) + 1), values, label=label.removesuffix(f": {kind}"))
+            axis.set_ylim(bottom=0)
+            axis.set_ylabel(kind)
+            axis.legend(fontsize=7)
+        column[0].set_title(result["what"], fontsize=10)
+        column[-1].set_xlabel("round")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run the command; every mistake of the user ends with one message and status 2."""
+    sys.exit(run_command(cli))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Watch a command from outside, round by round: memory and open files of its processes, and the seconds of a round."""
+
+import json
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedhess.deploy.processes import MARK, marked_processes
+from fedhess.errors import FederationError
+
+POLL_SECONDS = 0.25
+PAGE = os.sysconf("SC_PAGE_SIZE")
+KEPT_LINES = 20
+
+
+@dataclass
+class Held:
+    """The most that one process held during a round: resident memory (MB) and open files."""
+
+    megabytes: float = 0.0
+    files: int = 0
+
+    def raise_to(self, other: "Held") -> None:
+        """Take over whatever the other has more of."""
+        self.megabytes, self.files = max(self.megabytes, other.megabytes), max(self.files, other.files)
+
+
+@dataclass
+class Watched:
+    """What was seen of a command.
+
+    Attributes:
+        programs: The name of each process's program, by process id.
+        held: By round from 1: what each process held at most, by process id.
+        seconds: By round from 1: wall time as rounds.jsonl has it.
+    """
+
+    programs: dict[int, str] = field(default_factory=dict)
+    held: dict[int, dict[int, Held]] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
+
+    def lasting(self) -> dict[str, list[int]]:
+        """Return the processes that lived from the first round to the last, by program."""
+        rounds = [set(self.held[number]) for number in self.seconds]
+        found: dict[str, list[int]] = {}
+        for pid in sorted(set.intersection(*rounds)):
+            found.setdefault(self.programs[pid], []).append(pid)
+        return found
+
+    def series(self) -> dict[str, list[float]]:
+        """Return by round: seconds, how many processes there were, and what each program's lasting ones held."""
+        rounds = sorted(self.seconds)
+        named = {"a round (s)": [self.seconds[number] for number in rounds]}
+        named["processes"] = [float(len(self.held[number])) for number in rounds]
+        for program, pids in self.lasting().items():
+            many = f"{len(pids)} x {program}" if len(pids) > 1 else program
+            each = [[self.held[number][pid] for pid in pids] for number in rounds]
+            named[f"{many}: memory (MB)"] = [sum(held.megabytes for held in own) for own in each]
+            named[f"{many}: open files"] = [float(sum(held.files for held in own)) for own in each]
+        return named
+
+
+def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str] | None = None) -> Watched:
+    """Run a command to its end and watch it, and everything that it starts.
+
+    Args:
+        command: The command; its output is shown only if it fails.
+        rounds: Where its rounds.jsonl will be.
+        environment: Variables beside this process's.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        FederationError: The command failed, or wrote no round.
+    """
+    mark = uuid.uuid4().hex
+    watched = Watched()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | dict(environment or {}) | {MARK: mark},
+    )
+    try:
+        while process.poll() is None:
+            done = _seconds(rounds)
+            _look(watched, mark, current=max(done, default=0) + 1)
+            time.sleep(POLL_SECONDS)
+    finally:
+        process.terminate()
+        said, _ = process.communicate()
+    watched.seconds = {number: seconds for number, seconds in _seconds(rounds).items() if number in watched.held}
+    if process.returncode != 0 or not watched.seconds:
+        tail = "\n".join(said.splitlines()[-KEPT_LINES:])
+        raise FederationError(f"{' '.join(command)} ended with status {process.returncode}; its last words:\n{tail}")
+    return watched
+
+
+def _look(watched: Watched, mark: str, *, current: int) -> None:
+    """Note what every process holds now."""
+    own = watched.held.setdefault(current, {})
+    for pid in marked_processes(mark):
+        folder = Path(f"/proc/{pid}")
+        with suppress(OSError, IndexError):  # it has just ended
+            pages = int((folder / "statm").read_text(encoding="ascii").split()[1])
+            held = Held(pages * PAGE / 1e6, len(os.listdir(folder / "fd")))
+            watched.programs[pid] = _program(folder)
+            own.setdefault(pid, Held()).raise_to(held)
+
+
+def _program(folder: Path) -> str:
+    """Name the program of a process: Flower's by its own name, ours by its module."""
+    words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    names = [Path(word).name for word in words]
+    flower = next((name for name in names if name.startswith(("flower-", "flwr"))), None)
+    module = words[words.index("-m") + 1] if "-m" in words[:-1] else names[0]
+    return flower or module
+
+
+def _seconds(rounds: Path) -> dict[int, float]:
+    """Read the wall time of each recorded round but the evaluation before the first."""
+    if not rounds.exists():
+        return {}
+    whole = rounds.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+    return {row["round"]: float(row["seconds"]) for row in map(json.loads, whole) if row["round"] > 0}
