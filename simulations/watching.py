@@ -13,7 +13,7 @@ from pathlib import Path
 from fedhess.deploy.processes import MARK, marked_processes
 from fedhess.errors import FederationError
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.1
 PAGE = os.sysconf("SC_PAGE_SIZE")
 KEPT_LINES = 20
 

