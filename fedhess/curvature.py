@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from fedhess.head_batch import HeadBatch
 from fedhess.lanczos import dominant_eigenvector
 from fedhess.probes import check_probes, draw_signs
+from fedhess.second_moment import second_moment
 
 __all__ = [
     "HeadBatch",
@@ -193,7 +194,7 @@ def gradient_variance(batch: HeadBatch) -> Tensor:
             [0.2500]])
     """
     inputs_BK, _, _, residuals_BC = batch.basics
-    moment_CK = (residuals_BC.square() * batch.size).T @ inputs_BK.square()
+    moment_CK = second_moment(residuals_BC.square() * batch.size, inputs_BK)
     return moment_CK - head_gradient(batch).square()
 
 

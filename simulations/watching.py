@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import time
 import uuid
@@ -78,9 +79,11 @@ def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str
 
     Raises:
         FederationError: The command failed, or wrote no round.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; the command has ended.
     """
     mark = uuid.uuid4().hex
     watched = Watched()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended, too
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -97,6 +100,7 @@ def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str
     finally:
         process.terminate()
         said, _ = process.communicate()
+        signal.signal(signal.SIGTERM, before)
     watched.seconds = {number: seconds for number, seconds in _seconds(rounds).items() if number in watched.held}
     if process.returncode != 0 or not watched.seconds:
         tail = "\n".join(said.splitlines()[-KEPT_LINES:])
