@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedhess.deploy.processes import MARK, marked_processes
+from fedhess.deploy.processes import marked_processes
 from fedhess.errors import FederationError
 
+WATCHED = "FEDHESS_WATCHED"  # an environment variable that every process of the command inherits
 POLL_SECONDS = 0.1
 PAGE = os.sysconf("SC_PAGE_SIZE")
 KEPT_LINES = 20
@@ -90,7 +91,7 @@ def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | dict(environment or {}) | {MARK: mark},
+        env=os.environ | dict(environment or {}) | {WATCHED: mark},
     )
     try:
         while process.poll() is None:
@@ -111,7 +112,7 @@ def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str
 def _look(watched: Watched, mark: str, *, current: int) -> None:
     """Note what every process holds now."""
     own = watched.held.setdefault(current, {})
-    for pid in marked_processes(mark):
+    for pid in marked_processes(mark, variable=WATCHED):
         folder = Path(f"/proc/{pid}")
         with suppress(OSError, IndexError):  # it has just ended
             pages = int((folder / "statm").read_text(encoding="ascii").split()[1])

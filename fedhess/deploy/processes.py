@@ -119,9 +119,9 @@ def processes(logs: Path) -> Iterator[Processes]:
                 signal.signal(number, handler)
 
 
-def marked_processes(mark: str) -> list[int]:
+def marked_processes(mark: str, *, variable: str = MARK) -> list[int]:
     """List the processes that inherited a mark, where the system shows them (Linux); elsewhere none."""
-    wanted = f"{MARK}={mark}".encode()
+    wanted = f"{variable}={mark}".encode()
     found: list[int] = []
     for entry in Path("/proc").glob("[0-9]*/environ") if Path("/proc").is_dir() else ():
         try:

@@ -23,6 +23,21 @@ for number in range(7):
 time.sleep(0.6)
 """
 
+# Starts a child as a local deployment does, in a session and with a mark of its own.
+DEPLOYS = """
+import json, sys, time
+from pathlib import Path
+from fedhess.deploy.processes import processes
+from fedhess.deploy.programs import Program
+path = Path(sys.argv[1])
+with processes(path.parent) as running:
+    running.start("child", Program("sleep", ["60"]))
+    for number in range(1, 5):
+        time.sleep(0.6)
+        with path.open("a") as rows:
+            rows.write(json.dumps({"round": number, "seconds": 0.6}) + "\\n")
+"""
+
 
 def test_a_federation_is_watched_and_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -54,6 +69,13 @@ def test_a_process_that_keeps_memory_and_files_is_found_out(tmp_path: Path) -> N
         (line,) = [line for label, line in verdicts.items() if label.endswith(kind)]
         assert line.endswith("| NO |"), line
     assert verdicts["| processes"].endswith("| 1.000 | 1.05 | yes |")
+
+
+def test_the_processes_of_a_deployment_are_watched(tmp_path: Path) -> None:
+    rows = tmp_path / "rounds.jsonl"
+    watched = watch([sys.executable, "-c", DEPLOYS, str(rows)], rounds=rows)
+    assert "sleep" in watched.lasting()
+    assert set(watched.series()["processes"]) == {2.0}
 
 
 def test_processes_that_pile_up_are_found_out() -> None:
