@@ -195,7 +195,8 @@ def gradient_variance(batch: HeadBatch) -> Tensor:
     """
     inputs_BK, _, _, residuals_BC = batch.basics
     moment_CK = second_moment(residuals_BC.square() * batch.size, inputs_BK)
-    return moment_CK - head_gradient(batch).square()
+    # Not head_gradient: while a graph is recorded it would make inputs of its own, as large as the features.
+    return moment_CK - (residuals_BC.T @ inputs_BK).square()
 
 
 def spectral_distance(batch_a: HeadBatch, batch_b: HeadBatch) -> Tensor:
