@@ -117,7 +117,7 @@ def _look(watched: Watched, mark: str, *, current: int) -> None:
         with suppress(OSError, IndexError):  # it has just ended
             pages = int((folder / "statm").read_text(encoding="ascii").split()[1])
             held = Held(pages * PAGE / 1e6, len(os.listdir(folder / "fd")))
-            watched.programs[pid] = _program(folder)
+            watched.programs[pid] = _program(folder) or watched.programs.get(pid, "")  # no words once it is ending
             own.setdefault(pid, Held()).raise_to(held)
 
 
