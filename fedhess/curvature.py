@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fedhess.head_batch import HeadBatch
 from fedhess.lanczos import dominant_eigenvector
+from fedhess.moments import moments, second_moment
 from fedhess.probes import check_probes, draw_signs
-from fedhess.second_moment import second_moment
 
 __all__ = [
     "HeadBatch",
@@ -121,7 +121,7 @@ def hessian_diagonal(batch: HeadBatch) -> Tensor:
     """
     inputs_BK, _, probabilities_BC, _ = batch.basics
     spread_BC = probabilities_BC * (1 - probabilities_BC) / batch.size
-    return spread_BC.T @ inputs_BK.square()
+    return second_moment(spread_BC, inputs_BK)
 
 
 def hutchinson_diagonal(batch: HeadBatch, *, probes: int, generator: torch.Generator) -> Tensor:
@@ -194,9 +194,8 @@ def gradient_variance(batch: HeadBatch) -> Tensor:
             [0.2500]])
     """
     inputs_BK, _, _, residuals_BC = batch.basics
-    moment_CK = second_moment(residuals_BC.square() * batch.size, inputs_BK)
-    # Not head_gradient: while a graph is recorded it would make inputs of its own, as large as the features.
-    return moment_CK - (residuals_BC.T @ inputs_BK).square()
+    gradient_CK, moment_CK = moments(residuals_BC, residuals_BC.square() * batch.size, inputs_BK)
+    return moment_CK - gradient_CK.square()
 
 
 def spectral_distance(batch_a: HeadBatch, batch_b: HeadBatch) -> Tensor:
