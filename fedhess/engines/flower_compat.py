@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import click
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
-from flwr.common.config import parse_config_args
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import ServerApp
@@ -42,6 +41,8 @@ def read_run_config(arguments: Sequence[str]) -> dict[str, str | int | float | b
     Raises:
         ValueError: They are not in its form.
     """
+    from flwr.common.config import parse_config_args  # noqa: PLC0415 - its imports are no business of a simulation
+
     try:
         read: dict[str, str | int | float | bool] = parse_config_args(list(arguments))
     except (click.ClickException, OSError) as error:
