@@ -57,7 +57,7 @@ def test_a_superlink_that_is_killed_comes_back_with_its_nodes_and_runs_can_be_re
     started.start_run("job", ROUNDS)
     started.wait(lambda: started.completed_round("job") >= 2, "round 2 of the run", 300)
     started.kill("superlink")
-    started.wait(lambda: not server_processes(started), "the server process ends with the SuperLink", 60)
+    started.wait(lambda: not server_processes(started), "the server process ends with the SuperLink", 180)
     done = started.completed_round("job")
     assert done >= 2, "no completed round is lost"
     started.start_superlink("superlink-again")
