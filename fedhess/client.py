@@ -213,8 +213,9 @@ def _statistics_pass(
 
     Where the round's only step takes the same batch and leaves the parameters alone, the pass keeps its graph for it.
     """
+    model = MODELS.model(config, model_id, writable=False)  # the steps of another client may have been its last use
     found = FORWARDS.recall(model_id, data.key)
-    if found is not None and (found.features.requires_grad or not with_graph):
+    if found is not None and found.is_made_by(model) and (found.features.requires_grad or not with_graph):
         return found
     is_first_step = config.statistics_batches == 1 and not writes_parameters(config)
     first = round_steps(config, train_size=data.train_size, server_round=server_round).start
@@ -222,7 +223,7 @@ def _statistics_pass(
     inputs, labels, sizes = joint_batch(parts, config, step=first, batches=config.statistics_batches)
     keeps_graph = is_first_step and FORWARDS.has_room_for_a_graph(model_id)
     with torch.set_grad_enabled(keeps_graph or with_graph):
-        forward = run_forward(MODELS.model(config, model_id, writable=False), inputs, labels, sizes=sizes)
+        forward = run_forward(model, inputs, labels, sizes=sizes)
     if keeps_graph or not with_graph:
         FORWARDS.keep(model_id, data.key, forward)
     return forward

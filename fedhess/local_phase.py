@@ -154,7 +154,10 @@ class LocalPhase:
         expected = {name: self.model.tensors[name] for name in self.model.update_names}
         carried = {} if momentum is None else {protocol.MOMENTUM: protocol.encode_tensors(momentum)}
 
-        requests = {} if self._previous is None else self._previous.requests()
+        # A model that went through other domains is not the one that the statistics are to be of: they are left for an
+        # exchange of the next round.
+        previous = self._previous if payload.model_id == self.model.payload().model_id else None
+        requests = {} if previous is None else previous.requests()
 
         def parts(client: Client) -> dict[str, protocol.Part]:
             return {**self._references(client), **carried, **_weights_part(client, weights[client]), **requests}
@@ -166,8 +169,8 @@ class LocalPhase:
                 held = {name: expected[name] for name in content.array_records[protocol.MOMENTUM] if name in expected}
                 buffers = read_tensors(content, protocol.MOMENTUM, like=held)
             metrics = protocol.metrics_of(content)
-            if self._previous is not None:
-                self._previous.read(client, content)
+            if previous is not None:
+                previous.read(client, content)
             return ClientUpdate(update, buffers), metrics
 
         replies = self._federation.exchange(

@@ -7,7 +7,8 @@ the exact form, and later what a client has not sent (it was away, or it failed)
 
 Approximation. A reference is one round old, and so is every tensor that went into a statistic: with HGP in the form of
 the released code, H_e[g] is the product with the mean gradient of the round before that. The more a round moves the
-model, the worse; measured by ``python -m simulations.timing --only references``.
+model, the worse. Random numbers that domains share are drawn once a run, since statistics of two rounds are compared:
+Hutchinson's probes are the same in every round. Measured by ``python -m simulations.timing --only references``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from fedhess.config import RunConfig, Scalar
 from fedhess.exchange import Answer, Exchange, PerDomain, read_answer
 from fedhess.federation import Federation, ModelPayload
 from fedhess.roster import Client
+from fedhess.sampling import derive_seed
 from fedhess.shapes import StatisticShapes
 from fedhess.statistic_requests import encode_request, numbered, numbered_parts
 
@@ -150,6 +152,7 @@ class PreviousExchange(Exchange):
         server_round: int,
     ) -> None:
         super().__init__(federation, shapes, model, config, server_round)
+        self.seed = derive_seed(config.seed, "round", 0)  # one for the run: what is compared is of two rounds
         self._memory = memory
         self._calls = 0
 

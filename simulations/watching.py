@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -85,12 +86,12 @@ def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str
     mark = uuid.uuid4().hex
     watched = Watched()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended, too
+    output = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill up and stop the command
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
-        text=True,
         env=os.environ | dict(environment or {}) | {WATCHED: mark},
     )
     try:
@@ -100,11 +101,12 @@ def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str
             time.sleep(POLL_SECONDS)
     finally:
         process.terminate()
-        said, _ = process.communicate()
+        process.wait()
         signal.signal(signal.SIGTERM, before)
     watched.seconds = {number: seconds for number, seconds in _seconds(rounds).items() if number in watched.held}
     if process.returncode != 0 or not watched.seconds:
-        tail = "\n".join(said.splitlines()[-KEPT_LINES:])
+        output.seek(0)
+        tail = "\n".join(output.read().decode(errors="replace").splitlines()[-KEPT_LINES:])
         raise FederationError(f"{' '.join(command)} ended with status {process.returncode}; its last words:\n{tail}")
     return watched
 

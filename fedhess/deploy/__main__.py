@@ -14,7 +14,7 @@ from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.local import LocalFederation
 from fedhess.deploy.processes import processes, require_free
 from fedhess.deploy.programs import Program
-from fedhess.deploy.settings import find_app, plan_nodes, plan_run
+from fedhess.deploy.settings import find_app, plan_nodes, plan_run, read_settings
 from fedhess.errors import FederationError, UsageError
 from fedhess.job_directory import require_unused
 
@@ -147,8 +147,10 @@ def run(
     found = Keys(folder)
     found.require(found.ca)
     plan = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=run_dir, given=run_config or [])
+    code = find_app(app)
+    read_settings(plan, app=code)
     programs.write_connection(folder / "flower", address=address, ca=found.ca)
-    _become(programs.run(find_app(app), flower_home=folder / "flower", run_config=plan.run_config))
+    _become(programs.run(code, flower_home=folder / "flower", run_config=plan.run_config))
 
 
 @cli.command()
@@ -166,11 +168,13 @@ def local(
     """Run a whole federation on this machine: a SuperLink and a SuperNode a client, with TLS and authentication."""
     folder = out or Path("runs") / f"local_{time.strftime('%Y%m%d-%H%M%S')}"
     require_unused(folder)
+    if any("run-dir=" in text for text in run_config or []):
+        raise UsageError("--run-config: a local run writes to its own folder, so it takes no run-dir; use --out FOLDER")
     federation = LocalFederation(folder.resolve(), port, data_dir, typer.echo)
     results = federation.results
     plan = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=results, given=run_config or [])
     code = find_app(app)
-    nodes = plan_nodes(plan, app=code, data_dir=data_dir)
+    nodes = plan_nodes(read_settings(plan, app=code, data_dir=data_dir))
     with processes(folder / "logs") as running:
         federation.run(plan, nodes, app=code, running=running)
         if not list(results.glob("summary*.json")):

@@ -82,6 +82,8 @@ class Keys:
 def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: int) -> list[Path]:
     """Make what is not there yet; nothing is overwritten.
 
+    With names of nodes alone only their keys are made, which need no authority: so a node's machine can make its own.
+
     Args:
         keys: The folder.
         hosts: Names and IP addresses under which the SuperLink is reached; those of loopback are added.
@@ -92,7 +94,8 @@ def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: i
         The files that were made.
 
     Raises:
-        UsageError: A name cannot be one, or the folder cannot be written or holds a half-made pair.
+        UsageError: A name cannot be one, the folder cannot be written or holds a half-made pair, or there is no
+            authority to make a server certificate with.
     """
     for name in nodes:
         if not name or name.startswith(".") or "/" in name or os.sep in name:
@@ -100,16 +103,27 @@ def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: i
     alternatives = [_alternative(host) for host in dict.fromkeys([*hosts, *ALWAYS])]
     try:
         made: list[Path] = []
-        if _is_missing(keys.ca, keys.ca_key):
-            made += _make_ca(keys)
-        if _is_missing(keys.server, keys.server_key):
-            made += _make_server(keys, alternatives, days)
+        if hosts or not nodes:
+            if not keys.ca.exists() and not keys.ca_key.exists():
+                made += _make_ca(keys)
+            if _is_missing(keys.server, keys.server_key):
+                _require_authority(keys)
+                made += _make_server(keys, alternatives, days)
         for name in nodes:
             if _is_missing(keys.public(name), keys.node(name)):
                 made += _make_node(keys, name)
         return made
     except OSError as error:
         raise UsageError(f"--keys: cannot write to {keys.folder}: {error.strerror}; choose another folder") from error
+
+
+def _require_authority(keys: Keys) -> None:
+    for file in (keys.ca, keys.ca_key):
+        if not file.exists():
+            raise UsageError(
+                f"there is no {file}, which a server certificate is made with; restore it from where it is kept: no "
+                "other machine would trust a new authority"
+            )
 
 
 def _is_missing(public: Path, private: Path) -> bool:

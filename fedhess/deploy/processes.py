@@ -41,8 +41,15 @@ class Processes:
             name: Of its log, ``NAME.log``.
             program: The program.
             show: Let it write to this process's standard output in place of a log.
+
+        Raises:
+            UsageError: The log cannot be written.
         """
-        self._logs.mkdir(parents=True, exist_ok=True)
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            self.log(name).touch()
+        except OSError as error:
+            raise UsageError(f"cannot write to {self._logs}: {error.strerror}; choose another folder") from error
         environment = program.environment() | {MARK: self.mark}
         with self.log(name).open("ab") as log:
             # A session of its own: Ctrl-C reaches this process alone, which ends the others in order.

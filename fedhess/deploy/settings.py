@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fedhess
+from fedhess.config import RunConfig
 from fedhess.deploy.programs import toml
 from fedhess.domains import Scenario, open_benchmark
 from fedhess.engines.flower_compat import read_run_config
@@ -42,7 +43,7 @@ def plan_run(
         target: Domain that is never trained on, or several joined by ``+``; the first that the benchmark has if empty.
         strategy: Name of a strategy, if not the app's default.
         rounds: Rounds of training, if not the default.
-        run_dir: Job directory on the SuperLink's machine, if not the default.
+        run_dir: Job directory on the SuperLink's machine, if not the default; as it stands, never looked at here.
         given: Further arguments of ``--run-config``.
 
     Raises:
@@ -63,26 +64,28 @@ def plan_run(
         "model": benchmark.default_model,
         "strategy": strategy,
         "rounds": rounds,
-        "run-dir": None if run_dir is None else str(run_dir.resolve()),
+        "run-dir": None if run_dir is None else str(run_dir),
     }
     text = " ".join(f"{key}={toml(value)}" for key, value in settings.items() if isinstance(value, str | int))
     return Plan(scenario, [text, *given])
 
 
-def plan_nodes(plan: Plan, *, app: Path, data_dir: Path | None) -> list[Place]:
-    """Say who the nodes of a run are that is deployed on one machine: its source clients, then its targets.
+def read_settings(plan: Plan, *, app: Path, data_dir: Path | None = None) -> RunConfig:
+    """Read a run's settings as server and nodes will, so that mistakes are found before anything starts.
 
     Args:
         plan: The run.
         app: The app's folder, whose defaults stand behind the plan's run config.
-        data_dir: Of all nodes; looked at only if the partition mixes domains.
+        data_dir: Of all nodes, if they are on this machine.
 
     Raises:
-        UsageError: A setting of the run config is unknown, out of range or of the wrong type; or there are too few
-            examples for so many clients.
+        UsageError: The app's file is damaged, or a setting is unknown, out of range or of the wrong type.
     """
-    project = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))
-    defaults = project["tool"]["flwr"]["app"].get("config", {})
+    file = app / "pyproject.toml"
+    try:
+        defaults = tomllib.loads(file.read_text(encoding="utf-8"))["tool"]["flwr"]["app"].get("config", {})
+    except (ValueError, KeyError, OSError) as error:
+        raise UsageError(f"--app: {file} cannot be read as a Flower app's: {type(error).__name__}: {error}") from error
     try:
         given = read_run_config(plan.run_config)
     except ValueError as error:
@@ -91,7 +94,17 @@ def plan_nodes(plan: Plan, *, app: Path, data_dir: Path | None) -> list[Place]:
     if unknown:
         raise UsageError(f"--run-config: the app has no setting {unknown[0]!r}; {did_you_mean(unknown[0], defaults)}")
     node = {} if data_dir is None else {"data-dir": str(data_dir.resolve())}
-    config = settings_of_run(defaults | given, node)
+    return settings_of_run(defaults | given, node)
+
+
+def plan_nodes(config: RunConfig) -> list[Place]:
+    """Say who the nodes of a run are that is deployed on one machine: its source clients, then its targets.
+
+    The data is looked at only if the partition mixes domains.
+
+    Raises:
+        UsageError: There are too few examples for so many clients.
+    """
     clients = [simulated_client(config, position) for position in range(config.source_clients)]
     sources = [Place(domain, SOURCE, number) for domain, number in clients]
     return [*sources, *(Place(domain, TARGET, 0) for domain in config.targets)]

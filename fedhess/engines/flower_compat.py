@@ -4,6 +4,7 @@ Written against flwr 1.41. The public API (``flwr.app``, ``flwr.clientapp``, ``f
 is needed; what is here has no public home in that version.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -39,10 +40,14 @@ def read_run_config(arguments: Sequence[str]) -> dict[str, str | int | float | b
     """Read arguments of ``flwr run --run-config`` as Flower does; the later go over the earlier.
 
     Raises:
-        ValueError: They are not in its form.
+        ValueError: They are not in its form; Flower itself would leave out what it does not understand.
     """
     from flwr.common.config import parse_config_args  # noqa: PLC0415 - its imports are no business of a simulation
 
+    for text in arguments:
+        rest = re.sub(r"""[^\s=]+=('[^']*'|"[^"]*"|[^\s'"]+)(?=\s|$)""", "", text).strip()
+        if rest and not text.endswith(".toml"):
+            raise ValueError(f"expected key=value, with texts in quotes and no blanks around =, got {rest!r}")
     try:
         read: dict[str, str | int | float | bool] = parse_config_args(list(arguments))
     except (click.ClickException, OSError) as error:

@@ -62,6 +62,22 @@ def test_keys_superlink_and_run_print_the_plain_command_and_become_it(command: C
     assert 'address = "fl.example.org:8000"' in Path("keys/flower/config.toml").read_text(encoding="utf-8")
 
 
+def test_mistakes_in_settings_are_found_before_anything_starts(command: Command, tmp_path: Path) -> None:
+    command("keys")
+    ask = ("run", "--superlink", "fl.example.org:8000", "--app", REPOSITORY)
+    wrong = command(*ask, "--rounds", "-3")
+    assert (wrong.status, wrong.err) == (2, "fedhess: --rounds: expected at least 1, got -3\n")
+    spaced = command(*ask, "--run-config", "quorum = 2")
+    assert (spaced.status, "expected key=value" in spaced.err) == (2, True)
+    elsewhere = command("local", "--out", "job", "--run-config", 'run-dir="mine"')
+    assert (elsewhere.status, "takes no run-dir; use --out FOLDER" in elsewhere.err) == (2, True)
+    (tmp_path / "keys" / "logs").write_text("", encoding="utf-8")
+    command("keys", "--host", "fl.example.org", "--node", "photo")
+    blocked = command("supernode", "--superlink", "h:1", "--domain", "photo", "--port", "45872")
+    assert (blocked.status, blocked.err.count("\n")) == (2, 1)
+    assert "cannot write to keys/logs: File exists; choose another folder" in blocked.err
+
+
 def test_help_names_every_command(command: Command) -> None:
     text = command("--help").out
     assert all(name in text for name in ("keys", "superlink", "register", "supernode", "run", "local"))
@@ -92,7 +108,7 @@ def test_mistakes_end_with_one_message_and_status_2(command: Command) -> None:
 
 
 def test_what_flower_says_when_it_fails_is_shown(command: Command) -> None:
-    command("keys", "--node", "photo")
+    command("keys", "--host", "localhost", "--node", "photo")
     failed = command("register", "--superlink", "127.0.0.1:9")
     assert failed.status == 1
     assert "$ FLWR_HOME=keys/flower flwr supernode register keys/nodes/photo.pub fedhess" in failed.out

@@ -75,6 +75,19 @@ def test_a_second_call_makes_what_is_new_and_overwrites_nothing(keys: Keys) -> N
     verify(keys, x509.DNSName("elsewhere"))
 
 
+def test_a_nodes_machine_makes_its_own_keys_without_an_authority(keys: Keys, tmp_path: Path) -> None:
+    own = Keys(tmp_path / "node")
+    assert make_keys(own, hosts=[], nodes=["photo"], days=30) == [own.public("photo"), own.node("photo")]
+    assert not own.ca.exists()
+    keys.ca_key.unlink()  # it is in a safe
+    assert make_keys(keys, hosts=["fl.example.org"], nodes=["new"], days=30) == [keys.public("new"), keys.node("new")]
+    keys.server.unlink()
+    keys.server_key.unlink()
+    with pytest.raises(UsageError, match=r"there is no .*ca.key, which a server certificate is made with; restore it"):
+        make_keys(keys, hosts=["fl.example.org"], nodes=[], days=30)
+    assert keys.ca.exists()
+
+
 @pytest.mark.parametrize("host", ["", "a b", "host:8000", "https://host"])
 def test_what_is_no_host_is_named(host: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--host: expected a host's name or IP address without a port, got"):

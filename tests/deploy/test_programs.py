@@ -12,7 +12,8 @@ from flwr.common.config import parse_config_args
 
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
-from fedhess.deploy.settings import find_app, plan_nodes, plan_run
+from fedhess.deploy.settings import find_app, plan_nodes, plan_run, read_settings
+from fedhess.engines.flower_compat import read_run_config
 from fedhess.errors import UsageError
 from fedhess.place import Place
 from fedhess.run_settings import settings_of_run
@@ -24,7 +25,7 @@ CONFIG = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8
 @pytest.fixture
 def keys(tmp_path: Path) -> Keys:
     made = Keys(tmp_path / "keys of mine")
-    make_keys(made, hosts=[], nodes=["sketch"], days=1)
+    make_keys(made, hosts=["localhost"], nodes=["sketch"], days=1)
     return made
 
 
@@ -78,7 +79,7 @@ def test_a_benchmark_is_planned_without_its_data(monkeypatch: pytest.MonkeyPatch
 
 def planned(*given: str) -> list[Place]:
     plan = plan_run("IconPACS", target="sketch", strategy=None, rounds=None, run_dir=None, given=given)
-    return plan_nodes(plan, app=REPOSITORY, data_dir=None)
+    return plan_nodes(read_settings(plan, app=REPOSITORY))
 
 
 def test_a_local_deployment_has_a_node_for_every_client() -> None:
@@ -102,7 +103,24 @@ def test_mistakes_in_the_run_config_are_named_before_anything_starts() -> None:
         planned("quorum=two")
     plan = plan_run("IconPACS", target="", strategy=None, rounds=None, run_dir=None, given=[])
     with pytest.raises(UsageError, match=r"--run-config: .*No such file.*'settings.toml'"):
-        plan_nodes(replace(plan, run_config=["settings.toml"]), app=REPOSITORY, data_dir=None)
+        read_settings(replace(plan, run_config=["settings.toml"]), app=REPOSITORY)
+    for text, rest in (("quorum = 2", "quorum = 2"), ("quorum 2", "quorum 2"), ("quorum=2 extra", "extra")):
+        with pytest.raises(UsageError, match=f"--run-config: expected key=value, .*, got '{rest}'"):
+            planned(text)
+    assert planned('strategy-args=\'{"alpha": 0.5, "beta": 1}\' quorum=2')
+
+
+def test_an_app_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    plan = plan_run("IconPACS", target="", strategy=None, rounds=None, run_dir=None, given=[])
+    for text in ("[tool", "[tool.other]"):
+        (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
+        with pytest.raises(UsageError, match=r"--app: .*pyproject.toml cannot be read as a Flower app's"):
+            read_settings(plan, app=tmp_path)
+
+
+def test_the_job_directory_is_one_of_the_superlinks_machine_and_goes_as_it_stands() -> None:
+    plan = plan_run("IconPACS", target="", strategy=None, rounds=None, run_dir=Path("runs/x"), given=[])
+    assert read_run_config(plan.run_config)["run-dir"] == "runs/x"
 
 
 def test_mistakes_about_the_run_are_named(tmp_path: Path) -> None:

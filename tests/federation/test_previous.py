@@ -1,5 +1,6 @@
 """``references="previous"``: one exchange a round, references of the round before, nothing lost on the way."""
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from toy import toy_config, toy_domains
 
 from fedhess import protocol, workplace
 from fedhess.client import app as client_app
+from fedhess.curvature import head_gradient
+from fedhess.exchange import Exchange
 from fedhess.local_data import build_model
 from fedhess.models.headed import HeadedModel
 from fedhess.runs import RunDirectory
+from strategies.fish import Fish
 
 Run = Callable[..., Any]
 ALPHA, BETA = 0.02, 0.05
@@ -112,24 +116,20 @@ def test_every_method_runs_on_old_references_and_is_erm_where_it_is_neutral(toy_
     assert protocol.STATISTICS not in counting.seen[2] + counting.seen[3]
 
 
-def test_local_steps_and_forgetful_clients_change_nothing(toy_run: Run) -> None:
-    class Forgetful:
-        def __call__(self, message: Message, context: Context) -> Message:
-            workplace.forget_everything()
-            return client_app(message, context)
-
-    settings = {**HGP, "rounds": 3, "local_steps": 2, "momentum": 0.9, "statistics_batches": 2}
-    straight, forgetful = toy_run(**settings).tensors, toy_run(app=Forgetful(), **settings).tensors
-    assert all(torch.equal(straight[name], forgetful[name]) for name in straight)
-
-
 class Away:
-    """The real ClientApp, except that the client of one domain fails in training in one round."""
+    """The real ClientApp, except that the client of one domain fails in training in one round.
 
-    def __init__(self, server_round: int) -> None:
-        self.server_round, self.asked = server_round, Counting()
+    Args:
+        server_round: The round.
+        forgetful: Whether clients forget everything before each message, as deployed ones do.
+    """
+
+    def __init__(self, server_round: int, *, forgetful: bool = False) -> None:
+        self.server_round, self.forgetful, self.asked = server_round, forgetful, Counting()
 
     def __call__(self, message: Message, context: Context) -> Message:
+        if self.forgetful:
+            workplace.forget_everything()
         config = message.content.config_records.get(protocol.CONFIG, {})
         training = message.metadata.message_type == protocol.TRAIN
         if training and context.node_config["partition-id"] == 1 and config[protocol.ROUND] == self.server_round:
@@ -147,6 +147,54 @@ def test_a_client_that_was_away_is_asked_when_it_is_back(toy_run: Run, strategy:
     asked = [app.asked.seen[number].count(protocol.STATISTICS) for number in (2, 3, 4)]
     assert asked == [0, 2 if strategy == "hgp" else 1, 0], "it alone, once for each exchange of the strategy"
     assert [row["failures"][0]["round"] for row in finished.rows if row["failures"]] == [2]
+
+
+MIXED = {"partition": "lambda", "clients": 7, "heterogeneity": 0.5}
+DRAWN = {"partition": "dirichlet", "clients_per_domain": 3, "dirichlet_min_size": 2, "clients_per_round": 4}
+SEVERAL_STEPS = {"local_steps": 2, "momentum": 0.9, "statistics_batches": 2}
+
+
+@pytest.mark.parametrize("away", [0, 2], ids=["all there", "one away"])
+@pytest.mark.parametrize("many", [{}, MIXED, DRAWN], ids=["one a domain", "mixed", "drawn"])
+@pytest.mark.parametrize("steps", [{"local_steps": 2}, SEVERAL_STEPS], ids=["plain", "momentum"])
+def test_local_steps_and_forgetful_clients_change_nothing(
+    toy_run: Run, steps: dict[str, Any], many: dict[str, Any], away: int
+) -> None:
+    settings = {**HGP, **many, **steps, "rounds": 5, "quorum": 2, "domains_options": {"examples": 96}}
+    straight = toy_run(app=Away(away), **settings).tensors
+    forgetful = toy_run(app=Away(away, forgetful=True), **settings).tensors
+    assert all(torch.equal(straight[name], forgetful[name]) for name in straight)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.has_reference])
+def test_where_nothing_moves_identical_domains_have_no_penalty(toy_run: Run, name: str) -> None:
+    method = METHODS[name]
+    still = {"server_lr": 1e-12, "rounds": 3, "batch_size": 0, "domains_options": {"identical": True}}
+    settings = {"strategy": method.strategy, "strategy_args": method.args, **method.changes, **still}
+    old, exact = (
+        [row["train_objective"] for row in toy_run(references=form, **settings).rows if row["train_loss"]]
+        for form in ("previous", "current")
+    )
+    assert old == pytest.approx(exact, abs=1e-9)
+    assert len(old) == 9
+
+
+class AskingFish(Fish):
+    """A relay that asks for a statistic besides."""
+
+    statistics = {"gradient": head_gradient}  # noqa: RUF012 - as DomainStrategy has it
+
+    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+        ask("gradient")
+        return {}
+
+
+def test_models_of_a_relay_answer_for_no_statistic(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asking", sys.modules[__name__])
+    counting = Counting()
+    toy_run(app=counting, strategy="asking:AskingFish", references="previous", rounds=3, evaluate_every=3)
+    asked = [counting.seen[number].count(protocol.STATISTICS) for number in (1, 2, 3)]
+    assert asked == [3, 0, 3], "what the first exchange brought serves the second round; no relay brings anything"
 
 
 class Stopped(Exception):
@@ -185,10 +233,6 @@ def test_a_resumed_run_continues_with_the_same_bits(toy_run: Run, strategy: str,
     resumed = toy_run(directory=tmp_path, app=counting, **settings).tensors
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     assert protocol.STATISTICS not in counting.seen[4], "what round 3 brought is in the checkpoint"
-
-
-MIXED = {"partition": "lambda", "clients": 7, "heterogeneity": 0.5}
-DRAWN = {"partition": "dirichlet", "clients_per_domain": 3, "dirichlet_min_size": 2, "clients_per_round": 4}
 
 
 @pytest.mark.parametrize("many", [MIXED, DRAWN], ids=["mixed", "drawn"])

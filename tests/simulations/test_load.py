@@ -91,6 +91,12 @@ def test_a_command_that_fails_is_shown_with_its_last_words(tmp_path: Path) -> No
         watch([sys.executable, "-c", "print('out of luck'); raise SystemExit(3)"], rounds=tmp_path / "none")
 
 
+def test_a_command_that_says_much_is_not_stopped(tmp_path: Path) -> None:
+    talks = "import sys; print('x' * 300_000); raise SystemExit(3)"
+    with pytest.raises(FederationError, match="ended with status 3"):
+        watch([sys.executable, "-c", talks], rounds=tmp_path / "none")
+
+
 def test_an_unknown_load_is_a_mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["load", "--only", "deploid"])
     with pytest.raises(SystemExit) as stop:
