@@ -15,6 +15,7 @@ from fedhess.announcements import stand_in_warning
 from fedhess.averages import mean, mean_and_error, short, shown
 from fedhess.candidates import Recorded, cells_of, read_rows, unfinished
 from fedhess.command import run_command
+from fedhess.config import RunConfig
 from fedhess.domain_rows import domain_rows
 from fedhess.domains import Scenario
 from fedhess.figures import draw_rounds
@@ -39,6 +40,17 @@ DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP dist
 
 # What a protocol says of how domains are split; nothing of the usual way.
 SPLITS = {"sources": "", "every": "every domain split, ", "domainbed": "every domain split as DomainBed does, "}
+# Settings of which the line says in their place that they vary.
+SAID = (
+    "server_optimizer",
+    "server_lr",
+    "batch_size",
+    "client_optimizer",
+    "local_steps",
+    "local_epochs",
+    "weighting",
+    "lr",
+)
 UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for")  # said elsewhere, or of one machine
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -87,7 +99,11 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.outer_runs}))
     server = f"{said('server_optimizer', config.server_optimizer)} lr {said('server_lr', f'{config.server_lr:.4g}')}"
     batch = said("batch_size", "all" if config.batch_size == 0 else str(config.batch_size))
-    adam = "Adam " if config.client_optimizer == "Adam" else ""
+    adam = said("client_optimizer", "Adam" if config.client_optimizer == "Adam" else "")
+    adam += " " if adam else ""
+    work = "varied local work" if {"local_steps", "local_epochs"} & varied else config.local_work
+    weighting = "" if config.weighting == RunConfig.model_fields["weighting"].default else f", by {config.weighting}"
+    weighting = ", weighting varied" if "weighting" in varied else weighting
     options = {key: value for key, value in job.benchmark.options.items() if key not in UNNAMED_OPTIONS and value}
     data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
     if job.differences:
@@ -97,11 +113,14 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     given = "".join(f"; {name} {', '.join(f'{k}={v}' for k, v in of.items())}" for name, of in fixed.items() if of)
     clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
     weights = "" if config.pretrained else " (not pretrained)"
+    unsaid = sorted(key for key in varied if key in RunConfig.model_fields and key not in SAID)
+    others = f"; varied: {', '.join(unsaid)}" if unsaid else ""
     among = f" among {len(job.variants)} settings" if job.variants else ""
     return (
-        f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {config.local_work}, "
+        f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {said('lr', f'{config.lr:g}')}, "
-        f"server {server}, seeds {', '.join(map(str, job.seeds))}, selection{among} by {' and '.join(rules)}{given}"
+        f"server {server}{weighting}, seeds {', '.join(map(str, job.seeds))}, "
+        f"selection{among} by {' and '.join(rules)}{given}{others}"
     )
 
 

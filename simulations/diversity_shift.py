@@ -113,6 +113,14 @@ def diversity_shift(
     """Leave every domain out once; print accuracy on each, beside what is published. --quick takes the first seed."""
     trials = read_seeds(seeds)[:1] if quick else read_seeds(seeds)
     comparison = COMPARISON
+    of_presets = {"--target": target != "all", "--selection": selection != "source", "--data-dir": data_dir is not None}
+    for option, given in of_presets.items():
+        if given and not preset:
+            raise UsageError(f"{option} goes with --preset; without one every domain is left out, by source validation")
+    if preset and per_domain:
+        raise UsageError(
+            "--per-domain does not go with --preset, which takes whole benchmarks; --quick is the short form"
+        )
     if preset:
         protocol = find_protocol(preset)
         comparison = comparison_of(protocol)

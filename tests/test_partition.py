@@ -210,3 +210,17 @@ def test_a_batch_has_room_for_every_domain(counts: list[int], more: int) -> None
     assert min(sizes) >= 1
     for count, own in zip(counts, sizes, strict=True):
         assert own <= size * count / sum(counts) + 1
+
+
+def test_a_class_that_is_held_out_but_never_trained_on_is_shared_all_the_same() -> None:
+    labels = torch.tensor([0] * 20 + [1])
+    one = {"a": Examples(labels, torch.arange(16), torch.arange(16, 21))}
+    shares = partition_by_dirichlet(one, clients_per_domain=2, alpha=1.0, least=1, seed=0)
+    assert gathered(shares, "a", "evaluate") == [16, 17, 18, 19, 20]
+
+
+def test_domains_of_one_size_are_cut_differently() -> None:
+    shares = partition_by_lambda(examples(a=60, b=60), clients=4, heterogeneity=1.0, seed=0)
+    for part in ("train", "evaluate"):
+        cuts = [[getattr(share.holdings[name], part).tolist() for share in shares] for name in ("a", "b")]
+        assert cuts[0] != cuts[1]

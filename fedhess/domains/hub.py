@@ -79,7 +79,7 @@ def fetch(repository: str, destination: Path, *, layout: Layout, notify: Notify)
 
     Args:
         repository: ``owner/name`` on the hub: parquet files with the columns image, domain and label.
-        destination: Must not exist.
+        destination: Must not exist, or be empty.
         layout: Names the folders; a row of any other domain or class ends the download.
         notify: Told the progress.
 
@@ -90,6 +90,8 @@ def fetch(repository: str, destination: Path, *, layout: Layout, notify: Notify)
     try:
         staging.mkdir(parents=True, exist_ok=True)
         with _alone(staging, notify):
+            if destination.is_dir() and not any(destination.iterdir()):
+                destination.rmdir()
             if not destination.exists():  # else another process has been quicker
                 _fetch(repository, staging, layout=layout, notify=notify)
                 os.replace(staging / "images", destination)

@@ -167,9 +167,9 @@ def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, not
     stats = [(file, file.path.stat()) for file in files]
     seen = digest_of([SCAN, *(f"{f.path} {f.name} {s.st_size} {s.st_mtime_ns}" for f, s in stats)])
     path = cache_directory(cache_dir) / "scans" / f"{seen[:32]}.json"
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return Scan(digest=kept["digest"], bad=kept["bad"], aspects=kept["aspects"])
+    kept = _kept(path, count=len(files))
+    if kept is not None:
+        return kept
     notify(f"checking {len(files)} images of {domain}")
     findings = in_threads(_check, files)
     good = [finding for finding in findings if not finding.reason]
@@ -181,6 +181,16 @@ def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, not
     text = json.dumps(asdict(outcome))
     write_atomically(path, lambda out: out.write(text.encode()))
     return outcome
+
+
+def _kept(path: Path, *, count: int) -> Scan | None:
+    """Read what an earlier scan has left; None if there is nothing, or nothing whole: a machine may have lost power."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kept = Scan(digest=found["digest"], bad=dict(found["bad"]), aspects=list(found["aspects"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kept if len(kept.bad) + len(kept.aspects) == count else None
 
 
 class _Finding(NamedTuple):

@@ -171,9 +171,9 @@ def _inspect_files(
     keys: dict[str, Keys] = {}
     for domain, folders in classes.items():
         files = _files(folders, names)
-        links = [file for file in files if not file.path.exists()]
-        found.broken |= {str(file.path): "a link that leads nowhere" for file in links}
-        there = [file for file in files if file.path.exists()] if links else files
+        faults = {file.path: fault for file in files if (fault := _fault(file.path))}
+        found.broken |= {str(path): fault for path, fault in faults.items()}
+        there = [file for file in files if file.path not in faults] if faults else files
         outcome = scan(domain, there, cache_dir=opening.cache_dir, notify=opening.notify) if there else None
         bad = outcome.bad if outcome else {}
         found.broken |= {str(file.path): bad[file.name] for file in there if file.name in bad}
@@ -202,7 +202,16 @@ def _files(folders: ClassFolders, names: tuple[str, ...]) -> list[ImageFile]:
 
 
 def _there(folders: ClassFolders, names: tuple[str, ...]) -> list[Path]:
-    return [file.path for file in _files(folders, names) if file.path.exists()]
+    return [file.path for file in _files(folders, names) if not _fault(file.path)]
+
+
+def _fault(path: Path) -> str:
+    """Say why a file cannot be opened, or nothing."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return "a link that leads nowhere" if path.is_symlink() and not path.exists() else str(error.strerror)
+    return ""
 
 
 def _judge_classes(found: Inspection, domain: str, folders: ClassFolders, names: tuple[str, ...]) -> None:

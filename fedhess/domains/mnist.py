@@ -114,15 +114,26 @@ def _complete(root: Path) -> Path | None:
     return None
 
 
+def _complete_with(root: Path, fresh: Path) -> None:
+    """Move the files that ``root`` does not have yet."""
+    for file in list(fresh.rglob("*")):
+        target = root / file.relative_to(fresh)
+        if file.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+
+
 def _download(root: Path, opening: Opening) -> str:
-    """Download into ``root``, which appears complete or not at all. Returns why it failed, or nothing."""
+    """Download into ``root``, which appears complete or not at all, or is completed; say why it failed, if so."""
     opening.notify("downloading MNIST (11 MB)")
     fresh = Path(tempfile.mkdtemp(dir=root.parent, prefix=".mnist."))
     try:
         MNIST(str(fresh), download=True)
         fresh.chmod(0o755)
-        if not root.exists():  # else another process has been quicker
+        if not root.exists():
             os.replace(fresh, root)
+        else:  # another process has been quicker, or an earlier one has left a part
+            _complete_with(root, fresh)
     except (OSError, RuntimeError) as error:
         return str(error)
     finally:

@@ -93,6 +93,12 @@ def test_an_interrupted_download_goes_on_within_the_file(running: Hub, tmp_path:
     assert len(list((tmp_path / "PACS").rglob("*.*g"))) == 84
 
 
+def test_an_empty_folder_in_its_place_is_no_finished_download(running: Hub, tmp_path: Path) -> None:
+    (tmp_path / "PACS").mkdir()
+    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent) == ""
+    assert len(list((tmp_path / "PACS").rglob("*.*g"))) == 84
+
+
 def test_files_that_are_unpacked_are_not_downloaded_again(
     running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +177,7 @@ def test_a_second_process_waits_and_downloads_nothing(running: Hub, tmp_path: Pa
         waiting.start()
         waiting.join(0.5)
         assert waiting.is_alive()
-        (tmp_path / "PACS").mkdir()
+        (tmp_path / "PACS" / "photo").mkdir(parents=True)
     waiting.join(10)
     assert messages == [f"another process downloads to {tmp_path / '.PACS.partial'}: waiting for it"]
     assert running.asked == []

@@ -37,6 +37,18 @@ def test_an_undecodable_image_is_named_before_training(pacs: Path, name: str, ho
         benchmark.identity()
 
 
+@pytest.mark.parametrize("left", ["", "{", '{"digest": "x", "bad": {}, "aspects": [1.0]}', "[]"])
+def test_what_a_power_cut_left_of_a_scan_is_done_again(pacs: Path, tmp_path: Path, left: str) -> None:
+    cache = tmp_path / "cache"
+    first = open_benchmark("PACS", data_dir=pacs, cache_dir=cache).identity()
+    scans = list((cache / "scans").iterdir())
+    assert len(scans) == 4
+    for file in scans:
+        file.write_text(left, encoding="utf-8")
+    assert open_benchmark("PACS", data_dir=pacs, cache_dir=cache).identity() == first
+    assert all(file.read_text(encoding="utf-8") != left for file in scans)
+
+
 def test_bad_images_are_left_out_and_counted_when_asked(pacs: Path):
     for name in ("pic_000.jpg", "pic_002.png"):
         damage(pacs / "photo" / "dog" / name, "cut short")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import MNIST
 
-from fedhess.domains import network, open_benchmark
+from fedhess.domains import mnist, network, open_benchmark
 from fedhess.domains.mnist import FILES, find_mnist, read_mnist
 from fedhess.domains.options import Opening
 from fedhess.errors import UsageError
@@ -70,6 +70,24 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytes
         open_benchmark("ColoredMNIST", cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     shutil.rmtree(mirror)
+
+
+def test_a_download_completes_what_an_earlier_one_left(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def download(root: str, *, download: bool) -> None:
+        assert download
+        shutil.copytree(mnist_root / "MNIST", Path(root) / "MNIST")
+
+    monkeypatch.setattr("fedhess.domains.mnist.MNIST", download)
+    raw = tmp_path / "mnist" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    name = "t10k-labels-idx1-ubyte"
+    shutil.copy(mnist_root / "MNIST" / "raw" / name, raw / name)
+    reason = mnist._download(tmp_path / "mnist", Opening("ColoredMNIST"))
+    assert reason == ""
+    assert len(list(raw.glob("*-ubyte"))) == 4
+    assert mnist._complete(tmp_path / "mnist") is not None
 
 
 def test_files_of_the_right_size_and_the_wrong_content_are_named(tmp_path: Path):

@@ -246,6 +246,9 @@ def test_job_that_stops_is_recorded_and_the_command_fails(run: Run, monkeypatch:
         (correlation_shift, ["--strategy", ","], "--strategy: expected all or some of erm, .+, got nothing"),
         (label_shift, ["--seeds", "0,x"], "--seeds: expected whole numbers separated by commas, as in 0,1, got '0,x'"),
         (diversity_shift, ["--domains", "ColoredMNIST"], "--domains: 'ColoredMNIST' is no benchmark whose domains can"),
+        (diversity_shift, ["--target", "photo"], "--target goes with --preset; without one every domain is left out"),
+        (diversity_shift, ["--selection", "lodo"], "--selection goes with --preset"),
+        (diversity_shift, ["--preset", "ga", "--per-domain", "9"], "--per-domain does not go with --preset"),
         (
             diversity_shift,
             ["--domains", ""],
