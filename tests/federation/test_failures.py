@@ -1,7 +1,7 @@
 """A client that fails, lies or stays silent is named, counted and left out; too few of them end the run loudly."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 
 from fedhess import protocol
 from fedhess.client import app as client_app
+from fedhess.engines.inprocess import InProcessGrid
 from fedhess.errors import FederationError
 
 Run = Callable[..., Any]
@@ -261,3 +262,19 @@ def test_an_empty_reply_is_a_failure(toy_run: Run) -> None:
 
     with pytest.raises(FederationError, match="expected arrays 'arrays' in the reply"):
         toy_run(app=Misbehaving(protocol.TRAIN, empty))
+
+
+def test_a_second_reply_to_one_message_counts_for_nothing(toy_run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    class Doubling(InProcessGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+            replies = super().send_and_receive(messages, timeout=timeout)  # sent now: the server reads their ids
+            return (reply for reply in replies for _ in range(2))
+
+    def wrap(grid: InProcessGrid) -> InProcessGrid:
+        grid.__class__ = Doubling
+        return grid
+
+    once, twice = toy_run(**HGP), toy_run(wrap=wrap, **HGP)
+    assert all(torch.equal(once.tensors[name], twice.tensors[name]) for name in once.tensors)
+    assert "round 1, train: dropped an unexpected reply" in caplog.text
+    assert twice.server.federation.failures == []
