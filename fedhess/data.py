@@ -135,7 +135,8 @@ def _opening(name: str, *, data_dir: Path | None, domains_args: str, notify: Not
     if path is not None and data_dir is not None:
         raise UsageError(f"{name} and --data-dir {data_dir}: expected one of the two; leave --data-dir out")
     options = parse_assignments(domains_args, option="--domains-args")
-    return Opening(benchmark=key, data_dir=path or data_dir, options=options, notify=notify), key
+    opening = Opening(benchmark=key, data_dir=path or data_dir, options=options, notify=notify)
+    return holding_of(key).settle(opening), key
 
 
 def _inspect(name: str, key: str, opening: Opening) -> Inspection:

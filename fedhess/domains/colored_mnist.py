@@ -51,17 +51,8 @@ def open_colored_mnist(opening: Opening) -> Benchmark:
     Raises:
         UsageError: An unknown form or option, or no MNIST; see `find_mnist`.
     """
-    options = opening.read_options(
-        form="irm", label_shift=False, per_domain=0, seed=opening.seed, data_dir=str(opening.data_dir or "")
-    )
-    if options["form"] not in FORMS:
-        raise UsageError(f"ColoredMNIST has no form {options['form']!r}; {did_you_mean(str(options['form']), FORMS)}")
-    if int(options["per_domain"]) < 0:
-        raise UsageError(f"ColoredMNIST: per_domain must be 0 (all) or more, got {options['per_domain']}")
-    given = str(options["data_dir"])
-    if options["form"] == "domainbed" and options["label_shift"]:
-        raise UsageError("ColoredMNIST: label_shift belongs to form irm, got it with form domainbed; leave one out")
-    where = Path(given).expanduser() if given else None
+    opening, options = settle_colored_mnist(opening)
+    where = opening.data_dir
     root = find_mnist(opening, where) if opening.held != () else where or Path()  # a server reads no example
     if options["form"] == "domainbed":
         return domainbed_form({**options, "data_dir": str(root.resolve())}, root)
@@ -78,6 +69,28 @@ def open_colored_mnist(opening: Opening) -> Benchmark:
         loader=partial(_load, root=root, options=options),
         known=None if options["per_domain"] or options["label_shift"] else COMPLETE,
     )
+
+
+def settle_colored_mnist(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
+    """Check the options.
+
+    Args:
+        opening: As for `open_colored_mnist`.
+
+    Returns:
+        The opening with the data folder that the options name, and a value for each option.
+
+    Raises:
+        UsageError: An unknown form or option, a value out of range, or two that exclude each other.
+    """
+    opening, options = opening.settled(form="irm", label_shift=False, per_domain=0, seed=opening.seed)
+    if options["form"] not in FORMS:
+        raise UsageError(f"ColoredMNIST has no form {options['form']!r}; {did_you_mean(str(options['form']), FORMS)}")
+    if int(options["per_domain"]) < 0:
+        raise UsageError(f"ColoredMNIST: per_domain must be 0 (all) or more, got {options['per_domain']}")
+    if options["form"] == "domainbed" and options["label_shift"]:
+        raise UsageError("ColoredMNIST: label_shift belongs to form irm, got it with form domainbed; leave one out")
+    return opening, options
 
 
 def _load(domain: str, *, root: Path, options: dict[str, OptionValue]) -> TensorDomain:

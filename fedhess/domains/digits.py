@@ -36,6 +36,7 @@ SIDE = 28  # pixels
 DIGITS = tuple(map(str, range(10)))
 PER_MNIST_DIGIT = (6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958)
 ADVICE = "`python -m fedhess.data prepare Digits` fetches it into the cache"
+MEND = f"delete it; {ADVICE}"
 Files = Mapping[str, tuple[Path, ...]]  # domain -> its files; MNIST's is its root
 
 
@@ -53,11 +54,8 @@ def open_digits(opening: Opening) -> Benchmark:
     Raises:
         UsageError: An unknown option, or a collection that is not there or damaged.
     """
-    options = opening.read_options(svhn=False, per_domain=0, data_dir=str(opening.data_dir or ""))
-    if int(options["per_domain"]) < 0:
-        raise UsageError(f"Digits: per_domain must be 0 (all) or more, got {options['per_domain']}")
-    given = str(options["data_dir"])
-    opening = replace(opening, data_dir=Path(given).expanduser().resolve() if given else None)
+    opening, options = settle_digits(opening)
+    opening = replace(opening, data_dir=opening.data_dir and opening.data_dir.resolve())
     files: Files = find_collections(opening, svhn=bool(options["svhn"]))
     return Benchmark(
         name="Digits",
@@ -71,6 +69,24 @@ def open_digits(opening: Opening) -> Benchmark:
         loader=partial(_load, files=files, options=options),
         known=None if options["per_domain"] else _known(tuple(files)),
     )
+
+
+def settle_digits(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
+    """Check the options.
+
+    Args:
+        opening: As for `open_digits`.
+
+    Returns:
+        The opening with the data folder that the options name, and a value for each option.
+
+    Raises:
+        UsageError: An unknown option, or a value out of range.
+    """
+    opening, options = opening.settled(svhn=False, per_domain=0)
+    if int(options["per_domain"]) < 0:
+        raise UsageError(f"Digits: per_domain must be 0 (all) or more, got {options['per_domain']}")
+    return opening, options
 
 
 def find_collections(opening: Opening, *, svhn: bool) -> Files:
@@ -87,8 +103,8 @@ def find_collections(opening: Opening, *, svhn: bool) -> Files:
         UsageError: One is not there, or damaged.
     """
     roots = data_roots(opening)
-    usps, optdigits = USPS.find(roots, advice=ADVICE), OPTDIGITS.find(roots, advice=ADVICE) or installed_optdigits()
-    house_numbers = [file.find(roots, advice=ADVICE) for file in SVHN.values()] if svhn else []
+    usps, optdigits = USPS.find(roots, advice=MEND), OPTDIGITS.find(roots, advice=MEND) or installed_optdigits()
+    house_numbers = [file.find(roots, advice=MEND) for file in SVHN.values()] if svhn else []
     wanted = {USPS: [usps], OPTDIGITS: [optdigits], SVHN["train"]: house_numbers}
     for file, paths in wanted.items():
         if None in paths:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,13 +32,8 @@ def open_folder_tree(opening: Opening) -> Benchmark:
     Raises:
         UsageError: An unknown option, or a folder that is not such a tree; the message says where and how.
     """
-    options = opening.read_options(
-        data_dir=str(opening.data_dir or ""), skip_bad_images=opening.skip_bad_images, side=SIDE
-    )
-    side = int(options["side"])
-    if not SIDES[0] <= side <= SIDES[1]:
-        raise UsageError(f"{opening.benchmark}: side must be {SIDES[0]} to {SIDES[1]} pixels, got {side}")
-    root = Path(str(options["data_dir"])).expanduser()
+    opening, side = settle_tree(opening)
+    root = opening.data_dir or Path()
     tree = read_tree(root)
     domains, classes = tuple(tree), tuple(next(iter(tree.values())))
     return Benchmark(
@@ -50,11 +44,28 @@ def open_folder_tree(opening: Opening) -> Benchmark:
         outputs=len(classes),
         default_model="resnet18",
         scenarios=leave_one_out(domains),
-        options={"data_dir": str(root.resolve()), "skip_bad_images": bool(options["skip_bad_images"]), "side": side},
-        loader=partial(
-            _load, tree=tree, side=side, opening=replace(opening, skip_bad_images=bool(options["skip_bad_images"]))
-        ),
+        options={"data_dir": str(root.resolve()), "skip_bad_images": opening.skip_bad_images, "side": side},
+        loader=partial(_load, tree=tree, side=side, opening=opening),
     )
+
+
+def settle_tree(opening: Opening) -> tuple[Opening, int]:
+    """Check the options.
+
+    Args:
+        opening: As for `open_folder_tree`.
+
+    Returns:
+        The opening with the folder and ``skip_bad_images`` that the options name, and the side in pixels.
+
+    Raises:
+        UsageError: An unknown option, or a value out of range.
+    """
+    opening, options = opening.settled(skip_bad_images=opening.skip_bad_images, side=SIDE)
+    side = int(options["side"])
+    if not SIDES[0] <= side <= SIDES[1]:
+        raise UsageError(f"{opening.benchmark}: side must be {SIDES[0]} to {SIDES[1]} pixels, got {side}")
+    return opening, side
 
 
 def read_tree(root: Path) -> Tree:

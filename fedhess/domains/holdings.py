@@ -1,23 +1,29 @@
 """Whether the data of a benchmark is here, where it is looked for, and how it comes here."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 from fedhess.cache import cache_directory
-from fedhess.domains.digits import ADVICE
-from fedhess.domains.folder_tree import read_tree
+from fedhess.domains.benchmark import OptionValue
+from fedhess.domains.colored_mnist import settle_colored_mnist
+from fedhess.domains.digits import MEND, settle_digits
+from fedhess.domains.folder_tree import read_tree, settle_tree
 from fedhess.domains.known_file import data_roots
-from fedhess.domains.mnist import find_mnist, locate_mnist, mnist_places
+from fedhess.domains.mnist import drop_damaged, find_mnist, locate_mnist, mnist_places
 from fedhess.domains.optdigits import FILE as OPTDIGITS
 from fedhess.domains.optdigits import fetch_optdigits, installed_optdigits
 from fedhess.domains.options import DATA_VARIABLE, Opening
+from fedhess.domains.rotated_mnist import settle_rotated_mnist
 from fedhess.domains.svhn import FILES as SVHN
 from fedhess.domains.svhn import fetch_svhn
 from fedhess.domains.usps import FILE as USPS
 from fedhess.domains.usps import fetch_usps
 from fedhess.errors import UsageError
+
+Settle = Callable[[Opening], tuple[Opening, dict[str, OptionValue]]]
 
 
 class Holding(Protocol):
@@ -26,6 +32,13 @@ class Holding(Protocol):
     @property
     def about(self) -> str:
         """What it is, in a few words."""
+
+    def settle(self, opening: Opening) -> Opening:
+        """Check the options, and do what they say about where the data is; the other methods expect that done.
+
+        Raises:
+            UsageError: An unknown option, or a value of another type or out of range.
+        """
 
     def places(self, opening: Opening) -> list[Path]:
         """List the folders that are looked at, in order; none where the data is in the package."""
@@ -83,6 +96,11 @@ class Packaged:
 
     about: str
 
+    def settle(self, opening: Opening) -> Opening:
+        """Check the options."""
+        opening.read_options(stand_in_for="")
+        return opening
+
     def places(self, opening: Opening) -> list[Path]:
         """Look nowhere."""
         del opening
@@ -109,6 +127,11 @@ class MadeOfMnist:
     """A benchmark made of MNIST's files."""
 
     about: str
+    read: Settle
+
+    def settle(self, opening: Opening) -> Opening:
+        """Check the options and take the folder that they name."""
+        return self.read(opening)[0]
 
     def places(self, opening: Opening) -> list[Path]:
         """List where MNIST is looked for."""
@@ -119,8 +142,9 @@ class MadeOfMnist:
         return locate_mnist(opening, opening.data_dir)
 
     def prepare(self, opening: Opening) -> str:
-        """Download MNIST with torchvision."""
+        """Download MNIST with torchvision, and anew what is damaged in the cache."""
         try:
+            drop_damaged(opening)
             find_mnist(opening, opening.data_dir)
         except UsageError as error:
             return str(error)
@@ -141,6 +165,10 @@ class Collections:
 
     about: str
 
+    def settle(self, opening: Opening) -> Opening:
+        """Check the options and take the folder that they name."""
+        return settle_digits(opening)[0]
+
     def places(self, opening: Opening) -> list[Path]:
         """List where their files are looked for."""
         return data_roots(opening)
@@ -148,25 +176,28 @@ class Collections:
     def locate(self, opening: Opening) -> Path | None:
         """Find the files of all collections; the folder given is that of USPS."""
         roots = data_roots(opening)
-        usps = USPS.find(roots, advice=ADVICE)
-        optdigits = OPTDIGITS.find(roots, advice=ADVICE) or installed_optdigits()
+        usps = USPS.find(roots, advice=MEND)
+        optdigits = OPTDIGITS.find(roots, advice=MEND) or installed_optdigits()
         wanted = SVHN.values() if self._svhn(opening) else ()
-        house_numbers = [file.find(roots, advice=ADVICE) for file in wanted]
+        house_numbers = [file.find(roots, advice=MEND) for file in wanted]
         here = locate_mnist(opening, opening.data_dir) and usps and optdigits and None not in house_numbers
         return usps.parent.parent if usps and here else None
 
     def prepare(self, opening: Opening) -> str:
-        """Fetch USPS and optdigits with pip, SVHN where it is asked for, and MNIST with torchvision."""
+        """Fetch USPS and optdigits with pip, SVHN where it is asked for, and MNIST with torchvision.
+
+        A damaged file is fetched anew where that would replace it.
+        """
         roots = data_roots(opening)
         root = roots[-1]
-        if USPS.find(roots, advice=ADVICE) is None and (reason := fetch_usps(root, notify=opening.notify)):
+        if USPS.is_wanted(roots, advice=MEND) and (reason := fetch_usps(root, notify=opening.notify)):
             return reason
-        if OPTDIGITS.find(roots, advice=ADVICE) is None and (reason := fetch_optdigits(root, notify=opening.notify)):
+        if OPTDIGITS.is_wanted(roots, advice=MEND) and (reason := fetch_optdigits(root, notify=opening.notify)):
             return reason
-        missing = [file for file in SVHN.values() if file.find(roots, advice=ADVICE) is None]
-        if self._svhn(opening) and missing and (reason := fetch_svhn(root, notify=opening.notify)):
+        wanted = self._svhn(opening) and any(file.is_wanted(roots, advice=MEND) for file in SVHN.values())
+        if wanted and (reason := fetch_svhn(root, notify=opening.notify)):
             return reason
-        return MadeOfMnist(self.about).prepare(opening)
+        return MadeOfMnist(self.about, settle_digits).prepare(opening)
 
     def ways(self, opening: Opening) -> list[str]:
         """List the ways to get them."""
@@ -180,8 +211,7 @@ class Collections:
 
     def _svhn(self, opening: Opening) -> bool:
         """Tell whether SVHN is asked for."""
-        asked = {name: value for name, value in opening.options.items() if name == "svhn"}
-        return bool(replace(opening, options=asked).read_options(svhn=False)["svhn"])
+        return bool(settle_digits(opening)[1]["svhn"])
 
 
 @dataclass(frozen=True)
@@ -189,6 +219,10 @@ class AnyTree:
     """A tree PATH/DOMAIN/CLASS of the user's own."""
 
     about: str
+
+    def settle(self, opening: Opening) -> Opening:
+        """Check the options and take the folder that they name."""
+        return settle_tree(opening)[0]
 
     def places(self, opening: Opening) -> list[Path]:
         """Give the path."""
@@ -212,7 +246,9 @@ class AnyTree:
 
 
 ICONPACS = Packaged("4 domains, 7 classes, 1,680 images: drawings of four icon sets, a stand-in for PACS")
-COLORED_MNIST = MadeOfMnist("2 sources and 2 targets, or form=domainbed: 3 domains; 2 classes: digits in two colours")
-ROTATED_MNIST = MadeOfMnist("6 domains, 10 classes, 70,000 images: digits at six angles")
+COLORED_MNIST = MadeOfMnist(
+    "2 sources and 2 targets, or form=domainbed: 3 domains; 2 classes: digits in two colours", settle_colored_mnist
+)
+ROTATED_MNIST = MadeOfMnist("6 domains, 10 classes, 70,000 images: digits at six angles", settle_rotated_mnist)
 DIGITS = Collections("3 domains, 10 classes, 81,095 images: MNIST, USPS, optdigits; svhn=true adds SVHN")
 FOLDER_TREE = AnyTree("any tree PATH/DOMAIN/CLASS/image, as in folder:photos")

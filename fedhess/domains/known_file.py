@@ -49,6 +49,22 @@ class KnownFile:
             raise UsageError(f"{path} is damaged: expected the {self.name} file of {self.checksum}; {advice}")
         return path
 
+    def is_wanted(self, roots: Sequence[Path], *, advice: str) -> bool:
+        """Tell whether the file has to be fetched: it is nowhere, or a damaged one is where it would go.
+
+        Args:
+            roots: Data folders, in order; it would go to the last.
+            advice: As for `find`.
+
+        Raises:
+            UsageError: A damaged one is in another folder, which comes first and is not ours to mend.
+        """
+        first = next((root for root in roots if (root / self.path).exists()), roots[-1])
+        if first == roots[-1]:
+            return not ((first / self.path).exists() and self.holds(first / self.path))
+        self.find(roots, advice=advice)
+        return False
+
     def holds(self, path: Path) -> bool:
         """Tell whether a file has the known content."""
         kind, _, expected = self.checksum.partition(":")

@@ -82,6 +82,21 @@ def locate_mnist(opening: Opening, data_dir: Path | None) -> Path | None:
     return next((found for place in mnist_places(opening, data_dir) if (found := _complete(place))), None)
 
 
+def drop_damaged(opening: Opening) -> None:
+    """Delete the files in the cache that do not have their size, so that a download completes them.
+
+    Args:
+        opening: Nothing is done where it names a folder: that is not ours.
+    """
+    if opening.data_dir is not None:
+        return
+    raw = mnist_places(opening, None)[-1] / "MNIST" / "raw"
+    for name, size in FILES.items():
+        if (raw / name).exists() and (raw / name).stat().st_size != size:
+            opening.notify(f"{raw / name} is damaged and deleted")
+            (raw / name).unlink()
+
+
 def mnist_places(opening: Opening, data_dir: Path | None) -> list[Path]:
     """List the folders where ROOT/MNIST/raw/ is looked for, in order."""
     if data_dir is not None:

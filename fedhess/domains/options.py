@@ -1,7 +1,7 @@
 """What a benchmark is opened with, and its options read and checked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedhess.domains.benchmark import OptionValue
@@ -42,6 +42,24 @@ class Opening:
             if name not in defaults:
                 raise UsageError(f"{self.benchmark} has no option {name!r}; {did_you_mean(name, defaults)}")
         return {name: self._converted(name, default) for name, default in defaults.items()}
+
+    def settled(self, **defaults: OptionValue) -> tuple["Opening", dict[str, OptionValue]]:
+        """Read the options of a benchmark that has ``data_dir`` among them, as `read_options` does.
+
+        Args:
+            **defaults: Every other option of the benchmark.
+
+        Returns:
+            The opening with the data folder, and where it is an option ``skip_bad_images``, that the options name; and
+            a value for each option.
+
+        Raises:
+            UsageError: As `read_options`.
+        """
+        options = self.read_options(**defaults, data_dir=str(self.data_dir or ""))
+        given = str(options["data_dir"])
+        skip = bool(options.get("skip_bad_images", self.skip_bad_images))
+        return replace(self, data_dir=Path(given).expanduser() if given else None, skip_bad_images=skip), options
 
     def _converted(self, name: str, default: OptionValue) -> OptionValue:
         given = self.options.get(name, default)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +60,14 @@ class Release:
     def cached(self, opening: Opening) -> Path:
         """Give the folder that a download goes to."""
         return cache_directory(opening.cache_dir) / self.name
+
+    def settle(self, opening: Opening) -> Opening:
+        """Check the options and do what they say: ``data_dir`` and ``skip_bad_images`` overrule the opening's own.
+
+        Raises:
+            UsageError: An unknown option, or a value of another type.
+        """
+        return opening.settled(skip_bad_images=opening.skip_bad_images)[0]
 
     def places(self, opening: Opening) -> list[Path]:
         """List the folders that are looked at, in order."""
@@ -154,13 +162,7 @@ def open_release(release: Release, opening: Opening) -> Benchmark:
 
 def try_release(release: Release, opening: Opening) -> tuple[Benchmark | None, str]:
     """Open an image benchmark, or say why it cannot be had; see `open_release`."""
-    options = opening.read_options(data_dir=str(opening.data_dir or ""), skip_bad_images=opening.skip_bad_images)
-    given = str(options["data_dir"])
-    opening = replace(
-        opening,
-        data_dir=Path(given).expanduser() if given else None,
-        skip_bad_images=bool(options["skip_bad_images"]),
-    )
+    opening = release.settle(opening)
     if opening.held is not None:  # a deployed machine: what it holds is there, and nothing is downloaded
         where = release.locate_held(opening)
         return _opened(release, where, opening, held_domains(where, release.layout, opening.held)), ""

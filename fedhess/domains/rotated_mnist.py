@@ -39,11 +39,8 @@ def open_rotated_mnist(opening: Opening) -> Benchmark:
     Raises:
         UsageError: An unknown option, or no MNIST; see `find_mnist`.
     """
-    options = opening.read_options(per_domain=0, seed=opening.seed, data_dir=str(opening.data_dir or ""))
-    if int(options["per_domain"]) < 0:
-        raise UsageError(f"RotatedMNIST: per_domain must be 0 (all) or more, got {options['per_domain']}")
-    given = str(options["data_dir"])
-    where = Path(given).expanduser() if given else None
+    opening, options = settle_rotated_mnist(opening)
+    where = opening.data_dir
     root = find_mnist(opening, where) if opening.held != () else where or Path()  # a server reads no example
     return Benchmark(
         name="RotatedMNIST",
@@ -57,6 +54,24 @@ def open_rotated_mnist(opening: Opening) -> Benchmark:
         loader=partial(_load, root=root, options=options),
         known=None if options["per_domain"] else COMPLETE,
     )
+
+
+def settle_rotated_mnist(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
+    """Check the options.
+
+    Args:
+        opening: As for `open_rotated_mnist`.
+
+    Returns:
+        The opening with the data folder that the options name, and a value for each option.
+
+    Raises:
+        UsageError: An unknown option, or a value out of range.
+    """
+    opening, options = opening.settled(per_domain=0, seed=opening.seed)
+    if int(options["per_domain"]) < 0:
+        raise UsageError(f"RotatedMNIST: per_domain must be 0 (all) or more, got {options['per_domain']}")
+    return opening, options
 
 
 def _load(domain: str, *, root: Path, options: dict[str, OptionValue]) -> TensorDomain:

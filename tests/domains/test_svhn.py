@@ -66,6 +66,8 @@ def test_svhn_is_downloaded_and_checked(house_numbers: Path, tmp_path: Path, mon
         monkeypatch.setattr(svhn, "ADDRESS", f"http://127.0.0.1:{server.server_address[1]}/")
         assert fetch_svhn(tmp_path / "out", notify=silent) == ""
         assert fetch_svhn(tmp_path / "out", notify=pytest.fail) == "", "it is there"
+        (tmp_path / "out" / "SVHN" / "test_32x32.mat").write_bytes(b"damaged")
+        assert fetch_svhn(tmp_path / "out", notify=silent) == "", "a damaged file is replaced"
         wrong = {part: replace(file, checksum="md5:0") for part, file in svhn.FILES.items()}
         monkeypatch.setattr(svhn, "FILES", wrong)
         assert "expected md5 0, got" in fetch_svhn(tmp_path / "wrong", notify=silent)
