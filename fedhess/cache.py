@@ -54,7 +54,7 @@ def digest_of(parts: Iterable[bytes | str]) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that readers see the old one, the new one or none, never a part.
+    """Write a file so that readers see the old one, the new one or none, never a part, after a power cut neither.
 
     Args:
         path: The file; its directory is created.
@@ -69,6 +69,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(name, path)
         finally:
             Path(name).unlink(missing_ok=True)

@@ -3,13 +3,14 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedhess.environment import describe_environment
 from fedhess.errors import UsageError
 from fedhess.runs import replace_file
+from fedhess.selection import DEFAULT
 
 if sys.platform != "win32":
     import fcntl
@@ -21,7 +22,9 @@ FREE_SETTINGS = tuple(
 
 
 @contextmanager
-def job_directory(path: Path, description: Mapping[str, Any], *, resume: bool) -> Iterator[list[str]]:
+def job_directory(
+    path: Path, description: Mapping[str, Any], *, resume: bool, selection: str = DEFAULT
+) -> Iterator[list[str]]:
     """Make a job's directory and its config.json, or check those of the job to resume; keep other processes out.
 
     A job that was killed before it had written config.json is resumed by beginning it.
@@ -30,6 +33,7 @@ def job_directory(path: Path, description: Mapping[str, Any], *, resume: bool) -
         path: The directory.
         description: What determines the results, as JSON.
         resume: Whether the directory may be that of an interrupted job.
+        selection: How round and variant are selected; a resumed job may have another, which is recorded then.
 
     Yields:
         What is different of the environment that the job was begun in: bits may differ then.
@@ -46,17 +50,39 @@ def job_directory(path: Path, description: Mapping[str, Any], *, resume: bool) -
             changes = _check_same(config_file, description)
         else:
             path.mkdir(parents=True, exist_ok=True)
-            record = {**description, "environment": describe_environment()}
-            replace_file(config_file, (json.dumps(record, indent=2) + "\n").encode())
+            _write(config_file, {**description, "selection": selection, "environment": describe_environment()})
     except OSError as error:
-        raise UsageError(f"--out: cannot write to {path}: {error.strerror}; choose another directory") from error
-    with config_file.open("rb") as held:
-        if sys.platform != "win32":
+        raise _unwritable(path, error) from error
+    with ExitStack() as locks:
+        _lock(config_file, locks)
+        recorded = json.loads(config_file.read_text(encoding="utf-8"))
+        if recorded.get("selection", DEFAULT) != selection:
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"--out: another process runs the job in {path}; wait for it, or stop it") from None
+                _write(config_file, recorded | {"selection": selection})
+            except OSError as error:
+                raise _unwritable(path, error) from error
+            _lock(config_file, locks)  # it is another file now; both stay locked
         yield changes
+
+
+def _write(config_file: Path, record: Mapping[str, Any]) -> None:
+    replace_file(config_file, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _lock(config_file: Path, locks: ExitStack) -> None:
+    """Keep other processes out until ``locks`` are closed."""
+    held = locks.enter_context(config_file.open("rb"))
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        where = config_file.parent
+        raise UsageError(f"--out: another process runs the job in {where}; wait for it, or stop it") from None
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"--out: cannot write to {path}: {error.strerror}; choose another directory")
 
 
 def require_unused(path: Path) -> None:

@@ -11,6 +11,7 @@ from fedhess.errors import UsageError
 from fedhess.finished import read_config, variants_of
 from fedhess.job import Job, PlannedRun, run_folder, slug
 from fedhess.runs import RunDirectory
+from fedhess.selection import DEFAULT, SELECTORS
 
 
 def open_recorded(path: Path) -> Job:
@@ -33,12 +34,13 @@ def open_recorded(path: Path) -> Job:
         outer = [_scenario(benchmark, name) for name in recorded["targets"]]
         inner = _runs(path, recorded, _inner(benchmark, outer), inner=True)
         runs = _runs(path, recorded, outer, inner=False)
+        selection = _selection(recorded)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{file} is damaged ({type(error).__name__}: {error}); restore it from a copy") from error
     except UsageError as error:
         raise UsageError(f"{file} cannot be read as it was written: {error}") from error
     kept = [run for run in inner if run.directory.rounds_file.exists()]
-    return Job(benchmark, path, (*runs, *kept), recorded, variants_of(recorded))
+    return Job(benchmark, path, (*runs, *kept), recorded, variants_of(recorded), selection)
 
 
 def require_inner_runs(job: Job) -> None:
@@ -57,6 +59,14 @@ def require_inner_runs(job: Job) -> None:
                     f"{' and '.join(sorted(left_out))} (seed {run.config.seed}); add what is missing by giving "
                     f"fedhess.simulate the job's options again, with --selection lodo --resume --out {job.path}"
                 )
+
+
+def _selection(recorded: dict[str, Any]) -> str:
+    """Give the selector that the job itself reports by; jobs of before it was recorded have the default."""
+    selection = recorded.get("selection", DEFAULT)
+    if selection not in SELECTORS or selection == "oracle":
+        raise ValueError(f"selection: got {selection!r}")
+    return str(selection)
 
 
 def _benchmark(recorded: dict[str, Any]) -> Benchmark:

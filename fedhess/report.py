@@ -241,20 +241,22 @@ def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:
 def report(
     run: Annotated[Path, typer.Argument(help="Directory of a job.")],
     selection: Annotated[
-        str,
-        typer.Option(help="What to select by: source, lodo, oracle, several by commas, or all."),
-    ] = DEFAULT,
+        str | None,
+        typer.Option(
+            help="What to select by: source, lodo, oracle, several by commas, or all. [default: what the job has]"
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the tables.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Make the tables of a recorded job again, or compare what the selectors choose.
 
-    By source validation alone, summary and figure of the job are made again; otherwise selection.md has a column for
-    each selector. The oracle looks at the target and stands in a column of its own that says so.
+    By the selector that the job was run with, its summary and figure are made again; otherwise selection.md has a
+    column for each selector. The oracle looks at the target and stands in a column of its own that says so.
     """
     progress = Progress(silent=quiet or as_json)
     job = open_recorded(run)
-    selectors = read_selectors(selection)
+    selectors = [job.selection] if selection is None else read_selectors(selection)
     if "lodo" in selectors:
         require_inner_runs(job)
     recorded = read_rows(job)
@@ -263,8 +265,8 @@ def report(
     if missing := unfinished(recorded):
         progress.warn(f"{len(missing)} of {len(recorded)} runs are not finished, the first {missing[0].directory.path}")
     compared = {name: summarise(job, recorded, selection=name) for name in selectors}
-    if selectors == [DEFAULT]:
-        text, paths = table(compared[DEFAULT]), write_report(job, compared[DEFAULT])
+    if selectors == [job.selection]:
+        text, paths = table(compared[job.selection]), write_report(job, compared[job.selection])
     else:
         text, paths = selector_table(compared), write_selection(job, compared)
     if as_json:

@@ -195,7 +195,7 @@ def simulate(
     if show_partition:
         typer.echo(show_partitions(job, as_json=as_json))
         return
-    with job_directory(job.path, job.description, resume=resume) as changes:
+    with job_directory(job.path, job.description, resume=resume, selection=job.selection) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
         try:

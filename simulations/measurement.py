@@ -97,7 +97,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
     if job.variants or job.selection != DEFAULT:
         typer.echo(f"{name}: {cost(job)}")
     started = time.monotonic()
-    with job_directory(job.path, job.description, resume=True):
+    with job_directory(job.path, job.description, resume=True, selection=job.selection):
         try:
             summary: dict[str, Any] = run_job(job, progress)
         except FederationError as error:

@@ -201,16 +201,34 @@ def test_report_needs_nothing_but_rows_and_compares_the_selectors(job: Path, rep
     assert selected == {"east": [4, 4], "west": [4, 4]}
 
 
-def test_report_is_by_source_validation_and_never_by_the_oracle(job: Path, reported: Command) -> None:
+def test_report_is_by_the_jobs_own_selector_and_never_by_the_oracle(job: Path, reported: Command) -> None:
+    before = (job / "summary.json").read_bytes()
+    (job / "summary.json").unlink()
     done = reported(job)
     assert done.status == 0, done.err
-    assert "selection among 3 settings by source validation" in done.out
+    assert "selection among 3 settings by leave-one-domain-out cross-validation" in done.out
     assert "oracle" not in done.out
     assert done.out.endswith(f"written: {job}/summary.json, {job}/summary.md, {job}/figures/Toy-rounds.png\n")
     assert not (job / "selection.md").exists()
-    text = (job / "summary.json").read_text()
-    assert "oracle" not in text
-    assert json.loads(text)["selection"] == ["source validation"]
+    assert (job / "summary.json").read_bytes() == before, "what the job itself reported"
+    assert b"oracle" not in before
+    assert reported(job, "--selection", "source").status == 0
+    assert (job / "summary.json").read_bytes() == before, "another selector's table is selection.md"
+    assert "source validation" in (job / "selection.md").read_text()
+
+
+@pytest.mark.parametrize("selection", ["oracle", "lod", 3])
+def test_recorded_selector_that_a_job_cannot_have_is_damage(job: Path, reported: Command, selection: object) -> None:
+    alter(job, lambda config: config.update(selection=selection))
+    done = reported(job)
+    assert done.status == 2
+    assert f"config.json is damaged (ValueError: selection: got {selection!r})" in done.err
+
+
+def test_job_recorded_before_selectors_were_is_by_source_validation(job: Path, reported: Command) -> None:
+    alter(job, lambda config: config.pop("selection"))
+    assert reported(job).status == 0
+    assert json.loads((job / "summary.json").read_text())["selection"] == ["source validation"]
 
 
 def test_report_as_json_is_json_alone(job: Path, reported: Command) -> None:

@@ -27,7 +27,9 @@ def test_cross_validation_is_added_to_a_finished_job(command: Command) -> None:
     assert again.status == 0, again.err
     assert "selection by leave-one-domain-out cross-validation" in again.out
     assert Path("job/east/0/rounds.jsonl").read_bytes() == before
-    require_inner_runs(open_recorded(Path("job")))
+    job = open_recorded(Path("job"))
+    require_inner_runs(job)
+    assert job.selection == "lodo", "a report is by what the job was resumed with"
 
 
 def test_setting_that_diverges_leaves_the_choice_to_the_others(command: Command) -> None:
