@@ -106,8 +106,8 @@ def test_settings_are_drawn_as_domainbed_draws_them() -> None:
     assert seed_hash(0, 0) == 894182419, "MD5 of '(0, 0)'"
 
 
-# By method: our setting, the name that DomainBed's registry (hparams_registry.py) draws it by, and its draw there. HGP's
-# and Hutchinson's are not in the registry.
+# By method: our setting, the name that DomainBed's registry (hparams_registry.py) draws it by, and its draw there.
+# HGP's and Hutchinson's are not in the registry.
 REGISTRY: dict[str, dict[str, tuple[str, Callable[[np.random.RandomState], float]]]] = {
     "erm": {},
     "irm": {
