@@ -7,6 +7,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -60,13 +61,19 @@ class Federation:
         self.wait(lambda: all(f"register-{n}" in self.running.ended() for n in names), "the nodes are registered", 90)
         assert {self.running.ended()[f"register-{n}"] for n in names} == {0}
 
-    def start_node(self, domain: str, *, log: str = "", keys: Keys | None = None, **node_config: Any) -> None:
-        """Start the SuperNode of a domain; ``log`` tells this start from others."""
+    def start_node(
+        self, domain: str, *, log: str = "", keys: Keys | None = None, script: Path | None = None, **node_config: Any
+    ) -> None:
+        """Start the SuperNode of a domain; ``log`` tells this start from others, ``script`` is run in its place."""
         own = {"role": DOMAINS[domain], "domain": domain, **{k.replace("_", "-"): v for k, v in node_config.items()}}
         node = programs.supernode(
             keys or self.keys, address=f"{HOST}:{self.port}", name=domain, port=free_port(), node_config=own
         )
-        self._start(log or domain, Program(node.name, node.arguments, {"FLWR_HOME": str(self.home)}))
+        home = {"FLWR_HOME": str(self.home)}
+        if script is None:
+            self._start(log or domain, Program(node.name, node.arguments, home))
+        else:
+            self._start(log or domain, Program(sys.executable, [str(script), *node.arguments], home))
 
     def start_run(self, name: str, *settings: str) -> "subprocess.Popen[bytes]":
         """Start a run, recorded in the folder of its name; its log is that of its name."""
@@ -92,9 +99,9 @@ class Federation:
         file = self.running.log(name)
         return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
-    def rows(self, name: str) -> list[dict[str, Any]]:
+    def rows(self, name: str, *, target: str = "sketch") -> list[dict[str, Any]]:
         """Return the rows that a run recorded."""
-        file = self.folder / name / "sketch" / "0" / "rounds.jsonl"
+        file = self.folder / name / target / "0" / "rounds.jsonl"
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
     def failures(self, name: str) -> list[tuple[int, str, str, str]]:
@@ -127,15 +134,17 @@ class Federation:
 
 
 def make_app(folder: Path) -> Path:
-    """Make a Flower app of the project's code whose clients can be told to misbehave."""
+    """Make a Flower app of the project's code whose clients can be told to misbehave, and whose server be misled."""
     for package in ("fedhess", "strategies"):
         shutil.copytree(REPOSITORY / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
-    shutil.copy(Path(__file__).parent / "misbehaving.py", folder)
+    for module in ("misbehaving.py", "misled.py"):
+        shutil.copy(Path(__file__).parent / module, folder)
     for file in ("README.md", "LICENSE"):
         shutil.copy(REPOSITORY / file, folder)
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     text = text.replace('clientapp = "fedhess.client:app"', 'clientapp = "misbehaving:app"')
-    text = text.replace("fab-include = [", 'fab-include = ["misbehaving.py", ')
+    text = text.replace('serverapp = "fedhess.server:app"', 'serverapp = "misled:app"')
+    text = text.replace("fab-include = [", 'fab-include = ["misbehaving.py", "misled.py", ')
     (folder / "pyproject.toml").write_text(text, encoding="utf-8")
     return folder
 

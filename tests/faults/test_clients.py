@@ -1,6 +1,8 @@
 """A client that fails, lies or hangs is named with its round and phase, and the run goes on under the quorum rule."""
 
+import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,46 @@ def test_a_client_that_hangs_in_an_exchange_ends_a_run_that_needs_everybody(star
     assert "round 2, exchange gradient, client cartoon: no reply within 45 s" in log
     assert "2 of 3 source clients completed phase 'exchange gradient', 3 are needed" in log
     assert started.completed_round("job") == 1, "no completed round is lost"
+
+
+def test_a_second_reply_to_one_message_counts_for_nothing(started: Federation) -> None:
+    for domain in DOMAINS:
+        if domain != "cartoon":
+            started.start_node(domain)
+    started.start_node("cartoon", script=Path(__file__).parent / "insistent_node.py")
+    started.start_run("twice", "rounds=2")
+    started.finish("twice", 400)
+    # The first is the word that it does not hold the model yet: said again, it is the same message to Flower.
+    answers = re.findall(r"second reply, (\w+ ?\w+): (\d+) parts of it wanted", started.log("cartoon"))
+    assert [kind for kind, _ in answers] == ["the same", "another", "another"]
+    assert [wanted for _, wanted in answers][1:] == ["0", "0"], "the SuperLink takes one reply to a message"
+    assert started.log("superlink").count("duplicate reply for reply_to_message_id") == 2
+    assert started.failures("twice") == []
+    started.kill("cartoon")
+    time.sleep(60)  # until the SuperLink has missed it
+    started.start_node("cartoon", log="cartoon-once")
+    started.start_run("once", "rounds=2")
+    started.finish("once", 400)
+    assert started.weights("twice") == started.weights("once")
+
+
+def test_a_target_that_is_asked_to_train_refuses_and_the_round_goes_on_without_it(federation: Federation) -> None:
+    federation.start_superlink(MISLED="sketch")  # the server's process inherits it
+    federation.register()
+    for domain, role in {"art_painting": "source", "cartoon": "source", "sketch": "target", "photo": "target"}.items():
+        federation.start_node(domain, role=role)
+    asked = {"hgp": ("query.statistics", "exchange gradient"), "erm": ("train", "train")}
+    for strategy, (message_type, phase) in asked.items():
+        domains = 'sources="art_painting,cartoon,sketch" targets="photo"'
+        federation.start_run(strategy, f'{domains} rounds=2 quorum=2 strategy="{strategy}"')
+        log = federation.finish(strategy, 400)
+        refused = f"its client answers evaluate messages only, refused '{message_type}'"
+        for number in (1, 2):
+            said = f"round {number}, {phase}, client sketch: error 1001: sketch is a target domain: {refused}"
+            assert said in log, log
+        rows = [row for row in federation.rows(strategy, target="photo") if row["round"] == 2]
+        assert {row["domain"] for row in rows if row["accuracy"] is not None} == {"art_painting", "cartoon", "photo"}
+        assert all(row["domain"] == "sketch" for row in rows if row["failures"])
 
 
 def test_a_strategy_that_only_the_server_has_is_said_with_what_to_do(federation: Federation, tmp_path: Path) -> None:
