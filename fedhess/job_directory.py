@@ -33,7 +33,7 @@ def job_directory(
         path: The directory.
         description: What determines the results, as JSON.
         resume: Whether the directory may be that of an interrupted job.
-        selection: How round and variant are selected; a resumed job may have another, which is recorded then.
+        selection: How round and variant are selected, recorded when the job begins; see `record_selection`.
 
     Yields:
         What is different of the environment that the job was begun in: bits may differ then.
@@ -45,40 +45,60 @@ def job_directory(
     changes: list[str] = []
     if not resume:
         require_unused(path)
-    try:
-        if _is_used(path):
-            changes = _check_same(config_file, description)
-        else:
+    elif path.exists() and _is_used(path) and not config_file.exists():
+        raise UsageError(f"--resume: there is no {config_file}; give --out the directory of the job to continue")
+    with ExitStack() as lock:
+        try:
             path.mkdir(parents=True, exist_ok=True)
-            _write(config_file, {**description, "selection": selection, "environment": describe_environment()})
+            _lock(path, lock)
+            if not resume:
+                require_unused(path)  # another process may have been here since
+            if _is_used(path):
+                changes = _check_same(config_file, description)
+            else:
+                _write(config_file, {**description, "selection": selection, "environment": describe_environment()})
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        yield changes
+
+
+def recorded_selection(path: Path) -> str:
+    """Give the selector that the job in a directory was last reported by, or the default where there is none yet."""
+    try:
+        return str(json.loads((path / "config.json").read_text(encoding="utf-8")).get("selection", DEFAULT))
+    except (OSError, ValueError, AttributeError):  # absent or damaged: resuming says so
+        return DEFAULT
+
+
+def record_selection(path: Path, selection: str) -> None:
+    """Record the selector that the summary of a job, whose directory this process holds, is about to be made by.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    config_file = path / "config.json"
+    recorded = json.loads(config_file.read_text(encoding="utf-8"))
+    if recorded.get("selection", DEFAULT) == selection:
+        return
+    try:
+        _write(config_file, recorded | {"selection": selection})
     except OSError as error:
         raise _unwritable(path, error) from error
-    with ExitStack() as locks:
-        _lock(config_file, locks)
-        recorded = json.loads(config_file.read_text(encoding="utf-8"))
-        if recorded.get("selection", DEFAULT) != selection:
-            try:
-                _write(config_file, recorded | {"selection": selection})
-            except OSError as error:
-                raise _unwritable(path, error) from error
-            _lock(config_file, locks)  # it is another file now; both stay locked
-        yield changes
 
 
 def _write(config_file: Path, record: Mapping[str, Any]) -> None:
     replace_file(config_file, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _lock(config_file: Path, locks: ExitStack) -> None:
-    """Keep other processes out until ``locks`` are closed."""
-    held = locks.enter_context(config_file.open("rb"))
+def _lock(path: Path, lock: ExitStack) -> None:
+    """Keep other processes out until ``lock`` is closed, by a file that is never replaced."""
     if sys.platform == "win32":
         return
+    held = lock.enter_context((path / ".lock").open("ab"))
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        where = config_file.parent
-        raise UsageError(f"--out: another process runs the job in {where}; wait for it, or stop it") from None
+        raise UsageError(f"--out: another process runs the job in {path}; wait for it, or stop it") from None
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:
@@ -110,8 +130,6 @@ def _is_used(path: Path) -> bool:
 
 def _check_same(config_file: Path, description: Mapping[str, Any]) -> list[str]:
     """Compare with the recorded description; return how the environment has changed."""
-    if not config_file.exists():
-        raise UsageError(f"--resume: there is no {config_file}; give --out the directory of the job to continue")
     try:
         recorded = {"variants": []} | json.loads(config_file.read_text(encoding="utf-8"))
         before, now = _flat({key: recorded[key] for key in description}), _flat(dict(description))

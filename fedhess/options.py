@@ -58,10 +58,10 @@ Split = Annotated[
     ),
 ]
 Selection = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="What the reported round and setting are selected by: source (validation), or lodo, cross-validation by "
-        "more runs that leave out each source domain as well. [default: source]",
+        "more runs that leave out each source domain as well. [default: source, or what the job to resume has]",
         show_default=False,
     ),
 ]

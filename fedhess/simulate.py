@@ -25,7 +25,7 @@ from fedhess.engines.worker import CLIENT_THREAD
 from fedhess.environment import resolve_device, torch_threads
 from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
-from fedhess.job_directory import job_directory, require_unused
+from fedhess.job_directory import job_directory, record_selection, recorded_selection, require_unused
 from fedhess.listing import list_everything
 from fedhess.local_client import source_examples, source_shares
 from fedhess.manifest import make_manifest, record_manifest, show_partitions
@@ -48,7 +48,7 @@ def simulate(
     variants: options.Variants = "",
     target: options.Target = "all",
     split: options.Split = None,
-    selection: options.Selection = DEFAULT,
+    selection: options.Selection = None,
     partition: options.Partition = None,
     clients: options.Clients = None,
     heterogeneity: options.Heterogeneity = None,
@@ -188,7 +188,7 @@ def simulate(
         overrides={key: value for key, value in given.items() if value is not None},
         out=out,
         variants=parse_variants(variants),
-        selection=selection,
+        selection=selection or (recorded_selection(out) if resume and out is not None else DEFAULT),
     )
     for warning in filter(None, (stand_in_warning(benchmark), incomplete_warning(job))):
         progress.warn(warning)
@@ -200,6 +200,7 @@ def simulate(
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
         try:
             summary = run_job(job, progress, engine=chosen)
+            record_selection(job.path, job.selection)
             paths = write_report(job, summary)
         except (FederationError, StorageError, KeyboardInterrupt):
             sys.stderr.write(

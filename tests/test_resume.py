@@ -13,7 +13,7 @@ from conftest import TOY, Outcome, Start
 from crashes import ASSASSIN
 
 from fedhess import simulate
-from fedhess.job_directory import job_directory
+from fedhess.job_directory import job_directory, record_selection
 
 Command = Callable[..., Outcome]
 
@@ -45,7 +45,7 @@ def assert_same(job: Path, reference: Path) -> None:
     assert weights.name == expected.name
     assert weights.read_bytes() == expected.read_bytes()
     assert results(job) == results(reference)
-    leftovers = [path for path in job.rglob("*") if path.name.startswith(".")]
+    leftovers = [path for path in job.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
     assert leftovers == []
 
 
@@ -191,8 +191,14 @@ def test_second_process_is_kept_out(command: Command) -> None:
         outcome = command(*TOY, "--strategy", "erm", "--out", "job", "--resume")
     assert outcome.status == 2
     assert "another process runs the job in job; wait for it, or stop it" in outcome.err
-    with job_directory(Path("job"), description, resume=True, selection="lodo"):  # config.json is written anew
-        assert command(*TOY, "--strategy", "erm", "--out", "job", "--resume").status == 2
+    with job_directory(Path("job"), description, resume=True):
+        record_selection(Path("job"), "lodo")  # config.json is written anew, and the lock holds
+        outcome = command(*TOY, "--strategy", "erm", "--out", "job", "--resume", "--selection", "source")
+    assert "another process runs the job in job" in outcome.err
+    with job_directory(Path("new"), description, resume=False):
+        outcome = command(*TOY, "--strategy", "erm", "--out", "new", "--resume")
+    assert "another process runs the job in new" in outcome.err
+    record_selection(Path("job"), "source")
     assert command(*TOY, "--strategy", "erm", "--out", "job", "--resume").status == 0
 
 

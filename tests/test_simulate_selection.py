@@ -30,6 +30,11 @@ def test_cross_validation_is_added_to_a_finished_job(command: Command) -> None:
     job = open_recorded(Path("job"))
     require_inner_runs(job)
     assert job.selection == "lodo", "a report is by what the job was resumed with"
+    summary = Path("job/summary.json").read_bytes()
+    assert command(*BRIEF, "--resume", "--out", "job").status == 0
+    assert Path("job/summary.json").read_bytes() == summary, "a job that is resumed keeps its selector"
+    assert command(*BRIEF, "--resume", "--out", "job", "--selection", "source").status == 0
+    assert open_recorded(Path("job")).selection == "source"
 
 
 def test_setting_that_diverges_leaves_the_choice_to_the_others(command: Command) -> None:

@@ -36,7 +36,8 @@ SIDE = 28  # pixels
 DIGITS = tuple(map(str, range(10)))
 PER_MNIST_DIGIT = (6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958)
 ADVICE = "`python -m fedhess.data prepare Digits` fetches it into the cache"
-MEND = f"delete it; {ADVICE}"
+MEND = "delete it; `python -m fedhess.data prepare Digits` fetches it anew"
+MEND_SVHN = MEND.replace("Digits`", "Digits --domains-args svhn=true`")
 Files = Mapping[str, tuple[Path, ...]]  # domain -> its files; MNIST's is its root
 
 
@@ -104,7 +105,7 @@ def find_collections(opening: Opening, *, svhn: bool) -> Files:
     """
     roots = data_roots(opening)
     usps, optdigits = USPS.find(roots, advice=MEND), OPTDIGITS.find(roots, advice=MEND) or installed_optdigits()
-    house_numbers = [file.find(roots, advice=MEND) for file in SVHN.values()] if svhn else []
+    house_numbers = [file.find(roots, advice=MEND_SVHN) for file in SVHN.values()] if svhn else []
     wanted = {USPS: [usps], OPTDIGITS: [optdigits], SVHN["train"]: house_numbers}
     for file, paths in wanted.items():
         if None in paths:

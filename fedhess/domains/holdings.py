@@ -9,7 +9,7 @@ from typing import Protocol
 from fedhess.cache import cache_directory
 from fedhess.domains.benchmark import OptionValue
 from fedhess.domains.colored_mnist import settle_colored_mnist
-from fedhess.domains.digits import MEND, settle_digits
+from fedhess.domains.digits import MEND, MEND_SVHN, settle_digits
 from fedhess.domains.folder_tree import read_tree, settle_tree
 from fedhess.domains.known_file import data_roots
 from fedhess.domains.mnist import drop_damaged, find_mnist, locate_mnist, mnist_places
@@ -179,7 +179,7 @@ class Collections:
         usps = USPS.find(roots, advice=MEND)
         optdigits = OPTDIGITS.find(roots, advice=MEND) or installed_optdigits()
         wanted = SVHN.values() if self._svhn(opening) else ()
-        house_numbers = [file.find(roots, advice=MEND) for file in wanted]
+        house_numbers = [file.find(roots, advice=MEND_SVHN) for file in wanted]
         here = locate_mnist(opening, opening.data_dir) and usps and optdigits and None not in house_numbers
         return usps.parent.parent if usps and here else None
 
@@ -190,12 +190,16 @@ class Collections:
         """
         roots = data_roots(opening)
         root = roots[-1]
-        if USPS.is_wanted(roots, advice=MEND) and (reason := fetch_usps(root, notify=opening.notify)):
+        try:
+            usps, optdigits = USPS.is_wanted(roots, advice=MEND), OPTDIGITS.is_wanted(roots, advice=MEND)
+            house_numbers = [file.is_wanted(roots, advice=MEND_SVHN) for file in SVHN.values() if self._svhn(opening)]
+        except UsageError as error:
+            return str(error)
+        if usps and (reason := fetch_usps(root, notify=opening.notify)):
             return reason
-        if OPTDIGITS.is_wanted(roots, advice=MEND) and (reason := fetch_optdigits(root, notify=opening.notify)):
+        if optdigits and (reason := fetch_optdigits(root, notify=opening.notify)):
             return reason
-        wanted = self._svhn(opening) and any(file.is_wanted(roots, advice=MEND) for file in SVHN.values())
-        if wanted and (reason := fetch_svhn(root, notify=opening.notify)):
+        if any(house_numbers) and (reason := fetch_svhn(root, notify=opening.notify)):
             return reason
         return MadeOfMnist(self.about, settle_digits).prepare(opening)
 

@@ -92,9 +92,12 @@ def drop_damaged(opening: Opening) -> None:
         return
     raw = mnist_places(opening, None)[-1] / "MNIST" / "raw"
     for name, size in FILES.items():
-        if (raw / name).exists() and (raw / name).stat().st_size != size:
+        if (raw / name).is_file() and (raw / name).stat().st_size != size:
             opening.notify(f"{raw / name} is damaged and deleted")
-            (raw / name).unlink()
+            try:
+                (raw / name).unlink()
+            except OSError as error:
+                raise UsageError(f"{raw / name} cannot be deleted ({error.strerror}); delete it by hand") from error
 
 
 def mnist_places(opening: Opening, data_dir: Path | None) -> list[Path]:

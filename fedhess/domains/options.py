@@ -59,7 +59,11 @@ class Opening:
         options = self.read_options(**defaults, data_dir=str(self.data_dir or ""))
         given = str(options["data_dir"])
         skip = bool(options.get("skip_bad_images", self.skip_bad_images))
-        return replace(self, data_dir=Path(given).expanduser() if given else None, skip_bad_images=skip), options
+        try:
+            folder = Path(given).expanduser() if given else None
+        except RuntimeError as error:
+            raise UsageError(f"{self.benchmark}: data_dir {given}: {error}; give the whole path") from error
+        return replace(self, data_dir=folder, skip_bad_images=skip), options
 
     def _converted(self, name: str, default: OptionValue) -> OptionValue:
         given = self.options.get(name, default)
