@@ -1,6 +1,7 @@
 """The directory of a job: begun once, resumed only as it was begun, used by one process at a time."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -91,10 +92,11 @@ def _write(config_file: Path, record: Mapping[str, Any]) -> None:
 
 
 def _lock(path: Path, lock: ExitStack) -> None:
-    """Keep other processes out until ``lock`` is closed, by a file that is never replaced."""
+    """Keep other processes out until ``lock`` is closed, by a lock on the directory itself, which is never replaced."""
     if sys.platform == "win32":
         return
-    held = lock.enter_context((path / ".lock").open("ab"))
+    held = os.open(path, os.O_RDONLY)
+    lock.callback(os.close, held)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

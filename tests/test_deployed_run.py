@@ -106,10 +106,11 @@ def test_the_same_run_started_again_continues_with_the_same_bits(
 def test_two_runs_at_once_in_one_directory_are_refused(settings: dict[str, Any], deployed: Callable[..., None]) -> None:
     fcntl = pytest.importorskip("fcntl")
     deployed(settings | {"rounds": 1}, "shared")
-    with Path("shared/.lock").open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match="another process runs the job in shared"):
-            deployed(settings | {"rounds": 1}, "shared")
+    held = os.open("shared", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(UsageError, match="another process runs the job in shared"):
+        deployed(settings | {"rounds": 1}, "shared")
+    os.close(held)
 
 
 def test_a_directory_that_cannot_be_written_is_named(settings: dict[str, Any], deployed: Callable[..., None]) -> None:
