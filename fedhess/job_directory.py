@@ -46,10 +46,12 @@ def job_directory(
     changes: list[str] = []
     if not resume:
         require_unused(path)
-    elif path.exists() and _is_used(path) and not config_file.exists():
-        raise UsageError(f"--resume: there is no {config_file}; give --out the directory of the job to continue")
     with ExitStack() as lock:
         try:
+            if resume and _is_used(path) and not config_file.exists():
+                raise UsageError(
+                    f"--resume: there is no {config_file}; give --out the directory of the job to continue"
+                )
             path.mkdir(parents=True, exist_ok=True)
             _lock(path, lock)
             if not resume:

@@ -86,8 +86,6 @@ def settle_colored_mnist(opening: Opening) -> tuple[Opening, dict[str, OptionVal
     opening, options = opening.settled(form="irm", label_shift=False, per_domain=0, seed=opening.seed)
     if options["form"] not in FORMS:
         raise UsageError(f"ColoredMNIST has no form {options['form']!r}; {did_you_mean(str(options['form']), FORMS)}")
-    if int(options["per_domain"]) < 0:
-        raise UsageError(f"ColoredMNIST: per_domain must be 0 (all) or more, got {options['per_domain']}")
     if options["form"] == "domainbed" and options["label_shift"]:
         raise UsageError("ColoredMNIST: label_shift belongs to form irm, got it with form domainbed; leave one out")
     return opening, options

@@ -73,21 +73,8 @@ def open_digits(opening: Opening) -> Benchmark:
 
 
 def settle_digits(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
-    """Check the options.
-
-    Args:
-        opening: As for `open_digits`.
-
-    Returns:
-        The opening with the data folder that the options name, and a value for each option.
-
-    Raises:
-        UsageError: An unknown option, or a value out of range.
-    """
-    opening, options = opening.settled(svhn=False, per_domain=0)
-    if int(options["per_domain"]) < 0:
-        raise UsageError(f"Digits: per_domain must be 0 (all) or more, got {options['per_domain']}")
-    return opening, options
+    """Check the options; see `Opening.settled`."""
+    return opening.settled(svhn=False, per_domain=0)
 
 
 def find_collections(opening: Opening, *, svhn: bool) -> Files:

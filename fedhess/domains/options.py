@@ -44,7 +44,7 @@ class Opening:
         return {name: self._converted(name, default) for name, default in defaults.items()}
 
     def settled(self, **defaults: OptionValue) -> tuple["Opening", dict[str, OptionValue]]:
-        """Read the options of a benchmark that has ``data_dir`` among them, as `read_options` does.
+        """Read the options of a benchmark that has ``data_dir`` among them, and perhaps ``per_domain``.
 
         Args:
             **defaults: Every other option of the benchmark.
@@ -54,10 +54,12 @@ class Opening:
             a value for each option.
 
         Raises:
-            UsageError: As `read_options`.
+            UsageError: As `read_options`; or ``per_domain``, a number of examples, is negative.
         """
         options = self.read_options(**defaults, data_dir=str(self.data_dir or ""))
         given = str(options["data_dir"])
+        if int(options.get("per_domain", 0)) < 0:
+            raise UsageError(f"{self.benchmark}: per_domain must be 0 (all) or more, got {options['per_domain']}")
         skip = bool(options.get("skip_bad_images", self.skip_bad_images))
         try:
             folder = Path(given).expanduser() if given else None

@@ -19,7 +19,6 @@ from fedhess.domains.counts import KnownCounts
 from fedhess.domains.data import TensorDomain
 from fedhess.domains.mnist import find_mnist, read_mnist
 from fedhess.domains.options import Opening
-from fedhess.errors import UsageError
 
 ANGLES = {"0": 0, "15": 15, "30": 30, "45": 45, "60": 60, "75": 75}  # domain -> degrees
 COMPLETE = KnownCounts({"0": 11_667, "15": 11_667, "30": 11_667, "45": 11_667, "60": 11_666, "75": 11_666})
@@ -57,21 +56,8 @@ def open_rotated_mnist(opening: Opening) -> Benchmark:
 
 
 def settle_rotated_mnist(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
-    """Check the options.
-
-    Args:
-        opening: As for `open_rotated_mnist`.
-
-    Returns:
-        The opening with the data folder that the options name, and a value for each option.
-
-    Raises:
-        UsageError: An unknown option, or a value out of range.
-    """
-    opening, options = opening.settled(per_domain=0, seed=opening.seed)
-    if int(options["per_domain"]) < 0:
-        raise UsageError(f"RotatedMNIST: per_domain must be 0 (all) or more, got {options['per_domain']}")
-    return opening, options
+    """Check the options; see `Opening.settled`."""
+    return opening.settled(per_domain=0, seed=opening.seed)
 
 
 def _load(domain: str, *, root: Path, options: dict[str, OptionValue]) -> TensorDomain:
