@@ -4,16 +4,30 @@ import sys
 
 import click
 import typer
+from typer.core import TyperCommand
 
 from fedhess.errors import FederationError, UsageError
 from fedhess.runs import StorageError
 
 
-def run_command(cli: typer.Typer) -> int:
+class Command(TyperCommand):
+    """A command whose help shows ``[default: 7]`` as it is.
+
+    Typer 0.20 puts a backslash before such a bracket, for Rich, whenever Rich is installed, even where it does not
+    print through it.
+    """
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help, without the backslashes."""
+        return super().get_help(ctx).replace("\\[", "[")
+
+
+def run_command(cli: typer.Typer, name: str = "fedhess") -> int:
     """Run a command on the arguments of this process.
 
     Args:
-        cli: A Typer application with one command.
+        cli: A Typer application.
+        name: What its messages begin with.
 
     Returns:
         The exit status: 0 if results were written, 2 for a mistake of the user, 130 after Ctrl-C, else 1.
@@ -21,11 +35,11 @@ def run_command(cli: typer.Typer) -> int:
     try:
         return int(cli(standalone_mode=False) or 0)
     except UsageError as error:
-        sys.stderr.write(f"fedhess: {error}\n")
+        sys.stderr.write(f"{name}: {error}\n")
         return 2
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (FederationError, StorageError) as error:
-        sys.stderr.write(f"fedhess: {error}\n")
+        sys.stderr.write(f"{name}: {error}\n")
         return 1

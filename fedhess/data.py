@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from fedhess import data_report
+from fedhess.command import Command, run_command
 from fedhess.config import parse_assignments
 from fedhess.domains import find_benchmark, open_benchmark
 from fedhess.domains.data import Notify
@@ -47,7 +47,7 @@ cli = typer.Typer(
 )
 
 
-@cli.command("list", context_settings=CONTEXT)
+@cli.command("list", cls=Command, context_settings=CONTEXT)
 def list_benchmarks(data_dir: DataDir = None, as_json: AsJson = False) -> int:
     """List the benchmarks: what each is, whether its data is here, where it was looked for, how to get it."""
     entries = [_entry(name, data_dir) for name in HOLDINGS]
@@ -55,7 +55,7 @@ def list_benchmarks(data_dir: DataDir = None, as_json: AsJson = False) -> int:
     return 0
 
 
-@cli.command(context_settings=CONTEXT)
+@cli.command(cls=Command, context_settings=CONTEXT)
 def check(
     name: Name, data_dir: DataDir = None, domains_args: DomainsArgs = "", quiet: Quiet = False, as_json: AsJson = False
 ) -> int:
@@ -71,7 +71,7 @@ def check(
     return 0 if found.ok else 1
 
 
-@cli.command(context_settings=CONTEXT)
+@cli.command(cls=Command, context_settings=CONTEXT)
 def prepare(
     name: Name,
     data_dir: DataDir = None,
@@ -159,15 +159,7 @@ def _inspect(name: str, key: str, opening: Opening) -> Inspection:
 
 def main() -> None:
     """Run the command; a mistake of the user ends with one message and status 2."""
-    try:
-        status = int(cli(standalone_mode=False) or 0)
-    except UsageError as error:
-        sys.stderr.write(f"fedhess: {error}\n")
-        status = 2
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    sys.exit(status)
+    sys.exit(run_command(cli))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import typer
 from fedhess.announcements import stand_in_warning
 from fedhess.averages import mean, mean_and_error, short, shown
 from fedhess.candidates import Recorded, cells_of, read_rows, unfinished
-from fedhess.command import run_command
+from fedhess.command import Command, run_command
 from fedhess.config import RunConfig
 from fedhess.domain_rows import domain_rows
 from fedhess.domains import Scenario
@@ -237,7 +237,7 @@ def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:
     }
 
 
-@cli.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@cli.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def report(
     run: Annotated[Path, typer.Argument(help="Directory of a job.")],
     selection: Annotated[

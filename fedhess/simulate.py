@@ -17,7 +17,7 @@ import typer
 from fedhess import options
 from fedhess.announcements import header, incomplete_warning, stand_in_warning
 from fedhess.client import app as client_app
-from fedhess.command import run_command
+from fedhess.command import Command, run_command
 from fedhess.config import parse_assignments
 from fedhess.domains import open_benchmark
 from fedhess.engines.choice import IN_PROCESS, Engine, choose_engine
@@ -40,7 +40,7 @@ from fedhess.variants import describe, parse_variants
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@cli.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@cli.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def simulate(
     domains: options.Domains = "PACS",
     strategy: options.Strategy = "hgp",

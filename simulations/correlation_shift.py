@@ -10,11 +10,13 @@ coefficients are their own defaults, not tuned. FedProx with one local step is E
 whose server steps are not those of the scripts.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import typer
 
+from fedhess.command import Command, run_command
 from simulations.comparison import Comparison
 from simulations.measurement import Configuration
 from simulations.published import CORRELATION_SHIFT
@@ -31,7 +33,6 @@ from simulations.scenario import (
     hasten,
     plan,
     read_seeds,
-    run_command,
     run_scenario,
 )
 
@@ -86,7 +87,7 @@ COMPARISON = Comparison(
 )
 
 
-@cli.command()
+@cli.command(cls=Command)
 def correlation_shift(
     strategy: StrategyOption = "all",
     seeds: SeedsOption = "0,1",
@@ -105,4 +106,4 @@ def correlation_shift(
 
 
 if __name__ == "__main__":
-    run_command(cli, "correlation_shift")
+    sys.exit(run_command(cli, "correlation_shift"))

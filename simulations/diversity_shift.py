@@ -9,11 +9,13 @@ Settings and coefficients are those of fedhess/recipes.py. IconPACS and RotatedM
 compare on a shift of style and of angle, with small models; published values are of other networks and protocols.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import typer
 
+from fedhess.command import Command, run_command
 from fedhess.config import Scalar
 from fedhess.domains import BENCHMARKS
 from fedhess.errors import UsageError, did_you_mean
@@ -35,7 +37,6 @@ from simulations.scenario import (
     hasten,
     plan,
     read_seeds,
-    run_command,
     run_scenario,
 )
 
@@ -93,7 +94,7 @@ def choose_domains(given: str, among: Iterable[str] = BENCHMARKS) -> list[str]:
     return list(dict.fromkeys(known[name.lower()] for name in names))
 
 
-@cli.command()
+@cli.command(cls=Command)
 def diversity_shift(
     domains: str | None = typer.Option(
         None, help=f"Benchmarks, separated by commas. [default: {','.join(DOMAINS)}; PACS with a preset]"
@@ -147,4 +148,4 @@ def diversity_shift(
 
 
 if __name__ == "__main__":
-    run_command(cli, "diversity_shift")
+    sys.exit(run_command(cli, "diversity_shift"))

@@ -9,11 +9,13 @@ the remaining digits >= 5 in the second; colour, noise, settings and targets as 
 every client are printed and recorded.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 import typer
 
+from fedhess.command import Command, run_command
 from fedhess.domains import open_benchmark
 from simulations import correlation_shift
 from simulations.comparison import Comparison, class_balance
@@ -30,7 +32,6 @@ from simulations.scenario import (
     StrategyOption,
     choose,
     read_seeds,
-    run_command,
     run_scenario,
 )
 
@@ -54,7 +55,7 @@ def configurations(
     return [replace(job, options={**job.options, "label_shift": True}) for job in jobs]
 
 
-@cli.command()
+@cli.command(cls=Command)
 def label_shift(
     strategy: StrategyOption = "all",
     seeds: SeedsOption = "0,1",
@@ -78,4 +79,4 @@ def label_shift(
 
 
 if __name__ == "__main__":
-    run_command(cli, "label_shift")
+    sys.exit(run_command(cli, "label_shift"))

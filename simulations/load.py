@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedhess.command import run_command
+from fedhess.command import Command, run_command
 from fedhess.environment import describe_environment
 from fedhess.errors import UsageError, did_you_mean
 from simulations.watching import Watched, watch
@@ -30,7 +30,7 @@ LEAST_ROUNDS = 6
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@cli.command()
+@cli.command(cls=Command)
 def load(
     only: Annotated[str, typer.Option(help=f"{IN_PROCESS}, {DEPLOYED}, or both.")] = f"{IN_PROCESS},{DEPLOYED}",
     clients: Annotated[int, typer.Option(min=3, help="Source clients in one process.")] = 200,
@@ -155,7 +155,7 @@ def draw(path: Path, recorded: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Run the command; every mistake of the user ends with one message and status 2."""
-    sys.exit(run_command(cli))
+    sys.exit(run_command(cli, "load"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """What the scenarios share: their options, the jobs run one after the other, and the command's frame."""
 
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import typer
 from fedhess.config import Scalar
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.recipes import default_strategy_args
-from fedhess.runs import StorageError
 from simulations.comparison import Comparison, draw, render
 from simulations.measurement import Configuration, measure
 from simulations.records import Row, add_row, load_record
@@ -137,12 +135,3 @@ def hasten(configuration: Configuration, *, rounds: int, annealed: int) -> Confi
     args = {"anneal_steps": annealed} if (recipe | dict(configuration.strategy_args)).get("anneal_steps") else {}
     overrides = {**configuration.overrides, "rounds": rounds}
     return replace(configuration, overrides=overrides, strategy_args={**configuration.strategy_args, **args})
-
-
-def run_command(cli: Callable[[], object], name: str) -> None:
-    """Run a scenario's command; a mistake of the user ends with one message and status 2, a full disk with 1."""
-    try:
-        cli()
-    except (UsageError, StorageError) as error:
-        sys.stderr.write(f"{name}: {error}\n")
-        sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedhess.command import Command, run_command
 from fedhess.environment import describe_environment
 from fedhess.errors import UsageError, did_you_mean
 
@@ -34,7 +35,7 @@ BENCHMARKS: dict[str, str] = {
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@cli.command()
+@cli.command(cls=Command)
 def timing(
     only: Annotated[str, typer.Option(help=f"Benchmarks, separated by commas: {', '.join(BENCHMARKS)}.")] = "",
     repeats: Annotated[int, typer.Option(help="Repetitions behind each median.")] = 7,
@@ -92,11 +93,7 @@ def _shown(value: Any) -> str:
 
 def main() -> None:
     """Run the command; a mistake of the user ends with one message and status 2."""
-    try:
-        cli()
-    except UsageError as error:
-        sys.stderr.write(f"timing: {error}\n")
-        sys.exit(2)
+    sys.exit(run_command(cli, "timing"))
 
 
 if __name__ == "__main__":

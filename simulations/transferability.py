@@ -15,10 +15,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from fedhess.command import Command, run_command
 from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark
 from fedhess.environment import describe_environment
-from fedhess.errors import FederationError, UsageError
 from fedhess.finished import open_finished, view_domains
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.progress import Progress
@@ -149,7 +149,7 @@ def quadratic_example() -> dict[str, Any]:
     return {"eigenvalues": gap.tolist(), "rows": rows}
 
 
-@cli.command()
+@cli.command(cls=Command)
 def transferability(
     quick: Annotated[bool, typer.Option("--quick", help="Three methods, one target, fewer radii.")] = False,
     job_directory: Annotated[
@@ -176,11 +176,7 @@ def transferability(
 
 def main() -> None:
     """Run the command; a mistake of the user ends with one message and status 2, a stopped federation with 1."""
-    try:
-        cli()
-    except (UsageError, FederationError) as error:
-        sys.stderr.write(f"transferability: {error}\n")
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+    sys.exit(run_command(cli, "transferability"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedhess.command import run_command
+from fedhess.command import Command, run_command
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.local import LocalFederation
@@ -42,7 +42,7 @@ def deploy() -> None:
     """Run fedhess on real machines through Flower's programs; each command prints the plain one that it runs."""
 
 
-@cli.command()
+@cli.command(cls=Command)
 def keys(
     host: Annotated[
         list[str] | None, typer.Option(help="Name or IP address of the SuperLink; give each that nodes use.")
@@ -59,7 +59,7 @@ def keys(
         typer.echo(f"nothing to make: all of it is in {folder}")
 
 
-@cli.command()
+@cli.command(cls=Command)
 def superlink(
     folder: KeysFolder = Path("keys"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
@@ -73,7 +73,7 @@ def superlink(
     _become(programs.superlink(Keys(folder), host=host, port=port, database=database))
 
 
-@cli.command()
+@cli.command(cls=Command)
 def register(address: Address, folder: KeysFolder = Path("keys")) -> None:
     """Let the SuperLink know the public key of every node in the folder; once, before the nodes start."""
     found = Keys(folder)
@@ -93,7 +93,7 @@ def register(address: Address, folder: KeysFolder = Path("keys")) -> None:
         raise FederationError("not registered (a node that is already is refused): " + "\n".join(failed))
 
 
-@cli.command()
+@cli.command(cls=Command)
 def supernode(
     address: Address,
     domain: Annotated[str, typer.Option(help="Domain whose data this machine holds.")],
@@ -131,7 +131,7 @@ def supernode(
             time.sleep(5)
 
 
-@cli.command()
+@cli.command(cls=Command)
 def run(
     address: Address,
     domains: Domains = "IconPACS",
@@ -153,7 +153,7 @@ def run(
     _become(programs.run(code, flower_home=folder / "flower", run_config=plan.run_config))
 
 
-@cli.command()
+@cli.command(cls=Command)
 def local(
     domains: Domains = "IconPACS",
     target: Target = "",

@@ -22,7 +22,6 @@ from fedhess.recipes import default_settings, default_strategy_args
 from fedhess.statistics import compute_statistic, run_forward
 from fedhess.training import Step
 from simulations import correlation_shift, diversity_shift, label_shift
-from simulations.scenario import run_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WEIGHT, L2 = 91257.18613115903, 1.10794568e-3
@@ -259,13 +258,3 @@ def test_job_that_stops_is_recorded_and_the_command_fails(run: Run, monkeypatch:
 def test_mistake_is_named(run: Run, scenario: Any, arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         run(scenario, *arguments)
-
-
-def test_mistake_ends_with_one_line_and_status_2(capfd: pytest.CaptureFixture[str]) -> None:
-    def mistaken() -> None:
-        raise UsageError("wrong")
-
-    with pytest.raises(SystemExit) as stop:
-        run_command(mistaken, "label_shift")
-    assert stop.value.code == 2
-    assert capfd.readouterr().err == "label_shift: wrong\n"
