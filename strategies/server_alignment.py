@@ -14,9 +14,6 @@ On the wire a round:     beside ERM's, three times C x K floats up and one down:
 Discloses:               each client's head gradient on one batch and two products with its head Hessian.
 """
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor
 
 from fedhess.curvature import head_gradient, head_hvp, hessian_gradient_product
@@ -65,9 +62,3 @@ class ServerAlignment(DomainStrategy):
         if bias is not None:
             moved["head.bias"] = bias + move[:, -1]
         return mean_update | moved
-
-
-def variance_of_gradients(gradients: Mapping[str, Tensor]) -> Tensor:
-    """Return A = (1/E) sum ||g_e - gbar||^2, (): what the server's step makes smaller."""
-    stacked = torch.stack(list(gradients.values()))
-    return (stacked - stacked.mean(0)).square().sum() / len(stacked)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict
-from methods import METHODS, RELAYS
 from toy import SOURCES, toy_config
 
+from federation.test_many_clients import DRAWN, MIXED
 from federation.test_nodes import FixedNodes
 from fedhess import protocol
 from fedhess.batches import joint_batch
@@ -20,12 +20,6 @@ from fedhess.protocol import Held, Identity
 from fedhess.roster import discover
 
 Run = Callable[..., Any]
-MIXED = {"partition": "lambda", "clients": 7, "heterogeneity": 0.5}
-DRAWN = {"partition": "dirichlet", "clients_per_domain": 3, "dirichlet_min_size": 2, "clients_per_round": 4}
-ALL = METHODS | RELAYS
-STATEFUL = ["fishr", "fediir-average", "groupdro", "groupdro-projection", "fish-momentum"]
-# One of each kind: two exchanges, the whole network, values by domain, weights on the server, a relay.
-KINDS = ["hgp-alpha", "hutchinson-probes", "iga", "fishr", "server_alignment", "groupdro", "fish-momentum"]
 
 
 def test_a_client_of_one_domain_and_one_of_several_know_their_parts() -> None:
