@@ -5,14 +5,14 @@ import time
 from collections.abc import Iterable, Iterator
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedhess import protocol
 from fedhess.aggregation import GlobalModel
 from fedhess.config import RunConfig
-from fedhess.engines.flower_compat import NodeInfo, Run
+from fedhess.engines.flower_compat import NodeInfo
+from fedhess.engines.forwarding_grid import ForwardingGrid
 from fedhess.errors import FederationError
 from fedhess.federation import Federation
 from fedhess.local_phase import RoundOutcome
@@ -21,7 +21,7 @@ from fedhess.sampling import derive_seed
 from fedhess.validation import read_tensors
 
 
-class SourceGrid(Grid):
+class SourceGrid(ForwardingGrid):
     """The run's grid with the source clients of a round alone, in domain order; so their replies come back.
 
     Flower's strategies add replies up as they come and sample random node ids; behind this view both depend on the seed
@@ -34,25 +34,10 @@ class SourceGrid(Grid):
     """
 
     def __init__(self, federation: Federation, *, server_round: int, timeout: float) -> None:
-        self._grid = federation.grid
+        super().__init__(federation.grid)
         self._timeout = timeout
         self._pushed: set[str] = set()
         self.by_node = {client.node_id: client for client in federation.participants(server_round)}
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the grid behind."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Make a message, as the grid behind would."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         """List the source clients' nodes in domain order."""

@@ -5,10 +5,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedhess.engines.flower_compat import NodeInfo, Run
+from fedhess.engines.forwarding_grid import ForwardingGrid
 
 CLIENT_TIMED_OUT = 1003  # error code of a reply that stands for none; Flower's own stop well below 1000
 POLL_SECONDS = 0.02
@@ -19,7 +19,7 @@ class RunStoppedError(Exception):
     """The simulation behind a waiting server has ended."""
 
 
-class PatientGrid(Grid):
+class PatientGrid(ForwardingGrid):
     """The simulation's grid, whose deadlines count for each client, since more clients than actors take turns.
 
     Args:
@@ -33,37 +33,10 @@ class PatientGrid(Grid):
     """
 
     def __init__(self, grid: Grid, stop: threading.Event, *, actors: int) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._stop = stop
         self._actors = actors
         self.clients_at_once = 4 * actors
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the grid behind."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Make a message, as the grid behind would."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """List the node ids."""
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """List the nodes."""
-        return self._grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages."""
-        return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pull replies, but for those that stand for none."""
