@@ -127,6 +127,11 @@ class GlobalModel:
             raise UsageError(f"--server-optimizer {optimizer}: {error}") from None
 
     @property
+    def trained_names(self) -> list[str]:
+        """Names of the trained parameters."""
+        return list(self._parameters)
+
+    @property
     def update_names(self) -> list[str]:
         """Names of the tensors that a client's update must hold: trained parameters and buffers."""
         return [*self._parameters, *self._buffers]

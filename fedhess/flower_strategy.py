@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
@@ -107,7 +108,10 @@ def run_flower_round(
     asked = len({message.metadata.dst_node_id for message in messages})
     replies = list(_checked(grid, messages, federation, model, outcome, server_round))
     federation.require_quorum("train", server_round, outcome.participants, asked=asked)
-    arrays, _ = strategy.aggregate_train(server_round, replies)
+    try:
+        arrays, _ = strategy.aggregate_train(server_round, replies)
+    except (AggregationError, InconsistentMessageReplies) as error:
+        raise FederationError(f"round {server_round}: {type(strategy).__name__}: {error}") from error
     if arrays is None:
         reasons = "".join(f"\n  {failure}" for failure in federation.failures if failure.round == server_round)
         raise FederationError(
@@ -178,7 +182,7 @@ def _read(content: RecordDict, client: Client, model: GlobalModel) -> dict[str, 
     if len(content.array_records) != 1 or len(content.metric_records) != 1:
         raise ValueError(f"expected one record of arrays and one of metrics, got {sorted(content)}")
     read_tensors(content, protocol.MODEL, like=model.tensors)
-    metrics = protocol.metrics_of(content)
+    metrics = protocol.training_metrics_of(content)
     expected = client.identity.train_examples
     if metrics.get(protocol.NUM_EXAMPLES) != expected:
         raise ValueError(f"expected {protocol.NUM_EXAMPLES} = {expected} as it said at the start, got {metrics}")

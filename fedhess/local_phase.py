@@ -153,6 +153,8 @@ class LocalPhase:
     ) -> Iterator[tuple[Client, ClientUpdate]]:
         expected = {name: self.model.tensors[name] for name in self.model.update_names}
         carried = {} if momentum is None else {protocol.MOMENTUM: protocol.encode_tensors(momentum)}
+        has_momentum = momentum is not None and self.config.client_optimizer == "SGD" and self.config.momentum > 0
+        trained = {name: expected[name] for name in self.model.trained_names} if has_momentum else {}
 
         # A model that went through other domains is not the one that the statistics are to be of: they are left for an
         # exchange of the next round.
@@ -164,11 +166,8 @@ class LocalPhase:
 
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
-            buffers: dict[str, Tensor] = {}
-            if protocol.MOMENTUM in content.array_records:
-                held = {name: expected[name] for name in content.array_records[protocol.MOMENTUM] if name in expected}
-                buffers = read_tensors(content, protocol.MOMENTUM, like=held)
-            metrics = protocol.metrics_of(content)
+            buffers = read_tensors(content, protocol.MOMENTUM, like=trained) if trained else {}
+            metrics = protocol.training_metrics_of(content)
             if previous is not None:
                 previous.read(client, content)
             return ClientUpdate(update, buffers), metrics

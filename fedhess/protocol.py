@@ -60,6 +60,7 @@ ALIGNMENT = "alignment"
 TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
+TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
 OUT = "out-"  # before the names of the metrics of a target's out split
 
 SOURCE = "source"
@@ -284,3 +285,16 @@ def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
     if not isinstance(record, MetricRecord):
         raise ValueError(f"expected a MetricRecord {key!r} in the reply, got {sorted(content)}")
     return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}
+
+
+def training_metrics_of(content: RecordDict) -> dict[str, float]:
+    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
+
+    Raises:
+        ValueError: One is missing, unexpected or a list.
+    """
+    metrics = metrics_of(content)
+    names = set(content.metric_records[METRICS])
+    if not names == metrics.keys() == set(TRAINING_METRICS):
+        raise ValueError(f"expected the metrics {', '.join(TRAINING_METRICS)}, a number each, got {sorted(names)}")
+    return metrics

@@ -204,7 +204,9 @@ def train_locally(
     update = _update(model, trained, before, config, writes=writes)
     optimizer.zero_grad(set_to_none=True)
     buffers = {name: optimizer.state[parameter].get("momentum_buffer") for name, parameter in trained.items()}
-    kept = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+    if all(buffer is None for buffer in buffers.values()):
+        buffers = {}
+    kept = {name: torch.zeros_like(trained[name]) if buffer is None else buffer for name, buffer in buffers.items()}
     return LocalUpdate(update, loss=float(losses[0]), objective=float(losses[1]), momentum=kept)
 
 

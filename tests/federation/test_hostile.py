@@ -100,6 +100,58 @@ def test_further_records_do_not_reach_a_flower_strategy(toy_run: Run) -> None:
     assert "one record of arrays and one of metrics" in finished.server.federation.failures[0].reason
 
 
+@pytest.mark.parametrize("strategy", [FEDAVG, "erm"])
+@pytest.mark.parametrize("metrics", [{"more": 1.0}, {"loss": None}, {"loss": [1.0, 2.0]}], ids=["more", "less", "list"])
+def test_metrics_that_cannot_be_averaged_are_a_failure_of_their_client(
+    toy_run: Run, strategy: str, metrics: dict[str, Any]
+) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        changed = dict(reply.content.metric_records[protocol.METRICS]) | metrics
+        record = {name: value for name, value in changed.items() if value is not None}
+        reply.content[protocol.METRICS] = MetricRecord(record)
+        return reply
+
+    finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1, strategy=strategy)
+    (failure,) = finished.server.federation.failures
+    assert failure.client == "south"
+    assert "expected the metrics num-examples, loss, objective, seconds, a number each" in failure.reason
+
+
+def test_what_a_flower_strategy_refuses_to_aggregate_ends_the_run_with_its_reason(toy_run: Run) -> None:
+    args = {"weighted_by_key": "no-such-metric"}
+    with pytest.raises(FederationError, match="round 1: FedAvg: .*no-such-metric"):
+        toy_run(strategy=FEDAVG, strategy_args=args, rounds=1)
+
+
+def _drop_one(record: ArrayRecord) -> ArrayRecord:
+    return ArrayRecord(dict(list(record.items())[1:]))
+
+
+def _misname(record: ArrayRecord) -> ArrayRecord:
+    return ArrayRecord({f"{name}-": value for name, value in record.items()})
+
+
+@pytest.mark.parametrize("change", [_drop_one, _misname, None])
+@pytest.mark.parametrize("clients", [{}, {"partition": "dirichlet", "clients_per_domain": 2}])
+def test_momentum_that_is_not_whole_is_a_failure_of_its_client(
+    toy_run: Run, change: Callable[[ArrayRecord], ArrayRecord] | None, clients: dict[str, Any]
+) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        if change is None:
+            del reply.content[protocol.MOMENTUM]
+        else:
+            reply.content[protocol.MOMENTUM] = change(reply.content.array_records[protocol.MOMENTUM])
+        return reply
+
+    app = Misbehaving(protocol.TRAIN, act)
+    finished = toy_run(app=app, strategy="fish", momentum=0.9, rounds=2, quorum=2, **clients)
+    failures = finished.server.federation.failures
+    assert len({failure.client for failure in failures}) == 1
+    assert {failure.round for failure in failures} == {1, 2}
+    assert all("momentum" in failure.reason for failure in failures)
+    assert set(finished.server.strategy.state_dict()) == set(finished.server.model.trained_names)
+
+
 @pytest.mark.parametrize("count", [0, -5])
 def test_a_source_client_without_examples_takes_no_part(toy_run: Run, count: int) -> None:
     def act(message: Message, reply: Message) -> Message:
