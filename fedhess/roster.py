@@ -1,6 +1,7 @@
 """Find out which node of the grid is which client, and draw the clients of a round."""
 
 import logging
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from fedhess.sampling import seeded_generator
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.25
 ATTEMPTS = 3  # a node that cannot say who it is may still be starting; one that fails so often will not
+AGAIN_SECONDS = 1.0  # after which a node that could not say who it is is asked again
+SILENT_SECONDS = 30.0  # after which a node that says nothing is: it may have ended with the question and be back
+HOPELESS_SECONDS = 30.0  # without any news, while every node that could be a missing client has failed so often
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ def discover(
     """Ask every node who it is, until each domain of the run has a client and the run all of its clients.
 
     The server of a deployment cannot see a node's configuration, so it asks. Nodes of domains that the run does not
-    name take no part.
+    name take no part, and nobody waits for their answers. Where a client is missing and at least as many nodes have
+    failed to say who they are, the run gives up before the deadline: at once where the grid's nodes are fixed (its
+    attribute ``nodes_are_fixed``), else after half a minute without news.
 
     Args:
         grid: Flower's grid.
@@ -56,26 +62,90 @@ def discover(
             client plays another role than the run gives its domain or holds a domain that the run does not have, or two
             nodes claim to be the same client.
     """
-    end = time.monotonic() + deadline
-    known: dict[int, Identity] = {}
-    refusals: dict[int, list[str]] = {}
+    inquiry = _Inquiry(grid)
+    patience = 0.0 if getattr(grid, "nodes_are_fixed", False) else HOPELESS_SECONDS
+    began = time.monotonic()
     while True:
-        nodes = [node_id for node_id in grid.get_node_ids() if node_id not in known]
-        for node_id, answer in _identify(grid, nodes, max(1.0, end - time.monotonic())):
-            if isinstance(answer, Identity):
-                known[node_id] = answer
-            else:
-                refusals.setdefault(node_id, []).append(answer)
+        inquiry.go_on()
+        known = inquiry.known
         missing = _missing(known.values(), sources=sources, targets=targets, clients=clients or len(sources))
         if not missing:
             return _roster(known, sources=sources, targets=targets)
-        hopeless = bool(nodes) and all(len(refusals.get(node_id, ())) >= ATTEMPTS for node_id in nodes)
-        if time.monotonic() >= end or hopeless:
-            reasons = "".join(f"\n  node {node_id}: {answers[-1]}" for node_id, answers in refusals.items())
+        if time.monotonic() - began >= deadline or inquiry.is_hopeless(patience):
+            reasons = "".join(f"\n  node {node_id}: {reason}" for node_id, reason in inquiry.unknown().items())
             raise FederationError(
-                f"{missing} after {deadline:g} s at most; {len(known)} nodes said who they are{reasons}"
+                f"{missing} after {time.monotonic() - began:.1f} s (exchange deadline: {deadline:g} s); {len(known)} "
+                f"nodes said who they are{reasons}"
             )
         time.sleep(POLL_SECONDS)
+
+
+class _Inquiry:
+    """Asks the nodes of a grid who they are, those that come later and those that fail again; waits for none.
+
+    Args:
+        grid: Flower's grid.
+
+    Attributes:
+        known: Who the nodes say they are.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self.known: dict[int, Identity] = {}
+        self._grid = grid
+        self._questions: dict[str, int] = {}  # message id -> node
+        self._asked: dict[int, float] = {}  # when, the last time
+        self._refusals: dict[int, list[str]] = {}
+        self._online: list[int] = []
+        self._news = time.monotonic()  # when something other than a further refusal came
+
+    def go_on(self) -> None:
+        """Ask whom it is time to ask, and take the answers that are there."""
+        self._online = list(self._grid.get_node_ids())
+        new = [node_id for node_id in self._online if self._is_due(node_id)]
+        messages = [Message(RecordDict(), dst_node_id=node, message_type=protocol.IDENTIFY) for node in new]
+        if messages:
+            ids = self._grid.push_messages(messages)
+            self._questions |= {key: node for key, node in zip(ids, new, strict=True) if key}  # none if it was not sent
+        for node_id in new:
+            if node_id not in self._asked:
+                self._news = time.monotonic()
+            self._asked[node_id] = time.monotonic()
+        for reply in self._grid.pull_messages(list(self._questions)) if self._questions else ():
+            if reply.metadata.reply_to_message_id in self._questions:
+                self._take(self._questions.pop(reply.metadata.reply_to_message_id), reply)
+
+    def is_hopeless(self, patience: float) -> bool:
+        """Whether every node that is not known has failed too often, and nothing new has come for so many seconds."""
+        unknown = [node_id for node_id in self._online if node_id not in self.known]
+        failed = bool(unknown) and all(len(self._refusals.get(node_id, ())) >= ATTEMPTS for node_id in unknown)
+        return failed and time.monotonic() - self._news >= patience
+
+    def unknown(self) -> dict[int, str]:
+        """Return why each node is not known: its last refusal, or that it has not answered."""
+        asked = [node_id for node_id in self._asked if node_id not in self.known]
+        return {node_id: self._refusals.get(node_id, ["no answer"])[-1] for node_id in asked}
+
+    def _is_due(self, node_id: int) -> bool:
+        if node_id in self.known:
+            return False
+        pause = SILENT_SECONDS if node_id in self._questions.values() else AGAIN_SECONDS
+        return time.monotonic() - self._asked.get(node_id, -math.inf) >= pause
+
+    def _take(self, node_id: int, reply: Message) -> None:
+        if reply.has_error():
+            reason = reply.error.reason or f"error {reply.error.code}"
+        else:
+            try:
+                self.known[node_id] = Identity.from_record(reply.content.config_records[protocol.CONFIG])
+            except (KeyError, ValueError) as error:
+                reason = str(error)
+            else:
+                self._news = time.monotonic()
+                return
+        if node_id not in self._refusals:
+            logger.warning("node %d cannot say which client it is: %s", node_id, reason)
+        self._refusals.setdefault(node_id, []).append(reason)
 
 
 def _missing(identities: Collection[Identity], *, sources: Sequence[str], targets: Sequence[str], clients: int) -> str:
@@ -107,28 +177,6 @@ def draw_clients(clients: Sequence[Client], number: int, *, seed: int, server_ro
         return list(clients)
     order = torch.randperm(len(clients), generator=seeded_generator(seed, "clients", server_round))
     return [clients[position] for position in sorted(order[:number].tolist())]
-
-
-def _identify(grid: Grid, node_ids: Sequence[int], timeout: float) -> list[tuple[int, Identity | str]]:
-    """Ask nodes who they are; a node that cannot say gives the reason instead."""
-    messages = [Message(RecordDict(), dst_node_id=node, message_type=protocol.IDENTIFY) for node in node_ids]
-    if not messages:
-        return []
-    answers: list[tuple[int, Identity | str]] = []
-    replies = grid.send_and_receive(messages, timeout=timeout)
-    by_id = {message.metadata.message_id: node for message, node in zip(messages, node_ids, strict=True)}
-    for reply in replies:
-        node_id = by_id.get(reply.metadata.reply_to_message_id)
-        if node_id is None:
-            continue
-        if reply.has_error():
-            answers.append((node_id, reply.error.reason or f"error {reply.error.code}"))
-            continue
-        try:
-            answers.append((node_id, Identity.from_record(reply.content.config_records[protocol.CONFIG])))
-        except (KeyError, ValueError) as error:
-            answers.append((node_id, str(error)))
-    return answers
 
 
 def _roster(known: Mapping[int, Identity], *, sources: Sequence[str], targets: Sequence[str]) -> list[Client]:

@@ -6,6 +6,7 @@ a time, so the server can add up replies while it holds a single one.
 """
 
 import functools
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -31,6 +32,7 @@ from fedhess.engines.flower_compat import (
 from fedhess.engines.worker import Worker, answer
 
 POLL_SECONDS = 0.5  # longest a single pull waits for a running client before it returns without its reply
+TURN_SECONDS = 600.0  # that a client may take, where replies are pulled, before the next begins beside it
 
 
 @dataclass
@@ -43,12 +45,20 @@ class _Node:
         return self.running is not None and not self.running.done()
 
 
+@dataclass(frozen=True)
+class _Running:
+    future: "Future[Message]"
+    node: _Node
+    began: float
+
+
 class InProcessGrid(Grid):
     """A Grid whose nodes live in this process.
 
     Attributes:
         clients_at_once: To how many clients the server had better send at once: they run one after the other, and each
             waiting message takes memory.
+        nodes_are_fixed: No node comes later.
 
     Args:
         client_app: The ClientApp, called exactly as a SuperNode would call it.
@@ -58,6 +68,7 @@ class InProcessGrid(Grid):
     """
 
     clients_at_once = 32
+    nodes_are_fixed = True
 
     def __init__(
         self,
@@ -74,7 +85,7 @@ class InProcessGrid(Grid):
             for node_id, config in node_configs.items()
         }
         self._pending: dict[str, Message] = {}
-        self._running: dict[str, tuple[Future[Message], _Node]] = {}
+        self._running: dict[str, _Running] = {}
         self._pushed = 0
         self._worker = Worker()
 
@@ -113,7 +124,8 @@ class InProcessGrid(Grid):
         """Run the clients of these messages, one after the other, and yield their replies as they end.
 
         A client that has not ended within half a second goes on in the background and yields nothing this time: pull
-        again. An id that is unknown, or whose reply has been pulled, yields nothing.
+        again. No other begins meanwhile, unless it takes longer than ten minutes. An id that is unknown, or whose reply
+        has been pulled, yields nothing.
         """
         return self._replies(message_ids, POLL_SECONDS, last_chance=False)
 
@@ -145,6 +157,8 @@ class InProcessGrid(Grid):
                 yield reply
             elif last_chance:
                 self._running.pop(message_id, None)  # a late reply is for nobody
+            elif message_id in self._running and time.monotonic() - self._running[message_id].began < TURN_SECONDS:
+                return
 
     def _reply(self, message_id: str, wait: float | None) -> Message | None:
         if message_id in self._pending:
@@ -154,10 +168,10 @@ class InProcessGrid(Grid):
                 why = "no such node" if node is None else "still busy with an earlier message"
                 return _numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=message))
             node.running = self._worker.submit(functools.partial(self._execute, message, node.context))
-            self._running[message_id] = node.running, node
+            self._running[message_id] = _Running(node.running, node, time.monotonic())
         if message_id not in self._running:
             return None
-        future, node = self._running[message_id]
+        future, node = self._running[message_id].future, self._running[message_id].node
         try:
             reply = future.result(timeout=wait)
         except FutureTimeoutError:

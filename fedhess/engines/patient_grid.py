@@ -30,7 +30,10 @@ class PatientGrid(ForwardingGrid):
     Attributes:
         clients_at_once: How many messages of a phase are sent before the first replies are awaited: a few for each
             actor, so that it never waits and memory does not grow with the number of clients.
+        nodes_are_fixed: No node comes later.
     """
+
+    nodes_are_fixed = True
 
     def __init__(self, grid: Grid, stop: threading.Event, *, actors: int) -> None:
         super().__init__(grid)

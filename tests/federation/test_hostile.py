@@ -119,7 +119,7 @@ def test_metrics_that_cannot_be_averaged_are_a_failure_of_their_client(
 
 def test_what_a_flower_strategy_refuses_to_aggregate_ends_the_run_with_its_reason(toy_run: Run) -> None:
     args = {"weighted_by_key": "no-such-metric"}
-    with pytest.raises(FederationError, match="round 1: FedAvg: .*no-such-metric"):
+    with pytest.raises(FederationError, match=r"round 1: FedAvg: .*no-such-metric"):
         toy_run(strategy=FEDAVG, strategy_args=args, rounds=1)
 
 

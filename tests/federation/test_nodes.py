@@ -86,18 +86,24 @@ class FixedNodes:
 
     def __init__(self, identities: dict[int, protocol.Identity]) -> None:
         self.identities = identities
+        self.pushed: dict[str, Message] = {}
 
     def get_node_ids(self) -> list[int]:
         return list(self.identities)
 
-    def send_and_receive(self, messages: list[Message], *, timeout: float) -> list[Message]:
-        del timeout
-        replies = []
-        for number, message in enumerate(messages):
-            set_message_id(message, str(number))
-            identity = self.identities[message.metadata.dst_node_id]
-            replies.append(Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message))
-        return replies
+    def push_messages(self, messages: list[Message]) -> list[str]:
+        for message in messages:
+            set_message_id(message, str(len(self.pushed)))
+            self.pushed[message.metadata.message_id] = message
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, message_ids: list[str]) -> list[Message]:
+        answers = [self.answer(self.pushed[message_id]) for message_id in message_ids]
+        return [reply for reply in answers if reply is not None]
+
+    def answer(self, message: Message) -> Message | None:
+        identity = self.identities[message.metadata.dst_node_id]
+        return Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
 
 
 def test_two_nodes_of_one_domain_are_an_error() -> None:
