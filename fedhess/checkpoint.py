@@ -24,7 +24,8 @@ class Checkpoint:
         server_round: Number of the round; 0 is the untrained model.
         tensors: Everything that is a tensor, by ``"model/..."``, ``"optimizer/INDEX/..."``, ``"strategy/..."``,
             ``"previous/..."``.
-        plain: State of optimizer and strategy that is no tensor, by the same names; JSON.
+        plain: State of optimizer and strategy that is no tensor, by the same names, and ``"unreported"``: failures,
+            traffic and seconds since the last evaluation; JSON.
     """
 
     server_round: int
@@ -52,8 +53,17 @@ def snapshot(
     model: GlobalModel,
     strategy: DomainStrategy | Strategy,
     previous: PreviousStatistics | None = None,
+    unreported: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Collect the state after a round; tensors are shared, so write it before the next round."""
+    """Collect the state after a round; tensors are shared, so write it before the next round.
+
+    Args:
+        server_round: Number of the round.
+        model: Global model and server optimizer.
+        strategy: Of the run.
+        previous: Statistics for the next round's references, if the run uses those.
+        unreported: What happened since the last evaluation and is in no row of rounds.jsonl yet; JSON.
+    """
     checkpoint = Checkpoint(server_round)
     for name, tensor in model.tensors.items():
         checkpoint.tensors[f"model/{name}"] = tensor
@@ -70,6 +80,7 @@ def snapshot(
         held, calls = previous.state()
         checkpoint.tensors |= {f"previous/{name}": tensor for name, tensor in held.items()}
         checkpoint.plain["previous"] = calls
+    checkpoint.plain["unreported"] = dict(unreported or {})
     return checkpoint
 
 

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -179,6 +179,16 @@ class Federation:
         fresh = self.failures[self._reported :]
         self._reported = len(self.failures)
         return fresh
+
+    def unreported(self) -> dict[str, Any]:
+        """Return the failures and the traffic since the last report, for a checkpoint; JSON."""
+        failures = [asdict(failure) for failure in self.failures[self._reported :]]
+        return {"failures": failures, "traffic": {label: asdict(moved) for label, moved in self.traffic.items()}}
+
+    def restore_unreported(self, recorded: Mapping[str, Any]) -> None:
+        """Go on from :meth:`unreported` of the process before."""
+        self.failures += [Failure(**failure) for failure in recorded.get("failures", ())]
+        self.traffic = {label: Traffic(**moved) for label, moved in recorded.get("traffic", {}).items()}
 
     def take_traffic(self) -> dict[str, Traffic]:
         """Return the traffic by client since the last call, and begin anew."""

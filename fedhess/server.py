@@ -118,6 +118,9 @@ class Server:
             restore_strategy(self.strategy, checkpoint)
             if self.previous is not None:
                 restore_previous(self.previous, checkpoint)
+            unreported = checkpoint.plain.get("unreported", {})
+            self.federation.restore_unreported(unreported)
+            self._seconds = unreported.get("seconds", 0.0)
             finished = checkpoint.server_round
         if finished == self.config.rounds:
             return self.model
@@ -153,7 +156,10 @@ class Server:
         if self.directory is not None:
             self.directory.append(rows)
             if server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds:
-                self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy, self.previous))
+                unreported = self.federation.unreported() | {"seconds": self._seconds}
+                self.directory.save_checkpoint(
+                    snapshot(server_round, self.model, self.strategy, self.previous, unreported)
+                )
         if rows and self.on_round is not None:
             self.on_round(server_round, rows)
 
