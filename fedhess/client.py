@@ -22,7 +22,7 @@ from fedhess.errors import UsageError, did_you_mean
 from fedhess.evaluation import evaluate_model
 from fedhess.loading import client_half
 from fedhess.local_client import LocalClient, local_client
-from fedhess.place import place
+from fedhess.place import NotInRunError, place
 from fedhess.protocol import SOURCE, TARGET
 from fedhess.run_settings import settings_of_run
 from fedhess.statistic_requests import decode_request, numbered, numbered_parts
@@ -76,7 +76,8 @@ def errors_as_replies(message: Message, context: Context, call_next: Handler) ->
         content = RecordDict({protocol.CONFIG: ConfigRecord({protocol.MODEL_MISSING: True})})
         return Message(content, reply_to=message)
     except (BadRequestError, UsageError) as error:
-        return Message(Error(protocol.BAD_REQUEST, str(error)), reply_to=message)
+        code = protocol.NOT_IN_RUN if isinstance(error, NotInRunError) else protocol.BAD_REQUEST
+        return Message(Error(code, str(error)), reply_to=message)
 
 
 app = ClientApp(mods=[errors_as_replies, own_threads, firewall])

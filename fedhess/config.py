@@ -88,6 +88,16 @@ class RunConfig(BaseModel):
         return optimizer_name(name)
 
     @model_validator(mode="after")
+    def _each_domain_once(self) -> "RunConfig":
+        domains = [*self.sources, *self.targets]
+        if len(set(domains)) < len(domains):
+            raise ValueError(
+                f"--sources, --targets: expected each domain once, got {', '.join(self.sources)} and "
+                f"{', '.join(self.targets)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _possible_partition(self) -> "RunConfig":
         mistake = self.partition_settings.mistake()
         if not mistake and self.clients_per_round > self.source_clients:
@@ -160,7 +170,7 @@ class RunConfig(BaseModel):
         Lists and dictionaries are JSON, or as on the command line: ``"a,b"`` and ``"key=value,..."``.
 
         Raises:
-            UsageError: A list or dictionary cannot be read.
+            UsageError: A list or dictionary is no text, or cannot be read.
         """
         values: dict[str, object] = {}
         for key, field in cls.model_fields.items():
@@ -169,7 +179,7 @@ class RunConfig(BaseModel):
             if value == "":
                 continue
             nested = isinstance(field.default, dict) or key in ("sources", "targets")
-            values[key] = _decoded(wire_key, value) if nested and isinstance(value, str) else value
+            values[key] = _decoded(wire_key, value) if nested else value
         return values
 
     @classmethod
@@ -201,6 +211,9 @@ _EXPECTED = {
 }
 
 
+_JSON_NAMES = {list: "array", dict: "object"}
+
+
 def _complaint(detail: ErrorDetails) -> str:
     if not detail["loc"]:  # of several settings together, which it names itself
         return detail["msg"].removeprefix("Value error, ")
@@ -217,7 +230,9 @@ def _complaint(detail: ErrorDetails) -> str:
     return f"{option}: {expected}, got {detail['input']!r}"
 
 
-def _decoded(wire_key: str, text: str) -> object:
+def _decoded(wire_key: str, text: Scalar) -> object:
+    if not isinstance(text, str):
+        raise UsageError(f"run config, {wire_key}: expected a text, got {text!r}")
     if not text.lstrip().startswith(("{", "[")):
         if wire_key in ("sources", "targets"):
             return [name.strip() for name in text.split(",") if name.strip()]
@@ -226,6 +241,9 @@ def _decoded(wire_key: str, text: str) -> object:
         decoded: object = json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"run config, {wire_key}: expected JSON, got {text!r} ({error})") from None
+    expected = list if wire_key in ("sources", "targets") else dict
+    if not isinstance(decoded, expected):
+        raise UsageError(f"run config, {wire_key}: expected a JSON {_JSON_NAMES[expected]}, got {text!r}")
     return decoded
 
 

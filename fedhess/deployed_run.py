@@ -45,7 +45,7 @@ def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], ob
         UsageError: The directory is in use, cannot be written, or is that of another run.
     """
     job = _plan(config, path)
-    with _spoken(), job_directory(path, job.description, resume=path.exists()) as changes:
+    with _spoken(), job_directory(path, job.description, resume=path.exists(), options=(RUN_DIR, RUN_DIR)) as changes:
         if changes:
             logger.warning("continued in another environment; bits may differ: %s", "; ".join(changes))
         train(job.runs[0].directory)

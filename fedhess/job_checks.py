@@ -18,6 +18,19 @@ def check_settings(configs: Sequence[RunConfig]) -> None:
     Raises:
         UsageError: Settings exclude each other, or the model cannot be built.
     """
+    check_combinations(configs)
+    try:
+        build_model(configs[0])
+    except UsageError as error:
+        raise UsageError(f"--model {configs[0].model}: {error}") from error
+
+
+def check_combinations(configs: Sequence[RunConfig]) -> None:
+    """Check what no single value shows, as far as neither the model's weights nor any data are needed.
+
+    Raises:
+        UsageError: Settings exclude each other.
+    """
     first = configs[0]
     fewest = min(configs, key=lambda config: config.source_clients)
     names = f" ({', '.join(fewest.sources)})" if first.partition == "domain" else ""
@@ -39,10 +52,6 @@ def check_settings(configs: Sequence[RunConfig]) -> None:
                 f"--momentum {config.momentum:g}: it is SGD's, and --client-optimizer is Adam; give --momentum 0"
             )
         check_optimizer(config.server_optimizer, lr=config.server_lr, args=config.server_optimizer_args)
-    try:
-        build_model(first)
-    except UsageError as error:
-        raise UsageError(f"--model {first.model}: {error}") from error
 
 
 def check_selection(selection: str, variants: Sequence[Variant], benchmark: Benchmark) -> None:

@@ -24,7 +24,12 @@ FREE_SETTINGS = tuple(
 
 @contextmanager
 def job_directory(
-    path: Path, description: Mapping[str, Any], *, resume: bool, selection: str = DEFAULT
+    path: Path,
+    description: Mapping[str, Any],
+    *,
+    resume: bool,
+    selection: str = DEFAULT,
+    options: tuple[str, str] = ("--out", "--resume"),
 ) -> Iterator[list[str]]:
     """Make a job's directory and its config.json, or check those of the job to resume; keep other processes out.
 
@@ -35,6 +40,7 @@ def job_directory(
         description: What determines the results, as JSON.
         resume: Whether the directory may be that of an interrupted job.
         selection: How round and variant are selected, recorded when the job begins; see `record_selection`.
+        options: The options that messages name: of the directory, and of resuming.
 
     Yields:
         What is different of the environment that the job was begun in: bits may differ then.
@@ -44,24 +50,26 @@ def job_directory(
     """
     config_file = path / "config.json"
     changes: list[str] = []
+    of_directory, of_resuming = options
     if not resume:
         require_unused(path)
     with ExitStack() as lock:
         try:
             if resume and _is_used(path) and not config_file.exists():
                 raise UsageError(
-                    f"--resume: there is no {config_file}; give --out the directory of the job to continue"
+                    f"{of_resuming}: there is no {config_file}; give {of_directory} the directory of the job to "
+                    "continue"
                 )
             path.mkdir(parents=True, exist_ok=True)
-            _lock(path, lock)
+            _lock(path, lock, of_directory)
             if not resume:
                 require_unused(path)  # another process may have been here since
             if _is_used(path):
-                changes = _check_same(config_file, description)
+                changes = _check_same(config_file, description, of_resuming)
             else:
                 _write(config_file, {**description, "selection": selection, "environment": describe_environment()})
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise _unwritable(path, error, of_directory) from error
         yield changes
 
 
@@ -93,7 +101,7 @@ def _write(config_file: Path, record: Mapping[str, Any]) -> None:
     replace_file(config_file, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _lock(path: Path, lock: ExitStack) -> None:
+def _lock(path: Path, lock: ExitStack, option: str) -> None:
     """Keep other processes out until ``lock`` is closed, by a lock on the directory itself, which is never replaced."""
     if sys.platform == "win32":
         return
@@ -102,11 +110,11 @@ def _lock(path: Path, lock: ExitStack) -> None:
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UsageError(f"--out: another process runs the job in {path}; wait for it, or stop it") from None
+        raise UsageError(f"{option}: another process runs the job in {path}; wait for it, or stop it") from None
 
 
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"--out: cannot write to {path}: {error.strerror}; choose another directory")
+def _unwritable(path: Path, error: OSError, option: str = "--out") -> UsageError:
+    return UsageError(f"{option}: cannot write to {path}: {error.strerror}; choose another directory")
 
 
 def require_unused(path: Path) -> None:
@@ -118,7 +126,7 @@ def require_unused(path: Path) -> None:
     try:
         used = _is_used(path)
     except OSError as error:
-        raise UsageError(f"--out: cannot write to {path}: {error.strerror}; choose another directory") from error
+        raise _unwritable(path, error) from error
     if used:
         raise UsageError(
             f"--out: {path} is already used; choose another directory, or add --resume to continue the job in it"
@@ -132,22 +140,22 @@ def _is_used(path: Path) -> bool:
     return not path.is_dir() or any(not file.name.startswith(".") for file in path.iterdir())
 
 
-def _check_same(config_file: Path, description: Mapping[str, Any]) -> list[str]:
+def _check_same(config_file: Path, description: Mapping[str, Any], option: str) -> list[str]:
     """Compare with the recorded description; return how the environment has changed."""
     try:
         recorded = {"variants": []} | json.loads(config_file.read_text(encoding="utf-8"))
         before, now = _flat({key: recorded[key] for key in description}), _flat(dict(description))
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"--resume: {config_file} is damaged ({type(error).__name__}: {error}); restore it from a copy, or begin "
+            f"{option}: {config_file} is damaged ({type(error).__name__}: {error}); restore it from a copy, or begin "
             "anew in another directory"
         ) from error
     different = [line for line in _differences(before, now) if not line.startswith(FREE_SETTINGS)]
     if different:
         lines = "".join(f"\n  {line}" for line in different)
         raise UsageError(
-            f"--resume: {config_file.parent} was made with another configuration; give the same options, or another "
-            f"--out without --resume. What differs:{lines}"
+            f"{option}: {config_file.parent} was made with another configuration; give the same options, or begin anew "
+            f"in another directory. What differs:{lines}"
         )
     began, here = recorded.get("environment", {}), describe_environment()
     ours = ("versions", "python", "torch_threads", "git_revision")

@@ -1,6 +1,7 @@
 """Turn the text of ``--strategy`` and ``--strategy-args`` into a strategy object."""
 
 import importlib
+import importlib.util
 import inspect
 import re
 import traceback
@@ -65,6 +66,15 @@ def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Str
         raise UsageError(f"--strategy-args: strategy {name!r} rejects its arguments: {error}") from error
     except Exception as error:  # whatever a constructor that is not ours may raise
         raise UsageError(f"--strategy: building {name!r} failed: {_described(error)}; mend it there") from error
+
+
+def is_installed(name: str) -> bool:
+    """Whether a strategy can be found on this machine; it may be on others."""
+    path = name if ":" in name else known_strategies().get(name, "")
+    try:
+        return importlib.util.find_spec(path.partition(":")[0]) is not None
+    except (ImportError, ValueError):  # of a parent package, or no name of a module
+        return False
 
 
 def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:

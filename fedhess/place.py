@@ -10,6 +10,10 @@ from fedhess.local_client import simulated_client
 from fedhess.protocol import SOURCE, TARGET
 
 
+class NotInRunError(UsageError):
+    """The node holds a domain that the run does not have."""
+
+
 class Place(NamedTuple):
     """Who a node is.
 
@@ -32,7 +36,8 @@ def place(config: RunConfig, context: Context) -> Place:
     ``role="target"`` stays one whatever a run says.
 
     Raises:
-        UsageError: The node config names neither, or a domain that is not part of the run.
+        NotInRunError: The node's domain is not part of the run.
+        UsageError: The node config names neither domain nor partition, or what it names makes no sense.
     """
     domain, client = context.node_config.get("domain"), context.node_config.get("client", 0)
     if domain is None:
@@ -54,7 +59,7 @@ def place(config: RunConfig, context: Context) -> Place:
             domain = config.targets[position - config.source_clients]
     if domain not in (*config.sources, *config.targets):
         names = ", ".join((*config.sources, *config.targets))
-        raise UsageError(f"this node holds domain {domain!r}; the run has {names}")
+        raise NotInRunError(f"this node holds domain {domain!r}; the run has {names}")
     if not isinstance(client, int) or client < 0:
         raise UsageError(f"the node config's client is {client!r}; expected its number among the domain's, from 0")
     is_source = domain in config.sources and context.node_config.get("role", SOURCE) == SOURCE

@@ -69,6 +69,7 @@ TARGET = "target"
 # Error codes of our own replies; Flower's own stop well below 1000.
 REFUSED_BY_TARGET = 1001
 BAD_REQUEST = 1002
+NOT_IN_RUN = 1004  # the answer of a node whose domain the run does not have; 1003 is the Ray engine's
 
 
 def of_domain(key: str, domain: str) -> str:

@@ -43,9 +43,9 @@ def discover(
     """Ask every node who it is, until each domain of the run has a client and the run all of its clients.
 
     The server of a deployment cannot see a node's configuration, so it asks. Nodes of domains that the run does not
-    name take no part, and nobody waits for their answers. Where a client is missing and at least as many nodes have
-    failed to say who they are, the run gives up before the deadline: at once where the grid's nodes are fixed (its
-    attribute ``nodes_are_fixed``), else after half a minute without news.
+    name take no part, and nobody waits for their answers. Where a client is missing and nodes are there that fail to
+    say who they are, the run gives up before the deadline: at once where the grid's nodes are fixed (its attribute
+    ``nodes_are_fixed``), else after half a minute without news.
 
     Args:
         grid: Flower's grid.
@@ -96,6 +96,7 @@ class _Inquiry:
         self._questions: dict[str, int] = {}  # message id -> node
         self._asked: dict[int, float] = {}  # when, the last time
         self._refusals: dict[int, list[str]] = {}
+        self._others: set[int] = set()  # nodes of domains that the run does not have
         self._online: list[int] = []
         self._news = time.monotonic()  # when something other than a further refusal came
 
@@ -117,7 +118,7 @@ class _Inquiry:
 
     def is_hopeless(self, patience: float) -> bool:
         """Whether every node that is not known has failed too often, and nothing new has come for so many seconds."""
-        unknown = [node_id for node_id in self._online if node_id not in self.known]
+        unknown = [node_id for node_id in self._online if node_id not in self.known.keys() | self._others]
         failed = bool(unknown) and all(len(self._refusals.get(node_id, ())) >= ATTEMPTS for node_id in unknown)
         return failed and time.monotonic() - self._news >= patience
 
@@ -127,7 +128,7 @@ class _Inquiry:
         return {node_id: self._refusals.get(node_id, ["no answer"])[-1] for node_id in asked}
 
     def _is_due(self, node_id: int) -> bool:
-        if node_id in self.known:
+        if node_id in self.known or node_id in self._others:
             return False
         pause = SILENT_SECONDS if node_id in self._questions.values() else AGAIN_SECONDS
         return time.monotonic() - self._asked.get(node_id, -math.inf) >= pause
@@ -135,6 +136,8 @@ class _Inquiry:
     def _take(self, node_id: int, reply: Message) -> None:
         if reply.has_error():
             reason = reply.error.reason or f"error {reply.error.code}"
+            if reply.error.code == protocol.NOT_IN_RUN:
+                self._others.add(node_id)
         else:
             try:
                 self.known[node_id] = Identity.from_record(reply.content.config_records[protocol.CONFIG])

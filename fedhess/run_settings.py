@@ -34,15 +34,13 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
     recipe, model = _recipe(given), str(given.get("model", ""))
     strategy = str(given.get("strategy", RunConfig.model_fields["strategy"].default))
     if not str(run_config.get("strategy-args", "")).lstrip().startswith("{"):
-        args = given.get("strategy_args", {})
-        assert isinstance(args, dict), args
+        args = _dictionary(given, "strategy_args")
         given["strategy_args"] = default_strategy_args(recipe, strategy) | args
     for wire_key, key in OF_THE_NODE.items():
         if node_config and wire_key in node_config:
             given[key] = node_config[wire_key]
     if node_config and "data-dir" in node_config:
-        options = given.get("domains_options", {})
-        assert isinstance(options, dict), options
+        options = _dictionary(given, "domains_options")
         given["domains_options"] = {key: value for key, value in options.items() if key != "data_dir"}
     config = RunConfig.checked(default_settings(model, benchmark=recipe) | given)
     return config.model_copy(update={"device": resolve_device(config.device)}) if config.device == "auto" else config
@@ -50,7 +48,11 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
 
 def _recipe(given: Mapping[str, object]) -> str:
     """Name the benchmark, or its form, by which the defaults are chosen; no data is looked at."""
-    name, options = str(given.get("domains", "")), given.get("domains_options", {})
-    assert isinstance(options, dict), options
-    benchmark = open_benchmark(name, options=options, held=())
+    benchmark = open_benchmark(str(given.get("domains", "")), options=_dictionary(given, "domains_options"), held=())
     return benchmark.recipe or benchmark.name
+
+
+def _dictionary(given: Mapping[str, object], key: str) -> dict[str, Scalar]:
+    value = given.get(key, {})
+    assert isinstance(value, dict), f"RunConfig.given_in gives {key} as a dictionary"
+    return value

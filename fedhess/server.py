@@ -18,6 +18,7 @@ from fedhess.environment import torch_threads
 from fedhess.evaluation_phase import evaluate_clients, make_rows
 from fedhess.federation import Federation
 from fedhess.flower_strategy import run_flower_round
+from fedhess.job_checks import check_combinations
 from fedhess.loading import load_strategy
 from fedhess.local_data import build_model
 from fedhess.local_phase import RoundOutcome
@@ -46,6 +47,7 @@ def make_server_app(directory: RunDirectory | None = None, on_round: OnRound | N
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         config = settings_of_run(context.run_config)
+        check_combinations([config])
 
         def train(where: RunDirectory | None) -> None:
             Server(grid, config, directory=where, on_round=on_round or _log_round).run()

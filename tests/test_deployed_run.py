@@ -85,7 +85,9 @@ def test_the_same_run_started_again_continues_with_the_same_bits(
     settings: dict[str, Any], deployed: Callable[..., None]
 ) -> None:
     deployed(settings, "straight")
-    with pytest.raises(UsageError, match="was made with another configuration"):
+    with pytest.raises(
+        UsageError, match=r"^run-dir: .* was made with another configuration; give the same options, or begin"
+    ):
         deployed(settings | {"rounds": 2}, "straight")
 
     def out_of_power(message: Message, context: Context) -> Message:
@@ -108,14 +110,14 @@ def test_two_runs_at_once_in_one_directory_are_refused(settings: dict[str, Any],
     deployed(settings | {"rounds": 1}, "shared")
     held = os.open("shared", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(UsageError, match="another process runs the job in shared"):
+    with pytest.raises(UsageError, match="run-dir: another process runs the job in shared"):
         deployed(settings | {"rounds": 1}, "shared")
     os.close(held)
 
 
 def test_a_directory_that_cannot_be_written_is_named(settings: dict[str, Any], deployed: Callable[..., None]) -> None:
     Path("file").write_text("", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"cannot write to file.job: Not a directory"):
+    with pytest.raises(UsageError, match=r"run-dir: cannot write to file.job: Not a directory"):
         deployed(settings, os.path.join("file", "job"))
 
 

@@ -14,9 +14,12 @@ from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.local import LocalFederation
 from fedhess.deploy.processes import processes, require_free
 from fedhess.deploy.programs import Program
-from fedhess.deploy.settings import find_app, plan_nodes, plan_run, read_settings
+from fedhess.deploy.settings import find_app, plan_nodes, plan_run, read_node_config, read_settings
+from fedhess.deploy.submitted import submit
 from fedhess.errors import FederationError, UsageError
+from fedhess.job_checks import check_settings
 from fedhess.job_directory import require_unused
+from fedhess.loading import is_installed, load_strategy
 
 KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of certificates and keys. [default: keys]")]
 Address = Annotated[str, typer.Option("--superlink", help="HOST:PORT of the SuperLink.")]
@@ -112,12 +115,13 @@ def supernode(
 
     A node that comes back within a minute of being killed is refused until the SuperLink has noticed: it tries again.
     """
-    require_free("127.0.0.1", port)
     own: dict[str, str | int | float | bool] = {"role": role, "domain": domain}
     own |= {} if data_dir is None else {"data-dir": str(data_dir.resolve())}
     own |= {"device": device} if device else {}
+    further = read_node_config(node_config, own)
+    require_free("127.0.0.1", port)
     program = programs.supernode(
-        Keys(folder), address=address, name=name or domain, port=port, node_config=own, further=node_config
+        Keys(folder), address=address, name=name or domain, port=port, node_config=own, further=further
     )
     typer.echo(f"$ {program}")
     end = time.monotonic() + patience
@@ -143,14 +147,16 @@ def run(
     folder: KeysFolder = Path("keys"),
     app: App = None,
 ) -> None:
-    """Send the app to the SuperLink, start a run and show its log until it ends."""
+    """Send the app to the SuperLink, start a run, show its log until it ends, and end with 1 if it failed."""
     found = Keys(folder)
     found.require(found.ca)
     plan = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=run_dir, given=run_config or [])
     code = find_app(app)
-    read_settings(plan, app=code)
+    settings = read_settings(plan, app=code)
+    if not is_installed(settings.strategy):
+        typer.echo(f"fedhess: strategy {settings.strategy!r} is not installed here; server and nodes need it", err=True)
     programs.write_connection(folder / "flower", address=address, ca=found.ca)
-    _become(programs.run(code, flower_home=folder / "flower", run_config=plan.run_config))
+    submit(code, flower_home=folder / "flower", run_config=plan.run_config, say=typer.echo)
 
 
 @cli.command(cls=Command)
@@ -174,7 +180,10 @@ def local(
     results = federation.results
     plan = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=results, given=run_config or [])
     code = find_app(app)
-    nodes = plan_nodes(read_settings(plan, app=code, data_dir=data_dir))
+    settings = read_settings(plan, app=code, data_dir=data_dir)
+    check_settings([settings])
+    load_strategy(settings.strategy, settings.strategy_args)
+    nodes = plan_nodes(settings)
     with processes(folder / "logs") as running:
         federation.run(plan, nodes, app=code, running=running)
         if not list(results.glob("summary*.json")):

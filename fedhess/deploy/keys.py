@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -94,8 +95,8 @@ def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: i
         The files that were made.
 
     Raises:
-        UsageError: A name cannot be one, the folder cannot be written or holds a half-made pair, or there is no
-            authority to make a server certificate with.
+        UsageError: A name cannot be one, the folder cannot be written or holds a half-made pair, there is no authority
+            to make a server certificate with, or the server's certificate that is there lacks a host or has expired.
     """
     for name in nodes:
         if not name or name.startswith(".") or "/" in name or os.sep in name:
@@ -109,6 +110,8 @@ def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: i
             if _is_missing(keys.server, keys.server_key):
                 _require_authority(keys)
                 made += _make_server(keys, alternatives, days)
+            else:
+                _require_names(keys, alternatives)
         for name in nodes:
             if _is_missing(keys.public(name), keys.node(name)):
                 made += _make_node(keys, name)
@@ -124,6 +127,23 @@ def _require_authority(keys: Keys) -> None:
                 f"there is no {file}, which a server certificate is made with; restore it from where it is kept: no "
                 "other machine would trust a new authority"
             )
+
+
+def _require_names(keys: Keys, alternatives: Sequence[x509.GeneralName]) -> None:
+    """Insist that the server's certificate is valid and names every host."""
+    anew = f"delete {keys.server} and {keys.server_key}, make them again with every --host, and restart the SuperLink"
+    try:
+        certificate = x509.load_pem_x509_certificate(keys.server.read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise UsageError(f"{keys.server} is damaged ({error}); {anew}") from error
+    absent = ", ".join(str(name.value) for name in alternatives if name not in names)
+    if absent:
+        raise UsageError(f"--host: the certificate {keys.server} is there and does not name {absent}; {anew}")
+    if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
+        raise UsageError(
+            f"the certificate {keys.server} has expired on {certificate.not_valid_after_utc:%Y-%m-%d}; {anew}"
+        )
 
 
 def _is_missing(public: Path, private: Path) -> bool:
@@ -165,9 +185,16 @@ def _make_server(keys: Keys, alternatives: Sequence[x509.GeneralName], days: int
     try:
         authority = serialization.load_pem_private_key(keys.ca_key.read_bytes(), None)
         issuer = x509.load_pem_x509_certificate(keys.ca.read_bytes())
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise UsageError(f"{keys.ca_key} or {keys.ca} is damaged ({error}); restore it, or begin anew") from error
-    assert isinstance(authority, ec.EllipticCurvePrivateKey), "as _make_ca made it"
+    except TypeError as error:
+        raise UsageError(
+            f"{keys.ca_key} has a password; take it off: openssl ec -in LOCKED -out {keys.ca_key}"
+        ) from error
+    if not isinstance(authority, ec.EllipticCurvePrivateKey):
+        raise UsageError(f"{keys.ca_key}: expected a key on an elliptic curve, as `keys` makes it, got another kind")
+    if authority.public_key() != issuer.public_key():
+        raise UsageError(f"{keys.ca_key} is not the key of {keys.ca}; restore the other half of one of them")
     private = ec.generate_private_key(CURVE())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedhess SuperLink")])
     certificate = (

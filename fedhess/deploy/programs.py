@@ -12,7 +12,10 @@ from pathlib import Path
 from fedhess.deploy.keys import Keys
 from fedhess.errors import UsageError
 
-CONNECTION = "fedhess"  # name of the SuperLink in the configuration that we write for Flower's command line
+# Name of the SuperLink in the configuration that we write for Flower's command line, which would take the name of a
+# checkout in the current folder for its old way of naming apps.
+CONNECTION = "deployment"
+JSON = ["--format", "json"]
 # Neither telemetry nor a look for updates: a deployment may have no way out, and would wait for it.
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
@@ -79,10 +82,20 @@ def register(public_key: Path, *, flower_home: Path) -> Program:
     return _flwr(["supernode", "register", str(public_key), CONNECTION], flower_home)
 
 
-def run(app: Path, *, flower_home: Path, run_config: Sequence[str]) -> Program:
-    """``flwr run``: send the app to the SuperLink, start it and show its log."""
+def run(app: Path, *, flower_home: Path, run_config: Sequence[str], stream: bool = True) -> Program:
+    """``flwr run``: send the app to the SuperLink, start it, and show its log or else answer in JSON at once."""
     settings = [part for text in run_config for part in ("--run-config", text)]
-    return _flwr(["run", str(app), CONNECTION, *settings, "--stream"], flower_home)
+    return _flwr(["run", str(app), CONNECTION, *settings, *(["--stream"] if stream else JSON)], flower_home)
+
+
+def of_run(what: str, run_id: str, *, flower_home: Path) -> Program:
+    """``flwr log`` shows the log of a run until it ends, ``flwr stop`` ends the run."""
+    return _flwr([what, run_id, CONNECTION], flower_home)
+
+
+def listing(run_id: str, *, flower_home: Path) -> Program:
+    """``flwr list`` of one run, in JSON: its status, and why it failed."""
+    return _flwr(["list", CONNECTION, "--run-id", run_id, *JSON], flower_home)
 
 
 def write_connection(flower_home: Path, *, address: str, ca: Path) -> None:

@@ -11,11 +11,17 @@ from fedhess.deploy.programs import toml
 from fedhess.domains import Scenario, open_benchmark
 from fedhess.engines.flower_compat import read_run_config
 from fedhess.errors import UsageError, did_you_mean
+from fedhess.execution import check_execution
+from fedhess.job_checks import check_combinations
+from fedhess.loading import is_installed, load_strategy
 from fedhess.local_client import simulated_client
+from fedhess.models import MODELS, prepared_shape
 from fedhess.place import Place
 from fedhess.protocol import SOURCE, TARGET
-from fedhess.run_settings import settings_of_run
+from fedhess.run_settings import OF_THE_NODE, settings_of_run
 from fedhess.targets import choose_scenarios
+
+NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE)
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,8 @@ def read_settings(plan: Plan, *, app: Path, data_dir: Path | None = None) -> Run
         data_dir: Of all nodes, if they are on this machine.
 
     Raises:
-        UsageError: The app's file is damaged, or a setting is unknown, out of range or of the wrong type.
+        UsageError: The app's file is damaged, or a setting is unknown, out of range, of the wrong type or excludes
+            another.
     """
     file = app / "pyproject.toml"
     try:
@@ -94,7 +101,54 @@ def read_settings(plan: Plan, *, app: Path, data_dir: Path | None = None) -> Run
     if unknown:
         raise UsageError(f"--run-config: the app has no setting {unknown[0]!r}; {did_you_mean(unknown[0], defaults)}")
     node = {} if data_dir is None else {"data-dir": str(data_dir.resolve())}
-    return settings_of_run(defaults | given, node)
+    config = settings_of_run(defaults | given, node)
+    check_run(config)
+    return config
+
+
+def check_run(config: RunConfig) -> None:
+    """Check what a run's settings are together; neither data, weights nor the strategy need to be on this machine.
+
+    Raises:
+        UsageError: A domain, the model or the strategy's arguments are unknown, or settings exclude each other.
+    """
+    benchmark = open_benchmark(config.domains, options=config.domains_options, held=())
+    for option, named in (("sources", config.sources), ("targets", config.targets)):
+        for domain in named:
+            if domain not in benchmark.domains:
+                raise UsageError(f"--{option}: unknown domain {domain!r}; {did_you_mean(domain, benchmark.domains)}")
+    if config.model not in MODELS:
+        raise UsageError(f"--model: unknown model {config.model!r}; {did_you_mean(config.model, MODELS)}")
+    check_combinations([config])
+    on_any_machine = config.model_copy(update={"device": "cpu", "compile": False})  # the nodes' own devices decide
+    check_execution(on_any_machine, prepared_shape(config.model, benchmark.input_shape))
+    if is_installed(config.strategy):
+        load_strategy(config.strategy, config.strategy_args)
+
+
+def read_node_config(given: str, own: Mapping[str, object]) -> str:
+    """Check further settings of a node, which Flower leaves out where it does not understand them.
+
+    Args:
+        given: As Flower's ``--node-config`` takes them.
+        own: What the command sets itself.
+
+    Returns:
+        The same text.
+
+    Raises:
+        UsageError: They are not in Flower's form; one is unknown, or is set by the command.
+    """
+    try:
+        read = read_run_config([given]) if given else {}
+    except ValueError as error:
+        raise UsageError(f"--node-config: {error}") from None
+    for key in read:
+        if key in own:
+            raise UsageError(f"--node-config: {key} is given twice; the command has it as {own[key]!r}")
+        if key not in NODE_SETTINGS:
+            raise UsageError(f"--node-config: a node has no setting {key!r}; {did_you_mean(key, NODE_SETTINGS)}")
+    return given
 
 
 def plan_nodes(config: RunConfig) -> list[Place]:
@@ -119,7 +173,7 @@ def find_app(given: Path | None) -> Path:
     folders = [given] if given is not None else [Path(), Path(fedhess.__file__).resolve().parents[1]]
     for folder in folders:
         file = folder / "pyproject.toml"
-        if file.is_file() and "[tool.flwr.app.components]" in file.read_text(encoding="utf-8"):
+        if file.is_file() and "[tool.flwr.app.components]" in file.read_text(encoding="utf-8", errors="replace"):
             return folder.resolve()
     raise UsageError(
         f"--app: there is no Flower app in {' or '.join(str(folder.resolve()) for folder in folders)}; expected a "

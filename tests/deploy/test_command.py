@@ -48,7 +48,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return run
 
 
-def test_keys_superlink_and_run_print_the_plain_command_and_become_it(command: Command) -> None:
+def test_keys_superlink_and_run_print_the_plain_command(command: Command) -> None:
     made = command("keys", "--host", "fl.example.org", "--node", "photo")
     assert (made.status, made.err) == (0, "")
     assert made.out.splitlines()[0] == "made keys/ca.crt"
@@ -56,10 +56,10 @@ def test_keys_superlink_and_run_print_the_plain_command_and_become_it(command: C
     started = command("superlink", "--host", "127.0.0.1", "--port", "45871")
     assert started.status == -1
     assert started.out.startswith("$ flower-superlink --ssl-ca-certfile keys/ca.crt ")
-    asked = command("run", "--superlink", "fl.example.org:8000", "--rounds", "2", "--app", REPOSITORY)
-    assert asked.status == -1
-    assert asked.out.startswith(f"$ FLWR_HOME=keys/flower flwr run {REPOSITORY} fedhess --run-config ")
-    assert 'address = "fl.example.org:8000"' in Path("keys/flower/config.toml").read_text(encoding="utf-8")
+    asked = command("run", "--superlink", "127.0.0.1:9", "--rounds", "2", "--app", REPOSITORY)
+    assert asked.status == 1
+    assert asked.out.startswith(f"$ FLWR_HOME=keys/flower flwr run {REPOSITORY} deployment --run-config ")
+    assert 'address = "127.0.0.1:9"' in Path("keys/flower/config.toml").read_text(encoding="utf-8")
 
 
 def test_mistakes_in_settings_are_found_before_anything_starts(command: Command, tmp_path: Path) -> None:
@@ -72,10 +72,29 @@ def test_mistakes_in_settings_are_found_before_anything_starts(command: Command,
     elsewhere = command("local", "--out", "job", "--run-config", 'run-dir="mine"')
     assert (elsewhere.status, "takes no run-dir; use --out FOLDER" in elsewhere.err) == (2, True)
     (tmp_path / "keys" / "logs").write_text("", encoding="utf-8")
-    command("keys", "--host", "fl.example.org", "--node", "photo")
+    command("keys", "--node", "photo")
     blocked = command("supernode", "--superlink", "h:1", "--domain", "photo", "--port", "45872")
     assert (blocked.status, blocked.err.count("\n")) == (2, 1)
     assert "cannot write to keys/logs: File exists; choose another folder" in blocked.err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "client = 1",
+            "--node-config: expected key=value, with texts in quotes and no blanks around =, got 'client = 1'",
+        ),
+        ('role="source"', "--node-config: role is given twice; the command has it as 'target'"),
+        ("thread=1", "--node-config: a node has no setting 'thread'; did you mean 'threads'?"),
+        ("threads=one", "--node-config: "),
+    ],
+)
+def test_node_settings_that_flower_would_leave_out_are_named(command: Command, given: str, message: str) -> None:
+    node = ("supernode", "--superlink", "h:1", "--domain", "sketch", "--role", "target", "--port", "45873")
+    refused = command(*node, "--node-config", given)
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert refused.err.startswith(f"fedhess: {message}")
 
 
 def test_help_names_every_command(command: Command) -> None:
@@ -111,6 +130,6 @@ def test_what_flower_says_when_it_fails_is_shown(command: Command) -> None:
     command("keys", "--host", "localhost", "--node", "photo")
     failed = command("register", "--superlink", "127.0.0.1:9")
     assert failed.status == 1
-    assert "$ FLWR_HOME=keys/flower flwr supernode register keys/nodes/photo.pub fedhess" in failed.out
+    assert "$ FLWR_HOME=keys/flower flwr supernode register keys/nodes/photo.pub deployment" in failed.out
     assert failed.err.startswith("fedhess: not registered")
     assert len(failed.err.splitlines()) > 1

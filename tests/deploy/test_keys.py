@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from fedhess.deploy.keys import Keys, make_keys
@@ -66,13 +66,55 @@ def test_private_keys_are_for_the_owner_alone(keys: Keys) -> None:
 
 def test_a_second_call_makes_what_is_new_and_overwrites_nothing(keys: Keys) -> None:
     before = {file: file.read_bytes() for file in keys.folder.rglob("*") if file.is_file()}
-    made = make_keys(keys, hosts=["elsewhere"], nodes=["photo", "cartoon"], days=30)
+    made = make_keys(keys, hosts=["fl.example.org"], nodes=["photo", "cartoon"], days=30)
     assert made == [keys.public("cartoon"), keys.node("cartoon")]
     assert all(file.read_bytes() == content for file, content in before.items())
     keys.server.unlink()
     keys.server_key.unlink()
     assert make_keys(keys, hosts=["elsewhere"], nodes=[], days=30) == [keys.server, keys.server_key]
     verify(keys, x509.DNSName("elsewhere"))
+
+
+def test_a_certificate_that_lacks_a_host_or_has_expired_is_named(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UsageError, match=r"--host: the certificate .*server.pem is there and does not name b.org, 10.9.9.9"
+    ):
+        make_keys(keys, hosts=["fl.example.org", "b.org", "10.9.9.9"], nodes=["new"], days=30)
+    assert not keys.node("new").exists()
+    assert make_keys(keys, hosts=["fl.example.org"], nodes=[], days=30) == []
+    keys.server.unlink()
+    keys.server_key.unlink()
+    make_keys(keys, hosts=["fl.example.org"], nodes=[], days=0)
+    with pytest.raises(
+        UsageError, match=r"server.pem has expired on .*; delete .*server.pem and .*server.key, make them"
+    ):
+        make_keys(keys, hosts=["fl.example.org"], nodes=[], days=30)
+    keys.server.write_text("no certificate", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"server.pem is damaged"):
+        make_keys(keys, hosts=[], nodes=[], days=30)
+
+
+def _pem(private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, password: bytes = b"") -> bytes:
+    lock = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    return private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (_pem(ec.generate_private_key(ec.SECP384R1())), "ca.key is not the key of .*ca.crt"),
+        (_pem(ec.generate_private_key(ec.SECP384R1()), b"secret"), "ca.key has a password; take it off: openssl ec"),
+        (_pem(rsa.generate_private_key(65537, 2048)), "expected a key on an elliptic curve"),
+    ],
+    ids=["another's", "locked", "RSA"],
+)
+def test_a_key_that_cannot_sign_for_the_authority_is_named(keys: Keys, other: bytes, message: str) -> None:
+    keys.server.unlink()
+    keys.server_key.unlink()
+    keys.ca_key.write_bytes(other)
+    with pytest.raises(UsageError, match=message):
+        make_keys(keys, hosts=["fl.example.org"], nodes=[], days=30)
+    assert not keys.server.exists()
 
 
 def test_a_nodes_machine_makes_its_own_keys_without_an_authority(keys: Keys, tmp_path: Path) -> None:

@@ -110,6 +110,33 @@ def test_mistakes_in_the_run_config_are_named_before_anything_starts() -> None:
     assert planned('strategy-args=\'{"alpha": 0.5, "beta": 1}\' quorum=2')
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ('client-optimizer="Adam" momentum=0.9', "--momentum 0.9: it is SGD's, and --client-optimizer is Adam"),
+        ("quorum=9", r"--quorum: expected at most 3, the number of source clients \(art_painting, cartoon, photo\)"),
+        ('augment="domainbed"', "--augment domainbed: expected RGB images"),
+        ('precision="bf16" dtype="float64"', "--precision bf16: it needs --dtype float32, got float64"),
+        ('model="lite0-feature"', "--model: unknown model 'lite0-feature'; did you mean 'lite0-features'"),
+        ('strategy-args="alhpa=3"', "alhpa"),
+        ("strategy-args=5", "run config, strategy-args: expected a text, got 5"),
+        ("domains-options=5", "run config, domains-options: expected a text, got 5"),
+        ("strategy-args='[1]'", r"run config, strategy-args: expected a JSON object, got '\[1\]'"),
+        ('server-optimizer-args="nonsense=3"', "nonsense"),
+        ('sources="photo,photo"', "--sources, --targets: expected each domain once, got photo, photo and sketch"),
+        ('sources="photo,sketch"', "expected each domain once, got photo, sketch and sketch"),
+        ('targets="mars"', "--targets: unknown domain 'mars'"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named_before_anything_starts(given: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        planned(given)
+
+
+def test_a_strategy_that_only_server_and_nodes_have_can_be_run() -> None:
+    assert len(planned('strategy="their.package:Method"')) == 4
+
+
 def test_an_app_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     plan = plan_run("IconPACS", target="", strategy=None, rounds=None, run_dir=None, given=[])
     for text in ("[tool", "[tool.other]"):
@@ -146,8 +173,8 @@ def test_connection_is_written_where_the_users_own_is_not(tmp_path: Path) -> Non
     written = tomllib.loads((tmp_path / "home" / "config.toml").read_text(encoding="utf-8"))
     assert written == {
         "superlink": {
-            "default": "fedhess",
-            "fedhess": {"address": "fl.example.org:8000", "root-certificates": str(tmp_path / "ca.crt")},
+            "default": "deployment",
+            "deployment": {"address": "fl.example.org:8000", "root-certificates": str(tmp_path / "ca.crt")},
         }
     }
     (tmp_path / "file").write_text("", encoding="utf-8")

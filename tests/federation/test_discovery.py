@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Error, Message
 
 from federation.test_nodes import FixedNodes
-from fedhess import roster
+from fedhess import protocol, roster
 from fedhess.engines.flower_compat import run_identity
 from fedhess.errors import FederationError
 from fedhess.protocol import Identity
@@ -44,12 +44,16 @@ def refusing(message: Message) -> Message:
     return Message(Error(1002, "no data of this benchmark"), reply_to=message)
 
 
+def of_another_run(message: Message) -> Message:
+    return Message(Error(protocol.NOT_IN_RUN, "this node holds domain 'moon'"), reply_to=message)
+
+
 def find(grid: FixedNodes, *, deadline: float = 20.0) -> list[str]:
     with run_identity(1):
         return [c.label for c in discover(grid, sources=("north", "south"), targets=(), deadline=deadline)]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("foreign", [silent, refusing])
+@pytest.mark.parametrize("foreign", [silent, refusing, of_another_run])
 @pytest.mark.parametrize("comes_after", [0.0, 2.5])
 def test_a_foreign_node_keeps_nobody_waiting(foreign: Callable[[Message], Message | None], comes_after: float) -> None:
     began = time.monotonic()
@@ -71,6 +75,13 @@ def test_a_run_without_hope_ends_before_its_deadline(monkeypatch: pytest.MonkeyP
     with pytest.raises(FederationError, match="node 7: no data of this benchmark"):
         find(Nodes(refusing, comes_after=60.0))
     assert 3.0 <= time.monotonic() - began < 10.0, "three seconds after the foreign node came, the last news"
+
+
+def test_a_node_of_another_run_is_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster, "HOPELESS_SECONDS", 0.5)
+    nodes = Nodes(of_another_run, comes_after=4.0)
+    assert find(nodes) == ["north", "south"]
+    assert nodes.asked.count(FOREIGN) == 1
 
 
 def test_where_no_node_can_come_three_refusals_end_it() -> None:
