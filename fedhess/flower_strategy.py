@@ -19,7 +19,7 @@ from fedhess.federation import Federation
 from fedhess.local_phase import RoundOutcome
 from fedhess.roster import Client
 from fedhess.sampling import derive_seed
-from fedhess.validation import read_tensors
+from fedhess.validation import read_tensors, training_metrics_of
 
 
 class SourceGrid(ForwardingGrid):
@@ -182,7 +182,7 @@ def _read(content: RecordDict, client: Client, model: GlobalModel) -> dict[str, 
     if len(content.array_records) != 1 or len(content.metric_records) != 1:
         raise ValueError(f"expected one record of arrays and one of metrics, got {sorted(content)}")
     read_tensors(content, protocol.MODEL, like=model.tensors)
-    metrics = protocol.training_metrics_of(content)
+    metrics = training_metrics_of(content)
     expected = client.identity.train_examples
     if metrics.get(protocol.NUM_EXAMPLES) != expected:
         raise ValueError(f"expected {protocol.NUM_EXAMPLES} = {expected} as it said at the start, got {metrics}")

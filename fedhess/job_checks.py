@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fedhess.config import RunConfig
 from fedhess.domains import Benchmark, split_domain
 from fedhess.errors import UsageError, did_you_mean
+from fedhess.loading import client_half
 from fedhess.local_data import build_model
 from fedhess.optimizers import check_optimizer
 from fedhess.selection import DEFAULT, SELECTORS
@@ -19,6 +20,8 @@ def check_settings(configs: Sequence[RunConfig]) -> None:
         UsageError: Settings exclude each other, or the model cannot be built.
     """
     check_combinations(configs)
+    for config in configs:
+        client_half(config).check(config)
     try:
         build_model(configs[0])
     except UsageError as error:

@@ -12,7 +12,7 @@ from fedhess.config import RunConfig
 from fedhess.federation import Federation, ModelPayload
 from fedhess.previous import PreviousStatistics
 from fedhess.roster import Client
-from fedhess.validation import read_tensors
+from fedhess.validation import read_tensors, training_metrics_of
 
 # What a strategy's server half hands to the clients: tensors for all, or values by domain, to each those it holds.
 Reference = Mapping[str, Tensor | Mapping[str, Tensor]]
@@ -167,7 +167,7 @@ class LocalPhase:
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
             buffers = read_tensors(content, protocol.MOMENTUM, like=trained) if trained else {}
-            metrics = protocol.training_metrics_of(content)
+            metrics = training_metrics_of(content)
             if previous is not None:
                 previous.read(client, content)
             return ClientUpdate(update, buffers), metrics

@@ -286,16 +286,3 @@ def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
     if not isinstance(record, MetricRecord):
         raise ValueError(f"expected a MetricRecord {key!r} in the reply, got {sorted(content)}")
     return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}
-
-
-def training_metrics_of(content: RecordDict) -> dict[str, float]:
-    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
-
-    Raises:
-        ValueError: One is missing, unexpected or a list.
-    """
-    metrics = metrics_of(content)
-    names = set(content.metric_records[METRICS])
-    if not names == metrics.keys() == set(TRAINING_METRICS):
-        raise ValueError(f"expected the metrics {', '.join(TRAINING_METRICS)}, a number each, got {sorted(names)}")
-    return metrics

@@ -81,6 +81,8 @@ class Server:
     def __post_init__(self) -> None:
         config = self.config
         self.strategy: DomainStrategy | Strategy = load_strategy(config.strategy, config.strategy_args)
+        if isinstance(self.strategy, DomainStrategy):
+            self.strategy.check(config)
         template = build_model(config)
         self.model = GlobalModel(
             template,

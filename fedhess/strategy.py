@@ -56,6 +56,11 @@ class PenaltySchedule:
         """Return the weight at a step, counted from 0 over the whole run."""
         return self.weight if step >= self.anneal_steps else 1.0
 
+    @property
+    def is_off(self) -> bool:
+        """Whether the weight is 0 at every step."""
+        return self.weight == 0 and self.anneal_steps == 0
+
     def divisor(self, step: int) -> float:
         """Return what the objective is divided by at a step."""
         return max(1.0, self.at(step)) if self.annealing == "rescale" else 1.0
@@ -78,6 +83,14 @@ class DomainStrategy:
     statistics: ClassVar[Mapping[str, Statistic]] = {}
     network_statistics: ClassVar[Mapping[str, NetworkStatistic]] = {}
     schedule: PenaltySchedule = PenaltySchedule()
+
+    def check(self, config: RunConfig) -> None:
+        """Insist on settings of the run that suit the strategy, before anything runs; by default all do.
+
+        Raises:
+            UsageError: One does not.
+        """
+        del config
 
     def reference(self, ask: Exchange) -> Reference:
         """Server half: exchange statistics with the source clients and return the references of the round.
@@ -102,11 +115,14 @@ class DomainStrategy:
         return None
 
     def objective(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
-        """Combine loss and penalty: ``(L + w * penalty) / divisor`` with the schedule's weight w; L without penalty."""
-        penalty = self.penalty(step, reference)
+        """Combine loss and penalty: ``(L + w * penalty) / divisor`` with the schedule's weight w; L without penalty.
+
+        Where the weight is 0 the penalty is not computed.
+        """
+        weight, divisor = self.schedule.at(step.index), self.schedule.divisor(step.index)
+        penalty = None if weight == 0 else self.penalty(step, reference)
         if penalty is None:
             return step.loss
-        weight, divisor = self.schedule.at(step.index), self.schedule.divisor(step.index)
         objective = step.loss + (penalty if weight == 1.0 else weight * penalty)
         return objective / divisor if divisor > 1.0 else objective
 

@@ -1,4 +1,4 @@
-"""Decide whether a client's tensors can be trusted: present, of the right shape, finite."""
+"""Decide whether a client's tensors and metrics can be trusted: present, of the right shape, finite."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,7 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
+from fedhess import protocol
 from fedhess.protocol import decode_array
 
 
@@ -43,6 +44,21 @@ def read_tensors(content: RecordDict, key: str, *, like: Mapping[str, Tensor]) -
             raise ValueError(f"{key}: {name} has {bad} of {tensor.numel()} values that are not finite")
         tensors[name] = tensor
     return tensors
+
+
+def training_metrics_of(content: RecordDict) -> dict[str, float]:
+    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
+
+    Raises:
+        ValueError: One is missing, unexpected or a list.
+    """
+    metrics = protocol.metrics_of(content)
+    names = set(content.metric_records[protocol.METRICS])
+    if not names == metrics.keys() == set(protocol.TRAINING_METRICS):
+        raise ValueError(
+            f"expected the metrics {', '.join(protocol.TRAINING_METRICS)}, a number each, got {sorted(names)}"
+        )
+    return metrics
 
 
 def is_finite(tensor: Tensor) -> bool:

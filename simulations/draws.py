@@ -30,11 +30,6 @@ def uniform(low: float, high: float) -> Draw:
     return lambda random: float(random.uniform(low, high))
 
 
-def one_of(*values: float) -> Draw:
-    """Draw one of some values."""
-    return lambda random: float(random.choice(values))
-
-
 # What every method draws on images of 224 px: DomainBed's name -> (our setting, its draw). Its learning rate and weight
 # decay are those of Adam, which is the server's here. The batch of DomainNet is drawn from fewer sizes.
 COMMON: Mapping[str, tuple[str, Draw]] = {
@@ -44,7 +39,7 @@ COMMON: Mapping[str, tuple[str, Draw]] = {
 }
 DOMAIN_NET_BATCH = whole(log_uniform(3, 5, base=2))
 
-# What a method draws besides.
+# What a method draws besides. Fish is not among them: its clients' Adam keeps its state along DomainBed's relay.
 OF_METHOD: Mapping[str, Mapping[str, tuple[str, Draw]]] = {
     "irm": {
         "irm_lambda": ("weight", log_uniform(-1, 5)),
@@ -56,7 +51,6 @@ OF_METHOD: Mapping[str, Mapping[str, tuple[str, Draw]]] = {
     },
     "coral": {"mmd_gamma": ("gamma", log_uniform(-1, 1))},
     "iga": {"penalty": ("coefficient", log_uniform(1, 5))},
-    "fish": {"meta_lr": ("eps", one_of(0.05, 0.1, 0.5))},
     "groupdro": {"groupdro_eta": ("eta", log_uniform(-3, -1))},
     "fishr": {
         "lambda": ("weight", log_uniform(1, 4)),

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from fedhess.selection import ORACLE
 
 FISHR_README = "Fishr's README, ColoredMNIST table: 10 restarts of 501 full-batch steps, 25 % label noise"
-AUTHORS_SCRIPT = "one run of the HGP authors' script (seed 0, CPU), not from a table"
+AUTHORS_SCRIPT = (
+    "one run of the HGP authors' script (seed 0, CPU; it differentiates the mean HGP too), not from a table"
+)
 HESSIAN_PAPER = "Hemati et al. 2023 (arXiv 2308.11778): its result tables could not be read, so not verified"
 DOMAINBED = (
     "DomainBed's published sweep (Fishr: its README): centralised, another network, selection on source validation, "

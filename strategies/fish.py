@@ -1,7 +1,7 @@
 """Fish: the domains train one after the other, and the model takes a part of the way they went together.
 
 Relay:                   theta_0 = theta; domain e takes its local steps from theta_{e-1} and leaves theta_e
-Server:                  theta + eps (theta_E - theta)
+Server:                  theta + eps (theta_E - theta): the step of SGD with learning rate 1, which the run must have
 Source:                  Shi et al., "Gradient Matching for Domain Generalization", ICLR 2022 (arXiv 2104.09937),
                          algorithm 1; domains in a fixed order and eps 0.5 as in DomainBed, the paper's random order
                          with ``shuffle``.
@@ -13,7 +13,8 @@ to first order, without any statistic.
 The clients of one domain train at once, and their mean by examples goes on. In a round without a client of a domain the
 relay passes it by.
 
-Neutral setting: eps 1 with one source domain is local training. With eps 0 nothing moves.
+Neutral setting: eps 1 with one source domain is local training, bit for bit, without momentum (which ERM's clients
+begin anew each round). With eps 0 nothing moves.
 
 On the wire a round:     as ERM, but one domain after the other; with momentum its state too, up and down.
 Discloses:               what ERM does, to the server.
@@ -24,6 +25,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedhess.config import RunConfig
+from fedhess.errors import UsageError
 from fedhess.local_phase import LocalPhase, Reference
 from fedhess.sampling import seeded_generator
 from fedhess.strategy import DomainStrategy
@@ -45,6 +48,16 @@ class Fish(DomainStrategy):
             raise ValueError(f"expected 0 < eps <= 1, got {eps}")
         self.eps, self.shuffle = eps, shuffle
         self._momentum: dict[str, Tensor] = {}
+
+    def check(self, config: RunConfig) -> None:
+        """Insist on the server's step: an adaptive optimizer would make all lengths alike, and eps mean nothing."""
+        if (config.server_optimizer, config.server_lr) != ("SGD", 1.0) or config.server_optimizer_args:
+            raise UsageError(
+                f"--strategy fish: its server takes theta + eps (theta_relay - theta), which is --server-optimizer SGD "
+                f"--server-lr 1; got {config.server_optimizer} with lr {config.server_lr:g}"
+                f"{' and further arguments' if config.server_optimizer_args else ''}. Give these options, and an --lr "
+                "for the steps of the relay"
+            )
 
     def local_training(self, phase: LocalPhase, reference: Reference) -> dict[str, Tensor]:
         """Send the model along the relay and return eps times the way it went."""

@@ -61,7 +61,7 @@ class Fishr(DomainStrategy):
 
     def reference(self, ask: Exchange) -> Reference:
         """Ask for the variances, move the averages, and hand each client its own old one with the mean of the new."""
-        if self.schedule.weight == 0 and self.schedule.anneal_steps == 0:
+        if self.schedule.is_off:
             return {}
         variances = ask("variance")
         past = {
@@ -73,10 +73,8 @@ class Fishr(DomainStrategy):
             self._averages[domain] = self.ema * before + (1 - self.ema) * value
         return {"mean": variances.with_values({d: v + past[d] for d, v in variances.items()}).mean(), "past": past}
 
-    def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
+    def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
         """Return c times the mean squared distance of the corrected moving average to its mean over the domains."""
-        if self.schedule.at(step.index) == 0:
-            return None
         gap = step.statistic(gradient_variance) + reference["past"] - reference["mean"]
         return self.coefficient * gap.square().mean()
 

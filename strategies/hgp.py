@@ -61,7 +61,7 @@ class HGP(DomainStrategy):
 
     def reference(self, ask: Exchange) -> dict[str, Tensor]:
         """Ask for g_e, and for the HGP where its coefficient is not zero."""
-        if self.alpha == 0 and self.beta == 0:
+        if self.schedule.is_off or (self.alpha == 0 and self.beta == 0):
             return {}
         if self.alpha == 0:
             return {"gradient": ask("gradient").mean()}

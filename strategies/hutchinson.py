@@ -69,7 +69,7 @@ class Hutchinson(DomainStrategy):
         """Ask for g_e and the diagonals in one exchange, without what has a zero coefficient."""
         diagonal = "probed" if self.probes else "diagonal"
         names = [name for name, coefficient in (("gradient", self.beta), (diagonal, self.alpha)) if coefficient > 0]
-        if not names:
+        if self.schedule.is_off or not names:
             return {}
         given = {"seed": ask.seed, "probes": self.probes} if diagonal in names and self.probes else {}
         answers = ask.several(*names, **given)

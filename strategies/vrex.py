@@ -47,10 +47,8 @@ class VREx(DomainStrategy):
 
     def reference(self, ask: Exchange) -> dict[str, Tensor]:
         """Ask for the losses."""
-        return {} if self.schedule.weight == 0 and self.schedule.anneal_steps == 0 else {"loss": ask("loss").mean()}
+        return {} if self.schedule.is_off else {"loss": ask("loss").mean()}
 
-    def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
+    def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
         """Return c (L_e - Lbar)^2."""
-        if self.schedule.at(step.index) == 0:
-            return None
         return self.coefficient * (step.statistic(head_loss) - reference["loss"]).square()

@@ -139,8 +139,8 @@ def coral_objective(gamma: float) -> Objective:
     return objective
 
 
-def iga_objective(coefficient: float) -> Objective:
-    """Mean of L_e + lambda ||grad L_e - mean||^2 over the whole network, nothing detached."""
+def iga_objective(coefficient: float, *, form: str) -> Objective:
+    """Mean of L_e, and lambda times sum or mean of ||grad L_e - mean||^2 over the whole network, nothing detached."""
 
     def objective(model: HeadedModel, batches: Batches) -> Tensor:
         losses = [cross_entropy(model, batch) for batch in batches]
@@ -150,8 +150,8 @@ def iga_objective(coefficient: float) -> Objective:
             for loss in losses
         ]
         mean = torch.stack(gradients).mean(0)
-        terms = [loss + coefficient * (g - mean).square().sum() for loss, g in zip(losses, gradients, strict=True)]
-        return torch.stack(terms).mean()
+        squares = torch.stack([(g - mean).square().sum() for g in gradients])
+        return torch.stack(losses).mean() + coefficient * (squares.sum() if form == "sum" else squares.mean())
 
     return objective
 

@@ -28,14 +28,14 @@ class Method:
 AT_ONCE = {"anneal_steps": 0}
 METHODS: dict[str, Method] = {
     "hgp-alpha": Method("hgp", {"alpha": 0.05, "beta": 0.0}, {"alpha": 0.0, "beta": 0.0}),
-    "hgp-beta": Method("hgp", {"alpha": 0.0, "beta": 0.05}, {"alpha": 0.0, "beta": 0.0}),
+    "hgp-beta": Method("hgp", {"alpha": 0.0, "beta": 0.05}, {"alpha": 0.0, "beta": 0.05, "weight": 0.0}),
     "hgp-mean-of-hgp": Method(
         "hgp",
         {"alpha": 0.02, "beta": 0.05, "form": "mean_of_hgp"},
         {"alpha": 0.0, "beta": 0.0, "form": "mean_of_hgp"},
     ),
     "hutchinson-alpha": Method("hutchinson", {"alpha": 0.05, "beta": 0.0}, {"alpha": 0.0, "beta": 0.0}),
-    "hutchinson-beta": Method("hutchinson", {"alpha": 0.0, "beta": 0.05}, {"alpha": 0.0, "beta": 0.0}),
+    "hutchinson-beta": Method("hutchinson", {"alpha": 0.0, "beta": 0.05}, {"alpha": 0.05, "beta": 0.05, "weight": 0.0}),
     "hutchinson-probes": Method(
         "hutchinson", {"alpha": 0.02, "beta": 0.05, "probes": 5}, {"alpha": 0.0, "beta": 0.0, "probes": 5}
     ),
@@ -45,7 +45,8 @@ METHODS: dict[str, Method] = {
     ),
     "vrex": Method("vrex", {"weight": 0.5} | AT_ONCE, {"weight": 0.0} | AT_ONCE),
     "coral": Method("coral", {"gamma": 1.0}, {"gamma": 0.0}),
-    "iga": Method("iga", {"coefficient": 0.02}, {"coefficient": 0.0}),
+    "iga": Method("iga", {"coefficient": 0.02, "form": "mean"}, {"coefficient": 0.0, "form": "mean"}),
+    "iga-sum": Method("iga", {"coefficient": 0.01, "form": "sum"}, {"coefficient": 0.0, "form": "sum"}),
     "fishr": Method("fishr", {"weight": 20.0, "ema": 0.7} | AT_ONCE, {"weight": 0.0} | AT_ONCE),
     # Against a moving average identical domains still have a distance: to their own past. Without one they have none.
     "fediir": Method("fediir", {"gamma": 0.05, "ema": 0.0}, {"gamma": 0.0}),
@@ -58,7 +59,7 @@ METHODS: dict[str, Method] = {
     "fedprox": Method("fedprox", {"mu": 3.0}, {"mu": 0.0}, has_reference=False, changes={"local_steps": 3}),
 }
 # Fish has no coefficient that makes it ERM: it moves the model along a relay. Its own neutral setting is eps = 1 with
-# one client a round, which is local training; it is tested by itself.
+# one source domain and no momentum, which is local training: test_alive.py. Its server takes steps of SGD alone.
 RELAYS: dict[str, Method] = {
     "fish": Method("fish", {"eps": 0.5}, {}, has_reference=False),
     "fish-momentum": Method(

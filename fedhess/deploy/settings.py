@@ -13,7 +13,7 @@ from fedhess.engines.flower_compat import read_run_config
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.execution import check_execution
 from fedhess.job_checks import check_combinations
-from fedhess.loading import is_installed, load_strategy
+from fedhess.loading import client_half, is_installed, load_strategy
 from fedhess.local_client import simulated_client
 from fedhess.models import MODELS, prepared_shape
 from fedhess.place import Place
@@ -124,6 +124,7 @@ def check_run(config: RunConfig) -> None:
     check_execution(on_any_machine, prepared_shape(config.model, benchmark.input_shape))
     if is_installed(config.strategy):
         load_strategy(config.strategy, config.strategy_args)
+        client_half(config).check(config)
 
 
 def read_node_config(given: str, own: Mapping[str, object]) -> str:

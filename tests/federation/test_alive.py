@@ -17,6 +17,7 @@ from fedhess import workplace
 from fedhess.batches import round_batch
 from fedhess.client import app as client_app
 from fedhess.engines.inprocess import InProcessGrid
+from fedhess.errors import UsageError
 from fedhess.loading import BUILT_IN, load_strategy
 from fedhess.local_data import local_domain
 from fedhess.strategy import DomainStrategy
@@ -82,7 +83,17 @@ def test_identical_domains_give_the_server_nothing_to_align(toy_run: Run) -> Non
     assert all(torch.allclose(erm[key], weighted[key], rtol=0, atol=1e-12) for key in erm)
 
 
-def test_fish_with_one_client_going_the_whole_way_is_local_training(toy_run: Run) -> None:
+@pytest.mark.parametrize("steps", [1, 3])
+def test_fish_with_one_domain_going_the_whole_way_is_local_training(toy_run: Run, steps: int) -> None:
+    alone = {"sources": ("north",), "local_steps": steps, "rounds": 4}
+    whole_way = {"strategy": "fish", "strategy_args": {"eps": 1.0}}
+    assert same(toy_run(**whole_way, **alone).tensors, toy_run(strategy="erm", **alone).tensors)
+    assert not same(toy_run(**whole_way, **alone, momentum=0.9).tensors, toy_run(**alone, momentum=0.9).tensors), (
+        "the relay's momentum lives on"
+    )
+
+
+def test_fish_takes_a_part_of_a_relays_way(toy_run: Run) -> None:
     fish = toy_run(strategy="fish", strategy_args={"eps": 1.0}, local_steps=3).tensors
     erm = toy_run(strategy="erm", local_steps=3).tensors
     assert (fish["head.weight"] - erm["head.weight"]).abs().max() > 1e-4  # three clients: a relay is no mean
@@ -91,6 +102,16 @@ def test_fish_with_one_client_going_the_whole_way_is_local_training(toy_run: Run
     start = toy_run(strategy="erm", rounds=1, lr=1e-30).tensors
     for key, value in half.items():
         torch.testing.assert_close(value - start[key], 0.5 * (whole[key] - start[key]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "server", [{"server_optimizer": "Adam"}, {"server_lr": 0.5}, {"server_optimizer_args": {"momentum": 0.9}}]
+)
+def test_fish_refuses_a_server_optimizer_that_is_not_its_own(toy_run: Run, server: dict[str, Any]) -> None:
+    with pytest.raises(
+        UsageError, match=r"--strategy fish: its server takes .* --server-optimizer SGD --server-lr 1; got"
+    ):
+        toy_run(strategy="fish", **server)
 
 
 def test_the_penalty_aligns_what_it_names(toy_run: Run) -> None:
@@ -174,24 +195,31 @@ def test_a_client_that_restarts_before_every_message_loses_nothing(toy_run: Run,
 
 @pytest.mark.parametrize("name", METHODS | RELAYS)
 def test_a_server_that_resumes_ends_with_the_same_bits(toy_run: Run, name: str, tmp_path: Path) -> None:
-    args = run_of((METHODS | RELAYS)[name], dtype="float32", server_optimizer="Adam", server_lr=0.01)
+    server = {} if name in RELAYS else {"server_optimizer": "Adam", "server_lr": 0.01}
+    args = run_of((METHODS | RELAYS)[name], dtype="float32", **server)
     whole = toy_run(**args, rounds=4).tensors
     toy_run(**args, rounds=2, directory=tmp_path / "run")
     assert same(whole, toy_run(**args, rounds=4, directory=tmp_path / "run").tensors)
 
 
-SCHEDULED = {"hgp": {"alpha": 0.0, "beta": 0.05}, "irm": {}, "vrex": {}, "fishr": {}}
+SCHEDULED = {
+    "hgp": {"alpha": 0.02, "beta": 0.05},
+    "hutchinson": {"alpha": 0.05, "beta": 0.05},
+    "irm": {},
+    "vrex": {},
+    "fishr": {},
+}
 
 
 @pytest.mark.parametrize("annealing", ["rescale", "reset"])
 @pytest.mark.parametrize("strategy", SCHEDULED)
 def test_annealing_switches_exactly_at_its_step(toy_run: Run, strategy: str, annealing: str) -> None:
-    settings = {"local_steps": 2, "rounds": 4, "strategy": strategy}
+    """Round r begins with step r - 1, whose objective a row has; up to step 3 the weight is 1."""
+    settings = {"local_steps": 1, "rounds": 5, "strategy": strategy}
     args = SCHEDULED[strategy] | {"weight": 40.0, "annealing": annealing}
     switched = objectives(toy_run(strategy_args=args | {"anneal_steps": 4}, **settings).rows)
     constant = objectives(toy_run(strategy_args=args | {"weight": 1.0, "anneal_steps": 0}, **settings).rows)
-    assert switched[2] == constant[2]  # first step of round 2 is step 2: weight 1
-    assert switched[3] != constant[3]  # step 4: weight 40
+    assert [switched[number] == constant[number] for number in range(1, 6)] == [True, True, True, True, False]
 
 
 def objectives(rows: list[dict[str, Any]]) -> dict[int, float]:

@@ -128,7 +128,7 @@ def test_a_weight_above_one_divides_the_objective(toy_run: Run) -> None:
             assert other["train_objective"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_hgp_with_annealing_is_the_centralised_script(toy_run: Run) -> None:
+def test_hgp_with_annealing_is_the_centralised_form(toy_run: Run) -> None:
     settings = {"rounds": 8, "lr": 1.0, "server_optimizer": "Adam", "server_lr": 1e-3}
     args = {"alpha": 0.02, "beta": 0.05, "weight": 50.0, "anneal_steps": 3}
     federated = toy_run(strategy="hgp", strategy_args=args, **settings).tensors

@@ -39,7 +39,6 @@ REGISTRY: dict[str, dict[str, tuple[str, Callable[[np.random.RandomState], float
     },
     "coral": {"gamma": ("mmd_gamma", lambda r: 10 ** r.uniform(-1, 1))},
     "iga": {"coefficient": ("penalty", lambda r: 10 ** r.uniform(1, 5))},
-    "fish": {"eps": ("meta_lr", lambda r: r.choice([0.05, 0.1, 0.5]))},
     "groupdro": {"eta": ("groupdro_eta", lambda r: 10 ** r.uniform(-3, -1))},
     "fishr": {
         "weight": ("lambda", lambda r: 10 ** r.uniform(1, 4)),
