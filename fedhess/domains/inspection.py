@@ -176,7 +176,7 @@ def _inspect_files(
         there = [file for file in files if file.path not in faults] if faults else files
         outcome = scan(domain, there, cache_dir=opening.cache_dir, notify=opening.notify) if there else None
         bad = outcome.bad if outcome else {}
-        found.broken |= {str(file.path): bad[file.name] for file in there if file.name in bad}
+        found.broken |= {str(there[position].path): reason for position, reason in bad.items()}
         counts = dict.fromkeys(names, 0)
         for file in files:
             counts[names[file.label]] += 1

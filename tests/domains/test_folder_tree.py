@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from image_trees import write_image, write_tree
+from PIL import Image
 
 from fedhess.domains import open_benchmark
 from fedhess.errors import UsageError
@@ -136,6 +137,23 @@ def test_a_broken_image_is_named_or_left_out(tree: Path) -> None:
     with pytest.raises(UsageError, match=r"1 of 6 images of domain '山' cannot be decoded, the first .*pic_000\.jpg"):
         open_benchmark(f"folder:{tree}").load("山")
     assert len(open_benchmark(f"folder:{tree}", skip_bad_images=True).load("山")) == 5
+
+
+def test_of_two_files_with_one_name_only_the_broken_one_is_left_out(tree: Path) -> None:
+    folder = tree / "山" / "Zebra"
+    twins = [folder / unicodedata.normalize(form, "éa.png") for form in ("NFD", "NFC")]  # listed first and last
+    for twin in twins:
+        Image.new("RGB", (40, 20), (0, 0, 200)).save(twin)
+    Image.new("RGB", (20, 40), (0, 200, 0)).save(folder / "fa.png")
+    twins[1].write_bytes(b"")
+    data = open_benchmark(f"folder:{tree}", skip_bad_images=True).load("山")
+    assert (len(data), data.skipped) == (8, 1)
+    assert torch.bincount(data.labels).tolist() == [5, 2, 1]
+    aspects = data.aspects[:5].tolist()
+    assert (aspects.count(2.0), aspects.count(0.5)) == (1, 1)
+    for index in (aspects.index(2.0), aspects.index(0.5)):
+        colour = data.inputs(torch.tensor([index]))[0, :, 0, 0].tolist()
+        assert colour == ([0, 0, 200] if aspects[index] == 2.0 else [0, 200, 0])
 
 
 @pytest.mark.parametrize(
