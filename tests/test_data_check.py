@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 from image_trees import write_tree
+from PIL import Image
 
 from fedhess.domains import vlcs
 from fedhess.domains.counts import KnownCounts
@@ -135,7 +136,17 @@ def test_a_tree_of_ones_own_is_checked(run: Command, tmp_path: Path) -> None:
     found = json.loads(outcome.out)
     assert outcome.status == 1
     assert found["problems"][0].endswith("'b' lacks 'y'")
-    assert list(found["broken"]) == [str(root / "a" / "y" / "pic_000.jpg")]
+    assert found["broken"] == {str(root / "a" / "y" / "pic_000.jpg"): "empty file"}
+
+
+def test_greyscale_of_16_bits_is_named_with_what_to_do(run: Command, tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "mine", ["a", "b", "c"], {"x": 2, "y": 1})
+    deep = root / "b" / "x" / "deep.png"
+    Image.new("I;16", (20, 20), 1000).save(deep)
+    outcome = run("check", f"folder:{root}")
+    assert outcome.status == 1
+    reason = "16-bit or float greyscale, Pillow's mode I;16; convert it to 8 bits"
+    assert f"broken: {deep}: {reason}" in outcome.out.splitlines()
 
 
 def test_what_is_in_the_package_is_well(run: Command, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fedhess.cache import cache_directory, digest_of, write_atomically
@@ -205,13 +205,15 @@ def _check(file: ImageFile) -> _Finding:
     """Read and decode a file."""
     try:
         content = file.path.read_bytes()
+        if not content:
+            return _Finding(file.name, "empty file")
         with Image.open(io.BytesIO(content)) as image:
             aspect = image.width / image.height
             # JPEG: decodes every coefficient, but paints an eighth of the size. Other formats ignore it.
-            image.draft("RGB", (image.width // 8, image.height // 8))
-            image.convert("RGB")
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+            _to_rgb(image)
     except DECODE_ERRORS as error:
-        return _Finding(file.name, str(error).replace(str(file.path), file.path.name) or type(error).__name__)
+        return _Finding(file.name, _reason(error))
     return _Finding(file.name, "", hashlib.sha256(content).hexdigest(), aspect)
 
 
@@ -219,12 +221,29 @@ def _decode(file: ImageFile, *, side: int) -> Tensor:
     """Decode one image to (3, side, side) uint8."""
     try:
         with Image.open(file.path) as image:
-            rgb = image.convert("RGB")
+            rgb = _to_rgb(image)
     except DECODE_ERRORS as error:
-        raise UsageError(f"{file.path} can no longer be decoded ({error}); was it changed during the run?") from error
+        reason = _reason(error)
+        raise UsageError(f"{file.path} can no longer be decoded ({reason}); was it changed during the run?") from error
     if rgb.size != (side, side):
         rgb = rgb.resize((side, side), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to 8-bit RGB; Pillow would cut greyscale of more bits off at 255, which leaves it white."""
+    if image.mode.partition(";")[0] in ("I", "F"):
+        raise ValueError(f"16-bit or float greyscale, Pillow's mode {image.mode}; convert it to 8 bits")
+    return image.convert("RGB")
+
+
+def _reason(error: BaseException) -> str:
+    """Say why an image cannot be decoded, in words that are the same each time."""
+    if isinstance(error, UnidentifiedImageError):  # its own words have an address in memory
+        return "no image that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:  # without the path
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
