@@ -1,6 +1,7 @@
 """``python -m fedhess.data check``: everything that can be wrong with data, found at once and named."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,6 +148,26 @@ def test_greyscale_of_16_bits_is_named_with_what_to_do(run: Command, tmp_path: P
     assert outcome.status == 1
     reason = "16-bit or float greyscale, Pillow's mode I;16; convert it to 8 bits"
     assert f"broken: {deep}: {reason}" in outcome.out.splitlines()
+
+
+def test_links_that_lead_back_to_themselves_are_named_or_passed_over(run: Command, tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "mine", ["a", "b", "c"], {"x": 2, "y": 1})
+    for place in (root / "loop", root / "a" / "loop", root / "a" / "x" / "loop", root / "a" / "x" / "loop.png"):
+        place.symlink_to(place.name)
+    outcome = run("check", f"folder:{root}", "--json")
+    found = json.loads(outcome.out)
+    assert (outcome.status, outcome.err, found["problems"], found["notes"]) == (1, "", [], [])
+    assert found["broken"] == {str(root / "a" / "x" / "loop.png"): "a link that leads nowhere"}
+    assert found["counts"]["a"] == {"x": 3, "y": 1}
+
+
+def test_a_pipe_that_is_named_as_an_image_is_reported_and_not_waited_for(run: Command, tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "mine", ["a", "b", "c"], {"x": 2, "y": 1})
+    pipe = root / "a" / "x" / "pipe.jpg"
+    os.mkfifo(pipe)
+    (root / "b" / "y" / "device.png").symlink_to("/dev/null")
+    broken = json.loads(run("check", f"folder:{root}", "--json").out)["broken"]
+    assert broken == dict.fromkeys([str(pipe), str(root / "b" / "y" / "device.png")], "not a regular file")
 
 
 def test_what_is_in_the_package_is_well(run: Command, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

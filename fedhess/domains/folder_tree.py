@@ -9,7 +9,7 @@ from fedhess.domains.benchmark import Benchmark, leave_one_out
 from fedhess.domains.images import ImageDomain, ImageFile, load_images
 from fedhess.domains.options import Opening
 from fedhess.domains.release import SIDE
-from fedhess.domains.tree import IMAGE_SUFFIXES, composed, entries, images_in, subfolders, walk
+from fedhess.domains.tree import IMAGE_SUFFIXES, composed, entries, images_in, is_folder, subfolders, walk
 from fedhess.errors import UsageError
 
 SIDES = (8, 1024)  # pixels; what a network for images can take
@@ -120,7 +120,7 @@ def list_class(folder: Path, label: int, name: str) -> list[ImageFile]:
         The files.
 
     Raises:
-        UsageError: A link leads nowhere, or an image lies in a folder below.
+        UsageError: A link leads nowhere, something is no regular file, or an image lies in a folder below.
     """
     files = images_in(folder)
     for path in files:
@@ -190,7 +190,7 @@ def _hint(domains: Mapping[str, Path]) -> str:
         names = [folder.name for folder in subfolders(inner)]
         if any(subfolders(inner / name) for name in names):
             return f"; did you mean folder:{inner}?"
-    if any(not entry.is_dir() for folder in domains.values() for entry in entries(folder)):
+    if any(not is_folder(entry) for folder in domains.values() for entry in entries(folder)):
         return "; images lie in the folders of domains, where the folders of classes are expected"
     return ""
 

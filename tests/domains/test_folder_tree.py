@@ -1,5 +1,6 @@
 """``folder:PATH``: any tree PATH/DOMAIN/CLASS/image, and every tree that is none."""
 
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -82,6 +83,13 @@ def test_links_are_followed(tree: Path, tmp_path: Path) -> None:
     assert open_benchmark(f"folder:{tmp_path / 'link'}").identity()["digest"] == before
 
 
+def test_links_that_lead_back_to_themselves_are_no_folders(tree: Path) -> None:
+    before = open_benchmark(f"folder:{tree}").identity()
+    for place in (tree / "loop", tree / "山" / "loop"):
+        place.symlink_to(place.name)
+    assert open_benchmark(f"folder:{tree}").identity() == before
+
+
 # -- Wrong trees -------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +145,17 @@ def test_a_broken_image_is_named_or_left_out(tree: Path) -> None:
     with pytest.raises(UsageError, match=r"1 of 6 images of domain '山' cannot be decoded, the first .*pic_000\.jpg"):
         open_benchmark(f"folder:{tree}").load("山")
     assert len(open_benchmark(f"folder:{tree}", skip_bad_images=True).load("山")) == 5
+
+
+def test_an_image_that_is_a_link_to_itself_or_a_pipe_is_named(tree: Path) -> None:
+    loop, pipe = tree / "山" / "Zebra" / "loop.png", tree / "lac été" / "Zebra" / "pipe.png"
+    loop.symlink_to("loop.png")
+    os.mkfifo(pipe)
+    benchmark = open_benchmark(f"folder:{tree}")
+    with pytest.raises(UsageError, match=r"loop\.png is a link to loop\.png, which is not there; mend or delete it"):
+        benchmark.load("山")
+    with pytest.raises(UsageError, match=r"pipe\.png is not a regular file \(a pipe, a socket or a device\)"):
+        benchmark.load("lac été")
 
 
 def test_of_two_files_with_one_name_only_the_broken_one_is_left_out(tree: Path) -> None:
