@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +170,31 @@ def test_a_pipe_that_is_named_as_an_image_is_reported_and_not_waited_for(run: Co
     (root / "b" / "y" / "device.png").symlink_to("/dev/null")
     broken = json.loads(run("check", f"folder:{root}", "--json").out)["broken"]
     assert broken == dict.fromkeys([str(pipe), str(root / "b" / "y" / "device.png")], "not a regular file")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_file_name_that_is_not_utf_8_is_printed_escaped(tmp_path: Path, options: list[str]) -> None:
+    root = write_tree(tmp_path / "mine", ["a", "b", "c"], {"x": 2, "y": 1})
+    (root / "a" / "x" / os.fsdecode(b"na\xefve.png")).write_bytes(b"")
+    twin = root / "b" / "x" / os.fsdecode(b"tw\xefn.png")
+    shutil.copy(root / "a" / "x" / "pic_000.jpg", twin)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedhess.data", "check", f"folder:{root}", *options],
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict", "FEDHESS_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    broken, double = rf"{root}/a/x/na\udcefve.png", rf"{root}/b/x/tw\udcefn.png"
+    if options:
+        assert rf'"{broken}": "empty file"' in done.stdout
+        found = json.loads(done.stdout)
+        assert found["duplicates"] == [[str(root / "a" / "x" / "pic_000.jpg"), str(twin)]]
+        return
+    assert f"broken: {broken}: empty file" in done.stdout
+    assert f"{root}/a/x/pic_000.jpg = {double}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "2 things are wrong"
 
 
 def test_what_is_in_the_package_is_well(run: Command, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ def read_tree(root: Path) -> Tree:
     Raises:
         UsageError: The first thing that is not so.
     """
+    _require_text(root.resolve())
     domains = _named(subfolders(root), where=f"folder {root}")
     if len(domains) < 3:
         found = ", ".join(domains) or "none"
@@ -146,11 +147,20 @@ def _named(folders: list[Path], *, where: str) -> dict[str, Path]:
     """Key folders by their names, accents composed."""
     named: dict[str, Path] = {}
     for folder in folders:
+        _require_text(folder)
         name = composed(folder.name)
         if name in named:
             raise UsageError(f"{where}: {name!r} is there twice, its accents stored in two ways; rename one")
         named[name] = folder
     return named
+
+
+def _require_text(folder: Path) -> None:
+    """Insist on a folder whose name can be written down: tables and records name it, of images they do not."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the name of folder {folder} is not UTF-8; rename it") from error
 
 
 def _require_distinct(domains: list[str], root: Path) -> None:

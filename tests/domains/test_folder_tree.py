@@ -90,6 +90,15 @@ def test_links_that_lead_back_to_themselves_are_no_folders(tree: Path) -> None:
     assert open_benchmark(f"folder:{tree}").identity() == before
 
 
+def test_a_file_name_that_is_not_utf_8_is_a_name_like_any_other(tree: Path) -> None:
+    before = open_benchmark(f"folder:{tree}").load("山").digest
+    write_image(tree / "山" / "Zebra" / "new.png", 903)
+    (tree / "山" / "Zebra" / "new.png").rename(tree / "山" / "Zebra" / os.fsdecode(b"na\xefve.png"))
+    data = open_benchmark(f"folder:{tree}").load("山")
+    assert (len(data), data.inputs(torch.arange(7)).shape) == (7, (7, 3, 224, 224))
+    assert data.digest != before
+
+
 # -- Wrong trees -------------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +113,13 @@ def test_different_classes_are_listed_by_domain(tree: Path) -> None:
 def test_an_empty_class_is_named(tree: Path) -> None:
     (tree / "山" / "犬" / "pic_000.jpg").rename(tree / "山" / "犬" / "pic_000.txt")
     assert f"domain '山', class '犬': {tree / '山' / '犬'} holds no image (.bmp" in refusal(tree)
+
+
+@pytest.mark.parametrize("place", ["", "山", "山/Zebra"])
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tree: Path, place: str) -> None:
+    folder = tree / place
+    renamed = folder.rename(folder.with_name(os.fsdecode(b"na\xefve")))
+    assert f"the name of folder {renamed} is not UTF-8; rename it" in refusal(tree if place else renamed)
 
 
 def test_too_few_domains_are_refused(tree: Path) -> None:
