@@ -1,5 +1,6 @@
 """How a command ends: every mistake of the user with one message and status 2, what failed otherwise with 1."""
 
+import io
 import sys
 
 import click
@@ -32,6 +33,8 @@ def run_command(cli: typer.Typer, name: str = "fedhess") -> int:
     Returns:
         The exit status: 0 if results were written, 2 for a mistake of the user, 130 after Ctrl-C, else 1.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8; stderr escapes what is not anyway
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(cli(standalone_mode=False) or 0)
     except UsageError as error:

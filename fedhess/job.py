@@ -102,6 +102,7 @@ def plan_job(
     out: Path | None,
     variants: Sequence[Variant] = (),
     selection: str = DEFAULT,
+    needs_weights: bool = True,
 ) -> Job:
     """Resolve defaults, plan every run, and build model, strategies and optimizer once to see that they can be.
 
@@ -115,6 +116,7 @@ def plan_job(
         out: The job's directory; by default a new one under ``runs/``.
         variants: Settings of every strategy to select among.
         selection: ``"source"``; or ``"lodo"``, which adds the runs that cross-validation needs.
+        needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
 
     Raises:
         UsageError: A name is unknown, a value is out of range, or the data cannot be read.
@@ -146,7 +148,7 @@ def plan_job(
             folder = run_folder(path, name if len(strategies) > 1 else None, number if variants else None)
             directory = RunDirectory(folder / slug(scenario.name) / str(seed))
             runs.append(PlannedRun(name, scenario, config, directory, number, scenario in inner))
-    check_settings([run.config for run in runs])
+    check_settings([run.config for run in runs], needs_weights=needs_weights)
     check_execution(runs[0].config, prepared_shape(model, benchmark.input_shape))
     description = _describe(benchmark, [run for run in runs if not run.inner], args, variants)
     check_splits(benchmark, [run.config for run in runs])

@@ -13,19 +13,24 @@ from fedhess.shares import read_examples, require_room_for_domains, share_out
 from fedhess.variants import Variant, check_variants
 
 
-def check_settings(configs: Sequence[RunConfig]) -> None:
+def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) -> None:
     """Check what no single value shows: together, and with the model.
+
+    Args:
+        configs: Of every run.
+        needs_weights: Whether pretrained weights must be at hand; the model is built in any case.
 
     Raises:
         UsageError: Settings exclude each other, or the model cannot be built.
     """
+    first = configs[0]
     check_combinations(configs)
     for config in configs:
         client_half(config).check(config)
     try:
-        build_model(configs[0])
+        build_model(first if needs_weights else first.model_copy(update={"pretrained": False}))
     except UsageError as error:
-        raise UsageError(f"--model {configs[0].model}: {error}") from error
+        raise UsageError(f"--model {first.model}: {error}") from error
 
 
 def check_combinations(configs: Sequence[RunConfig]) -> None:

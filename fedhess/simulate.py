@@ -189,6 +189,7 @@ def simulate(
         out=out,
         variants=parse_variants(variants),
         selection=selection or (recorded_selection(out) if resume and out is not None else DEFAULT),
+        needs_weights=not show_partition,
     )
     for warning in filter(None, (stand_in_warning(benchmark), incomplete_warning(job))):
         progress.warn(warning)

@@ -92,8 +92,9 @@ _DOMAINBED = Protocol(
         "batches come from shuffled passes, DomainBed draws each with replacement; initial weights differ too",
         "no dropout before the classifier, which DomainBed draws from 0, 0.1 and 0.5 but for the first setting",
         "evaluated after 0, 300, 600, ... steps and at the end, DomainBed after 1, 301, 601, ...",
-        "trials are seeds 0, 1, 2: they have DomainBed's own splits and drawn settings, number for number; of HGP the "
-        "ranges alone are its authors', of Hutchinson the ranges are ours",
+        "trials are seeds 0, 1, 2: they have DomainBed's own drawn settings, number for number, and its own splits "
+        "where the files have their released names; a copy from the hub has others, and its splits may differ",
+        "of HGP the ranges alone are its authors', of Hutchinson the ranges are ours",
     ),
 )
 

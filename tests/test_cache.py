@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from fedhess.cache import cache_directory, cached_tensor, write_atomically
+from fedhess.cache import cache_directory, cached_tensor, digest_of, write_atomically
 from fedhess.errors import UsageError
 
 
@@ -18,6 +19,11 @@ def test_a_cache_that_cannot_be_made_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot be created .* point FEDHESS_CACHE at a writable directory"):
         cache_directory(tmp_path / "file" / "cache")
+
+
+def test_a_name_that_is_not_utf_8_has_a_digest_and_proper_ones_keep_theirs():
+    assert digest_of([os.fsdecode(b"na\xefve")]) == digest_of([b"na\xefve"])
+    assert digest_of(["naïve", "犬"]) == digest_of(["naïve".encode(), "犬".encode()])
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):

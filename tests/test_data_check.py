@@ -1,7 +1,10 @@
 """``python -m fedhess.data check``: everything that can be wrong with data, found at once and named."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 from image_trees import write_tree
+from PIL import Image
 
 from fedhess.domains import vlcs
 from fedhess.domains.counts import KnownCounts
@@ -135,7 +139,62 @@ def test_a_tree_of_ones_own_is_checked(run: Command, tmp_path: Path) -> None:
     found = json.loads(outcome.out)
     assert outcome.status == 1
     assert found["problems"][0].endswith("'b' lacks 'y'")
-    assert list(found["broken"]) == [str(root / "a" / "y" / "pic_000.jpg")]
+    assert found["broken"] == {str(root / "a" / "y" / "pic_000.jpg"): "empty file"}
+
+
+def test_greyscale_of_16_bits_is_named_with_what_to_do(run: Command, tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "mine", ["a", "b", "c"], {"x": 2, "y": 1})
+    deep = root / "b" / "x" / "deep.png"
+    Image.new("I;16", (20, 20), 1000).save(deep)
+    outcome = run("check", f"folder:{root}")
+    assert outcome.status == 1
+    reason = "16-bit or float greyscale, Pillow's mode I;16; convert it to 8 bits"
+    assert f"broken: {deep}: {reason}" in outcome.out.splitlines()
+
+
+def test_links_that_lead_back_to_themselves_are_named_or_passed_over(run: Command, tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "mine", ["a", "b", "c"], {"x": 2, "y": 1})
+    for place in (root / "loop", root / "a" / "loop", root / "a" / "x" / "loop", root / "a" / "x" / "loop.png"):
+        place.symlink_to(place.name)
+    outcome = run("check", f"folder:{root}", "--json")
+    found = json.loads(outcome.out)
+    assert (outcome.status, outcome.err, found["problems"], found["notes"]) == (1, "", [], [])
+    assert found["broken"] == {str(root / "a" / "x" / "loop.png"): "a link that leads nowhere"}
+    assert found["counts"]["a"] == {"x": 3, "y": 1}
+
+
+def test_a_pipe_that_is_named_as_an_image_is_reported_and_not_waited_for(run: Command, tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "mine", ["a", "b", "c"], {"x": 2, "y": 1})
+    pipe = root / "a" / "x" / "pipe.jpg"
+    os.mkfifo(pipe)
+    (root / "b" / "y" / "device.png").symlink_to("/dev/null")
+    broken = json.loads(run("check", f"folder:{root}", "--json").out)["broken"]
+    assert broken == dict.fromkeys([str(pipe), str(root / "b" / "y" / "device.png")], "not a regular file")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_file_name_that_is_not_utf_8_is_printed_escaped(tmp_path: Path, options: list[str]) -> None:
+    root = write_tree(tmp_path / "mine", ["a", "b", "c"], {"x": 2, "y": 1})
+    (root / "a" / "x" / os.fsdecode(b"na\xefve.png")).write_bytes(b"")
+    twin = root / "b" / "x" / os.fsdecode(b"tw\xefn.png")
+    shutil.copy(root / "a" / "x" / "pic_000.jpg", twin)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedhess.data", "check", f"folder:{root}", *options],
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict", "FEDHESS_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    broken, double = rf"{root}/a/x/na\udcefve.png", rf"{root}/b/x/tw\udcefn.png"
+    if options:
+        assert rf'"{broken}": "empty file"' in done.stdout
+        found = json.loads(done.stdout)
+        assert found["duplicates"] == [[str(root / "a" / "x" / "pic_000.jpg"), str(twin)]]
+        return
+    assert f"broken: {broken}: empty file" in done.stdout
+    assert f"{root}/a/x/pic_000.jpg = {double}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "2 things are wrong"
 
 
 def test_what_is_in_the_package_is_well(run: Command, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import TOY, Outcome
+from image_trees import write_tree
 from toy import SOURCES, toy_config
 
 from fedhess.errors import UsageError
@@ -47,6 +48,24 @@ def test_shown_partition_is_the_one_that_is_saved_and_run(command: Command) -> N
     assert classes == {f"class {number}" for number in range(4)}
     trained = [row for row in rows(Path("job/east/0/rounds.jsonl")) if row["train_loss"] is not None]
     assert len(trained) == 7 * 3
+
+
+def test_a_partition_is_shown_without_the_weights_that_a_run_needs(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(Path("torch").resolve()))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network
+    root = write_tree(Path("mine"), ["a", "b", "c"], {"x": 4, "y": 4})
+    arguments = ["--domains", f"folder:{root}", "--target", "a", "--trials", 1, *MIXED, "--clients", 3]
+    refused = command(*arguments)
+    assert refused.status == 2
+    assert "--model resnet18: resnet18 needs its ImageNet weights and they cannot be had" in refused.err
+    shown = command(*arguments, "--show-partition")
+    assert (shown.status, shown.err) == (0, "")
+    assert "folder:mine, target a, seed 0: 3 clients" in shown.out
+    misfit = command(*TOY, "--show-partition", "--model", "resnet18")
+    assert misfit.status == 2
+    assert "--model resnet18: resnet18 takes RGB images" in misfit.err, "what does not fit is still refused"
 
 
 def test_one_client_a_domain_has_a_manifest_too(command: Command) -> None:

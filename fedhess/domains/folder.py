@@ -220,7 +220,7 @@ def list_images(domain: str, folder: Path, layout: Layout) -> list[ImageFile]:
         The files; nothing is opened.
 
     Raises:
-        UsageError: A class is missing or empty, or a link leads nowhere.
+        UsageError: A class is missing or empty, a link leads nowhere, or something is no regular file.
     """
     found = require_classes(domain, folder, layout)
     files: list[ImageFile] = []

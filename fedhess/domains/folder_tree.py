@@ -9,7 +9,7 @@ from fedhess.domains.benchmark import Benchmark, leave_one_out
 from fedhess.domains.images import ImageDomain, ImageFile, load_images
 from fedhess.domains.options import Opening
 from fedhess.domains.release import SIDE
-from fedhess.domains.tree import IMAGE_SUFFIXES, composed, entries, images_in, subfolders, walk
+from fedhess.domains.tree import IMAGE_SUFFIXES, composed, entries, images_in, is_folder, subfolders, walk
 from fedhess.errors import UsageError
 
 SIDES = (8, 1024)  # pixels; what a network for images can take
@@ -80,6 +80,7 @@ def read_tree(root: Path) -> Tree:
     Raises:
         UsageError: The first thing that is not so.
     """
+    _require_text(root.resolve())
     domains = _named(subfolders(root), where=f"folder {root}")
     if len(domains) < 3:
         found = ", ".join(domains) or "none"
@@ -120,7 +121,7 @@ def list_class(folder: Path, label: int, name: str) -> list[ImageFile]:
         The files.
 
     Raises:
-        UsageError: A link leads nowhere, or an image lies in a folder below.
+        UsageError: A link leads nowhere, something is no regular file, or an image lies in a folder below.
     """
     files = images_in(folder)
     for path in files:
@@ -146,11 +147,20 @@ def _named(folders: list[Path], *, where: str) -> dict[str, Path]:
     """Key folders by their names, accents composed."""
     named: dict[str, Path] = {}
     for folder in folders:
+        _require_text(folder)
         name = composed(folder.name)
         if name in named:
             raise UsageError(f"{where}: {name!r} is there twice, its accents stored in two ways; rename one")
         named[name] = folder
     return named
+
+
+def _require_text(folder: Path) -> None:
+    """Insist on a folder whose name can be written down: tables and records name it, of images they do not."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the name of folder {folder} is not UTF-8; rename it") from error
 
 
 def _require_distinct(domains: list[str], root: Path) -> None:
@@ -190,7 +200,7 @@ def _hint(domains: Mapping[str, Path]) -> str:
         names = [folder.name for folder in subfolders(inner)]
         if any(subfolders(inner / name) for name in names):
             return f"; did you mean folder:{inner}?"
-    if any(not entry.is_dir() for folder in domains.values() for entry in entries(folder)):
+    if any(not is_folder(entry) for folder in domains.values() for entry in entries(folder)):
         return "; images lie in the folders of domains, where the folders of classes are expected"
     return ""
 

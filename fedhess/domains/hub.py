@@ -165,7 +165,10 @@ def _require_space(folder: Path, needed: int) -> None:
 
 
 def _unpack(packed: Path, folder: Path, *, prefix: str, layout: Layout) -> int:
-    """Write the images of a parquet file to DOMAIN/CLASS/; returns how many."""
+    """Write the images of a parquet file to DOMAIN/CLASS/; returns how many.
+
+    They are named by file and row, so their order, by which DomainBed splits, need not be that of the release.
+    """
     import datasets  # noqa: PLC0415 (slow to import, and needed only here)
     from pyarrow import parquet  # noqa: PLC0415
 

@@ -12,14 +12,14 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fedhess.cache import cache_directory, digest_of, write_atomically
 from fedhess.domains.data import Notify
 from fedhess.errors import UsageError
 
-SCAN = "2"  # change it whenever `scan` judges, digests or measures otherwise
+SCAN = "3"  # change it whenever `scan` judges, digests or measures otherwise
 # What Pillow raises for broken files, by format: truncated and unknown ones (OSError), PNG chunks (SyntaxError) ...
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 THREADS = min(8, os.cpu_count() or 1)
@@ -42,12 +42,12 @@ class Scan:
 
     Attributes:
         digest: sha256 over names and contents of the files that can be decoded.
-        bad: Name -> reason, of those that cannot.
+        bad: Position -> reason, of those that cannot.
         aspects: Width by height of those that can, in their order.
     """
 
     digest: str
-    bad: dict[str, str]
+    bad: dict[int, str]
     aspects: list[float]
 
 
@@ -138,16 +138,16 @@ def load_images(
         UsageError: Broken images, named, unless they are to be skipped; or none left.
     """
     outcome = scan(domain, files, cache_dir=cache_dir, notify=notify)
-    good = [file for file in files if file.name not in outcome.bad]
+    good = [file for position, file in enumerate(files) if position not in outcome.bad]
     if outcome.bad:
-        first = next(file for file in files if file.name in outcome.bad)
+        first = min(outcome.bad)
         what = f"{len(outcome.bad)} of {len(files)} images of domain {domain!r} cannot be decoded"
         if not skip_bad_images or not good:
             raise UsageError(
-                f"{what}, the first {first.path} ({outcome.bad[first.name]}); replace or delete "
+                f"{what}, the first {files[first].path} ({outcome.bad[first]}); replace or delete "
                 f"{'it' if len(outcome.bad) == 1 else 'them'}, or leave such images out with --skip-bad-images"
             )
-        notify(f"{what} and are left out, the first {first.path}")
+        notify(f"{what} and are left out, the first {files[first].path}")
     skipped = len(outcome.bad)
     return ImageDomain(domain, good, digest=outcome.digest, side=side, skipped=skipped, aspects=outcome.aspects)
 
@@ -175,7 +175,7 @@ def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, not
     good = [finding for finding in findings if not finding.reason]
     outcome = Scan(
         digest=digest_of(part for finding in good for part in (finding.name, finding.sha256)),
-        bad={finding.name: finding.reason for finding in findings if finding.reason},
+        bad={position: finding.reason for position, finding in enumerate(findings) if finding.reason},
         aspects=[finding.aspect for finding in good],
     )
     text = json.dumps(asdict(outcome))
@@ -187,7 +187,8 @@ def _kept(path: Path, *, count: int) -> Scan | None:
     """Read what an earlier scan has left; None if there is nothing, or nothing whole: a machine may have lost power."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        kept = Scan(digest=found["digest"], bad=dict(found["bad"]), aspects=list(found["aspects"]))
+        bad = {int(position): str(reason) for position, reason in dict(found["bad"]).items()}
+        kept = Scan(digest=found["digest"], bad=bad, aspects=list(found["aspects"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return kept if len(kept.bad) + len(kept.aspects) == count else None
@@ -204,13 +205,15 @@ def _check(file: ImageFile) -> _Finding:
     """Read and decode a file."""
     try:
         content = file.path.read_bytes()
+        if not content:
+            return _Finding(file.name, "empty file")
         with Image.open(io.BytesIO(content)) as image:
             aspect = image.width / image.height
             # JPEG: decodes every coefficient, but paints an eighth of the size. Other formats ignore it.
-            image.draft("RGB", (image.width // 8, image.height // 8))
-            image.convert("RGB")
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+            _to_rgb(image)
     except DECODE_ERRORS as error:
-        return _Finding(file.name, str(error).replace(str(file.path), file.path.name) or type(error).__name__)
+        return _Finding(file.name, _reason(error))
     return _Finding(file.name, "", hashlib.sha256(content).hexdigest(), aspect)
 
 
@@ -218,12 +221,29 @@ def _decode(file: ImageFile, *, side: int) -> Tensor:
     """Decode one image to (3, side, side) uint8."""
     try:
         with Image.open(file.path) as image:
-            rgb = image.convert("RGB")
+            rgb = _to_rgb(image)
     except DECODE_ERRORS as error:
-        raise UsageError(f"{file.path} can no longer be decoded ({error}); was it changed during the run?") from error
+        reason = _reason(error)
+        raise UsageError(f"{file.path} can no longer be decoded ({reason}); was it changed during the run?") from error
     if rgb.size != (side, side):
         rgb = rgb.resize((side, side), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to 8-bit RGB; Pillow would cut greyscale of more bits off at 255, which leaves it white."""
+    if image.mode.partition(";")[0] in ("I", "F"):
+        raise ValueError(f"16-bit or float greyscale, Pillow's mode {image.mode}; convert it to 8 bits")
+    return image.convert("RGB")
+
+
+def _reason(error: BaseException) -> str:
+    """Say why an image cannot be decoded, in words that are the same each time."""
+    if isinstance(error, UnidentifiedImageError):  # its own words have an address in memory
+        return "no image that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:  # without the path
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

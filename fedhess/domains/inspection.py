@@ -1,5 +1,6 @@
 """Look a benchmark's data through: what is missing, broken, shared between domains, or other than the complete copy."""
 
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from fedhess.domains.holdings import Holding
 from fedhess.domains.images import ImageFile, scan
 from fedhess.domains.options import Opening
 from fedhess.domains.release import Release
-from fedhess.domains.tree import IMAGE_SUFFIXES, composed, entries, images_and_dead_links_in, subfolders
+from fedhess.domains.tree import IMAGE_SUFFIXES, composed, entries, images_and_faulty_in, is_file, subfolders
 from fedhess.errors import UsageError
 
 ClassFolders = Mapping[str, list[Path]]  # class -> folders
@@ -176,7 +177,7 @@ def _inspect_files(
         there = [file for file in files if file.path not in faults] if faults else files
         outcome = scan(domain, there, cache_dir=opening.cache_dir, notify=opening.notify) if there else None
         bad = outcome.bad if outcome else {}
-        found.broken |= {str(file.path): bad[file.name] for file in there if file.name in bad}
+        found.broken |= {str(there[position].path): reason for position, reason in bad.items()}
         counts = dict.fromkeys(names, 0)
         for file in files:
             counts[names[file.label]] += 1
@@ -189,14 +190,14 @@ def _inspect_files(
 
 
 def _files(folders: ClassFolders, names: tuple[str, ...]) -> list[ImageFile]:
-    """List the images of a domain, links that lead nowhere included, named as loading names them."""
+    """List the images of a domain, those that cannot be opened included, named as loading names them."""
     files: list[ImageFile] = []
     for name, several in folders.items():
         for where in several:
             part = f"{where.parent.name}/" if len(several) > 1 else ""
             files += [
                 ImageFile(path=path, name=composed(f"{name}/{part}{path.relative_to(where)}"), label=names.index(name))
-                for path in images_and_dead_links_in(where)
+                for path in images_and_faulty_in(where)
             ]
     return files
 
@@ -208,6 +209,8 @@ def _there(folders: ClassFolders, names: tuple[str, ...]) -> list[Path]:
 def _fault(path: Path) -> str:
     """Say why a file cannot be opened, or nothing."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            return "not a regular file"
         path.open("rb").close()
     except OSError as error:
         return "a link that leads nowhere" if path.is_symlink() and not path.exists() else str(error.strerror)
@@ -226,7 +229,7 @@ def _judge_classes(found: Inspection, domain: str, folders: ClassFolders, names:
         for several in folders.values()
         for where in several
         for entry in entries(where)
-        if entry.is_file() and Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES
+        if is_file(entry) and Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES
     ]
     if strange:
         found.notes.append(f"domain {domain!r}: {len(strange):,} files are no images, the first {strange[0]}: ignored")

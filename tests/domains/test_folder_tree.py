@@ -1,5 +1,6 @@
 """``folder:PATH``: any tree PATH/DOMAIN/CLASS/image, and every tree that is none."""
 
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from image_trees import write_image, write_tree
+from PIL import Image
 
 from fedhess.domains import open_benchmark
 from fedhess.errors import UsageError
@@ -81,6 +83,22 @@ def test_links_are_followed(tree: Path, tmp_path: Path) -> None:
     assert open_benchmark(f"folder:{tmp_path / 'link'}").identity()["digest"] == before
 
 
+def test_links_that_lead_back_to_themselves_are_no_folders(tree: Path) -> None:
+    before = open_benchmark(f"folder:{tree}").identity()
+    for place in (tree / "loop", tree / "山" / "loop"):
+        place.symlink_to(place.name)
+    assert open_benchmark(f"folder:{tree}").identity() == before
+
+
+def test_a_file_name_that_is_not_utf_8_is_a_name_like_any_other(tree: Path) -> None:
+    before = open_benchmark(f"folder:{tree}").load("山").digest
+    write_image(tree / "山" / "Zebra" / "new.png", 903)
+    (tree / "山" / "Zebra" / "new.png").rename(tree / "山" / "Zebra" / os.fsdecode(b"na\xefve.png"))
+    data = open_benchmark(f"folder:{tree}").load("山")
+    assert (len(data), data.inputs(torch.arange(7)).shape) == (7, (7, 3, 224, 224))
+    assert data.digest != before
+
+
 # -- Wrong trees -------------------------------------------------------------------------------------------------------
 
 
@@ -95,6 +113,13 @@ def test_different_classes_are_listed_by_domain(tree: Path) -> None:
 def test_an_empty_class_is_named(tree: Path) -> None:
     (tree / "山" / "犬" / "pic_000.jpg").rename(tree / "山" / "犬" / "pic_000.txt")
     assert f"domain '山', class '犬': {tree / '山' / '犬'} holds no image (.bmp" in refusal(tree)
+
+
+@pytest.mark.parametrize("place", ["", "山", "山/Zebra"])
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tree: Path, place: str) -> None:
+    folder = tree / place
+    renamed = folder.rename(folder.with_name(os.fsdecode(b"na\xefve")))
+    assert f"the name of folder {renamed} is not UTF-8; rename it" in refusal(tree if place else renamed)
 
 
 def test_too_few_domains_are_refused(tree: Path) -> None:
@@ -136,6 +161,34 @@ def test_a_broken_image_is_named_or_left_out(tree: Path) -> None:
     with pytest.raises(UsageError, match=r"1 of 6 images of domain '山' cannot be decoded, the first .*pic_000\.jpg"):
         open_benchmark(f"folder:{tree}").load("山")
     assert len(open_benchmark(f"folder:{tree}", skip_bad_images=True).load("山")) == 5
+
+
+def test_an_image_that_is_a_link_to_itself_or_a_pipe_is_named(tree: Path) -> None:
+    loop, pipe = tree / "山" / "Zebra" / "loop.png", tree / "lac été" / "Zebra" / "pipe.png"
+    loop.symlink_to("loop.png")
+    os.mkfifo(pipe)
+    benchmark = open_benchmark(f"folder:{tree}")
+    with pytest.raises(UsageError, match=r"loop\.png is a link to loop\.png, which is not there; mend or delete it"):
+        benchmark.load("山")
+    with pytest.raises(UsageError, match=r"pipe\.png is not a regular file \(a pipe, a socket or a device\)"):
+        benchmark.load("lac été")
+
+
+def test_of_two_files_with_one_name_only_the_broken_one_is_left_out(tree: Path) -> None:
+    folder = tree / "山" / "Zebra"
+    twins = [folder / unicodedata.normalize(form, "éa.png") for form in ("NFD", "NFC")]  # listed first and last
+    for twin in twins:
+        Image.new("RGB", (40, 20), (0, 0, 200)).save(twin)
+    Image.new("RGB", (20, 40), (0, 200, 0)).save(folder / "fa.png")
+    twins[1].write_bytes(b"")
+    data = open_benchmark(f"folder:{tree}", skip_bad_images=True).load("山")
+    assert (len(data), data.skipped) == (8, 1)
+    assert torch.bincount(data.labels).tolist() == [5, 2, 1]
+    aspects = data.aspects[:5].tolist()
+    assert (aspects.count(2.0), aspects.count(0.5)) == (1, 1)
+    for index in (aspects.index(2.0), aspects.index(0.5)):
+        colour = data.inputs(torch.tensor([index]))[0, :, 0, 0].tolist()
+        assert colour == ([0, 0, 200] if aspects[index] == 2.0 else [0, 200, 0])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from PIL import Image
 
 from fedhess.domains import open_benchmark
+from fedhess.domains.images import ImageFile, scan
 from fedhess.errors import UsageError
 
 
@@ -35,6 +37,45 @@ def test_an_undecodable_image_is_named_before_training(pacs: Path, name: str, ho
     assert len(benchmark.load("photo")) == 21  # the others are none the worse
     with pytest.raises(UsageError, match="cannot be decoded"):
         benchmark.identity()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (100, 4), (4, 100)])
+def test_a_jpeg_of_few_pixels_is_an_image_like_any_other(pacs: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, (200, 0, 0)).save(pacs / "photo" / "dog" / "pic_000.jpg")
+    data = open_benchmark("PACS", data_dir=pacs).load("photo")
+    assert len(data) == 21
+    assert abs(int(data.inputs(torch.tensor([0]))[0, 0].float().mean()) - 200) <= 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("I;16", "png"), ("I;16", "tif"), ("I;16B", "tif"), ("I", "tif"), ("F", "tif")]
+)
+def test_greyscale_of_more_than_8_bits_is_refused_and_not_cut_off(pacs: Path, mode: str, suffix: str) -> None:
+    bad = pacs / "photo" / "dog" / f"deep.{suffix}"
+    Image.new(mode, (30, 30), 1000).save(bad)
+    benchmark = open_benchmark("PACS", data_dir=pacs)
+    reason = f"16-bit or float greyscale, Pillow's mode {mode}; convert it to 8 bits"
+    with pytest.raises(UsageError, match=re.escape(f"the first {bad} ({reason})")):
+        benchmark.load("photo")
+    assert len(open_benchmark("PACS", data_dir=pacs, skip_bad_images=True).load("photo")) == 21
+
+
+def test_an_image_that_is_swapped_for_a_deep_one_during_the_run_is_named(pacs: Path) -> None:
+    data = open_benchmark("PACS", data_dir=pacs).load("photo")
+    Image.new("I;16", (30, 30), 1000).save(pacs / "photo" / "dog" / "pic_002.png")
+    with pytest.raises(UsageError, match=r"can no longer be decoded \(16-bit or float greyscale"):
+        data.inputs(torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "empty file"), (b"<html>", "no image that Pillow knows")])
+def test_why_a_file_is_no_image_is_said_in_the_same_words_each_time(
+    pacs: Path, tmp_path: Path, content: bytes, reason: str
+) -> None:
+    files = [ImageFile(pacs / "photo" / "dog" / name, name, 0) for name in ("pic_000.jpg", "pic_001.jpg")]
+    files[1].path.write_bytes(content)
+    for cache in ("one", "another"):
+        found = scan("photo", files, cache_dir=tmp_path / cache, notify=lambda _: None)
+        assert found.bad == {1: reason}
 
 
 @pytest.mark.parametrize("left", ["", "{", '{"digest": "x", "bad": {}, "aspects": [1.0]}', "[]"])

@@ -233,6 +233,11 @@ def test_mistake_is_named(
     assert message in str(result.exception)
 
 
+def test_domainbeds_own_splits_are_claimed_only_of_files_with_their_released_names() -> None:
+    (said,) = [said for said in PROTOCOLS["domainbed"].differences if "splits" in said]
+    assert "its own splits where the files have their released names; a copy from the hub has others" in said
+
+
 def test_documentation_names_every_preset_and_every_difference() -> None:
     text = " ".join((REPOSITORY / "docs" / "protocols.md").read_text(encoding="utf-8").split())
     for protocol in PROTOCOLS.values():
