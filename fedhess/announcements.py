@@ -5,11 +5,14 @@ import torch
 from fedhess.config import RunConfig
 from fedhess.domains import Benchmark
 from fedhess.job import Job
+from fedhess.servers import describe_server
 
 
 def header(job: Job, *, engine: str) -> dict[str, str]:
     """Return what a reader must know about a job before its results."""
     config = job.runs[0].config
+    args = {run.strategy: run.config.strategy_args for run in job.runs}
+    server = describe_server(f"{config.server_optimizer} lr {config.server_lr:.4g}", args)
     batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
     runs = {"runs": cost(job)} if job.variants or job.selection == "lodo" else {}
     return {
@@ -17,7 +20,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
         "domains": ", ".join(job.benchmark.domains),
         "model": ", ".join([config.model, *_manner(config)]),
         "strategies": ", ".join(job.strategies),
-        "federation": f"{config.rounds} rounds, server {config.server_optimizer} lr {config.server_lr:.4g}",
+        "federation": f"{config.rounds} rounds, server {server}",
         **({"partition": config.describe_clients()} if config.describe_clients() else {}),
         "clients": f"{config.local_work} a round on {batch}, {config.client_optimizer} lr {config.lr:g}",
         "engine": engine,

@@ -18,6 +18,7 @@ from fedhess.models import MODELS, prepared_shape
 from fedhess.recipes import default_settings, default_strategy_args
 from fedhess.runs import RunDirectory
 from fedhess.selection import DEFAULT
+from fedhess.servers import is_server_setting, steps_itself
 from fedhess.targets import choose_scenarios, inner_scenarios
 from fedhess.variants import Variant, args_for, overridden, strategy_args_of
 
@@ -174,7 +175,8 @@ def _settings_by_strategy(
 ) -> tuple[dict[str, dict[str, Scalar]], dict[str, dict[int, dict[str, Any]]]]:
     """Resolve the arguments of each strategy, and the settings of each of its variants, by index.
 
-    A variant that makes no difference to a strategy (another method's argument) is run once, under the first index.
+    A variant that makes no difference to a strategy (another method's argument; a setting of the server, to a plain
+    Flower strategy) is run once, under the first index.
     """
     args: dict[str, dict[str, Scalar]] = {}
     settings: dict[str, dict[int, dict[str, Any]]] = {}
@@ -184,7 +186,8 @@ def _settings_by_strategy(
         settings[name] = {}
         for number, variant in enumerate(variants or ({},)):
             varied = args_for(name, strategies, strategy_args_of(variant), args[name])
-            own = overridden(base, variant) | {"strategy_args": varied}
+            felt = {key: value for key, value in variant.items() if not (is_server_setting(key) and steps_itself(name))}
+            own = overridden(base, felt) | {"strategy_args": varied}
             if own not in settings[name].values():
                 settings[name][number] = own
     return args, settings

@@ -121,14 +121,21 @@ L2 = Annotated[
 ]
 ServerOptimizer = Annotated[
     str | None,
-    typer.Option(help=f"Class of torch.optim that steps along the mean update. {_default('server_optimizer')}"),
+    typer.Option(
+        help="Class of torch.optim that steps along the mean update; not for plain Flower strategies (fedadam), which "
+        f"step themselves. {_default('server_optimizer')}"
+    ),
 ]
 ServerLr = Annotated[
     float | None, typer.Option(help=f"Its learning rate; SGD with 1 is federated averaging. {_default('server_lr')}")
 ]
 ServerOptimizerArgs = Annotated[str, typer.Option(help="Its other arguments: key=value,...")]
 Weighting = Annotated[
-    str | None, typer.Option(help=f"Mean over clients: domain (equal weights) or examples. {_default('weighting')}")
+    str | None,
+    typer.Option(
+        help="Mean over clients: domain (equal weights) or examples; plain Flower strategies have their own. "
+        f"{_default('weighting')}"
+    ),
 ]
 Quorum = Annotated[
     int | None, typer.Option(help=f"Source clients that every phase needs; 0 for all of them. {_default('quorum')}")

@@ -33,6 +33,7 @@ from fedhess.selection import (
     target_accuracy,
 )
 from fedhess.selection_report import selector_table, write_selection
+from fedhess.servers import describe_server
 from fedhess.tables import markdown_table
 from fedhess.variants import describe
 
@@ -108,7 +109,7 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
     if job.differences:
         data = f"not the complete {job.benchmark.name}; {data}"
-    args = {run.strategy: run.config.strategy_args for run in job.outer_runs if run.config.strategy_args}
+    args = {run.strategy: run.config.strategy_args for run in job.outer_runs}
     fixed = {name: {k: v for k, v in of.items() if not {k, f"{name}.{k}"} & varied} for name, of in args.items()}
     given = "".join(f"; {name} {', '.join(f'{k}={v}' for k, v in of.items())}" for name, of in fixed.items() if of)
     clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
@@ -119,7 +120,7 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {said('lr', f'{config.lr:g}')}, "
-        f"server {server}{weighting}, seeds {', '.join(map(str, job.seeds))}, "
+        f"server {describe_server(server + weighting, args)}, seeds {', '.join(map(str, job.seeds))}, "
         f"selection{among} by {' and '.join(rules)}{given}{others}"
     )
 

@@ -6,6 +6,7 @@ from fedhess.config import RunConfig, Scalar
 from fedhess.domains import open_benchmark
 from fedhess.environment import resolve_device
 from fedhess.recipes import default_settings, default_strategy_args
+from fedhess.servers import require_server
 
 # What a node's own configuration decides, whatever the run says.
 OF_THE_NODE = {"data-dir": "data_dir", "device": "device", "threads": "threads"}
@@ -16,14 +17,15 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
 
     Defaults are those of the commands: by benchmark and model, and for ``strategy-args`` by benchmark and strategy.
     ``strategy-args`` written as ``key=value,...`` goes over these defaults; a JSON object is taken as it stands, since
-    that is how a resolved run travels. The device ``auto`` is resolved where the code runs.
+    that is how a resolved run travels. The device ``auto`` is resolved where the code runs. Where the server reads them
+    (no node config), settings of its optimizer are refused beside a plain Flower strategy, as by the commands.
 
     Args:
         run_config: Flower's run config.
         node_config: A node's own configuration; its ``data-dir``, ``device`` and ``threads`` come first.
 
     Raises:
-        UsageError: A value is missing, out of range, or of the wrong type.
+        UsageError: A value is missing, out of range, of the wrong type, or without effect.
 
     >>> run_config = {"domains": "IconPACS", "sources": "photo,cartoon", "targets": "sketch", "rounds": 3}
     >>> settings = settings_of_run(run_config | {"model": "lite0-features", "strategy": "hgp", "strategy-args": ""})
@@ -34,6 +36,8 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
     recipe, model = _recipe(given), str(given.get("model", ""))
     strategy = str(given.get("strategy", RunConfig.model_fields["strategy"].default))
     if not str(run_config.get("strategy-args", "")).lstrip().startswith("{"):
+        if node_config is None:
+            require_server([strategy], given)
         args = _dictionary(given, "strategy_args")
         given["strategy_args"] = default_strategy_args(recipe, strategy) | args
     for wire_key, key in OF_THE_NODE.items():

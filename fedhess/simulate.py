@@ -35,6 +35,7 @@ from fedhess.report import summarise, table, write_report
 from fedhess.runs import StorageError
 from fedhess.selection import DEFAULT
 from fedhess.server import make_server_app
+from fedhess.servers import require_server
 from fedhess.variants import describe, parse_variants
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -164,6 +165,8 @@ def simulate(
         "image_cache_gb": image_cache_gb,
         "data_dir": None if data_dir is None else str(data_dir.resolve()),
     }
+    names, several = [name.strip() for name in strategy.split(",") if name.strip()], parse_variants(variants)
+    require_server(names, given, several)
     options_given = parse_assignments(domains_args, option="--domains-args")
     try:
         benchmark = open_benchmark(
@@ -181,13 +184,13 @@ def simulate(
         raise UsageError(f"--data-dir: {benchmark.title} reads no folder, got {data_dir}; leave the option out")
     job = plan_job(
         benchmark,
-        strategies=[name.strip() for name in strategy.split(",") if name.strip()],
+        strategies=names,
         strategy_args=parse_assignments(strategy_args, option="--strategy-args"),
         target=target,
         trials=trials,
         overrides={key: value for key, value in given.items() if value is not None},
         out=out,
-        variants=parse_variants(variants),
+        variants=several,
         selection=selection or (recorded_selection(out) if resume and out is not None else DEFAULT),
         needs_weights=not show_partition,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedhess.runs import writing
 from fedhess.selection import ORACLE
+from simulations.particulars import own_particulars, shared_protocol
 from simulations.published import Published, Table
 from simulations.records import Cell, Line, Record, Row, lines_of
 
@@ -110,10 +111,11 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
     return [
         f"## {_heading(rows)}",
         "",
-        *sorted({row["protocol"].partition(", seeds ")[0] for row in rows if "protocol" in row}),
+        shared_protocol(lines),
         "",
         *table,
         "",
+        *(f"- {text}" for text in own_particulars(lines)),
         *notes,
         *(_balance(rows) if comparison.balance else []),
         *_environments(rows),

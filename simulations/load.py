@@ -5,7 +5,6 @@ with TLS and authentication. Every process is watched from outside, and the last
 the third before; the first third warms up. Linux only, since it looks into /proc.
 """
 
-import json
 import statistics
 import sys
 import tempfile
@@ -18,6 +17,8 @@ import typer
 from fedhess.command import Command, run_command
 from fedhess.environment import describe_environment
 from fedhess.errors import UsageError, did_you_mean
+from fedhess.runs import writing
+from simulations.outputs import read_results, require_writable, write_results
 from simulations.watching import Watched, watch
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,12 +43,15 @@ def load(
 ) -> None:
     """Run both loads, print what grew, and write it down with a plot."""
     names = [name.strip() for name in only.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--only: expected {IN_PROCESS}, {DEPLOYED}, or both, got nothing")
     for name in names:
         if name not in (IN_PROCESS, DEPLOYED):
             raise UsageError(f"--only: unknown load {name!r}; {did_you_mean(name, (IN_PROCESS, DEPLOYED))}")
     if not Path("/proc/self/environ").exists():
         raise UsageError("simulations.load looks into /proc, which this system does not have; run it on Linux")
-    recorded: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    require_writable(out)
+    recorded = read_results(out, render)
     for name in names:
         environment = describe_environment()  # before the measurement, whose code it names
         with tempfile.TemporaryDirectory() as folder:
@@ -60,10 +64,9 @@ def load(
         series = {label: [round(value, 3) for value in values] for label, values in watched.series().items()}
         recorded[name] = {"what": what, "environment": environment, "series": series}
         typer.echo(render({name: recorded[name]}))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
-        out.with_suffix(".md").write_text(render(recorded) + "\n", encoding="utf-8")
-        draw(out.with_suffix(".png"), recorded)
+        write_results(out, recorded, render(recorded), indent=1)
+        with writing(out):
+            draw(out.with_suffix(".png"), recorded)
 
 
 def many_clients(out: Path, *, clients: int, rounds: int) -> Watched:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedhess.config import Scalar
 from fedhess.errors import UsageError, did_you_mean
+from fedhess.servers import steps_itself
 from simulations.comparison import Comparison
 from simulations.draws import draw_settings
 from simulations.measurement import Configuration
@@ -69,7 +70,15 @@ def configurations(
         data_dir: Folder with the data.
         quick: Whether it is only to see that it works: small network without pretrained weights, two rounds of small
             batches, few clients and settings.
+
+    Raises:
+        UsageError: The protocol draws settings of the server, and a strategy has a server of its own.
     """
+    for strategy in filter(steps_itself, strategies if protocol.draws else ()):
+        raise UsageError(
+            f"--strategy: preset {protocol.name} draws the server's learning rate, got {strategy!r}, a plain Flower "
+            "strategy with a server of its own; leave it out, or choose a preset that draws nothing"
+        )
     options: dict[str, Scalar] = {} if data_dir is None else {"data_dir": str(data_dir.resolve())}
     jobs = [
         Configuration(

@@ -43,6 +43,8 @@ class Line:
         seeds: Those that came to their end.
         stopped: Why others did not, by seed.
         cells: By column: sources, targets, and ``average`` over several targets.
+        settings: Of every seed.
+        protocol: How the first seed's numbers came about; empty where every seed stopped.
     """
 
     strategy: str
@@ -50,6 +52,8 @@ class Line:
     seeds: tuple[int, ...]
     stopped: Mapping[int, str]
     cells: Mapping[str, Cell]
+    settings: Mapping[str, Any]
+    protocol: str
 
 
 def load_record(path: Path, *, quick: bool) -> Record:
@@ -130,6 +134,8 @@ def _line(rows: Sequence[Row], *, label: str) -> Line:
         seeds=tuple(row["seed"] for row in done),
         stopped={row["seed"]: row["stopped"] for row in rows if "stopped" in row},
         cells={column: statistics(found) for column, found in values.items() if None not in found},
+        settings=rows[0]["settings"],
+        protocol=next((row["protocol"] for row in done if "protocol" in row), ""),
     )
 
 

@@ -12,8 +12,10 @@ import typer
 from fedhess.config import Scalar
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.recipes import default_strategy_args
+from fedhess.runs import replace_file, writing
 from simulations.comparison import Comparison, draw, render
 from simulations.measurement import Configuration, measure
+from simulations.outputs import require_writable
 from simulations.records import Row, add_row, load_record
 
 RESULTS = Path(__file__).parent / "results"
@@ -102,6 +104,7 @@ def run_scenario(
     """
     folder = out or (QUICK_RESULTS if quick else RESULTS)
     path = folder / f"{comparison.file}.json"
+    require_writable(path)
     load_record(path, quick=quick)  # before anything is run
     complete = True
     with ExitStack() as stack:
@@ -111,7 +114,8 @@ def run_scenario(
             complete = complete and "stopped" not in row
             typer.echo(f"[{number}/{len(configurations)}] {_said(row, comparison)}")
             record = add_row(path, row, quick=quick)
-            path.with_suffix(".md").write_text(render(comparison, record) + "\n", encoding="utf-8")
+            with writing(path):
+                replace_file(path.with_suffix(".md"), (render(comparison, record) + "\n").encode())
     typer.echo("\n" + render(comparison, record))
     draw(comparison, record, path.with_suffix(".png"))
     typer.echo(f"\nwritten: {', '.join(str(path.with_suffix(ending)) for ending in ('.json', '.md', '.png'))}")

@@ -5,7 +5,6 @@ ours and the other interleaved so that a busy machine slows both. Rows are kept 
 with the environment they came from; ``--only`` measures some and keeps the others.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -17,6 +16,7 @@ import typer
 from fedhess.command import Command, run_command
 from fedhess.environment import describe_environment
 from fedhess.errors import UsageError, did_you_mean
+from simulations.outputs import read_results, require_writable, write_results
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,24 +38,25 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @cli.command(cls=Command)
 def timing(
     only: Annotated[str, typer.Option(help=f"Benchmarks, separated by commas: {', '.join(BENCHMARKS)}.")] = "",
-    repeats: Annotated[int, typer.Option(help="Repetitions behind each median.")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions behind each median.")] = 7,
     out: Annotated[Path, typer.Option(help="File for the rows; Markdown goes beside it.")] = RESULTS / "timing.json",
 ) -> None:
     """Run the benchmarks, print a table and write it down."""
-    names = [name.strip() for name in only.split(",") if name.strip()] or list(BENCHMARKS)
+    names = [name.strip() for name in only.split(",") if name.strip()] if only else list(BENCHMARKS)
+    if not names:
+        raise UsageError(f"--only: expected some of {', '.join(BENCHMARKS)}, got nothing")
     for name in names:
         if name not in BENCHMARKS:
             raise UsageError(f"--only: unknown benchmark {name!r}; {did_you_mean(name, BENCHMARKS)}")
-    recorded: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    require_writable(out)
+    recorded = read_results(out, render)
     for name in names:
         module, _, function = BENCHMARKS[name].partition(":")
         measure: Callable[..., list[dict[str, Any]]] = getattr(import_module(module), function)
         environment = describe_environment()  # before the measurement, whose code it names
         recorded[name] = {"environment": environment, "repeats": repeats, "rows": measure(repeats=repeats)}
         typer.echo(render({name: recorded[name]}))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
-        out.with_suffix(".md").write_text(render(recorded) + "\n", encoding="utf-8")
+        write_results(out, recorded, render(recorded), indent=2)
 
 
 def render(recorded: dict[str, Any]) -> str:

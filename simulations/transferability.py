@@ -5,7 +5,6 @@ around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see :mod:`simulat
 assumes. A quadratic example with known answers comes first and shows that measure and bound are right.
 """
 
-import json
 import sys
 import tempfile
 from dataclasses import asdict
@@ -24,12 +23,15 @@ from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.progress import Progress
 from fedhess.protocol import SOURCE, TARGET
 from fedhess.report import protocol
+from fedhess.runs import writing
 from fedhess.simulate import run_job
 from simulations.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
+from simulations.outputs import require_writable, write_results
+from simulations.records import load_record
+from simulations.scenario import QUICK_RESULTS, RESULTS
 from simulations.transfer import transfer_curve
 from simulations.transfer_report import draw, render
 
-RESULTS = Path(__file__).parent / "results"
 METHODS = ("erm", "irm", "vrex", "coral", "fishr", "hgp", "hutchinson")
 # DomainBed's weights, and the weight 1 before its annealing step, make these two diverge on layer-normed embeddings.
 METHOD_ARGS = {
@@ -155,10 +157,18 @@ def transferability(
     job_directory: Annotated[
         Path | None, typer.Option("--job", help="A finished job of fedhess.simulate to measure instead of training.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="File for the results; .md and .png go beside it.")] = RESULTS
-    / "transferability.json",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for the results; .md and .png go beside it. [default: transferability.json in "
+            "simulations/results, quick: runs/quick]"
+        ),
+    ] = None,
 ) -> None:
     """Train the methods, measure how they transfer, print a table and write it down."""
+    path = out or (QUICK_RESULTS if quick else RESULTS) / "transferability.json"
+    require_writable(path)
+    load_record(path, quick=quick)  # before anything is trained: quick results do not replace full ones
     progress = Progress()
     if job_directory is not None:
         result = measure_job(open_finished(job_directory), quick=quick, progress=progress)
@@ -168,10 +178,9 @@ def transferability(
             run_job(job, progress)
             result = measure_job(job, quick=quick, progress=progress)
     typer.echo(render(result))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(render(result) + "\n", encoding="utf-8")
-    draw(out.with_suffix(".png"), result)
+    write_results(path, result, render(result), indent=2)
+    with writing(path):
+        draw(path.with_suffix(".png"), result)
 
 
 def main() -> None:

@@ -19,10 +19,21 @@ TOY_COMMAND = (
     "from fedhess.domains import BENCHMARKS; BENCHMARKS['Toy'] = 'toy:open_toy'; "
     "from fedhess.simulate import main; main()"
 )
-# What makes a run of the toy quick, and a held-out split to select by.
-TOY = ["--domains", "Toy", "--domains-args", "holdout=0.25", "--rounds", "3", "--local-steps", "1", "--batch-size", "8"]
-TOY += ["--lr", "0.1", "--server-optimizer", "SGD", "--server-lr", "1", "--evaluate-every", "1", "--l2", "0"]
-TOY += ["--trials", "1"]
+# What makes a run of the toy quick, and a held-out split to select by; a plain Flower strategy has its own server.
+TOY_OF_FLOWER = [
+    "--domains",
+    "Toy",
+    "--domains-args",
+    "holdout=0.25",
+    "--rounds",
+    "3",
+    "--local-steps",
+    "1",
+    "--batch-size",
+    "8",
+]
+TOY_OF_FLOWER += ["--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--trials", "1"]
+TOY = [*TOY_OF_FLOWER, "--server-optimizer", "SGD", "--server-lr", "1"]
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

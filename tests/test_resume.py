@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOY, Outcome, Start
+from conftest import TOY, TOY_OF_FLOWER, Outcome, Start
 from crashes import ASSASSIN
 
 from fedhess import simulate
@@ -21,6 +21,10 @@ HGP_ADAM = ["--strategy", "hgp", "--server-optimizer", "Adam", "--server-lr", "0
 SELDOM = [*HGP_ADAM, "--checkpoint-every", "9"]
 FED_ADAM = ["--strategy", "flwr.serverapp.strategy:FedAdam"]
 FED_AVG_M = ["--strategy", "flwr.serverapp.strategy:FedAvgM", "--strategy-args", "server_momentum=0.9"]
+
+
+def toy(method: list[str]) -> list[str]:
+    return [*(TOY if "--server-optimizer" in method else TOY_OF_FLOWER), *method]
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +62,7 @@ def test_killed_anywhere_resumes_to_the_same_bytes(
     method: list[str], every: int, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(simulate, "write_report", lambda job, summary: [])  # it is made anew from the rows
-    arguments = [*TOY, *method, "--rounds", "2", "--out"]
+    arguments = [*toy(method), "--rounds", "2", "--out"]
     reference = Path("reference").resolve()
     assert command(*arguments, reference).status == 0
     accesses = 0
@@ -89,7 +93,7 @@ def test_half_written_row_is_made_anew(command: Command, monkeypatch: pytest.Mon
 def test_real_processes_survive_sigkill(start: Start, command: Command, tmp_path: Path) -> None:
     moments = random.Random(0)
     commands = {
-        name: [*TOY, *method, "--rounds", "120", "--quiet", "--out", tmp_path / name]
+        name: [*toy(method), "--rounds", "120", "--quiet", "--out", tmp_path / name]
         for name, method in (("hgp", HGP_ADAM), ("fedadam", FED_ADAM))
     }
     processes = {name: start(arguments) for name, arguments in commands.items()}

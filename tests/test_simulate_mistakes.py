@@ -42,6 +42,7 @@ MISTAKES = {
     "--server-lr -1": "--server-lr: expected more than 0, got -1.0",
     "--server-optimizer Adm": "--server-optimizer: expected a class of torch.optim, got 'Adm'; did you mean 'Adam'?",
     "--server-optimizer-args nesterov=1": "--server-optimizer-args: nesterov of SGD: expected true or false, got 1",
+    "--strategy fedadam": "--server-optimizer: expected a strategy that steps by the run's server optimizer, got 'fed",
     "--weighting equal": "--weighting: expected 'domain' or 'examples', got 'equal'",
     "--quorum 4": "--quorum: expected at most 3, the number of source clients (north, south, west), got 4",
     "--deadline 0": "--deadline: expected more than 0, got 0.0",

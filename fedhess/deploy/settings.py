@@ -19,6 +19,7 @@ from fedhess.models import MODELS, prepared_shape
 from fedhess.place import Place
 from fedhess.protocol import SOURCE, TARGET
 from fedhess.run_settings import OF_THE_NODE, settings_of_run
+from fedhess.servers import require_server
 from fedhess.targets import choose_scenarios
 
 NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE)
@@ -103,6 +104,8 @@ def read_settings(plan: Plan, *, app: Path, data_dir: Path | None = None) -> Run
     node = {} if data_dir is None else {"data-dir": str(data_dir.resolve())}
     config = settings_of_run(defaults | given, node)
     check_run(config)
+    if is_installed(config.strategy):
+        require_server([config.strategy], RunConfig.given_in(defaults | given))
     return config
 
 

@@ -122,6 +122,10 @@ def test_mistakes_in_the_run_config_are_named_before_anything_starts() -> None:
         ("strategy-args=5", "run config, strategy-args: expected a text, got 5"),
         ("domains-options=5", "run config, domains-options: expected a text, got 5"),
         ("strategy-args='[1]'", r"run config, strategy-args: expected a JSON object, got '\[1\]'"),
+        (
+            'strategy="fedadam" server-lr=0.5',
+            "--server-lr: expected a strategy that steps by the run's server",
+        ),
         ('server-optimizer-args="nonsense=3"', "nonsense"),
         ('sources="photo,photo"', "--sources, --targets: expected each domain once, got photo, photo and sketch"),
         ('sources="photo,sketch"', "expected each domain once, got photo, sketch and sketch"),

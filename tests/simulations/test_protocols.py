@@ -217,6 +217,10 @@ def test_published_numbers_stand_beside_ours_and_the_oracle_in_its_own_column() 
             "--domains: 'TerraIncognita' is no benchmark whose domains",
         ),
         (["--preset", "ga", "--strategy", "fedag"], "--strategy: 'fedag' is not part of this scenario"),
+        (
+            ["--preset", "domainbed", "--strategy", "erm,fedadam"],
+            "draws the server's learning rate, got 'fedadam', a p",
+        ),
         (["--preset", "ga"], "PACS itself is required and cannot be had"),
         (["--preset", "ga", "--selection", "oracle"], "--selection: the oracle looks at the target"),
     ],

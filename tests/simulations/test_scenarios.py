@@ -224,7 +224,7 @@ def test_diversity_shift_leaves_every_angle_out(run: Run) -> None:
 
 
 def test_job_that_stops_is_recorded_and_the_command_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(correlation_shift, "FISH", {"lr": 1e30})
+    monkeypatch.setattr(correlation_shift, "FISH", correlation_shift.FISH | {"lr": 1e30})
     few = ("--quick", "--per-domain", "60", "--strategy", "fish,erm", "--seeds", "0")
     out = run(correlation_shift, *few, status=1)
     stopped, erm = read("runs/quick/correlation_shift.json")["rows"]
