@@ -48,7 +48,7 @@ def row(
 
 def test_what_strategies_share_is_said_once_and_the_rest_is_attributed() -> None:
     rows = [
-        row("erm"), row("coral"), row("irm", {"weight": 0.1, "anneal_steps": 0}), row("fish", lr=0.1, momentum=0.9),
+        row("erm"), row("coral"), row("irm", {"weight": 0.1, "anneal_steps": 0}), row("fediir", lr=0.1, momentum=0.9),
         row("fedadam", {"eta": 0.05}),
     ]  # fmt: skip
     text = render(COMPARISON, {"quick": False, "rows": rows})
@@ -58,7 +58,7 @@ def test_what_strategies_share_is_said_once_and_the_rest_is_attributed() -> None
     assert shared[0].endswith("client lr 1, server Adam lr 0.0004899, selection by last round")
     assert below.splitlines()[:4] == [
         "- irm: weight=0.1, anneal_steps=0",
-        "- fish: lr=0.1 instead of 1; momentum=0.9 instead of 0",
+        "- fediir: lr=0.1 instead of 1; momentum=0.9 instead of 0",
         "- fedadam: eta=0.05; server FedAdam of Flower, by examples",
         "- others: their own defaults",
     ]
