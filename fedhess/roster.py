@@ -51,7 +51,7 @@ def discover(
         grid: Flower's grid.
         sources: Names of the source domains, in domain order.
         targets: Names of the target domains, in domain order.
-        deadline: Seconds to wait for the clients.
+        deadline: Seconds to wait for the clients; where they take turns (``nodes_are_fixed``), for each.
         clients: Number of source clients of the run; 0 for one a source domain.
 
     Returns:
@@ -63,7 +63,8 @@ def discover(
             nodes claim to be the same client.
     """
     inquiry = _Inquiry(grid)
-    patience = 0.0 if getattr(grid, "nodes_are_fixed", False) else HOPELESS_SECONDS
+    fixed = getattr(grid, "nodes_are_fixed", False)
+    patience = 0.0 if fixed else HOPELESS_SECONDS
     began = time.monotonic()
     while True:
         inquiry.go_on()
@@ -71,7 +72,8 @@ def discover(
         missing = _missing(known.values(), sources=sources, targets=targets, clients=clients or len(sources))
         if not missing:
             return _roster(known, sources=sources, targets=targets)
-        if time.monotonic() - began >= deadline or inquiry.is_hopeless(patience):
+        since = inquiry.news if fixed else began  # clients that take turns have the time each
+        if time.monotonic() - since >= deadline or inquiry.is_hopeless(patience):
             reasons = "".join(f"\n  node {node_id}: {reason}" for node_id, reason in inquiry.unknown().items())
             raise FederationError(
                 f"{missing} after {time.monotonic() - began:.1f} s (exchange deadline: {deadline:g} s); {len(known)} "
@@ -88,6 +90,7 @@ class _Inquiry:
 
     Attributes:
         known: Who the nodes say they are.
+        news: When something other than a further refusal came.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -98,19 +101,20 @@ class _Inquiry:
         self._refusals: dict[int, list[str]] = {}
         self._others: set[int] = set()  # nodes of domains that the run does not have
         self._online: list[int] = []
-        self._news = time.monotonic()  # when something other than a further refusal came
+        self.news = time.monotonic()
 
     def go_on(self) -> None:
         """Ask whom it is time to ask, and take the answers that are there."""
         self._online = list(self._grid.get_node_ids())
-        new = [node_id for node_id in self._online if self._is_due(node_id)]
+        silent = set(self._questions.values())
+        new = [node_id for node_id in self._online if self._is_due(node_id, silent=node_id in silent)]
         messages = [Message(RecordDict(), dst_node_id=node, message_type=protocol.IDENTIFY) for node in new]
         if messages:
             ids = self._grid.push_messages(messages)
             self._questions |= {key: node for key, node in zip(ids, new, strict=True) if key}  # none if it was not sent
         for node_id in new:
             if node_id not in self._asked:
-                self._news = time.monotonic()
+                self.news = time.monotonic()
             self._asked[node_id] = time.monotonic()
         for reply in self._grid.pull_messages(list(self._questions)) if self._questions else ():
             if reply.metadata.reply_to_message_id in self._questions:
@@ -120,17 +124,17 @@ class _Inquiry:
         """Whether every node that is not known has failed too often, and nothing new has come for so many seconds."""
         unknown = [node_id for node_id in self._online if node_id not in self.known.keys() | self._others]
         failed = bool(unknown) and all(len(self._refusals.get(node_id, ())) >= ATTEMPTS for node_id in unknown)
-        return failed and time.monotonic() - self._news >= patience
+        return failed and time.monotonic() - self.news >= patience
 
     def unknown(self) -> dict[int, str]:
         """Return why each node is not known: its last refusal, or that it has not answered."""
         asked = [node_id for node_id in self._asked if node_id not in self.known]
         return {node_id: self._refusals.get(node_id, ["no answer"])[-1] for node_id in asked}
 
-    def _is_due(self, node_id: int) -> bool:
+    def _is_due(self, node_id: int, *, silent: bool) -> bool:
         if node_id in self.known or node_id in self._others:
             return False
-        pause = SILENT_SECONDS if node_id in self._questions.values() else AGAIN_SECONDS
+        pause = SILENT_SECONDS if silent else AGAIN_SECONDS
         return time.monotonic() - self._asked.get(node_id, -math.inf) >= pause
 
     def _take(self, node_id: int, reply: Message) -> None:
@@ -144,7 +148,7 @@ class _Inquiry:
             except (KeyError, ValueError) as error:
                 reason = str(error)
             else:
-                self._news = time.monotonic()
+                self.news = time.monotonic()
                 return
         if node_id not in self._refusals:
             logger.warning("node %d cannot say which client it is: %s", node_id, reason)

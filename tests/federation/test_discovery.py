@@ -107,3 +107,22 @@ def test_a_node_that_lost_the_question_is_asked_again(monkeypatch: pytest.Monkey
     assert find(nodes) == ["north", "south"]
     assert nodes.asked.count(LATE) == 2
     assert nodes.asked.count(1) == 1
+
+
+def test_clients_that_take_turns_have_the_deadline_each() -> None:
+    class Turns(FixedNodes):
+        """Ten clients, one answer every 0.3 s."""
+
+        nodes_are_fixed = True
+        free_at = 0.0
+
+        def answer(self, message: Message) -> Message | None:
+            if time.monotonic() < self.free_at:
+                return None
+            self.free_at = time.monotonic() + 0.3
+            return super().answer(message)
+
+    ten = {number: Identity("north", "source", number, 9, 3, True) for number in range(10)}
+    with run_identity(1):
+        found = discover(Turns(ten), sources=("north",), targets=(), deadline=1.5, clients=10)  # type: ignore[arg-type]
+    assert [client.identity.client for client in found] == list(range(10))
