@@ -9,6 +9,19 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
+from domain_statistics import (
+    Batch,
+    Statistic,
+    cross_entropy,
+    diagonal_of,
+    gradient_and_hgp,
+    head_gradient_of,
+    hgp_of,
+    loss_of,
+    network_gradient_of,
+    products_of,
+    variance_of,
+)
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
@@ -19,7 +32,6 @@ from fedhess.probes import draw_signs
 from fedhess.roster import draw_clients
 from fedhess.sampling import batch_indices, derive_seed
 
-Batch = tuple[Tensor, Tensor]
 Domains = dict[str, Batch]
 
 
@@ -35,7 +47,7 @@ class Round:
     batches: Domains
     weights: dict[str, float]
 
-    def of(self, model: HeadedModel, statistic: "Statistic") -> list[Tensor]:
+    def of(self, model: HeadedModel, statistic: Statistic) -> list[Tensor]:
         """The statistic of each domain."""
         return [statistic(model, batch) for batch in self.batches.values()]
 
@@ -45,77 +57,7 @@ class Round:
         return torch.stack(weighted).sum(0)
 
 
-Statistic = Callable[[HeadedModel, Batch], Tensor]
 Objective = Callable[[HeadedModel, Round], Tensor]
-
-
-# -- Statistics of one domain, differentiable again --------------------------------------------------------------------
-
-
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, or mean logistic loss for one logit."""
-    if logits.shape[1] == 1:
-        return functional.binary_cross_entropy_with_logits(logits.squeeze(1), labels.to(logits.dtype))
-    return functional.cross_entropy(logits, labels)
-
-
-def cross_entropy(model: HeadedModel, batch: Batch) -> Tensor:
-    """Mean loss of one domain's batch, from the model's own forward."""
-    return loss_of(model(batch[0]), batch[1])
-
-
-def matrix(parts: Sequence[Tensor]) -> Tensor:
-    """Weight and bias gradients as one (C, K) matrix."""
-    return torch.cat([parts[0], parts[1].unsqueeze(-1)], dim=-1)
-
-
-def gradient_and_hgp(model: HeadedModel, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """The head gradient of a loss, and its head Hessian times that gradient, both differentiable again."""
-    head = [model.head.weight, model.head.bias]
-    gradient = torch.autograd.grad(loss, head, create_graph=True)
-    product = torch.autograd.grad(gradient, head, grad_outputs=gradient, create_graph=True)
-    return matrix(gradient), matrix(product)
-
-
-def head_gradient_of(model: HeadedModel, batch: Batch) -> Tensor:
-    """The head gradient, (C, K)."""
-    return gradient_and_hgp(model, cross_entropy(model, batch))[0]
-
-
-def hgp_of(model: HeadedModel, batch: Batch) -> Tensor:
-    """The head Hessian times the head gradient, (C, K)."""
-    return gradient_and_hgp(model, cross_entropy(model, batch))[1]
-
-
-def products_of(model: HeadedModel, batch: Batch, vectors: Tensor) -> Tensor:
-    """The head Hessian times each of n vectors, (n, C, K), a double backward each."""
-    head = [model.head.weight, model.head.bias]
-    gradient = torch.autograd.grad(cross_entropy(model, batch), head, create_graph=True)
-    parts = (vectors[..., :-1], vectors[..., -1])
-    return matrix(torch.autograd.grad(gradient, head, parts, is_grads_batched=True, create_graph=True))
-
-
-def diagonal_of(model: HeadedModel, batch: Batch) -> Tensor:
-    """The diagonal of the head Hessian, (C, K), from every row of it."""
-    like = matrix((model.head.weight, model.head.bias)).detach()
-    rows = products_of(model, batch, torch.eye(like.numel(), dtype=like.dtype).view(-1, *like.shape))
-    return rows.flatten(1).diagonal().view_as(like)
-
-
-def variance_of(model: HeadedModel, batch: Batch) -> Tensor:
-    """The variance of the head gradients of single examples, (C, K): each example has a copy of the head."""
-    inputs, labels = batch
-    features = model.featurizer(inputs)
-    weight, bias = (p.unsqueeze(0).expand(len(labels), *p.shape) for p in (model.head.weight, model.head.bias))
-    logits = (weight @ features.unsqueeze(2)).squeeze(2) + bias
-    total = len(labels) * loss_of(logits, labels)
-    return matrix(torch.autograd.grad(total, [weight, bias], create_graph=True)).var(0, unbiased=False)
-
-
-def network_gradient_of(model: HeadedModel, batch: Batch) -> Tensor:
-    """The gradient of the whole network, (P,)."""
-    gradients = torch.autograd.grad(cross_entropy(model, batch), list(model.parameters()), create_graph=True)
-    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 # -- Penalties that pull a domain to a constant ------------------------------------------------------------------------
@@ -196,6 +138,11 @@ def pulled(pulls: Pulls) -> Objective:
 
 
 # -- Objectives over all domains ---------------------------------------------------------------------------------------
+
+
+def erm_objective() -> Objective:
+    """Mean over domains of L_e."""
+    return pulled(lambda _: [])
 
 
 def irm_objective(weight: float, form: str) -> Objective:
@@ -331,12 +278,7 @@ def adversarial_objective(domains: Sequence[str], move: Callable[[Tensor, Tensor
 
 def groupdro_move(eta: float) -> Callable[[Tensor, Tensor], Tensor]:
     """GroupDRO's own step: weights multiplied by exp(eta L), normalised."""
-
-    def move(q: Tensor, losses: Tensor) -> Tensor:
-        raised = q * (eta * losses).exp()
-        return raised / raised.sum()
-
-    return move
+    return lambda q, losses: functional.normalize(q * (eta * losses).exp(), p=1, dim=0)
 
 
 def afl_move(eta: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -384,10 +326,9 @@ def tensors_of(model: HeadedModel) -> dict[str, Tensor]:
 
 
 def train_centrally(
-    model: HeadedModel, domains: Domains, *, config: RunConfig, objective: Objective
+    model: HeadedModel, domains: Domains, *, config: RunConfig, objective: Objective, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Train one model on all domains at once by the server's optimizer, a batch of each domain a step."""
-    optimizer = getattr(torch.optim, config.server_optimizer)(model.parameters(), lr=config.lr * config.server_lr)
+    """Train one model on all domains at once, a batch of each domain a step; return its tensors."""
     for now in rounds_of(domains, config):
         optimizer.zero_grad()
         (objective(model, now) + config.l2 * squares_of(model)).backward()

@@ -12,6 +12,7 @@ from centralised import (
     adversarial_objective,
     afl_move,
     coral_objective,
+    erm_objective,
     fediir_objective,
     fedprox_pulls,
     fishr_objective,
@@ -44,7 +45,7 @@ NOW = {"anneal_steps": 0}
 LR = 0.05
 # By name: strategy, its arguments, and what it does given the names of the source domains and the length of a step.
 METHODS: dict[str, tuple[str, dict[str, Any], Callable[[tuple[str, ...], float], Objective]]] = {
-    "erm": ("erm", {}, lambda *_: pulled(lambda _: [])),
+    "erm": ("erm", {}, lambda *_: erm_objective()),
     "hgp_of_mean": ("hgp", HGP, lambda *_: pulled(hgp_pulls(ALPHA, BETA))),
     "mean_of_hgp": ("hgp", HGP | {"form": "mean_of_hgp"}, lambda *_: pulled(hgp_pulls(ALPHA, BETA, "mean_of_hgp"))),
     "hutchinson": ("hutchinson", HGP, lambda *_: pulled(hutchinson_pulls(ALPHA, BETA))),
@@ -102,8 +103,9 @@ def domains_of(config: RunConfig) -> dict[str, tuple[Tensor, Tensor]]:
 def centralised(method: str, arrangement: str) -> dict[str, Tensor]:
     """Where the centralised algorithm ends."""
     config = toy_config(**ARRANGEMENTS[arrangement])
-    objective = METHODS[method][2](config.sources, config.lr)
-    return train_centrally(build_model(config), domains_of(config), config=config, objective=objective)
+    model, objective = build_model(config), METHODS[method][2](config.sources, config.lr)
+    optimizer = getattr(torch.optim, config.server_optimizer)(model.parameters(), lr=config.lr * config.server_lr)
+    return train_centrally(model, domains_of(config), config=config, objective=objective, optimizer=optimizer)
 
 
 def check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

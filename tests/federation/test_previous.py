@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from centralised import Objective, Pull, Round, head_gradient_of, hgp_of, products_of, pulled, train_centrally
+from centralised import Objective, Pull, Round, pulled, train_centrally
+from domain_statistics import head_gradient_of, hgp_of, products_of
 from flwr.app import Context, Message
 from flwr.serverapp import Grid
 from methods import METHODS
@@ -61,8 +62,14 @@ def test_a_run_equals_the_centralised_algorithm_with_references_one_step_old(
     server |= {"sources": sources, "weighting": weighting, "domains_options": {"six": True, "uneven": True}}
     finished = toy_run(**HGP, **server).tensors
     config = toy_config(**HGP, **server)
-    domains = toy_domains(sources, **config.domains_options)
-    expected = train_centrally(build_model(config), domains, config=config, objective=stale_hgp(ALPHA, BETA))
+    model = build_model(config)
+    expected = train_centrally(
+        model,
+        toy_domains(sources, **config.domains_options),
+        config=config,
+        objective=stale_hgp(ALPHA, BETA),
+        optimizer=getattr(torch.optim, optimizer)(model.parameters(), lr=0.01),
+    )
     for name, value in expected.items():
         torch.testing.assert_close(finished[name], value, rtol=1e-10, atol=1e-10)
     exact = toy_run(**HGP | {"references": "current"}, **server).tensors
