@@ -137,12 +137,10 @@ SEVERAL_STEPS: dict[str, tuple[str, dict[str, Any], Pulls]] = {
     "erm": ("erm", {}, lambda _: []),
     "fedprox": ("fedprox", {"mu": 3.0}, fedprox_pulls(3.0)),
     "hgp_of_mean": ("hgp", HGP, hgp_pulls(ALPHA, BETA)),
-    "mean_of_hgp": ("hgp", HGP | {"form": "mean_of_hgp"}, hgp_pulls(ALPHA, BETA, "mean_of_hgp")),
     "hgp-alpha": ("hgp", {"alpha": ALPHA, "beta": 0.0}, hgp_pulls(ALPHA, 0.0)),
     "hgp-beta": ("hgp", {"alpha": 0.0, "beta": BETA}, hgp_pulls(0.0, BETA)),
     "hutchinson-alpha": ("hutchinson", {"alpha": ALPHA, "beta": 0.0}, hutchinson_pulls(ALPHA, 0.0)),
     "hutchinson-beta": ("hutchinson", {"alpha": 0.0, "beta": BETA}, hutchinson_pulls(0.0, BETA)),
-    "hutchinson-probes": ("hutchinson", HGP | {"probes": 3}, hutchinson_pulls(ALPHA, BETA, probes=3)),
     "iga-sum": ("iga", {"coefficient": 0.01}, iga_pulls(0.01)),
 }
 LOCAL = {"rounds": 2, "evaluate_every": 2, "server_optimizer": "Adam", "server_lr": 0.01, "weight_decay": 0.01}
