@@ -1,182 +1,237 @@
-"""Slow, obvious, centralised versions of the algorithms: one process, all domains, autograd twice and nothing else."""
+"""Slow, obvious, centralised versions of the algorithms: one process, all domains, autograd twice and nothing else.
+
+Shared with the package is what an algorithm leaves open: which examples a batch has, who is drawn, which probes.
+"""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 
 import torch
+from domain_statistics import (
+    Batch,
+    Statistic,
+    cross_entropy,
+    diagonal_of,
+    gradient_and_hgp,
+    head_gradient_of,
+    hgp_of,
+    loss_of,
+    network_gradient_of,
+    products_of,
+    variance_of,
+)
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils import parameters_to_vector
 
 from fedhess.config import RunConfig
 from fedhess.models.headed import HeadedModel
-from fedhess.sampling import batch_indices
+from fedhess.probes import draw_signs
+from fedhess.roster import draw_clients
+from fedhess.sampling import batch_indices, derive_seed
 
-Batches = list[tuple[Tensor, Tensor]]
-Objective = Callable[[HeadedModel, Batches], Tensor]
-
-
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, or mean logistic loss for one logit."""
-    if logits.shape[1] == 1:
-        return functional.binary_cross_entropy_with_logits(logits.squeeze(1), labels.to(logits.dtype))
-    return functional.cross_entropy(logits, labels)
+Domains = dict[str, Batch]
 
 
-def cross_entropy(model: HeadedModel, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean loss of one domain's batch, from the model's own forward."""
-    return loss_of(model(batch[0]), batch[1])
+@dataclass(frozen=True)
+class Round:
+    """One batch of each domain that takes part in a round, and the domains' weights, which add up to 1.
 
-
-def matrix(parts: tuple[Tensor, ...]) -> Tensor:
-    """Weight and bias gradients as one (C, K) matrix."""
-    return torch.cat([parts[0], parts[1].unsqueeze(1)], dim=1)
-
-
-def gradient_and_hgp(model: HeadedModel, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """The head gradient of a loss, and its head Hessian times that gradient, both differentiable again."""
-    head = [model.head.weight, model.head.bias]
-    gradient = torch.autograd.grad(loss, head, create_graph=True)
-    product = torch.autograd.grad(gradient, head, grad_outputs=gradient, create_graph=True)
-    return matrix(gradient), matrix(product)
-
-
-def hessian_diagonal(model: HeadedModel, loss: Tensor) -> Tensor:
-    """The diagonal of the head Hessian, every row of which is a double backward, differentiable again."""
-    head = [model.head.weight, model.head.bias]
-    flat = torch.cat([part.flatten() for part in torch.autograd.grad(loss, head, create_graph=True)])
-    unit_vectors = torch.eye(flat.numel(), dtype=flat.dtype)
-    rows = torch.autograd.grad(flat, head, grad_outputs=unit_vectors, is_grads_batched=True, create_graph=True)
-    hessian = torch.cat([part.flatten(1) for part in rows], dim=1)
-    weights, biases = hessian.diagonal().split([head[0].numel(), head[1].numel()])
-    return matrix((weights.view_as(head[0]), biases))
-
-
-def hgp_objective(alpha: float, beta: float, form: str) -> Objective:
-    """Mean over domains of L_e + alpha ||H_e g_e - h||^2 + beta ||g_e - g||^2 with detached references.
-
-    ``hgp_of_mean`` takes the reference from the mean loss itself, as the released code does.
+    A domain that several clients hold is there once for each, as ``domain/client``.
     """
 
-    def objective(model: HeadedModel, batches: Batches) -> Tensor:
-        losses = [cross_entropy(model, batch) for batch in batches]
-        pairs = [gradient_and_hgp(model, loss) for loss in losses]
-        mean_gradient, hgp_of_mean = gradient_and_hgp(model, torch.stack(losses).mean())
-        mean_of_hgp = torch.stack([product for _, product in pairs]).mean(0)
-        reference = (hgp_of_mean if form == "hgp_of_mean" else mean_of_hgp).detach()
-        terms = [
-            loss + alpha * (product - reference).square().sum() + beta * (g - mean_gradient.detach()).square().sum()
-            for loss, (g, product) in zip(losses, pairs, strict=True)
-        ]
-        return torch.stack(terms).mean()
+    number: int
+    seed: int
+    batches: Domains
+    weights: dict[str, float]
+
+    def of(self, model: HeadedModel, statistic: Statistic) -> list[Tensor]:
+        """The statistic of each domain."""
+        return [statistic(model, batch) for batch in self.batches.values()]
+
+    def mean(self, values: Iterable[Tensor]) -> Tensor:
+        """Weighted mean of one value a domain."""
+        weighted = [weight * value for weight, value in zip(self.weights.values(), values, strict=True)]
+        return torch.stack(weighted).sum(0)
+
+
+Objective = Callable[[HeadedModel, Round], Tensor]
+
+
+# -- Penalties that pull a domain to a constant ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pull:
+    """The term coefficient * ||s_e - r||^2, s_e a statistic of the domain, r a constant: by default the mean of s_e."""
+
+    coefficient: float
+    statistic: Statistic
+    reference: Objective | None = None
+
+    def target(self, model: HeadedModel, now: Round) -> Tensor:
+        """The constant r."""
+        if self.reference is not None:
+            return self.reference(model, now).detach()
+        return now.mean(now.of(model, self.statistic)).detach()
+
+    def term(self, model: HeadedModel, batch: Batch, target: Tensor) -> Tensor:
+        """The term, ()."""
+        return self.coefficient * (self.statistic(model, batch) - target).square().sum()
+
+
+# The pulls of a method in a round.
+Pulls = Callable[[Round], list[Pull]]
+
+
+def hgp_pulls(alpha: float, beta: float, form: str = "hgp_of_mean") -> Pulls:
+    """alpha ||H_e g_e - h||^2 + beta ||g_e - g||^2; with ``hgp_of_mean`` h is of the mean loss, as in released code."""
+
+    def hgp_of_mean(model: HeadedModel, now: Round) -> Tensor:
+        return gradient_and_hgp(model, now.mean(now.of(model, cross_entropy)))[1]
+
+    reference = hgp_of_mean if form == "hgp_of_mean" else None
+    return lambda _: [Pull(alpha, hgp_of, reference), Pull(beta, head_gradient_of)]
+
+
+def hutchinson_pulls(alpha: float, beta: float, *, probes: int = 0) -> Pulls:
+    """alpha ||diag H_e - d||^2 + beta ||g_e - g||^2; with probes r, the same for every domain, the mean of r * H r."""
+
+    def pulls(now: Round) -> list[Pull]:
+        generator = torch.Generator().manual_seed(derive_seed(now.seed, "round", now.number))
+
+        def probed(model: HeadedModel, batch: Batch) -> Tensor:
+            shape = (model.head.out_features, model.head.in_features + 1)
+            signs = draw_signs(probes, shape, generator.clone_state()).double()
+            return (signs * products_of(model, batch, signs)).mean(0)
+
+        return [Pull(alpha, probed if probes else diagonal_of), Pull(beta, head_gradient_of)]
+
+    return pulls
+
+
+def fedprox_pulls(mu: float) -> Pulls:
+    """(mu / 2) ||theta - theta_global||^2: the parameters are the statistic, the same for every domain at first."""
+    return lambda _: [Pull(mu / 2, lambda model, _: parameters_to_vector(model.parameters()))]
+
+
+def iga_pulls(coefficient: float) -> Pulls:
+    """lambda E ||grad L_e - G||^2: the form that adds up over the E domains."""
+    return lambda now: [Pull(coefficient * len(now.batches), network_gradient_of)]
+
+
+def pulled(pulls: Pulls) -> Objective:
+    """Mean over domains of L_e and its pulls."""
+
+    def objective(model: HeadedModel, now: Round) -> Tensor:
+        terms = now.of(model, cross_entropy)
+        for pull in pulls(now):
+            target = pull.target(model, now)
+            terms = [
+                term + pull.term(model, batch, target) for term, batch in zip(terms, now.batches.values(), strict=True)
+            ]
+        return now.mean(terms)
 
     return objective
 
 
-def hutchinson_objective(alpha: float, beta: float) -> Objective:
-    """Mean over domains of L_e + alpha ||diag H_e - d||^2 + beta ||g_e - g||^2 with detached references."""
-
-    def objective(model: HeadedModel, batches: Batches) -> Tensor:
-        losses = [cross_entropy(model, batch) for batch in batches]
-        gradients = [gradient_and_hgp(model, loss)[0] for loss in losses]
-        diagonals = [hessian_diagonal(model, loss) for loss in losses]
-        mean_gradient = torch.stack(gradients).mean(0).detach()
-        mean_diagonal = torch.stack(diagonals).mean(0).detach()
-        terms = [
-            loss + alpha * (d - mean_diagonal).square().sum() + beta * (g - mean_gradient).square().sum()
-            for loss, g, d in zip(losses, gradients, diagonals, strict=True)
-        ]
-        return torch.stack(terms).mean()
-
-    return objective
+# -- Objectives over all domains ---------------------------------------------------------------------------------------
 
 
 def erm_objective() -> Objective:
     """Mean over domains of L_e."""
-    return lambda model, batches: torch.stack([cross_entropy(model, batch) for batch in batches]).mean()
+    return pulled(lambda _: [])
 
 
 def irm_objective(weight: float, form: str) -> Objective:
     """Mean of L_e + w D_e with the dummy scale differentiated by autograd, as IRM's own code does."""
 
-    def derivative(model: HeadedModel, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def derivative(model: HeadedModel, batch: Batch) -> Tensor:
         scale = torch.ones((), dtype=torch.float64, requires_grad=True)
         loss = loss_of(scale * model(batch[0]), batch[1])
         return torch.autograd.grad(loss, scale, create_graph=True)[0]
 
-    def penalty(model: HeadedModel, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def penalty(model: HeadedModel, batch: Batch) -> Tensor:
         if form == "squared":
             return derivative(model, batch) ** 2
         even, odd = ((batch[0][start::2], batch[1][start::2]) for start in (0, 1))
         return derivative(model, even) * derivative(model, odd)
 
-    return lambda model, batches: torch.stack(
-        [cross_entropy(model, batch) + weight * penalty(model, batch) for batch in batches]
-    ).mean()
+    return lambda model, now: now.mean(
+        cross_entropy(model, batch) + weight * penalty(model, batch) for batch in now.batches.values()
+    )
 
 
 def vrex_objective(weight: float) -> Objective:
     """Mean of the losses plus the weighted mean of their squared deviations, nothing detached."""
 
-    def objective(model: HeadedModel, batches: Batches) -> Tensor:
-        losses = torch.stack([cross_entropy(model, batch) for batch in batches])
-        return losses.mean() + weight * ((losses - losses.mean()) ** 2).mean()
+    def objective(model: HeadedModel, now: Round) -> Tensor:
+        losses = now.of(model, cross_entropy)
+        mean = now.mean(losses)
+        return mean + weight * now.mean((loss - mean) ** 2 for loss in losses)
 
     return objective
 
 
 def coral_objective(gamma: float) -> Objective:
-    """DomainBed's form: the mean over pairs of domains of the squared gaps of means and covariances."""
+    """DomainBed's form: the mean over pairs of domains of the squared gaps of means and covariances.
 
-    def objective(model: HeadedModel, batches: Batches) -> Tensor:
-        features = [model.featurizer(inputs) for inputs, _ in batches]
-        pairs = [(a, b) for index, a in enumerate(features) for b in features[index + 1 :]]
+    Where domains a and b weigh w_a and w_b, their pair weighs 2 E / (E - 1) w_a w_b: for equal weights the mean.
+    """
+
+    def objective(model: HeadedModel, now: Round) -> Tensor:
+        features = [model.featurizer(inputs) for inputs, _ in now.batches.values()]
+        weighed = zip(now.weights.values(), features, strict=True)
         gaps = [
-            (a.mean(0) - b.mean(0)).pow(2).mean() + (torch.cov(a.T) - torch.cov(b.T)).pow(2).mean() for a, b in pairs
+            w_a * w_b * ((a.mean(0) - b.mean(0)).pow(2).mean() + (torch.cov(a.T) - torch.cov(b.T)).pow(2).mean())
+            for (w_a, a), (w_b, b) in combinations(weighed, 2)
         ]
-        losses = [cross_entropy(model, batch) for batch in batches]
-        return torch.stack(losses).mean() + gamma * torch.stack(gaps).mean()
+        count = len(features)
+        pairs = 2 * count / (count - 1) * torch.stack(gaps).sum()
+        return now.mean(now.of(model, cross_entropy)) + gamma * pairs
 
     return objective
 
 
 def iga_objective(coefficient: float, *, form: str) -> Objective:
-    """Mean of L_e, and lambda times sum or mean of ||grad L_e - mean||^2 over the whole network, nothing detached."""
+    """Mean of L_e, and lambda times sum or mean of ||grad L_e - mean||^2 over the whole network, nothing detached.
 
-    def objective(model: HeadedModel, batches: Batches) -> Tensor:
-        losses = [cross_entropy(model, batch) for batch in batches]
-        parameters = list(model.parameters())
-        gradients = [
-            torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, create_graph=True)])
-            for loss in losses
-        ]
-        mean = torch.stack(gradients).mean(0)
-        squares = torch.stack([(g - mean).square().sum() for g in gradients])
-        return torch.stack(losses).mean() + coefficient * (squares.sum() if form == "sum" else squares.mean())
+    Where domains weigh differently the sum is E times their weighted mean.
+    """
+
+    def objective(model: HeadedModel, now: Round) -> Tensor:
+        gradients = now.of(model, network_gradient_of)
+        mean = now.mean(gradients)
+        squares = now.mean((g - mean).square().sum() for g in gradients)
+        factor = len(gradients) if form == "sum" else 1
+        return now.mean(now.of(model, cross_entropy)) + coefficient * factor * squares
 
     return objective
 
 
 def fishr_objective(weight: float, ema: float) -> Objective:
-    """DomainBed's form: per-example gradients one by one, moving averages over 1 - ema, mean squared entries."""
-    past: dict[int, Tensor] = {}
+    """DomainBed's form: per-example gradients one by one, moving averages over 1 - ema, mean squared entries.
 
-    def variance(model: HeadedModel, batch: tuple[Tensor, Tensor]) -> Tensor:
-        head = [model.head.weight, model.head.bias]
-        rows = []
-        for inputs, label in zip(*batch, strict=True):
-            loss = cross_entropy(model, (inputs.unsqueeze(0), label.unsqueeze(0)))
-            rows.append(matrix(torch.autograd.grad(loss, head, create_graph=True)))
-        return torch.stack(rows).var(0, unbiased=False)
+    The clients of a domain share its moving average, that of their mean.
+    """
+    past: dict[str, Tensor] = {}
 
-    def objective(model: HeadedModel, batches: Batches) -> Tensor:
-        averages = []
-        for index, batch in enumerate(batches):
-            own = variance(model, batch)
-            averages.append((ema * past.get(index, torch.zeros_like(own)) + (1 - ema) * own) / (1 - ema))
-            past[index] = averages[-1].detach() * (1 - ema)
-        mean = torch.stack(averages).mean(0)
-        penalty = torch.stack([(average - mean).pow(2).mean() for average in averages]).mean()
-        return erm_objective()(model, batches) + weight * penalty
+    def objective(model: HeadedModel, now: Round) -> Tensor:
+        variances = dict(zip(now.batches, now.of(model, variance_of), strict=True))
+        domain_of = {name: name.partition("/")[0] for name in variances}
+        zero = torch.zeros_like(next(iter(variances.values())))
+        averages = [
+            (ema * past.get(domain_of[name], zero) + (1 - ema) * own) / (1 - ema) for name, own in variances.items()
+        ]
+        mean = now.mean(averages)
+        penalty = now.mean((average - mean).pow(2).mean() for average in averages)
+        for domain in sorted(set(domain_of.values())):
+            shares = {name: share for name, share in now.weights.items() if domain_of[name] == domain}
+            own = torch.stack([share * variances[name].detach() for name, share in shares.items()]).sum(0)
+            past[domain] = ema * past.get(domain, zero) + (1 - ema) * own / sum(shares.values())
+        return now.mean(now.of(model, cross_entropy)) + weight * penalty
 
     return objective
 
@@ -185,103 +240,150 @@ def fediir_objective(gamma: float, ema: float) -> Objective:
     """Mean of L_e + gamma ||g_e - r||^2 with r the moving average of the mean head gradient."""
     past: list[Tensor] = []
 
-    def objective(model: HeadedModel, batches: Batches) -> Tensor:
-        losses = [cross_entropy(model, batch) for batch in batches]
-        gradients = [gradient_and_hgp(model, loss)[0] for loss in losses]
-        mean = torch.stack(gradients).mean(0).detach()
-        past.append(mean if not past else ema * past[-1] + (1 - ema) * mean)
-        terms = [loss + gamma * (g - past[-1]).square().sum() for loss, g in zip(losses, gradients, strict=True)]
-        return torch.stack(terms).mean()
+    def average(model: HeadedModel, now: Round) -> Tensor:
+        mean = now.mean(now.of(model, head_gradient_of))
+        past.append(mean.detach() if not past else ema * past[-1] + (1 - ema) * mean.detach())
+        return past[-1]
 
-    return objective
+    return pulled(lambda _: [Pull(gamma, head_gradient_of, average)])
 
 
 def server_alignment_objective(step: float, lr: float) -> Objective:
     """ERM plus the variance of head gradients, whose gradient is taken in the head alone."""
 
-    def objective(model: HeadedModel, batches: Batches) -> Tensor:
-        features = [model.featurizer(inputs).detach() for inputs, _ in batches]
-        losses = [loss_of(model.head(z), labels) for z, (_, labels) in zip(features, batches, strict=True)]
-        gradients = torch.stack([gradient_and_hgp(model, loss)[0] for loss in losses])
-        variance = (gradients - gradients.mean(0)).square().sum() / len(losses)
-        return erm_objective()(model, batches) + step / lr * variance
+    def objective(model: HeadedModel, now: Round) -> Tensor:
+        features = [(model.featurizer(inputs).detach(), labels) for inputs, labels in now.batches.values()]
+        gradients = [gradient_and_hgp(model, loss_of(model.head(z), labels))[0] for z, labels in features]
+        mean = now.mean(gradients)
+        variance = now.mean((gradient - mean).square().sum() for gradient in gradients)
+        return now.mean(now.of(model, cross_entropy)) + step / lr * variance
 
     return objective
 
 
-def groupdro_objective(eta: float) -> Objective:
-    """GroupDRO's own loop: weights multiplied by exp(eta L), normalised, then the weighted sum of losses."""
-    q: list[Tensor] = []
+def adversarial_objective(domains: Sequence[str], move: Callable[[Tensor, Tensor], Tensor]) -> Objective:
+    """Sum of q_e L_e over the domains that take part, over the sum of their q; the others have loss 0 when q moves."""
+    q = [torch.full((len(domains),), 1 / len(domains), dtype=torch.float64)]
 
-    def objective(model: HeadedModel, batches: Batches) -> Tensor:
-        losses = torch.stack([cross_entropy(model, batch) for batch in batches])
-        before = q[-1] if q else torch.full((len(losses),), 1 / len(losses), dtype=losses.dtype)
-        raised = before * (eta * losses.detach()).exp()
-        q.append(raised / raised.sum())
-        return torch.dot(q[-1], losses)
+    def objective(model: HeadedModel, now: Round) -> Tensor:
+        losses = dict(zip(now.batches, now.of(model, cross_entropy), strict=True))
+        seen = torch.stack([losses[name].detach() if name in losses else torch.zeros(()).double() for name in domains])
+        q.append(move(q[-1], seen))
+        weights = dict(zip(domains, q[-1], strict=True))
+        total = torch.stack([weights[name] for name in losses]).sum()
+        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum() / total
 
     return objective
 
 
-def afl_objective(eta: float) -> Objective:
-    """AFL: weights moved by eta L and projected onto the simplex by bisection on the shift."""
-    q: list[Tensor] = []
+def groupdro_move(eta: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """GroupDRO's own step: weights multiplied by exp(eta L), normalised."""
+    return lambda q, losses: functional.normalize(q * (eta * losses).exp(), p=1, dim=0)
+
+
+def afl_move(eta: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """AFL's: weights moved by eta L and projected onto the simplex by bisection on the shift."""
 
     def project(point: Tensor) -> Tensor:
         low, high = point.min() - 1, point.max()
-        for _ in range(200):
+        for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if (point - middle).clamp(min=0).sum() > 1 else (low, middle)
         return (point - high).clamp(min=0)
 
-    def objective(model: HeadedModel, batches: Batches) -> Tensor:
-        losses = torch.stack([cross_entropy(model, batch) for batch in batches])
-        before = q[-1] if q else torch.full((len(losses),), 1 / len(losses), dtype=losses.dtype)
-        q.append(project(before + eta * losses.detach()))
-        return torch.dot(q[-1], losses)
-
-    return objective
+    return lambda q, losses: project(q + eta * losses)
 
 
-def train_centrally(
-    model: HeadedModel,
-    domains: dict[str, tuple[Tensor, Tensor]],
-    *,
-    config: RunConfig,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-) -> dict[str, Tensor]:
-    """Train one model on all domains at once, a batch of each domain a step; return its tensors."""
-    for step in range(config.rounds):
-        batches: Batches = []
-        for name, (inputs, labels) in domains.items():
-            key = (config.seed, name, 0)
-            chosen = batch_indices(len(labels), batch_size=config.batch_size, step=step, key=key)
-            batches.append((inputs[chosen], labels[chosen]))
-        optimizer.zero_grad()
-        objective(model, batches).backward()
-        optimizer.step()
+# -- Training ----------------------------------------------------------------------------------------------------------
+
+
+def batch_of(domains: Domains, name: str, config: RunConfig, step: int, *, batches: int = 1) -> Batch:
+    """The batch of one step of a domain, or of several steps that follow each other."""
+    inputs, labels = domains[name]
+    options = {"batch_size": config.batch_size, "key": (config.seed, name, 0)}
+    chosen = torch.cat([batch_indices(len(labels), step=step + later, **options) for later in range(batches)])
+    return inputs[chosen], labels[chosen]
+
+
+def rounds_of(domains: Domains, config: RunConfig) -> Iterator[Round]:
+    """The rounds of a run, with the batches that each one's statistics are of: from its first step on."""
+    for number in range(1, config.rounds + 1):
+        present = draw_clients(list(domains), config.clients_per_round, seed=config.seed, server_round=number)
+        sizes = {name: len(domains[name][1]) if config.weighting == "examples" else 1 for name in present}
+        step = (number - 1) * config.local_steps
+        batches = {name: batch_of(domains, name, config, step, batches=config.statistics_batches) for name in present}
+        yield Round(number, config.seed, batches, {name: n / sum(sizes.values()) for name, n in sizes.items()})
+
+
+def squares_of(model: HeadedModel) -> Tensor:
+    """The sum of squared parameters, which l2 multiplies."""
+    return parameters_to_vector(model.parameters()).square().sum()
+
+
+def tensors_of(model: HeadedModel) -> dict[str, Tensor]:
+    """The model's tensors."""
     return {name: value.detach() for name, value in model.state_dict().items()}
 
 
-def train_fish(
-    model: HeadedModel, domains: dict[str, tuple[Tensor, Tensor]], *, config: RunConfig, eps: float
+def train_centrally(
+    model: HeadedModel, domains: Domains, *, config: RunConfig, objective: Objective, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
+    """Train one model on all domains at once, a batch of each domain a step; return its tensors."""
+    for now in rounds_of(domains, config):
+        optimizer.zero_grad()
+        (objective(model, now) + config.l2 * squares_of(model)).backward()
+        optimizer.step()
+    return tensors_of(model)
+
+
+def train_in_rounds(
+    model: HeadedModel,
+    domains: Domains,
+    *,
+    config: RunConfig,
+    pulls: Pulls,
+    weight: Callable[[int], float] = lambda _: 1.0,
+) -> dict[str, Tensor]:
+    """Federated averaging in a plain loop: each domain trains a copy, the server steps along the mean of what they did.
+
+    The references are taken at the round's model on the batch of its first step, and stay for all steps of the round.
+    The pulls have a weight by the number of the step; one above 1 divides the objective.
+    """
+    server = getattr(torch.optim, config.server_optimizer)(model.parameters(), lr=config.server_lr)
+    for now in rounds_of(domains, config):
+        terms = [(pull, pull.target(model, now)) for pull in pulls(now)]
+        copies = [copy.deepcopy(model) for _ in now.batches]
+        for name, own in zip(now.batches, copies, strict=True):
+            options = {"lr": config.lr, "weight_decay": config.weight_decay}
+            options |= {"momentum": config.momentum} if config.client_optimizer == "SGD" else {}
+            client = getattr(torch.optim, config.client_optimizer)(own.parameters(), **options)
+            for step in range((now.number - 1) * config.local_steps, now.number * config.local_steps):
+                batch = batch_of(domains, name, config, step)
+                penalty = sum((pull.term(own, batch, target) for pull, target in terms), start=torch.zeros(()))
+                loss = cross_entropy(own, batch) + config.l2 * squares_of(own)
+                client.zero_grad()
+                ((loss + weight(step) * penalty) / max(1.0, weight(step))).backward()
+                client.step()
+        for parameter, *after in zip(model.parameters(), *(own.parameters() for own in copies), strict=True):
+            parameter.grad = now.mean((parameter - value).detach() for value in after)
+        server.step()
+    return tensors_of(model)
+
+
+def train_fish(model: HeadedModel, domains: Domains, *, config: RunConfig, eps: float) -> dict[str, Tensor]:
     """Fish's own loop: a clone takes one optimizer step a domain, the model moves eps of the way to it."""
     inner_state = None
-    for step in range(config.rounds):
+    for now in rounds_of(domains, config):
         clone = copy.deepcopy(model)
         inner = torch.optim.SGD(clone.parameters(), lr=config.lr, momentum=config.momentum)
         if inner_state is not None:
             inner.load_state_dict(inner_state)
-        for name, (inputs, labels) in domains.items():
-            key = (config.seed, name, 0)
-            chosen = batch_indices(len(labels), batch_size=config.batch_size, step=step, key=key)
+        for batch in now.batches.values():
             inner.zero_grad()
-            cross_entropy(clone, (inputs[chosen], labels[chosen])).backward()
+            (cross_entropy(clone, batch) + config.l2 * squares_of(clone)).backward()
             inner.step()
         inner_state = inner.state_dict()
         with torch.no_grad():
             for mine, theirs in zip(model.parameters(), clone.parameters(), strict=True):
                 mine.add_(eps * (theirs - mine))
-    return {name: value.detach() for name, value in model.state_dict().items()}
+    return tensors_of(model)

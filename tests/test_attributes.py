@@ -86,6 +86,14 @@ def test_equal_domains_have_no_distance_and_cosine_one() -> None:
     assert found["gradient_inner_product"] == pytest.approx(float(a.gradient.square().sum()))
 
 
+@pytest.mark.parametrize(("length", "cosine"), [(1.0, -1.0), (1e-12, -1.0), (0.0, math.nan)])
+def test_cosine_is_that_of_opposite_gradients_of_any_length(length: float, cosine: float) -> None:
+    """With a head of zeros and two classes, other labels turn the gradient round, and features scale it."""
+    features, zero = torch.full((1, FEATURES), length, dtype=torch.float64), torch.zeros(2, FEATURES).double()
+    a, b = (measure_domain(HeadBatch(features, torch.tensor([label]), zero)) for label in (0, 1))
+    assert compare_domains(a, b)["gradient_cosine"] == pytest.approx(cosine, nan_ok=True)
+
+
 def test_one_shifted_attribute_moves_and_independent_ones_stay() -> None:
     """With a head of zeros and shifted features the loss stays, mean and gradient move, the covariance stays."""
     zero = torch.zeros(CLASSES, FEATURES, dtype=torch.float64)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from centralised import cross_entropy
+from domain_statistics import cross_entropy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

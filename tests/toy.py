@@ -1,30 +1,37 @@
 """A benchmark for tests: Gaussian classes, shifted and turned by domain, a few dozen examples each."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from fedhess.config import RunConfig
 from fedhess.domains import Benchmark, open_benchmark
 from fedhess.domains.benchmark import Scenario, leave_one_out
 from fedhess.domains.data import TensorDomain
 from fedhess.domains.options import Opening
+from fedhess.models.headed import HeadedModel
 
 DOMAINS = ("north", "south", "west", "east")
 SOURCES, TARGET = DOMAINS[:3], DOMAINS[3]
+FIVE = (*SOURCES, "up", "down")
 FEATURES = 12
 
 
 def open_toy(opening: Opening) -> Benchmark:
     """Four domains; options: examples a domain, classes (1 = logistic), identical domains, held-out fraction.
 
-    With ``free`` each domain is left out in turn; without, the target is east.
+    With ``free`` each domain is left out in turn; without, the target is east. With ``six`` up and down are there too.
     """
-    options = opening.read_options(examples=48, classes=4, identical=False, holdout=0.0, uneven=False, free=False)
+    options = opening.read_options(
+        examples=48, classes=4, identical=False, holdout=0.0, uneven=False, free=False, six=False
+    )
     classes = int(options["classes"])
+    domains = (*DOMAINS, "up", "down") if options["six"] else DOMAINS
 
     def load(domain: str) -> TensorDomain:
-        number = 0 if options["identical"] else DOMAINS.index(domain)
+        number = 0 if options["identical"] else domains.index(domain)
         generator = torch.Generator().manual_seed(100 + number)
         count = int(options["examples"]) + (8 * number if options["uneven"] else 0)
         labels = torch.arange(count) % max(classes, 2)
@@ -35,7 +42,7 @@ def open_toy(opening: Opening) -> Benchmark:
 
     return Benchmark(
         name="Toy",
-        domains=DOMAINS,
+        domains=domains,
         classes=tuple(f"class {index}" for index in range(max(classes, 2))),
         input_shape=(FEATURES,),
         outputs=classes,
@@ -64,11 +71,18 @@ def toy_config(**changes: Any) -> RunConfig:
     return RunConfig.checked(settings | changes)
 
 
-def toy_domains(**options: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def create_small(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """A featurizer of two layers and 6 features, smooth so that rounding stays rounding: dense Hessians are quick."""
+    del pretrained
+    featurizer = nn.Sequential(nn.Linear(*input_shape, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())
+    return HeadedModel(featurizer, nn.Linear(6, outputs))
+
+
+def toy_domains(sources: Sequence[str] = SOURCES, **options: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Every example and label of the source domains, in float64: what a centralised run would have."""
     benchmark = open_benchmark("Toy", options=options)
     domains = {}
-    for name in SOURCES:
+    for name in sources:
         data = benchmark.load(name)
         domains[name] = (data.inputs(torch.arange(len(data))).double(), data.labels)
     return domains

@@ -1,141 +1,187 @@
 """Promise 1: a federated round equals a step of the centralised algorithm, on every parameter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from centralised import (
     Objective,
-    afl_objective,
+    Pulls,
+    adversarial_objective,
+    afl_move,
     coral_objective,
     erm_objective,
     fediir_objective,
+    fedprox_pulls,
     fishr_objective,
-    groupdro_objective,
-    hgp_objective,
-    hutchinson_objective,
+    groupdro_move,
+    hgp_pulls,
+    hutchinson_pulls,
     iga_objective,
+    iga_pulls,
     irm_objective,
+    pulled,
     server_alignment_objective,
     train_centrally,
     train_fish,
+    train_in_rounds,
     vrex_objective,
 )
 from torch import Tensor
-from toy import toy_config, toy_domains
+from toy import FIVE, toy_config, toy_domains
 
+from fedhess.config import RunConfig
 from fedhess.local_data import build_model
+from fedhess.models import MODELS
 
+Run = Callable[..., Any]
 ROUNDS = 20
-# Penalties strong enough to matter: without one, parameters would differ in the third digit.
-ALPHA, BETA = 0.02, 0.05
-METHODS: dict[str, tuple[str, dict[str, Any], Callable[[], Objective]]] = {
-    "erm": ("erm", {}, erm_objective),
-    "fedprox": ("fedprox", {"mu": 3.0}, erm_objective),  # one local step: the proximal term has no gradient
-    "hgp_of_mean": (
-        "hgp",
-        {"alpha": ALPHA, "beta": BETA, "form": "hgp_of_mean"},
-        lambda: hgp_objective(ALPHA, BETA, "hgp_of_mean"),
+# Penalties strong enough to matter: the tests see that ERM ends elsewhere.
+ALPHA, BETA = 2.0, 0.5
+HGP: dict[str, Any] = {"alpha": ALPHA, "beta": BETA}
+NOW = {"anneal_steps": 0}
+LR = 0.05
+# By name: strategy, its arguments, and what it does given the names of the source domains and the length of a step.
+METHODS: dict[str, tuple[str, dict[str, Any], Callable[[tuple[str, ...], float], Objective]]] = {
+    "erm": ("erm", {}, lambda *_: erm_objective()),
+    "hgp_of_mean": ("hgp", HGP, lambda *_: pulled(hgp_pulls(ALPHA, BETA))),
+    "mean_of_hgp": ("hgp", HGP | {"form": "mean_of_hgp"}, lambda *_: pulled(hgp_pulls(ALPHA, BETA, "mean_of_hgp"))),
+    "hutchinson": ("hutchinson", HGP, lambda *_: pulled(hutchinson_pulls(ALPHA, BETA))),
+    "hutchinson-probes": (
+        "hutchinson",
+        HGP | {"probes": 3},
+        lambda *_: pulled(hutchinson_pulls(ALPHA, BETA, probes=3)),
     ),
-    "mean_of_hgp": (
-        "hgp",
-        {"alpha": ALPHA, "beta": BETA, "form": "mean_of_hgp"},
-        lambda: hgp_objective(ALPHA, BETA, "mean_of_hgp"),
+    "irm-halves": ("irm", {"weight": 2.0} | NOW, lambda *_: irm_objective(2.0, "halves")),
+    "irm-squared": ("irm", {"weight": 0.5, "form": "squared"} | NOW, lambda *_: irm_objective(0.5, "squared")),
+    "vrex": ("vrex", {"weight": 0.5} | NOW, lambda *_: vrex_objective(0.5)),
+    "coral": ("coral", {"gamma": 1.0}, lambda *_: coral_objective(1.0)),
+    "iga": ("iga", {"coefficient": 0.02, "form": "mean"}, lambda *_: iga_objective(0.02, form="mean")),
+    "iga-sum": ("iga", {"coefficient": 0.01}, lambda *_: iga_objective(0.01, form="sum")),
+    "fishr": ("fishr", {"weight": 20.0, "ema": 0.7} | NOW, lambda *_: fishr_objective(20.0, 0.7)),
+    "fediir": ("fediir", {"gamma": 0.5, "ema": 0.8}, lambda *_: fediir_objective(0.5, 0.8)),
+    "server_alignment": ("server_alignment", {"step": 0.02}, lambda _, lr: server_alignment_objective(0.02, lr)),
+    "groupdro": ("groupdro", {"eta": 0.3}, lambda names, _: adversarial_objective(names, groupdro_move(0.3))),
+    "afl": (
+        "groupdro",
+        {"eta": 0.3, "form": "projection"},
+        lambda names, _: adversarial_objective(names, afl_move(0.3)),
     ),
-    "hutchinson": ("hutchinson", {"alpha": ALPHA, "beta": BETA}, lambda: hutchinson_objective(ALPHA, BETA)),
-    "irm-halves": ("irm", {"weight": 2.0, "anneal_steps": 0}, lambda: irm_objective(2.0, "halves")),
-    "irm-squared": (
-        "irm",
-        {"weight": 0.5, "anneal_steps": 0, "form": "squared"},
-        lambda: irm_objective(0.5, "squared"),
-    ),
-    "vrex": ("vrex", {"weight": 0.5, "anneal_steps": 0}, lambda: vrex_objective(0.5)),
-    "coral": ("coral", {"gamma": 1.0}, lambda: coral_objective(1.0)),
-    "iga": ("iga", {"coefficient": 0.02, "form": "mean"}, lambda: iga_objective(0.02, form="mean")),
-    "iga-sum": ("iga", {"coefficient": 0.01}, lambda: iga_objective(0.01, form="sum")),
-    "fishr": ("fishr", {"weight": 20.0, "anneal_steps": 0, "ema": 0.7}, lambda: fishr_objective(20.0, 0.7)),
-    "fediir": ("fediir", {"gamma": 0.05, "ema": 0.8}, lambda: fediir_objective(0.05, 0.8)),
-    "groupdro": ("groupdro", {"eta": 0.3}, lambda: groupdro_objective(0.3)),
-    "afl": ("groupdro", {"eta": 0.3, "form": "projection"}, lambda: afl_objective(0.3)),
-}
-FEW_CLASSES = ("hutchinson", "fishr")  # oracles that differentiate one parameter, or one example, at a time
-OPTIMIZERS = {
-    "SGD": {"server_optimizer": "SGD", "server_lr": 1.0, "lr": 0.05},
-    "Adam": {"server_optimizer": "Adam", "server_lr": 1e-3, "lr": 1.0},
 }
 
 
-def centralised(method: str, optimizer: str, classes: int) -> dict[str, Tensor]:
-    name, args, objective = METHODS[method]
-    settings = OPTIMIZERS[optimizer]
-    config = toy_config(
-        rounds=ROUNDS, strategy=name, strategy_args=args, domains_options={"classes": classes}, **settings
-    )
-    domains = toy_domains(classes=classes)
-    model = build_model(config)
-    lr = settings["lr"] if optimizer == "SGD" else settings["server_lr"]
-    stepper = getattr(torch.optim, optimizer)(model.parameters(), lr=lr)
-    return train_centrally(model, domains, config=config, objective=objective(), optimizer=stepper)
+def arranged(domains: int, weighting: str, **changes: Any) -> dict[str, Any]:
+    """Settings of a run with so many domains, each of another size, on a model of 6 features."""
+    options = {"six": True, "uneven": True, "classes": changes.pop("classes", 4)}
+    settings = {"sources": FIVE[:domains], "domains_options": options, "model": "small"}
+    return settings | {"weighting": weighting, "rounds": ROUNDS, "evaluate_every": ROUNDS} | changes
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+SGD = {"server_optimizer": "SGD", "server_lr": 1.0, "lr": LR}
+ADAM = {"server_optimizer": "Adam", "server_lr": 1e-3, "lr": 1.0}
+# Each method once with three, four and five domains, either weighting, either optimizer, an L2 term, one logit and
+# drawn clients.
+ARRANGEMENTS = {
+    "three": arranged(3, "examples", **SGD, l2=0.01),
+    "four": arranged(4, "domain", **ADAM),
+    "two of five": arranged(5, "domain", **ADAM, clients_per_round=2, l2=0.01, classes=1),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "small", "toy:create_small")
+
+
+def domains_of(config: RunConfig) -> dict[str, tuple[Tensor, Tensor]]:
+    return toy_domains(config.sources, **config.domains_options)
+
+
+@cache
+def centralised(method: str, arrangement: str) -> dict[str, Tensor]:
+    """Where the centralised algorithm ends."""
+    config = toy_config(**ARRANGEMENTS[arrangement])
+    model, objective = build_model(config), METHODS[method][2](config.sources, config.lr)
+    optimizer = getattr(torch.optim, config.server_optimizer)(model.parameters(), lr=config.lr * config.server_lr)
+    return train_centrally(model, domains_of(config), config=config, objective=objective, optimizer=optimizer)
+
+
+def check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def gap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 @pytest.mark.parametrize("method", METHODS)
-def test_federated_equals_centralised_after_20_rounds(toy_run: Callable[..., Any], method: str, optimizer: str) -> None:
+def test_federated_equals_centralised_after_20_rounds(toy_run: Run, method: str, arrangement: str) -> None:
     name, args, _ = METHODS[method]
-    classes = 2 if method in FEW_CLASSES else 4
-    federated = toy_run(
-        rounds=ROUNDS,
-        strategy=name,
-        strategy_args=args,
-        domains_options={"classes": classes},
-        **OPTIMIZERS[optimizer],
-    ).tensors
-    expected = centralised(method, optimizer, classes)
-    assert federated.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(
-            federated[key], value, rtol=0, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}"
-        )
-
-
-def test_server_alignment_steps_along_the_variance_of_head_gradients(toy_run: Callable[..., Any]) -> None:
-    settings = OPTIMIZERS["SGD"]
-    federated = toy_run(rounds=ROUNDS, strategy="server_alignment", strategy_args={"step": 0.02}, **settings).tensors
-    config = toy_config(rounds=ROUNDS, **settings)
-    model = build_model(config)
-    expected = train_centrally(
-        model,
-        toy_domains(classes=4),
-        config=config,
-        objective=server_alignment_objective(0.02, settings["lr"]),
-        optimizer=torch.optim.SGD(model.parameters(), lr=settings["lr"]),
+    check_same(
+        toy_run(strategy=name, strategy_args=args, **ARRANGEMENTS[arrangement]).tensors,
+        centralised(method, arrangement),
     )
-    for key, value in expected.items():
-        torch.testing.assert_close(federated[key], value, rtol=0, atol=1e-10)
+    assert method == "erm" or gap(centralised(method, arrangement), centralised("erm", arrangement)) > 1e-5
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_fish_equals_its_own_loop(toy_run: Callable[..., Any], momentum: float) -> None:
-    settings = {"rounds": ROUNDS, "lr": 0.05, "momentum": momentum}
+def test_the_two_reference_forms_are_different_algorithms() -> None:
+    assert gap(centralised("hgp_of_mean", "four"), centralised("mean_of_hgp", "four")) > 1e-6
+
+
+SEVERAL_STEPS: dict[str, tuple[str, dict[str, Any], Pulls]] = {
+    "erm": ("erm", {}, lambda _: []),
+    "fedprox": ("fedprox", {"mu": 3.0}, fedprox_pulls(3.0)),
+    "hgp_of_mean": ("hgp", HGP, hgp_pulls(ALPHA, BETA)),
+    "hgp-alpha": ("hgp", {"alpha": ALPHA, "beta": 0.0}, hgp_pulls(ALPHA, 0.0)),
+    "hgp-beta": ("hgp", {"alpha": 0.0, "beta": BETA}, hgp_pulls(0.0, BETA)),
+    "hutchinson-alpha": ("hutchinson", {"alpha": ALPHA, "beta": 0.0}, hutchinson_pulls(ALPHA, 0.0)),
+    "hutchinson-beta": ("hutchinson", {"alpha": 0.0, "beta": BETA}, hutchinson_pulls(0.0, BETA)),
+    "iga-sum": ("iga", {"coefficient": 0.01}, iga_pulls(0.01)),
+}
+LOCAL = {"rounds": 2, "evaluate_every": 2, "server_optimizer": "Adam", "server_lr": 0.01, "weight_decay": 0.01}
+LOCALLY = {
+    "three": arranged(3, "domain", **LOCAL, local_steps=10, lr=LR, momentum=0.9),
+    "four": arranged(4, "examples", **LOCAL, local_steps=10, lr=0.01, client_optimizer="Adam", l2=0.01),
+    "five": arranged(5, "examples", **LOCAL, local_steps=3, lr=LR, momentum=0.9, classes=1, statistics_batches=2),
+}
+
+
+@pytest.mark.parametrize("arrangement", LOCALLY)
+@pytest.mark.parametrize("method", SEVERAL_STEPS)
+def test_several_local_steps_are_a_plain_loop_towards_references_of_the_first(
+    toy_run: Run, method: str, arrangement: str
+) -> None:
+    name, args, pulls = SEVERAL_STEPS[method]
+    config = toy_config(**LOCALLY[arrangement])
+    expected = train_in_rounds(build_model(config), domains_of(config), config=config, pulls=pulls)
+    check_same(toy_run(strategy=name, strategy_args=args, **LOCALLY[arrangement]).tensors, expected)
+    erm = train_in_rounds(build_model(config), domains_of(config), config=config, pulls=lambda _: [])
+    assert method == "erm" or gap(erm, expected) > 1e-5
+
+
+def test_a_weight_that_comes_within_a_round_divides_the_objective_from_its_step_on(toy_run: Run) -> None:
+    settings = LOCALLY["three"]
+    config = toy_config(**settings)
+    pulls = hgp_pulls(ALPHA, BETA)
+    expected = train_in_rounds(
+        build_model(config),
+        domains_of(config),
+        config=config,
+        pulls=pulls,
+        weight=lambda step: 50.0 if step >= 14 else 1.0,
+    )
+    args = HGP | {"weight": 50.0, "anneal_steps": 14}
+    check_same(toy_run(strategy="hgp", strategy_args=args, **settings).tensors, expected)
+
+
+@pytest.mark.parametrize(("arrangement", "momentum"), [("three", 0.0), ("four", 0.9), ("two of five", 0.9)])
+def test_fish_equals_its_own_loop(toy_run: Run, arrangement: str, momentum: float) -> None:
+    settings = ARRANGEMENTS[arrangement] | SGD | {"momentum": momentum}
     federated = toy_run(strategy="fish", strategy_args={"eps": 0.5}, **settings).tensors
     config = toy_config(**settings)
-    expected = train_fish(build_model(config), toy_domains(classes=4), config=config, eps=0.5)
-    for key, value in expected.items():
-        torch.testing.assert_close(federated[key], value, rtol=0, atol=1e-10)
-
-
-def test_the_two_reference_forms_are_different_algorithms(toy_run: Callable[..., Any]) -> None:
-    ends = [
-        toy_run(strategy="hgp", strategy_args={"alpha": ALPHA, "form": form}).tensors["head.weight"]
-        for form in ("hgp_of_mean", "mean_of_hgp")
-    ]
-    assert (ends[0] - ends[1]).abs().max() > 1e-6
-
-
-def test_a_logistic_head_is_exact_too(toy_run: Callable[..., Any]) -> None:
-    changes = {"strategy": "hgp", "strategy_args": {"alpha": ALPHA, "beta": BETA}, **OPTIMIZERS["Adam"]}
-    federated = toy_run(rounds=ROUNDS, domains_options={"classes": 1}, **changes).tensors
-    expected = centralised("hgp_of_mean", "Adam", 1)
-    for key, value in expected.items():
-        torch.testing.assert_close(federated[key], value, rtol=0, atol=1e-10)
+    check_same(federated, train_fish(build_model(config), domains_of(config), config=config, eps=0.5))

@@ -4,13 +4,14 @@ Full batches, one local step, float64: what is a mean over examples is then the 
 """
 
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from centralised import cross_entropy, gradient_and_hgp
+from centralised import Objective, Round, fishr_objective, hgp_pulls, pulled
 from torch import Tensor
-from toy import SOURCES, toy_config, toy_domains
+from toy import FIVE, SOURCES, toy_config, toy_domains
 
 from fedhess.curvature import head_gradient, head_hvp
 from fedhess.domain_rows import domain_rows
@@ -21,17 +22,16 @@ from fedhess.strategy import DomainStrategy
 from fedhess.training import Step
 
 Run = Callable[..., Any]
-FULL = {"batch_size": 0, "rounds": 3, "domains_options": {"uneven": True, "holdout": 0.25}}
+FULL = {"batch_size": 0, "rounds": 3, "domains_options": {"uneven": True, "holdout": 0.25, "six": True}}
 PARTITIONS: dict[str, dict[str, Any]] = {
     "lambda-0": {"partition": "lambda", "clients": 8, "heterogeneity": 0.0},
     "lambda-0.5": {"partition": "lambda", "clients": 8, "heterogeneity": 0.5},
     "lambda-1": {"partition": "lambda", "clients": 5, "heterogeneity": 1.0},
-    "two clients for three domains": {"partition": "lambda", "clients": 2, "heterogeneity": 0.0},
+    "two clients": {"partition": "lambda", "clients": 2, "heterogeneity": 0.0},
     "dirichlet": {"partition": "dirichlet", "clients_per_domain": 3, "dirichlet_alpha": 0.5, "dirichlet_min_size": 2},
 }
 # Methods whose update is made of means over examples alone.
 SPLITTABLE: dict[str, dict[str, Any]] = {
-    "erm": {},
     "erm by examples": {"strategy": "erm", "weighting": "examples"},
     "fedprox": {"strategy_args": {"mu": 3.0}},
     "groupdro": {"strategy_args": {"eta": 0.3}},
@@ -48,11 +48,14 @@ def close(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "partition"),
-    [*(("erm", name) for name in PARTITIONS), *((name, "lambda-0.5") for name in SPLITTABLE if name != "erm")],
+    ("method", "partition", "domains"),
+    [
+        *(("erm", name, domains) for name, domains in zip(PARTITIONS, cycle((3, 4, 5)), strict=False)),
+        *((name, "lambda-0.5", domains) for name, domains in zip(SPLITTABLE, cycle((4, 5, 3)), strict=False)),
+    ],
 )
-def test_split_domains_train_the_same_model(toy_run: Run, method: str, partition: str) -> None:
-    settings = {"strategy": method} | SPLITTABLE[method] | FULL
+def test_split_domains_train_the_same_model(toy_run: Run, method: str, partition: str, domains: int) -> None:
+    settings = {"strategy": method, "sources": FIVE[:domains]} | SPLITTABLE.get(method, {}) | FULL
     whole = toy_run(**settings)
     split = toy_run(**settings, **PARTITIONS[partition])
     close(whole.tensors, split.tensors)
@@ -78,16 +81,19 @@ class Watched(DomainStrategy):
 
 
 @pytest.mark.parametrize("weighting", ["domain", "examples"])
-@pytest.mark.parametrize("partition", PARTITIONS)
-def test_references_of_split_domains_are_those_of_whole_ones(toy_run: Run, partition: str, weighting: str) -> None:
+@pytest.mark.parametrize(("partition", "domains"), list(zip(PARTITIONS, cycle((3, 4, 5)), strict=False)))
+def test_references_of_split_domains_are_those_of_whole_ones(
+    toy_run: Run, partition: str, domains: int, weighting: str
+) -> None:
     Watched.seen.clear()
     settings = {"strategy": "federation.test_partition_exact:Watched", "weighting": weighting} | FULL | {"rounds": 2}
+    settings["sources"] = FIVE[:domains]
     toy_run(**settings)
     toy_run(**settings, **PARTITIONS[partition])
     whole, split = Watched.seen[:2], Watched.seen[2:]
     assert len(split) == 2
     for before, after in zip(whole, split, strict=True):
-        assert len(before) == 2 + 2 * len(SOURCES)
+        assert len(before) == 2 + 2 * domains
         close(before, after)
 
 
@@ -102,35 +108,42 @@ def test_domains_weigh_the_same_whatever_the_number_of_their_clients(toy_run: Ru
     torch.testing.assert_close(seen["gradient"], mean, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("partition", ["lambda-0", "lambda-0.5", "dirichlet"])
-def test_hgp_minimises_the_stated_objective_of_its_clients(toy_run: Run, partition: str) -> None:
+SEVERAL: dict[str, tuple[dict[str, Any], Callable[[], Objective]]] = {
+    "hgp": ({"alpha": 0.02, "beta": 0.05}, lambda: pulled(hgp_pulls(0.02, 0.05))),
+    "fishr": ({"weight": 20.0, "ema": 0.7, "anneal_steps": 0}, lambda: fishr_objective(20.0, 0.7)),
+}
+
+
+@pytest.mark.parametrize("method", SEVERAL)
+@pytest.mark.parametrize(
+    ("partition", "domains", "weighting"),
+    [("lambda-0", 3, "domain"), ("lambda-0.5", 4, "examples"), ("dirichlet", 5, "domain")],
+)
+def test_clients_of_several_domains_minimise_the_stated_objective(
+    toy_run: Run, method: str, partition: str, domains: int, weighting: str
+) -> None:
     """The mean over domains, by examples over holdings: each measures its own statistics against the references."""
-    alpha, beta, lr, rounds = 0.02, 0.05, 0.05, 4
-    options = {"uneven": True}  # nothing held out: a holding's indices are those of the domain
-    federated = toy_run(
-        strategy="hgp", strategy_args={"alpha": alpha, "beta": beta}, batch_size=0, rounds=rounds, lr=lr,
-        domains_options=options, **PARTITIONS[partition],
-    )  # fmt: skip
-    config = toy_config(batch_size=0, domains_options=options, **PARTITIONS[partition])
-    shares = list(source_shares(config).values())
-    domains = toy_domains(**options)
-    model = build_model(config)
-    for _ in range(rounds):
-        whole = {domain: cross_entropy(model, batch) for domain, batch in domains.items()}
-        mean_gradient, mean_hgp = gradient_and_hgp(model, torch.stack(list(whole.values())).mean())
-        terms = []
-        for share in shares:
-            for domain, holding in share.holdings.items():
-                inputs, labels = (tensor[holding.train] for tensor in domains[domain])
-                loss = cross_entropy(model, (inputs, labels))
-                gradient, hgp = gradient_and_hgp(model, loss)
-                penalty = alpha * (hgp - mean_hgp.detach()).square().sum()
-                penalty = penalty + beta * (gradient - mean_gradient.detach()).square().sum()
-                terms.append(len(labels) / len(domains[domain][1]) / len(domains) * (loss + penalty))
-        gradients = torch.autograd.grad(torch.stack(terms).sum(), list(model.parameters()))
-        with torch.no_grad():
-            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                parameter.sub_(gradient, alpha=lr)
+    args, make = SEVERAL[method]
+    options = {"uneven": True, "six": True}  # nothing held out: a holding's indices are those of the domain
+    settings = {"sources": FIVE[:domains], "weighting": weighting, "domains_options": options, "batch_size": 0}
+    settings |= {"rounds": 4, "lr": 0.05} | PARTITIONS[partition]
+    federated = toy_run(strategy=method, strategy_args=args, **settings)
+    config = toy_config(**settings)
+    whole, pieces, sizes = toy_domains(config.sources, **options), {}, {}
+    for client, share in enumerate(source_shares(config).values()):
+        for domain, holding in share.holdings.items():
+            inputs, labels = (tensor[holding.train] for tensor in whole[domain])
+            pieces[f"{domain}/{client}"] = (inputs, labels)
+            sizes[f"{domain}/{client}"] = (
+                len(labels) if weighting == "examples" else len(labels) / len(whole[domain][1])
+            )
+    weights = {name: size / sum(sizes.values()) for name, size in sizes.items()}
+    model, objective = build_model(config), make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
+    for number in range(1, config.rounds + 1):
+        optimizer.zero_grad()
+        objective(model, Round(number, config.seed, pieces, weights)).backward()
+        optimizer.step()
     close(model.state_dict(), federated.tensors)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from centralised import hgp_objective
+from centralised import Round, hgp_pulls, pulled
 from flwr.app import Context, Message
 from pictures import pictures_config
 from torch import Tensor
@@ -76,12 +76,14 @@ def test_augmented_hgp_is_the_centralised_algorithm_on_the_same_batches(run: Run
     config = pictures_config(**settings)
     model = build_model(config)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
-    objective = hgp_objective(0.02, 0.05, "hgp_of_mean")
+    objective = pulled(hgp_pulls(0.02, 0.05))
+    weights = dict.fromkeys(SOURCES, 1 / len(SOURCES))
     for step in range(6):
         model.train()
-        batches = [round_batch(local_domain(config, domain=d, role="source"), config, step=step) for d in SOURCES]
+        data = {domain: local_domain(config, domain=domain, role="source") for domain in SOURCES}
+        batches = {domain: round_batch(own, config, step=step) for domain, own in data.items()}
         optimizer.zero_grad()
-        objective(model, batches).backward()
+        objective(model, Round(step + 1, config.seed, batches, weights)).backward()
         optimizer.step()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(federated[name], value, rtol=0, atol=1e-10)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from centralised import Batches, cross_entropy, gradient_and_hgp, train_centrally
+from centralised import Objective, Pull, Round, pulled, train_centrally
+from domain_statistics import head_gradient_of, hgp_of, products_of
 from flwr.app import Context, Message
 from flwr.serverapp import Grid
 from methods import METHODS
 from torch import Tensor
-from toy import toy_config, toy_domains
+from toy import FIVE, toy_config, toy_domains
 
 from fedhess import protocol, workplace
 from fedhess.client import app as client_app
@@ -28,7 +29,7 @@ ALPHA, BETA = 0.02, 0.05
 HGP = {"strategy": "hgp", "strategy_args": {"alpha": ALPHA, "beta": BETA}, "references": "previous"}
 
 
-def stale_hgp(alpha: float, beta: float) -> Callable[[HeadedModel, Batches], Tensor]:
+def stale_hgp(alpha: float, beta: float) -> Objective:
     """Mean of L_e + alpha ||H_e g_e - h||^2 + beta ||g_e - g||^2 with g and h from the step before.
 
     g is the mean gradient of the step before; h the mean of its Hessians times the mean gradient that was known *then*.
@@ -37,39 +38,34 @@ def stale_hgp(alpha: float, beta: float) -> Callable[[HeadedModel, Batches], Ten
     past: list[tuple[Tensor, Tensor]] = []  # (mean gradient, mean of H_e[v]) of each step, v: what was known
     known: list[Tensor] = []  # the reference gradient of each step
 
-    def hvp(model: HeadedModel, loss: Tensor, vector: Tensor) -> Tensor:
-        head = [model.head.weight, model.head.bias]
-        gradient = torch.autograd.grad(loss, head, create_graph=True)
-        parts = (vector[:, :-1], vector[:, -1])
-        product = torch.autograd.grad(gradient, head, grad_outputs=parts, retain_graph=True)
-        return torch.cat([product[0], product[1].unsqueeze(1)], dim=1)
-
-    def objective(model: HeadedModel, batches: Batches) -> Tensor:
-        losses = [cross_entropy(model, batch) for batch in batches]
-        pairs = [gradient_and_hgp(model, loss) for loss in losses]
-        gradient = torch.stack([g for g, _ in pairs]).mean(0).detach()
+    def objective(model: HeadedModel, now: Round) -> Tensor:
+        gradient = now.mean(now.of(model, head_gradient_of)).detach()
         known.append(past[-1][0] if past else gradient)
-        product = torch.stack([hvp(model, loss, known[-1]) for loss in losses]).mean(0)
+        vector = known[-1].unsqueeze(0)
+        product = now.mean(products_of(model, batch, vector)[0] for batch in now.batches.values()).detach()
         g, h = past[-1] if past else (gradient, product)
         past.append((gradient, product))
-        terms = [
-            loss + alpha * (p - h).square().sum() + beta * (own - g).square().sum()
-            for loss, (own, p) in zip(losses, pairs, strict=True)
-        ]
-        return torch.stack(terms).mean()
+        pulls = [Pull(alpha, hgp_of, lambda *_: h), Pull(beta, head_gradient_of, lambda *_: g)]
+        return pulled(lambda _: pulls)(model, now)
 
     return objective
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
-def test_a_run_equals_the_centralised_algorithm_with_references_one_step_old(toy_run: Run, optimizer: str) -> None:
-    server = {"rounds": 20, "server_optimizer": optimizer, "server_lr": 0.01, "lr": 1.0}
+@pytest.mark.parametrize(
+    ("optimizer", "sources", "weighting"),
+    [("SGD", FIVE[:3], "domain"), ("Adam", FIVE[:4], "examples"), ("Adam", FIVE, "domain")],
+)
+def test_a_run_equals_the_centralised_algorithm_with_references_one_step_old(
+    toy_run: Run, optimizer: str, sources: tuple[str, ...], weighting: str
+) -> None:
+    server = {"rounds": 20, "evaluate_every": 20, "server_optimizer": optimizer, "server_lr": 0.01, "lr": 1.0}
+    server |= {"sources": sources, "weighting": weighting, "domains_options": {"six": True, "uneven": True}}
     finished = toy_run(**HGP, **server).tensors
     config = toy_config(**HGP, **server)
     model = build_model(config)
     expected = train_centrally(
         model,
-        toy_domains(),
+        toy_domains(sources, **config.domains_options),
         config=config,
         objective=stale_hgp(ALPHA, BETA),
         optimizer=getattr(torch.optim, optimizer)(model.parameters(), lr=0.01),
