@@ -15,6 +15,7 @@ from fedhess.local_data import build_model, forget_data
 from fedhess.models.headed import HeadedModel
 from fedhess.protocol import decode_tensors
 from fedhess.statistics import Forward
+from fedhess.transfers import copy_together
 
 
 class ModelMissingError(LookupError):
@@ -76,8 +77,10 @@ class ModelStore:
         self._states: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         self._local = threading.local()
 
-    def receive(self, model_id: str, arrays: ArrayRecord | None) -> Mapping[str, Tensor]:
-        """Return the model of a message, from the message or from memory.
+    def receive(
+        self, model_id: str, arrays: ArrayRecord | None, *, device: torch.device | str = "cpu"
+    ) -> Mapping[str, Tensor]:
+        """Return the model of a message, from the message or from memory: sent to the device once for all clients.
 
         Raises:
             ModelMissingError: Neither has it.
@@ -85,12 +88,7 @@ class ModelStore:
         if model_id not in self._states:
             if arrays is None:
                 raise ModelMissingError(model_id)
-            # Copied into torch's own memory: kernels may round differently on the unaligned bytes of a message.
-            # Convolutions get their weights in the order that their inputs have, see `models.headed.ScaleImages`.
-            self._states[model_id] = {
-                name: value.clone(memory_format=torch.channels_last if value.dim() == 4 else torch.preserve_format)
-                for name, value in decode_tensors(arrays).items()
-            }
+            self._states[model_id] = copy_together(decode_tensors(arrays), torch.device(device))
         self._states.move_to_end(model_id)
         while len(self._states) > self.KEPT:
             self._states.popitem(last=False)
