@@ -120,7 +120,7 @@ class ModelStore:
         models: dict[tuple[object, ...], _Working] = self._local.__dict__.setdefault("models", {})
         options = tuple(sorted(config.domains_options.items()))
         key = (config.domains, options, config.model, config.pretrained, config.dtype, config.device,
-               config.precision, config.batchnorm, config.compile)  # fmt: skip
+               config.precision, config.batchnorm, config.compile, config.deterministic)  # fmt: skip
         if key not in models:
             models.clear()  # one architecture at a time: a process rarely needs two
             models[key] = _Working(build_model(config))
