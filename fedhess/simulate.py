@@ -22,7 +22,7 @@ from fedhess.config import parse_assignments
 from fedhess.domains import open_benchmark
 from fedhess.engines.choice import IN_PROCESS, Engine, choose_engine
 from fedhess.engines.worker import CLIENT_THREAD
-from fedhess.environment import resolve_device, torch_threads
+from fedhess.environment import check_device, torch_threads
 from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.job_directory import job_directory, record_selection, recorded_selection, require_unused
@@ -156,7 +156,7 @@ def simulate(
         "seed": seed,
         "model": model,
         "pretrained": pretrained,
-        "device": resolve_device(device),
+        "device": check_device(device),
         "threads": threads,
         "dtype": dtype,
         "precision": precision,
