@@ -47,6 +47,7 @@ def _manner(config: RunConfig) -> list[str]:
         "not pretrained": not config.pretrained,
         "bf16": config.precision == "bf16",
         "compiled": config.compile,
+        "deterministic": config.deterministic,
         "batch norms averaged": config.batchnorm == "averaged",
         f"augmentation {config.augment}": config.augment != "none",
         "images decoded whenever used": config.images == "streamed",

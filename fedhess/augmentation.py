@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedhess.environment import torch_threads
+from fedhess.transfers import send
 
 SCALE = (0.7, 1.0)  # of the area
 RATIO = (3 / 4, 4 / 3)  # width by height
@@ -120,8 +121,8 @@ def apply(images: Tensor, parameters: Parameters) -> Tensor:
 def apply_at_once(images: Tensor, parameters: Parameters) -> Tensor:
     """Do what `apply` does to all examples in the same operations, without ever waiting for the device."""
     out = resample(images, boxes=parameters.boxes, flips=parameters.flips)
-    blends = _onto(out, _blends(parameters)).to(out.dtype)[:, :, :, None, None, None]
-    turns = _onto(out, _hue_maps(parameters.factors[:, HUE]))
+    blends = send(_blends(parameters), out.device).to(out.dtype)[:, :, :, None, None, None]
+    turns = send(_hue_maps(parameters.factors[:, HUE]), out.device)
     _recolour(out, [blend.unbind(1) for blend in blends.unbind(1)], turns)
     return out
 
@@ -158,9 +159,9 @@ def resample(images: Tensor, *, boxes: Tensor, flips: Tensor) -> Tensor:
     dtype = torch.promote_types(images.dtype, torch.float32)
     unit = images.to(dtype) if images.is_floating_point() else images / 255
     height, width = images.shape[2:]
-    top, left, box_height, box_width = _onto(unit, boxes.to(dtype)).unbind(1)
+    top, left, box_height, box_width = send(boxes.to(dtype), unit.device).unbind(1)
     rows, columns = _positions(top, box_height, height), _positions(left, box_width, width)
-    columns = torch.where(_onto(unit, flips)[:, None], columns.flip(1), columns)
+    columns = torch.where(send(flips, unit.device)[:, None], columns.flip(1), columns)
     none = torch.zeros_like(columns)[:, None, :]  # pairs are written fastest as the parts of a complex number
     grid = torch.view_as_real(
         torch.complex(columns[:, None, :], none) + torch.complex(none[:, :, :1], rows[:, :, None])
@@ -287,10 +288,3 @@ def _turn_hue(images: Tensor, turns: Tensor) -> None:
     mixed = torch.matmul(turns[:, :, :3], images.flatten(2)).view_as(images)
     mixed.addcmul_(largest + smallest, turns[:, :, 3:, None])
     torch.clamp(mixed, smallest, largest, out=images)
-
-
-def _onto(images: Tensor, values: Tensor) -> Tensor:
-    """Send parameters to the images' device; to a CUDA device without waiting."""
-    if images.device.type == "cuda":
-        return values.pin_memory().to(images.device, non_blocking=True)
-    return values.to(images.device)

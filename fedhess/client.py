@@ -28,6 +28,7 @@ from fedhess.run_settings import settings_of_run
 from fedhess.statistic_requests import decode_request, numbered, numbered_parts
 from fedhess.statistics import Forward, compute_statistic, run_forward
 from fedhess.training import Holding, train_locally, writes_parameters
+from fedhess.transfers import copy_together
 from fedhess.workplace import FORWARDS, MODELS, ModelMissingError
 
 Handler = Callable[[Message, Context], Message]
@@ -112,20 +113,20 @@ def train(message: Message, context: Context) -> Message:
     holdings = _holdings(message.content, data, torch.device(config.device))
     # The statistics were of all that the client holds: so is the pass behind them.
     reusable = not writes and len(holdings) == len(data.training_parts)
+    before = MODELS.receive(model_id, None)
     local = train_locally(
         model,
         holdings,
-        before=MODELS.receive(model_id, None),
+        before=before,
         config=config,
         strategy=client_half(config),
         server_round=server_round,
-        momentum=None if carried is None else protocol.decode_tensors(carried),
+        momentum=None if carried is None else _on(torch.device(config.device), protocol.decode_tensors(carried)),
         first=FORWARDS.take(model_id, data.key, model) if reusable else None,
     )
     wants_weights = message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False)
     if wants_weights:
-        before = MODELS.receive(model_id, None)
-        tensors = {n: b - local.update[n].cpu() if n in local.update else b for n, b in before.items()}
+        tensors = {n: b - local.update[n] if n in local.update else b for n, b in before.items()}
     else:
         tensors = local.update
     metrics = MetricRecord(
@@ -176,7 +177,7 @@ def _open(message: Message, context: Context) -> tuple[RunConfig, LocalClient, s
     model_id, server_round = record.get(protocol.MODEL_ID), record.get(protocol.ROUND)
     if not isinstance(model_id, str) or not isinstance(server_round, int):
         raise BadRequestError(f"expected {protocol.MODEL_ID} and {protocol.ROUND} in the message, got {sorted(record)}")
-    MODELS.receive(model_id, message.content.array_records.get(protocol.MODEL))
+    MODELS.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
     domain, role, client = place(config, context)
     return config, local_client(config, domain=domain, role=role, client=client), model_id, server_round
 
@@ -243,8 +244,7 @@ def _answer(
     """
     strategy = client_half(config)
     names, given = decode_request(request)
-    device = torch.device(config.device)
-    given = {name: _on(device, {"": v})[""] if isinstance(v, Tensor) else v for name, v in given.items()}
+    given |= _on(torch.device(config.device), {name: v for name, v in given.items() if isinstance(v, Tensor)})
     values: dict[str, dict[str, Tensor]] = {domain: {} for domain in data.training_parts}
     for name in names:
         on_network = strategy.network_statistics.get(name)
@@ -265,5 +265,10 @@ def _answer(
 
 
 def _on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy to the device; on the CPU too, into torch's aligned memory (see ``ModelStore.receive``)."""
-    return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+    """Copy what a message holds to the device, but single whole numbers (a count, a seed) into the host's memory.
+
+    There a strategy reads them without waiting for the device, and computes with them on any.
+    """
+    numbers = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 0 and not tensor.is_floating_point()}
+    others = {name: tensor for name, tensor in tensors.items() if name not in numbers}
+    return copy_together(others, device) | copy_together(numbers, torch.device("cpu"))

@@ -51,6 +51,7 @@ class RunConfig(BaseModel):
     precision: Literal["float32", "bf16"] = "float32"
     batchnorm: Literal["frozen", "averaged"] = "frozen"
     compile: bool = False
+    deterministic: bool = False
     device: str = "cpu"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     # Method

@@ -18,6 +18,7 @@ from fedhess.head_batch import HeadBatch
 from fedhess.lanczos import dominant_eigenvector
 from fedhess.moments import moments, second_moment
 from fedhess.probes import check_probes, draw_signs
+from fedhess.transfers import send
 
 __all__ = [
     "HeadBatch",
@@ -169,7 +170,7 @@ def _replayed_probes(batch: HeadBatch, count: int, replay: torch.Generator) -> T
 def _probe_sum(batch: HeadBatch, signs: Tensor) -> Tensor:
     """Sum r * H[r] over probes (n, C, K)."""
     count, outputs, width = signs.shape
-    probes_NCK = signs.to(batch.features)
+    probes_NCK = send(signs, batch.features.device).to(batch.features.dtype)
     inputs_BK = batch.basics.inputs
     directions = inputs_BK @ probes_NCK.view(count * outputs, width).T
     curved_NBC = batch.curve(directions.view(batch.size, count, outputs).transpose(0, 1))

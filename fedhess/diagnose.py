@@ -15,7 +15,7 @@ from fedhess.announcements import stand_in_warning
 from fedhess.command import Command, run_command
 from fedhess.diagnosis import diagnose_job
 from fedhess.diagnosis_report import pair_tables, strategy_table, write_diagnosis
-from fedhess.environment import resolve_device
+from fedhess.environment import check_device
 from fedhess.errors import UsageError
 from fedhess.finished import open_finished
 from fedhess.options import DataDir, Device
@@ -44,7 +44,7 @@ def diagnose(
     if examples < 2:
         raise UsageError(f"--examples: expected at least 2, got {examples}")
     progress = Progress(silent=quiet or as_json)
-    job = open_finished(run, data_dir=data_dir, device=resolve_device(device))
+    job = open_finished(run, data_dir=data_dir, device=check_device(device))
     if job.benchmark.stand_in_for:
         progress.warn(stand_in_warning(job.benchmark))
     config = job.runs[0].config

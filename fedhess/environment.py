@@ -16,15 +16,23 @@ import torch
 from fedhess.errors import UsageError
 
 PACKAGES = ("fedhess", "flwr", "torchvision", "numpy")
+QUICK_MODELS = ("mlp", "lite0-features")  # a step on a batch takes a CPU less time than a GPU's kernels take to start
 
 
-def resolve_device(name: str) -> str:
+def resolve_device(name: str, *, model: str = "", batch_size: int = 0) -> str:
     """Turn ``--device`` into a device that is there.
+
+    Args:
+        name: As the option.
+        model: What is trained: ``auto`` takes the CPU for :data:`QUICK_MODELS`, unless on all examples at once.
+        batch_size: Examples a step, 0 for all: those of ColoredMNIST keep a CPU busy for half a second.
 
     Raises:
         UsageError: The device is unknown or absent.
     """
     if name == "auto":
+        if model in QUICK_MODELS and batch_size > 0:
+            return "cpu"
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     match = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", name)
     if match is None:
@@ -36,6 +44,15 @@ def resolve_device(name: str) -> str:
     if name == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: torch sees no Apple GPU; use --device auto or cpu")
     return name
+
+
+def check_device(name: str) -> str:
+    """Return the name of a device that is there, or ``auto``, which the model decides.
+
+    Raises:
+        UsageError: The device is unknown or absent.
+    """
+    return name if name == "auto" else resolve_device(name)
 
 
 @contextmanager
@@ -52,17 +69,35 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Describe what a run ran on: versions, revision, machine."""
+    """Describe what a run ran on: versions, revision, machine, and its GPUs or None."""
     return {
         # torch's own version says which build it is, for which CUDA; its package's does not.
         "versions": {name: version(name) for name in PACKAGES} | {"torch": torch.__version__},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "gpu": _describe_gpus() if torch.cuda.is_available() else None,
         "torch_threads": torch.get_num_threads(),
         "git_revision": _git_revision(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _describe_gpus() -> dict[str, Any]:
+    return {
+        "names": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "driver": _nvidia_driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }
+
+
+def _nvidia_driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _git_revision() -> str | None:

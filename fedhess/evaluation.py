@@ -52,19 +52,26 @@ def evaluate_model(
     if len(chosen) == 0:
         raise ValueError("the client has no example to evaluate")
     model.eval()
-    total_loss, correct, kept = 0.0, 0, 0
+    losses: list[Tensor] = []
+    hits: list[Tensor] = []
+    kept = 0
     features_kept: list[Tensor] = []
     labels_kept: list[Tensor] = []
     for inputs, labels in data.batches(torch.split(chosen, BATCH_SIZE)):
         features = model.features(inputs)
         logits = model.head(features)
-        total_loss += float(task_loss(logits, labels)) * len(labels)
-        correct += int((predictions(logits) == labels).sum())
+        losses.append(task_loss(logits, labels))
+        hits.append((predictions(logits) == labels).sum())
         if with_alignment and kept < ALIGNMENT_EXAMPLES:
             features_kept.append(features)
             labels_kept.append(labels)
             kept += len(labels)
-    count = len(chosen)
+    count, total_loss, correct = len(chosen), 0.0, 0
+    # Only here does the host wait for the device.
+    numbers = torch.stack(losses).tolist(), torch.stack(hits).tolist()
+    for part, loss, hit in zip(torch.split(chosen, BATCH_SIZE), *numbers, strict=True):
+        total_loss += loss * len(part)
+        correct += hit
     result = Evaluation(loss=total_loss / count, accuracy=correct / count, examples=count)
     if with_alignment:
         result.alignment = _alignment(model, torch.cat(features_kept), torch.cat(labels_kept))

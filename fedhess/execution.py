@@ -1,5 +1,7 @@
 """How a model runs: precision, batch norms, compiled or not; and whether the settings go together."""
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +13,12 @@ from fedhess.models.headed import FrozenNorms, HeadedModel
 def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
     """Make a model run as the settings say; names and values of its tensors stay what they are.
 
+    What is float32 is computed in float32 on a GPU too, not in TF32, which torch takes for convolutions. This and
+    ``deterministic`` are switches of the process; the latter stays on once a run has asked for it.
+
     Args:
         model: The model, on its device.
-        config: Gives ``precision``, ``batchnorm`` and ``compile``.
+        config: Gives ``precision``, ``batchnorm``, ``compile`` and ``deterministic``.
 
     Returns:
         The same model.
@@ -21,6 +26,10 @@ def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
     Raises:
         UsageError: Batch norms are to be averaged and the model has none.
     """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses every product on CUDA
+        torch.use_deterministic_algorithms(True)
     model.autocast = torch.bfloat16 if config.precision == "bf16" else None
     if config.batchnorm == "averaged":
         if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):

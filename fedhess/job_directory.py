@@ -158,7 +158,7 @@ def _check_same(config_file: Path, description: Mapping[str, Any], option: str) 
             f"in another directory. What differs:{lines}"
         )
     began, here = recorded.get("environment", {}), describe_environment()
-    ours = ("versions", "python", "torch_threads", "git_revision")
+    ours = ("versions", "python", "torch_threads", "git_revision", "gpu")
     return _differences(_flat({key: began.get(key) for key in ours}), _flat({key: here[key] for key in ours}))
 
 

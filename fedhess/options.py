@@ -193,7 +193,11 @@ Pretrained = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps. [default: auto]", show_default=False),
+    typer.Option(
+        help="auto (a GPU if there is one, the CPU for batches of mlp and lite0-features), cpu, cuda, cuda:N or mps. "
+        "[default: auto]",
+        show_default=False,
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(help=f"Threads of torch while it trains; 0 for torch's own choice. {_default('threads')}")
@@ -211,6 +215,9 @@ BatchNorm = Annotated[
     ),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the featurizer with torch.compile.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Refuse operations that may round differently each time, as on a GPU.")
+]
 Augment = Annotated[
     str | None, typer.Option(help=f"Augmentation of training images: none or domainbed. {_default('augment')}")
 ]

@@ -34,6 +34,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedhess.transfers import copy_together
+
 Part = ArrayRecord | ConfigRecord | MetricRecord
 
 IDENTIFY = "evaluate.identify"
@@ -254,7 +256,9 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Serialise named tensors, in their order."""
+    """Serialise named tensors, in their order; those on a device are fetched together."""
+    away = {name: tensor for name, tensor in tensors.items() if tensor.device.type != "cpu"}
+    tensors = {**tensors, **copy_together(away, torch.device("cpu"))}
     return ArrayRecord({name: encode_tensor(tensor) for name, tensor in tensors.items()})
 
 

@@ -47,7 +47,10 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
         options = _dictionary(given, "domains_options")
         given["domains_options"] = {key: value for key, value in options.items() if key != "data_dir"}
     config = RunConfig.checked(default_settings(model, benchmark=recipe) | given)
-    return config.model_copy(update={"device": resolve_device(config.device)}) if config.device == "auto" else config
+    if config.device != "auto":
+        return config
+    device = resolve_device(config.device, model=config.model, batch_size=config.batch_size)
+    return config.model_copy(update={"device": device})
 
 
 def _recipe(given: Mapping[str, object]) -> str:

@@ -22,7 +22,7 @@ from fedhess.config import parse_assignments
 from fedhess.domains import open_benchmark
 from fedhess.engines.choice import IN_PROCESS, Engine, choose_engine
 from fedhess.engines.worker import CLIENT_THREAD
-from fedhess.environment import resolve_device, torch_threads
+from fedhess.environment import check_device, torch_threads
 from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.job_directory import job_directory, record_selection, recorded_selection, require_unused
@@ -93,6 +93,7 @@ def simulate(
     precision: options.Precision = None,
     batchnorm: options.BatchNorm = None,
     compile_: options.Compile = False,
+    deterministic: options.Deterministic = False,
     images: options.Images = None,
     image_cache_gb: options.ImageCacheGb = None,
     data_dir: options.DataDir = None,
@@ -155,12 +156,13 @@ def simulate(
         "seed": seed,
         "model": model,
         "pretrained": pretrained,
-        "device": resolve_device(device),
+        "device": check_device(device),
         "threads": threads,
         "dtype": dtype,
         "precision": precision,
         "batchnorm": batchnorm,
         "compile": compile_,
+        "deterministic": deterministic,
         "images": images,
         "image_cache_gb": image_cache_gb,
         "data_dir": None if data_dir is None else str(data_dir.resolve()),

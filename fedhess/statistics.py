@@ -105,6 +105,31 @@ class Forward:
         """Whether the model made this pass and its parameters are still what they were."""
         return self.model is model and self.stamp == _stamp(model)
 
+    def graph_bytes(self) -> int:
+        """Count the bytes that the autograd graph of the features keeps beside the model's own."""
+        own = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+        kept: dict[int, int] = {}
+        seen, ahead = set(), [self.features.grad_fn]
+        while ahead:
+            node = ahead.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            ahead += [before for before, _ in node.next_functions]
+            saved = [getattr(node, name) for name in _saved_names(type(node))]
+            for value in (*saved, *getattr(node, "saved_tensors", ())):
+                for tensor in value if isinstance(value, list | tuple) else (value,):
+                    if isinstance(tensor, Tensor):
+                        storage = tensor.untyped_storage()
+                        kept[storage.data_ptr()] = storage.nbytes()
+        return sum(size for place, size in kept.items() if place not in own)
+
+
+@lru_cache(maxsize=256)
+def _saved_names(node: type) -> tuple[str, ...]:
+    """Name what autograd lets be seen of the values that a node of its graph keeps."""
+    return tuple(name for name in vars(node) if name.startswith("_saved_"))
+
 
 def _stamp(model: HeadedModel) -> tuple[tuple[int, int], ...]:
     return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())

@@ -109,7 +109,8 @@ class DomainStrategy:
 
         Args:
             step: The step's batch, features and statistics.
-            reference: What :meth:`reference` returned; constants.
+            reference: What :meth:`reference` returned; constants on the model's device. Whole numbers of shape () are
+                on the host instead, so that ``int(reference["count"])`` does not wait for a GPU.
         """
         del step, reference
         return None

@@ -25,7 +25,7 @@ class Step:
     Attributes:
         model: The client's working model, in training mode.
         forward: The step's batch: inputs, labels, features (part of the autograd graph), and these with the head.
-        before: The tensors of the global model, which the round began from.
+        before: The tensors of the global model, which the round began from, on the model's device.
         index: Number of the step since the beginning of the run, from 0.
         server_round: Number of the round, from 1.
         l2: Coefficient of the sum of squared parameters that is part of the loss.
@@ -162,12 +162,12 @@ def train_locally(
         model: The working model, loaded with the global one; its parameters are changed where
             :func:`writes_parameters` says so.
         holdings: The client's training data with the references of the round, by domain.
-        before: The tensors of the global model.
+        before: The tensors of the global model, on the model's device.
         config: Steps, batch size, learning rate and the like.
         strategy: The client half of the strategy.
         server_round: Number of the round, from 1.
         first: The forward pass of the first step, where an exchange of the round has made it already.
-        momentum: Momentum buffers to begin with, by parameter.
+        momentum: Momentum buffers to begin with, by parameter, on the model's device; they are written to.
 
     Returns:
         The update and the first step's losses.
@@ -181,7 +181,7 @@ def train_locally(
         weight_decay=config.weight_decay,
     )
     for name, buffer in (momentum or {}).items():
-        optimizer.state[trained[name]]["momentum_buffer"] = buffer.to(trained[name].device, copy=True)
+        optimizer.state[trained[name]]["momentum_buffer"] = buffer
     writes = writes_parameters(config, carries_momentum=momentum is not None)
     losses: list[Tensor] = []
     train_size = sum(holding.data.train_size for holding in holdings)
@@ -225,7 +225,7 @@ def _update(
     update: dict[str, Tensor] = {}
     for name, parameter in trained.items():
         if writes:
-            update[name] = before[name].to(parameter.device) - parameter
+            update[name] = before[name] - parameter
         elif parameter.grad is None:
             update[name] = torch.zeros_like(parameter)
         else:
@@ -235,5 +235,5 @@ def _update(
             update[name] = gradient.mul_(config.lr) if config.lr != 1.0 else gradient
     for name, buffer in model.named_buffers():
         if name in before:
-            update[name] = before[name].to(buffer.device) - buffer
+            update[name] = before[name] - buffer
     return update

@@ -14,7 +14,7 @@ from fedhess.announcements import cost, stand_in_warning
 from fedhess.cache import digest_of
 from fedhess.config import Scalar
 from fedhess.domains import open_benchmark
-from fedhess.environment import resolve_device
+from fedhess.environment import check_device
 from fedhess.errors import FederationError
 from fedhess.job import Job, plan_job, slug
 from fedhess.job_directory import job_directory
@@ -89,7 +89,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         strategy_args=configuration.strategy_args,
         target=configuration.target,
         trials=1,
-        overrides={**configuration.overrides, "seed": configuration.seed, "device": resolve_device(device)},
+        overrides={**configuration.overrides, "seed": configuration.seed, "device": check_device(device)},
         variants=configuration.variants,
         selection=configuration.selection,
         out=folder / f"{name}-{digest_of([json.dumps(asdict(configuration), sort_keys=True)])[:8]}",

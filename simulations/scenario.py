@@ -32,7 +32,7 @@ OutOption = Annotated[
 RunsOption = Annotated[
     Path | None, typer.Option(help="Keep the jobs' directories here, and continue interrupted ones. [default: dropped]")
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps.")]
+DeviceOption = Annotated[str, typer.Option(help="As --device of python -m fedhess.simulate.")]
 
 
 def plan(

@@ -39,8 +39,5 @@ class FedProx(DomainStrategy):
         del reference
         if self.mu == 0:
             return None
-        gaps = [
-            (parameter - step.before[name].to(parameter.device)).square().sum()
-            for name, parameter in step.trained.items()
-        ]
+        gaps = [(parameter - step.before[name]).square().sum() for name, parameter in step.trained.items()]
         return self.mu / 2 * torch.stack(gaps).sum()

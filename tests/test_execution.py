@@ -1,5 +1,6 @@
 """How a model runs: settings that do not go together are refused, those that do reach the model."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,13 @@ def test_batch_norms_are_frozen_unless_they_are_averaged() -> None:
     frozen, averaged = (set_execution(tiny(), pictures_config(batchnorm=name)) for name in ("frozen", "averaged"))
     assert [model.train().featurizer.norm.training for model in (frozen, averaged)] == [False, True]
     assert [model.eval().featurizer.norm.training for model in (frozen, averaged)] == [False, False]
+
+
+def test_float32_is_computed_in_float32() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    set_execution(tiny(), pictures_config())
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("name", ["resnet18", "lite0"])
@@ -144,7 +152,16 @@ def test_where_images_come_from_may_change_when_a_job_goes_on(tmp_path: Path) ->
         pass
 
 
-def test_the_header_says_how_a_model_is_fed_and_run(command) -> None:
+def test_the_header_says_how_a_model_is_fed_and_run(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     outcome: Outcome = command("--domains", "Toy", "--precision", "bf16", "--rounds", 1, "--trials", 1)
     assert outcome.status == 0, outcome.err
     assert "model       mlp, bf16\n" in outcome.out
+    assert asked == []
+    outcome = command("--domains", "Toy", "--deterministic", "--rounds", 1, "--trials", 1)
+    assert outcome.status == 0, outcome.err
+    assert "model       mlp, deterministic\n" in outcome.out
+    assert set(asked) == {True}
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "as the user set it"

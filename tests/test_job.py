@@ -1,5 +1,6 @@
 """Plan a job: its targets, runs, directories and devices."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 
 from fedhess import loading
 from fedhess.domains import BENCHMARKS, Benchmark, open_benchmark
-from fedhess.environment import describe_environment, resolve_device
+from fedhess.environment import check_device, describe_environment, resolve_device
 from fedhess.errors import UsageError
 from fedhess.job import Job, plan_job, slug
+from fedhess.job_directory import job_directory
 from fedhess.targets import choose_scenarios
 
 
@@ -171,6 +173,14 @@ def test_auto_takes_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert resolve_device("auto") == "cpu"
 
 
+def test_auto_leaves_batches_of_small_models_to_the_cpu(toy: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert check_device("auto") == "auto"
+    assert plan(toy, device="auto", batch_size=16).runs[0].config.device == "cpu"
+    wanted = "cuda" if torch.cuda.is_available() else "mps"
+    assert [resolve_device("auto", model="mlp", batch_size=size) for size in (16, 0)] == ["cpu", wanted]
+
+
 def test_devices_that_are_there_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -195,3 +205,24 @@ def test_environment_names_the_build_of_torch() -> None:
     environment = describe_environment()
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["versions"].keys() >= {"fedhess", "flwr", "torch", "torchvision", "numpy"}
+
+
+def test_environment_names_gpus_driver_and_cudnn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert describe_environment()["gpu"] is None
+    with job_directory(tmp_path / "job", {}, resume=False):
+        pass
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 570.86.10\n")
+    program.chmod(0o755)
+    gpu = {"names": ["GPU 0", "GPU 1"], "driver": "570.86.10", "cuda": torch.version.cuda, "cudnn": 91002}
+    assert describe_environment()["gpu"] == gpu
+    with job_directory(tmp_path / "job", {}, resume=True) as changes:
+        assert "gpu.driver: None there, '570.86.10' now" in changes
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert describe_environment()["gpu"] == gpu | {"driver": None}

@@ -196,22 +196,26 @@ def test_the_server_sends_to_a_bounded_number_at_once(toy_run: Run, monkeypatch:
 def test_few_forward_passes_are_kept_and_the_bits_are_the_same(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     args = run_of(METHODS["hgp-alpha"], dtype="float32", rounds=2) | MIXED
     whole = toy_run(**args)
-    kept = []
+    kept: list[int] = []
+    weights: list[int] = []
     keep = ForwardMemory.keep
 
     def counted(self: ForwardMemory, *arguments: Any) -> None:
         keep(self, *arguments)
         kept.append(len(self._passes))
+        weights.extend(self._graphs.values())
 
     monkeypatch.setattr(ForwardMemory, "keep", counted)
-    # A pass has some 15 examples of 390 features in float32: 23 kB.
-    for graphs, size, most in ((8, 2**25, {7}), (4, 0, {4}), (1, 0, {1}), (1, 100_000, {4, 5, 6})):
-        monkeypatch.setattr(ForwardMemory, "GRAPHS", graphs)
+    # In float32 a pass has 16 x 390 features, 25 kB; its graph holds them, the activations before, and the inputs.
+    graph = 4 * 16 * (390 + 390 + 12)
+    for graphs, size, most in ((2**32, 0, 7), (4 * graph, 0, 4), (0, 0, 1), (0, 100_000, 5)):
+        monkeypatch.setattr(ForwardMemory, "GRAPH_BYTES", graphs)
         monkeypatch.setattr(ForwardMemory, "BYTES", size)
         workplace.forget_everything()
         kept.clear()
         assert same(whole.tensors, toy_run(**args).tensors)
-        assert max(kept) in most
+        assert max(kept) == most
+        assert set(weights) == {graph}
 
 
 def test_target_rows_and_the_firewall_are_as_they_were(toy_run: Run) -> None:
