@@ -55,7 +55,7 @@ def evaluate_model(
         raise ValueError("the client has no example to evaluate")
     model.eval()
     total_loss, correct = 0.0, 0
-    kept = _alignment_sample(len(chosen), data).split(BATCH_SIZE) if with_alignment else ()
+    kept = torch.split(_alignment_sample(len(chosen), data), BATCH_SIZE) if with_alignment else ()
     features_kept: list[Tensor] = []
     labels_kept: list[Tensor] = []
     for number, (inputs, labels) in enumerate(data.batches(torch.split(chosen, BATCH_SIZE))):
