@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from fedhess.errors import UsageError
 
 Row = dict[str, Any]
 
+TRAINED = "trained"  # key of what is unreported: the training metrics of a round that is yet to be evaluated
+
 
 class StorageError(Exception):
     """Results could not be written: the disk is full or the permissions are gone. No mistake in the command."""
@@ -25,8 +27,9 @@ class RunDirectory:
     """One run's directory, ``runs/NAME/TARGET/SEED``, below a directory for the strategy if a job has several.
 
     A checkpoint is a safetensors file and a small ``checkpoint.json`` that names it together with the length of
-    rounds.jsonl at that moment. The JSON file is replaced atomically and last, so that whatever instant the process is
-    killed at, file, checkpoint and rows agree after :meth:`load_checkpoint`: later rows are cut off and made again.
+    rounds.jsonl at that moment and what no row has told yet. The JSON file is replaced atomically and last, so that
+    whatever instant the process is killed at, file, checkpoint and rows agree after :meth:`rewind`: later rows are cut
+    off and made again. Nothing but the methods that say so writes.
 
     Args:
         path: The directory; made when first written to.
@@ -71,10 +74,33 @@ class RunDirectory:
             name = f"round-{checkpoint.server_round:06d}.safetensors"
             tensors = {key: value.detach().contiguous() for key, value in checkpoint.tensors.items()}
             replace_file(self._checkpoint_dir / name, save(tensors, metadata={"fedhess": checkpoint.header()}))
-            length = self.rounds_file.stat().st_size if self.rounds_file.exists() else 0
-            index = {"round": checkpoint.server_round, "file": name, "rounds_jsonl_bytes": length}
-            replace_file(self._index, (json.dumps(index) + "\n").encode())
+            self._write_index(checkpoint.server_round, name, checkpoint.unreported)
             self.tidy()
+
+    def settle(self) -> None:
+        """Note that the rows so far hold all that the last checkpoint's round has to tell.
+
+        Raises:
+            StorageError: It cannot be written; the round is then evaluated again.
+        """
+        index = self._read_index()
+        with writing(self.path):
+            self._write_index(index["round"], index["file"], {})
+
+    def sync(self) -> None:
+        """Wait until the rows and the last checkpoint are on the disk, which a power cut could take before.
+
+        Raises:
+            StorageError: The disk fails.
+        """
+        checkpoint = self._checkpoint_dir / str(self._read_index()["file"])
+        with writing(self.path):
+            for path in (self.rounds_file, checkpoint, self._index, self._checkpoint_dir, self.path):
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def tidy(self) -> None:
         """Drop what belongs to no completed round: the checkpoint before the last, and what a kill left half written.
@@ -91,42 +117,67 @@ class RunDirectory:
                     other.unlink()
 
     def completed_round(self) -> int | None:
-        """Return the number of the last completed round, or None."""
-        return int(self._read_index()["round"]) if self._index.exists() else None
+        """Return the number of the last round that is trained and, where it is its turn, evaluated; or None."""
+        if not self._index.exists():
+            return None
+        index = self._read_index()
+        completed = int(index["round"]) - (TRAINED in index["unreported"])
+        return completed if completed >= 0 else None
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """Read the last checkpoint and cut rounds.jsonl back to it; without a checkpoint, begin from nothing.
+        """Read the last checkpoint, or return None where there is none.
 
         Raises:
-            UsageError: A file is damaged.
+            UsageError: A file is damaged or may not be read.
         """
         if not self._index.exists():
-            self.rounds_file.unlink(missing_ok=True)
             return None
         index = self._read_index()
         file = self._checkpoint_dir / str(index["file"])
-        with _reading(file), safe_open(file, framework="pt") as stored:
-            header = json.loads(stored.metadata()["fedhess"])
-            tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118 - no mapping
-            checkpoint = Checkpoint(int(header["round"]), tensors, header["plain"])
-        length = int(index["rounds_jsonl_bytes"])
+        with _reading(file):
+            file.open("rb").close()  # safe_open calls a file absent that it may not read
+            with safe_open(file, framework="pt") as stored:
+                header = json.loads(stored.metadata()["fedhess"])
+                tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118 - no mapping
+                return Checkpoint(int(header["round"]), tensors, header["plain"], index["unreported"])
+
+    def rewind(self) -> None:
+        """Cut rounds.jsonl back to the last checkpoint, or delete it where there is none: the run goes on from there.
+
+        Raises:
+            UsageError: It is damaged.
+            StorageError: It cannot be written.
+        """
+        length = int(self._read_index()["rounds_jsonl_bytes"]) if self._index.exists() else 0
         with _reading(self.rounds_file):
-            if self.rounds_file.stat().st_size < length:
+            if self._rows_length() < length:
                 raise ValueError(f"it is shorter than the {length} bytes that the checkpoint counted")
-            os.truncate(self.rounds_file, length)
-        return checkpoint
+        with writing(self.path):
+            if length:
+                os.truncate(self.rounds_file, length)
+            else:
+                self.rounds_file.unlink(missing_ok=True)
+
+    def _rows_length(self) -> int:
+        return self.rounds_file.stat().st_size if self.rounds_file.exists() else 0
+
+    def _write_index(self, server_round: int, file: str, unreported: Mapping[str, Any]) -> None:
+        index = {"round": server_round, "file": file, "rounds_jsonl_bytes": self._rows_length()}
+        replace_file(self._index, (json.dumps(index | {"unreported": dict(unreported)}) + "\n").encode())
 
     def _read_index(self) -> dict[str, Any]:
         with _reading(self._index):
             index: dict[str, Any] = json.loads(self._index.read_text(encoding="utf-8"))
-            return {key: index[key] for key in ("round", "file", "rounds_jsonl_bytes")}
+            needed = {key: index[key] for key in ("round", "file", "rounds_jsonl_bytes")}
+            return needed | {"unreported": dict(index.get("unreported", {}))}
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that it is seen either whole or not at all, whenever the process is killed.
 
     The system writes it to the disk in its own time: to wait for that would cost 8 ms a file, as much as a round of a
-    small model. So a power cut can take the last seconds, and with them a checkpoint that was written in them.
+    small model. So a power cut can take the last seconds, and with them a checkpoint that was written in them, until a
+    completed run is synced.
 
     Raises:
         OSError: It cannot be written; the one before it is still there.
@@ -159,6 +210,8 @@ def writing(path: Path) -> Iterator[None]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
+    except PermissionError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; change its permissions") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         run = path.parent.parent if path.parent.name == "checkpoint" else path.parent
         raise UsageError(

@@ -24,7 +24,7 @@ from fedhess.local_data import build_model
 from fedhess.local_phase import RoundOutcome
 from fedhess.previous import PreviousStatistics
 from fedhess.run_settings import settings_of_run
-from fedhess.runs import Row, RunDirectory
+from fedhess.runs import TRAINED, Row, RunDirectory
 from fedhess.shapes import StatisticShapes
 from fedhess.strategy import DomainStrategy, run_round
 
@@ -116,25 +116,34 @@ class Server:
         Raises:
             FederationError: A round could not be completed; the rounds before it are in the checkpoint.
         """
-        finished = -1
-        if self.directory is not None and (checkpoint := self.directory.load_checkpoint()) is not None:
-            checkpoint.restore(self.model)
-            restore_strategy(self.strategy, checkpoint)
-            if self.previous is not None:
-                restore_previous(self.previous, checkpoint)
-            unreported = checkpoint.plain.get("unreported", {})
-            self.federation.restore_unreported(unreported)
-            self._seconds = unreported.get("seconds", 0.0)
-            finished = checkpoint.server_round
-        if finished == self.config.rounds:
+        finished, pending = self._restore()
+        if finished == self.config.rounds and pending is None:
             return self.model
         self.federation.discover()
         if finished < 0:
             self._complete(0, RoundOutcome(participants=[]))
             finished = 0
+        elif pending is not None:
+            self._report(finished, pending)
         for server_round in range(finished + 1, self.config.rounds + 1):
             self._complete(server_round, self._train(server_round))
         return self.model
+
+    def _restore(self) -> tuple[int, RoundOutcome | None]:
+        """Go back to the checkpoint; return its round, -1 without any, and what the round did if no row tells it."""
+        checkpoint = None if self.directory is None else self.directory.load_checkpoint()
+        if self.directory is not None:
+            self.directory.rewind()
+        if checkpoint is None:
+            return -1, None
+        checkpoint.restore(self.model)
+        restore_strategy(self.strategy, checkpoint)
+        if self.previous is not None:
+            restore_previous(self.previous, checkpoint)
+        self.federation.restore_unreported(checkpoint.unreported)
+        self._seconds = checkpoint.unreported.get("seconds", 0.0)
+        trained = checkpoint.unreported.get(TRAINED)
+        return checkpoint.server_round, None if trained is None else RoundOutcome([], trained)
 
     def _train(self, server_round: int) -> RoundOutcome:
         if isinstance(self.strategy, DomainStrategy):
@@ -152,19 +161,33 @@ class Server:
         )
 
     def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
-        """Evaluate if it is this round's turn, write rows, and a checkpoint every few rounds and at the end."""
+        """Write a checkpoint every few rounds and at the end; then evaluate if it is the round's turn.
+
+        In this order an evaluation that fails takes nothing away that was trained.
+        """
         self._seconds += outcome.seconds
-        rows: list[Row] = []
-        if self.config.is_evaluated(server_round):
-            rows = self._evaluate(server_round, outcome)
+        evaluated = self.config.is_evaluated(server_round)
+        if self.directory is not None and self._is_kept(server_round):
+            unreported = self.federation.unreported() | {"seconds": self._seconds}
+            if evaluated:
+                unreported[TRAINED] = outcome.metrics
+            self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy, self.previous, unreported))
+        if evaluated:
+            self._report(server_round, outcome)
+
+    def _is_kept(self, server_round: int) -> bool:
+        return server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds
+
+    def _report(self, server_round: int, outcome: RoundOutcome) -> None:
+        """Evaluate and write the rows; after the last round wait for the disk."""
+        rows = self._evaluate(server_round, outcome)
         if self.directory is not None:
             self.directory.append(rows)
-            if server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds:
-                unreported = self.federation.unreported() | {"seconds": self._seconds}
-                self.directory.save_checkpoint(
-                    snapshot(server_round, self.model, self.strategy, self.previous, unreported)
-                )
-        if rows and self.on_round is not None:
+            if self._is_kept(server_round):
+                self.directory.settle()
+            if server_round == self.config.rounds:
+                self.directory.sync()
+        if self.on_round is not None:
             self.on_round(server_round, rows)
 
     def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:

@@ -118,12 +118,14 @@ def test_only_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
     assert directory.completed_round() == 2
 
 
-def test_rows_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
+def test_rows_after_the_checkpoint_are_cut_off_where_the_run_goes_on(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.append([{"round": 0}])
     directory.save_checkpoint(Checkpoint(0, {"x": torch.zeros(1)}))
     directory.append([{"round": 1}])
     assert directory.load_checkpoint() is not None
+    assert directory.rows() == [{"round": 0}, {"round": 1}], "reading changes nothing"
+    directory.rewind()
     assert directory.rows() == [{"round": 0}]
 
 
@@ -131,7 +133,23 @@ def test_rows_without_a_checkpoint_are_made_anew(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.append([{"round": 0}])
     assert directory.load_checkpoint() is None
+    directory.rewind()
     assert directory.rows() == []
+
+
+def test_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.save_checkpoint(Checkpoint(0, {"x": torch.zeros(1)}))
+    opened = Path.open
+
+    def refuse(path: Path, *mode: Any, **more: Any) -> Any:  # for root may read everything
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *mode, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UsageError, match=r"safetensors cannot be read: Permission denied; change its permissions$"):
+        directory.load_checkpoint()
 
 
 def test_failed_write_keeps_the_file_before_it(tmp_path: Path) -> None:
