@@ -5,6 +5,7 @@ saves time.
 """
 
 import time
+import traceback
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -18,7 +19,7 @@ from fedhess.autodiff import ModuleBatch
 from fedhess.batches import joint_batch, round_steps
 from fedhess.config import RunConfig, Scalar
 from fedhess.environment import torch_threads
-from fedhess.errors import UsageError, did_you_mean
+from fedhess.errors import StrategyError, UsageError, did_you_mean
 from fedhess.evaluation import evaluate_model
 from fedhess.loading import client_half
 from fedhess.local_client import LocalClient, local_client
@@ -26,7 +27,7 @@ from fedhess.place import NotInRunError, place
 from fedhess.protocol import SOURCE, TARGET
 from fedhess.run_settings import settings_of_run
 from fedhess.statistic_requests import decode_request, numbered, numbered_parts
-from fedhess.statistics import Forward, compute_statistic, run_forward
+from fedhess.statistics import Forward, run_forward, strategy_statistic
 from fedhess.training import Holding, train_locally, writes_parameters
 from fedhess.workplace import FORWARDS, MODELS, ModelMissingError, ReceivedModel
 
@@ -69,12 +70,18 @@ def firewall(message: Message, context: Context, call_next: Handler) -> Message:
 
 
 def errors_as_replies(message: Message, context: Context, call_next: Handler) -> Message:
-    """Answer expected errors with their reason, and a missing model with the word that it is missing (a Flower mod)."""
+    """Answer expected errors with their reason, and a missing model with the word that it is missing (a Flower mod).
+
+    The reason of an error in a strategy's own code ends with the traceback: the run may have its directory elsewhere.
+    """
     try:
         return call_next(message, context)
     except ModelMissingError:
         content = RecordDict({protocol.CONFIG: ConfigRecord({protocol.MODEL_MISSING: True})})
         return Message(content, reply_to=message)
+    except StrategyError as error:
+        trace = "".join(traceback.format_exception(error.__cause__))
+        return Message(Error(protocol.STRATEGY_RAISED, f"{error}\n{trace}"), reply_to=message)
     except (BadRequestError, UsageError) as error:
         code = protocol.NOT_IN_RUN if isinstance(error, NotInRunError) else protocol.BAD_REQUEST
         return Message(Error(code, str(error)), reply_to=message)
@@ -240,6 +247,7 @@ def _answer(
 
     Raises:
         BadRequestError: The strategy lists no such statistic.
+        StrategyError: One raised, or returned no tensor.
     """
     strategy = client_half(config)
     names, given = decode_request(request)
@@ -256,10 +264,10 @@ def _answer(
         forward = _statistics_pass(config, data, received, server_round, with_graph=on_network is not None)
         for own, part in zip(values.values(), forward.parts, strict=True):
             if on_network is not None:
-                own[name] = on_network(part).detach()
+                own[name] = strategy_statistic(config.strategy, name, on_network, part)
                 continue
             with torch.set_grad_enabled(isinstance(part.batch, ModuleBatch)):  # closed forms need no graph
-                own[name] = compute_statistic(strategy.statistics[name], part.batch, **given).detach()
+                own[name] = strategy_statistic(config.strategy, name, strategy.statistics[name], part.batch, **given)
     key = data.identity(SOURCE).key
     return {key(protocol.STATISTIC_VALUES, domain): protocol.encode_tensors(own) for domain, own in values.items()}
 

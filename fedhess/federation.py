@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedhess import protocol
-from fedhess.errors import FederationError, UsageError
+from fedhess.errors import FederationError, StrategyError
 from fedhess.protocol import Part
 from fedhess.roster import Client, discover, draw_clients
 
@@ -170,7 +170,7 @@ class Federation:
 
         Raises:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.
-            UsageError: The same, where it was the strategy that raised on every client that failed.
+            StrategyError: The same, where it was the strategy that raised on every client that failed.
         """
         needed = min(self.quorum or asked, asked)
         fresh, self._named = self.failures[self._named :], len(self.failures)
@@ -180,7 +180,7 @@ class Federation:
             return
         of_round = [failure for failure in self.failures if failure.round == server_round]
         by_strategy = bool(of_round) and all(failure.by_strategy for failure in of_round)
-        raise (UsageError if by_strategy else FederationError)(
+        raise (StrategyError if by_strategy else FederationError)(
             f"round {server_round}: {len(survivors)} of {asked} source clients completed phase "
             f"{phase!r}, {needed} are needed (--quorum).\n  " + "\n  ".join(list_failures(of_round))
         )
@@ -254,11 +254,15 @@ class Federation:
 
     def _fail_by(self, error: Error, request: "_Request", client: Client) -> None:
         """Record the failure that a client replied with, and hand on the traceback of a strategy's error."""
-        reason, heading, rest = (error.reason or "no reason given").partition(protocol.TRACEBACK)
-        if heading and self.on_traceback is not None:
-            self.on_traceback(f"round {request.server_round}, {request.phase}, client {client.label}\n{heading}{rest}")
-        by_strategy = error.code == protocol.STRATEGY_RAISED
-        reason = reason.rstrip() if by_strategy else f"error {error.code}: {reason}"
+        reason, by_strategy = error.reason or "no reason given", error.code == protocol.STRATEGY_RAISED
+        if by_strategy:
+            reason, heading, trace = reason.partition(protocol.TRACEBACK)
+            reason = reason.rstrip()
+            if self.on_traceback is not None:
+                where = f"round {request.server_round}, {request.phase}, client {client.label}"
+                self.on_traceback(f"{where}\n{heading}{trace}")
+        else:
+            reason = f"error {error.code}: {reason}"
         self.fail(request.server_round, request.phase, client.label, reason, by_strategy=by_strategy)
 
     def _message(self, request: "_Request", client: Client) -> Message:

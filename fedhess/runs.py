@@ -16,6 +16,13 @@ from fedhess.errors import UsageError
 
 Row = dict[str, Any]
 
+# What every row has, with its types.
+NUMBER = (float, int, type(None))
+ROW: dict[str, type | tuple[type, ...]] = {
+    **{"round": int, "domain": str, "role": str, "split": str, "examples": int, "loss": NUMBER, "accuracy": NUMBER},
+    **{"gradient_distance": NUMBER, "hgp_distance": NUMBER, "failures": list},
+}
+
 TRAINED = "trained"  # key of what is unreported: the training metrics of a round that is yet to be evaluated
 
 
@@ -56,12 +63,25 @@ class RunDirectory:
         """Read every row; none if the run has not begun. A line cut short by a kill is left out.
 
         Raises:
-            UsageError: A line is no JSON.
+            UsageError: A line is no row, or may not be read.
         """
         if not self.rounds_file.exists():
             return []
-        with self.rounds_file.open(encoding="utf-8") as stream, _reading(self.rounds_file):
-            return [json.loads(line) for line in stream if line.endswith("\n")]
+        with _reading(self.rounds_file), self.rounds_file.open(encoding="utf-8") as stream:
+            return [_row(line, number) for number, line in enumerate(stream, start=1) if line.endswith("\n")]
+
+    def log(self, name: str, text: str) -> Path:
+        """Append to a log for people, and return its path.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        file = self.path / name
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(text)
+        return file
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and drop the one before it.
@@ -218,6 +238,23 @@ def _reading(path: Path) -> Iterator[None]:
             f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy, or delete {run} to make "
             "this run anew"
         ) from error
+
+
+def _row(line: str, number: int) -> Row:
+    """Read a line of rounds.jsonl.
+
+    Raises:
+        ValueError: It is no JSON, or not what every reader of rows needs.
+    """
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number}: expected a row, got {type(row).__name__}")
+    wrong = [key for key, kinds in ROW.items() if not isinstance(row.get(key, ...), kinds)]
+    if wrong:
+        raise ValueError(
+            f"line {number}: expected a row of {', '.join(ROW)}; missing or of another type: {', '.join(wrong)}"
+        )
+    return row
 
 
 def _finite(value: Any) -> Any:

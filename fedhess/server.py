@@ -2,8 +2,10 @@
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -15,6 +17,7 @@ from fedhess.config import RunConfig
 from fedhess.curvature import head_gradient, hessian_gradient_product
 from fedhess.deployed_run import record_run, run_directory
 from fedhess.environment import torch_threads
+from fedhess.errors import StrategyError, UsageError
 from fedhess.evaluation_phase import evaluate_clients, make_rows
 from fedhess.federation import Federation
 from fedhess.flower_strategy import run_flower_round
@@ -29,6 +32,9 @@ from fedhess.shapes import StatisticShapes
 from fedhess.strategy import DomainStrategy, run_round
 
 logger = logging.getLogger(__name__)
+
+# Files of the run's directory with the tracebacks of what the strategy's own code raised.
+CLIENT_LOG, SERVER_LOG = "client.log", "server.log"
 
 OnRound = Callable[[int, list[Row]], None]
 
@@ -92,7 +98,9 @@ class Server:
         )
         template.cpu()
         half = self.strategy if isinstance(self.strategy, DomainStrategy) else DomainStrategy()
-        self.shapes = StatisticShapes(half.statistics, template, half.network_statistics.keys())
+        self.shapes = StatisticShapes(
+            half.statistics, template, half.network_statistics.keys(), strategy=config.strategy
+        )
         self.alignment_shapes = StatisticShapes(
             {"gradient": head_gradient, "hgp": hessian_gradient_product}, template
         ).of(("gradient", "hgp"), {})
@@ -108,6 +116,7 @@ class Server:
             quorum=config.quorum,
             deadline=config.deadline,
             exchange_deadline=config.exchange_deadline,
+            on_traceback=None if self.directory is None else partial(self.directory.log, CLIENT_LOG),
         )
 
     def run(self) -> GlobalModel:
@@ -115,7 +124,19 @@ class Server:
 
         Raises:
             FederationError: A round could not be completed; the rounds before it are in the checkpoint.
+            UsageError: The strategy's own code raised; the traceback is in server.log, or a client's in client.log.
         """
+        try:
+            return self._run()
+        except StrategyError as error:
+            if self.directory is None:
+                raise
+            file = self.directory.path / CLIENT_LOG  # unless it was here
+            if error.__cause__ is not None:
+                file = self.directory.log(SERVER_LOG, "".join(traceback.format_exception(error.__cause__)))
+            raise UsageError(f"{error}, the full traceback is in {file}") from error
+
+    def _run(self) -> GlobalModel:
         finished, pending = self._restore()
         if finished == self.config.rounds and pending is None:
             return self.model
