@@ -187,7 +187,7 @@ def run_round(
     ask = begin(federation, shapes, model.payload(), config, server_round)
 
     # -- References: zero, one or two exchanges of statistics
-    with strategy_code(config.strategy, "reference", type(strategy).reference):
+    with strategy_code(config.strategy, "reference", type(strategy).reference, calls=Federation):
         reference = strategy.reference(ask)
         check_reference(reference)
     most = max(client.identity.train_examples for client in federation.source_clients)
@@ -196,7 +196,7 @@ def run_round(
 
     # -- Local training towards them, all clients at once unless the strategy says otherwise, and the mean update
     phase = LocalPhase(federation, model, ask.participants, reference, config, server_round, previous)
-    with strategy_code(config.strategy, "local_training", type(strategy).local_training):
+    with strategy_code(config.strategy, "local_training", type(strategy).local_training, calls=Federation):
         update = strategy.local_training(phase, reference)
     phase.require_quorum()
 
