@@ -35,7 +35,7 @@ def list_failures(failures: Iterable[Failure]) -> list[str]:
     for failure in failures:
         clients.setdefault((failure.round, failure.phase, failure.reason), []).append(failure.client)
     return [
-        f"round {number}, {phase}, client{'s' if len(names) > 1 else ''} {', '.join(names)}: {reason}"
+        f"round {number}, {phase}, client{'s' if len(names) > 1 else ''} {', '.join(sorted(names))}: {reason}"
         for (number, phase, reason), names in clients.items()
     ]
 
