@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from fedhess.domains import Scenario
 from fedhess.job import Job, PlannedRun
 from fedhess.runs import Row
-from fedhess.selection import Candidate, Choice, choose
+from fedhess.selection import Candidate, Choice, choose, comparable_rounds
+from fedhess.variants import Variant, describe
+
+MOST_SHOWN = 8  # numbers of rounds
 
 Recorded = Sequence[tuple[PlannedRun, Sequence[Row]]]
 
@@ -35,6 +38,25 @@ class Cell:
     def variant(self, choice: Choice | None) -> int | None:
         """Return the index of the chosen setting among the job's."""
         return None if choice is None else self.variants[choice.candidate]
+
+    def gaps(self, variants: Sequence[Variant]) -> list[str]:
+        """Name the evaluated rounds that no table can report, and the clients that the others are compared without.
+
+        Args:
+            variants: The job's, or none where it has no settings to select among.
+        """
+        found = comparable_rounds(self.candidates)
+        where = f"target {self.scenario.name}, seed {self.seed}"
+        lines: list[str] = []
+        for variant, gaps, candidate in zip(self.variants, found.gaps, self.candidates, strict=True):
+            if gaps:
+                setting = f", {describe(variants[variant])}" if variants else ""
+                evaluated = len({row["round"] for row in candidate.rows} - {0})
+                shown = ", ".join(map(str, gaps[:MOST_SHOWN])) + (", ..." if len(gaps) > MOST_SHOWN else "")
+                lines.append(f"{where}{setting}: {len(gaps)} of {evaluated} evaluated rounds ({shown})")
+        if found.absent:
+            lines.append(f"{where}: rounds are compared without {', '.join(found.absent)}")
+        return lines
 
 
 def read_rows(job: Job) -> Recorded:
@@ -65,7 +87,7 @@ def cells_of(recorded: Recorded, strategy: str) -> list[Cell]:
         left_out = frozenset(run.scenario.targets)
         keys = {source: (run.variant, left_out | {source}, run.config.seed) for source in run.scenario.sources}
         inner = {source: by_targets[key] for source, key in keys.items() if key in by_targets}
-        return Candidate(rows, run.config.rounds, inner)
+        return Candidate(rows, run.config.rounds, inner, run.config.quorum)
 
     return [
         Cell(

@@ -24,13 +24,15 @@ class Checkpoint:
         server_round: Number of the round; 0 is the untrained model.
         tensors: Everything that is a tensor, by ``"model/..."``, ``"optimizer/INDEX/..."``, ``"strategy/..."``,
             ``"previous/..."``.
-        plain: State of optimizer and strategy that is no tensor, by the same names, and ``"unreported"``: failures,
-            traffic and seconds since the last evaluation; JSON.
+        plain: State of optimizer and strategy that is no tensor, by the same names; JSON.
+        unreported: What no row of rounds.jsonl tells yet: failures, traffic and seconds since the last evaluation, and
+            ``"trained"``, the clients' training metrics, where the round itself is yet to be evaluated; JSON.
     """
 
     server_round: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
     plain: dict[str, Any] = field(default_factory=dict)
+    unreported: dict[str, Any] = field(default_factory=dict)
 
     def restore(self, model: GlobalModel) -> None:
         """Put model and server optimizer back to this round."""
@@ -44,7 +46,7 @@ class Checkpoint:
             model.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def header(self) -> str:
-        """Return the part that is not tensors as JSON."""
+        """Return the state that is not tensors as JSON."""
         return json.dumps({"round": self.server_round, "plain": self.plain}, sort_keys=True)
 
 
@@ -62,9 +64,9 @@ def snapshot(
         model: Global model and server optimizer.
         strategy: Of the run.
         previous: Statistics for the next round's references, if the run uses those.
-        unreported: What happened since the last evaluation and is in no row of rounds.jsonl yet; JSON.
+        unreported: What no row of rounds.jsonl tells yet; JSON.
     """
-    checkpoint = Checkpoint(server_round)
+    checkpoint = Checkpoint(server_round, unreported=dict(unreported or {}))
     for name, tensor in model.tensors.items():
         checkpoint.tensors[f"model/{name}"] = tensor
     for index, state in model.optimizer.state_dict()["state"].items():
@@ -80,7 +82,6 @@ def snapshot(
         held, calls = previous.state()
         checkpoint.tensors |= {f"previous/{name}": tensor for name, tensor in held.items()}
         checkpoint.plain["previous"] = calls
-    checkpoint.plain["unreported"] = dict(unreported or {})
     return checkpoint
 
 

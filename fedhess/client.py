@@ -5,6 +5,7 @@ saves time.
 """
 
 import time
+import traceback
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -18,7 +19,7 @@ from fedhess.autodiff import ModuleBatch
 from fedhess.batches import joint_batch, round_steps
 from fedhess.config import RunConfig, Scalar
 from fedhess.environment import torch_threads
-from fedhess.errors import UsageError, did_you_mean
+from fedhess.errors import StrategyError, UsageError, did_you_mean
 from fedhess.evaluation import evaluate_model
 from fedhess.loading import client_half
 from fedhess.local_client import LocalClient, local_client
@@ -26,10 +27,10 @@ from fedhess.place import NotInRunError, place
 from fedhess.protocol import SOURCE, TARGET
 from fedhess.run_settings import settings_of_run
 from fedhess.statistic_requests import decode_request, numbered, numbered_parts
-from fedhess.statistics import Forward, compute_statistic, run_forward
+from fedhess.statistics import Forward, run_forward, strategy_statistic
 from fedhess.training import Holding, train_locally, writes_parameters
 from fedhess.transfers import copy_together
-from fedhess.workplace import FORWARDS, MODELS, ModelMissingError
+from fedhess.workplace import FORWARDS, MODELS, ModelMissingError, ReceivedModel
 
 Handler = Callable[[Message, Context], Message]
 
@@ -70,12 +71,18 @@ def firewall(message: Message, context: Context, call_next: Handler) -> Message:
 
 
 def errors_as_replies(message: Message, context: Context, call_next: Handler) -> Message:
-    """Answer expected errors with their reason, and a missing model with the word that it is missing (a Flower mod)."""
+    """Answer expected errors with their reason, and a missing model with the word that it is missing (a Flower mod).
+
+    The reason of an error in a strategy's own code ends with the traceback: the run may have its directory elsewhere.
+    """
     try:
         return call_next(message, context)
     except ModelMissingError:
         content = RecordDict({protocol.CONFIG: ConfigRecord({protocol.MODEL_MISSING: True})})
         return Message(content, reply_to=message)
+    except StrategyError as error:
+        trace = "".join(traceback.format_exception(error.__cause__))
+        return Message(Error(protocol.STRATEGY_RAISED, f"{error}\n{trace}"), reply_to=message)
     except (BadRequestError, UsageError) as error:
         code = protocol.NOT_IN_RUN if isinstance(error, NotInRunError) else protocol.BAD_REQUEST
         return Message(Error(code, str(error)), reply_to=message)
@@ -96,37 +103,37 @@ def identify(message: Message, context: Context) -> Message:
 @app.query("statistics")
 def statistics(message: Message, context: Context) -> Message:
     """Answer the statistics that the message names, on the batch of the round's first local step."""
-    config, data, model_id, server_round = _open(message, context)
-    return Message(RecordDict(_answer(message.content, config, data, model_id, server_round)), reply_to=message)
+    config, data, received, server_round = _open(message, context)
+    return Message(RecordDict(_answer(message.content, config, data, received, server_round)), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Take the round's local steps; answer with the update, or with the weights where a plain Flower strategy asks."""
     started = time.perf_counter()
-    config, data, model_id, server_round = _open(message, context)
+    config, data, received, server_round = _open(message, context)
     asked = numbered_parts(message.content)  # before the steps: they may write to the working model
-    answers = [_answer(request, config, data, model_id, server_round) for request in asked]
+    answers = [_answer(request, config, data, received, server_round) for request in asked]
     carried = message.content.array_records.get(protocol.MOMENTUM)
     writes = writes_parameters(config, carries_momentum=carried is not None)
-    model = MODELS.model(config, model_id, writable=writes)
+    model = MODELS.model(config, received, writable=writes)
     holdings = _holdings(message.content, data, torch.device(config.device))
     # The statistics were of all that the client holds: so is the pass behind them.
     reusable = not writes and len(holdings) == len(data.training_parts)
-    before = MODELS.receive(model_id, None)
     local = train_locally(
         model,
         holdings,
-        before=before,
+        before=received.tensors,
         config=config,
         strategy=client_half(config),
         server_round=server_round,
         momentum=None if carried is None else _on(torch.device(config.device), protocol.decode_tensors(carried)),
-        first=FORWARDS.take(model_id, data.key, model) if reusable else None,
+        first=FORWARDS.take(received.model_id, data.key, model) if reusable else None,
     )
     wants_weights = message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False)
     if wants_weights:
-        tensors = {n: b - local.update[n] if n in local.update else b for n, b in before.items()}
+        update = local.update
+        tensors = {n: b - update[n] if n in update else b for n, b in received.tensors.items()}
     else:
         tensors = local.update
     metrics = MetricRecord(
@@ -151,14 +158,14 @@ def evaluate(message: Message, context: Context) -> Message:
 
     Only a source client adds the alignment statistics of its head.
     """
-    config, data, model_id, _ = _open(message, context)
+    config, data, received, _ = _open(message, context)
     _, role, _ = place(config, context)
     key = data.identity(role).key
     content = RecordDict()
     for domain, part in data.parts.items():
         if len(part.evaluate_indices) == 0 and len(data.parts) > 1:
             continue
-        model = MODELS.model(config, model_id, writable=False)
+        model = MODELS.model(config, received, writable=False)
         result = evaluate_model(model, part, with_alignment=role == SOURCE)
         metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
         if role == TARGET and config.splits_targets:
@@ -170,16 +177,16 @@ def evaluate(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-def _open(message: Message, context: Context) -> tuple[RunConfig, LocalClient, str, int]:
+def _open(message: Message, context: Context) -> tuple[RunConfig, LocalClient, ReceivedModel, int]:
     """Read what every request carries, and take in its model."""
     config = run_settings(context)
     record = message.content.config_records.get(protocol.CONFIG, ConfigRecord())
     model_id, server_round = record.get(protocol.MODEL_ID), record.get(protocol.ROUND)
     if not isinstance(model_id, str) or not isinstance(server_round, int):
         raise BadRequestError(f"expected {protocol.MODEL_ID} and {protocol.ROUND} in the message, got {sorted(record)}")
-    MODELS.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
+    received = MODELS.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
     domain, role, client = place(config, context)
-    return config, local_client(config, domain=domain, role=role, client=client), model_id, server_round
+    return config, local_client(config, domain=domain, role=role, client=client), received, server_round
 
 
 def _holdings(content: RecordDict, data: LocalClient, device: torch.device) -> list[Holding]:
@@ -209,30 +216,30 @@ def _holdings(content: RecordDict, data: LocalClient, device: torch.device) -> l
 
 
 def _statistics_pass(
-    config: RunConfig, data: LocalClient, model_id: str, server_round: int, *, with_graph: bool = False
+    config: RunConfig, data: LocalClient, received: ReceivedModel, server_round: int, *, with_graph: bool = False
 ) -> Forward:
     """Return the forward pass behind the round's statistics, made once a round.
 
     Where the round's only step takes the same batch and leaves the parameters alone, the pass keeps its graph for it.
     """
-    model = MODELS.model(config, model_id, writable=False)  # the steps of another client may have been its last use
-    found = FORWARDS.recall(model_id, data.key)
+    model = MODELS.model(config, received, writable=False)  # the steps of another client may have been its last use
+    found = FORWARDS.recall(received.model_id, data.key)
     if found is not None and found.is_made_by(model) and (found.features.requires_grad or not with_graph):
         return found
     is_first_step = config.statistics_batches == 1 and not writes_parameters(config)
     first = round_steps(config, train_size=data.train_size, server_round=server_round).start
     parts = list(data.training_parts.values())
     inputs, labels, sizes = joint_batch(parts, config, step=first, batches=config.statistics_batches)
-    keeps_graph = is_first_step and FORWARDS.has_room_for_a_graph(model_id)
+    keeps_graph = is_first_step and FORWARDS.has_room_for_a_graph(received.model_id)
     with torch.set_grad_enabled(keeps_graph or with_graph):
         forward = run_forward(model, inputs, labels, sizes=sizes)
     if keeps_graph or not with_graph:
-        FORWARDS.keep(model_id, data.key, forward)
+        FORWARDS.keep(received.model_id, data.key, forward)
     return forward
 
 
 def _answer(
-    request: RecordDict, config: RunConfig, data: LocalClient, model_id: str, server_round: int
+    request: RecordDict, config: RunConfig, data: LocalClient, received: ReceivedModel, server_round: int
 ) -> dict[str, protocol.Part]:
     """Compute the statistics that a request names, on the batch of the round's first local step.
 
@@ -241,6 +248,7 @@ def _answer(
 
     Raises:
         BadRequestError: The strategy lists no such statistic.
+        StrategyError: One raised, or returned no tensor.
     """
     strategy = client_half(config)
     names, given = decode_request(request)
@@ -253,13 +261,13 @@ def _answer(
             raise BadRequestError(
                 f"strategy {config.strategy!r} has no statistic {name!r}; {did_you_mean(name, known)}"
             )
-        forward = _statistics_pass(config, data, model_id, server_round, with_graph=on_network is not None)
+        forward = _statistics_pass(config, data, received, server_round, with_graph=on_network is not None)
         for own, part in zip(values.values(), forward.parts, strict=True):
             if on_network is not None:
-                own[name] = on_network(part).detach()
+                own[name] = strategy_statistic(config.strategy, name, on_network, part)
                 continue
             with torch.set_grad_enabled(isinstance(part.batch, ModuleBatch)):  # closed forms need no graph
-                own[name] = compute_statistic(strategy.statistics[name], part.batch, **given).detach()
+                own[name] = strategy_statistic(config.strategy, name, strategy.statistics[name], part.batch, **given)
     key = data.identity(SOURCE).key
     return {key(protocol.STATISTIC_VALUES, domain): protocol.encode_tensors(own) for domain, own in values.items()}
 

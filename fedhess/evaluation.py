@@ -10,10 +10,12 @@ from fedhess.aggregation import WeightedMean
 from fedhess.curvature import head_gradient, head_hvp
 from fedhess.local_data import LocalDomain
 from fedhess.models.headed import HeadedModel
+from fedhess.sampling import seeded_generator
 from fedhess.statistics import compute_statistic, head_batch, task_loss
+from fedhess.transfers import send
 
 BATCH_SIZE = 256
-ALIGNMENT_EXAMPLES = 1024  # most examples whose features are kept for the alignment statistics
+ALIGNMENT_EXAMPLES = 1024  # most examples that the alignment statistics are of
 
 
 @dataclass
@@ -24,7 +26,8 @@ class Evaluation:
         loss: Mean cross-entropy (logistic loss for one logit) over the examples.
         accuracy: Fraction in [0, 1] of examples whose most likely class is the label.
         examples: Number of examples.
-        alignment: For source clients: head gradient and HGP, each (C, K), on the first examples of the split.
+        alignment: For source clients: head gradient and HGP, each (C, K); of a split with more than
+            :data:`ALIGNMENT_EXAMPLES` examples, on as many drawn by the run's seed, in every round the same.
     """
 
     loss: float
@@ -54,18 +57,18 @@ def evaluate_model(
     model.eval()
     losses: list[Tensor] = []
     hits: list[Tensor] = []
-    kept = 0
+    kept = torch.split(_alignment_sample(len(chosen), data), BATCH_SIZE) if with_alignment else ()
     features_kept: list[Tensor] = []
     labels_kept: list[Tensor] = []
-    for inputs, labels in data.batches(torch.split(chosen, BATCH_SIZE)):
+    for number, (inputs, labels) in enumerate(data.batches(torch.split(chosen, BATCH_SIZE))):
         features = model.features(inputs)
         logits = model.head(features)
         losses.append(task_loss(logits, labels))
         hits.append((predictions(logits) == labels).sum())
-        if with_alignment and kept < ALIGNMENT_EXAMPLES:
-            features_kept.append(features)
-            labels_kept.append(labels)
-            kept += len(labels)
+        if with_alignment:
+            positions = send(kept[number].nonzero().squeeze(1), labels.device)
+            features_kept.append(features[positions])
+            labels_kept.append(labels[positions])
     count, total_loss, correct = len(chosen), 0.0, 0
     # Only here does the host wait for the device.
     numbers = torch.stack(losses).tolist(), torch.stack(hits).tolist()
@@ -105,6 +108,12 @@ def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[
         for domain, values in statistics.items():
             distances[domain][f"{name}_distance"] = float((values[name] - centre).square().sum())
     return distances
+
+
+def _alignment_sample(size: int, data: LocalDomain) -> Tensor:
+    """Mark the examples of a split that the alignment statistics are of, (size,): a split may be sorted by class."""
+    order = torch.randperm(size, generator=seeded_generator(*data.key, "alignment"))
+    return torch.zeros(size, dtype=torch.bool).index_fill_(0, order[:ALIGNMENT_EXAMPLES], value=True)
 
 
 def _alignment(model: HeadedModel, features: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The server's side of evaluation: every client evaluates what it holds; one row a client and domain."""
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fedhess import protocol
 from fedhess.aggregation import DomainMeans
+from fedhess.errors import FederationError
 from fedhess.evaluation import alignment_distances
 from fedhess.federation import Failure, Federation, ModelPayload, Traffic
 from fedhess.local_phase import RoundOutcome
@@ -16,6 +18,8 @@ from fedhess.protocol import Held
 from fedhess.roster import Client
 from fedhess.runs import Row
 from fedhess.validation import read_tensors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,8 +54,11 @@ def evaluate_clients(
         server_round: Number of the round.
         deadline: Seconds a client may take.
 
+    Fewer source clients than the quorum leave a gap: a warning names it, the rows have what did come, and no selector
+    takes the round (see :func:`fedhess.selection.comparable_rounds`).
+
     Raises:
-        FederationError: Fewer source clients than the quorum answered.
+        FederationError: The same before training, when nothing is lost by it.
     """
 
     def read(client: Client, content: RecordDict) -> dict[str, tuple[dict[str, float], dict[str, Tensor]]]:
@@ -81,7 +88,12 @@ def evaluate_clients(
                 means.add(held.domain, statistics, held.evaluate_examples)
         if client.identity.role == protocol.SOURCE:
             answered.append(client)
-    federation.require_quorum("evaluate", server_round, answered, asked=len(sources))
+    try:
+        federation.require_quorum("evaluate", server_round, answered, asked=len(sources))
+    except FederationError as error:
+        if server_round == 0:
+            raise
+        logger.warning("%s\nThe run goes on; no table reports this round.", error)
     evaluated.distances = alignment_distances(means.result())
     return evaluated
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedhess import protocol
-from fedhess.errors import FederationError
+from fedhess.errors import FederationError, StrategyError
 from fedhess.protocol import Part
 from fedhess.roster import Client, discover, draw_clients
 
@@ -20,15 +20,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Failure:
-    """One client that did not complete one phase of a round, and why."""
+    """One client that did not complete one phase of a round, and why: ``by_strategy`` where the strategy raised."""
 
     round: int
     phase: str
     client: str
     reason: str
+    by_strategy: bool = False
 
-    def __str__(self) -> str:
-        return f"round {self.round}, {self.phase}, client {self.client}: {self.reason}"
+
+def list_failures(failures: Iterable[Failure]) -> list[str]:
+    """Write failures for people, a line for all clients that have the same reason."""
+    clients: dict[tuple[int, str, str], list[str]] = {}
+    for failure in failures:
+        clients.setdefault((failure.round, failure.phase, failure.reason), []).append(failure.client)
+    return [
+        f"round {number}, {phase}, client{'s' if len(names) > 1 else ''} {', '.join(sorted(names))}: {reason}"
+        for (number, phase, reason), names in clients.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Federation:
         quorum: Source clients that every phase needs, at most those that take part; 0 means all of these.
         deadline: Seconds a train or evaluate phase may take.
         exchange_deadline: Seconds an exchange of statistics, or finding a client, may take.
+        on_traceback: Called with the traceback of each error that a strategy raised on a client.
     """
 
     grid: Grid
@@ -72,12 +82,14 @@ class Federation:
     quorum: int = 0
     deadline: float = 3600.0
     exchange_deadline: float = 600.0
+    on_traceback: Callable[[str], object] | None = None
     clients: list[Client] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     traffic: dict[str, Traffic] = field(default_factory=dict)
     _holds: dict[int, str] = field(default_factory=dict)
     _forgetful: set[int] = field(default_factory=set)
-    _reported: int = 0
+    _reported: int = 0  # failures that are in rows
+    _named: int = 0  # failures that a warning or an error has named
 
     @property
     def source_clients(self) -> list[Client]:
@@ -117,7 +129,7 @@ class Federation:
         """Send one message to each client and yield what ``read`` makes of the replies, in domain order.
 
         A client that refuses, fails, stays silent or sends what ``read`` rejects is recorded in :attr:`failures` by
-        name, logged, and left out. Replies are consumed one at a time: with a lazy grid only one is in memory. The
+        name and left out. Replies are consumed one at a time: with a lazy grid only one is in memory. The
         model is sent only to clients not known to hold it; one that lost it says so and is sent it again.
 
         Args:
@@ -148,7 +160,7 @@ class Federation:
             yield client, value
 
     def require_quorum(self, phase: str, server_round: int, survivors: Sequence[Client], *, asked: int) -> None:
-        """Insist that enough source clients completed a phase.
+        """Check that enough source clients completed a phase, and name those that did not.
 
         Args:
             phase: Name of the phase.
@@ -158,21 +170,24 @@ class Federation:
 
         Raises:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.
+            StrategyError: The same, where it was the strategy that raised on every client that failed.
         """
         needed = min(self.quorum or asked, asked)
+        fresh, self._named = self.failures[self._named :], len(self.failures)
         if len(survivors) >= needed and survivors:
+            for line in list_failures(fresh):
+                logger.warning("%s", line)
             return
-        reasons = "".join(f"\n  {failure}" for failure in self.failures if failure.round == server_round)
-        raise FederationError(
+        of_round = [failure for failure in self.failures if failure.round == server_round]
+        by_strategy = bool(of_round) and all(failure.by_strategy for failure in of_round)
+        raise (StrategyError if by_strategy else FederationError)(
             f"round {server_round}: {len(survivors)} of {asked} source clients completed phase "
-            f"{phase!r}, {needed} are needed (--quorum).{reasons}"
+            f"{phase!r}, {needed} are needed (--quorum).\n  " + "\n  ".join(list_failures(of_round))
         )
 
-    def fail(self, server_round: int, phase: str, client: str, reason: str) -> None:
-        """Record that a client dropped out of a phase, and say it."""
-        failure = Failure(server_round, phase, client, reason)
-        self.failures.append(failure)
-        logger.warning("%s", failure)
+    def fail(self, server_round: int, phase: str, client: str, reason: str, *, by_strategy: bool = False) -> None:
+        """Record that a client dropped out of a phase; :meth:`require_quorum` names it when the phase has ended."""
+        self.failures.append(Failure(server_round, phase, client, reason, by_strategy))
 
     def take_failures(self) -> list[Failure]:
         """Return the failures since the last call."""
@@ -188,6 +203,7 @@ class Federation:
     def restore_unreported(self, recorded: Mapping[str, Any]) -> None:
         """Go on from :meth:`unreported` of the process before."""
         self.failures += [Failure(**failure) for failure in recorded.get("failures", ())]
+        self._named = len(self.failures)
         self.traffic = {label: Traffic(**moved) for label, moved in recorded.get("traffic", {}).items()}
 
     def take_traffic(self) -> dict[str, Traffic]:
@@ -226,8 +242,7 @@ class Federation:
                 logger.warning("round %d, %s: dropped an unexpected reply", request.server_round, request.phase)
             elif reply.has_error():
                 self._holds.pop(client.node_id, None)
-                reason = f"error {reply.error.code}: {reply.error.reason or 'no reason given'}"
-                self.fail(request.server_round, request.phase, client.label, reason)
+                self._fail_by(reply.error, request, client)
                 yield client, None
             else:
                 self.count(client, up=protocol.array_bytes(reply.content))
@@ -236,6 +251,19 @@ class Federation:
             self._holds.pop(client.node_id, None)
             self.fail(request.server_round, request.phase, client.label, f"no reply within {deadline:g} s")
             yield client, None
+
+    def _fail_by(self, error: Error, request: "_Request", client: Client) -> None:
+        """Record the failure that a client replied with, and hand on the traceback of a strategy's error."""
+        reason, by_strategy = error.reason or "no reason given", error.code == protocol.STRATEGY_RAISED
+        if by_strategy:
+            reason, heading, trace = reason.partition(protocol.TRACEBACK)
+            reason = reason.rstrip()
+            if self.on_traceback is not None:
+                where = f"round {request.server_round}, {request.phase}, client {client.label}"
+                self.on_traceback(f"{where}\n{heading}{trace}")
+        else:
+            reason = f"error {error.code}: {reason}"
+        self.fail(request.server_round, request.phase, client.label, reason, by_strategy=by_strategy)
 
     def _message(self, request: "_Request", client: Client) -> Message:
         content = RecordDict(dict(request.parts(client)))

@@ -113,9 +113,8 @@ def run_flower_round(
     except (AggregationError, InconsistentMessageReplies) as error:
         raise FederationError(f"round {server_round}: {type(strategy).__name__}: {error}") from error
     if arrays is None:
-        reasons = "".join(f"\n  {failure}" for failure in federation.failures if failure.round == server_round)
         raise FederationError(
-            f"round {server_round}: {type(strategy).__name__} aggregated nothing from {len(replies)} replies{reasons}"
+            f"round {server_round}: {type(strategy).__name__} aggregated nothing from {len(replies)} replies"
         )
     model.replace(_aggregate(strategy, arrays, model, server_round))
     model.require_finite(f"round {server_round}: {type(strategy).__name__}")

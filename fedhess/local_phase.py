@@ -21,6 +21,22 @@ Reference = Mapping[str, Tensor | Mapping[str, Tensor]]
 Weights = Mapping[Client, Mapping[str, float]]
 
 
+def check_reference(reference: object) -> None:
+    """Check what a strategy's server half returned.
+
+    Raises:
+        TypeError: It is not a mapping of names to tensors, or to tensors by domain.
+    """
+    expected = "expected a mapping of names to tensors, or to tensors by domain, got"
+    if not isinstance(reference, Mapping):
+        raise TypeError(f"{expected} {type(reference).__name__}")
+    for name, value in reference.items():
+        parts = list(value.values()) if isinstance(value, Mapping) else [value]
+        for part in parts:
+            if not isinstance(part, Tensor):
+                raise TypeError(f"{expected} {type(part).__name__} for {name!r}")
+
+
 @dataclass
 class RoundOutcome:
     """What a round of training did.

@@ -72,6 +72,9 @@ TARGET = "target"
 REFUSED_BY_TARGET = 1001
 BAD_REQUEST = 1002
 NOT_IN_RUN = 1004  # the answer of a node whose domain the run does not have; 1003 is the Ray engine's
+STRATEGY_RAISED = 1005  # the strategy's own code did, on the client: the reason ends with its traceback
+
+TRACEBACK = "Traceback (most recent call last):\n"  # where a traceback begins, as Python writes it
 
 
 def of_domain(key: str, domain: str) -> str:

@@ -22,7 +22,7 @@ from fedhess.figures import draw_rounds
 from fedhess.job import Job
 from fedhess.progress import Progress
 from fedhess.recorded import open_recorded, require_inner_runs
-from fedhess.runs import writing
+from fedhess.runs import replace_file, writing
 from fedhess.selection import (
     DEFAULT,
     SELECTORS,
@@ -34,7 +34,7 @@ from fedhess.selection import (
 )
 from fedhess.selection_report import selector_table, write_selection
 from fedhess.servers import describe_server
-from fedhess.tables import markdown_table
+from fedhess.tables import list_gaps, markdown_table
 from fedhess.variants import describe
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
@@ -68,8 +68,8 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
     Returns:
         JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
         each target, their average, and on the sources, the alignment distances of the sources before and after
-        training, the selected rounds (and settings, where there are several) by target, and the number of clients'
-        failures.
+        training, the selected rounds (and settings, where there are several) by target, the number of clients'
+        failures, and the gaps that they left in the evaluation.
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
@@ -147,6 +147,7 @@ def table(summary: Mapping[str, Any]) -> str:
             *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
             "",
             markdown_table(heads, lines),
+            *list_gaps(summary),
         ]
     )
 
@@ -164,8 +165,8 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     as_json, as_text = job.path / f"summary{infix}.json", job.path / f"summary{infix}.md"
     figure = job.path / "figures" / f"{job.slug}-rounds.png"
     with writing(job.path):
-        as_json.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        as_text.write_text(table(summary) + "\n", encoding="utf-8")
+        replace_file(as_json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+        replace_file(as_text, (table(summary) + "\n").encode())
         figure.parent.mkdir(exist_ok=True)
         draw_rounds(
             figure,
@@ -199,9 +200,11 @@ def _summarise_strategy(
     of_sources: dict[int, list[float | None]] = {}
     selected: dict[str, list[int | None]] = {}
     settings: dict[str, list[str | None]] = {}
+    gaps: list[str] = []
     before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
     for cell in cells_of(recorded, name):
         choice, rows = cell.choose(selection)
+        gaps += cell.gaps(job.variants)
         chosen, variant = None if choice is None else choice.server_round, cell.variant(choice)
         selected.setdefault(cell.scenario.name, []).append(chosen)
         settings.setdefault(cell.scenario.name, []).append(
@@ -225,6 +228,7 @@ def _summarise_strategy(
         "selected_rounds": selected,
         **({"selected_settings": settings} if job.variants else {}),
         "failures": failures,
+        "gaps": gaps,
     }
 
 

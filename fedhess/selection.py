@@ -3,9 +3,13 @@
 The three selectors of Gulrajani and Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021, as their released
 code has them (``model_selection.py``). Two never look at the target; the third is an upper bound that does, and no
 default. Deviation: they leave ties open; here the lower loss wins, then the earlier round, then the earlier setting.
+
+Round 0, the model before training, is never selected. Source validation compares rounds on the same clients: see
+:func:`comparable_rounds`.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +26,7 @@ ORACLE = "oracle (looks at the target)"
 SELECTORS = {"source": SOURCE_VALIDATION, "lodo": LODO, "oracle": ORACLE}
 DEFAULT = "source"
 
+_Client = tuple[str, int]  # main domain and number among the clients of it
 Merit = tuple[float, float, int]  # accuracy, minus the loss, minus the round: the greatest is the best
 
 
@@ -33,11 +38,28 @@ class Candidate:
         rows: Of the run that leaves out the target.
         last_round: Number of rounds it was to train.
         inner: For cross-validation: by source domain, the rows of the run that leaves that one out as well.
+        quorum: Source clients that have to evaluate a round for it to count; 0 for all of them.
     """
 
     rows: Sequence[Row]
     last_round: int
     inner: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    quorum: int = 0
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """The rounds that source validation compares, and on whom.
+
+    Attributes:
+        rounds: By candidate and number, the rows of the clients that every one of the rounds has.
+        gaps: By candidate, the numbers of the evaluated rounds that do not count.
+        absent: Source clients that are left out, as messages name them.
+    """
+
+    rounds: Sequence[Mapping[int, Sequence[Row]]]
+    gaps: Sequence[Sequence[int]]
+    absent: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -96,7 +118,7 @@ def choose(selector: str, candidates: Sequence[Candidate], targets: Sequence[str
                 f"{len(candidates)} settings cannot be told apart by source validation: their sources hold no example "
                 "out; select by cross-validation (--selection lodo)"
             )
-        merits = [source_merits(each.rows) for each in candidates]
+        merits = source_merits(candidates)
     ranked = [(merit, -number) for number, by_round in enumerate(merits) for merit in by_round.values()]
     if not ranked:
         return None
@@ -110,33 +132,63 @@ def selection_rule(rows: Sequence[Row]) -> str:
     return SOURCE_VALIDATION if held_out else LAST_ROUND
 
 
-def select_round(rows: Sequence[Row]) -> int | None:
-    """Choose a round of one run without looking at the target; None where every round misses a source client."""
-    choice = choose(DEFAULT, [Candidate(rows, last_round=0)], ())
+def select_round(rows: Sequence[Row], *, quorum: int = 0) -> int | None:
+    """Choose a round of one run without looking at the target; None where no round counts."""
+    choice = choose(DEFAULT, [Candidate(rows, last_round=0, quorum=quorum)], ())
     return None if choice is None else choice.server_round
 
 
-def source_merits(rows: Sequence[Row]) -> dict[int, Merit]:
-    """Judge rounds by the sources' held-out examples, equal weight a domain (training-domain validation set).
+def comparable_rounds(candidates: Sequence[Candidate]) -> Comparable:
+    """Find the trained rounds that can be compared: on the same clients, at least as many as the quorum.
 
-    Where the sources hold nothing out, the last round is the only one.
+    A client that missed some rounds is left out of all, as long as the quorum is left. Where it would not be, the
+    clients that were there together most often decide, and the rounds that miss one of them do not count. Without a
+    quorum every source client has to have evaluated a round.
 
     Args:
-        rows: Rows of one run; those of targets are not looked at.
+        candidates: Settings of one strategy on the same clients.
+    """
+    by_round = [_by_round(_source_rows(candidate.rows)) for candidate in candidates]
+    held: dict[_Client, set[str]] = {}  # by client, the domains that it evaluates
+    for row in (row for groups in by_round for group in groups.values() for row in group):
+        held.setdefault(_client(row), set()).add(row["domain"])
+    answered: dict[tuple[int, int], frozenset[_Client]] = {}  # by round and candidate
+    for index, groups in enumerate(by_round):
+        for number, group in groups.items():
+            there = {(_client(row), row["domain"]) for row in group if row["accuracy"] is not None}
+            if number > 0:
+                answered[number, index] = frozenset(
+                    client for client, domains in held.items() if all((client, domain) in there for domain in domains)
+                )
+    needed = max([min(candidate.quorum or len(held), len(held)) for candidate in candidates], default=0)
+    times = Counter(answered.values())
+    common, rounds = frozenset(held), [dict[int, Sequence[Row]]() for _ in candidates]
+    for place in sorted(answered, key=lambda place: (-times[answered[place]], -len(answered[place]), place)):
+        number, index = place
+        if len(common & answered[place]) >= max(needed, 1):
+            common &= answered[place]
+            rounds[index][number] = by_round[index][number]
+    gaps = [sorted(groups.keys() - rounds[index].keys() - {0}) for index, groups in enumerate(by_round)]
+    compared = [
+        {number: [row for row in groups[number] if _client(row) in common] for number in sorted(groups)}
+        for groups in rounds
+    ]
+    return Comparable(compared, gaps, [_label(client) for client in held if client not in common])
+
+
+def source_merits(candidates: Sequence[Candidate]) -> list[dict[int, Merit]]:
+    """Judge rounds by the sources' held-out examples, equal weight a domain (training-domain validation set).
+
+    Where the sources hold nothing out, the last round that counts is the only one.
 
     Returns:
-        By round, those at which no source client is missing.
+        By candidate, its rounds that count; rows of targets are not looked at.
     """
-    by_round = _by_round(_source_rows(rows))
-    everybody = {_client(row) for group in by_round.values() for row in group}
-    complete = {
-        number: group
-        for number, group in by_round.items()
-        if {_client(row) for row in group if row["accuracy"] is not None} == everybody
-    }
-    if complete and selection_rule(rows) == LAST_ROUND:
-        complete = {max(complete): complete[max(complete)]}
-    return {number: _merit(group, number) for number, group in complete.items()}
+    merits: list[dict[int, Merit]] = []
+    for candidate, rounds in zip(candidates, comparable_rounds(candidates).rounds, strict=True):
+        judged = max(rounds) if rounds and selection_rule(candidate.rows) == LAST_ROUND else None
+        merits.append({n: _merit(group, n) for n, group in rounds.items() if judged in (None, n)})
+    return merits
 
 
 def lodo_merits(rows: Sequence[Row], inner: Mapping[str, Sequence[Row]]) -> dict[int, Merit]:
@@ -148,12 +200,13 @@ def lodo_merits(rows: Sequence[Row], inner: Mapping[str, Sequence[Row]]) -> dict
             rows are looked at.
 
     Returns:
-        By round, those at which the run and every one of the inner runs was evaluated; none where one is missing.
+        By trained round, those at which the run and every one of the inner runs was evaluated; none where one is
+        missing.
     """
     sources = {row["domain"] for row in _source_rows(rows)}
     if not sources or sources != set(inner):
         return {}
-    numbers = {row["round"] for row in _source_rows(rows)}
+    numbers = {row["round"] for row in _source_rows(rows)} - {0}
     for domain, recorded in inner.items():
         numbers &= {number for number in numbers if target_accuracy(recorded, number, domain) is not None}
     held = [row for domain, recorded in inner.items() for row in _target_rows(recorded, domain)]
@@ -222,9 +275,13 @@ def _by_round(rows: Sequence[Row]) -> dict[int, list[Row]]:
     return groups
 
 
-def _client(row: Row) -> tuple[str, str, int]:
+def _client(row: Row) -> _Client:
     # A client of several domains has a row for each, and a number among those with the same main domain.
-    return str(row["domain"]), str(row.get("main_domain", row["domain"])), int(row.get("client", 0))
+    return str(row.get("main_domain", row["domain"])), int(row.get("client", 0))
+
+
+def _label(client: _Client) -> str:
+    return client[0] if client[1] == 0 else f"{client[0]}[{client[1]}]"
 
 
 def _merit(group: Sequence[Row], server_round: int) -> Merit:

@@ -7,9 +7,9 @@ from typing import Any
 
 from fedhess.averages import shown
 from fedhess.job import Job
-from fedhess.runs import writing
+from fedhess.runs import replace_file, writing
 from fedhess.selection import SELECTORS
-from fedhess.tables import markdown_table
+from fedhess.tables import list_gaps, markdown_table
 
 
 def selector_table(compared: Mapping[str, Any]) -> str:
@@ -38,7 +38,7 @@ def selector_table(compared: Mapping[str, Any]) -> str:
     if "oracle" in compared:
         said.append("the oracle takes the last round, and the setting that is best on the target: a bound, no result")
     tables = [markdown_table(heads, lines, left=2), markdown_table(heads, _selected(compared), left=len(heads))]
-    return "\n".join([*said, "", tables[0], "", "selected, seed by seed:", "", tables[1]])
+    return "\n".join([*said, "", tables[0], "", "selected, seed by seed:", "", tables[1], *list_gaps(first)])
 
 
 def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:
@@ -50,8 +50,8 @@ def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:
     infix = f".{job.slug}" if job.benchmark.stand_in_for else ""
     as_json, as_text = job.path / f"selection{infix}.json", job.path / f"selection{infix}.md"
     with writing(job.path):
-        as_json.write_text(json.dumps(compared, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        as_text.write_text(selector_table(compared) + "\n", encoding="utf-8")
+        replace_file(as_json, (json.dumps(compared, indent=2, allow_nan=False) + "\n").encode())
+        replace_file(as_text, (selector_table(compared) + "\n").encode())
     return [as_json, as_text]
 
 

@@ -2,8 +2,10 @@
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -15,6 +17,7 @@ from fedhess.config import RunConfig
 from fedhess.curvature import head_gradient, hessian_gradient_product
 from fedhess.deployed_run import record_run, run_directory
 from fedhess.environment import torch_threads
+from fedhess.errors import StrategyError, UsageError
 from fedhess.evaluation_phase import evaluate_clients, make_rows
 from fedhess.federation import Federation
 from fedhess.flower_strategy import run_flower_round
@@ -24,11 +27,14 @@ from fedhess.local_data import build_model
 from fedhess.local_phase import RoundOutcome
 from fedhess.previous import PreviousStatistics
 from fedhess.run_settings import settings_of_run
-from fedhess.runs import Row, RunDirectory
+from fedhess.runs import TRAINED, Row, RunDirectory
 from fedhess.shapes import StatisticShapes
 from fedhess.strategy import DomainStrategy, run_round
 
 logger = logging.getLogger(__name__)
+
+# Files of the run's directory with the tracebacks of what the strategy's own code raised.
+CLIENT_LOG, SERVER_LOG = "client.log", "server.log"
 
 OnRound = Callable[[int, list[Row]], None]
 
@@ -92,7 +98,9 @@ class Server:
         )
         template.cpu()
         half = self.strategy if isinstance(self.strategy, DomainStrategy) else DomainStrategy()
-        self.shapes = StatisticShapes(half.statistics, template, half.network_statistics.keys())
+        self.shapes = StatisticShapes(
+            half.statistics, template, half.network_statistics.keys(), strategy=config.strategy
+        )
         self.alignment_shapes = StatisticShapes(
             {"gradient": head_gradient, "hgp": hessian_gradient_product}, template
         ).of(("gradient", "hgp"), {})
@@ -108,6 +116,7 @@ class Server:
             quorum=config.quorum,
             deadline=config.deadline,
             exchange_deadline=config.exchange_deadline,
+            on_traceback=None if self.directory is None else partial(self.directory.log, CLIENT_LOG),
         )
 
     def run(self) -> GlobalModel:
@@ -115,26 +124,47 @@ class Server:
 
         Raises:
             FederationError: A round could not be completed; the rounds before it are in the checkpoint.
+            UsageError: The strategy's own code raised; the traceback is in server.log, or a client's in client.log.
         """
-        finished = -1
-        if self.directory is not None and (checkpoint := self.directory.load_checkpoint()) is not None:
-            checkpoint.restore(self.model)
-            restore_strategy(self.strategy, checkpoint)
-            if self.previous is not None:
-                restore_previous(self.previous, checkpoint)
-            unreported = checkpoint.plain.get("unreported", {})
-            self.federation.restore_unreported(unreported)
-            self._seconds = unreported.get("seconds", 0.0)
-            finished = checkpoint.server_round
-        if finished == self.config.rounds:
+        try:
+            return self._run()
+        except StrategyError as error:
+            if self.directory is None:
+                raise
+            file = self.directory.path / CLIENT_LOG  # unless it was here
+            if error.__cause__ is not None:
+                file = self.directory.log(SERVER_LOG, "".join(traceback.format_exception(error.__cause__)))
+            raise UsageError(f"{error}, the full traceback is in {file}") from error
+
+    def _run(self) -> GlobalModel:
+        finished, pending = self._restore()
+        if finished == self.config.rounds and pending is None:
             return self.model
         self.federation.discover()
         if finished < 0:
             self._complete(0, RoundOutcome(participants=[]))
             finished = 0
+        elif pending is not None:
+            self._report(finished, pending)
         for server_round in range(finished + 1, self.config.rounds + 1):
             self._complete(server_round, self._train(server_round))
         return self.model
+
+    def _restore(self) -> tuple[int, RoundOutcome | None]:
+        """Go back to the checkpoint; return its round, -1 without any, and what the round did if no row tells it."""
+        checkpoint = None if self.directory is None else self.directory.load_checkpoint()
+        if self.directory is not None:
+            self.directory.rewind()
+        if checkpoint is None:
+            return -1, None
+        checkpoint.restore(self.model)
+        restore_strategy(self.strategy, checkpoint)
+        if self.previous is not None:
+            restore_previous(self.previous, checkpoint)
+        self.federation.restore_unreported(checkpoint.unreported)
+        self._seconds = checkpoint.unreported.get("seconds", 0.0)
+        trained = checkpoint.unreported.get(TRAINED)
+        return checkpoint.server_round, None if trained is None else RoundOutcome([], trained)
 
     def _train(self, server_round: int) -> RoundOutcome:
         if isinstance(self.strategy, DomainStrategy):
@@ -152,19 +182,33 @@ class Server:
         )
 
     def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
-        """Evaluate if it is this round's turn, write rows, and a checkpoint every few rounds and at the end."""
+        """Write a checkpoint every few rounds and at the end; then evaluate if it is the round's turn.
+
+        In this order an evaluation that fails takes nothing away that was trained.
+        """
         self._seconds += outcome.seconds
-        rows: list[Row] = []
-        if self.config.is_evaluated(server_round):
-            rows = self._evaluate(server_round, outcome)
+        evaluated = self.config.is_evaluated(server_round)
+        if self.directory is not None and self._is_kept(server_round):
+            unreported = self.federation.unreported() | {"seconds": self._seconds}
+            if evaluated:
+                unreported[TRAINED] = outcome.metrics
+            self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy, self.previous, unreported))
+        if evaluated:
+            self._report(server_round, outcome)
+
+    def _is_kept(self, server_round: int) -> bool:
+        return server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds
+
+    def _report(self, server_round: int, outcome: RoundOutcome) -> None:
+        """Evaluate and write the rows; after the last round wait for the disk."""
+        rows = self._evaluate(server_round, outcome)
         if self.directory is not None:
             self.directory.append(rows)
-            if server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds:
-                unreported = self.federation.unreported() | {"seconds": self._seconds}
-                self.directory.save_checkpoint(
-                    snapshot(server_round, self.model, self.strategy, self.previous, unreported)
-                )
-        if rows and self.on_round is not None:
+            if self._is_kept(server_round):
+                self.directory.settle()
+            if server_round == self.config.rounds:
+                self.directory.sync()
+        if self.on_round is not None:
             self.on_round(server_round, rows)
 
     def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fedhess.config import Scalar
 from fedhess.errors import did_you_mean
 from fedhess.models.headed import HeadedModel
-from fedhess.statistics import Statistic, compute_statistic, head_batch
+from fedhess.statistics import Statistic, head_batch, strategy_statistic
 
 
 class StatisticShapes:
@@ -17,11 +17,18 @@ class StatisticShapes:
         statistics: The strategy's statistics of the head, by name.
         template: A model of the run's architecture.
         network: Names of the strategy's statistics of the whole network: flat vectors over its trained parameters.
+        strategy: The strategy as the run names it, for messages.
     """
 
     def __init__(
-        self, statistics: Mapping[str, Statistic], template: HeadedModel, network: Collection[str] = ()
+        self,
+        statistics: Mapping[str, Statistic],
+        template: HeadedModel,
+        network: Collection[str] = (),
+        *,
+        strategy: str = "",
     ) -> None:
+        self._strategy = strategy
         self._statistics = statistics
         self._network = network
         self._template = template
@@ -35,11 +42,12 @@ class StatisticShapes:
             given: What their functions take besides the batch.
 
         Raises:
-            KeyError: The strategy lists no such statistic.
+            LookupError: The strategy lists no such statistic.
+            StrategyError: The statistic raised, or returned no tensor.
         """
         for name in names:
             if name not in self._statistics and name not in self._network:
-                raise KeyError(f"no statistic {name!r}; {did_you_mean(name, [*self._statistics, *self._network])}")
+                raise LookupError(f"no statistic {name!r}; {did_you_mean(name, [*self._statistics, *self._network])}")
             if name not in self._known:
                 self._known[name] = self._blank(name, given)
         return {name: self._known[name] for name in names}
@@ -51,4 +59,4 @@ class StatisticShapes:
         linear = next(module for module in self._template.head.modules() if isinstance(module, nn.Linear))
         features = linear.weight.detach().new_zeros(1, linear.in_features)
         batch = head_batch(self._template, features, features.new_zeros(1).long())
-        return compute_statistic(self._statistics[name], batch, **given).detach()
+        return strategy_statistic(self._strategy, name, self._statistics[name], batch, **given)

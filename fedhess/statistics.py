@@ -13,6 +13,7 @@ from fedhess import autodiff
 from fedhess.autodiff import ModuleBatch
 from fedhess.config import Scalar
 from fedhess.curvature import HeadBatch
+from fedhess.errors import strategy_code
 from fedhess.models.headed import HeadedModel
 
 # A function of a ``HeadBatch``, and of named tensors and scalars, such as :func:`fedhess.curvature.head_gradient`.
@@ -55,6 +56,32 @@ def compute_statistic(function: Statistic, batch: HeadBatch | ModuleBatch, **giv
         raise ValueError(f"{getattr(function, '__name__', function)} needs a linear head (torch.nn.Linear)")
     result: Tensor = counterpart(batch, **accepted)
     return result
+
+
+def strategy_statistic(
+    strategy: str,
+    name: str,
+    function: Statistic | NetworkStatistic,
+    of: "HeadBatch | ModuleBatch | Forward",
+    **given: Tensor | Scalar,
+) -> Tensor:
+    """Evaluate one of a strategy's statistics on a head batch, or on a whole pass, detached from its graph.
+
+    Args:
+        strategy: The strategy as the run names it.
+        name: The statistic's name.
+        function: The statistic.
+        of: What it is a function of.
+        **given: Tensors and scalars that a statistic of the head takes besides.
+
+    Raises:
+        StrategyError: It raised, or returned no tensor.
+    """
+    with strategy_code(strategy, f"statistic {name!r}", function):
+        value = function(of) if isinstance(of, Forward) else compute_statistic(function, of, **given)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"expected a tensor, got {type(value).__name__}")
+        return value.detach()
 
 
 def suits_any_head(function: Statistic) -> Statistic:

@@ -15,9 +15,10 @@ from torch import Tensor
 from fedhess.aggregation import GlobalModel
 from fedhess.batches import round_steps
 from fedhess.config import RunConfig
+from fedhess.errors import strategy_code
 from fedhess.exchange import Exchange
 from fedhess.federation import Federation
-from fedhess.local_phase import LocalPhase, Reference, RoundOutcome
+from fedhess.local_phase import LocalPhase, Reference, RoundOutcome, check_reference
 from fedhess.previous import PreviousStatistics
 from fedhess.shapes import StatisticShapes
 from fedhess.statistics import NetworkStatistic, Statistic
@@ -178,6 +179,7 @@ def run_round(
 
     Raises:
         FederationError: Fewer source clients than the quorum completed a phase.
+        StrategyError: The strategy's own code raised, or returned what it may not.
     """
     started = time.monotonic()
 
@@ -186,14 +188,17 @@ def run_round(
     ask = begin(federation, shapes, model.payload(), config, server_round)
 
     # -- References: zero, one or two exchanges of statistics
-    reference = strategy.reference(ask)
+    with strategy_code(config.strategy, "reference", type(strategy).reference, calls=Federation):
+        reference = strategy.reference(ask)
+        check_reference(reference)
     most = max(client.identity.train_examples for client in federation.source_clients)
     if strategy.schedule.resets(round_steps(config, train_size=most, server_round=server_round)):
         model.reset_optimizer()  # where clients take different numbers of steps: when the first comes to the jump
 
     # -- Local training towards them, all clients at once unless the strategy says otherwise, and the mean update
     phase = LocalPhase(federation, model, ask.participants, reference, config, server_round, previous)
-    update = strategy.local_training(phase, reference)
+    with strategy_code(config.strategy, "local_training", type(strategy).local_training, calls=Federation):
+        update = strategy.local_training(phase, reference)
     phase.require_quorum()
 
     # -- One step of the server optimizer along the mean update

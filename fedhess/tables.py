@@ -1,6 +1,7 @@
 """Markdown tables that also read well on a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -27,3 +28,10 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([rendered(heads), rule, *map(rendered, lines)])
+
+
+def list_gaps(summary: Mapping[str, Any]) -> list[str]:
+    """List, below a table, the rounds that too few source clients evaluated; nothing where there is none."""
+    lines = [f"- {name}, {gap}" for name, result in summary["strategies"].items() for gap in result["gaps"]]
+    heading = "gaps (a round that fewer source clients evaluated than the quorum does not count):"
+    return ["", heading, *lines] if lines else []

@@ -12,6 +12,7 @@ from fedhess.autodiff import ModuleBatch
 from fedhess.batches import BatchSource, joint_batches, round_steps
 from fedhess.config import RunConfig, Scalar
 from fedhess.curvature import HeadBatch
+from fedhess.errors import strategy_code
 from fedhess.models.headed import HeadedModel
 from fedhess.optimizers import client_optimizer
 from fedhess.penalties import HeadTerms, head_objective
@@ -171,6 +172,9 @@ def train_locally(
 
     Returns:
         The update and the first step's losses.
+
+    Raises:
+        StrategyError: The strategy's own code raised.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = client_optimizer(
@@ -193,7 +197,8 @@ def train_locally(
             inputs, labels, sizes = next(batches)
             forward = run_forward(model, inputs, labels, sizes=sizes)
         steps = [Step(model, part, before, index, server_round, config.l2) for part in forward.parts]
-        terms = [strategy.objective(step, own.reference) for step, own in zip(steps, holdings, strict=True)]
+        with strategy_code(config.strategy, "penalty", type(strategy)):
+            terms = [strategy.objective(step, own.reference) for step, own in zip(steps, holdings, strict=True)]
         objective = _weighted(terms, holdings)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(objective)

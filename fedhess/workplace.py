@@ -22,6 +22,19 @@ class ModelMissingError(LookupError):
     """The message names a model without carrying it, and this process does not hold it (any more)."""
 
 
+@dataclass(frozen=True)
+class ReceivedModel:
+    """The model of a message; whoever works with it holds it, whatever the store drops meanwhile.
+
+    Attributes:
+        model_id: Its id.
+        tensors: Every tensor by name, shared and immutable.
+    """
+
+    model_id: str
+    tensors: Mapping[str, Tensor]
+
+
 @dataclass
 class _Working:
     """A model of the run's architecture whose parameters are pointed at received tensors, or at copies of them."""
@@ -67,53 +80,56 @@ class _Working:
 class ModelStore:
     """The decoded models of the last messages and a working model of the last architecture.
 
-    Decoded tensors are shared and immutable. The working model is per thread: a client that was given up on and still
-    runs cannot disturb the next one.
+    Decoded tensors are shared and immutable, and the working model is per thread: a client that was given up on and
+    still runs cannot disturb the next one.
     """
 
     KEPT = 2
 
     def __init__(self) -> None:
-        self._states: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._received: OrderedDict[str, ReceivedModel] = OrderedDict()
+        self._lock = threading.Lock()
         self._local = threading.local()
 
     def receive(
         self, model_id: str, arrays: ArrayRecord | None, *, device: torch.device | str = "cpu"
-    ) -> Mapping[str, Tensor]:
+    ) -> ReceivedModel:
         """Return the model of a message, from the message or from memory: sent to the device once for all clients.
 
         Raises:
             ModelMissingError: Neither has it.
         """
-        if model_id not in self._states:
-            if arrays is None:
-                raise ModelMissingError(model_id)
-            self._states[model_id] = copy_together(decode_tensors(arrays), torch.device(device))
-        self._states.move_to_end(model_id)
-        while len(self._states) > self.KEPT:
-            self._states.popitem(last=False)
-        return self._states[model_id]
+        with self._lock:
+            if model_id not in self._received:
+                if arrays is None:
+                    raise ModelMissingError(model_id)
+                tensors = copy_together(decode_tensors(arrays), torch.device(device))
+                self._received[model_id] = ReceivedModel(model_id, tensors)
+            self._received.move_to_end(model_id)
+            while len(self._received) > self.KEPT:
+                self._received.popitem(last=False)
+            return self._received[model_id]
 
-    def model(self, config: RunConfig, model_id: str, *, writable: bool) -> HeadedModel:
+    def model(self, config: RunConfig, received: ReceivedModel, *, writable: bool) -> HeadedModel:
         """Return the working model with the weights of a received model.
 
         Args:
             config: The run's settings.
-            model_id: Id of a model that was received.
+            received: The model.
             writable: Whether the parameters will be written to (several local steps); otherwise they are the received
                 tensors themselves and nothing is copied.
         """
         working = self._working(config)
-        if working.holds != (model_id, False) or writable:
+        if working.holds != (received.model_id, False) or writable:
             working.holds = None
-            working.load(self._states[model_id], writable=writable)
-            working.holds = (model_id, writable)
-        working.restore_buffers(self._states[model_id], model_id)
+            working.load(received.tensors, writable=writable)
+            working.holds = (received.model_id, writable)
+        working.restore_buffers(received.tensors, received.model_id)
         return working.model
 
     def forget(self) -> None:
         """Drop everything, as a restart of the process would."""
-        self._states.clear()
+        self._received.clear()
         self._local = threading.local()
 
     def _working(self, config: RunConfig) -> _Working:

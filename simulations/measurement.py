@@ -115,6 +115,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         "average": result["average"]["mean"],
         "protocol": summary["protocol"],
         "failures": result["failures"],
+        **({"gaps": result["gaps"]} if result["gaps"] else {}),
         "seconds": round(time.monotonic() - started, 1),
     }
 

@@ -43,12 +43,12 @@ def test_a_client_with_nothing_to_evaluate_hides_no_domain() -> None:
 
 def test_a_client_that_failed_hides_its_domain_and_its_failure_is_kept() -> None:
     failed = row(1, "a", 1, None, 0, failures=[{"round": 1, "phase": "evaluate", "reason": "gone"}])
-    rows = [row(0, "a", 0, 0.1, 4), row(0, "a", 1, 0.1, 4), row(1, "a", 0, 0.9, 4), failed]
+    rows = [row(2, "a", 0, 0.1, 4), row(2, "a", 1, 0.1, 4), row(1, "a", 0, 0.9, 4), failed]
     (_, gathered) = domain_rows(rows)
     assert gathered["accuracy"] is None
     assert [failure["reason"] for failure in gathered["failures"]] == ["gone"]
     assert gathered["bytes_down"] == 10
-    assert select_round(rows) == 0
+    assert select_round(rows) == 2
     assert source_accuracy(rows, 1) is None
 
 

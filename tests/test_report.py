@@ -17,6 +17,7 @@ from fedhess.figures import mean_by_round
 from fedhess.job import Job, PlannedRun
 from fedhess.report import _has_average, mean_and_error, name_columns, summarise, table, write_report
 from fedhess.runs import Row, RunDirectory, StorageError
+from fedhess.selection_report import write_selection
 
 DOMAINS = ("north", "south", "west", "east")
 Made = Callable[..., Job]
@@ -145,6 +146,10 @@ def test_run_without_any_complete_round_is_not_available(make_job: Made) -> None
     summary = summarise(job)
     assert summary["strategies"]["erm"]["selected_rounds"] == {"east": [None]}
     assert "| erm      |  n/a |" in table(summary)
+    assert table(summary).endswith(
+        "\n\ngaps (a round that fewer source clients evaluated than the quorum does not count):\n"
+        "- erm, target east, seed 0: 1 of 1 evaluated rounds (1)"
+    )
 
 
 def test_table_is_aligned(make_job: Made) -> None:
@@ -189,6 +194,25 @@ def test_unwritable_report_is_named(make_job: Made, tmp_path: Path) -> None:
     (tmp_path / "figures").write_text("in the way")
     with pytest.raises(StorageError, match=r"cannot write to .*: File exists; free space or mend the permissions"):
         write_report(job, summarise(job))
+
+
+def write_selectors(job: Job, summary: dict[str, Any]) -> list[Path]:
+    return write_selection(job, {"source": summary})
+
+
+@pytest.mark.parametrize("write", [write_report, write_selectors])
+def test_report_that_cannot_be_finished_leaves_the_one_before(make_job: Made, write: Callable[..., list[Path]]) -> None:
+    job = make_job({("erm", "east", 0): (0.1, 0.25)})
+    summary = summarise(job)
+    files = write(job, summary)[:2]
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        draft = file.with_name(f".{file.name}.new")
+        draft.mkdir()  # in the way of the draft
+        with pytest.raises(StorageError, match="cannot write to"):
+            write(job, summary | {"title": "another"})
+        assert [file.read_bytes() for file in files[files.index(file) :]] == before[files.index(file) :]
+        draft.rmdir()
 
 
 def test_curve_is_the_mean_by_round_of_one_role(make_job: Made) -> None:

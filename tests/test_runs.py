@@ -10,6 +10,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
+from rows import source
 from torch import nn
 
 from fedhess.aggregation import GlobalModel
@@ -20,6 +21,7 @@ from fedhess.flower_state import flower_state
 from fedhess.runs import RunDirectory, StorageError, replace_file
 from fedhess.strategy import DomainStrategy
 
+FIRST = source(0, "a", 0.5)
 OPTIMIZERS = {
     **{name: {} for name in ("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam")},
     "RMSprop": {"momentum": 0.9, "centered": True},
@@ -51,9 +53,10 @@ def update(model: GlobalModel, number: int) -> dict[str, torch.Tensor]:
 def test_rows_come_back(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "a" / "b")
     assert directory.rows() == []
-    directory.append([{"round": 0, "loss": 0.1}])
-    directory.append([{"round": 1, "loss": 1 / 3, "failures": [{"round": 1}]}])
-    assert directory.rows() == [{"round": 0, "loss": 0.1}, {"round": 1, "loss": 1 / 3, "failures": [{"round": 1}]}]
+    rows = [source(0, "a", 0.1), source(1, "a", 1 / 3, failures=[{"round": 1}])]
+    for row in rows:
+        directory.append([row])
+    assert directory.rows() == rows
 
 
 def test_rows_are_strict_json(tmp_path: Path) -> None:
@@ -69,18 +72,27 @@ def test_rows_are_strict_json(tmp_path: Path) -> None:
 
 def test_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    directory.append([{"round": 0}])
+    directory.append([FIRST])
     with directory.rounds_file.open("a") as stream:
         stream.write('{"rou')
-    assert directory.rows() == [{"round": 0}]
+    assert directory.rows() == [FIRST]
 
 
-def test_line_that_is_no_json_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("round 1", "JSONDecodeError"),
+        ("[1, 2]", "ValueError: line 2: expected a row, got list"),
+        ('{"loss": 0.5}', "line 2: expected a row of .*; missing or of another type: round, domain, role, .* failures"),
+        (json.dumps(FIRST | {"accuracy": "high"}), "missing or of another type: accuracy"),
+    ],
+)
+def test_line_that_is_no_row_is_named(line: str, reason: str, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
-    directory.append([{"round": 0}])
+    directory.append([FIRST])
     with directory.rounds_file.open("a") as stream:
-        stream.write("round 1\n")
-    with pytest.raises(UsageError, match=r"rounds.jsonl is damaged .* or delete .*/run to make this run anew"):
+        stream.write(line + "\n")
+    with pytest.raises(UsageError, match=rf"rounds.jsonl is damaged .*{reason}.* or delete .*/run to make this run"):
         directory.rows()
 
 
@@ -118,20 +130,38 @@ def test_only_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
     assert directory.completed_round() == 2
 
 
-def test_rows_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
+def test_rows_after_the_checkpoint_are_cut_off_where_the_run_goes_on(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    directory.append([{"round": 0}])
+    directory.append([FIRST])
     directory.save_checkpoint(Checkpoint(0, {"x": torch.zeros(1)}))
-    directory.append([{"round": 1}])
+    directory.append([FIRST | {"round": 1}])
     assert directory.load_checkpoint() is not None
-    assert directory.rows() == [{"round": 0}]
+    assert directory.rows() == [FIRST, FIRST | {"round": 1}], "reading changes nothing"
+    directory.rewind()
+    assert directory.rows() == [FIRST]
 
 
 def test_rows_without_a_checkpoint_are_made_anew(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    directory.append([{"round": 0}])
+    directory.append([FIRST])
     assert directory.load_checkpoint() is None
+    directory.rewind()
     assert directory.rows() == []
+
+
+def test_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.save_checkpoint(Checkpoint(0, {"x": torch.zeros(1)}))
+    opened = Path.open
+
+    def refuse(path: Path, *mode: Any, **more: Any) -> Any:  # for root may read everything
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *mode, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UsageError, match=r"safetensors cannot be read: Permission denied; change its permissions$"):
+        directory.load_checkpoint()
 
 
 def test_failed_write_keeps_the_file_before_it(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_cross_validation_tells_settings_apart() -> None:
     weak = Candidate(one_run(0.9, 0.9), 1, {"a": left_out("a", 0.1, 0.2), "b": left_out("b", 0.2, 0.2)})
     strong = Candidate(one_run(0.1, 0.1), 1, {"a": left_out("a", 0.1, 0.6), "b": left_out("b", 0.2, 0.2)})
     assert choose("lodo", [weak, strong], ["t"]) == Choice(1, 1, pytest.approx(0.4))
-    assert choose("source", [weak, strong], ["t"]) == Choice(0, 0, 0.9)
+    assert choose("source", [weak, strong], ["t"]) == Choice(0, 1, 0.9)
 
 
 def test_tie_in_cross_validation_goes_to_the_lower_loss_then_to_the_earlier_round() -> None:
@@ -104,8 +104,10 @@ def test_round_that_one_of_the_runs_lacks_does_not_count() -> None:
     inner = {"a": left_out("a", 0.1, 0.9), "b": left_out("b", 0.2, 0.2, 0.6)}
     candidate = Candidate(one_run(0.5, 0.5, 0.5), 2, inner)
     assert choose("lodo", [candidate], ["t"]) == Choice(0, 1, pytest.approx(0.55)), "the first stopped after round 1"
-    shorter = Candidate(one_run(0.5), 2, inner)
-    assert choose("lodo", [shorter], ["t"]) == Choice(0, 0, pytest.approx(0.15)), "here the run itself did"
+    inner["a"] = left_out("a", 0.1, 0.9, 0.9)
+    shorter = Candidate(one_run(0.5, 0.5), 2, inner)
+    assert choose("lodo", [shorter], ["t"]) == Choice(0, 1, pytest.approx(0.55)), "here the run itself did"
+    assert choose("lodo", [Candidate(one_run(0.5), 2, inner)], ["t"]) is None, "it has not trained"
 
 
 def test_nothing_is_selected_where_a_run_is_missing() -> None:
@@ -158,8 +160,8 @@ def test_oracle_is_no_default() -> None:
     assert SELECTORS[DEFAULT] == SOURCE_VALIDATION
     assert inspect.signature(plan_job).parameters["selection"].default == "source"
     assert inspect.signature(summarise).parameters["selection"].default is None, "the job's own"
-    with_late_target = [source(0, "a", 0.9), target(0, 0.1), source(1, "a", 0.1), target(1, 0.9)]
-    assert select_round(with_late_target) == 0
+    with_late_target = [source(1, "a", 0.9), target(1, 0.1), source(2, "a", 0.1), target(2, 0.9)]
+    assert select_round(with_late_target) == 1
 
 
 def test_only_the_oracle_is_labelled_as_looking_at_the_target() -> None:
@@ -214,7 +216,7 @@ def test_selectors_agree_with_a_plain_search_and_ignore_the_target(table, inner,
         return mixed
 
     def plain(scores: dict[int, list[float | None]]) -> int | None:
-        whole = {number: sum(values) / 3 for number, values in scores.items() if None not in values}
+        whole = {number: sum(values) / 3 for number, values in scores.items() if number > 0 and None not in values}
         return min((number for number in whole if whole[number] == max(whole.values())), default=None)
 
     by_source = plain(dict(enumerate(table)))

@@ -1,5 +1,6 @@
 """Every mistake of the user has a message of its own, status 2, no traceback, and leaves nothing behind."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,65 @@ def test_absent_cuda_is_named(command: Command, monkeypatch: pytest.MonkeyPatch)
     assert outcome.status == 2
     assert "--device cuda:1: torch sees 0 CUDA device(s); use --device auto or cpu" in outcome.err
     assert not Path("job").exists()
+
+
+# -- A strategy of one's own -------------------------------------------------------------------------------------------
+
+STRATEGY = """from fedhess.strategy import DomainStrategy
+
+
+def measured(batch):
+    {measured}
+
+
+class Bad(DomainStrategy):
+    statistics = {{"mine": measured}}
+
+    def reference(self, ask):
+        {reference}
+
+    def penalty(self, step, reference):
+        {penalty}
+"""
+FINE = {"measured": "return batch.loss", "reference": "return {'mine': ask('mine').mean()}", "penalty": "return None"}
+OF_SERVER, OF_CLIENTS = "server.log", "client.log"
+# By what is wrong: which part of the code is how, what the message calls it, and whose log has the traceback.
+BROKEN: dict[str, tuple[str, str, str, str]] = {
+    "reference raises": ("reference", "return 1 / 0", "reference: ZeroDivisionError: division by zero", OF_SERVER),
+    "reference is a number": ("reference", "return 3", "reference: TypeError: expected a mapping of names", OF_SERVER),
+    "reference is a tensor": ("reference", "return ask('mine').mean()", "reference: TypeError: expected a", OF_SERVER),
+    "a number is referred to": ("reference", "return {'mine': 3}", "got int for 'mine'", OF_SERVER),
+    "statistic is unknown": ("reference", "ask('mien')", "no statistic 'mien'; did you mean 'mine'?", OF_SERVER),
+    "statistic is a number": ("measured", "return 3", "statistic 'mine': TypeError: expected a tensor, got", OF_SERVER),
+    "statistic raises": ("measured", "raise OSError('no')", "statistic 'mine': OSError: no", OF_SERVER),
+    "statistic raises on data": ("measured", "return batch.loss if len(batch.labels) < 2 else batch.lost",
+                                 "statistic 'mine': AttributeError: 'HeadBatch' object has no", OF_CLIENTS),
+    "penalty raises": ("penalty", "return step.lost", "penalty: AttributeError: 'Step' object has no", OF_CLIENTS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_mistake_in_a_strategy_is_one_message_with_its_place_and_a_traceback_in_the_log(
+    what: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, code, message, log = BROKEN[what]
+    module = f"broken_{list(BROKEN).index(what)}"
+    text = STRATEGY.format(**FINE | {part: code})
+    (tmp_path / f"{module}.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = command(*TOY, "--strategy", f"{module}:Bad", "--quiet", "--out", "job")
+    assert outcome.status == 2, outcome.err
+    assert outcome.out == ""
+    assert outcome.err.count(f"strategy '{module}:Bad', ") == 1
+    assert outcome.err.count(message) == 1
+    assert "Traceback" not in outcome.err
+    (place,) = re.findall(rf"\({tmp_path}/{module}.py, line (\d+), in {part}\)", outcome.err)
+    line = text.splitlines()[int(place) - 1]
+    returned = "return 3" in code or "expected" in message or "got" in message  # and nothing raised there
+    assert line.strip().startswith(f"def {part}" if returned else code), "the line that is wrong, or where it begins"
+    assert outcome.err.endswith(f"correct it there, the full traceback is in job/east/0/{log}\n")
+    written = Path("job/east/0", log).read_text(encoding="utf-8")
+    assert written.count("Traceback (most recent call last)") == (1 if log == OF_SERVER else 3), "one of each source"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Outcome
+from flwr.app import Context, Message
 
+from fedhess import protocol, simulate
+from fedhess.client import app as client_app
 from fedhess.errors import UsageError
 from fedhess.finished import open_finished, view_domains
 from fedhess.recorded import open_recorded, require_inner_runs
@@ -47,6 +50,28 @@ def test_setting_that_diverges_leaves_the_choice_to_the_others(command: Command)
     assert summary["strategies"]["erm"]["selected_settings"] == {"east": ["lr=0.1"]}
     single = command(*BRIEF[:-2], "--out", "single", "--lr", "1e300")
     assert single.status == 1, "without others there is nothing to report"
+
+
+def test_source_that_evaluates_no_trained_model_does_not_bring_back_the_untrained_one(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        def __call__(self, message: Message, context: Context) -> Message:
+            number = message.content.config_records.get(protocol.CONFIG, {}).get(protocol.ROUND, 0)
+            where = (message.metadata.message_type, context.node_config["partition-id"])
+            if where == (protocol.EVALUATE, 2) and number > 0:
+                raise TimeoutError("still busy")
+            return client_app(message, context)
+
+    monkeypatch.setattr(simulate, "client_app", Slow())
+    outcome = command(*BRIEF, "--out", "job", "--quorum", "2")
+    assert outcome.status == 0, outcome.err
+    (selected,) = json.loads(Path("job/summary.json").read_text())["strategies"]["erm"]["selected_rounds"]["east"]
+    assert selected > 0
+    assert "n/a" not in next(line for line in outcome.out.splitlines() if line.startswith("| erm")).split("|")[2]
+    gap = "- erm, target east, seed 0: rounds are compared without west"
+    assert outcome.out.rstrip().endswith(gap)
+    assert Path("job/summary.md").read_text().rstrip().endswith(gap)
 
 
 def test_analysis_wants_one_setting(command: Command) -> None:

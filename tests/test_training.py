@@ -16,13 +16,17 @@ from fedhess.aggregation import GlobalModel
 from fedhess.batches import round_steps
 from fedhess.client import app as client_app
 from fedhess.config import RunConfig
+from fedhess.curvature import head_gradient
 from fedhess.domains import BENCHMARKS
+from fedhess.domains.data import TensorDomain
 from fedhess.engines.inprocess import run_in_process
+from fedhess.evaluation import ALIGNMENT_EXAMPLES, evaluate_model
 from fedhess.local_data import LocalDomain, build_model, local_domain
 from fedhess.models.headed import HeadedModel
 from fedhess.protocol import SOURCE
 from fedhess.sampling import batch_indices, seeded_generator, steps_per_pass
 from fedhess.server import make_server_app
+from fedhess.statistics import head_batch
 from fedhess.strategy import DomainStrategy, PenaltySchedule
 from fedhess.training import Holding, Step, train_locally, writes_parameters
 
@@ -162,6 +166,30 @@ def test_one_step_in_exact_form_is_that_of_sgd_with_decay_and_fresh_momentum() -
     plain, _ = trained(toy_config(local_steps=1), "north")
     for name, gradient in plain.items():
         torch.testing.assert_close(exact[name], gradient + config.lr * 0.1 * before[name], rtol=0, atol=1e-12)
+
+
+# -- What is measured of them ------------------------------------------------------------------------------------------
+
+
+def test_alignment_is_measured_on_every_class_of_a_split_that_is_sorted_by_class() -> None:
+    config, size = toy_config(), 4 * ALIGNMENT_EXAMPLES
+    model, labels = build_model(config), torch.arange(size) * 4 // size
+    inputs = torch.randn(size, 12, generator=torch.Generator().manual_seed(0))
+    data = TensorDomain("sorted", inputs, labels=labels)
+
+    def measured(seed: int) -> Tensor:
+        everything = torch.arange(size)
+        split = LocalDomain(
+            data, train_indices=everything[:0], evaluate_indices=everything, key=(seed, "sorted", 0),
+            device=torch.device("cpu"), dtype=torch.float64,
+        )  # fmt: skip
+        return evaluate_model(model, split, with_alignment=True).alignment["gradient"]
+
+    with torch.no_grad():
+        whole = head_gradient(head_batch(model, model.features(inputs.double()), labels))  # type: ignore[arg-type]
+    assert (measured(0) - whole).norm() < 0.3, "of the first class alone it is about 1 away"
+    assert torch.equal(measured(0), measured(0))
+    assert not torch.equal(measured(0), measured(1))
 
 
 # -- In a federation ---------------------------------------------------------------------------------------------------

@@ -88,6 +88,7 @@ class InProcessGrid(Grid):
         self._running: dict[str, _Running] = {}
         self._pushed = 0
         self._worker = Worker()
+        self._newest: Future[Message] | None = None  # of the worker's jobs
 
     def set_run(self, run: Run) -> None:
         """Set the run this grid works for."""
@@ -167,7 +168,11 @@ class InProcessGrid(Grid):
             if node is None or node.busy:
                 why = "no such node" if node is None else "still busy with an earlier message"
                 return _numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=message))
-            node.running = self._worker.submit(functools.partial(self._execute, message, node.context))
+            if self._newest is not None and not self._newest.done():
+                # Its thread cannot be stopped. It keeps its node busy; this node begins on a fresh worker.
+                self._worker.stop(wait=False)
+                self._worker = Worker()
+            node.running = self._newest = self._worker.submit(functools.partial(self._execute, message, node.context))
             self._running[message_id] = _Running(node.running, node, time.monotonic())
         if message_id not in self._running:
             return None
@@ -175,13 +180,13 @@ class InProcessGrid(Grid):
         try:
             reply = future.result(timeout=wait)
         except FutureTimeoutError:
-            # The thread cannot be stopped. It keeps its node busy; the other nodes get a fresh worker.
-            self._worker.stop(wait=False)
-            self._worker = Worker()
             return None
         del self._running[message_id]
+        # They would keep the reply, and with it a model, until the next message.
         if node.running is future:
-            node.running = None  # it would keep the reply, and with it a model, until the node's next message
+            node.running = None
+        if self._newest is future:
+            self._newest = None
         return reply
 
     def _execute(self, message: Message, context: Context) -> Message:

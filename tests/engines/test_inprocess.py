@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedhess.engines import inprocess
 from fedhess.engines.flower_compat import SUPERLINK_NODE_ID, ErrorCode, run_identity
 from fedhess.engines.inprocess import InProcessGrid, run_in_process
 
@@ -161,6 +162,25 @@ with run_identity(1):
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "0"
+
+
+def test_a_client_that_ends_after_several_pulls_leaves_its_thread_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inprocess, "POLL_SECONDS", 0.05)
+    slow_app, threads = ClientApp(), []
+
+    @slow_app.query("slow")
+    def slow(message: Message, context: Context) -> Message:
+        time.sleep(0.3)  # what a thread keeps, its model above all, would be made again by another
+        threads.append(threading.get_ident())
+        return Message(RecordDict(), reply_to=message)
+
+    slow_grid = InProcessGrid(slow_app, node_configs={7: {}, 5: {}}, run_config={})
+    with run_identity(1):
+        ids, replies = list(slow_grid.push_messages([ask("slow", 7), ask("slow", 5)])), []
+        while len(replies) < 2:
+            replies += slow_grid.pull_messages(ids)
+    slow_grid.close()
+    assert len(set(threads)) == 1
 
 
 class Slow:

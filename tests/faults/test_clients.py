@@ -104,8 +104,7 @@ def test_a_strategy_that_only_the_server_has_is_said_with_what_to_do(federation:
     start_all(federation)
     federation.start_run("job", 'rounds=2 strategy="lonely_strategy:Lonely"')
     log = federation.finish("job", 300)
-    for domain in SOURCES:
-        assert f"client {domain}: error 1002: --strategy: cannot import 'lonely_strategy'" in log
+    assert f"clients {', '.join(SOURCES)}: error 1002: --strategy: cannot import 'lonely_strategy'" in log
     assert "is it installed, or on PYTHONPATH?" in log
     assert federation.completed_round("job") == 0
     assert "lonely_strategy" not in sys.modules

@@ -76,7 +76,7 @@ def test_a_local_step_sends_its_batch_and_waits_for_nothing(counted: Counted, me
 def test_a_model_is_sent_once_for_all_clients_and_references_of_a_client_together(counted: Counted) -> None:
     counts = counted(strategy="coral", strategy_args={"gamma": 1.0})
     built, models, evaluated = 6, 2, 2 * len(DOMAINS)  # tensors of the network; evaluated before and after the round
-    assert counts["evaluate sent"] == built + models + 2 * evaluated
+    assert counts["evaluate sent"] == built + models + 2 * evaluated + 2 * len(SOURCES)  # inputs, labels; alignment
     assert counts["query.statistics sent"] == 2 * len(SOURCES)
     assert counts["train sent"] == len(SOURCES)
     assert counts["query.statistics waits"] == len(SOURCES)
@@ -88,5 +88,5 @@ def test_an_evaluation_waits_as_often_for_many_batches_as_for_one(
     one = counted()
     monkeypatch.setattr(evaluation, "BATCH_SIZE", 4)
     many = counted()
-    assert many["evaluate sent"] - one["evaluate sent"] == 2 * 2 * len(DOMAINS) * (48 // 4 - 1)
+    assert many["evaluate sent"] - one["evaluate sent"] == 2 * (2 * len(DOMAINS) + len(SOURCES)) * (48 // 4 - 1)
     assert one["evaluate waits"] == many["evaluate waits"] == 2 * (2 * len(DOMAINS) + len(SOURCES))

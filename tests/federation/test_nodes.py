@@ -1,6 +1,7 @@
 """Who takes part, what the server computes from them, and models whose forward passes leave traces."""
 
 import sys
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from methods import METHODS
 from torch import Tensor, nn
 from toy import toy_config, toy_domains
 
-from fedhess import protocol, workplace
+from fedhess import client, protocol, workplace
 from fedhess.batches import round_batch
 from fedhess.client import app as client_app
 from fedhess.engines.flower_compat import run_identity, set_message_id
@@ -25,6 +26,7 @@ from fedhess.roster import discover
 from fedhess.runs import RunDirectory
 
 Run = Callable[..., Any]
+HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05}}
 
 
 def test_a_node_that_plays_another_role_than_the_run_gives_it_is_an_error(toy_run: Run) -> None:
@@ -79,6 +81,25 @@ def test_more_batches_than_examples_are_those_batches_and_no_others(toy_run: Run
     singles = [round_batch(data, toy_config(batch_size=20), step=step)[0] for step in range(3)]
     assert len(inputs) == len(labels) == 60
     assert torch.equal(inputs, torch.cat(singles))
+
+
+def test_a_late_thread_that_evicts_every_model_takes_none_from_a_client_at_work(
+    toy_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = toy_run(**HGP).tensors
+    opened = client.local_client
+
+    def disturbed(*given: Any, **where: Any) -> Any:
+        for late in ("late", "later"):  # as many as the store keeps
+            thread = threading.Thread(target=workplace.MODELS.receive, args=(late, ArrayRecord()))
+            thread.start()
+            thread.join()
+        return opened(*given, **where)
+
+    monkeypatch.setattr(client, "local_client", disturbed)
+    finished = toy_run(**HGP)
+    assert finished.server.federation.failures == []
+    assert all(torch.equal(finished.tensors[name], undisturbed[name]) for name in undisturbed)
 
 
 class FixedNodes:

@@ -133,9 +133,9 @@ def test_a_client_that_forgets_everything_ends_with_the_same_bits(name: str, run
 
 def test_a_model_that_runs_otherwise_is_another_working_model() -> None:
     store = workplace.ModelStore()
-    store.receive("m", encode_tensors(build_model(pictures_config()).state_dict()))
+    received = store.receive("m", encode_tensors(build_model(pictures_config()).state_dict()))
     plain, rounded, averaged, again = (
-        store.model(pictures_config(**changes), "m", writable=False)
+        store.model(pictures_config(**changes), received, writable=False)
         for changes in ({}, {"precision": "bf16"}, {"batchnorm": "averaged"}, {})
     )
     assert [model.autocast for model in (plain, rounded, averaged, again)] == [None, torch.bfloat16, None, None]
