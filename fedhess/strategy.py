@@ -28,7 +28,7 @@ Annealing = Literal["rescale", "reset"]
 
 @dataclass(frozen=True)
 class PenaltySchedule:
-    """The weight of a penalty over the run: 1 at first, ``weight`` from step ``anneal_steps`` on.
+    """The weight of a penalty over the run: ``before`` at first, ``weight`` from step ``anneal_steps`` on.
 
     Two ways to soften the jump are in use. ``"rescale"``: once the weight exceeds 1 the whole objective is divided by
     it, so that the step size stays what it was (the scripts of Arjovsky et al., "Invariant Risk Minimization", arXiv
@@ -37,29 +37,32 @@ class PenaltySchedule:
 
     Attributes:
         weight: Weight from the annealing step on, at least 0.
-        anneal_steps: Number of local steps (not rounds) with weight 1.
+        anneal_steps: Number of local steps (not rounds) with weight ``before``.
         annealing: How the jump is softened.
+        before: Weight until the annealing step, at least 0.
 
     Raises:
-        ValueError: The weight or the number of steps is negative.
+        ValueError: A weight or the number of steps is negative.
     """
 
     weight: float = 1.0
     anneal_steps: int = 0
     annealing: Annealing = "rescale"
+    before: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.anneal_steps < 0:
-            raise ValueError(f"expected weight and anneal_steps >= 0, got {self.weight} and {self.anneal_steps}")
+        if min(self.weight, self.anneal_steps, self.before) < 0:
+            given = (self.weight, self.anneal_steps, self.before)
+            raise ValueError(f"expected weight, anneal_steps and the weight before >= 0, got {given}")
 
     def at(self, step: int) -> float:
         """Return the weight at a step, counted from 0 over the whole run."""
-        return self.weight if step >= self.anneal_steps else 1.0
+        return self.weight if step >= self.anneal_steps else self.before
 
     @property
     def is_off(self) -> bool:
         """Whether the weight is 0 at every step."""
-        return self.weight == 0 and self.anneal_steps == 0
+        return self.weight == 0 and (self.anneal_steps == 0 or self.before == 0)
 
     def divisor(self, step: int) -> float:
         """Return what the objective is divided by at a step."""
