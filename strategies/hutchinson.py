@@ -8,8 +8,8 @@ Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Ali
 Deviation: the released code estimates the diagonal with random probes (100 to 300 double backwards); a linear head's
 diagonal has a closed form, so the exact one is the default. ``probes=N`` gives Hutchinson's estimator with the same
 probes for every domain of a round (common random numbers), new in every round. ``probes=N,independent=true`` is the
-released estimator: new probes for each domain at each step, and others for the mean. What alpha multiplies then expects,
-with off(H) the sum of the squared entries of H off its diagonal and Hbar the mean Hessian:
+released estimator: new probes for each domain at each step, and others for the mean. With off(H) the sum of the squared
+entries of H off its diagonal and Hbar the mean Hessian, alpha multiplies in expectation:
 
     exact          ||diag H_e - d||^2
     probes=N       ||diag H_e - d||^2 + off(H_e - Hbar) / N

@@ -118,6 +118,13 @@ def test_fish_refuses_a_server_optimizer_that_is_not_its_own(toy_run: Run, serve
         toy_run(strategy="fish", **server)
 
 
+def test_fish_refuses_a_client_optimizer_whose_state_its_relay_would_lose(toy_run: Run) -> None:
+    with pytest.raises(
+        UsageError, match=r"--strategy fish: .* that of Adam would be lost; give --client-optimizer SGD"
+    ):
+        toy_run(strategy="fish", client_optimizer="Adam")
+
+
 def test_the_penalty_aligns_what_it_names(toy_run: Run) -> None:
     changes = {"rounds": 60, "batch_size": 0, "lr": 0.05}
     ends = {}
