@@ -15,6 +15,7 @@ from torch import Tensor
 from fedhess.aggregation import GlobalModel
 from fedhess.batches import round_steps
 from fedhess.config import RunConfig
+from fedhess.errors import UsageError
 from fedhess.exchange import Exchange
 from fedhess.federation import Federation
 from fedhess.local_phase import LocalPhase, Reference, RoundOutcome
@@ -122,11 +123,22 @@ class DomainStrategy:
         """Combine loss and penalty: ``(L + w * penalty) / divisor`` with the schedule's weight w; L without penalty.
 
         Where the weight is 0 the penalty is not computed.
+
+        Raises:
+            UsageError: The penalty is not a tensor (), or nothing that is trained can change it.
         """
         weight, divisor = self.schedule.at(step.index), self.schedule.divisor(step.index)
         penalty = None if weight == 0 else self.penalty(step, reference)
         if penalty is None:
             return step.loss
+        if not isinstance(penalty, Tensor) or penalty.shape != () or not penalty.requires_grad:
+            got = f"a {type(penalty).__name__}"
+            if isinstance(penalty, Tensor):
+                got = f"shape {tuple(penalty.shape)}" if penalty.shape != () else "a tensor without a gradient"
+            raise UsageError(
+                f"strategy {type(self).__name__}, penalty: expected a tensor of shape () with a gradient, or None for "
+                f"none, got {got}; compute it in torch from the step's features, logits or statistics"
+            )
         objective = step.loss + (penalty if weight == 1.0 else weight * penalty)
         return objective / divisor if divisor > 1.0 else objective
 

@@ -19,7 +19,7 @@ from fedhess.batches import round_batch
 from fedhess.client import app as client_app
 from fedhess.curvature import HeadBatch
 from fedhess.engines.inprocess import InProcessGrid
-from fedhess.errors import UsageError
+from fedhess.errors import FederationError, UsageError
 from fedhess.exchange import Exchange
 from fedhess.loading import BUILT_IN, load_strategy
 from fedhess.local_data import local_domain
@@ -139,6 +139,26 @@ def test_same_seed_same_bytes_and_another_seed_others(toy_run: Run) -> None:
     first, second, other = (toy_run(seed=seed, **args).tensors for seed in (3, 3, 4))
     assert same(first, second)
     assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+class Inert(DomainStrategy):
+    """Its penalty cannot change what is trained."""
+
+    def __init__(self, *, kind: str) -> None:
+        self.kind = kind
+
+    def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
+        square = step.features.square().mean()
+        return {"float": float(square.detach()), "detached": square.detach(), "shape": step.features[0]}[self.kind]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("kind", "got"), [("float", "a float"), ("detached", "a tensor without a gradient"), ("shape", r"shape \(390,\)")]
+)
+def test_a_penalty_that_could_not_work_is_refused_by_name(toy_run: Run, kind: str, got: str) -> None:
+    expected = rf"strategy Inert, penalty: expected a tensor of shape \(\) with a gradient, or None .*, got {got}"
+    with pytest.raises(FederationError, match=expected):
+        toy_run(strategy="federation.test_alive:Inert", strategy_args={"kind": kind})
 
 
 class Shuffling(DomainStrategy):
