@@ -20,7 +20,6 @@ from fedhess.exchange import Exchange
 from fedhess.federation import Federation
 from fedhess.local_phase import LocalPhase, Reference, RoundOutcome
 from fedhess.previous import PreviousStatistics
-from fedhess.sampling import seeded_globally
 from fedhess.shapes import StatisticShapes
 from fedhess.statistics import NetworkStatistic, Statistic
 from fedhess.training import Step
@@ -200,17 +199,16 @@ def run_round(
     begin = Exchange if previous is None else previous.exchange
     ask = begin(federation, shapes, model.payload(), config, server_round)
 
-    with seeded_globally(config.seed, "server", server_round):
-        # -- References: zero, one or two exchanges of statistics
-        reference = strategy.reference(ask)
-        most = max(client.identity.train_examples for client in federation.source_clients)
-        if strategy.schedule.resets(round_steps(config, train_size=most, server_round=server_round)):
-            model.reset_optimizer()  # where clients take different numbers of steps: when the first comes to the jump
+    # -- References: zero, one or two exchanges of statistics
+    reference = strategy.reference(ask)
+    most = max(client.identity.train_examples for client in federation.source_clients)
+    if strategy.schedule.resets(round_steps(config, train_size=most, server_round=server_round)):
+        model.reset_optimizer()  # where clients take different numbers of steps: when the first comes to the jump
 
-        # -- Local training towards them, all clients at once unless the strategy says otherwise, and the mean update
-        phase = LocalPhase(federation, model, ask.participants, reference, config, server_round, previous)
-        update = strategy.local_training(phase, reference)
-        phase.require_quorum()
+    # -- Local training towards them, all clients at once unless the strategy says otherwise, and the mean update
+    phase = LocalPhase(federation, model, ask.participants, reference, config, server_round, previous)
+    update = strategy.local_training(phase, reference)
+    phase.require_quorum()
 
     # -- One step of the server optimizer along the mean update
     model.step(update)
