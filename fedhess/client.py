@@ -26,6 +26,7 @@ from fedhess.local_client import LocalClient, local_client
 from fedhess.place import NotInRunError, place
 from fedhess.protocol import SOURCE, TARGET
 from fedhess.run_settings import settings_of_run
+from fedhess.sampling import seeded_globally
 from fedhess.statistic_requests import decode_request, numbered, numbered_parts
 from fedhess.statistics import Forward, run_forward, strategy_statistic
 from fedhess.training import Holding, train_locally, writes_parameters
@@ -88,7 +89,16 @@ def errors_as_replies(message: Message, context: Context, call_next: Handler) ->
         return Message(Error(code, str(error)), reply_to=message)
 
 
-app = ClientApp(mods=[errors_as_replies, own_threads, firewall])
+def own_randomness(message: Message, context: Context, call_next: Handler) -> Message:
+    """Seed torch's global generators by (seed, domain, client, round), for strategies that draw from them (a mod)."""
+    config = run_settings(context)
+    domain, _, client = place(config, context)
+    server_round = message.content.config_records.get(protocol.CONFIG, ConfigRecord()).get(protocol.ROUND, 0)
+    with seeded_globally(config.seed, "client", domain, client, str(server_round), device=config.device):
+        return call_next(message, context)
+
+
+app = ClientApp(mods=[errors_as_replies, own_threads, firewall, own_randomness])
 
 
 @app.evaluate("identify")

@@ -14,7 +14,7 @@ from fedhess.aggregation import GlobalModel
 from fedhess.config import RunConfig
 from fedhess.engines.flower_compat import NodeInfo
 from fedhess.engines.forwarding_grid import ForwardingGrid
-from fedhess.errors import FederationError
+from fedhess.errors import FederationError, UsageError
 from fedhess.federation import Federation
 from fedhess.local_phase import RoundOutcome
 from fedhess.roster import Client
@@ -90,6 +90,7 @@ def run_flower_round(
 
     Raises:
         FederationError: Fewer source clients than the quorum replied, or the strategy aggregated nothing.
+        UsageError: The strategy sends its clients settings that they do not read.
     """
     started = time.monotonic()
     grid = SourceGrid(federation, server_round=server_round, timeout=config.deadline)
@@ -105,6 +106,7 @@ def run_flower_round(
         messages = list(strategy.configure_train(server_round, payload.arrays, train_config, grid))
     finally:
         random.setstate(random_state)
+    _require_erm(strategy, messages, server_round)
     asked = len({message.metadata.dst_node_id for message in messages})
     replies = list(_checked(grid, messages, federation, model, outcome, server_round))
     federation.require_quorum("train", server_round, outcome.participants, asked=asked)
@@ -136,6 +138,24 @@ def _require_clients(strategy: Strategy, grid: SourceGrid, server_round: int) ->
                 f"{len(grid.by_node)} take part; give it --strategy-args {name}={len(grid.by_node)}, or the run more "
                 "clients (--clients-per-round)"
             )
+
+
+def _require_erm(strategy: Strategy, messages: Iterable[Message], server_round: int) -> None:
+    """Check that a strategy sends its clients no setting that they would not read: they train ERM.
+
+    Raises:
+        UsageError: It does.
+    """
+    read = {protocol.ROUND, protocol.MODEL_ID, protocol.REPLY_WEIGHTS, "server-round"}  # the last is FedAvg's own
+    unread = {
+        key for message in messages for record in message.content.config_records.values() for key in record
+    } - read
+    if unread:
+        raise UsageError(
+            f"round {server_round}: {type(strategy).__name__} sends its clients {', '.join(sorted(unread))}, which "
+            "they do not read: under a plain Flower strategy they train ERM; write both halves as a "
+            "fedhess.strategy.DomainStrategy"
+        )
 
 
 def _checked(

@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
+from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedhess.config import RunConfig, Scalar
@@ -35,6 +36,13 @@ BUILT_IN = {
     "groupdro": "strategies.groupdro:GroupDRO",
     "fedprox": "strategies.fedprox:FedProx",
     "fedadam": "strategies.fedadam:FedAdam",
+}
+
+# Flower's strategies that are one half of a method, with what their clients must do: ours train ERM under them.
+_HALVES: Mapping[type[Strategy], str] = {
+    flower.FedProx: "add its proximal term to their loss; use --strategy fedprox",
+    flower.FedXgbBagging: "train trees; use a strategy for networks",
+    flower.FedXgbCyclic: "train trees; use a strategy for networks",
 }
 
 
@@ -96,6 +104,11 @@ def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
             f"--strategy: {path} is no strategy: expected a class derived from fedhess.strategy.DomainStrategy or "
             f"flwr.serverapp.strategy.Strategy, got {found!r}"
         )
+    for half, duty in _HALVES.items():
+        if issubclass(found, half):
+            raise UsageError(
+                f"--strategy: {path} is the server half of {half.__name__}: its clients would have to {duty}"
+            )
     if inspect.isabstract(found):
         raise UsageError(
             f"--strategy: {path} is abstract; take a class derived from it that has "

@@ -1,6 +1,8 @@
 """Deterministic randomness: seeds and batches as functions of (seed, domain, client, round, step) and nothing else."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -29,6 +31,26 @@ def derive_seed(*parts: str | int) -> int:
 def seeded_generator(*parts: str | int) -> torch.Generator:
     """Make a CPU generator seeded with :func:`derive_seed` of the parts."""
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+@contextmanager
+def seeded_globally(*parts: str | int, device: str = "cpu") -> Iterator[None]:
+    """Seed torch's global generators with :func:`derive_seed` of the parts, and restore them afterwards.
+
+    For code that is not ours and may draw from them; ours takes a generator.
+
+    Args:
+        *parts: What names the work.
+        device: Its generator is seeded too, if it is CUDA.
+    """
+    seed = derive_seed(*parts)
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for each in cuda:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def steps_per_pass(size: int, *, batch_size: int, keeps_rest: bool) -> int:

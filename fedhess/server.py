@@ -28,6 +28,7 @@ from fedhess.local_phase import RoundOutcome
 from fedhess.previous import PreviousStatistics
 from fedhess.run_settings import settings_of_run
 from fedhess.runs import TRAINED, Row, RunDirectory
+from fedhess.sampling import seeded_globally
 from fedhess.shapes import StatisticShapes
 from fedhess.strategy import DomainStrategy, run_round
 
@@ -167,19 +168,20 @@ class Server:
         return checkpoint.server_round, None if trained is None else RoundOutcome([], trained)
 
     def _train(self, server_round: int) -> RoundOutcome:
-        if isinstance(self.strategy, DomainStrategy):
-            return run_round(
-                self.strategy,
-                self.federation,
-                self.model,
-                shapes=self.shapes,
-                config=self.config,
-                server_round=server_round,
-                previous=self.previous,
+        with seeded_globally(self.config.seed, "server", server_round):  # for strategies that draw from them
+            if isinstance(self.strategy, DomainStrategy):
+                return run_round(
+                    self.strategy,
+                    self.federation,
+                    self.model,
+                    shapes=self.shapes,
+                    config=self.config,
+                    server_round=server_round,
+                    previous=self.previous,
+                )
+            return run_flower_round(
+                self.strategy, self.federation, self.model, config=self.config, server_round=server_round
             )
-        return run_flower_round(
-            self.strategy, self.federation, self.model, config=self.config, server_round=server_round
-        )
 
     def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
         """Write a checkpoint every few rounds and at the end; then evaluate if it is the round's turn.

@@ -13,7 +13,7 @@ from fedhess.strategy import DomainStrategy
 SERVER_SETTINGS = ("server_optimizer", "server_lr", "server_optimizer_args", "weighting")
 
 # Flower's strategies whose aggregate is the weighted mean, or a step from it; FedMedian, Krum and others have none.
-_MEANS = (flower.FedAvg, flower.FedAvgM, flower.FedProx, flower.FedAdagrad, flower.FedAdam, flower.FedYogi)
+_MEANS = (flower.FedAvg, flower.FedAvgM, flower.FedAdagrad, flower.FedAdam, flower.FedYogi)
 
 
 def steps_itself(name: str) -> bool:

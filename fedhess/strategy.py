@@ -15,7 +15,7 @@ from torch import Tensor
 from fedhess.aggregation import GlobalModel
 from fedhess.batches import round_steps
 from fedhess.config import RunConfig
-from fedhess.errors import strategy_code
+from fedhess.errors import UsageError, strategy_code
 from fedhess.exchange import Exchange
 from fedhess.federation import Federation
 from fedhess.local_phase import LocalPhase, Reference, RoundOutcome, check_reference
@@ -29,7 +29,7 @@ Annealing = Literal["rescale", "reset"]
 
 @dataclass(frozen=True)
 class PenaltySchedule:
-    """The weight of a penalty over the run: 1 at first, ``weight`` from step ``anneal_steps`` on.
+    """The weight of a penalty over the run: ``before`` at first, ``weight`` from step ``anneal_steps`` on.
 
     Two ways to soften the jump are in use. ``"rescale"``: once the weight exceeds 1 the whole objective is divided by
     it, so that the step size stays what it was (the scripts of Arjovsky et al., "Invariant Risk Minimization", arXiv
@@ -38,29 +38,32 @@ class PenaltySchedule:
 
     Attributes:
         weight: Weight from the annealing step on, at least 0.
-        anneal_steps: Number of local steps (not rounds) with weight 1.
+        anneal_steps: Number of local steps (not rounds) with weight ``before``.
         annealing: How the jump is softened.
+        before: Weight until the annealing step, at least 0.
 
     Raises:
-        ValueError: The weight or the number of steps is negative.
+        ValueError: A weight or the number of steps is negative.
     """
 
     weight: float = 1.0
     anneal_steps: int = 0
     annealing: Annealing = "rescale"
+    before: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.anneal_steps < 0:
-            raise ValueError(f"expected weight and anneal_steps >= 0, got {self.weight} and {self.anneal_steps}")
+        if min(self.weight, self.anneal_steps, self.before) < 0:
+            given = (self.weight, self.anneal_steps, self.before)
+            raise ValueError(f"expected weight, anneal_steps and the weight before >= 0, got {given}")
 
     def at(self, step: int) -> float:
         """Return the weight at a step, counted from 0 over the whole run."""
-        return self.weight if step >= self.anneal_steps else 1.0
+        return self.weight if step >= self.anneal_steps else self.before
 
     @property
     def is_off(self) -> bool:
         """Whether the weight is 0 at every step."""
-        return self.weight == 0 and self.anneal_steps == 0
+        return self.weight == 0 and (self.anneal_steps == 0 or self.before == 0)
 
     def divisor(self, step: int) -> float:
         """Return what the objective is divided by at a step."""
@@ -120,11 +123,22 @@ class DomainStrategy:
         """Combine loss and penalty: ``(L + w * penalty) / divisor`` with the schedule's weight w; L without penalty.
 
         Where the weight is 0 the penalty is not computed.
+
+        Raises:
+            UsageError: The penalty is not a tensor (), or nothing that is trained can change it.
         """
         weight, divisor = self.schedule.at(step.index), self.schedule.divisor(step.index)
         penalty = None if weight == 0 else self.penalty(step, reference)
         if penalty is None:
             return step.loss
+        if not isinstance(penalty, Tensor) or penalty.shape != () or not penalty.requires_grad:
+            got = f"a {type(penalty).__name__}"
+            if isinstance(penalty, Tensor):
+                got = f"shape {tuple(penalty.shape)}" if penalty.shape != () else "a tensor without a gradient"
+            raise UsageError(
+                f"strategy {type(self).__name__}, penalty: expected a tensor of shape () with a gradient, or None for "
+                f"none, got {got}; compute it in torch from the step's features, logits or statistics"
+            )
         objective = step.loss + (penalty if weight == 1.0 else weight * penalty)
         return objective / divisor if divisor > 1.0 else objective
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from fedhess.errors import strategy_code
 from fedhess.models.headed import HeadedModel
 from fedhess.optimizers import client_optimizer
 from fedhess.penalties import HeadTerms, head_objective
+from fedhess.sampling import seeded_generator
 from fedhess.statistics import Forward, Statistic, compute_statistic, run_forward
 
 
@@ -30,6 +32,7 @@ class Step:
         index: Number of the step since the beginning of the run, from 0.
         server_round: Number of the round, from 1.
         l2: Coefficient of the sum of squared parameters that is part of the loss.
+        key: What names the client's stream of batches: (seed, domain, client).
     """
 
     model: HeadedModel
@@ -38,7 +41,13 @@ class Step:
     index: int
     server_round: int
     l2: float = 0.0
+    key: tuple[str | int, ...] = ()
     _loss: Tensor | None = field(default=None, repr=False)
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """The step's random numbers, on the CPU: those of (seed, domain, client, step), drawn alike at each start."""
+        return seeded_generator(*self.key, "step", self.index)
 
     @property
     def features(self) -> Tensor:
@@ -196,7 +205,10 @@ def train_locally(
         if forward is None:
             inputs, labels, sizes = next(batches)
             forward = run_forward(model, inputs, labels, sizes=sizes)
-        steps = [Step(model, part, before, index, server_round, config.l2) for part in forward.parts]
+        steps = [
+            Step(model, part, before, index, server_round, config.l2, own.data.key)
+            for part, own in zip(forward.parts, holdings, strict=True)
+        ]
         with strategy_code(config.strategy, "penalty", type(strategy)):
             terms = [strategy.objective(step, own.reference) for step, own in zip(steps, holdings, strict=True)]
         objective = _weighted(terms, holdings)

@@ -50,7 +50,16 @@ class Fish(DomainStrategy):
         self._momentum: dict[str, Tensor] = {}
 
     def check(self, config: RunConfig) -> None:
-        """Insist on the server's step: an adaptive optimizer would make all lengths alike, and eps mean nothing."""
+        """Check both optimizers.
+
+        An adaptive one on the server would make all lengths alike, and eps mean nothing. The clients' Adam would lose
+        its state at each domain, which DomainBed's keeps along the relay and from round to round.
+        """
+        if config.client_optimizer != "SGD":
+            raise UsageError(
+                f"--strategy fish: its relay carries the state of SGD from domain to domain, that of "
+                f"{config.client_optimizer} would be lost; give --client-optimizer SGD, with --momentum if you like"
+            )
         if (config.server_optimizer, config.server_lr) != ("SGD", 1.0) or config.server_optimizer_args:
             raise UsageError(
                 f"--strategy fish: its server takes theta + eps (theta_relay - theta), which is --server-optimizer SGD "

@@ -1,6 +1,8 @@
 """Fishr: align the domains' variances of per-example head gradients.
 
 Objective of client e:   L_e + lambda c mean((v_e + q p_e - m)^2) over the C x K entries, q = ema / (1 - ema)
+Annealing:               before step ``anneal_steps`` lambda is 0 with ``annealing`` "reset", as DomainBed has it (the
+                         averages move all the same), and 1 with "rescale", as the ColoredMNIST script has it
 References:              p_e = the domain's moving average of v before this round, m = mean of v_e + q p_e;
                          moving average: p <- ema p + (1 - ema) v_e, kept on the server, one a domain, 0 at first
 Source:                  Rame, Dancette, Cord, "Fishr: Invariant Gradient Variances for Out-of-Distribution
@@ -31,7 +33,7 @@ class Fishr(DomainStrategy):
 
     Args:
         weight: Coefficient lambda from ``anneal_steps`` on (DomainBed: 1000).
-        anneal_steps: Local steps with coefficient 1 before (DomainBed: 1500).
+        anneal_steps: Local steps before the coefficient is lambda (DomainBed: 1500).
         ema: Share of the old variance in the moving average, in [0, 1) (DomainBed: 0.95).
         annealing: ``"reset"`` as DomainBed, ``"rescale"`` as the ColoredMNIST script; see ``PenaltySchedule``.
         coefficient: Factor c of the distance at every step, not part of what ``"rescale"`` divides by.
@@ -55,7 +57,8 @@ class Fishr(DomainStrategy):
             raise ValueError(f"expected 0 <= ema < 1, got {ema}")
         if coefficient <= 0:
             raise ValueError(f"expected coefficient > 0, got {coefficient}; weight=0 switches the penalty off")
-        self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
+        before = 0.0 if annealing == "reset" else 1.0
+        self.schedule = PenaltySchedule(weight, anneal_steps, annealing, before)
         self.ema, self.coefficient = ema, coefficient
         self._averages: dict[str, Tensor] = {}
 

@@ -8,6 +8,9 @@ Source:                  Sagawa et al., "Distributionally Robust Neural Networks
                          algorithm 1, eta as in DomainBed; Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML
                          2019 (arXiv 1902.00146), algorithm 1.
 
+Deviation: AFL's round is weighed by the q that its own losses have moved, as GroupDRO's is; Mohri et al. step the model
+with the old q (their lambda).
+
 Neutral setting: eta 0, where q stays uniform and the run is ERM.
 
 On the wire a round:     beside ERM's, one number up.

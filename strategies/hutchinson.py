@@ -6,8 +6,16 @@ Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Ali
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 
 Deviation: the released code estimates the diagonal with random probes (100 to 300 double backwards); a linear head's
-diagonal has a closed form, so the exact one is the default. ``probes=N`` gives Hutchinson's estimator, whose probes are
-the same for every domain of a round (common random numbers) and new in every round.
+diagonal has a closed form, so the exact one is the default. ``probes=N`` gives Hutchinson's estimator with the same
+probes for every domain of a round (common random numbers), new in every round. ``probes=N,independent=true`` is the
+released estimator: new probes for each domain at each step, and others for the mean. With off(H) the sum of the squared
+entries of H off its diagonal and Hbar the mean Hessian, alpha multiplies in expectation:
+
+    exact          ||diag H_e - d||^2
+    probes=N       ||diag H_e - d||^2 + off(H_e - Hbar) / N
+    independent    ||diag H_e - d||^2 + (off(H_e) + off(Hbar)) / N
+
+So independent probes penalise the Hessian's own off-diagonal entries, in identical domains too.
 
 On the wire a round:     beside ERM's, twice C x K floats up and down, K = D + 1: ResNet-18 for PACS, 7 x 513 floats =
                          14 kB each.
@@ -22,6 +30,7 @@ from torch import Tensor
 from fedhess.curvature import HeadBatch, head_gradient, hessian_diagonal, hutchinson_diagonal
 from fedhess.exchange import Exchange
 from fedhess.penalties import diagonal_distance
+from fedhess.sampling import derive_seed
 from fedhess.strategy import Annealing, DomainStrategy, PenaltySchedule
 from fedhess.training import Step
 
@@ -39,12 +48,13 @@ class Hutchinson(DomainStrategy):
         alpha: Coefficient of the squared distance of the diagonals (released default 1e-3).
         beta: Coefficient of the squared gradient distance (released default 5e-3).
         probes: Number of Rademacher probes; 0 takes the exact diagonal.
+        independent: Whether each domain, at each step, and the mean draw probes of their own (the released code).
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
         anneal_steps: Local steps before the weight applies.
         annealing: ``"rescale"`` as the paper's scripts, ``"reset"`` as DomainBed; see ``PenaltySchedule``.
 
     Raises:
-        ValueError: An argument is negative.
+        ValueError: An argument is negative, or there are no probes to be independent.
     """
 
     statistics = {"gradient": head_gradient, "diagonal": hessian_diagonal, "probed": probed_diagonal}
@@ -55,6 +65,7 @@ class Hutchinson(DomainStrategy):
         alpha: float = 1e-3,
         beta: float = 5e-3,
         probes: int = 0,
+        independent: bool = False,
         weight: float = 1.0,
         anneal_steps: int = 0,
         annealing: Annealing = "rescale",
@@ -62,7 +73,9 @@ class Hutchinson(DomainStrategy):
         given = (alpha, beta, probes, weight, anneal_steps)
         if min(given) < 0:
             raise ValueError(f"expected alpha, beta, probes, weight, anneal_steps >= 0, got {given}")
-        self.alpha, self.beta, self.probes = alpha, beta, probes
+        if independent and not probes:
+            raise ValueError("independent=true: expected probes=N with N > 0 (the released code: 300), got probes=0")
+        self.alpha, self.beta, self.probes, self.independent = alpha, beta, probes, independent
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
 
     def reference(self, ask: Exchange) -> dict[str, Tensor]:
@@ -71,15 +84,17 @@ class Hutchinson(DomainStrategy):
         names = [name for name, coefficient in (("gradient", self.beta), (diagonal, self.alpha)) if coefficient > 0]
         if self.schedule.is_off or not names:
             return {}
-        given = {"seed": ask.seed, "probes": self.probes} if diagonal in names and self.probes else {}
+        # Of its own for each round, although `references="previous"` has one seed for the run: nothing is shared.
+        seed = derive_seed(ask.seed, "mean", ask.server_round) if self.independent else ask.seed
+        given = {"seed": seed, "probes": self.probes} if diagonal in names and self.probes else {}
         answers = ask.several(*names, **given)
-        return {"seed": torch.tensor(ask.seed)} | {name: answers[name].mean() for name in names}
+        return {"seed": torch.tensor(seed)} | {name: answers[name].mean() for name in names}
 
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
         """Return alpha ||diag H - d||^2 + beta ||g - g_ref||^2, without the terms whose coefficient is zero."""
         terms: list[Tensor] = []
         if self.alpha > 0 and self.probes:
-            seed = int(reference["seed"])
+            seed = step.generator.initial_seed() if self.independent else int(reference["seed"])
             diagonal = step.statistic(probed_diagonal, seed=seed, probes=self.probes)
             terms.append(self.alpha * (diagonal - reference["probed"]).square().sum())
         elif self.alpha > 0:

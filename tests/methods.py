@@ -39,6 +39,13 @@ METHODS: dict[str, Method] = {
     "hutchinson-probes": Method(
         "hutchinson", {"alpha": 0.02, "beta": 0.05, "probes": 5}, {"alpha": 0.0, "beta": 0.0, "probes": 5}
     ),
+    # Its expectation has the off-diagonal entries besides the distance: identical domains have a penalty.
+    "hutchinson-independent": Method(
+        "hutchinson",
+        {"alpha": 0.02, "beta": 0.0, "probes": 5, "independent": True},
+        {"alpha": 0.0, "beta": 0.0, "probes": 5, "independent": True},
+        has_reference=False,
+    ),
     "irm": Method("irm", {"weight": 2.0} | AT_ONCE, {"weight": 0.0} | AT_ONCE, has_reference=False),
     "irm-squared": Method(
         "irm", {"weight": 2.0, "form": "squared"} | AT_ONCE, {"weight": 0.0} | AT_ONCE, has_reference=False

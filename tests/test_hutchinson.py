@@ -8,6 +8,11 @@ from torch import Tensor
 
 from fedhess import curvature
 from fedhess.curvature import HeadBatch
+from fedhess.exchange import PerDomain
+from fedhess.models.headed import HeadedModel
+from fedhess.statistics import run_forward
+from fedhess.training import Step
+from strategies.hutchinson import Hutchinson
 
 many = settings(max_examples=30, deadline=None, derandomize=True)
 
@@ -44,6 +49,61 @@ def test_equal_seeds_give_equal_probes_to_every_domain_and_dtype():
     torch.testing.assert_close(estimates[0], estimates[2])
     generator = torch.Generator().manual_seed(6)
     assert (curvature.hutchinson_diagonal(batch, probes=5, generator=generator) - estimates[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("form", ["exact", "shared", "independent"])
+def test_expected_penalty_is_what_the_docstring_says(form: str) -> None:
+    probes, trials = 3, 1500
+    torch.manual_seed(0)
+    model = HeadedModel(torch.nn.Identity(), torch.nn.Linear(3, 2).double())
+    domains = [(torch.randn(5, 3).double() + shift, torch.randint(0, 2, (5,))) for shift in (0.0, 0.5, 1.5)]
+    passes = [run_forward(model, *domain) for domain in domains]
+    strategy = Hutchinson(
+        alpha=1.0, beta=0.0, probes=0 if form == "exact" else probes, independent=form == "independent"
+    )
+
+    class Ask:
+        def __init__(self, trial: int) -> None:
+            self.seed, self.server_round = trial, 1
+
+        def several(self, name: str, **given: int) -> dict[str, PerDomain]:
+            values = {str(index): strategy.statistics[name](made.batch, **given) for index, made in enumerate(passes)}
+            return {name: PerDomain(values, dict.fromkeys(values, 1.0))}
+
+    def penalties(trial: int) -> Tensor:
+        reference = strategy.reference(Ask(trial))  # type: ignore[arg-type]
+        steps = [Step(model, made, {}, trial, 1, key=(0, str(index), 0)) for index, made in enumerate(passes)]
+        return torch.stack([strategy.penalty(step, reference) for step in steps])  # type: ignore[misc]
+
+    with torch.no_grad():
+        drawn = torch.stack([penalties(trial) for trial in range(trials)])
+    hessians = torch.stack([full_hessian(model, *domain) for domain in domains])
+    mean = hessians.mean(0)
+    off = {"exact": 0 * hessians, "shared": hessians - mean, "independent": hessians}[form]
+    expected = (hessians - mean).diagonal(dim1=1, dim2=2).square().sum(1) + off_diagonal(off) / probes
+    if form == "independent":
+        expected += off_diagonal(mean) / probes
+    errors = drawn.std(0) / trials**0.5
+    assert ((drawn.mean(0) - expected).abs() <= 4.5 * errors + 1e-12).all()
+
+
+def full_hessian(model: HeadedModel, features: Tensor, labels: Tensor) -> Tensor:
+    theta = torch.cat([model.head.weight.flatten(), model.head.bias]).detach()
+
+    def loss(flat: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(features @ flat[:6].view(2, 3).T + flat[6:], labels)
+
+    return torch.autograd.functional.hessian(loss, theta)
+
+
+def off_diagonal(matrices: Tensor) -> Tensor:
+    """Sum of the squared entries off the diagonal."""
+    return matrices.square().sum((-2, -1)) - matrices.diagonal(dim1=-2, dim2=-1).square().sum(-1)
+
+
+def test_independence_wants_probes() -> None:
+    with pytest.raises(ValueError, match=r"independent=true: expected probes=N with N > 0 .*, got probes=0"):
+        Hutchinson(independent=True)
 
 
 @pytest.mark.parametrize("recording", [True, False])

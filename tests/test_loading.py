@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from flwr.serverapp.strategy import FedAdam, Strategy
+from flwr.serverapp.strategy import FedAdam, FedProx, Strategy
 from toy import toy_config
 
 from fedhess import loading
@@ -34,6 +34,10 @@ class Unreadable(DomainStrategy):
 
 number = 5
 """
+
+
+class Proximal(FedProx):
+    """A user's own."""
 
 
 @pytest.fixture
@@ -101,6 +105,13 @@ def test_entry_point_is_known_but_does_not_hide_a_built_in(monkeypatch: pytest.M
             "flwr.serverapp.strategy:Strategy",
             ".* is abstract; take a class derived from it that has ",
         ),
+        (
+            "flwr.serverapp.strategy:FedProx",
+            "flwr.serverapp.strategy:FedProx is the server half of FedProx: its clients would have to add its proximal "
+            "term to their loss; use --strategy fedprox",
+        ),
+        ("flwr.serverapp.strategy:FedXgbBagging", ".* is the server half of FedXgbBagging: .* train trees"),
+        ("test_loading:Proximal", "test_loading:Proximal is the server half of FedProx"),
         ("strategies.hgp:", "expected a name or package.module:Class, got 'strategies.hgp:'"),
         (":HGP", "expected a name or package.module:Class, got ':HGP'"),
         ("..hgp:HGP", "expected a name or package.module:Class"),

@@ -69,7 +69,7 @@ class FrozenNorms(nn.Module):
 
     Running statistics stay those of the pretraining, so that no statistic of a client's images travels outside the
     protocol and small batches do no harm; scale and shift are trained. Source: DomainBed, ``networks.ResNet``
-    (``freeze_bn``).
+    (``freeze_bn``) at commit 7df6f06, that of its published results; later code leaves it off by default.
 
     Attributes:
         frozen: Set it to False to have batch norms normalise by their batch in training mode and update their running

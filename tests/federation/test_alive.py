@@ -1,6 +1,6 @@
 """Promises 2, 5 and 6: penalties work, vanish when they should, and nothing depends on order, ids or memory."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,20 @@ from flwr.serverapp import Grid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from methods import METHODS, RELAYS, Method
+from torch import Tensor
 from toy import toy_config
 
 from fedhess import workplace
 from fedhess.batches import round_batch
 from fedhess.client import app as client_app
+from fedhess.curvature import HeadBatch
 from fedhess.engines.inprocess import InProcessGrid
-from fedhess.errors import UsageError
+from fedhess.errors import FederationError, UsageError
+from fedhess.exchange import Exchange
 from fedhess.loading import BUILT_IN, load_strategy
 from fedhess.local_data import local_domain
 from fedhess.strategy import DomainStrategy
+from fedhess.training import Step
 
 Run = Callable[..., Any]
 
@@ -114,6 +118,13 @@ def test_fish_refuses_a_server_optimizer_that_is_not_its_own(toy_run: Run, serve
         toy_run(strategy="fish", **server)
 
 
+def test_fish_refuses_a_client_optimizer_whose_state_its_relay_would_lose(toy_run: Run) -> None:
+    with pytest.raises(
+        UsageError, match=r"--strategy fish: .* that of Adam would be lost; give --client-optimizer SGD"
+    ):
+        toy_run(strategy="fish", client_optimizer="Adam")
+
+
 def test_the_penalty_aligns_what_it_names(toy_run: Run) -> None:
     changes = {"rounds": 60, "batch_size": 0, "lr": 0.05}
     ends = {}
@@ -128,6 +139,70 @@ def test_same_seed_same_bytes_and_another_seed_others(toy_run: Run) -> None:
     first, second, other = (toy_run(seed=seed, **args).tensors for seed in (3, 3, 4))
     assert same(first, second)
     assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+class Inert(DomainStrategy):
+    """Its penalty cannot change what is trained."""
+
+    def __init__(self, *, kind: str) -> None:
+        self.kind = kind
+
+    def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
+        square = step.features.square().mean()
+        return {"float": float(square.detach()), "detached": square.detach(), "shape": step.features[0]}[self.kind]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("kind", "got"), [("float", "a float"), ("detached", "a tensor without a gradient"), ("shape", r"shape \(390,\)")]
+)
+def test_a_penalty_that_could_not_work_is_refused_by_name(toy_run: Run, kind: str, got: str) -> None:
+    expected = rf"strategy Inert, penalty: expected a tensor of shape \(\) with a gradient, or None .*, got {got}"
+    with pytest.raises(FederationError, match=expected):
+        toy_run(strategy="federation.test_alive:Inert", strategy_args={"kind": kind})
+
+
+class Shuffling(DomainStrategy):
+    """Draws from torch's global generator in one of its hooks, or from the step's own."""
+
+    def __init__(self, *, hook: str = "penalty") -> None:
+        self.hook = hook
+        self.statistics = {"random": self.random}
+
+    @staticmethod
+    def random(batch: HeadBatch) -> Tensor:
+        """A statistic that draws."""
+        return torch.rand_like(batch.weight)
+
+    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+        value = ask("random").mean() if self.hook == "statistic" else torch.zeros(())
+        return {"value": torch.rand(()) if self.hook == "reference" else value}
+
+    def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
+        generator = {"generator": step.generator} if self.hook == "generator" else {}
+        drawn = torch.randperm(len(step.labels), **generator) if self.hook in ("penalty", "generator") else slice(0, 3)
+        return (step.features[drawn][:3] * (1 + reference["value"].mean())).square().mean()
+
+
+@pytest.mark.parametrize("hook", ["penalty", "generator", "statistic", "reference"])
+def test_random_numbers_of_a_custom_strategy_are_those_of_the_seed(toy_run: Run, hook: str) -> None:
+    args = {"strategy": "federation.test_alive:Shuffling", "strategy_args": {"hook": hook}, "local_steps": 2}
+    ends = []
+    for state, app in ((1, client_app), (2, client_app), (3, Amnesia())):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        ends.append(toy_run(app=app, **args).tensors)
+        assert torch.equal(torch.get_rng_state(), before), "the caller's generator is as it was"
+    assert same(ends[0], ends[1])
+    assert same(ends[0], ends[2])
+
+
+def test_a_steps_generator_differs_by_domain_client_and_step() -> None:
+    draws = {
+        Step(model=None, forward=None, before={}, index=index, server_round=1, key=key).generator.initial_seed()  # type: ignore[arg-type]
+        for index in (0, 1)
+        for key in ((0, "north", 0), (0, "north", 1), (0, "south", 0), (1, "north", 0))
+    }
+    assert len(draws) == 8
 
 
 def test_the_seed_reaches_a_clients_batches_and_not_only_the_initial_weights() -> None:
@@ -214,11 +289,12 @@ SCHEDULED = {
 @pytest.mark.parametrize("annealing", ["rescale", "reset"])
 @pytest.mark.parametrize("strategy", SCHEDULED)
 def test_annealing_switches_exactly_at_its_step(toy_run: Run, strategy: str, annealing: str) -> None:
-    """Round r begins with step r - 1, whose objective a row has; up to step 3 the weight is 1."""
+    """Round r begins with step r - 1, whose objective a row has; up to step 3 the weight is 1, Fishr's with reset 0."""
     settings = {"local_steps": 1, "rounds": 5, "strategy": strategy}
     args = SCHEDULED[strategy] | {"weight": 40.0, "annealing": annealing}
     switched = objectives(toy_run(strategy_args=args | {"anneal_steps": 4}, **settings).rows)
-    constant = objectives(toy_run(strategy_args=args | {"weight": 1.0, "anneal_steps": 0}, **settings).rows)
+    before = 0.0 if (strategy, annealing) == ("fishr", "reset") else 1.0
+    constant = objectives(toy_run(strategy_args=args | {"weight": before, "anneal_steps": 0}, **settings).rows)
     assert [switched[number] == constant[number] for number in range(1, 6)] == [True, True, True, True, False]
 
 

@@ -6,12 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from centralised import cross_entropy, gradient_and_hgp, matrix
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
 from fedhess import protocol
+from fedhess.batches import round_batch
 from fedhess.client import app as client_app
 from fedhess.engines.inprocess import InProcessGrid
 from fedhess.errors import FederationError
+from fedhess.local_client import local_client, simulated_client
+from fedhess.local_data import build_model
+from fedhess.protocol import SOURCE
 
 Run = Callable[..., Any]
 BAD = 1  # partition of the client that misbehaves: domain "south"
@@ -149,6 +154,40 @@ def test_the_others_train_as_if_the_failing_client_were_not_there(toy_run: Run) 
     with_failing = toy_run(app=app, quorum=2, **HGP).tensors
     # Partition ids differ between the two runs; batches must depend on the domain alone.
     assert all(torch.equal(without[name], with_failing[name]) for name in without)
+
+
+def test_server_alignment_subtracts_like_from_like_when_a_client_drops_between_exchanges(toy_run: Run) -> None:
+    def crash_in_the_second(message: Message, reply: Message) -> Message:
+        return crash(message, reply) if message.content.array_records[protocol.GIVEN] else reply
+
+    settings = {"partition": "dirichlet", "clients_per_domain": 2, "dirichlet_min_size": 2, "quorum": 5, "rounds": 1}
+    app = Misbehaving(protocol.STATISTICS, crash_in_the_second)
+    finished = toy_run(app=app, strategy="server_alignment", strategy_args={"step": 0.05}, **settings)
+    config = finished.server.config
+    model = build_model(config)
+    gradients, sizes = {}, {}
+    for position in range(6):
+        domain, client = simulated_client(config, position)
+        data = local_client(config, domain=domain, role=SOURCE, client=client).parts[domain]
+        loss = cross_entropy(model, round_batch(data, config, step=0))
+        gradients[domain, client] = gradient_and_hgp(model, loss)[0]
+        sizes[domain, client] = data.train_size
+
+    def mean(values: dict[tuple[str, int], torch.Tensor]) -> torch.Tensor:
+        """Average by domain, in each by examples."""
+        each = []
+        for domain in config.sources:
+            keys = [key for key in values if key[0] == domain]
+            each.append(sum(sizes[key] * values[key] for key in keys) / sum(sizes[key] for key in keys))
+        return torch.stack(each).mean(0)
+
+    reference = mean(gradients).detach()
+    pulls = {
+        key: matrix(torch.autograd.grad(0.5 * (value - reference).square().sum(), list(model.head.parameters())))
+        for key, value in gradients.items()
+        if key != simulated_client(config, BAD)
+    }
+    torch.testing.assert_close(finished.server.strategy._direction, 2 * mean(pulls), rtol=0, atol=1e-12)
 
 
 def test_below_the_quorum_the_run_stops_and_says_who_when_and_why(toy_run: Run) -> None:

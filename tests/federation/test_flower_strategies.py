@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedhess.checkpoint import snapshot
 from fedhess.engines.inprocess import InProcessGrid
-from fedhess.errors import FederationError
+from fedhess.errors import FederationError, UsageError
 from fedhess.flower_strategy import SourceGrid
 
 Run = Callable[..., Any]
@@ -43,6 +43,21 @@ class Nothing(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         return None, None
+
+
+class Instructing(FedAvg):
+    """Half a method: tells its clients what ours do not know."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        config["temperature"] = 2.0
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+def test_a_strategy_whose_clients_would_have_to_do_more_is_refused(toy_run: Run) -> None:
+    with pytest.raises(UsageError, match="round 1: Instructing sends its clients temperature, which they do not read"):
+        toy_run(strategy="federation.test_flower_strategies:Instructing")
 
 
 def test_flowers_fedavg_is_erm(toy_run: Run) -> None:

@@ -1,15 +1,47 @@
-"""Each round's probes are of a seed of its own that its domains share."""
+"""Fishr's two ways to anneal, and probes: of a seed of the round that its domains share."""
 
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+import torch
+from centralised import Round, erm_objective, fishr_objective, train_centrally
 from flwr.app import Context, Message
 from methods import METHODS
+from torch import Tensor
+from toy import toy_config, toy_domains
 
 from fedhess import protocol
 from fedhess.client import app as client_app
+from fedhess.local_data import build_model
+from fedhess.models.headed import HeadedModel
 
 Run = Callable[..., Any]
+
+
+@pytest.mark.parametrize("annealing", ["reset", "rescale"])
+def test_fishr_before_its_annealing_step_is_that_of_domainbed_or_of_the_script(toy_run: Run, annealing: str) -> None:
+    """DomainBed: ERM that moves the averages, then Adam begins anew. The script: weight 1, then all of it divided."""
+    settings = {"lr": 1.0, "server_optimizer": "Adam", "server_lr": 1e-2, "domains_options": {"classes": 2}}
+    args = {"weight": 20.0, "anneal_steps": 6, "ema": 0.7, "annealing": annealing}
+    config = toy_config(rounds=8, **settings)
+    model = build_model(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    steps = iter(range(8))
+    with_penalty = fishr_objective(1.0, 0.7)
+
+    def objective(model: HeadedModel, now: Round) -> Tensor:
+        step, loss, total = next(steps), erm_objective()(model, now), with_penalty(model, now)
+        if step == 6 and annealing == "reset":
+            optimizer.state.clear()
+        if step < 6:
+            return loss if annealing == "reset" else total
+        return (loss + 20.0 * (total - loss)) / (1.0 if annealing == "reset" else 20.0)
+
+    expected = train_centrally(model, toy_domains(classes=2), config=config, objective=objective, optimizer=optimizer)
+    federated = toy_run(strategy="fishr", strategy_args=args, rounds=8, **settings).tensors
+    for name, tensor in expected.items():
+        torch.testing.assert_close(federated[name], tensor, rtol=0, atol=1e-10)
 
 
 def test_each_round_draws_its_own_probes_and_all_domains_the_same(toy_run: Run) -> None:
