@@ -125,14 +125,13 @@ def test_quick_transferability_leaves_full_results_alone(call: Call) -> None:
 def test_quick_transferability_goes_to_a_place_of_its_own(
     command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    committed = Path(transferability.__file__).parent / "results" / "transferability.json"
-    before = committed.read_bytes()
+    committed = {path: path.read_bytes() for path in transferability.RESULTS.iterdir()}
     assert command(*TOY, "--strategy", "erm", "--quiet", "--out", "job").status == 0
     monkeypatch.setattr(sys, "argv", ["transferability", "--quick", "--job", "job"])
     with pytest.raises(SystemExit) as stop:
         transferability.main()
     assert not stop.value.code
-    assert committed.read_bytes() == before
+    assert {path: path.read_bytes() for path in transferability.RESULTS.iterdir()} == committed
     assert sorted(path.name for path in Path("runs/quick").iterdir()) == [
         f"transferability.{ending}" for ending in ("json", "md", "png")
     ]
