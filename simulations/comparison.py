@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedhess.runs import writing
 from fedhess.selection import ORACLE
+from simulations.outputs import describe_revision
 from simulations.particulars import own_particulars, shared_protocol
 from simulations.published import Published, Table
 from simulations.records import Cell, Line, Record, Row, lines_of
@@ -105,6 +106,11 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
         cells += [judge(line.strategy, line.cells) if line.cells else ""] if judge else []
         table.append("| " + " | ".join(cells) + " |")
     notes = [f"- {line.label}, seed {seed}: stopped: {why}" for line in lines for seed, why in line.stopped.items()]
+    notes += [
+        f"- {line.label}, seed {seed}: UNCOMMITTED CHANGES, cannot be made again"
+        for line in lines
+        for seed in line.irreproducible
+    ]
     notes += sources.notes()
     if published and not full:
         notes.append("- the published values are of all examples and rounds: this table cannot be held against them")
@@ -172,7 +178,7 @@ def _environments(rows: list[Row]) -> list[str]:
         versions = machine["versions"]
         places[
             f"- {machine['platform']}, {machine['cpu_count']} cores, {row['device']}, torch {versions['torch']}, "
-            f"flwr {versions['flwr']}, revision {machine['git_revision']}"
+            f"flwr {versions['flwr']}, {describe_revision(machine)}"
         ] = None
     return list(places)
 

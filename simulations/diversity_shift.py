@@ -21,6 +21,7 @@ from fedhess.domains import BENCHMARKS
 from fedhess.errors import UsageError, did_you_mean
 from simulations.comparison import Comparison
 from simulations.measurement import Configuration
+from simulations.outputs import AllowDirtyOption, RenderOption
 from simulations.presets import comparison_of, find_protocol
 from simulations.presets import configurations as preset_configurations
 from simulations.protocols import PROTOCOLS
@@ -110,6 +111,8 @@ def diversity_shift(
     out: OutOption = None,
     runs: RunsOption = None,
     device: DeviceOption = "auto",
+    allow_dirty: AllowDirtyOption = False,
+    render_only: RenderOption = False,
 ) -> None:
     """Leave every domain out once; print accuracy on each, beside what is published. --quick takes the first seed."""
     trials = read_seeds(seeds)[:1] if quick else read_seeds(seeds)
@@ -143,7 +146,16 @@ def diversity_shift(
             per_domain=per_domain or (QUICK_EXAMPLES if quick else 0),
         )
         jobs = [hasten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs] if quick else jobs
-    if not run_scenario(comparison, jobs, quick=quick, out=out, runs=runs, device=device):
+    if not run_scenario(
+        comparison,
+        jobs,
+        quick=quick,
+        out=out,
+        runs=runs,
+        device=device,
+        allow_dirty=allow_dirty,
+        render_only=render_only,
+    ):
         raise typer.Exit(1)
 
 

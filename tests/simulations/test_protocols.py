@@ -197,7 +197,15 @@ def test_preset_starts_and_ends_on_a_small_tree(run: Any, preset: str, benchmark
 def test_published_numbers_stand_beside_ours_and_the_oracle_in_its_own_column() -> None:
     accuracy = {"sources": 90.0, "art_painting": 80.0, "cartoon": 81.0, "photo": 82.0, "sketch": 83.0, ORACLE: 84.5}
     environment = {"platform": "here", "cpu_count": 2, "git_revision": "abc", "versions": {"torch": "2", "flwr": "1"}}
-    row = {"benchmark": "PACS", "strategy": "erm", "seed": 0, "per_domain": 0, "settings": {}, "options": {}}
+    row = {
+        "benchmark": "PACS",
+        "strategy": "erm",
+        "seed": 0,
+        "per_domain": 0,
+        "settings": {},
+        "options": {},
+        "digest": "",
+    }
     row |= {"accuracy": accuracy, "average": 81.5, "device": "cpu", "environment": environment}
     out = render(comparison_of(PROTOCOLS["domainbed"]), {"quick": False, "rows": [row]})
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fedhess.config import RunConfig
 from fedhess.errors import UsageError
 from simulations import correlation_shift
 from simulations.published import CORRELATION_SHIFT, DIVERSITY_SHIFT
@@ -14,13 +15,15 @@ from simulations.records import Cell, add_row, lines_of, load_record
 
 def row(seed: int, target: float, **changes: Any) -> dict[str, Any]:
     accuracy = {"sources": 71.0, "flip-0.9": target, "grey": 66.0}
-    made = {"benchmark": "ColoredMNIST", "strategy": "irm", "seed": seed, "settings": {"rounds": 501}, "options": {}}
+    made = {"benchmark": "ColoredMNIST", "strategy": "irm", "seed": seed, "given": {}, "digest": f"of seed {seed}"}
+    made |= {"settings": {"rounds": 501}, "options": {"seed": seed}, "environment": {"git_revision": "abc"}}
     return made | {"accuracy": accuracy, "average": 66.0} | changes
 
 
 def test_seeds_of_the_same_settings_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "results.json"
-    for each in (row(1, 60.0), row(0, 70.0), row(0, 64.0), row(0, 10.0, settings={"rounds": 3})):
+    shorter = row(0, 10.0, settings={"rounds": 3}, given={"overrides": {"rounds": 3}})
+    for each in (row(1, 60.0), row(0, 70.0), row(0, 64.0), shorter):
         record = add_row(path, each, quick=False)
     line, other = lines_of(record["rows"])
     assert line.seeds == (0, 1)
@@ -31,6 +34,31 @@ def test_seeds_of_the_same_settings_are_one_line(tmp_path: Path) -> None:
     assert load_record(path, quick=False) == record
 
 
+def test_job_run_again_after_a_new_setting_replaces_its_row_and_joins_older_seeds(tmp_path: Path) -> None:
+    newer = {"rounds": 501, "augment": RunConfig.model_fields["augment"].default}
+    for each in (row(0, 1.0), row(1, 60.0), row(0, 70.0, settings=newer)):
+        record = add_row(tmp_path / "a.json", each, quick=False)
+    (line,) = lines_of(record["rows"])
+    assert (line.label, line.seeds, line.cells["flip-0.9"].mean) == ("irm", (0, 1), 65.0)
+    other_default = row(0, 50.0, settings={**newer, "rounds": 40})
+    kept, changed = lines_of(add_row(tmp_path / "a.json", other_default, quick=False)["rows"])
+    assert {kept.label: kept.seeds, changed.label: changed.seeds} == {"irm (rounds=501)": (1,), "irm (rounds=40)": (0,)}
+
+
+@pytest.mark.parametrize("made_at_random", [True, False])
+def test_other_data_is_another_row_and_another_line(tmp_path: Path, made_at_random: bool) -> None:
+    for version, seeds in (("old", (0, 1)), ("new", (0,))):
+        for seed in seeds:
+            options = {"seed": seed} if made_at_random else {}
+            digest = f"{version}-{seed if made_at_random else 'all'}"
+            record = add_row(tmp_path / "a.json", row(seed, 1.0, options=options, digest=digest), quick=False)
+    first = "0" if made_at_random else "all"
+    assert [(line.label, line.seeds) for line in lines_of(record["rows"])] == [
+        (f"irm (data=old-{first})", (0, 1)),
+        (f"irm (data=new-{first})", (0,)),
+    ]
+
+
 @pytest.mark.parametrize(("there", "kinds"), [(True, "quick results, full ones"), (False, "full results, quick ones")])
 def test_quick_and_full_results_are_not_mixed(tmp_path: Path, there: bool, kinds: str) -> None:
     add_row(tmp_path / "a.json", row(0, 1.0), quick=there)
@@ -38,7 +66,7 @@ def test_quick_and_full_results_are_not_mixed(tmp_path: Path, there: bool, kinds
         add_row(tmp_path / "a.json", row(0, 1.0), quick=not there)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"rows": []}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": []}', '{"quick": false, "rows": [{}]}'])
 def test_damaged_results_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=r"a.json is damaged .+; delete it, or give another --out"):
