@@ -21,7 +21,7 @@ from fedhess.command import Command, run_command
 from simulations.comparison import Comparison
 from simulations.measurement import Configuration
 from simulations.outputs import AllowDirtyOption, RenderOption
-from simulations.published import CORRELATION_SHIFT
+from simulations.published import CORRELATION_SHIFT, CORRELATION_SHIFT_SCRIPTS
 from simulations.records import Cell
 from simulations.scenario import (
     DeviceOption,
@@ -83,6 +83,7 @@ COMPARISON = Comparison(
     name="correlation_shift",
     title="Severe correlation shift: ColoredMNIST, form irm",
     published={"ColoredMNIST": CORRELATION_SHIFT},
+    scripts={"ColoredMNIST": CORRELATION_SHIFT_SCRIPTS},
     labels=LABELS,
     average=False,
     judge=judge,

@@ -9,7 +9,8 @@ import pytest
 from fedhess.config import RunConfig
 from fedhess.errors import UsageError
 from simulations import correlation_shift
-from simulations.published import CORRELATION_SHIFT, DIVERSITY_SHIFT
+from simulations.comparison import render
+from simulations.published import CORRELATION_SHIFT, DIVERSITY_SHIFT, FEDIIR_PROTOCOL
 from simulations.records import Cell, add_row, lines_of, load_record
 
 
@@ -89,10 +90,30 @@ def test_bar_is_two_published_deviations_or_two_and_a_half_points() -> None:
 def test_published_values_name_their_source_and_what_is_unread_has_no_value() -> None:
     assert CORRELATION_SHIFT["fishr"]["flip-0.9"].value == 69.5
     assert CORRELATION_SHIFT["hutchinson"]["flip-0.9"].value is None
+    assert {FEDIIR_PROTOCOL["PACS"]["fediir"][column].value for column in ("photo", "sketch", "average")} == {
+        94.2,
+        81.9,
+        83.7,
+    }
+    assert all("issue 2" in value.source for value in FEDIIR_PROTOCOL["PACS"]["fediir"].values())
     assert DIVERSITY_SHIFT["PACS"]["erm"]["average"].value == 82.2
     assert "IconPACS" not in DIVERSITY_SHIFT, "a stand-in has nothing published"
     tables = [CORRELATION_SHIFT, *DIVERSITY_SHIFT.values()]
     assert all(value.source for table in tables for columns in table.values() for value in columns.values())
+
+
+def test_run_of_the_authors_script_stands_in_a_column_of_its_own() -> None:
+    environment = {"platform": "here", "cpu_count": 2, "git_revision": "abc", "versions": {"torch": "2", "flwr": "1"}}
+    rows = [row(0, 60.0, strategy=name, per_domain=0, device="cpu", environment=environment) for name in ("hgp", "irm")]
+    out = render(correlation_shift.COMPARISON, {"quick": False, "rows": rows})
+    heads, _, hgp, irm = ([cell.strip() for cell in line.split("|")] for line in out.splitlines() if line[:1] == "|")
+    place = heads.index("authors' script (train / target / grey target)")
+    assert (hgp[place], irm[place]) == ("73.0 / 69.1 / 71.1", "")
+    published = [number for number, head in enumerate(heads) if head == "published"]
+    assert [hgp[number] for number in published] == ["not verified"] * 3
+    assert [irm[number] for number in published] == ["71.0", "65.6 +- 1.8", "66.1"]
+    assert (hgp[place + 1], irm[place + 1]) == ("[1] [2]", "[3]")
+    assert "- [2] the HGP authors' released script" in out
 
 
 def test_rows_added_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
