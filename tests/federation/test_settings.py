@@ -117,6 +117,24 @@ def test_regularisation_and_momentum_are_the_centralised_ones(toy_run: Run, sett
         torch.testing.assert_close(federated[name], tensor, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("local_steps", [1, 3])
+def test_learning_rate_falls_to_a_tenth_after_a_share_of_the_rounds(toy_run: Run, local_steps: int) -> None:
+    settings = {"sources": ("north",), "batch_size": 0, "local_steps": local_steps, "rounds": 5}
+    federated = toy_run(**settings, lr_drop_after=0.8).tensors
+    config = toy_config(batch_size=0)
+    model = build_model(config)
+    inputs, labels = toy_domains()["north"]
+    for step in range(5 * local_steps):
+        lr = config.lr if step < 4 * local_steps else config.lr / 10
+        loss = cross_entropy(model, (inputs, labels))
+        for parameter, gradient in zip(
+            model.parameters(), torch.autograd.grad(loss, [*model.parameters()]), strict=True
+        ):
+            parameter.data -= lr * gradient
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(federated[name], tensor, rtol=0, atol=1e-10)
+
+
 def test_a_weight_above_one_divides_the_objective(toy_run: Run) -> None:
     args = {"alpha": 0.02, "beta": 0.05}
     plain = toy_run(strategy="hgp", strategy_args=args, rounds=1).rows
