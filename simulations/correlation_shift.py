@@ -106,16 +106,8 @@ def correlation_shift(
     examples = per_domain or (QUICK_EXAMPLES if quick else 0)
     jobs = configurations(strategies=choose(strategy, STRATEGIES), seeds=read_seeds(seeds), per_domain=examples)
     jobs = quickened(jobs) if quick else jobs
-    if not run_scenario(
-        COMPARISON,
-        jobs,
-        quick=quick,
-        out=out,
-        runs=runs,
-        device=device,
-        allow_dirty=allow_dirty,
-        render_only=render_only,
-    ):
+    how = {"allow_dirty": allow_dirty, "render_only": render_only}
+    if not run_scenario(COMPARISON, jobs, quick=quick, out=out, runs=runs, device=device, **how):
         raise typer.Exit(1)
 
 

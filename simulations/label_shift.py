@@ -78,16 +78,8 @@ def label_shift(
         typer.echo(f"classes of every client, seed {first.seed}:")
         for domain, balance in class_balance(benchmark.identity()).items():
             typer.echo(f"  {domain}: {balance}")
-    if not run_scenario(
-        COMPARISON,
-        jobs,
-        quick=quick,
-        out=out,
-        runs=runs,
-        device=device,
-        allow_dirty=allow_dirty,
-        render_only=render_only,
-    ):
+    how = {"allow_dirty": allow_dirty, "render_only": render_only}
+    if not run_scenario(COMPARISON, jobs, quick=quick, out=out, runs=runs, device=device, **how):
         raise typer.Exit(1)
 
 
