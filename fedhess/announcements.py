@@ -13,6 +13,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
     config = job.runs[0].config
     args = {run.strategy: run.config.strategy_args for run in job.runs}
     server = describe_server(f"{config.server_optimizer} lr {config.server_lr:.4g}", args)
+    lr = f"{config.lr:g}{config.lr_drop}"
     batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
     runs = {"runs": cost(job)} if job.variants or job.selection == "lodo" else {}
     return {
@@ -22,7 +23,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
         "strategies": ", ".join(job.strategies),
         "federation": f"{config.rounds} rounds, server {server}",
         **({"partition": config.describe_clients()} if config.describe_clients() else {}),
-        "clients": f"{config.local_work} a round on {batch}, {config.client_optimizer} lr {config.lr:g}",
+        "clients": f"{config.local_work} a round on {batch}, {config.client_optimizer} lr {lr}",
         "engine": engine,
         "device": f"{config.device}, {config.threads or torch.get_num_threads()} thread(s)",
         "seeds": ", ".join(map(str, job.seeds)),

@@ -75,6 +75,7 @@ class RunConfig(BaseModel):
     statistics_batches: Annotated[int, Field(ge=1)] = 1
     client_optimizer: Literal["SGD", "Adam"] = "SGD"
     lr: Positive = 0.01
+    lr_drop_after: Annotated[float, Field(ge=0, lt=1)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegative = 0.0
     l2: NonNegative = 0.0
@@ -132,6 +133,11 @@ class RunConfig(BaseModel):
         return self.split != "sources"
 
     @property
+    def lr_drop(self) -> str:
+        """Words that follow the clients' learning rate where it falls; else nothing."""
+        return f" (a tenth after {100 * self.lr_drop_after:g} % of the rounds)" if self.lr_drop_after else ""
+
+    @property
     def local_work(self) -> str:
         """What a client does in a round, in words."""
         return f"{self.local_epochs} local epochs" if self.local_epochs else f"{self.local_steps} local steps"
@@ -140,6 +146,11 @@ class RunConfig(BaseModel):
     def torch_dtype(self) -> torch.dtype:
         """The floating-point type of the model."""
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    def lr_at(self, server_round: int) -> float:
+        """Return the clients' learning rate in a round, from 1: a tenth after ``lr_drop_after`` of the rounds."""
+        last = round(self.lr_drop_after * self.rounds) if self.lr_drop_after else self.rounds
+        return self.lr / 10 if server_round > last else self.lr
 
     def is_evaluated(self, server_round: int) -> bool:
         """Whether the model after ``server_round`` is evaluated: before training, at the end and every few rounds."""
@@ -210,8 +221,6 @@ _EXPECTED = {
     "float_parsing": "a number",
     "float_type": "a number",
 }
-
-
 _JSON_NAMES = {list: "array", dict: "object"}
 
 

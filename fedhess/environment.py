@@ -101,15 +101,17 @@ def _nvidia_driver() -> str | None:
 
 
 def _git_revision() -> str | None:
-    here = Path(__file__).resolve().parent
+    """Return the commit, with ``-dirty`` where a tracked file differs from it.
+
+    Recorded results do not count: they are what a command at this revision writes, not what it runs.
+    """
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    code = [":(top)", ":(top,exclude)simulations/results"]
     try:
         found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
+            [*git, "describe", "--always", "--abbrev=40"], capture_output=True, text=True, timeout=10, check=True
         )
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return found.stdout.strip() + ("-dirty" if changed.returncode else "")

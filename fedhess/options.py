@@ -114,6 +114,10 @@ ClientOptimizer = Annotated[
     typer.Option(help=f"The clients' optimizer, new each round: SGD, Adam. {_default('client_optimizer')}"),
 ]
 Lr = Annotated[float | None, typer.Option(help=f"Its learning rate. {_default('lr')}")]
+LrDropAfter = Annotated[
+    float | None,
+    typer.Option(help=f"Share of the rounds after which it is a tenth; 0 never. {_default('lr_drop_after')}"),
+]
 Momentum = Annotated[float | None, typer.Option(help=f"Momentum of the clients' SGD. {_default('momentum')}")]
 WeightDecay = Annotated[float | None, typer.Option(help=f"Its weight decay. {_default('weight_decay')}")]
 L2 = Annotated[

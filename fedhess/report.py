@@ -99,6 +99,7 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
 
     sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.outer_runs}))
     server = f"{said('server_optimizer', config.server_optimizer)} lr {said('server_lr', f'{config.server_lr:.4g}')}"
+    lr = said("lr", f"{config.lr:g}") + config.lr_drop
     batch = said("batch_size", "all" if config.batch_size == 0 else str(config.batch_size))
     adam = said("client_optimizer", "Adam" if config.client_optimizer == "Adam" else "")
     adam += " " if adam else ""
@@ -119,7 +120,7 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     among = f" among {len(job.variants)} settings" if job.variants else ""
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
-        f"model {config.model}{weights}, batch {batch}, client {adam}lr {said('lr', f'{config.lr:g}')}, "
+        f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "
         f"server {describe_server(server + weighting, args)}, seeds {', '.join(map(str, job.seeds))}, "
         f"selection{among} by {' and '.join(rules)}{given}{others}"
     )

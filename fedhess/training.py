@@ -189,7 +189,7 @@ def train_locally(
     optimizer = client_optimizer(
         config.client_optimizer,
         list(trained.values()),
-        lr=config.lr,
+        lr=config.lr_at(server_round),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
@@ -218,7 +218,7 @@ def train_locally(
             losses = [_weighted([step.loss for step in steps], holdings).detach(), objective.detach()]
         if writes:
             optimizer.step()
-    update = _update(model, trained, before, config, writes=writes)
+    update = _update(model, trained, before, config, lr=config.lr_at(server_round), writes=writes)
     optimizer.zero_grad(set_to_none=True)
     buffers = {name: optimizer.state[parameter].get("momentum_buffer") for name, parameter in trained.items()}
     if all(buffer is None for buffer in buffers.values()):
@@ -236,7 +236,13 @@ def _weighted(terms: Sequence[Tensor], holdings: Sequence[Holding]) -> Tensor:
 
 @torch.no_grad()
 def _update(
-    model: HeadedModel, trained: Mapping[str, Tensor], before: Mapping[str, Tensor], config: RunConfig, *, writes: bool
+    model: HeadedModel,
+    trained: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    config: RunConfig,
+    *,
+    lr: float,
+    writes: bool,
 ) -> dict[str, Tensor]:
     """Return ``before - after`` of the trained parameters, then of the buffers."""
     update: dict[str, Tensor] = {}
@@ -249,7 +255,7 @@ def _update(
             gradient = parameter.grad
             if config.weight_decay:
                 gradient = gradient.add_(parameter, alpha=config.weight_decay)
-            update[name] = gradient.mul_(config.lr) if config.lr != 1.0 else gradient
+            update[name] = gradient.mul_(lr) if lr != 1.0 else gradient
     for name, buffer in model.named_buffers():
         if name in before:
             update[name] = before[name] - buffer

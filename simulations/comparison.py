@@ -1,11 +1,12 @@
 """Show a scenario's results beside the published ones: Markdown tables and a figure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedhess.runs import writing
 from fedhess.selection import ORACLE
+from simulations.outputs import describe_revision
 from simulations.particulars import own_particulars, shared_protocol
 from simulations.published import Published, Table
 from simulations.records import Cell, Line, Record, Row, lines_of
@@ -21,6 +22,7 @@ class Comparison:
         name: Of the scenario's module and files.
         title: What it shows.
         published: Published values by the benchmark's title.
+        scripts: What authors' code gave here, in the same form; in a column of its own, since nobody published it.
         labels: Names of columns where they differ from the domain's.
         average: Whether the mean over the targets says something.
         balance: Whether the classes of every client are listed.
@@ -32,6 +34,7 @@ class Comparison:
     name: str
     title: str
     published: Mapping[str, Table]
+    scripts: Mapping[str, Table] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     average: bool = True
     balance: bool = False
@@ -85,7 +88,7 @@ def _heading(rows: list[Row]) -> str:
 
 
 def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> list[str]:
-    published = comparison.published.get(rows[0]["benchmark"], {})
+    published, scripts = (each.get(rows[0]["benchmark"], {}) for each in (comparison.published, comparison.scripts))
     full = not quick and not rows[0]["per_domain"]
     judge = comparison.judge if full else None
     lines, sources = lines_of(rows), _Sources()
@@ -94,17 +97,24 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
     heads = ["strategy", "seeds"]
     for column in columns:
         heads += [comparison.label(column), *(["published"] if column in compared else [])]
+    heads += [f"authors' script ({' / '.join(map(comparison.label, columns))})"] if scripts else []
     heads += [*(["source"] if published else []), *(["bar"] if judge else [])]
     table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for line in lines:
-        known = published.get(line.strategy, {})
+        known, script = published.get(line.strategy, {}), scripts.get(line.strategy, {})
         cells = [line.label, ", ".join(map(str, line.seeds)) or "none"]
         for column in columns:
             cells += [_shown(line.cells.get(column)), *([_quoted(known.get(column))] if column in compared else [])]
-        cells += [sources.marks(known)] if published else []
+        cells += [" / ".join(_quoted(script[column]) for column in columns if column in script)] if scripts else []
+        cells += [sources.marks([*known.values(), *script.values()])] if published else []
         cells += [judge(line.strategy, line.cells) if line.cells else ""] if judge else []
         table.append("| " + " | ".join(cells) + " |")
     notes = [f"- {line.label}, seed {seed}: stopped: {why}" for line in lines for seed, why in line.stopped.items()]
+    notes += [
+        f"- {line.label}, seed {seed}: UNCOMMITTED CHANGES, cannot be made again"
+        for line in lines
+        for seed in line.irreproducible
+    ]
     notes += sources.notes()
     if published and not full:
         notes.append("- the published values are of all examples and rounds: this table cannot be held against them")
@@ -128,8 +138,8 @@ class _Sources:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
-    def marks(self, cited: Mapping[str, Published]) -> str:
-        sources = dict.fromkeys(value.source for value in cited.values())
+    def marks(self, cited: Sequence[Published]) -> str:
+        sources = dict.fromkeys(value.source for value in cited)
         return " ".join(f"[{self._numbers.setdefault(source, len(self._numbers) + 1)}]" for source in sources)
 
     def notes(self) -> list[str]:
@@ -172,7 +182,7 @@ def _environments(rows: list[Row]) -> list[str]:
         versions = machine["versions"]
         places[
             f"- {machine['platform']}, {machine['cpu_count']} cores, {row['device']}, torch {versions['torch']}, "
-            f"flwr {versions['flwr']}, revision {machine['git_revision']}"
+            f"flwr {versions['flwr']}, {describe_revision(machine)}"
         ] = None
     return list(places)
 

@@ -20,7 +20,8 @@ import typer
 from fedhess.command import Command, run_command
 from simulations.comparison import Comparison
 from simulations.measurement import Configuration
-from simulations.published import CORRELATION_SHIFT
+from simulations.outputs import AllowDirtyOption, RenderOption
+from simulations.published import CORRELATION_SHIFT, CORRELATION_SHIFT_SCRIPTS
 from simulations.records import Cell
 from simulations.scenario import (
     DeviceOption,
@@ -82,6 +83,7 @@ COMPARISON = Comparison(
     name="correlation_shift",
     title="Severe correlation shift: ColoredMNIST, form irm",
     published={"ColoredMNIST": CORRELATION_SHIFT},
+    scripts={"ColoredMNIST": CORRELATION_SHIFT_SCRIPTS},
     labels=LABELS,
     average=False,
     judge=judge,
@@ -97,12 +99,15 @@ def correlation_shift(
     out: OutOption = None,
     runs: RunsOption = None,
     device: DeviceOption = "auto",
+    allow_dirty: AllowDirtyOption = False,
+    render_only: RenderOption = False,
 ) -> None:
     """Train on ColoredMNIST, evaluate on train, target and grey target, and compare with the published table."""
     examples = per_domain or (QUICK_EXAMPLES if quick else 0)
     jobs = configurations(strategies=choose(strategy, STRATEGIES), seeds=read_seeds(seeds), per_domain=examples)
     jobs = quickened(jobs) if quick else jobs
-    if not run_scenario(COMPARISON, jobs, quick=quick, out=out, runs=runs, device=device):
+    how = {"allow_dirty": allow_dirty, "render_only": render_only}
+    if not run_scenario(COMPARISON, jobs, quick=quick, out=out, runs=runs, device=device, **how):
         raise typer.Exit(1)
 
 

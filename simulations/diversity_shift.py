@@ -21,6 +21,7 @@ from fedhess.domains import BENCHMARKS
 from fedhess.errors import UsageError, did_you_mean
 from simulations.comparison import Comparison
 from simulations.measurement import Configuration
+from simulations.outputs import AllowDirtyOption, RenderOption
 from simulations.presets import comparison_of, find_protocol
 from simulations.presets import configurations as preset_configurations
 from simulations.protocols import PROTOCOLS
@@ -31,7 +32,6 @@ from simulations.scenario import (
     PerDomainOption,
     QuickOption,
     RunsOption,
-    SeedsOption,
     StrategyOption,
     choose,
     hasten,
@@ -44,6 +44,7 @@ STRATEGIES = (
     *("erm", "hgp", "hutchinson", "irm", "vrex", "coral", "iga", "fish", "fishr"),
     *("fediir", "server_alignment", "groupdro", "fedprox", "fedadam"),
 )
+SEEDS = (0, 1, 2)
 DOMAINS = ("IconPACS", "RotatedMNIST")
 WITH_PARTS = ("RotatedMNIST", "Digits")  # benchmarks with the option per_domain
 OTHERS = ("ColoredMNIST",)  # its targets are fixed; see correlation_shift
@@ -63,7 +64,7 @@ def configurations(
     *,
     domains: Sequence[str] = DOMAINS,
     strategies: Sequence[str] = STRATEGIES,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] = SEEDS,
     per_domain: int = 0,
 ) -> list[Configuration]:
     """List the jobs: every benchmark with every strategy and seed, all targets each."""
@@ -100,7 +101,7 @@ def diversity_shift(
         None, help=f"Benchmarks, separated by commas. [default: {','.join(DOMAINS)}; PACS with a preset]"
     ),
     strategy: StrategyOption = "all",
-    seeds: SeedsOption = "0,1,2",
+    seeds: str | None = typer.Option(None, help="Seeds, separated by commas. [default: 0,1,2; a preset's own]"),
     per_domain: PerDomainOption = 0,
     preset: str = typer.Option("", help=f"A published protocol: {', '.join(PROTOCOLS)}."),
     target: str = typer.Option("all", help="With a preset: the domains to leave out, as fedhess.simulate takes them."),
@@ -110,21 +111,21 @@ def diversity_shift(
     out: OutOption = None,
     runs: RunsOption = None,
     device: DeviceOption = "auto",
+    allow_dirty: AllowDirtyOption = False,
+    render_only: RenderOption = False,
 ) -> None:
     """Leave every domain out once; print accuracy on each, beside what is published. --quick takes the first seed."""
-    trials = read_seeds(seeds)[:1] if quick else read_seeds(seeds)
-    comparison = COMPARISON
+    protocol = find_protocol(preset) if preset else None
+    trials = list(protocol.seeds if protocol else SEEDS) if seeds is None else read_seeds(seeds)
+    trials = trials[:1] if quick else trials
+    comparison = comparison_of(protocol) if protocol else COMPARISON
     of_presets = {"--target": target != "all", "--selection": selection != "source", "--data-dir": data_dir is not None}
     for option, given in of_presets.items():
         if given and not preset:
             raise UsageError(f"{option} goes with --preset; without one every domain is left out, by source validation")
     if preset and per_domain:
-        raise UsageError(
-            "--per-domain does not go with --preset, which takes whole benchmarks; --quick is the short form"
-        )
-    if preset:
-        protocol = find_protocol(preset)
-        comparison = comparison_of(protocol)
+        raise UsageError("--per-domain does not go with --preset, which takes whole benchmarks; --quick is short")
+    if protocol:
         jobs = preset_configurations(
             protocol,
             domains=choose_domains("PACS" if domains is None else domains, protocol.benchmarks),
@@ -143,7 +144,8 @@ def diversity_shift(
             per_domain=per_domain or (QUICK_EXAMPLES if quick else 0),
         )
         jobs = [hasten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs] if quick else jobs
-    if not run_scenario(comparison, jobs, quick=quick, out=out, runs=runs, device=device):
+    how = {"allow_dirty": allow_dirty, "render_only": render_only}
+    if not run_scenario(comparison, jobs, quick=quick, out=out, runs=runs, device=device, **how):
         raise typer.Exit(1)
 
 

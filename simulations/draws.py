@@ -57,9 +57,17 @@ OF_METHOD: Mapping[str, Mapping[str, tuple[str, Draw]]] = {
         "penalty_anneal_iters": ("anneal_steps", whole(uniform(0, 5000))),
         "ema": ("ema", uniform(0.90, 0.99)),
     },
-    # HGP's ranges are its authors', the names that they are drawn by are ours; Hutchinson's ranges are ours.
+    # HGP's and Hutchinson's ranges are their authors', the names that they are drawn by are ours.
     "hgp": {"alpha": ("alpha", log_uniform(-5, -3)), "beta": ("beta", log_uniform(-3, -1))},
-    "hutchinson": {"alpha": ("alpha", log_uniform(-5, -3)), "beta": ("beta", log_uniform(-3, -1))},
+    "hutchinson": {"alpha": ("alpha", log_uniform(1, 4)), "beta": ("beta", log_uniform(2, 6))},
+}
+# Hutchinson's released ranges, and those that stand commented out beside them, around its defaults.
+RANGES: Mapping[str, Mapping[str, Mapping[str, tuple[str, Draw]]]] = {
+    "released": OF_METHOD,
+    "commented-out": {
+        **OF_METHOD,
+        "hutchinson": {"alpha": ("alpha", log_uniform(-3, -1)), "beta": ("beta", log_uniform(-4, -2))},
+    },
 }
 
 
@@ -72,7 +80,9 @@ def seed_hash(*parts: object) -> int:
     return int(hashlib.md5(str(parts).encode("utf-8")).hexdigest(), 16) % 2**31
 
 
-def draw_settings(strategy: str, benchmark: str, *, number: int, trial: int) -> dict[str, Scalar]:
+def draw_settings(
+    strategy: str, benchmark: str, *, number: int, trial: int, ranges: str = "released"
+) -> dict[str, Scalar]:
     """Draw one setting of DomainBed's sweep.
 
     Args:
@@ -80,6 +90,7 @@ def draw_settings(strategy: str, benchmark: str, *, number: int, trial: int) -> 
         benchmark: A benchmark's name.
         number: Of the setting within the trial (``hparams_seed``), from 1; setting 0 has the defaults.
         trial: Of the trial (``trial_seed``), from 0.
+        ranges: A key of `RANGES`.
 
     Returns:
         Settings and arguments of the strategy, as a variant of a job has them.
@@ -87,7 +98,7 @@ def draw_settings(strategy: str, benchmark: str, *, number: int, trial: int) -> 
     assert number >= 1, "setting 0 has the defaults and draws nothing"
     random_seed = seed_hash(number, trial)
     drawn: dict[str, Scalar] = {}
-    for name, (key, draw) in {**COMMON, **OF_METHOD.get(strategy, {})}.items():
+    for name, (key, draw) in {**COMMON, **RANGES[ranges].get(strategy, {})}.items():
         chosen = DOMAIN_NET_BATCH if (name, benchmark) == ("batch_size", "DomainNet") else draw
         drawn[key] = chosen(np.random.RandomState(seed_hash(random_seed, name)))
     return drawn

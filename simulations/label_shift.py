@@ -21,6 +21,7 @@ from simulations import correlation_shift
 from simulations.comparison import Comparison, class_balance
 from simulations.correlation_shift import LABELS, QUICK_EXAMPLES, STRATEGIES, quickened
 from simulations.measurement import Configuration
+from simulations.outputs import AllowDirtyOption, RenderOption
 from simulations.published import LABEL_SHIFT
 from simulations.scenario import (
     DeviceOption,
@@ -64,17 +65,21 @@ def label_shift(
     out: OutOption = None,
     runs: RunsOption = None,
     device: DeviceOption = "auto",
+    allow_dirty: AllowDirtyOption = False,
+    render_only: RenderOption = False,
 ) -> None:
     """Train on the imbalanced ColoredMNIST, evaluate on train, target and grey target."""
     examples = per_domain or (QUICK_EXAMPLES if quick else 0)
     jobs = configurations(strategies=choose(strategy, STRATEGIES), seeds=read_seeds(seeds), per_domain=examples)
     jobs = quickened(jobs) if quick else jobs
-    first = jobs[0]
-    benchmark = open_benchmark(first.benchmark, seed=first.seed, options=first.options)
-    typer.echo(f"classes of every client, seed {first.seed}:")
-    for domain, balance in class_balance(benchmark.identity()).items():
-        typer.echo(f"  {domain}: {balance}")
-    if not run_scenario(COMPARISON, jobs, quick=quick, out=out, runs=runs, device=device):
+    if not render_only:
+        first = jobs[0]
+        benchmark = open_benchmark(first.benchmark, seed=first.seed, options=first.options)
+        typer.echo(f"classes of every client, seed {first.seed}:")
+        for domain, balance in class_balance(benchmark.identity()).items():
+            typer.echo(f"  {domain}: {balance}")
+    how = {"allow_dirty": allow_dirty, "render_only": render_only}
+    if not run_scenario(COMPARISON, jobs, quick=quick, out=out, runs=runs, device=device, **how):
         raise typer.Exit(1)
 
 

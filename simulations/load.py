@@ -18,7 +18,14 @@ from fedhess.command import Command, run_command
 from fedhess.environment import describe_environment
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.runs import writing
-from simulations.outputs import read_results, require_writable, write_results
+from simulations.outputs import (
+    AllowDirtyOption,
+    RenderOption,
+    describe_revision,
+    read_results,
+    require_ready,
+    write_results,
+)
 from simulations.watching import Watched, watch
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,6 +47,8 @@ def load(
     node_rounds: Annotated[int, typer.Option(min=LEAST_ROUNDS, help="Their rounds.")] = 10,
     out: Annotated[Path, typer.Option(help="File for the figures; Markdown and a plot go beside it.")] = RESULTS
     / "load.json",
+    allow_dirty: AllowDirtyOption = False,
+    render_only: RenderOption = False,
 ) -> None:
     """Run both loads, print what grew, and write it down with a plot."""
     names = [name.strip() for name in only.split(",") if name.strip()]
@@ -50,8 +59,11 @@ def load(
             raise UsageError(f"--only: unknown load {name!r}; {did_you_mean(name, (IN_PROCESS, DEPLOYED))}")
     if not Path("/proc/self/environ").exists():
         raise UsageError("simulations.load looks into /proc, which this system does not have; run it on Linux")
-    require_writable(out)
+    require_ready(out, allow_dirty=allow_dirty, render_only=render_only)
     recorded = read_results(out, render)
+    if render_only:
+        _write(out, recorded)
+        return
     for name in names:
         environment = describe_environment()  # before the measurement, whose code it names
         with tempfile.TemporaryDirectory() as folder:
@@ -64,9 +76,13 @@ def load(
         series = {label: [round(value, 3) for value in values] for label, values in watched.series().items()}
         recorded[name] = {"what": what, "environment": environment, "series": series}
         typer.echo(render({name: recorded[name]}))
-        write_results(out, recorded, render(recorded), indent=1)
-        with writing(out):
-            draw(out.with_suffix(".png"), recorded)
+        _write(out, recorded)
+
+
+def _write(out: Path, recorded: dict[str, Any]) -> None:
+    write_results(out, recorded, render(recorded), indent=1)
+    with writing(out):
+        draw(out.with_suffix(".png"), recorded)
 
 
 def many_clients(out: Path, *, clients: int, rounds: int) -> Watched:
@@ -113,8 +129,8 @@ def render(recorded: Mapping[str, Any]) -> str:
             f"## {result['what']}",
             "",
             f"HGP on IconPACS, lite0-features, evaluation and checkpoint every round; {machine['platform']}, "
-            f"{machine['cpu_count']} cores, torch {versions['torch']}, flwr {versions['flwr']}; revision "
-            f"{machine['git_revision']}. Memory and files are the most that a round saw, of processes that live "
+            f"{machine['cpu_count']} cores, torch {versions['torch']}, flwr {versions['flwr']}; "
+            f"{describe_revision(machine)}. Memory and files are the most that a round saw, of processes that live "
             "through the run.",
             "",
             "| what | first round | middle third | last third | growth | at most | reached |",

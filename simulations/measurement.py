@@ -101,7 +101,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         try:
             summary: dict[str, Any] = run_job(job, progress)
         except FederationError as error:
-            return _row(job) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
+            return _row(job, configuration) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
     result = summary["strategies"][configuration.strategy]
     accuracy = {"sources": result["sources"]["mean"]}
     accuracy |= {target: cell["mean"] for target, cell in result["accuracy"].items()}
@@ -109,7 +109,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         best = summarise(job, selection="oracle")["strategies"][configuration.strategy]
         alone = [cell["mean"] for cell in best["accuracy"].values()]
         accuracy[ORACLE] = best["average"]["mean"] if len(alone) > 1 else alone[0]
-    return _row(job) | {
+    return _row(job, configuration) | {
         **({"selected_settings": result["selected_settings"]} if job.variants else {}),
         "accuracy": accuracy,
         "average": result["average"]["mean"],
@@ -120,7 +120,17 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
     }
 
 
-def _row(job: Job) -> Row:
+def given(configuration: Configuration) -> dict[str, Any]:
+    """Return what was given for a job and decides its results: what has its default is left out."""
+    usual = asdict(Configuration("", "", 0))
+    chosen = asdict(configuration) | {
+        "options": {key: value for key, value in configuration.options.items() if key != "data_dir"}
+    }
+    elsewhere = ("benchmark", "strategy", "seed", "oracle", "require_real")
+    return {key: value for key, value in chosen.items() if key not in elsewhere and value != usual[key]}
+
+
+def _row(job: Job, configuration: Configuration) -> Row:
     """Say what a job is, without the paths of this machine."""
     config, dataset = job.runs[0].config, job.description["dataset"]
     kept = {key: value for key, value in job.description["settings"].items() if key not in ("data_dir", "device")}
@@ -131,9 +141,10 @@ def _row(job: Job) -> Row:
         "benchmark": job.benchmark.title,
         "strategy": config.strategy,
         "seed": config.seed,
+        "given": given(configuration),
         "per_domain": int(config.domains_options.get("per_domain", 0)),
         "settings": kept | {"strategy_args": dict(config.strategy_args)} | several,
-        "options": {key: value for key, value in dataset["options"].items() if key not in ("data_dir", "seed")},
+        "options": {key: value for key, value in dataset["options"].items() if key != "data_dir"},
         "counts": dataset["counts"],
         "digest": dataset["digest"],
         "device": config.device,

@@ -1,15 +1,67 @@
-"""The files a measurement ends in: what is there is read, and that they can be written is known, before it begins."""
+"""The files a measurement ends in: what is there is read, and that they can be written is known, before it begins.
+
+Results name the revision that made them. Only a measuring command writes them, and it refuses a tree with uncommitted
+changes, whose results nobody could make again, unless ``--allow-dirty`` is given; tables then say so.
+"""
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from fedhess.environment import describe_environment
 from fedhess.errors import UsageError
 from fedhess.runs import replace_file, writing
 
 BESIDE = (".md", ".png")  # endings of what goes beside the JSON file
+
+AllowDirtyOption = Annotated[
+    bool, typer.Option("--allow-dirty", help="Measure with uncommitted changes too; the table says so.")
+]
+RenderOption = Annotated[
+    bool, typer.Option("--render", help="Measure nothing: make table and figure again from the recorded results.")
+]
+
+
+def require_ready(path: Path, *, allow_dirty: bool, render_only: bool, quick: bool = False) -> None:
+    """Check that a measurement may begin: its files can be written, and made again from the revision they name.
+
+    Args:
+        path: The JSON file.
+        allow_dirty: Whether results may come from a tree with uncommitted changes.
+        render_only: Whether nothing is measured; then the file must be there.
+        quick: Whether what is measured is no result, and may come from any tree.
+
+    Raises:
+        UsageError: As `require_writable`; tracked files differ from the commit, or there is no git checkout; or there
+            is nothing to render.
+    """
+    require_writable(path)
+    if render_only and not path.exists():
+        raise UsageError(f"--render: there is no {path}; give the --out of a measurement")
+    if render_only or quick or allow_dirty:
+        return
+    environment = describe_environment()
+    if not is_reproducible(environment):
+        found = "no git checkout" if environment["git_revision"] is None else "uncommitted changes: see git status"
+        raise UsageError(
+            f"results name the revision that made them: expected a clean git checkout, got {found}; commit first, or "
+            "add --allow-dirty (the table then says so)"
+        )
+
+
+def is_reproducible(environment: Mapping[str, Any]) -> bool:
+    """Return whether an environment names a revision without changes."""
+    return not (environment["git_revision"] or "-dirty").endswith("-dirty")
+
+
+def describe_revision(environment: Mapping[str, Any]) -> str:
+    """Return a table's words for the revision, saying where the results cannot be made again from it."""
+    revision = f"revision {environment['git_revision']}"
+    return revision if is_reproducible(environment) else f"{revision} (UNCOMMITTED CHANGES: cannot be made again)"
 
 
 def require_writable(path: Path) -> None:

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedhess.config import RunConfig
 from fedhess.loading import known_strategies
 from fedhess.servers import describe_server, is_server_setting, steps_itself
 from fedhess.variants import VARIED
 from simulations.records import Line
 
-BEYOND = ("strategy_args", "variants", "selection")  # keys of a row's settings that are none of the run's
+BEYOND = ("strategy_args", "variants", "selection", "data")  # keys of a line's settings that are none of the run's
 
 
 def shared_protocol(lines: Sequence[Line]) -> str:
@@ -59,19 +58,14 @@ def _parts(line: Line) -> tuple[str, str, str]:
 
 def _usual_settings(lines: Sequence[Line]) -> dict[str, Any]:
     keys = dict.fromkeys(key for line in lines for key in line.settings if key not in BEYOND)
-    return {key: json.loads(_commonest(json.dumps(_setting(line, key)) for line in lines)) for key in keys}
-
-
-def _setting(line: Line, key: str) -> Any:
-    """Give a setting; rows from before it was recorded have its default."""
-    return line.settings.get(key, RunConfig.model_fields[key].default if key in RunConfig.model_fields else None)
+    return {key: json.loads(_commonest(json.dumps(line.settings.get(key)) for line in lines)) for key in keys}
 
 
 def _overrides(line: Line, usual: Mapping[str, Any]) -> list[str]:
     without_effect = set(filter(is_server_setting, usual)) if _is_plain(line.strategy) else set()
     without_effect |= set(VARIED) if "variants" in line.settings else set()  # they are those of the first variant
-    differing = [key for key in usual if _setting(line, key) != usual[key] and key not in without_effect]
-    return [f"{key}={_short(_setting(line, key))} instead of {_short(usual[key])}" for key in differing]
+    differing = [key for key in usual if line.settings.get(key) != usual[key] and key not in without_effect]
+    return [f"{key}={_short(line.settings.get(key))} instead of {_short(usual[key])}" for key in differing]
 
 
 def _server(line: Line, head: str) -> list[str]:

@@ -85,9 +85,9 @@ def configurations(
             benchmark,
             strategy,
             seed,
-            options,
+            {**options, **protocol.options.get(benchmark, {})},
             strategy_args=protocol.strategy_args.get(strategy, {}).get(benchmark, {}),
-            overrides=protocol.settings_of(benchmark),
+            overrides={**protocol.settings_of(benchmark, strategy), **each},
             target=target,
             variants=_drawn(protocol, strategy, benchmark, seed),
             selection=selection,
@@ -97,6 +97,7 @@ def configurations(
         for seed in seeds
         for benchmark in domains
         for strategy in strategies
+        for each in (protocol.each[:1] if quick else protocol.each)
     ]
     return [_quickened(job) for job in jobs] if quick else jobs
 
@@ -105,7 +106,10 @@ def _drawn(protocol: Protocol, strategy: str, benchmark: str, trial: int) -> tup
     """Draw a trial's settings: the first has the protocol's own values."""
     if not protocol.draws:
         return ()
-    drawn = [draw_settings(strategy, benchmark, number=number, trial=trial) for number in range(1, protocol.draws)]
+    drawn = [
+        draw_settings(strategy, benchmark, number=number, trial=trial, ranges=protocol.ranges)
+        for number in range(1, protocol.draws)
+    ]
     settings = protocol.settings_of(benchmark)
     return ({"server_lr": settings["server_lr"], "batch_size": settings["batch_size"]}, *drawn)
 

@@ -7,13 +7,14 @@ named in ``differences``, which every table of results repeats. docs/protocols.m
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedhess.config import Scalar
 from simulations.published import BAI_PROTOCOL, DOMAINBED_SWEEP, FEDIIR_PROTOCOL, GA_PROTOCOL, Table
 
 BENCHMARKS = ("PACS", "VLCS", "OfficeHome", "DomainNet")
+WITH_TERRA = (*BENCHMARKS, "TerraIncognita")
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,17 @@ class Protocol:
         source: Where its facts are from.
         settings: By their name in ``RunConfig``.
         of_benchmark: Those that differ by benchmark.
+        of_strategy: Those that differ by strategy.
+        each: Settings that everything is run with, one after the other.
+        options: Options of benchmarks.
+        seeds: Of its trials.
         ours: Benchmarks that it was not run on as far as we know; they have the settings of PACS.
         strategies: What ``--strategy all`` takes.
         strategy_args: By strategy, then by benchmark.
         published: Its own results, by benchmark.
         differences: What differs from the publication, one sentence each.
         draws: Settings to select among, drawn as DomainBed draws them; 0 for one.
+        ranges: Which ranges they are drawn from: a key of `simulations.draws.RANGES`.
         oracle: Whether it reports the oracle too.
         benchmarks: What it is a preset for.
     """
@@ -44,15 +50,20 @@ class Protocol:
     published: Mapping[str, Table]
     differences: tuple[str, ...]
     of_benchmark: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    of_strategy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    each: tuple[Mapping[str, Any], ...] = ({},)
+    options: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2)
     ours: tuple[str, ...] = ()
     strategy_args: Mapping[str, Mapping[str, Mapping[str, Scalar]]] = field(default_factory=dict)
     draws: int = 0
+    ranges: str = "released"
     oracle: bool = False
     benchmarks: tuple[str, ...] = BENCHMARKS
 
-    def settings_of(self, benchmark: str) -> dict[str, Any]:
-        """Return every setting on a benchmark."""
-        return {**self.settings, **self.of_benchmark.get(benchmark, {})}
+    def settings_of(self, benchmark: str, strategy: str = "") -> dict[str, Any]:
+        """Return every setting on a benchmark, for a strategy where those of one differ."""
+        return {**self.settings, **self.of_benchmark.get(benchmark, {}), **self.of_strategy.get(strategy, {})}
 
     def notes(self) -> tuple[str, ...]:
         """Return title, source and every difference, for the tables."""
@@ -86,7 +97,7 @@ _DOMAINBED = Protocol(
     published=DOMAINBED_SWEEP,
     draws=20,
     oracle=True,
-    benchmarks=(*BENCHMARKS, "TerraIncognita"),
+    benchmarks=WITH_TERRA,
     differences=(
         "one step of a source client a round: equal to DomainBed's centralised steps, not to federated ones",
         "batches come from shuffled passes, DomainBed draws each with replacement; initial weights differ too",
@@ -94,7 +105,20 @@ _DOMAINBED = Protocol(
         "evaluated after 0, 300, 600, ... steps and at the end, DomainBed after 1, 301, 601, ...",
         "trials are seeds 0, 1, 2: they have DomainBed's own drawn settings, number for number, and its own splits "
         "where the files have their released names; a copy from the hub has others, and its splits may differ",
-        "of HGP the ranges alone are its authors', of Hutchinson the ranges are ours",
+        "HGP and Hutchinson draw from their authors' ranges, under names of ours; Hutchinson's lie far above its "
+        "defaults, and preset domainbed-default-ranges has those that stand commented out beside them",
+    ),
+)
+_DOMAINBED_DEFAULT_RANGES = replace(
+    _DOMAINBED,
+    name="domainbed-default-ranges",
+    title=f"{_DOMAINBED.title}, Hutchinson's other ranges",
+    strategies=("hutchinson",),
+    ranges="commented-out",
+    differences=(
+        *_DOMAINBED.differences[:-1],
+        "Hutchinson draws from the ranges around its defaults that stand commented out beside the released ones, under "
+        "names of ours",
     ),
 )
 
@@ -108,6 +132,7 @@ _GA = Protocol(
         "local_epochs": 5,
         "batch_size": 16,
         "lr": 1e-3,
+        "lr_drop_after": 0.8,
         "momentum": 0.9,
         "weight_decay": 5e-4,
         "server_optimizer": "SGD",
@@ -119,15 +144,19 @@ _GA = Protocol(
     },
     strategies=("erm", "fedprox", "fediir", "hgp", "hutchinson"),
     published=GA_PROTOCOL,
-    ours=("VLCS", "DomainNet"),
+    ours=("VLCS",),
+    options={"DomainNet": {"classes": "ten"}},
+    benchmarks=WITH_TERRA,
     differences=(
         "its method, the adjustment of the clients' weights, is not one of ours: this is what it trains in",
-        "80/20 splits of the sources, class by class; there the lists that come with PACS, and 90/10 on OfficeHome",
+        "80/20 splits of the sources, class by class; there the lists that come with PACS, 90/10 on OfficeHome, "
+        "80/20 by example on TerraIncognita",
         "the clients' optimizers begin anew each round; there they keep their momentum over the rounds",
-        "the learning rate stays; there it is divided by 10 after 80 % of the epochs",
         "the last, smaller batch of an epoch counts; there it is dropped",
         "40 rounds; the released loop makes one more",
         "colour jitter of 0.3 where it has 0.4",
+        "OfficeHome, DomainNet (ten of its classes, as there) and TerraIncognita have the settings of PACS, the one "
+        "whose training is released",
         "seeds 0, 1, 2 are ours; the code sets none",
     ),
 )
@@ -185,18 +214,16 @@ _FEDIIR = Protocol(
 _BAI = Protocol(
     name="bai",
     title="Benchmarking algorithms for federated domain generalization (Bai et al., ICLR 2024)",
-    source="released code: config/ERM/pacs/fl_0.1.json, config/ERM/officehome/fl_0.1.json, src/client.py, "
-    "src/server.py, src/splitter.py",
+    source="released code, June 2025: sweep/random_seeds/pacs/, main.py, src/client.py, src/server.py, src/splitter.py",
     settings={
         "model": "resnet50",
         "partition": "lambda",
         "clients": 100,
-        "heterogeneity": 0.1,
-        "rounds": 50,
+        "rounds": 80,
         "local_epochs": 1,
         "batch_size": 32,
         "client_optimizer": "Adam",
-        "lr": 5e-5,
+        "lr": 3e-5,
         "momentum": 0.0,
         "weight_decay": 0.0,
         "server_optimizer": "SGD",
@@ -206,19 +233,36 @@ _BAI = Protocol(
         "augment": "domainbed",
         "batchnorm": "frozen",
     },
-    of_benchmark={"OfficeHome": {"batch_size": 64}},
-    strategies=("erm", "irm", "vrex", "coral", "groupdro", "fedprox", "hgp", "hutchinson"),
+    of_strategy={"fedprox": {"lr": 1e-5}},
+    each=({"heterogeneity": 1.0}, {"heterogeneity": 0.1}, {"heterogeneity": 0.0}),
+    seeds=(1002, 1003, 1004),
+    strategies=("erm", "irm", "coral", "groupdro", "fedprox", "hgp", "hutchinson"),
+    strategy_args={
+        strategy: dict.fromkeys(BENCHMARKS, args)
+        for strategy, args in {
+            "irm": {"weight": 1000.0, "anneal_steps": 100},
+            "coral": {"gamma": 1.0},
+            "groupdro": {"eta": 0.01},
+            "fedprox": {"mu": 1.0},
+        }.items()
+    },
     published=BAI_PROTOCOL,
     ours=("VLCS", "DomainNet"),
     differences=(
         "each domain is left out in turn, and the sources hold 20 % out; there one fixed target, a whole domain held "
         "out for validation, and examples of the sources held out as well, by lists that come with its data",
         "selection by the sources' held-out examples, there one of two; --selection lodo is near the other",
-        "the clients' Adam begins anew each round; there its moments are kept over the rounds",
         "no linear layer between the pooled features and the head",
-        "methods have our coefficients, theirs could not be read for every one",
-        "seeds 0, 1, 2 are ours",
+        "penalties and domain weights are between the domains of the federation; there between those of one client, so "
+        "IRM, CORAL, GroupDRO and Fish were not run with lambda 0",
+        "in their code the weight of IRM's penalty is set to 0 and FedProx's norms are not squared; here IRM has "
+        "a weight of 1000 after 100 steps, and FedProx the square with a mu of 1",
+        "HGP and Hutchinson are not theirs and have their own defaults",
+        "not here: MMD (1), Mixup (0.2), FedGMA (0.1), FedSR (0.01, 0.001), SCAFFOLD (learning rate 1e-5), AFL (0.1, "
+        "weight decay 5e-5; it is groupdro with form=projection), and Fish (0.1), whose relay has no Adam of a client",
+        "OfficeHome: its configuration is gone from their code; settings of PACS",
     ),
 )
 
-PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (_DOMAINBED, _GA, _FEDIIR, _BAI)}
+_ALL = (_DOMAINBED, _DOMAINBED_DEFAULT_RANGES, _GA, _FEDIIR, _BAI)
+PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in _ALL}

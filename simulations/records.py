@@ -1,4 +1,8 @@
-"""The results of a scenario on disk: rows of several invocations in one JSON file, and their statistics."""
+"""The results of a scenario on disk: rows of several invocations in one JSON file, and their statistics.
+
+A row is known by its benchmark, strategy, seed, what was given for it (``given``: nothing that has its default) and its
+data (``digest``): a job that is run again replaces its row, also where there are new settings or other defaults since.
+"""
 
 import json
 import math
@@ -10,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedhess.config import RunConfig
 from fedhess.errors import UsageError
 from fedhess.runs import replace_file, writing
+from simulations.outputs import is_reproducible
 
 if sys.platform != "win32":
     import fcntl
@@ -42,8 +48,9 @@ class Line:
         label: The name, with the settings that tell it from other lines of the strategy.
         seeds: Those that came to their end.
         stopped: Why others did not, by seed.
+        irreproducible: Seeds whose rows were made with uncommitted changes.
         cells: By column: sources, targets, and ``average`` over several targets.
-        settings: Of every seed.
+        settings: Of every seed; those that a row is too old to have are defaults.
         protocol: How the first seed's numbers came about; empty where every seed stopped.
     """
 
@@ -51,6 +58,7 @@ class Line:
     label: str
     seeds: tuple[int, ...]
     stopped: Mapping[int, str]
+    irreproducible: tuple[int, ...]
     cells: Mapping[str, Cell]
     settings: Mapping[str, Any]
     protocol: str
@@ -67,6 +75,8 @@ def load_record(path: Path, *, quick: bool) -> Record:
     try:
         record: Record = json.loads(path.read_text(encoding="utf-8"))
         found = bool(record["quick"])
+        for row in record.get("rows", ()):
+            _identity(row)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}); delete it, or give another --out") from error
     if found != quick:
@@ -79,7 +89,7 @@ def load_record(path: Path, *, quick: bool) -> Record:
 
 
 def add_row(path: Path, row: Row, *, quick: bool) -> Record:
-    """Merge a row into the file; one of the same data, settings and seed is replaced.
+    """Merge a row into the file; one of the same identity is replaced.
 
     Several processes may add rows at a time.
 
@@ -99,9 +109,22 @@ def add_row(path: Path, row: Row, *, quick: bool) -> Record:
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:
-    """Put the seeds of one strategy and one choice of settings together, strategies as they first come."""
+    """Put the seeds of one strategy, one choice of settings and the same data together, strategies as they first come.
+
+    Rows from before a setting existed have its default.
+    """
+    defaults = {
+        key: RunConfig.model_fields[key].default
+        for row in rows
+        for key in row["settings"]
+        if key in RunConfig.model_fields
+    }
+    complete = [
+        row | {"settings": {**defaults, **row["settings"], **({"data": data} if data else {})}}
+        for row, data in zip(rows, _data_of(rows), strict=True)
+    ]
     groups: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in complete:
         groups.setdefault(json.dumps([row["strategy"], row["settings"]], sort_keys=True), []).append(row)
     by_strategy: dict[str, list[list[Row]]] = {}
     for group in groups.values():
@@ -111,6 +134,21 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
         for strategy, several in by_strategy.items()
         for group, suffix in zip(several, _differences([group[0]["settings"] for group in several]), strict=True)
     ]
+
+
+def _data_of(rows: Sequence[Row]) -> list[str]:
+    """Name the data of each row where there are several: by the start of a digest.
+
+    Data that is made at random has another digest for each seed, which its ``options`` have: what counts is how many
+    digests the same options have.
+    """
+    digests: dict[str, dict[str, int]] = {}
+    numbers = []
+    for row in rows:
+        known = digests.setdefault(json.dumps(row["options"], sort_keys=True), {})
+        numbers.append(known.setdefault(row["digest"], len(known)))
+    names = {number: row["digest"][:8] for row, number in reversed([*zip(rows, numbers, strict=True)])}
+    return [names[number] if len(names) > 1 else "" for number in numbers]
 
 
 def _differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -133,6 +171,7 @@ def _line(rows: Sequence[Row], *, label: str) -> Line:
         label=label,
         seeds=tuple(row["seed"] for row in done),
         stopped={row["seed"]: row["stopped"] for row in rows if "stopped" in row},
+        irreproducible=tuple(row["seed"] for row in rows if not is_reproducible(row["environment"])),
         cells={column: statistics(found) for column, found in values.items() if None not in found},
         settings=rows[0]["settings"],
         protocol=next((row["protocol"] for row in done if "protocol" in row), ""),
@@ -152,7 +191,7 @@ def statistics(values: Sequence[float]) -> Cell:
 
 
 def _identity(row: Row) -> str:
-    return json.dumps([row[key] for key in ("benchmark", "strategy", "seed", "settings", "options")], sort_keys=True)
+    return json.dumps([row[key] for key in ("benchmark", "strategy", "seed", "given", "digest")], sort_keys=True)
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from fedhess.recipes import default_strategy_args
 from fedhess.runs import replace_file, writing
 from simulations.comparison import Comparison, draw, render
 from simulations.measurement import Configuration, measure
-from simulations.outputs import require_writable
-from simulations.records import Row, add_row, load_record
+from simulations.outputs import require_ready
+from simulations.records import Record, Row, add_row, load_record
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("runs") / "quick"  # what is measured in a hurry is no result
@@ -84,6 +84,8 @@ def run_scenario(
     out: Path | None,
     runs: Path | None,
     device: str,
+    allow_dirty: bool,
+    render_only: bool,
 ) -> bool:
     """Run the jobs of a scenario; after each, merge its row into the results, so that little is lost by stopping.
 
@@ -94,6 +96,8 @@ def run_scenario(
         out: Folder of the results.
         runs: Folder of the jobs' directories.
         device: As ``--device``.
+        allow_dirty: Whether results, other than quick ones, may come from a tree with uncommitted changes.
+        render_only: Whether table and figure are made of the results there are, and no job is run.
 
     Returns:
         Whether every job came to its end.
@@ -104,8 +108,11 @@ def run_scenario(
     """
     folder = out or (QUICK_RESULTS if quick else RESULTS)
     path = folder / f"{comparison.file}.json"
-    require_writable(path)
-    load_record(path, quick=quick)  # before anything is run
+    require_ready(path, allow_dirty=allow_dirty, render_only=render_only, quick=quick)
+    record = load_record(path, quick=quick)  # before anything is run
+    if render_only:
+        configurations = ()
+        _write_table(comparison, record, path)
     complete = True
     with ExitStack() as stack:
         jobs = runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -114,12 +121,16 @@ def run_scenario(
             complete = complete and "stopped" not in row
             typer.echo(f"[{number}/{len(configurations)}] {_said(row, comparison)}")
             record = add_row(path, row, quick=quick)
-            with writing(path):
-                replace_file(path.with_suffix(".md"), (render(comparison, record) + "\n").encode())
+            _write_table(comparison, record, path)
     typer.echo("\n" + render(comparison, record))
     draw(comparison, record, path.with_suffix(".png"))
-    typer.echo(f"\nwritten: {', '.join(str(path.with_suffix(ending)) for ending in ('.json', '.md', '.png'))}")
+    typer.echo(f"\nresults: {', '.join(str(path.with_suffix(ending)) for ending in ('.json', '.md', '.png'))}")
     return complete
+
+
+def _write_table(comparison: Comparison, record: Record, path: Path) -> None:
+    with writing(path):
+        replace_file(path.with_suffix(".md"), (render(comparison, record) + "\n").encode())
 
 
 def _said(row: Row, comparison: Comparison) -> str:

@@ -16,7 +16,14 @@ import typer
 from fedhess.command import Command, run_command
 from fedhess.environment import describe_environment
 from fedhess.errors import UsageError, did_you_mean
-from simulations.outputs import read_results, require_writable, write_results
+from simulations.outputs import (
+    AllowDirtyOption,
+    RenderOption,
+    describe_revision,
+    read_results,
+    require_ready,
+    write_results,
+)
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,6 +47,8 @@ def timing(
     only: Annotated[str, typer.Option(help=f"Benchmarks, separated by commas: {', '.join(BENCHMARKS)}.")] = "",
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions behind each median.")] = 7,
     out: Annotated[Path, typer.Option(help="File for the rows; Markdown goes beside it.")] = RESULTS / "timing.json",
+    allow_dirty: AllowDirtyOption = False,
+    render_only: RenderOption = False,
 ) -> None:
     """Run the benchmarks, print a table and write it down."""
     names = [name.strip() for name in only.split(",") if name.strip()] if only else list(BENCHMARKS)
@@ -48,8 +57,11 @@ def timing(
     for name in names:
         if name not in BENCHMARKS:
             raise UsageError(f"--only: unknown benchmark {name!r}; {did_you_mean(name, BENCHMARKS)}")
-    require_writable(out)
+    require_ready(out, allow_dirty=allow_dirty, render_only=render_only)
     recorded = read_results(out, render)
+    if render_only:
+        write_results(out, recorded, render(recorded), indent=2)
+        return
     for name in names:
         module, _, function = BENCHMARKS[name].partition(":")
         measure: Callable[..., list[dict[str, Any]]] = getattr(import_module(module), function)
@@ -69,7 +81,7 @@ def render(recorded: dict[str, Any]) -> str:
             f"## {name}",
             "",
             f"{machine['platform']}, {machine['cpu_count']} cores, {machine['torch_threads']} threads, "
-            f"torch {versions['torch']}, flwr {versions['flwr']}; revision {machine['git_revision']}; "
+            f"torch {versions['torch']}, flwr {versions['flwr']}; {describe_revision(machine)}; "
             f"medians of {result['repeats']}",
             "",
             "| what | ours | other | ratio | bar | reached |",

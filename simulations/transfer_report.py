@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhess.tables import markdown_table
+from simulations.outputs import describe_revision
 
 COLUMNS = 4
 
@@ -32,7 +33,7 @@ def render(result: Mapping[str, Any]) -> str:
             f"## Transfer measure, {result['title']}",
             "",
             f"{scope}{result['protocol']}; targets {', '.join(result['targets'])}; {result['examples']}",
-            f"revision {machine['git_revision']}, torch {machine['versions']['torch']}",
+            f"{describe_revision(machine)}, torch {machine['versions']['torch']}",
             f"published: {result['published']}",
             "",
             "Two quadratic losses with one minimum, eigenvalues of H_T - H_S "

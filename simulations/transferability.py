@@ -26,7 +26,7 @@ from fedhess.report import protocol
 from fedhess.runs import writing
 from fedhess.simulate import run_job
 from simulations.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
-from simulations.outputs import require_writable, write_results
+from simulations.outputs import AllowDirtyOption, RenderOption, require_ready, write_results
 from simulations.records import load_record
 from simulations.scenario import QUICK_RESULTS, RESULTS
 from simulations.transfer import transfer_curve
@@ -164,13 +164,17 @@ def transferability(
             "simulations/results, quick: runs/quick]"
         ),
     ] = None,
+    allow_dirty: AllowDirtyOption = False,
+    render_only: RenderOption = False,
 ) -> None:
     """Train the methods, measure how they transfer, print a table and write it down."""
     path = out or (QUICK_RESULTS if quick else RESULTS) / "transferability.json"
-    require_writable(path)
-    load_record(path, quick=quick)  # before anything is trained: quick results do not replace full ones
+    require_ready(path, allow_dirty=allow_dirty, render_only=render_only, quick=quick)
+    recorded = load_record(path, quick=quick)  # before anything is trained: quick results do not replace full ones
     progress = Progress()
-    if job_directory is not None:
+    if render_only:
+        result = recorded
+    elif job_directory is not None:
         result = measure_job(open_finished(job_directory), quick=quick, progress=progress)
     else:
         with tempfile.TemporaryDirectory() as folder:

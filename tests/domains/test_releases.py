@@ -59,11 +59,18 @@ def test_images_and_labels_are_those_of_the_folders(complete: dict[str, Path], n
     assert torch.equal(data.inputs(torch.tensor([len(data) - 1]))[0].permute(1, 2, 0).to(torch.int64), pixels)
 
 
-def test_domainnet_has_its_classes_in_every_domain(complete: dict[str, Path]) -> None:
-    benchmark = open_benchmark("DomainNet", data_dir=complete["DomainNet"])
-    data = benchmark.load("quickdraw")
-    assert data.labels.tolist() == list(range(345))
-    assert (benchmark.classes[0], benchmark.classes[-1]) == ("The_Eiffel_Tower", "zigzag")
+def test_domainnet_has_its_classes_in_every_domain_or_the_ten_of_generalization_adjustment(
+    complete: dict[str, Path],
+) -> None:
+    benchmark, ten = (
+        open_benchmark("DomainNet", data_dir=complete["DomainNet"], options=o) for o in ({}, {"classes": "ten"})
+    )
+    data, few = benchmark.load("quickdraw"), ten.load("quickdraw")
+    assert (data.labels.tolist(), few.labels.tolist()) == (list(range(345)), list(range(10)))
+    assert (benchmark.classes[0], benchmark.classes[-1], ten.outputs) == ("The_Eiffel_Tower", "zigzag", 10)
+    assert torch.equal(few.inputs(few.labels), data.inputs(torch.tensor([*map(benchmark.classes.index, ten.classes)])))
+    assert open_benchmark("DomainNet", options=ten.options) == ten
+    assert "must be ten, or empty for all 345, got 'x'" in refusal("DomainNet", None, options={"classes": "x"})
 
 
 NESTINGS = [

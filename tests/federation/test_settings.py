@@ -1,4 +1,4 @@
-"""Fishr's two ways to anneal, and probes: of a seed of the round that its domains share."""
+"""Fishr's two ways to anneal, the falling learning rate, and probes: of a seed of the round that its domains share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from centralised import Round, erm_objective, fishr_objective, train_centrally
+from domain_statistics import cross_entropy
 from flwr.app import Context, Message
 from methods import METHODS
 from torch import Tensor
@@ -41,6 +42,24 @@ def test_fishr_before_its_annealing_step_is_that_of_domainbed_or_of_the_script(t
     expected = train_centrally(model, toy_domains(classes=2), config=config, objective=objective, optimizer=optimizer)
     federated = toy_run(strategy="fishr", strategy_args=args, rounds=8, **settings).tensors
     for name, tensor in expected.items():
+        torch.testing.assert_close(federated[name], tensor, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("local_steps", [1, 3])
+def test_learning_rate_falls_to_a_tenth_after_a_share_of_the_rounds(toy_run: Run, local_steps: int) -> None:
+    settings = {"sources": ("north",), "batch_size": 0, "local_steps": local_steps, "rounds": 5}
+    federated = toy_run(**settings, lr_drop_after=0.8).tensors
+    config = toy_config(batch_size=0)
+    model = build_model(config)
+    inputs, labels = toy_domains()["north"]
+    for step in range(5 * local_steps):
+        lr = config.lr if step < 4 * local_steps else config.lr / 10
+        loss = cross_entropy(model, (inputs, labels))
+        for parameter, gradient in zip(
+            model.parameters(), torch.autograd.grad(loss, [*model.parameters()]), strict=True
+        ):
+            parameter.data -= lr * gradient
+    for name, tensor in model.state_dict().items():
         torch.testing.assert_close(federated[name], tensor, rtol=0, atol=1e-10)
 
 

@@ -1,16 +1,19 @@
 """What the measuring commands refuse before they measure, and that they leave what is there alone."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from conftest import TOY, Outcome
 
+from fedhess import environment
 from fedhess.domains import BENCHMARKS
-from simulations import diversity_shift, load, timing, transferability
+from simulations import correlation_shift, diversity_shift, load, timing, transferability
 from simulations.comparison import Comparison
 from simulations.measurement import Configuration
 from simulations.outputs import require_writable
@@ -32,12 +35,13 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         monkeypatch.setattr(place, name, measured)
     monkeypatch.setattr(transferability, "run_job", measured)
     monkeypatch.setattr("simulations.scenario.measure", measured)
+    monkeypatch.setattr(environment, "_git_revision", lambda: "abc")
 
     def run(module: ModuleType, *arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
         capsys.readouterr()
-        if module is diversity_shift:
-            status = diversity_shift.run_command(diversity_shift.cli)
+        if module in (correlation_shift, diversity_shift):
+            status = diversity_shift.run_command(module.cli)
         else:
             with pytest.raises(SystemExit) as stop:
                 module.main()
@@ -58,6 +62,50 @@ def test_what_cannot_be_written_is_found_before_anything_runs(module: ModuleType
     assert "; give another --out" in outcome.err
     assert "Traceback" not in outcome.err
     assert list(Path().rglob("*")) == [Path("file")], "no folder is left behind"
+
+
+@pytest.mark.parametrize(
+    "module", [timing, load, transferability, correlation_shift, diversity_shift], ids=lambda m: m.__name__
+)
+@pytest.mark.parametrize(("revision", "found"), [("abc-dirty", "uncommitted changes"), (None, "no git checkout")])
+def test_results_that_could_not_be_made_again_are_not_measured(
+    module: ModuleType, revision: str | None, found: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_git_revision", lambda: revision)
+    outcome = call(module, "--out", "new.json")
+    assert outcome.status == 2, outcome.err
+    assert f"expected a clean git checkout, got {found}" in outcome.err
+    assert "or add --allow-dirty (the table then says so)" in outcome.err
+    assert list(Path().iterdir()) == []
+
+
+def test_recorded_results_are_no_change_of_the_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code, results = tmp_path / "fedhess" / "a.py", tmp_path / "simulations" / "results" / "a.json"
+    for file in (code, results):
+        file.parent.mkdir(parents=True)
+        file.write_text("1", encoding="utf-8")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    monkeypatch.setattr(environment, "__file__", str(code))
+    found = []
+    for file in (None, results, code):
+        if file is not None:
+            file.write_text("2", encoding="utf-8")
+        found.append(environment.describe_environment()["git_revision"])
+    assert len(found[0]) == 40
+    assert found == [found[0], found[0], f"{found[0]}-dirty"]
+
+
+@pytest.mark.parametrize("module", [timing, load], ids=lambda m: m.__name__)
+def test_render_makes_the_committed_table_again(module: ModuleType, call: Call) -> None:
+    committed = module.RESULTS / f"{module.__name__.rpartition('.')[2]}.json"
+    Path("a.json").write_bytes(committed.read_bytes())
+    assert call(module, "--out", "a.json", "--render").status == 0
+    assert Path("a.md").read_bytes() == committed.with_suffix(".md").read_bytes()
+    outcome = call(module, "--out", "b.json", "--render")
+    assert outcome.status == 2
+    assert "--render: there is no b.json; give the --out of a measurement" in outcome.err
 
 
 @pytest.mark.parametrize("module", [timing, load, transferability], ids=lambda m: m.__name__)
@@ -125,14 +173,13 @@ def test_quick_transferability_leaves_full_results_alone(call: Call) -> None:
 def test_quick_transferability_goes_to_a_place_of_its_own(
     command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    committed = Path(transferability.__file__).parent / "results" / "transferability.json"
-    before = committed.read_bytes()
+    committed = {path: path.read_bytes() for path in transferability.RESULTS.iterdir()}
     assert command(*TOY, "--strategy", "erm", "--quiet", "--out", "job").status == 0
     monkeypatch.setattr(sys, "argv", ["transferability", "--quick", "--job", "job"])
     with pytest.raises(SystemExit) as stop:
         transferability.main()
     assert not stop.value.code
-    assert committed.read_bytes() == before
+    assert {path: path.read_bytes() for path in transferability.RESULTS.iterdir()} == committed
     assert sorted(path.name for path in Path("runs/quick").iterdir()) == [
         f"transferability.{ending}" for ending in ("json", "md", "png")
     ]
@@ -143,11 +190,24 @@ def test_a_folder_that_is_not_there_yet_can_be_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scenario_writes_into_a_new_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_scenario_writes_into_a_new_folder_and_says_what_cannot_be_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    monkeypatch.setattr(environment, "_git_revision", lambda: "abc-dirty")
     settings = {"model": "mlp", "rounds": 1, "local_steps": 1, "batch_size": 8}
     job = Configuration("Toy", "erm", 0, {"holdout": 0.25}, overrides=settings, target="east")
     out = tmp_path / "new" / "folder"
-    assert run_scenario(COMPARISON, [job], quick=False, out=out, runs=None, device="cpu")
+    scenario = partial(run_scenario, COMPARISON, [job], quick=False, out=out, runs=None, device="cpu")
+    assert scenario(allow_dirty=True, render_only=False)
     assert sorted(path.name for path in out.iterdir()) == ["toy.json", "toy.md", "toy.png"]
-    assert "selection by source validation" in (out / "toy.md").read_text(encoding="utf-8")
+    text = (out / "toy.md").read_text(encoding="utf-8")
+    assert "selection by source validation" in text
+    assert "- erm, seed 0: UNCOMMITTED CHANGES, cannot be made again" in text
+    assert "revision abc-dirty (UNCOMMITTED CHANGES: cannot be made again)" in text
+    monkeypatch.setattr("simulations.scenario.measure", None)
+    for made in ("toy.md", "toy.png"):
+        (out / made).unlink()
+    assert scenario(allow_dirty=False, render_only=True)
+    assert (out / "toy.md").read_text(encoding="utf-8") == text
+    assert (out / "toy.png").exists()

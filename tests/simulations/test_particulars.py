@@ -40,6 +40,7 @@ def row(
     several = {"variants": len(variants)} if variants else {}
     return {
         "benchmark": "Toy", "strategy": strategy, "seed": 0, "per_domain": 0, "options": {}, "device": "cpu",
+        "digest": "",
         "settings": {**job.description["settings"], "strategy_args": dict(config.strategy_args), **several},
         "accuracy": {"sources": 70.0, "east": 60.0}, "average": None, "protocol": protocol(job, [rule]),
         "environment": {"platform": "Linux", "cpu_count": 2, "git_revision": "0", "versions": {"torch": 2, "flwr": 1}},

@@ -14,6 +14,7 @@ from fedhess import workplace
 from fedhess.config import RunConfig
 from fedhess.domains import domain_net, office_home, pacs, release, terra_incognita, vlcs
 from fedhess.errors import UsageError
+from fedhess.loading import load_strategy
 from fedhess.selection import ORACLE
 from simulations import diversity_shift
 from simulations.comparison import render
@@ -57,7 +58,10 @@ def test_ga_fediir_and_bai_have_the_settings_of_their_code() -> None:
     ga, fediir, bai = (PROTOCOLS[name] for name in ("ga", "fediir", "bai"))
     s = ga.settings_of("PACS")
     assert (s["model"], s["rounds"], s["local_epochs"], s["batch_size"]) == ("resnet18", 40, 5, 16)
-    assert (s["lr"], s["momentum"], s["weight_decay"]) == (1e-3, 0.9, 5e-4)
+    assert (s["lr"], s["lr_drop_after"], s["momentum"], s["weight_decay"]) == (1e-3, 0.8, 0.9, 5e-4)
+    jobs = configurations(ga, domains=ga.benchmarks, strategies=["erm"], seeds=[0])
+    assert {job.benchmark: job.options for job in jobs if job.options} == {"DomainNet": {"classes": "ten"}}
+    assert "TerraIncognita" in ga.benchmarks
     assert [fediir.settings_of(name)["lr"] for name in ("PACS", "VLCS", "OfficeHome")] == [2.5e-3, 1e-3, 1e-3]
     s = fediir.settings_of("PACS")
     assert (s["clients"], s["clients_per_round"], s["rounds"], s["local_epochs"]) == (10, 3, 100, 1)
@@ -66,9 +70,24 @@ def test_ga_fediir_and_bai_have_the_settings_of_their_code() -> None:
         5e-3,
         5e-4,
     ]
-    s = bai.settings_of("OfficeHome")
-    assert (s["model"], s["clients"], s["heterogeneity"], s["partition"]) == ("resnet50", 100, 0.1, "lambda")
-    assert (s["client_optimizer"], s["lr"], s["rounds"], s["batch_size"]) == ("Adam", 5e-5, 50, 64)
+    for benchmark in ("PACS", "OfficeHome"):
+        s = bai.settings_of(benchmark)
+        assert (s["model"], s["clients"], s["partition"], s["local_epochs"]) == ("resnet50", 100, "lambda", 1)
+        assert (s["client_optimizer"], s["lr"], s["weight_decay"]) == ("Adam", 3e-5, 0.0)
+        assert (s["rounds"], s["batch_size"]) == (80, 32)
+    jobs = configurations(bai, domains=["PACS"], strategies=bai.strategies, seeds=bai.seeds)
+    assert {job.seed for job in jobs} == {1002, 1003, 1004}
+    assert [job.overrides["heterogeneity"] for job in jobs[:3]] == [1.0, 0.1, 0.0]
+    assert len(jobs) == 3 * 3 * len(bai.strategies)
+    assert {job.strategy: job.overrides["lr"] for job in jobs if job.overrides["lr"] != 3e-5} == {"fedprox": 1e-5}
+    assert {job.strategy: dict(job.strategy_args) for job in jobs if job.strategy_args} == {
+        "irm": {"weight": 1000.0, "anneal_steps": 100},
+        "coral": {"gamma": 1.0},
+        "groupdro": {"eta": 0.01},
+        "fedprox": {"mu": 1.0},
+    }
+    for job in jobs:
+        load_strategy(job.strategy, job.strategy_args)
 
 
 def test_every_difference_from_the_publication_stands_with_the_results() -> None:
@@ -90,6 +109,12 @@ def test_first_setting_of_a_trial_is_the_protocols_own() -> None:
     assert job.variants[0] == {"server_lr": 5e-5, "batch_size": 32}
     assert job.variants[3] == draw_settings("hgp", "VLCS", number=3, trial=1)
     assert 1e-5 < job.variants[3]["alpha"] < 1e-3
+
+
+def test_hutchinson_draws_from_the_released_ranges_or_by_name_from_those_beside_them() -> None:
+    for name, low, high in (("domainbed", 1, 4), ("domainbed-default-ranges", -3, -1)):
+        (job,) = configurations(PROTOCOLS[name], domains=["VLCS"], strategies=["hutchinson"], seeds=[1])
+        assert all(10**low < variant["alpha"] < 10**high for variant in job.variants[1:])
 
 
 # -- From start to end -------------------------------------------------------------------------------------------------
@@ -118,7 +143,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
                 folder = root / ROOTS[benchmark] / name / kind
                 if not folder.exists():
                     folder.mkdir(parents=True)
-                    for number in range(5 if label < 4 else 1):
+                    for number in range(5 if label < 4 or kind in domain_net.TEN else 1):
                         (folder / f"{number}.jpg").write_bytes(picture(domain, label, number))
         return root
 
@@ -166,7 +191,8 @@ def test_preset_starts_and_ends_on_a_small_tree(run: Any, preset: str, benchmark
     target = target_of(benchmark)
     row, out = run(benchmark, "--preset", preset, "--strategy", "hgp", "--target", target)
     protocol = PROTOCOLS[preset]
-    assert row["benchmark"] == benchmark, "the data itself, no stand-in"
+    assert (row["benchmark"], row["seed"]) == (benchmark, protocol.seeds[0]), "the data itself, no stand-in"
+    assert ("(a tenth after 80 % of the rounds)" in row["protocol"]) == (preset == "ga")
     oracle = {ORACLE} if protocol.oracle else set()
     assert set(row["accuracy"]) == {"sources", target} | oracle
     assert all(0 <= value <= 100 for value in row["accuracy"].values())
@@ -176,8 +202,9 @@ def test_preset_starts_and_ends_on_a_small_tree(run: Any, preset: str, benchmark
     assert settings["local_epochs"] == (1 if "local_epochs" in protocol.settings else 0)
     assert settings["split"] == protocol.settings.get("split", "sources")
     assert settings["clients"] == (4 if "clients" in protocol.settings else 0)
+    assert settings["heterogeneity"] == protocol.each[0].get("heterogeneity", 0.0)
     for key in ("momentum", "client_optimizer", "server_optimizer", "weighting", "server_lr", "partition", "augment",
-                "heterogeneity", "clients_per_round", "batchnorm"):  # fmt: skip
+                "clients_per_round", "batchnorm"):  # fmt: skip
         if key in protocol.settings:
             assert settings[key] == protocol.settings[key], key
     assert f"# Leave one domain out, protocol {preset}" in out
@@ -197,7 +224,15 @@ def test_preset_starts_and_ends_on_a_small_tree(run: Any, preset: str, benchmark
 def test_published_numbers_stand_beside_ours_and_the_oracle_in_its_own_column() -> None:
     accuracy = {"sources": 90.0, "art_painting": 80.0, "cartoon": 81.0, "photo": 82.0, "sketch": 83.0, ORACLE: 84.5}
     environment = {"platform": "here", "cpu_count": 2, "git_revision": "abc", "versions": {"torch": "2", "flwr": "1"}}
-    row = {"benchmark": "PACS", "strategy": "erm", "seed": 0, "per_domain": 0, "settings": {}, "options": {}}
+    row = {
+        "benchmark": "PACS",
+        "strategy": "erm",
+        "seed": 0,
+        "per_domain": 0,
+        "settings": {},
+        "options": {},
+        "digest": "",
+    }
     row |= {"accuracy": accuracy, "average": 81.5, "device": "cpu", "environment": environment}
     out = render(comparison_of(PROTOCOLS["domainbed"]), {"quick": False, "rows": [row]})
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
@@ -213,7 +248,7 @@ def test_published_numbers_stand_beside_ours_and_the_oracle_in_its_own_column() 
     [
         (["--preset", "gaa"], "--preset: unknown protocol 'gaa'"),
         (
-            ["--preset", "ga", "--domains", "TerraIncognita"],
+            ["--preset", "bai", "--domains", "TerraIncognita"],
             "--domains: 'TerraIncognita' is no benchmark whose domains",
         ),
         (["--preset", "ga", "--strategy", "fedag"], "--strategy: 'fedag' is not part of this scenario"),

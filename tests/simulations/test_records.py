@@ -6,21 +6,25 @@ from typing import Any
 
 import pytest
 
+from fedhess.config import RunConfig
 from fedhess.errors import UsageError
 from simulations import correlation_shift
-from simulations.published import CORRELATION_SHIFT, DIVERSITY_SHIFT
+from simulations.comparison import render
+from simulations.published import CORRELATION_SHIFT, DIVERSITY_SHIFT, FEDIIR_PROTOCOL
 from simulations.records import Cell, add_row, lines_of, load_record
 
 
 def row(seed: int, target: float, **changes: Any) -> dict[str, Any]:
     accuracy = {"sources": 71.0, "flip-0.9": target, "grey": 66.0}
-    made = {"benchmark": "ColoredMNIST", "strategy": "irm", "seed": seed, "settings": {"rounds": 501}, "options": {}}
+    made = {"benchmark": "ColoredMNIST", "strategy": "irm", "seed": seed, "given": {}, "digest": f"of seed {seed}"}
+    made |= {"settings": {"rounds": 501}, "options": {"seed": seed}, "environment": {"git_revision": "abc"}}
     return made | {"accuracy": accuracy, "average": 66.0} | changes
 
 
 def test_seeds_of_the_same_settings_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "results.json"
-    for each in (row(1, 60.0), row(0, 70.0), row(0, 64.0), row(0, 10.0, settings={"rounds": 3})):
+    shorter = row(0, 10.0, settings={"rounds": 3}, given={"overrides": {"rounds": 3}})
+    for each in (row(1, 60.0), row(0, 70.0), row(0, 64.0), shorter):
         record = add_row(path, each, quick=False)
     line, other = lines_of(record["rows"])
     assert line.seeds == (0, 1)
@@ -31,6 +35,31 @@ def test_seeds_of_the_same_settings_are_one_line(tmp_path: Path) -> None:
     assert load_record(path, quick=False) == record
 
 
+def test_job_run_again_after_a_new_setting_replaces_its_row_and_joins_older_seeds(tmp_path: Path) -> None:
+    newer = {"rounds": 501, "augment": RunConfig.model_fields["augment"].default}
+    for each in (row(0, 1.0), row(1, 60.0), row(0, 70.0, settings=newer)):
+        record = add_row(tmp_path / "a.json", each, quick=False)
+    (line,) = lines_of(record["rows"])
+    assert (line.label, line.seeds, line.cells["flip-0.9"].mean) == ("irm", (0, 1), 65.0)
+    other_default = row(0, 50.0, settings={**newer, "rounds": 40})
+    kept, changed = lines_of(add_row(tmp_path / "a.json", other_default, quick=False)["rows"])
+    assert {kept.label: kept.seeds, changed.label: changed.seeds} == {"irm (rounds=501)": (1,), "irm (rounds=40)": (0,)}
+
+
+@pytest.mark.parametrize("made_at_random", [True, False])
+def test_other_data_is_another_row_and_another_line(tmp_path: Path, made_at_random: bool) -> None:
+    for version, seeds in (("old", (0, 1)), ("new", (0,))):
+        for seed in seeds:
+            options = {"seed": seed} if made_at_random else {}
+            digest = f"{version}-{seed if made_at_random else 'all'}"
+            record = add_row(tmp_path / "a.json", row(seed, 1.0, options=options, digest=digest), quick=False)
+    first = "0" if made_at_random else "all"
+    assert [(line.label, line.seeds) for line in lines_of(record["rows"])] == [
+        (f"irm (data=old-{first})", (0, 1)),
+        (f"irm (data=new-{first})", (0,)),
+    ]
+
+
 @pytest.mark.parametrize(("there", "kinds"), [(True, "quick results, full ones"), (False, "full results, quick ones")])
 def test_quick_and_full_results_are_not_mixed(tmp_path: Path, there: bool, kinds: str) -> None:
     add_row(tmp_path / "a.json", row(0, 1.0), quick=there)
@@ -38,7 +67,7 @@ def test_quick_and_full_results_are_not_mixed(tmp_path: Path, there: bool, kinds
         add_row(tmp_path / "a.json", row(0, 1.0), quick=not there)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"rows": []}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": []}', '{"quick": false, "rows": [{}]}'])
 def test_damaged_results_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=r"a.json is damaged .+; delete it, or give another --out"):
@@ -61,10 +90,30 @@ def test_bar_is_two_published_deviations_or_two_and_a_half_points() -> None:
 def test_published_values_name_their_source_and_what_is_unread_has_no_value() -> None:
     assert CORRELATION_SHIFT["fishr"]["flip-0.9"].value == 69.5
     assert CORRELATION_SHIFT["hutchinson"]["flip-0.9"].value is None
+    assert {FEDIIR_PROTOCOL["PACS"]["fediir"][column].value for column in ("photo", "sketch", "average")} == {
+        94.2,
+        81.9,
+        83.7,
+    }
+    assert all("issue 2" in value.source for value in FEDIIR_PROTOCOL["PACS"]["fediir"].values())
     assert DIVERSITY_SHIFT["PACS"]["erm"]["average"].value == 82.2
     assert "IconPACS" not in DIVERSITY_SHIFT, "a stand-in has nothing published"
     tables = [CORRELATION_SHIFT, *DIVERSITY_SHIFT.values()]
     assert all(value.source for table in tables for columns in table.values() for value in columns.values())
+
+
+def test_run_of_the_authors_script_stands_in_a_column_of_its_own() -> None:
+    environment = {"platform": "here", "cpu_count": 2, "git_revision": "abc", "versions": {"torch": "2", "flwr": "1"}}
+    rows = [row(0, 60.0, strategy=name, per_domain=0, device="cpu", environment=environment) for name in ("hgp", "irm")]
+    out = render(correlation_shift.COMPARISON, {"quick": False, "rows": rows})
+    heads, _, hgp, irm = ([cell.strip() for cell in line.split("|")] for line in out.splitlines() if line[:1] == "|")
+    place = heads.index("authors' script (train / target / grey target)")
+    assert (hgp[place], irm[place]) == ("73.0 / 69.1 / 71.1", "")
+    published = [number for number, head in enumerate(heads) if head == "published"]
+    assert [hgp[number] for number in published] == ["not verified"] * 3
+    assert [irm[number] for number in published] == ["71.0", "65.6 +- 1.8", "66.1"]
+    assert (hgp[place + 1], irm[place + 1]) == ("[1] [2]", "[3]")
+    assert "- [2] the HGP authors' released script" in out
 
 
 def test_rows_added_at_the_same_time_are_all_kept(tmp_path: Path) -> None:

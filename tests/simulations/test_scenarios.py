@@ -178,6 +178,8 @@ def test_quick_results_merge_are_marked_and_lie_elsewhere(run: Run, mnist_root: 
         assert row["environment"]["git_revision"]
         assert set(row["accuracy"]) == {"sources", "flip-0.9", "grey"}
         assert row["settings"]["rounds"] == correlation_shift.QUICK_ROUNDS
+        annealed = {"strategy_args": {"anneal_steps": 15}} if row["strategy"] == "irm" else {}
+        assert row["given"] == {"options": {"per_domain": 60}, "overrides": {"rounds": 40}, **annealed}
     assert read("runs/quick/correlation_shift.json")["rows"][1]["settings"]["strategy_args"]["anneal_steps"] == 15
     text = Path("runs/quick/correlation_shift.md").read_text(encoding="utf-8")
     assert text.strip() in out
