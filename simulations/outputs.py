@@ -9,7 +9,7 @@ from typing import Any
 from fedhess.errors import UsageError
 from fedhess.runs import replace_file, writing
 
-BESIDE = (".md", ".png")  # endings of what goes beside the JSON file
+BESIDE = (".md", ".png", ".svg")  # endings of what goes beside the JSON file
 
 
 def require_writable(path: Path) -> None:

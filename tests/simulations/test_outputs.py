@@ -66,6 +66,7 @@ def test_a_folder_or_the_name_of_the_table_is_no_file_for_results(module: Module
     for out, said in (
         ("folder", "expected a file, got the folder folder"),
         ("a.md", "expected a name in .json, got a."),
+        ("a.svg", "expected a name in .json, got a."),
     ):
         outcome = call(module, "--out", out)
         assert outcome.status == 2
@@ -134,7 +135,7 @@ def test_quick_transferability_goes_to_a_place_of_its_own(
     assert not stop.value.code
     assert committed.read_bytes() == before
     assert sorted(path.name for path in Path("runs/quick").iterdir()) == [
-        f"transferability.{ending}" for ending in ("json", "md", "png")
+        f"transferability.{ending}" for ending in ("json", "md", "png", "svg")
     ]
 
 
@@ -149,5 +150,5 @@ def test_a_scenario_writes_into_a_new_folder(monkeypatch: pytest.MonkeyPatch, tm
     job = Configuration("Toy", "erm", 0, {"holdout": 0.25}, overrides=settings, target="east")
     out = tmp_path / "new" / "folder"
     assert run_scenario(COMPARISON, [job], quick=False, out=out, runs=None, device="cpu")
-    assert sorted(path.name for path in out.iterdir()) == ["toy.json", "toy.md", "toy.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["toy.json", "toy.md", "toy.png", "toy.svg"]
     assert "selection by source validation" in (out / "toy.md").read_text(encoding="utf-8")
