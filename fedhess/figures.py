@@ -125,6 +125,7 @@ def draw_rounds(path: Path, *, title: str, note: str, panels: Sequence[Panel]) -
                 axis.set(yscale="log", ylim=(min(present) / 1.5, None))
             if not present:
                 axis.text(0.5, 0.5, "not recorded by every run", ha="center", va="center", transform=axis.transAxes)
+                axis.set(xlim=(0, 1), yticks=[])
             axis.set(xlabel="round", ylabel=panel.label)
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.3)

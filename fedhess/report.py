@@ -181,7 +181,10 @@ def _note(job: Job, summary: Mapping[str, Any]) -> str:
     selected = (
         f"; of {len(job.variants)} settings the one selected by {summary['selection'][0]}" if job.variants else ""
     )
-    return f"seeds {seeds}: {shown_as}{selected}; round 0, the untrained model, is left out"
+    names = [*summary["strategies"], *([] if summary["averaged"] else summary["targets"])]
+    unknown = any(drawable(name, "?") == "?" for name in names)
+    numbered = "; a number stands for a name in the table that no installed font can draw" if unknown else ""
+    return f"seeds {seeds}: {shown_as}{selected}; round 0, the untrained model, is left out{numbered}"
 
 
 def _panels(job: Job, summary: Mapping[str, Any]) -> list[Panel]:

@@ -14,7 +14,7 @@ from toy import toy_config
 from fedhess.announcements import header, stand_in_warning
 from fedhess.domains import Benchmark, Scenario
 from fedhess.job import Job, PlannedRun
-from fedhess.report import _has_average, _panels, mean_and_error, name_columns, summarise, table, write_report
+from fedhess.report import _has_average, _note, _panels, mean_and_error, name_columns, summarise, table, write_report
 from fedhess.runs import Row, RunDirectory, StorageError
 
 DOMAINS = ("north", "south", "west", "east")
@@ -201,6 +201,8 @@ def test_figure_averages_targets_where_the_table_does(
     job = make_job({("erm", target, 0): (0.1, 0.3 + 0.2 * number) for number, target in enumerate(targets)})
     *accuracies, gradient, _ = _panels(job, summarise(job))
     assert {panel.label: panel.curves["erm"][1]["mean"] for panel in accuracies} == pytest.approx(labels)
+    numbered = "accuracy (%) on target 2" in labels
+    assert ("a number stands for a name in the table" in _note(job, summarise(job))) == numbered
     assert (gradient.label, gradient.curves["erm"][1]["mean"]) == ("gradient distance of the sources", 0.5)
 
 
