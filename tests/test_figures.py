@@ -107,7 +107,8 @@ def rounds(path: Path, *, title: str = "Toy", strategies: tuple[str, ...] = ("er
 
 def scenario(path: Path) -> None:
     rows = [
-        {"benchmark": "B", "strategy": strategy, "seed": seed, "settings": {}, "per_domain": 0}
+        {"benchmark": "B", "strategy": strategy, "seed": seed, "settings": {}, "options": {}, "per_domain": 0}
+        | {"digest": "", "environment": {"git_revision": "abc"}}
         | {"accuracy": {"sources": 50.0 + seed, "t": 70.0, "u": 60.0}, "average": 60.0 + seed}
         for strategy in ("erm", "hgp")
         for seed in (0, 1)
