@@ -5,19 +5,34 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def mean_and_error(fractions: Sequence[float | None]) -> dict[str, Any]:
-    """Return mean and standard error of fractions, in percent.
+def mean_and_error(values: Sequence[float | None], *, unit: float = 100.0) -> dict[str, Any]:
+    """Return mean and standard error, of fractions in percent.
 
-    The standard error is that of the mean: sqrt(sum (x - mean)^2 / (n - 1) / n). None for a single trial, and both are
-    None where a trial is.
+    None for both where a value is missing, for the error of a single trial too.
+
+    Args:
+        values: One a trial.
+        unit: What they are multiplied by.
     """
-    centre = mean(fractions)
-    present = [value for value in fractions if value is not None]
-    error = None
-    if centre is not None and len(present) > 1:
-        variance = sum((value - centre) ** 2 for value in present) / (len(present) - 1)
-        error = 100 * math.sqrt(variance / len(present))
-    return {"mean": None if centre is None else 100 * centre, "standard_error": error, "trials": len(present)}
+    centre = mean(values)
+    present = [value for value in values if value is not None]
+    error = None if centre is None else standard_error(present)
+    return {
+        "mean": None if centre is None else unit * centre,
+        "standard_error": None if error is None else unit * error,
+        "trials": len(present),
+    }
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Return the standard error of the mean, sqrt(sum (x - mean)^2 / (n - 1) / n); None for a single value.
+
+    It is what ``+-`` means in every table, and what a band or an error bar means in every figure.
+    """
+    if len(values) < 2:
+        return None
+    centre = sum(values) / len(values)
+    return math.sqrt(sum((value - centre) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedhess.attributes import ATTRIBUTES, compare_domains, measure_domain
+from fedhess.averages import standard_error
 from fedhess.finished import view_domains
 from fedhess.job import Job, PlannedRun
 from fedhess.protocol import SOURCE, TARGET
@@ -123,11 +124,7 @@ def _over_seeds(runs: Sequence[Mapping[str, Any]], strategy: str, name: str, kin
             found = mean([pair["values"][name] for pair in run["pairs"] if pair["pair"] == kind])
             by_seed.setdefault(run["seed"], []).append(found)
     values = [value for value in map(mean, by_seed.values()) if value is not None]
-    centre = mean(values)
-    error = None
-    if centre is not None and len(values) > 1:
-        error = math.sqrt(sum((value - centre) ** 2 for value in values) / (len(values) - 1) / len(values))
-    return {"mean": centre, "standard_error": error}
+    return {"mean": mean(values), "standard_error": standard_error(values)}
 
 
 def _relative(value: float | None, base: float | None, *, similarity: bool) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhess.diagnosis import BASELINE, MIXED_PAIR, SOURCE_PAIR, mean
+from fedhess.figures import drawable
 from fedhess.heatmaps import draw_pairs, draw_strategies
 from fedhess.job import slug
 from fedhess.protocol import SOURCE, TARGET
@@ -37,7 +38,7 @@ def pair_tables(diagnosis: Mapping[str, Any]) -> dict[tuple[str, str], str]:
         tables[strategy, scenario] = "\n".join(
             [
                 *_heading(diagnosis, f"{strategy}, target {scenario}: domains compared in pairs"),
-                f"T: target, never seen in training and read only now; {_trials(diagnosis)} "
+                f"T: target, never seen in training and read only now; {_trials(diagnosis)}; "
                 "distances are norms, 0 for equal domains; inner product and cosine grow with alignment",
                 "",
                 legend,
@@ -67,7 +68,8 @@ def strategy_table(diagnosis: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *_heading(diagnosis, "which method aligns which attribute"),
-            f"mean over pairs of domains, {_trials(diagnosis)} the target was read only after training{relative}",
+            f"mean over pairs of domains, {_trials(diagnosis, 'mean +- standard error')}; the target was read only "
+            f"after training{relative}",
             "distances are absolute: a model with small features or gradients has small ones",
             "",
             markdown_table(heads, lines, left=2),
@@ -84,7 +86,7 @@ def name_domains(domains: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any]) -> list[Path]:
-    """Write ``diagnosis.md``, ``.json`` and ``.csv`` and the heat maps; a stand-in's file names say that it is one.
+    """Write ``diagnosis.md``, ``.json`` and ``.csv`` and the heat maps; the titles in them name a stand-in.
 
     Args:
         folder: ``RUN/diagnosis``.
@@ -96,13 +98,11 @@ def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any]) -> list[Path]:
     Raises:
         StorageError: They cannot be written.
     """
-    title = slug(diagnosis["title"])
-    infix = f".{title}" if diagnosis["stand_in_for"] else ""
     text = "\n\n".join([strategy_table(diagnosis), *pair_tables(diagnosis).values()])
     contents = {
-        f"diagnosis{infix}.md": text + "\n",
-        f"diagnosis{infix}.json": json.dumps(diagnosis, indent=2, allow_nan=False) + "\n",
-        f"diagnosis{infix}.csv": _csv(diagnosis),
+        "diagnosis.md": text + "\n",
+        "diagnosis.json": json.dumps(diagnosis, indent=2, allow_nan=False) + "\n",
+        "diagnosis.csv": _csv(diagnosis),
     }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,25 +110,27 @@ def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any]) -> list[Path]:
             replace_file(folder / name, content.encode())
         figures: list[Path] = []
         for (strategy, scenario), runs in _grouped(diagnosis).items():
-            figures.append(folder / f"{title}-{slug(strategy)}-{slug(scenario)}.png")
-            _draw_pairs(figures[-1], diagnosis, runs)
+            figures += _draw_pairs(folder / f"{slug(strategy)}-{slug(scenario)}.png", diagnosis, runs)
         if BASELINE in diagnosis["strategies"] and len(diagnosis["strategies"]) > 1:
-            figures.append(folder / f"{title}-strategies.png")
-            draw_strategies(figures[-1], diagnosis, title=f"{diagnosis['title']}: distance relative to erm's")
+            title = f"{diagnosis['title']}: distance relative to erm's"
+            figures += draw_strategies(folder / "strategies.png", diagnosis, title=title)
     return [*(folder / name for name in contents), *figures]
 
 
-def _draw_pairs(path: Path, diagnosis: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
-    names = [d["domain"] + (" (target)" if d["role"] == TARGET else "") for d in runs[0]["domains"]]
+def _draw_pairs(path: Path, diagnosis: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[Path]:
+    letters = name_domains(runs[0]["domains"])
+    names = {
+        letters[d["domain"]]: d["domain"] + (" (target)" if d["role"] == TARGET else "") for d in runs[0]["domains"]
+    }
     order = {domain["domain"]: number for number, domain in enumerate(runs[0]["domains"])}
     where = [(order[a], order[b]) for a, b in (pair["domains"] for pair in runs[0]["pairs"])]
     panels = {
         attribute["label"]: dict(zip(where, _pair_means(runs, name), strict=True))
         for name, attribute in diagnosis["attributes"].items()
     }
-    seeds = ", ".join(map(str, diagnosis["seeds"]))
-    title = f"{diagnosis['title']}: {runs[0]['strategy']}, target {runs[0]['scenario']}, seeds {seeds}"
-    draw_pairs(path, title=title, domains=names, panels=panels)
+    what = f"{runs[0]['strategy']}, target {drawable(runs[0]['scenario'], 'T')}: domains compared in pairs"
+    note = f"seeds {', '.join(map(str, diagnosis['seeds']))}: {_trials(diagnosis)}; each map has a scale of its own"
+    return draw_pairs(path, title=f"{diagnosis['title']}: {what}", note=note, domains=names, panels=panels)
 
 
 def _csv(diagnosis: Mapping[str, Any]) -> str:
@@ -169,8 +171,8 @@ def _heading(diagnosis: Mapping[str, Any], what: str) -> list[str]:
     return [f"{diagnosis['title']}: {what}", diagnosis["protocol"], diagnosis["examples"]]
 
 
-def _trials(diagnosis: Mapping[str, Any]) -> str:
-    return "one trial;" if len(diagnosis["seeds"]) == 1 else f"mean over {len(diagnosis['seeds'])} trials;"
+def _trials(diagnosis: Mapping[str, Any], mean: str = "mean") -> str:
+    return "one trial" if len(diagnosis["seeds"]) == 1 else f"{mean} over {len(diagnosis['seeds'])} trials"
 
 
 def _short(value: float | None) -> str:

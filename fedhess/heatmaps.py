@@ -1,4 +1,4 @@
-"""Draw a diagnosis as heat maps; matplotlib is imported when something is drawn, since it takes a second."""
+"""Draw a diagnosis as heat maps, whose colours are ordered in greyscale too; every field has its number."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,74 +8,87 @@ from typing import Any
 import numpy as np
 
 from fedhess.diagnosis import BASELINE, MIXED_PAIR, SOURCE_PAIR
+from fedhess.figures import drawable, drawing, written
 
 COLUMNS = 4
 
 
 def draw_pairs(
-    path: Path, *, title: str, domains: Sequence[str], panels: Mapping[str, Mapping[tuple[int, int], float | None]]
-) -> None:
+    path: Path,
+    *,
+    title: str,
+    note: str,
+    domains: Mapping[str, str],
+    panels: Mapping[str, Mapping[tuple[int, int], float | None]],
+) -> list[Path]:
     """Draw one symmetric map of domains by domains for every attribute, each with a scale of its own.
 
     Args:
         path: The PNG file.
         title: Names the data set, and a stand-in as one.
-        domains: Labels of rows and columns; a target's says that it is one.
+        note: What a reader must know: seeds, what is averaged.
+        domains: Labels of rows and columns; a target's says that it is one. By the short name that the table has.
         panels: By the attribute's label, the value of each pair of positions; None is left blank.
+
+    Returns:
+        The files.
     """
-    plt = _pyplot()
-    rows = math.ceil(len(panels) / COLUMNS)
-    figure, axes = plt.subplots(rows, COLUMNS, figsize=(3.4 * COLUMNS, 3.2 * rows), squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for number, (axis, (label, values)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
-        grid = np.full((len(domains), len(domains)), np.nan)
-        for (a, b), value in values.items():
-            grid[a, b] = grid[b, a] = np.nan if value is None else value
-        _draw_map(axis, grid, [f"{value:.3g}" for value in grid.flat], colours="viridis")
-        axis.set_title(label, fontsize=10)
-        first, last = number % COLUMNS == 0, number >= len(panels) - COLUMNS
-        axis.set_xticks(range(len(domains)), domains if last else [], rotation=40, ha="right", fontsize=8)
-        axis.set_yticks(range(len(domains)), domains if first else [], fontsize=8)
-    figure.suptitle(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    columns = min(COLUMNS, len(panels))
+    shape = (math.ceil(len(panels) / columns), columns)
+    labels = [drawable(f"{short}: {name}", short) for short, name in domains.items()]
+    with drawing(path, shape, size=(3.4, 3.2), title=title, note=note, names=domains.values()) as axes:
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for number, (axis, (label, values)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
+            grid = np.full((len(domains), len(domains)), np.nan)
+            for (a, b), value in values.items():
+                grid[a, b] = grid[b, a] = np.nan if value is None else value
+            _draw_map(axis, grid, [f"{value:.3g}" for value in grid.flat], colours="viridis")
+            axis.set_title(label, fontsize=10)
+            first, last = number % columns == 0, number >= len(panels) - columns
+            axis.set_xticks(range(len(domains)), labels if last else [], rotation=40, ha="right", fontsize=8)
+            axis.set_yticks(range(len(domains)), labels if first else [], fontsize=8)
+    return written(path)
 
 
-def draw_strategies(path: Path, diagnosis: Mapping[str, Any], *, title: str) -> None:
+def draw_strategies(path: Path, diagnosis: Mapping[str, Any], *, title: str) -> list[Path]:
     """Draw the distances of every strategy relative to those of erm, among sources and between sources and targets.
 
     Args:
         path: The PNG file.
         diagnosis: From :func:`fedhess.diagnosis.diagnose_job`, with erm in it.
         title: Names the data set, and a stand-in as one.
+
+    Returns:
+        The files.
     """
-    plt = _pyplot()
     names = [name for name, attribute in diagnosis["attributes"].items() if attribute["kind"] == "distance"]
     strategies = [strategy for strategy in diagnosis["strategies"] if strategy != BASELINE]
     kinds = {"source pairs": SOURCE_PAIR, "source-target pairs": MIXED_PAIR}
-    size = (4 + 1.6 * len(strategies), 1.5 + 0.45 * len(names))
-    figure, axes = plt.subplots(1, len(kinds), figsize=size, sharey=True)
-    for axis, (label, kind) in zip(axes, kinds.items(), strict=True):
-        ratios = np.array(
-            [
-                [
-                    np.nan if (ratio := diagnosis["strategies"][s][name][kind]["relative_to_erm"]) is None else ratio
-                    for s in strategies
-                ]
-                for name in names
-            ]
-        )
-        _draw_map(axis, np.log2(ratios), [f"x{ratio:.2f}" for ratio in ratios.flat], colours="RdBu_r", symmetric=1.0)
-        axis.set_title(label, fontsize=10)
-        axis.set_xticks(range(len(strategies)), strategies, rotation=40, ha="right", fontsize=9)
-    axes[0].set_yticks(range(len(names)), [diagnosis["attributes"][name]["label"] for name in names], fontsize=9)
+    size = (2 + 0.8 * len(strategies), 1.5 + 0.45 * len(names))
     seeds = ", ".join(map(str, diagnosis["seeds"]))
-    figure.suptitle(f"{title}\nblue: closer than under erm, red: farther; seeds {seeds}", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    note = f"seeds {seeds}; ratio of the mean distances; dark: closer than under erm, bright: farther"
+    labels = [drawable(strategy, f"strategy {n}") for n, strategy in enumerate(diagnosis["strategies"], start=1)]
+    labels.pop(list(diagnosis["strategies"]).index(BASELINE))
+    with drawing(path, (1, len(kinds)), size=size, title=title, note=note, names=strategies, sharey=True) as axes:
+        for axis, (label, kind) in zip(axes[0], kinds.items(), strict=True):
+            ratios = np.array(
+                [
+                    [
+                        np.nan
+                        if (ratio := diagnosis["strategies"][s][name][kind]["relative_to_erm"]) is None
+                        else ratio
+                        for s in strategies
+                    ]
+                    for name in names
+                ]
+            )
+            texts = [f"x{ratio:.2f}" for ratio in ratios.flat]
+            _draw_map(axis, np.log2(ratios), texts, colours="cividis", symmetric=1.0)
+            axis.set_title(label, fontsize=10)
+            axis.set_xticks(range(len(strategies)), labels, rotation=40, ha="right", fontsize=9)
+        axes[0, 0].set_yticks(range(len(names)), [diagnosis["attributes"][name]["label"] for name in names], fontsize=9)
+    return written(path)
 
 
 def _draw_map(axis: Any, grid: Any, texts: Sequence[str], *, colours: str, symmetric: float | None = None) -> None:
@@ -89,12 +102,3 @@ def _draw_map(axis: Any, grid: Any, texts: Sequence[str], *, colours: str, symme
             dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
             text = texts[row * grid.shape[1] + column]
             axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-
-
-def _pyplot() -> Any:
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    return plt

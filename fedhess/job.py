@@ -73,11 +73,6 @@ class Job:
         return [run for run in self.runs if not run.inner]
 
     @property
-    def slug(self) -> str:
-        """The benchmark's title as a part of file names; a stand-in is named as one."""
-        return slug(self.benchmark.title)
-
-    @property
     def differences(self) -> list[str]:
         """Where the data differs from the benchmark's complete copy, in words."""
         return list(self.description.get("dataset", {}).get("differences", []))

@@ -44,13 +44,18 @@ def open_recorded(path: Path) -> Job:
 
 
 def require_inner_runs(job: Job) -> None:
-    """Insist that every run that cross-validation needs has rows.
+    """Check that every run that cross-validation needs has rows.
 
     Raises:
-        UsageError: One has none; the message says how to add them.
+        UsageError: One has none, or there can be none; the message says what to do.
     """
     there = {(run.strategy, run.variant, frozenset(run.config.targets), run.config.seed) for run in job.runs}
     for run in job.outer_runs:
+        if len(run.scenario.sources) < 3:
+            raise UsageError(
+                f"--selection lodo: expected at least three sources for target {run.scenario.name}, so that two are "
+                f"left to align, got {', '.join(run.scenario.sources)}; use --selection source,oracle"
+            )
         for source in run.scenario.sources:
             left_out = frozenset({*run.scenario.targets, source})
             if (run.strategy, run.variant, left_out, run.config.seed) not in there:

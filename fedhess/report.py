@@ -16,9 +16,9 @@ from fedhess.averages import mean, mean_and_error, short, shown
 from fedhess.candidates import Recorded, cells_of, read_rows, unfinished
 from fedhess.command import Command, run_command
 from fedhess.config import RunConfig
-from fedhess.domain_rows import domain_rows
 from fedhess.domains import Scenario
-from fedhess.figures import draw_rounds
+from fedhess.errors import UsageError
+from fedhess.figures import Panel, draw_rounds, drawable, trained_rounds
 from fedhess.job import Job
 from fedhess.progress import Progress
 from fedhess.recorded import open_recorded, require_inner_runs
@@ -154,7 +154,11 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
-    """Write summary.json, summary.md and the figure; a stand-in's file names say that it is one.
+    """Write summary.json, summary.md and figures/rounds.png and .svg; the titles in them name a stand-in.
+
+    Args:
+        job: The job.
+        summary: What `summarise` returned for it by its own selector.
 
     Returns:
         The files.
@@ -162,28 +166,47 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     Raises:
         StorageError: They cannot be written.
     """
-    infix = f".{job.slug}" if job.benchmark.stand_in_for else ""
-    as_json, as_text = job.path / f"summary{infix}.json", job.path / f"summary{infix}.md"
-    figure = job.path / "figures" / f"{job.slug}-rounds.png"
+    as_json, as_text, figure = (job.path / name for name in ("summary.json", "summary.md", "figures/rounds.png"))
     with writing(job.path):
         replace_file(as_json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (table(summary) + "\n").encode())
         figure.parent.mkdir(exist_ok=True)
-        draw_rounds(
-            figure,
-            title=f"{job.benchmark.title}: mean over targets and trials",
-            rows_by_strategy={
-                name: [
-                    row
-                    for run, rows in read_rows(job)
-                    if run.strategy == name and not run.inner
-                    for row in domain_rows(rows)
-                ]
-                for name in job.strategies
-            },
-            panels={"accuracy": "target accuracy", **DISTANCES},
-        )
-    return [as_json, as_text, figure]
+        title = f"{summary['title']}: accuracy on the target and alignment distances, round by round"
+        files = draw_rounds(figure, title=title, note=_note(job, summary), panels=_panels(job, summary))
+    return [as_json, as_text, *files]
+
+
+def _note(job: Job, summary: Mapping[str, Any]) -> str:
+    """Say what a reader must know of the figure of the rounds."""
+    seeds = ", ".join(map(str, summary["seeds"]))
+    shown_as = "one trial" if len(summary["seeds"]) == 1 else "mean over trials, band: standard error of the mean"
+    selected = (
+        f"; of {len(job.variants)} settings the one selected by {summary['selection'][0]}" if job.variants else ""
+    )
+    names = [*summary["strategies"], *([] if summary["averaged"] else summary["targets"])]
+    unknown = any(drawable(name, "?") == "?" for name in names)
+    numbered = "; a number stands for a name in the table that no installed font can draw" if unknown else ""
+    return f"seeds {seeds}: {shown_as}{selected}; round 0, the untrained model, is left out{numbered}"
+
+
+def _panels(job: Job, summary: Mapping[str, Any]) -> list[Panel]:
+    """Make a panel of the accuracy on each target, or of their average where there is one, and of each distance."""
+    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
+    if summary["averaged"]:
+        labels = {"average": f"accuracy (%), mean over {len(columns)} targets"}
+        columns = dict.fromkeys(columns, "average")
+    else:
+        numbered = enumerate(columns.values(), start=1)
+        labels = {name: f"accuracy (%) on {drawable(name, f'target {number}')}" for number, name in numbered}
+    recorded = read_rows(job)
+    curves = {
+        name: trained_rounds(cells_of(recorded, name), job.selection, columns, DISTANCES) for name in job.strategies
+    }
+    labels |= {key: f"{label} of the sources" for key, label in DISTANCES.items()}
+    return [
+        Panel(label, {name: of[key] for name, of in curves.items()}, logarithmic=key in DISTANCES)
+        for key, label in labels.items()
+    ]
 
 
 def _has_average(columns: Mapping[tuple[str, str], str]) -> bool:
@@ -258,19 +281,27 @@ def report(
     """Make the tables of a recorded job again, or compare what the selectors choose.
 
     By the selector that the job was run with, its summary and figure are made again; otherwise selection.md has a
-    column for each selector. The oracle looks at the target and stands in a column of its own that says so.
+    column for each selector; all leaves out one that the job has no runs for, and says so. The oracle looks at the
+    target and stands in a column of its own that says so.
     """
     progress = Progress(silent=quiet or as_json)
     job = open_recorded(run)
     selectors = [job.selection] if selection is None else read_selectors(selection)
-    if "lodo" in selectors:
-        require_inner_runs(job)
     recorded = read_rows(job)
     if job.benchmark.stand_in_for:
         progress.warn(stand_in_warning(job.benchmark))
     if missing := unfinished(recorded):
         progress.warn(f"{len(missing)} of {len(recorded)} runs are not finished, the first {missing[0].directory.path}")
-    compared = {name: summarise(job, recorded, selection=name) for name in selectors}
+    compared: dict[str, Any] = {}
+    for name in selectors:
+        try:
+            if name == "lodo":
+                require_inner_runs(job)
+            compared[name] = summarise(job, recorded, selection=name)
+        except UsageError as error:
+            if selection != "all":
+                raise
+            compared[name] = {"left_out": str(error).removeprefix(f"--selection {name}: ")}
     if selectors == [job.selection]:
         text, paths = table(compared[job.selection]), write_report(job, compared[job.selection])
     else:

@@ -16,8 +16,10 @@ def selector_table(compared: Mapping[str, Any]) -> str:
     """Render a column for each selector, a row for each strategy and target, and what was selected.
 
     Args:
-        compared: By selector, what `report.summarise` returns for it.
+        compared: By selector, what `report.summarise` returns for it, or ``{"left_out": why}``; one is not left out.
     """
+    left_out = {name: found["left_out"] for name, found in compared.items() if "left_out" in found}
+    compared = {name: found for name, found in compared.items() if name not in left_out}
     first = next(iter(compared.values()))
     columns = {name: SELECTORS[name] if name != "source" else found["selection"][0] for name, found in compared.items()}
     heads = ["strategy", "target", *columns.values()]
@@ -37,18 +39,18 @@ def selector_table(compared: Mapping[str, Any]) -> str:
     said.append(protocol[0] + (f";{rest}" if rest else ""))
     if "oracle" in compared:
         said.append("the oracle takes the last round, and the setting that is best on the target: a bound, no result")
+    said += [f"left out: {SELECTORS[name]}: {why}" for name, why in left_out.items()]
     tables = [markdown_table(heads, lines, left=2), markdown_table(heads, _selected(compared), left=len(heads))]
     return "\n".join([*said, "", tables[0], "", "selected, seed by seed:", "", tables[1], *list_gaps(first)])
 
 
 def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:
-    """Write selection.json and selection.md; a stand-in's file names say that it is one.
+    """Write selection.json and selection.md; the title in them names a stand-in.
 
     Raises:
         StorageError: They cannot be written.
     """
-    infix = f".{job.slug}" if job.benchmark.stand_in_for else ""
-    as_json, as_text = job.path / f"selection{infix}.json", job.path / f"selection{infix}.md"
+    as_json, as_text = job.path / "selection.json", job.path / "selection.md"
     with writing(job.path):
         replace_file(as_json, (json.dumps(compared, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (selector_table(compared) + "\n").encode())

@@ -1,9 +1,12 @@
 """Show a scenario's results beside the published ones: Markdown tables and a figure."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from fedhess.figures import drawing, line_look, written
 from fedhess.runs import writing
 from fedhess.selection import ORACLE
 from simulations.outputs import describe_revision
@@ -65,8 +68,8 @@ def render(comparison: Comparison, record: Record) -> str:
         lines += ["QUICK: few examples and rounds, to see that it works. These numbers are no results.", ""]
     command = " ".join(filter(None, [comparison.name, comparison.variety, "--quick" if record["quick"] else ""]))
     lines += [
-        f"Accuracy (%), mean +- standard deviation (n - 1) over seeds. Made by `python -m simulations.{command}`; "
-        "seeds and examples a domain may come from several invocations.",
+        "Accuracy (%), mean +- standard error over seeds; sd: a published standard deviation over restarts. Made by "
+        f"`python -m simulations.{command}`; seeds and examples a domain may come from several invocations.",
     ]
     lines += ["", *(f"- {note}" for note in comparison.notes)] if comparison.notes else []
     for rows in _tables(record):
@@ -104,7 +107,7 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
         known, script = published.get(line.strategy, {}), scripts.get(line.strategy, {})
         cells = [line.label, ", ".join(map(str, line.seeds)) or "none"]
         for column in columns:
-            cells += [_shown(line.cells.get(column)), *([_quoted(known.get(column))] if column in compared else [])]
+            cells += [_shown(line, column), *([_quoted(known.get(column))] if column in compared else [])]
         cells += [" / ".join(_quoted(script[column]) for column in columns if column in script)] if scripts else []
         cells += [sources.marks([*known.values(), *script.values()])] if published else []
         cells += [judge(line.strategy, line.cells) if line.cells else ""] if judge else []
@@ -146,16 +149,24 @@ class _Sources:
         return [f"- [{number}] {source}" for source, number in self._numbers.items()]
 
 
-def _shown(cell: Cell | None) -> str:
-    if cell is None:
+def _shown(line: Line, column: str) -> str:
+    if column not in line.cells:
         return "n/a"
-    return f"{cell.mean:.1f}" + ("" if cell.deviation is None else f" +- {cell.deviation:.1f}")
+    error = _standard_error(line, column)
+    return f"{line.cells[column].mean:.1f}" + ("" if error is None else f" +- {error:.1f}")
+
+
+def _standard_error(line: Line, column: str) -> float | None:
+    deviation = line.cells[column].deviation
+    return None if deviation is None else deviation / math.sqrt(len(line.seeds))
 
 
 def _quoted(value: Published | None) -> str:
     if value is None:
         return ""
-    return "not verified" if value.value is None else _shown(Cell(value.value, value.deviation))
+    if value.value is None:
+        return "not verified"
+    return f"{value.value:.1f}" + ("" if value.deviation is None else f" (sd {value.deviation:.1f})")
 
 
 def _balance(rows: list[Row]) -> list[str]:
@@ -187,52 +198,58 @@ def _environments(rows: list[Row]) -> list[str]:
     return list(places)
 
 
-def draw(comparison: Comparison, record: Record, path: Path) -> None:
-    """Draw a row of panels for each table: our means with their deviations, published values as marks.
+def draw(comparison: Comparison, record: Record, path: Path) -> list[Path]:
+    """Draw a row of panels for each table: our means with their standard errors, published values as marks.
+
+    Args:
+        comparison: How the results are shown.
+        record: The results.
+        path: The PNG file.
+
+    Returns:
+        The files; none where there is nothing to show.
 
     Raises:
-        StorageError: The file cannot be written.
+        StorageError: A file cannot be written.
     """
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
     tables = [rows for rows in _tables(record) if any(line.cells for line in lines_of(rows))]
     if not tables:
-        return
+        return []
     panels = [_panels(comparison, lines_of(rows)) for rows in tables]
-    widest = max(map(len, panels))
-    size = (4.5 * widest, 3.8 * len(tables))
-    figure, axes = plt.subplots(len(tables), widest, figsize=size, squeeze=False, constrained_layout=True)
-    for rows, columns, row_of_axes in zip(tables, panels, axes, strict=True):
-        published = comparison.published.get(rows[0]["benchmark"], {})
-        for column, axis in zip([*columns, *[None] * (widest - len(columns))], row_of_axes, strict=True):
-            if column is None:
+    most = max(len(lines_of(rows)) for rows in tables)
+    shape, size = (len(tables), max(map(len, panels))), (4, 1.2 + 0.22 * most)
+    title = comparison.title + (" (QUICK: no result)" if record["quick"] else "")
+    note = "bars: standard error of the mean over seeds, where there are several; each panel has a scale of its own"
+    with writing(path), drawing(path, shape, size=size, title=title, note=note, sharey="row") as axes:
+        for rows, columns, row_of_axes in zip(tables, panels, axes, strict=True):
+            published = comparison.published.get(rows[0]["benchmark"], {})
+            lines = [line for line in lines_of(rows) if line.cells]
+            for axis in row_of_axes[len(columns) :]:
                 axis.axis("off")
-                continue
-            lines = [line for line in lines_of(rows) if column in line.cells]
-            cells = [line.cells[column] for line in lines]
-            places = range(len(lines))
-            axis.barh(
-                places, [c.mean for c in cells], xerr=[c.deviation or 0.0 for c in cells], alpha=0.7, label="ours"
-            )
-            known = [published.get(line.strategy, {}).get(column) for line in lines]
-            marks = [
-                (place, k.value, k.deviation or 0.0) for place, k in zip(places, known, strict=True) if k and k.value
-            ]
-            if marks:
-                at, values, errors = zip(*marks, strict=True)
-                axis.errorbar(values, at, xerr=errors, fmt="kD", markersize=5, label="published")
-                axis.legend(fontsize=7)
-            axis.set_yticks(places, [line.label for line in lines])
-            axis.invert_yaxis()
-            axis.set(xlabel="accuracy (%)", xlim=(0, 100))
-            axis.set_title(f"{comparison.label(column)}\n{_heading(rows)}", fontsize=9)
-    figure.suptitle(comparison.title + (" (QUICK: no result)" if record["quick"] else ""))
-    with writing(path):
-        figure.savefig(path, dpi=110)
-    plt.close(figure)
+            for column, axis in zip(columns, row_of_axes, strict=False):
+                _draw_column(axis, lines, column, published)
+                axis.set_title(f"{_heading(rows)}: {comparison.label(column)}", fontsize=9)
+            row_of_axes[0].set_yticks(range(len(lines)), [line.label for line in lines])
+            row_of_axes[0].set_ylim(len(lines) - 0.5, -0.5)
+    return written(path)
+
+
+def _draw_column(axis: Any, lines: list[Line], column: str, published: Table) -> None:
+    ours, theirs = line_look(0), line_look(1)
+    places = [place for place, line in enumerate(lines) if column in line.cells]
+    means = [lines[place].cells[column].mean for place in places]
+    errors = [_standard_error(lines[place], column) or 0.0 for place in places]
+    axis.plot(means, places, ours["marker"], color=ours["color"], label="ours, mean over seeds")
+    axis.errorbar(means, places, xerr=errors, fmt="none", color=ours["color"], capsize=2)
+    known = {place: published.get(line.strategy, {}).get(column) for place, line in enumerate(lines)}
+    marks = [(each.value, place) for place, each in known.items() if each and each.value is not None]
+    if marks:
+        values, places = map(list, zip(*marks, strict=True))
+        axis.plot(
+            values, places, theirs["marker"], color=theirs["color"], fillstyle="none", markersize=8, label="published"
+        )
+    axis.set(xlabel="accuracy (%)")
+    axis.grid(alpha=0.3)
 
 
 def _panels(comparison: Comparison, lines: list[Line]) -> list[str]:

@@ -17,6 +17,7 @@ import typer
 from fedhess.command import Command, run_command
 from fedhess.environment import describe_environment
 from fedhess.errors import UsageError, did_you_mean
+from fedhess.figures import drawing, line_look, marked
 from fedhess.runs import writing
 from simulations.outputs import (
     AllowDirtyOption,
@@ -150,26 +151,26 @@ def render(recorded: Mapping[str, Any]) -> str:
 
 def draw(path: Path, recorded: Mapping[str, Any]) -> None:
     """Draw every load: a column each, with memory, open files and seconds by round."""
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
     kinds = ("memory (MB)", "open files", "a round (s)")
-    size = (6 * len(recorded), 8)
-    figure, axes = plt.subplots(len(kinds), len(recorded), figsize=size, squeeze=False, constrained_layout=True)
-    for column, result in zip(axes.T, recorded.values(), strict=True):
-        for kind, axis in zip(kinds, column, strict=True):
-            for label, values in result["series"].items():
-                if label.endswith(kind):
-                    axis.plot(range(1, len(values) + 1), values, label=label.removesuffix(f": {kind}"))
-            axis.set_ylim(bottom=0)
-            axis.set_ylabel(kind)
-            axis.legend(fontsize=7)
-        column[0].set_title(result["what"], fontsize=10)
-        column[-1].set_xlabel("round")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    labels = dict.fromkeys(label.partition(":")[0] for result in recorded.values() for label in result["series"])
+    programs = [label for label in labels if label not in ("a round (s)", "processes")]
+    note = "a line a program; one run each, so there is no error to show"
+    with drawing(
+        path, (len(kinds), len(recorded)), size=(5.5, 2.4), title="Load of long federations", note=note, sharex="col"
+    ) as axes:
+        for column, result in zip(axes.T, recorded.values(), strict=True):
+            for kind, axis in zip(kinds, column, strict=True):
+                for label, values in result["series"].items():
+                    program, _, of = label.partition(": ")
+                    if kind in (of, label):
+                        look = line_look(programs.index(program) if of else len(programs))
+                        name = program if of else "whole federation"
+                        axis.plot(range(1, len(values) + 1), values, label=name, **look, **marked(len(values)))
+                axis.set_ylim(0, 1.1 * axis.dataLim.y1)
+                axis.set_ylabel({"a round (s)": "seconds a round"}.get(kind, kind))
+                axis.grid(alpha=0.3)
+            column[0].set_title(result["what"], fontsize=10)
+            column[-1].set_xlabel("round")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from fedhess.environment import describe_environment
 from fedhess.errors import UsageError
 from fedhess.runs import replace_file, writing
 
-BESIDE = (".md", ".png")  # endings of what goes beside the JSON file
+BESIDE = (".md", ".png", ".svg")  # endings of what goes beside the JSON file
 
 AllowDirtyOption = Annotated[
     bool, typer.Option("--allow-dirty", help="Measure with uncommitted changes too; the table says so.")

@@ -27,7 +27,7 @@ PerDomainOption = Annotated[int, typer.Option(help="The first so many examples o
 QuickOption = Annotated[bool, typer.Option("--quick", help="Few examples and rounds, to see that it works.")]
 OutOption = Annotated[
     Path | None,
-    typer.Option(help="Folder for NAME.json, .md and .png. [default: simulations/results, quick: runs/quick]"),
+    typer.Option(help="Folder for NAME.json, .md, .png and .svg. [default: simulations/results, quick: runs/quick]"),
 ]
 RunsOption = Annotated[
     Path | None, typer.Option(help="Keep the jobs' directories here, and continue interrupted ones. [default: dropped]")
@@ -123,8 +123,8 @@ def run_scenario(
             record = add_row(path, row, quick=quick)
             _write_table(comparison, record, path)
     typer.echo("\n" + render(comparison, record))
-    draw(comparison, record, path.with_suffix(".png"))
-    typer.echo(f"\nresults: {', '.join(str(path.with_suffix(ending)) for ending in ('.json', '.md', '.png'))}")
+    figure = draw(comparison, record, path.with_suffix(".png"))
+    typer.echo(f"\nresults: {', '.join(map(str, [path, path.with_suffix('.md'), *figure]))}")
     return complete
 
 

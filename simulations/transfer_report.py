@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedhess.figures import COLOURS, drawable, drawing
 from fedhess.tables import markdown_table
 from simulations.outputs import describe_revision
 
@@ -66,38 +67,34 @@ def draw(path: Path, result: Mapping[str, Any]) -> None:
         path: The PNG file.
         result: From :func:`simulations.transferability.measure_job`.
     """
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
     groups = by_strategy(result)
     columns = min(COLUMNS, len(groups))
-    rows = math.ceil(len(groups) / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(3.6 * columns, 3.4 * rows), sharex=True, sharey=True, squeeze=False
-    )
-    for axis in axes.flat[len(groups) :]:
-        axis.axis("off")
-    styles = {
-        "bound": ("bound", "C0--"),
-        "tilted": ("measure, no linear terms", "C0o-"),
-        "actual_bound": ("bound with gradients", "C1--"),
-        "actual": ("measure, losses as they are", "C1o-"),
+    shape = (math.ceil(len(groups) / columns), columns)
+    lines = {
+        "bound": ("bound", {"color": COLOURS[0], "linestyle": "--"}),
+        "tilted": ("measure, no linear terms", {"color": COLOURS[0], "marker": "o"}),
+        "actual_bound": ("bound with gradients", {"color": COLOURS[1], "linestyle": ":"}),
+        "actual": ("measure, losses as they are", {"color": COLOURS[1], "marker": "s"}),
     }
-    for axis, (strategy, runs) in zip(axes.flat, groups.items(), strict=False):
-        points = mean_points(runs)
-        for key, (label, style) in styles.items():
-            axis.loglog([p["delta"] for p in points], [p[key] for p in points], style, label=label, markersize=3)
-        axis.set_title(strategy, fontsize=10)
-        axis.grid(alpha=0.3)
-        axis.set_xlabel("delta")
-    axes[0, 0].legend(fontsize=7)
-    seeds, targets = ", ".join(map(str, result["seeds"])), ", ".join(result["targets"])
-    figure.suptitle(f"{result['title']}: transfer measure, mean over targets {targets}; seeds {seeds}", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    title = f"{result['title']}: how far heads transfer from the sources to the target"
+    note = (
+        f"mean over {len(result['targets'])} target(s) and {len(result['seeds'])} trial(s), seeds "
+        f"{', '.join(map(str, result['seeds']))}; means alone, no error bars"
+    )
+    with drawing(path, shape, size=(3.6, 3.2), title=title, note=note, names=groups, sharex=True, sharey=True) as axes:
+        for axis in axes.flat[len(groups) :]:
+            axis.axis("off")
+        for number, (axis, (strategy, runs)) in enumerate(zip(axes.flat, groups.items(), strict=False), start=1):
+            points = mean_points(runs)
+            for key, (label, look) in lines.items():
+                axis.loglog([p["delta"] for p in points], [p[key] for p in points], label=label, **look)
+            axis.set_title(drawable(strategy, f"method {number}"), fontsize=10)
+            if number > len(groups) - columns:  # the last of its column
+                axis.set_xlabel("delta, radius of the ball of heads")
+                axis.tick_params(labelbottom=True)
+            axis.grid(alpha=0.3)
+        for axis in axes[:, 0]:
+            axis.set_ylabel("transfer measure")
 
 
 def by_strategy(result: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:

@@ -57,6 +57,7 @@ def test_job_of_several_strategies_is_compared(job: Path, diagnosed: Command) ->
     assert done.status == 0, done.err
     assert "Toy: which method aligns which attribute" in done.out
     assert "seeds 0, 1" in done.out
+    assert "mean +- standard error over 2 trials" in done.out
     assert "model mlp" in done.out
     assert "source-target pairs" in done.out
     rows = read_csv(job / "diagnosis" / "diagnosis.csv")
@@ -65,7 +66,8 @@ def test_job_of_several_strategies_is_compared(job: Path, diagnosed: Command) ->
     assert {row["role_b"] for row in rows if row["domain_b"] == "east"} == {"target"}
     assert all("east" not in (row["domain_a"], row["domain_b"]) or row["role_b"] == "target" for row in rows)
     written = {file.name for file in (job / "diagnosis").iterdir()}
-    assert {"diagnosis.md", "diagnosis.json", "Toy-erm-east.png", "Toy-hgp-east.png", "Toy-strategies.png"} < written
+    figures = {f"{name}.{ending}" for name in ("erm-east", "hgp-east", "strategies") for ending in ("png", "svg")}
+    assert written == {"diagnosis.md", "diagnosis.json", "diagnosis.csv", *figures}
     assert all((job / "diagnosis" / name).stat().st_size > 0 for name in written)
 
 
@@ -103,7 +105,7 @@ def test_single_run_shows_every_pair_with_the_target_labelled(job: Path, diagnos
     assert "S1-S2" in done.out
     assert "S3-T" in done.out
     assert "Hessian spectral norm" in done.out
-    assert (job / "hgp" / "east" / "1" / "diagnosis" / "Toy-hgp-east.png").exists()
+    assert (job / "hgp" / "east" / "1" / "diagnosis" / "hgp-east.png").exists()
 
 
 def test_at_most_the_given_number_of_examples_is_read(job: Path, diagnosed: Command) -> None:
@@ -157,8 +159,7 @@ def test_stand_in_is_named_everywhere(job: Path, diagnosed: Command, monkeypatch
     done = diagnosed(job)
     assert "Toy stands in for Real" in done.out
     assert "Toy (stand-in for Real): which method" in done.out
-    names = {file.name for file in (job / "diagnosis").iterdir()}
-    assert all("stand-in-for-Real" in name for name in names)
+    assert json.loads((job / "diagnosis" / "diagnosis.json").read_text())["title"] == "Toy (stand-in for Real)"
     (table,) = (job / "diagnosis").glob("*.csv")
     assert {row["dataset"] for row in read_csv(table)} == {"Toy (stand-in for Real)"}
 

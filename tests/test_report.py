@@ -13,9 +13,8 @@ from toy import toy_config
 
 from fedhess.announcements import header, stand_in_warning
 from fedhess.domains import Benchmark, Scenario
-from fedhess.figures import mean_by_round
 from fedhess.job import Job, PlannedRun
-from fedhess.report import _has_average, mean_and_error, name_columns, summarise, table, write_report
+from fedhess.report import _has_average, _note, _panels, mean_and_error, name_columns, summarise, table, write_report
 from fedhess.runs import Row, RunDirectory, StorageError
 from fedhess.selection_report import write_selection
 
@@ -159,15 +158,12 @@ def test_table_is_aligned(make_job: Made) -> None:
     assert len(lines) == 4
 
 
-def test_stand_in_is_named_in_title_files_header_and_warning(make_job: Made) -> None:
+def test_stand_in_is_named_in_titles_header_and_warning_and_names_of_files_are_constant(make_job: Made) -> None:
     job = make_job({("erm", "east", 0): (0.1, 0.25)}, stand_in_for="PACS")
     summary = summarise(job)
     assert table(summary).startswith("Toy (stand-in for PACS): accuracy")
-    assert [path.name for path in write_report(job, summary)] == [
-        "summary.Toy-stand-in-for-PACS.json",
-        "summary.Toy-stand-in-for-PACS.md",
-        "Toy-stand-in-for-PACS-rounds.png",
-    ]
+    names = ["summary.json", "summary.md", "figures/rounds.png", "figures/rounds.svg"]
+    assert write_report(job, summary) == [job.path / name for name in names]
     assert header(job, engine="in-process")["data"] == "Toy (stand-in for PACS)"
     assert "Toy stands in for PACS" in stand_in_warning(job.benchmark)
     assert "say nothing about PACS" in stand_in_warning(job.benchmark)
@@ -179,11 +175,11 @@ def test_stand_in_is_named_in_title_files_header_and_warning(make_job: Made) -> 
 def test_report_is_made_again_from_the_rows_alone(make_job: Made) -> None:
     job = make_job({("erm", "east", 0): (0.1, 0.25), ("hgp", "east", 0): (0.1, 0.5)})
     summary = summarise(job)
-    as_json, as_text, figure = write_report(job, summary)
+    as_json, as_text, figure, _ = write_report(job, summary)
     assert json.loads(as_json.read_text()) == summary
     assert as_text.read_text() == table(summary) + "\n"
-    first = [path.read_bytes() for path in (as_json, as_text)]
-    assert [path.read_bytes() for path in write_report(job, summarise(job))[:2]] == first
+    first = [path.read_bytes() for path in write_report(job, summary)]
+    assert [path.read_bytes() for path in write_report(job, summarise(job))] == first
     with Image.open(figure) as image:
         assert image.size == (1800, 480)
         assert len(image.convert("RGB").getcolors(2**20) or []) > 20, "something is drawn"
@@ -215,13 +211,23 @@ def test_report_that_cannot_be_finished_leaves_the_one_before(make_job: Made, wr
         draft.rmdir()
 
 
-def test_curve_is_the_mean_by_round_of_one_role(make_job: Made) -> None:
-    job = make_job({("erm", "east", 0): (0.1, 0.2), ("erm", "west", 0): (0.3, None)})
-    rows = [row for run in job.runs for row in run.directory.rows()]
-    assert mean_by_round(rows, "accuracy", role="target") == pytest.approx({0: 0.2, 1: 0.2})
-    assert mean_by_round(rows, "gradient_distance", role="source") == {0: 1.0, 1: 0.5}
-    split = [row(0, "east", "target", 0.4) | {"split": "in"}, row(0, "east", "target", 1.0) | {"split": "out"}]
-    assert mean_by_round(split, "accuracy", role="target") == {0: 0.4}, "the out split is the oracle's alone"
+@pytest.mark.parametrize(
+    ("targets", "labels"),
+    [
+        (("east", "west"), {"accuracy (%), mean over 2 targets": 40.0}),
+        (("east+west",), {"accuracy (%) on east": 30.0, "accuracy (%) on west": 30.0}),
+        (("east+\U0010fffd",), {"accuracy (%) on east": 30.0, "accuracy (%) on target 2": 30.0}),
+    ],
+)
+def test_figure_averages_targets_where_the_table_does(
+    make_job: Made, targets: tuple[str, ...], labels: dict[str, float]
+) -> None:
+    job = make_job({("erm", target, 0): (0.1, 0.3 + 0.2 * number) for number, target in enumerate(targets)})
+    *accuracies, gradient, _ = _panels(job, summarise(job))
+    assert {panel.label: panel.curves["erm"][1]["mean"] for panel in accuracies} == pytest.approx(labels)
+    numbered = "accuracy (%) on target 2" in labels
+    assert ("a number stands for a name in the table" in _note(job, summarise(job))) == numbered
+    assert (gradient.label, gradient.curves["erm"][1]["mean"]) == ("gradient distance of the sources", 0.5)
 
 
 def test_several_targets_of_one_scenario_are_not_averaged(make_job: Made) -> None:

@@ -17,7 +17,7 @@ from fedhess.command import run_command
 from fedhess.domains import BENCHMARKS
 from fedhess.recorded import open_recorded
 from fedhess.runs import Row, RunDirectory
-from fedhess.selection import ORACLE, choose
+from fedhess.selection import ORACLE, SELECTORS, choose
 
 FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--rounds", "4", "--local-steps", "1"]
 FREE += ["--batch-size", "8", "--server-optimizer", "SGD", "--server-lr", "1", "--evaluate-every", "1", "--l2", "0"]
@@ -208,7 +208,8 @@ def test_report_is_by_the_jobs_own_selector_and_never_by_the_oracle(job: Path, r
     assert done.status == 0, done.err
     assert "selection among 3 settings by leave-one-domain-out cross-validation" in done.out
     assert "oracle" not in done.out
-    assert done.out.endswith(f"written: {job}/summary.json, {job}/summary.md, {job}/figures/Toy-rounds.png\n")
+    names = ("summary.json", "summary.md", "figures/rounds.png", "figures/rounds.svg")
+    assert done.out.endswith(f"written: {', '.join(f'{job}/{name}' for name in names)}\n")
     assert not (job / "selection.md").exists()
     assert (job / "summary.json").read_bytes() == before, "what the job itself reported"
     assert b"oracle" not in before
@@ -264,6 +265,45 @@ def test_cross_validation_that_is_not_recorded_is_named(job: Path, reported: Com
     assert "--selection lodo: " in done.err
     assert "has no run of hgp without east and south (seed 1); add what is missing by" in done.err
     assert reported(job, "--selection", "source").status == 0
+
+
+def without_inner_runs(job: Path) -> None:
+    for folder in job.glob("*/*/*+*"):
+        shutil.rmtree(folder)
+
+
+def with_three_domains(job: Path) -> None:
+    alter(job, lambda config: config["dataset"]["counts"].pop("north"))
+
+
+def without_held_out(job: Path) -> None:
+    change_rows(job, lambda _, rows: [row | ({"split": "train"} if row["role"] == "source" else {}) for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("change", "selector", "why"),
+    [
+        (without_inner_runs, "lodo", "has no run of erm without east and north (seed 0); add what is missing by"),
+        (with_three_domains, "lodo", "expected at least three sources for target east, so that two are left to align"),
+        (without_held_out, "source", "2 settings cannot be told apart by source validation"),
+    ],
+)
+def test_all_shows_what_can_be_shown_and_names_what_it_leaves_out(
+    job: Path, reported: Command, change: Callable[[Path], None], selector: str, why: str
+) -> None:
+    change(job)
+    alone = reported(job, "--selection", selector)
+    assert alone.status == 2
+    assert why in alone.err
+    done = reported(job, "--selection", "all")
+    assert done.status == 0, done.err
+    (named,) = [line for line in done.out.splitlines() if line.startswith("left out: ")]
+    assert named.startswith(f"left out: {SELECTORS[selector]}: ")
+    assert why in named
+    found = json.loads((job / "selection.json").read_text())
+    assert {name for name in found if "left_out" in found[name]} == {selector}
+    head = next(line for line in done.out.splitlines() if line.startswith("| strategy"))
+    assert head.count("|") == 5, "two selectors of three"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
         "east/0/checkpoint/round-000003.safetensors",
         "east/0/partition.json",
         "east/0/rounds.jsonl",
-        "figures/Toy-rounds.png",
+        "figures/rounds.png",
+        "figures/rounds.svg",
         "summary.json",
         "summary.md",
     ]
@@ -153,9 +154,8 @@ def test_stand_in_is_named_wherever_results_are(command: Command, monkeypatch: p
     config = json.loads((job / "config.json").read_text())
     assert (config["dataset"]["title"], config["dataset"]["stand_in_for"]) == (title, "PACS")
     names = {path.name for path in [*job.glob("summary*"), *job.glob("figures/*")]}
-    assert names == {f"summary.IconPACS-stand-in-for-PACS.{kind}" for kind in ("md", "json")} | {
-        "IconPACS-stand-in-for-PACS-rounds.png"
-    }
+    assert names == {"summary.md", "summary.json", "rounds.png", "rounds.svg"}
+    assert title in (job / "summary.md").read_text()
 
 
 def test_stand_in_is_named_on_stderr_when_quiet(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_a_federation_is_watched_and_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "load.json"
-    arguments = ["load", "--only", "in-process", "--clients", "20", "--rounds", "6", "--out", str(out)]
+    arguments = ["load", "--only", "in-process", "--clients", "20", "--rounds", "6", "--out", str(out), "--allow-dirty"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stop:
         load.main()

@@ -114,6 +114,7 @@ def test_a_folder_or_the_name_of_the_table_is_no_file_for_results(module: Module
     for out, said in (
         ("folder", "expected a file, got the folder folder"),
         ("a.md", "expected a name in .json, got a."),
+        ("a.svg", "expected a name in .json, got a."),
     ):
         outcome = call(module, "--out", out)
         assert outcome.status == 2
@@ -181,7 +182,7 @@ def test_quick_transferability_goes_to_a_place_of_its_own(
     assert not stop.value.code
     assert {path: path.read_bytes() for path in transferability.RESULTS.iterdir()} == committed
     assert sorted(path.name for path in Path("runs/quick").iterdir()) == [
-        f"transferability.{ending}" for ending in ("json", "md", "png")
+        f"transferability.{ending}" for ending in ("json", "md", "png", "svg")
     ]
 
 
@@ -200,13 +201,13 @@ def test_a_scenario_writes_into_a_new_folder_and_says_what_cannot_be_made_again(
     out = tmp_path / "new" / "folder"
     scenario = partial(run_scenario, COMPARISON, [job], quick=False, out=out, runs=None, device="cpu")
     assert scenario(allow_dirty=True, render_only=False)
-    assert sorted(path.name for path in out.iterdir()) == ["toy.json", "toy.md", "toy.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["toy.json", "toy.md", "toy.png", "toy.svg"]
     text = (out / "toy.md").read_text(encoding="utf-8")
     assert "selection by source validation" in text
     assert "- erm, seed 0: UNCOMMITTED CHANGES, cannot be made again" in text
     assert "revision abc-dirty (UNCOMMITTED CHANGES: cannot be made again)" in text
     monkeypatch.setattr("simulations.scenario.measure", None)
-    for made in ("toy.md", "toy.png"):
+    for made in ("toy.md", "toy.png", "toy.svg"):
         (out / made).unlink()
     assert scenario(allow_dirty=False, render_only=True)
     assert (out / "toy.md").read_text(encoding="utf-8") == text

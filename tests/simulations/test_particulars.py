@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fedhess.report import protocol
 from simulations import correlation_shift, diversity_shift, label_shift
 from simulations.comparison import Comparison, render
 from simulations.particulars import own_particulars, shared_protocol
+from simulations.published import Published
 from simulations.records import Row, lines_of
 
 COMPARISON = Comparison(name="toy", title="Toy", published={})
@@ -63,6 +65,17 @@ def test_what_strategies_share_is_said_once_and_the_rest_is_attributed() -> None
         "- fedadam: eta=0.05; server FedAdam of Flower, by examples",
         "- others: their own defaults",
     ]
+
+
+def test_what_stands_behind_a_mean_is_its_standard_error_and_a_published_deviation_is_called_one() -> None:
+    rows = [
+        row("irm") | {"seed": seed, "accuracy": {"sources": 70.0, "east": each}} for seed, each in enumerate((60, 70))
+    ]
+    published = {"Toy": {"irm": {"east": Published(65.6, 1.8, "a paper")}}}
+    text = render(replace(COMPARISON, published=published), {"quick": False, "rows": rows})
+    assert "mean +- standard error over seeds; sd: a published standard deviation over restarts" in text
+    assert "| 65.0 +- 5.0 | 65.6 (sd 1.8) | [1] |" in text, "deviation 7.07, by the root of two seeds"
+    assert "+- 0.0" in text
 
 
 def test_a_rule_of_ones_own_and_varied_settings_are_said() -> None:

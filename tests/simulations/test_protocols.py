@@ -217,7 +217,7 @@ def test_preset_starts_and_ends_on_a_small_tree(run: Any, preset: str, benchmark
         assert out.startswith(f"{benchmark}-hgp-0: 2, 2 settings among them: 2 runs, 4 rounds of training\n")
         assert "selection among 2 settings by source validation" in row["protocol"]
         assert "every domain split as DomainBed does" in row["protocol"]
-    assert [path.suffix for path in sorted(Path("runs/quick").iterdir())] == [".json", ".md", ".png"]
+    assert [path.suffix for path in sorted(Path("runs/quick").iterdir())] == [".json", ".md", ".png", ".svg"]
     assert Path(f"runs/quick/diversity_shift-{preset}.json").exists()
 
 

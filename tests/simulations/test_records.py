@@ -111,7 +111,7 @@ def test_run_of_the_authors_script_stands_in_a_column_of_its_own() -> None:
     assert (hgp[place], irm[place]) == ("73.0 / 69.1 / 71.1", "")
     published = [number for number, head in enumerate(heads) if head == "published"]
     assert [hgp[number] for number in published] == ["not verified"] * 3
-    assert [irm[number] for number in published] == ["71.0", "65.6 +- 1.8", "66.1"]
+    assert [irm[number] for number in published] == ["71.0", "65.6 (sd 1.8)", "66.1"]
     assert (hgp[place + 1], irm[place + 1]) == ("[1] [2]", "[3]")
     assert "- [2] the HGP authors' released script" in out
 

@@ -184,7 +184,7 @@ def test_quick_results_merge_are_marked_and_lie_elsewhere(run: Run, mnist_root: 
     text = Path("runs/quick/correlation_shift.md").read_text(encoding="utf-8")
     assert text.strip() in out
     assert "QUICK" in text
-    assert "| 65.6 +- 1.8 |" in text
+    assert "| 65.6 (sd 1.8) |" in text
     assert "[1] Fishr's README" in text
     assert "cannot be held against them" in text
     assert str(mnist_root) not in Path("runs/quick/correlation_shift.json").read_text(encoding="utf-8")

@@ -188,7 +188,7 @@ def test_command_measures_a_finished_job(
 def test_command_refuses_what_is_no_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["transferability", "--job", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["transferability", "--allow-dirty", "--job", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
         transferability.main()
     assert stop.value.code == 2
