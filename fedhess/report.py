@@ -52,7 +52,7 @@ SAID = (
     "weighting",
     "lr",
 )
-UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for")  # said elsewhere, or of one machine
+UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for", "domains", "classes")  # said elsewhere, or of one machine
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

@@ -56,6 +56,7 @@ def test_a_tree_of_ones_own_runs(command: Command, tmp_path: Path) -> None:
     root = write_tree(tmp_path / "mes photos", ["été", "hiver", "冬"], {"chien": 3, "chat": 3})
     summary = result(command("--domains", f"folder:{root}", "--no-pretrained", *ONE_ROUND, "--json", "--out", "job"))
     assert summary["title"] == "folder:mes photos"
+    assert str(summary["protocol"]).startswith("data side=32; "), "names of domains and classes stand elsewhere"
     assert summary["targets"] == ["hiver", "été", "冬"]
     assert {path.name for path in (tmp_path / "job").iterdir()} >= {"hiver", "été", "冬"}
 
