@@ -38,6 +38,16 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def device_here(name: str) -> str:
+    """Return the device that this process uses; ``cuda`` may be that of workers elsewhere, which resolve it again.
+
+    >>> device_here("cpu")
+    'cpu'
+    """
+    elsewhere = name == "cuda" and not torch.cuda.is_available()
+    return resolve_device("auto") if name == "auto" or elsewhere else name
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Let torch use so many threads within the block; 0 leaves it to torch."""

@@ -11,6 +11,7 @@ from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark
 from fedhess.domains.data import DomainData
 from fedhess.domains.split import SplitRule, split_domain
+from fedhess.environment import device_here
 from fedhess.execution import set_execution
 from fedhess.models import create_model, prepare_inputs, prepared_shape
 from fedhess.models.headed import HeadedModel
@@ -216,7 +217,7 @@ def data_key(config: RunConfig, domain: str) -> DataKey:
         config.data_dir,
         domain,
         config.model,
-        config.device,
+        device_here(config.device),
         config.seed,
         config.images,
         config.image_cache_gb,
@@ -224,7 +225,7 @@ def data_key(config: RunConfig, domain: str) -> DataKey:
 
 
 def build_model(config: RunConfig) -> HeadedModel:
-    """Build the run's model with its initial weights, on the run's device and in its dtype."""
+    """Build the run's model with its initial weights, on the run's device where it is here, and in its dtype."""
     geometry = _geometry_of(data_key(config, ""))
     model = create_model(
         config.model,
@@ -233,7 +234,7 @@ def build_model(config: RunConfig) -> HeadedModel:
         seed=config.seed,
         pretrained=config.pretrained,
     )
-    model = model.to(device=torch.device(config.device), dtype=config.torch_dtype)
+    model = model.to(device=torch.device(device_here(config.device)), dtype=config.torch_dtype)
     return set_execution(model, config)
 
 

@@ -3,6 +3,7 @@
 from fedhess.config import RunConfig
 from fedhess.domains import Benchmark
 from fedhess.domains.pixels import require_room
+from fedhess.environment import device_here
 from fedhess.models import keeps_images, prepare_inputs
 from fedhess.progress import Progress
 
@@ -21,7 +22,7 @@ def prepare_domains(benchmark: Benchmark, config: RunConfig, progress: Progress)
         prepare_inputs(
             config.model,
             data,
-            device=config.device,
+            device=device_here(config.device),
             images=config.images,
             image_cache_gb=config.image_cache_gb,
             notify=progress.tick,

@@ -17,7 +17,7 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
 
     Defaults are those of the commands: by benchmark and model, and for ``strategy-args`` by benchmark and strategy.
     ``strategy-args`` written as ``key=value,...`` goes over these defaults; a JSON object is taken as it stands, since
-    that is how a resolved run travels. The device ``auto`` is resolved where the code runs. Where the server reads them
+    that is how a resolved run travels. The device ``auto`` is resolved where clients run. Where the server reads them
     (no node config), settings of its optimizer are refused beside a plain Flower strategy, as by the commands.
 
     Args:
@@ -47,7 +47,9 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
         options = _dictionary(given, "domains_options")
         given["domains_options"] = {key: value for key, value in options.items() if key != "data_dir"}
     config = RunConfig.checked(default_settings(model, benchmark=recipe) | given)
-    return config.model_copy(update={"device": resolve_device(config.device)}) if config.device == "auto" else config
+    if node_config is None or config.device != "auto":
+        return config
+    return config.model_copy(update={"device": resolve_device(config.device)})
 
 
 def _recipe(given: Mapping[str, object]) -> str:

@@ -22,7 +22,7 @@ from fedhess.config import parse_assignments
 from fedhess.domains import open_benchmark
 from fedhess.engines.choice import IN_PROCESS, Engine, choose_engine
 from fedhess.engines.worker import CLIENT_THREAD
-from fedhess.environment import resolve_device, torch_threads
+from fedhess.environment import torch_threads
 from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.job_directory import job_directory, record_selection, recorded_selection, require_unused
@@ -155,7 +155,7 @@ def simulate(
         "seed": seed,
         "model": model,
         "pretrained": pretrained,
-        "device": resolve_device(device),
+        "device": chosen.device(device),
         "threads": threads,
         "dtype": dtype,
         "precision": precision,
@@ -233,7 +233,6 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dic
         StorageError: A round could not be written.
     """
     config = job.runs[0].config
-    engine.check(config)
     progress.header(header(job, engine=engine.title))
     prepare_domains(job.benchmark, config, progress)
     progress.start([run.config.rounds for run in job.runs])

@@ -47,9 +47,10 @@ def test_defaults_are_those_of_the_benchmarks_form() -> None:
     assert "alpha" not in settings_of_run(given | {"domains-options": "form=domainbed"}).strategy_args
 
 
-def test_device_auto_is_resolved_where_the_code_runs() -> None:
+def test_device_auto_is_resolved_where_clients_run() -> None:
     wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert settings_of_run(PLAIN | {"device": "auto"}).device == wanted
+    assert settings_of_run(PLAIN | {"device": "auto"}, {}).device == wanted
+    assert settings_of_run(PLAIN | {"device": "auto"}).device == "auto", "the server is none of them"
 
 
 def test_what_is_missing_or_wrong_is_named() -> None:
