@@ -238,7 +238,7 @@ def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:
     }
 
 
-@cli.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@cli.command(cls=Command)
 def report(
     run: Annotated[Path, typer.Argument(help="Directory of a job.")],
     selection: Annotated[

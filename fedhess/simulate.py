@@ -41,7 +41,7 @@ from fedhess.variants import describe, parse_variants
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@cli.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@cli.command(cls=Command)
 def simulate(
     domains: options.Domains = "PACS",
     strategy: options.Strategy = "hgp",
