@@ -25,7 +25,7 @@ from fedhess.engines.worker import CLIENT_THREAD
 from fedhess.environment import torch_threads
 from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
-from fedhess.job_directory import job_directory, record_selection, recorded_selection, require_unused
+from fedhess.job_directory import job_directory, record_selection, recorded_selection, require_begun, require_unused
 from fedhess.listing import list_everything
 from fedhess.local_client import source_examples, source_shares
 from fedhess.manifest import make_manifest, record_manifest, show_partitions
@@ -112,12 +112,12 @@ def simulate(
     if list_all:
         typer.echo(list_everything())
         return
-    if resume and out is None:
-        raise UsageError("--resume: expected --out with the directory of the job to continue, got none")
+    if resume:
+        require_begun(out)
+    elif out is not None:
+        require_unused(out)  # before any download
     if local_steps is not None and local_epochs:
         raise UsageError(f"--local-epochs {local_epochs}: --local-steps {local_steps} is given too; give one of them")
-    if out is not None and not resume:
-        require_unused(out)  # before any download
     progress = Progress(silent=quiet or as_json)
     chosen = choose_engine(
         engine, cpus_per_client=cpus_per_client, gpus_per_client=gpus_per_client, ray_address=ray_address
@@ -258,6 +258,7 @@ def _run(
     done = run.directory.completed_round() or 0
     progress.begin_run(number, f"{run.strategy}{label}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
+        run.directory.load_checkpoint()  # so that damage shows
         return
     shares = list(source_shares(run.config).values())
     manifest = make_manifest(run.config, shares, source_examples(run.config), classes=classes)
