@@ -111,9 +111,11 @@ class RunDirectory:
             checkpoint = Checkpoint(int(header["round"]), tensors, header["plain"])
         length = int(index["rounds_jsonl_bytes"])
         with _reading(self.rounds_file):
-            if self.rounds_file.stat().st_size < length:
+            size = self.rounds_file.stat().st_size
+            if size < length:
                 raise ValueError(f"it is shorter than the {length} bytes that the checkpoint counted")
-            os.truncate(self.rounds_file, length)
+            if size > length:
+                os.truncate(self.rounds_file, length)
         return checkpoint
 
     def _read_index(self) -> dict[str, Any]:
