@@ -25,7 +25,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
         **({"partition": config.describe_clients()} if config.describe_clients() else {}),
         "clients": f"{config.local_work} a round on {batch}, {config.client_optimizer} lr {lr}",
         "engine": engine,
-        "device": f"{config.device}, {config.threads or torch.get_num_threads()} thread(s)",
+        "device": f"{config.device_here}, {config.threads or torch.get_num_threads()} thread(s)",
         "seeds": ", ".join(map(str, job.seeds)),
         **runs,
         "directory": str(job.path),

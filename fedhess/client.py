@@ -18,7 +18,7 @@ from fedhess import protocol
 from fedhess.autodiff import ModuleBatch
 from fedhess.batches import joint_batch, round_steps
 from fedhess.config import RunConfig, Scalar
-from fedhess.environment import torch_threads
+from fedhess.environment import resolve_device, torch_threads
 from fedhess.errors import StrategyError, UsageError, did_you_mean
 from fedhess.evaluation import evaluate_model
 from fedhess.loading import client_half
@@ -51,7 +51,9 @@ def run_settings(context: Context) -> RunConfig:
 
 @lru_cache(maxsize=64)
 def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple[str, Scalar], ...]) -> RunConfig:
-    return settings_of_run(dict(run_config), dict(node_config))
+    config = settings_of_run(dict(run_config), dict(node_config))
+    resolve_device(config.device)  # the server may not have it, so nobody has checked yet
+    return config
 
 
 def own_threads(message: Message, context: Context, call_next: Handler) -> Message:

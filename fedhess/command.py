@@ -7,6 +7,7 @@ import click
 import typer
 from typer.core import TyperCommand
 
+from fedhess import __version__
 from fedhess.errors import FederationError, UsageError
 from fedhess.runs import StorageError
 
@@ -33,10 +34,12 @@ def run_command(cli: typer.Typer, name: str = "fedhess") -> int:
     Returns:
         The exit status: 0 if results were written, 2 for a mistake of the user, 130 after Ctrl-C, else 1.
     """
+    add_version = click.version_option(__version__, prog_name="fedhess", message="%(prog)s %(version)s")
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8; stderr escapes what is not anyway
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return int(cli(standalone_mode=False) or 0)
+        command = add_version(typer.main.get_command(cli))
+        return int(command.main(standalone_mode=False, help_option_names=["-h", "--help"], max_content_width=120) or 0)
     except UsageError as error:
         sys.stderr.write(f"{name}: {error}\n")
         return 2

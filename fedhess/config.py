@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from fedhess.environment import resolve_device
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.optimizers import optimizer_name
 from fedhess.partition_settings import Partition, PartitionSettings
@@ -151,6 +152,14 @@ class RunConfig(BaseModel):
         """Return the clients' learning rate in a round, from 1: a tenth after ``lr_drop_after`` of the rounds."""
         last = round(self.lr_drop_after * self.rounds) if self.lr_drop_after else self.rounds
         return self.lr / 10 if server_round > last else self.lr
+
+    @property
+    def device_here(self) -> str:
+        """The device that this process uses; ``cuda`` may be that of workers elsewhere, which resolve it again."""
+        elsewhere = self.device == "cuda" and not torch.cuda.is_available()
+        if self.device != "auto" and not elsewhere:
+            return self.device
+        return resolve_device("auto", model=self.model, batch_size=self.batch_size)
 
     def is_evaluated(self, server_round: int) -> bool:
         """Whether the model after ``server_round`` is evaluated: before training, at the end and every few rounds."""

@@ -34,12 +34,10 @@ ForModel = Annotated[
     typer.Option(help="Fetch this model's weights too, and decode or embed the images for it.", show_default=False),
 ]
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings=CONTEXT,
     no_args_is_help=True,
     help="Say which data is here, check it, and fetch it.\n\nExit status: 0 when all is well, 1 when something is "
     "missing or wrong with the data, 2 for a wrong option. Downloads and derived files go to $FEDHESS_CACHE, else "
@@ -47,7 +45,7 @@ cli = typer.Typer(
 )
 
 
-@cli.command("list", cls=Command, context_settings=CONTEXT)
+@cli.command("list", cls=Command)
 def list_benchmarks(data_dir: DataDir = None, as_json: AsJson = False) -> int:
     """List the benchmarks: what each is, whether its data is here, where it was looked for, how to get it."""
     entries = [_entry(name, data_dir) for name in HOLDINGS]
@@ -55,7 +53,7 @@ def list_benchmarks(data_dir: DataDir = None, as_json: AsJson = False) -> int:
     return 0
 
 
-@cli.command(cls=Command, context_settings=CONTEXT)
+@cli.command(cls=Command)
 def check(
     name: Name, data_dir: DataDir = None, domains_args: DomainsArgs = "", quiet: Quiet = False, as_json: AsJson = False
 ) -> int:
@@ -71,7 +69,7 @@ def check(
     return 0 if found.ok else 1
 
 
-@cli.command(cls=Command, context_settings=CONTEXT)
+@cli.command(cls=Command)
 def prepare(
     name: Name,
     data_dir: DataDir = None,

@@ -24,7 +24,7 @@ from fedhess.progress import Progress
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@cli.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@cli.command(cls=Command)
 def diagnose(
     run: Annotated[Path, typer.Argument(help="Directory of a finished job, or of one strategy, target or run in it.")],
     examples: Annotated[int, typer.Option(help="At most so many examples of a domain, drawn by the seed.")] = 2048,
@@ -56,7 +56,7 @@ def diagnose(
             "targets": ", ".join(dict.fromkeys(planned.scenario.name for planned in job.runs)),
             "seeds": ", ".join(map(str, job.seeds)),
             "examples": f"at most {examples} of every domain's evaluation split",
-            "device": f"{config.device}, statistics in float64 on the CPU",
+            "device": f"{config.device_here}, statistics in float64 on the CPU",
             "directory": str(run),
         }
     )

@@ -47,7 +47,7 @@ def resolve_device(name: str, *, model: str = "", batch_size: int = 0) -> str:
 
 
 def check_device(name: str) -> str:
-    """Return the name of a device that is there, or ``auto``, which the model decides.
+    """Return the name of a device that is there, or ``auto``, which is resolved where a model is trained.
 
     Raises:
         UsageError: The device is unknown or absent.

@@ -44,7 +44,7 @@ def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
 
 
 def check_execution(config: RunConfig, input_shape: tuple[int, ...]) -> None:
-    """Insist that settings go together, with the device and with what the model sees.
+    """Insist that settings go together, with the device where it is here, and with what the model sees.
 
     Args:
         config: The settings.
@@ -53,21 +53,22 @@ def check_execution(config: RunConfig, input_shape: tuple[int, ...]) -> None:
     Raises:
         UsageError: They do not.
     """
-    kind = torch.device(config.device).type
+    device = config.device_here
+    kind = torch.device(device).type
     if config.precision == "bf16":
         if config.dtype == "float64":
             raise UsageError("--precision bf16: it needs --dtype float32, got float64; choose one of the two")
         if kind not in ("cpu", "cuda"):
-            raise UsageError(f"--precision bf16: expected --device cpu or cuda, got {config.device}")
+            raise UsageError(f"--precision bf16: expected --device cpu or cuda, got {device}")
         if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UsageError(f"--precision bf16: {config.device} computes no bfloat16; use --precision float32")
+            raise UsageError(f"--precision bf16: {device} computes no bfloat16; use --precision float32")
     if config.augment != "none" and (len(input_shape) != 3 or input_shape[0] != 3):
         raise UsageError(
             f"--augment {config.augment}: expected RGB images (3, H, W), and {config.model} gets examples of shape "
             f"{input_shape}; use --augment none"
         )
     if config.compile:
-        _check_compiler(config.device)
+        _check_compiler(device)
 
 
 def _check_compiler(device: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from fedhess.config import RunConfig, Scalar
 from fedhess.domains import Benchmark, Scenario
-from fedhess.environment import resolve_device
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.execution import check_execution
 from fedhess.job_checks import check_partitions, check_selection, check_settings, check_splits
@@ -131,8 +130,6 @@ def plan_job(
     recipe = benchmark.recipe or benchmark.name
     base = default_settings(model, benchmark=recipe) | dict(overrides)
     base |= {"model": model, "domains": benchmark.name, "stand_in_for": benchmark.stand_in_for}
-    if base.get("device") == "auto":
-        base["device"] = resolve_device("auto", model=model, batch_size=int(base.get("batch_size", 0)))
     defaults = {name: default_strategy_args(recipe, name) for name in strategies}
     args, settings = _settings_by_strategy(strategy_args, variants, base, defaults)
     runs: list[PlannedRun] = []

@@ -117,6 +117,17 @@ def _unwritable(path: Path, error: OSError, option: str = "--out") -> UsageError
     return UsageError(f"{option}: cannot write to {path}: {error.strerror}; choose another directory")
 
 
+def require_begun(path: Path | None) -> None:
+    """Check that there is a directory to resume.
+
+    Raises:
+        UsageError: None is given, or it is absent.
+    """
+    if path is None or not path.exists():
+        found = "got none" if path is None else f"there is no {path}"
+        raise UsageError(f"--resume: expected --out with the directory of the job to continue, {found}")
+
+
 def require_unused(path: Path) -> None:
     """Insist that a new job's directory is absent or empty.
 

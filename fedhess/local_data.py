@@ -216,7 +216,7 @@ def data_key(config: RunConfig, domain: str) -> DataKey:
         config.data_dir,
         domain,
         config.model,
-        config.device,
+        config.device_here,
         config.seed,
         config.images,
         config.image_cache_gb,
@@ -224,7 +224,7 @@ def data_key(config: RunConfig, domain: str) -> DataKey:
 
 
 def build_model(config: RunConfig) -> HeadedModel:
-    """Build the run's model with its initial weights, on the run's device and in its dtype."""
+    """Build the run's model with its initial weights, on the run's device where it is here, and in its dtype."""
     geometry = _geometry_of(data_key(config, ""))
     model = create_model(
         config.model,
@@ -233,7 +233,7 @@ def build_model(config: RunConfig) -> HeadedModel:
         seed=config.seed,
         pretrained=config.pretrained,
     )
-    model = model.to(device=torch.device(config.device), dtype=config.torch_dtype)
+    model = model.to(device=torch.device(config.device_here), dtype=config.torch_dtype)
     return set_execution(model, config)
 
 

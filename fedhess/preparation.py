@@ -21,7 +21,7 @@ def prepare_domains(benchmark: Benchmark, config: RunConfig, progress: Progress)
         prepare_inputs(
             config.model,
             data,
-            device=config.device,
+            device=config.device_here,
             images=config.images,
             image_cache_gb=config.image_cache_gb,
             notify=progress.tick,

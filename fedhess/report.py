@@ -52,7 +52,7 @@ SAID = (
     "weighting",
     "lr",
 )
-UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for")  # said elsewhere, or of one machine
+UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for", "domains", "classes")  # said elsewhere, or of one machine
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -266,7 +266,7 @@ def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:
     }
 
 
-@cli.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@cli.command(cls=Command)
 def report(
     run: Annotated[Path, typer.Argument(help="Directory of a job.")],
     selection: Annotated[

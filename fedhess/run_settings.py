@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from fedhess.config import RunConfig, Scalar
 from fedhess.domains import open_benchmark
-from fedhess.environment import resolve_device
 from fedhess.recipes import default_settings, default_strategy_args
 from fedhess.servers import require_server
 
@@ -17,7 +16,7 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
 
     Defaults are those of the commands: by benchmark and model, and for ``strategy-args`` by benchmark and strategy.
     ``strategy-args`` written as ``key=value,...`` goes over these defaults; a JSON object is taken as it stands, since
-    that is how a resolved run travels. The device ``auto`` is resolved where the code runs. Where the server reads them
+    that is how a resolved run travels. The device ``auto`` is resolved where clients run. Where the server reads them
     (no node config), settings of its optimizer are refused beside a plain Flower strategy, as by the commands.
 
     Args:
@@ -47,10 +46,9 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
         options = _dictionary(given, "domains_options")
         given["domains_options"] = {key: value for key, value in options.items() if key != "data_dir"}
     config = RunConfig.checked(default_settings(model, benchmark=recipe) | given)
-    if config.device != "auto":
+    if node_config is None or config.device != "auto":
         return config
-    device = resolve_device(config.device, model=config.model, batch_size=config.batch_size)
-    return config.model_copy(update={"device": device})
+    return config.model_copy(update={"device": config.device_here})
 
 
 def _recipe(given: Mapping[str, object]) -> str:

@@ -90,14 +90,13 @@ class Server:
         self.strategy: DomainStrategy | Strategy = load_strategy(config.strategy, config.strategy_args)
         if isinstance(self.strategy, DomainStrategy):
             self.strategy.check(config)
-        template = build_model(config)
+        template = build_model(config.model_copy(update={"device": "cpu"}))  # the clients' device need not be here
         self.model = GlobalModel(
             template,
             optimizer=config.server_optimizer,
             lr=config.server_lr,
             optimizer_args=config.server_optimizer_args,
         )
-        template.cpu()
         half = self.strategy if isinstance(self.strategy, DomainStrategy) else DomainStrategy()
         self.shapes = StatisticShapes(
             half.statistics, template, half.network_statistics.keys(), strategy=config.strategy

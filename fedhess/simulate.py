@@ -22,10 +22,10 @@ from fedhess.config import parse_assignments
 from fedhess.domains import open_benchmark
 from fedhess.engines.choice import IN_PROCESS, Engine, choose_engine
 from fedhess.engines.worker import CLIENT_THREAD
-from fedhess.environment import check_device, torch_threads
+from fedhess.environment import torch_threads
 from fedhess.errors import FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
-from fedhess.job_directory import job_directory, record_selection, recorded_selection, require_unused
+from fedhess.job_directory import job_directory, record_selection, recorded_selection, require_begun, require_unused
 from fedhess.listing import list_everything
 from fedhess.local_client import source_examples, source_shares
 from fedhess.manifest import make_manifest, record_manifest, show_partitions
@@ -41,7 +41,7 @@ from fedhess.variants import describe, parse_variants
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@cli.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@cli.command(cls=Command)
 def simulate(
     domains: options.Domains = "PACS",
     strategy: options.Strategy = "hgp",
@@ -114,12 +114,12 @@ def simulate(
     if list_all:
         typer.echo(list_everything())
         return
-    if resume and out is None:
-        raise UsageError("--resume: expected --out with the directory of the job to continue, got none")
+    if resume:
+        require_begun(out)
+    elif out is not None:
+        require_unused(out)  # before any download
     if local_steps is not None and local_epochs:
         raise UsageError(f"--local-epochs {local_epochs}: --local-steps {local_steps} is given too; give one of them")
-    if out is not None and not resume:
-        require_unused(out)  # before any download
     progress = Progress(silent=quiet or as_json)
     chosen = choose_engine(
         engine, cpus_per_client=cpus_per_client, gpus_per_client=gpus_per_client, ray_address=ray_address
@@ -158,7 +158,7 @@ def simulate(
         "seed": seed,
         "model": model,
         "pretrained": pretrained,
-        "device": check_device(device),
+        "device": chosen.device(device),
         "threads": threads,
         "dtype": dtype,
         "precision": precision,
@@ -237,7 +237,6 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dic
         StorageError: A round could not be written.
     """
     config = job.runs[0].config
-    engine.check(config)
     progress.header(header(job, engine=engine.title))
     prepare_domains(job.benchmark, config, progress)
     progress.start([run.config.rounds for run in job.runs])
@@ -263,6 +262,7 @@ def _run(
     done = run.directory.completed_round() or 0
     progress.begin_run(number, f"{run.strategy}{label}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
+        run.directory.load_checkpoint()  # so that damage shows
         return
     shares = list(source_shares(run.config).values())
     manifest = make_manifest(run.config, shares, source_examples(run.config), classes=classes)

@@ -72,9 +72,8 @@ def _scenario(benchmark: Benchmark, name: str) -> Scenario:
     free = set(benchmark.domains) == set(fixed)  # else the benchmark itself says which domains may be targets
     unknown = next((part for part in parts if part not in benchmark.domains), None if free else name)
     if unknown is not None:
-        raise UsageError(
-            f"--target: {benchmark.title} has no target {unknown!r}; {did_you_mean(unknown, fixed)}, or all"
-        )
+        advice = f"{did_you_mean(unknown, fixed)}, or all" if "all" not in parts else "all stands alone"
+        raise UsageError(f"--target: {benchmark.title} has no target {unknown!r}; {advice}")
     if len(set(parts)) < len(parts):
         raise UsageError(f"--target: {name!r} names a domain twice; name each once")
     targets = tuple(domain for domain in benchmark.domains if domain in parts)

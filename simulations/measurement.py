@@ -147,6 +147,6 @@ def _row(job: Job, configuration: Configuration) -> Row:
         "options": {key: value for key, value in dataset["options"].items() if key != "data_dir"},
         "counts": dataset["counts"],
         "digest": dataset["digest"],
-        "device": config.device,
+        "device": config.device_here,
         "environment": record["environment"],
     }

@@ -1,5 +1,6 @@
 """The frame of every command: its help, and how it ends."""
 
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -7,8 +8,8 @@ from importlib import import_module
 import click
 import pytest
 import typer
-from typer.testing import CliRunner
 
+import fedhess
 from fedhess.command import Command, run_command
 from fedhess.errors import FederationError, UsageError
 from fedhess.runs import StorageError
@@ -21,14 +22,24 @@ MODULES = [
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_help_shows_plain_brackets(module: str) -> None:
+def test_help_and_version_of_every_command(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     cli = import_module(module).cli
+
+    def said(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        assert run_command(cli) == 0
+        return capsys.readouterr().out
+
     names = [registered.name or registered.callback.__name__ for registered in cli.registered_commands]
-    for arguments in [["--help"]] if len(names) == 1 else [["--help"], *([name, "--help"] for name in names)]:
-        outcome = CliRunner().invoke(cli, arguments)
-        assert outcome.exit_code == 0, outcome.output
-        assert "Usage:" in outcome.output
-        assert "\\[" not in outcome.output
+    for arguments in [[]] if len(names) == 1 else [[], *([name] for name in names)]:
+        text = said(*arguments, "-h")
+        assert text == said(*arguments, "--help")
+        assert "Usage:" in text
+        assert "\\[" not in text
+        assert not re.search(r"\[default: [^]]*\]\s+\[default: ", text), "a default is there twice"
+    assert said("--version") == f"fedhess {fedhess.__version__}\n"
 
 
 def _raise(error: BaseException) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def test_chosen_targets_come_in_the_order_given_and_pairs_in_domain_order() -> N
         ("scetch", r"IconPACS has no target 'scetch'; did you mean 'sketch'\?.*, or all"),
         ("sketch,scetch", "has no target 'scetch'"),
         ("sketch+scetch", "has no target 'scetch'"),
+        ("sketch,all", "IconPACS has no target 'all'; all stands alone"),
         ("", "expected a target, several separated by commas, or all; got nothing"),
         ("sketch,photo,sketch", "'sketch' is given twice"),
         ("photo+sketch,sketch+photo", r"'photo\+sketch' is given twice"),
@@ -119,7 +121,7 @@ def test_recipe_gives_way_to_the_command_line(toy: Benchmark) -> None:
 
 def test_benchmark_made_at_random_is_made_anew_for_each_trial(toy: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedhess.job_checks.build_model", lambda config: None)  # the toy itself is not made at random
-    seeded = Benchmark(**{**vars(toy), "options": {"seed": 4}})
+    seeded = replace(toy, options={"seed": 4})
     job = plan(seeded, trials=2)
     assert [run.config.domains_options for run in job.runs] == [{"seed": 4}, {"seed": 5}]
 
@@ -176,7 +178,7 @@ def test_auto_takes_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
 def test_auto_leaves_batches_of_small_models_to_the_cpu(toy: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert check_device("auto") == "auto"
-    assert plan(toy, device="auto", batch_size=16).runs[0].config.device == "cpu"
+    assert plan(toy, device="auto", batch_size=16).runs[0].config.device_here == "cpu"
     wanted = "cuda" if torch.cuda.is_available() else "mps"
     assert [resolve_device("auto", model="mlp", batch_size=size) for size in (16, 0)] == ["cpu", wanted]
 

@@ -70,7 +70,7 @@ def test_killed_anywhere_resumes_to_the_same_bytes(
         accesses += every
         job = Path(f"job{accesses}").resolve()
         killed = ASSASSIN.attempt(lambda at=job: command(*arguments, at), below=job, strike=accesses)
-        outcome = command(*arguments, job, "--resume")
+        outcome = command(*arguments, job, *(["--resume"] if job.exists() else []))
         assert outcome.status == 0, outcome.err
         assert_same(job, reference)
         if not killed:
@@ -176,9 +176,6 @@ def test_job_that_was_killed_before_it_wrote_anything_begins(command: Command) -
 def test_damaged_file_is_named(file: str, content: str, command: Command) -> None:
     command(*TOY, "--strategy", "erm", "--out", "job")
     Path("job", file).write_text(content)
-    if file.endswith("safetensors") or file == "east/0/rounds.jsonl":
-        index = Path("job/east/0/checkpoint/checkpoint.json")
-        index.write_text(json.dumps(json.loads(index.read_text()) | {"round": 2}))  # so that the run goes on
     outcome = command(*TOY, "--strategy", "erm", "--out", "job", "--resume")
     assert outcome.status == 2
     named = "round-" if "round-" in file else Path(file).name

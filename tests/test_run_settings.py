@@ -47,15 +47,16 @@ def test_defaults_are_those_of_the_benchmarks_form() -> None:
     assert "alpha" not in settings_of_run(given | {"domains-options": "form=domainbed"}).strategy_args
 
 
-def test_device_auto_is_resolved_where_the_code_runs_and_by_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_auto_is_resolved_where_clients_run_and_by_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     auto = PLAIN | {"device": "auto"}
-    assert settings_of_run(auto).device == "cpu", "batches of 32 embeddings"
-    assert settings_of_run(auto | {"batch-size": 0}).device == "cuda"
-    assert settings_of_run(auto | {"model": "resnet18"}).device == "cuda"
+    assert settings_of_run(auto, {}).device == "cpu", "batches of 32 embeddings"
+    assert settings_of_run(auto | {"batch-size": 0}, {}).device == "cuda"
+    assert settings_of_run(auto | {"model": "resnet18"}, {}).device == "cuda"
+    assert settings_of_run(auto).device == "auto", "the server is none of them"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert settings_of_run(auto | {"model": "resnet18"}).device == "cpu"
+    assert settings_of_run(auto | {"model": "resnet18"}, {}).device == "cpu"
 
 
 def test_what_is_missing_or_wrong_is_named() -> None:

@@ -56,8 +56,17 @@ def test_a_tree_of_ones_own_runs(command: Command, tmp_path: Path) -> None:
     root = write_tree(tmp_path / "mes photos", ["été", "hiver", "冬"], {"chien": 3, "chat": 3})
     summary = result(command("--domains", f"folder:{root}", "--no-pretrained", *ONE_ROUND, "--json", "--out", "job"))
     assert summary["title"] == "folder:mes photos"
+    assert str(summary["protocol"]).startswith("data side=32; "), "names of domains and classes stand elsewhere"
     assert summary["targets"] == ["hiver", "été", "冬"]
     assert {path.name for path in (tmp_path / "job").iterdir()} >= {"hiver", "été", "冬"}
+
+
+@pytest.mark.usefixtures("small")
+def test_images_that_are_left_out_are_named_once(command: Command, tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "photos", ["a", "b", "c"], {"x": 4, "y": 3})
+    (root / "a" / "x" / "pic_000.jpg").write_bytes(b"")
+    outcome = command("--domains", f"folder:{root}", "--no-pretrained", *ONE_ROUND, "--skip-bad-images", "--out", "job")
+    assert (outcome.status, outcome.out.count("cannot be decoded and are left out")) == (0, 1)
 
 
 @pytest.mark.parametrize("domains", ["Digits", "ColoredMNIST"])

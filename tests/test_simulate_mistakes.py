@@ -63,6 +63,7 @@ MISTAKES = {
     "--out here": "--out: here is already used; choose another directory, or add --resume",
     "--out here/file": "--out: here/file is already used",
     "--resume --out here": "--resume: there is no here/config.json",
+    "--resume --out typo": "--resume: expected --out with the directory of the job to continue, there is no typo",
     "--resume": "--resume: expected --out with the directory of the job to continue, got none",
     "--bogus": "No such option",
 }

@@ -21,7 +21,7 @@ from fedhess.job_checks import check_settings
 from fedhess.job_directory import require_unused
 from fedhess.loading import is_installed, load_strategy
 
-KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of certificates and keys. [default: keys]")]
+KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of certificates and keys.")]
 Address = Annotated[str, typer.Option("--superlink", help="HOST:PORT of the SuperLink.")]
 Domains = Annotated[str, typer.Option(help="Benchmark; `python -m fedhess.simulate --list` names them.")]
 Target = Annotated[str, typer.Option(help="Domain never seen in training. [default: the first]")]

@@ -1,14 +1,15 @@
 """What a deployed run is told: the run config of the app, as Flower's command line takes it; and who its nodes are."""
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import fedhess
-from fedhess.config import RunConfig
+from fedhess.config import RunConfig, Scalar
 from fedhess.deploy.programs import toml
-from fedhess.domains import Scenario, open_benchmark
+from fedhess.domains import Scenario, find_benchmark, open_benchmark
 from fedhess.engines.flower_compat import read_run_config
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.execution import check_execution
@@ -43,7 +44,7 @@ def plan_run(
 ) -> Plan:
     """Name the domains, the model and what else was given; everything else is the app's default.
 
-    The data of no domain is needed: it is on the nodes.
+    The data of no domain is needed: it is on the nodes. Of a folder that is here, domains and classes go with the run.
 
     Args:
         domains: Name of a benchmark.
@@ -56,8 +57,10 @@ def plan_run(
     Raises:
         UsageError: The benchmark or the target is unknown, or several targets are given.
     """
+    options = RunConfig.given_in(_read(given)).get("domains_options", {})
+    assert isinstance(options, dict), "RunConfig.given_in gives domains_options as a dictionary"
     try:
-        benchmark = open_benchmark(domains, held=())
+        benchmark = open_benchmark(domains, options=options, held=())
     except UsageError as error:
         raise UsageError(f"--domains {domains}: {error}") from error
     chosen = choose_scenarios(benchmark, target) if target else benchmark.scenarios[:1]
@@ -74,7 +77,10 @@ def plan_run(
         "run-dir": None if run_dir is None else str(run_dir),
     }
     text = " ".join(f"{key}={toml(value)}" for key, value in settings.items() if isinstance(value, str | int))
-    return Plan(scenario, [text, *given])
+    if find_benchmark(domains)[1] is None:
+        return Plan(scenario, [text, *given])
+    described = json.dumps(dict(benchmark.options)).replace("'", "\\u0027")  # Flower takes no text with both quotes
+    return Plan(scenario, [text, *given, f"domains-options={toml(described)}"])
 
 
 def read_settings(plan: Plan, *, app: Path, data_dir: Path | None = None) -> RunConfig:
@@ -94,10 +100,7 @@ def read_settings(plan: Plan, *, app: Path, data_dir: Path | None = None) -> Run
         defaults = tomllib.loads(file.read_text(encoding="utf-8"))["tool"]["flwr"]["app"].get("config", {})
     except (ValueError, KeyError, OSError) as error:
         raise UsageError(f"--app: {file} cannot be read as a Flower app's: {type(error).__name__}: {error}") from error
-    try:
-        given = read_run_config(plan.run_config)
-    except ValueError as error:
-        raise UsageError(f"--run-config: {error}") from None
+    given = _read(plan.run_config)
     unknown = sorted(given.keys() - defaults.keys())
     if unknown:
         raise UsageError(f"--run-config: the app has no setting {unknown[0]!r}; {did_you_mean(unknown[0], defaults)}")
@@ -107,6 +110,13 @@ def read_settings(plan: Plan, *, app: Path, data_dir: Path | None = None) -> Run
     if is_installed(config.strategy):
         require_server([config.strategy], RunConfig.given_in(defaults | given))
     return config
+
+
+def _read(run_config: Sequence[str]) -> dict[str, Scalar]:
+    try:
+        return read_run_config(run_config)
+    except ValueError as error:
+        raise UsageError(f"--run-config: {error}") from None
 
 
 def check_run(config: RunConfig) -> None:

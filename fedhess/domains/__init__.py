@@ -78,9 +78,9 @@ def open_benchmark(
     """
     key, opener, path = _find(name)
     if path is not None and "data_dir" not in (options or {}):
-        if data_dir:
+        if data_dir and "domains" not in (options or {}):
             raise UsageError(f"{name} and data folder {data_dir}: expected one of the two; leave the data folder out")
-        data_dir = path
+        data_dir = data_dir or path  # where a run's options name the domains, a node says where its own is
     return opener(
         Opening(
             benchmark=key,

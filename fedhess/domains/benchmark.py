@@ -61,6 +61,7 @@ class Benchmark:
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     known: KnownCounts | None = None
     recipe: str = ""
+    _loaded: dict[str, DomainData] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def title(self) -> str:
@@ -68,7 +69,7 @@ class Benchmark:
         return f"{self.name} (stand-in for {self.stand_in_for})" if self.stand_in_for else self.name
 
     def load(self, domain: str) -> DomainData:
-        """Load one domain and nothing of the others.
+        """Load one domain and nothing of the others; it is kept.
 
         Args:
             domain: One of ``domains``.
@@ -81,10 +82,12 @@ class Benchmark:
         """
         if domain not in self.domains:
             raise UsageError(f"{self.title} has no domain {domain!r}; {did_you_mean(domain, self.domains)}")
-        return self.loader(domain)
+        if domain not in self._loaded:
+            self._loaded[domain] = self.loader(domain)
+        return self._loaded[domain]
 
     def identity(self) -> dict[str, object]:
-        """Say what data this is, for config.json; loads every domain once.
+        """Say what data this is, for config.json; loads every domain.
 
         Returns:
             JSON: name, whether real or a stand-in, options, examples per domain and class, a digest over

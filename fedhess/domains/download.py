@@ -10,8 +10,9 @@ import httpx
 
 from fedhess.domains.data import Notify
 
-ATTEMPTS = 5  # in a row that bring nothing
-PAUSE_SECONDS = 2.0  # before the second of them; then twice as long, and so on
+ATTEMPTS = 10  # in all: a server that cuts off and begins anew each time would never be done
+PAUSE_SECONDS = 2.0  # before the second attempt; then twice as long, and so on
+LONGEST_PAUSE_SECONDS = 30.0
 TIMEOUT = httpx.Timeout(30.0)  # for a server that has stopped sending
 SECONDS_BETWEEN_REPORTS = 5.0
 TRY_AGAIN = {408, 429, 500, 502, 503, 504}  # statuses of a server that may answer later
@@ -50,21 +51,18 @@ def download(
         return
     part = path.with_name(f"{path.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    fruitless = 0
-    while True:
-        before = _size(part)
+    for attempt in range(ATTEMPTS):
         try:
             _fetch_rest(url, part, size=size, headers=headers or {}, notify=notify)
             break
         except httpx.HTTPError as error:
             if isinstance(error, httpx.HTTPStatusError) and error.response.status_code not in TRY_AGAIN:
                 raise DownloadError(f"{url}: HTTP status {error.response.status_code}") from error
-            fruitless = fruitless + 1 if _size(part) == before else 1
-            if fruitless >= ATTEMPTS:
+            if attempt + 1 == ATTEMPTS:
                 kept = f"; {_size(part):,} bytes are kept: the next attempt continues there" if _size(part) else ""
                 reason = str(error).partition("\n")[0] or type(error).__name__
                 raise DownloadError(f"{url}: {reason}{kept}") from error
-            time.sleep(PAUSE_SECONDS * 2 ** (fruitless - 1))
+            time.sleep(min(PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS))
     _check(url, part, checksum)
     os.replace(part, path)
 

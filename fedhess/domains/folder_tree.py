@@ -1,11 +1,11 @@
 """Any folder of images, PATH/DOMAIN/CLASS/image, as a benchmark: ``--domains folder:PATH``."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from fedhess.domains.benchmark import Benchmark, leave_one_out
+from fedhess.domains.benchmark import Benchmark, OptionValue, leave_one_out
 from fedhess.domains.images import ImageDomain, ImageFile, load_images
 from fedhess.domains.options import Opening
 from fedhess.domains.release import SIDE
@@ -13,6 +13,7 @@ from fedhess.domains.tree import IMAGE_SUFFIXES, composed, entries, images_in, i
 from fedhess.errors import UsageError
 
 SIDES = (8, 1024)  # pixels; what a network for images can take
+LEAST = {"domains": 3, "classes": 2}  # names of each: two domains to learn from, one to leave out
 Tree = Mapping[str, Mapping[str, Path]]  # domain -> class -> folder
 
 
@@ -23,19 +24,30 @@ def open_folder_tree(opening: Opening) -> Benchmark:
     and images may be links.
 
     Args:
-        opening: ``data_dir`` is the folder. Options: ``side`` (pixels that images are resized to, 224);
+        opening: ``data_dir`` is the folder. Options: ``side`` (pixels that images are resized to, 224); ``domains`` and
+            ``classes``, names separated by slashes, with which only the domains that are ``held`` are looked for;
             ``data_dir`` and ``skip_bad_images``, which overrule the arguments.
 
     Returns:
-        The benchmark, named after the folder; images are 3 x side x side uint8.
+        The benchmark, named after the folder; images are 3 x side x side uint8. Its options name domains and classes.
 
     Raises:
         UsageError: An unknown option, or a folder that is not such a tree; the message says where and how.
     """
-    opening, side = settle_tree(opening)
-    root = opening.data_dir or Path()
-    tree = read_tree(root)
-    domains, classes = tuple(tree), tuple(next(iter(tree.values())))
+    opening, options = settle_tree(opening)
+    root, side = opening.data_dir or Path(), int(options["side"])
+    domains, classes = (_split_names(str(options[key])) for key in ("domains", "classes"))
+    tree: Tree = {}
+    if not domains:
+        if opening.held is not None and not root.is_dir():
+            raise UsageError(
+                f"there is no folder {root} here; name what it holds elsewhere: --run-config "
+                "'domains-options=\"domains=A/B/C,classes=X/Y\"'"
+            )
+        tree = read_tree(root)
+        domains, classes = tuple(tree), tuple(next(iter(tree.values())))
+    elif held := domains if opening.held is None else opening.held:
+        tree = read_tree(root, domains=held, classes=classes)
     return Benchmark(
         name=f"folder:{root.resolve().name}",
         domains=domains,
@@ -44,35 +56,49 @@ def open_folder_tree(opening: Opening) -> Benchmark:
         outputs=len(classes),
         default_model="resnet18",
         scenarios=leave_one_out(domains),
-        options={"data_dir": str(root.resolve()), "skip_bad_images": opening.skip_bad_images, "side": side},
+        options={
+            "data_dir": str(root.resolve()),
+            "skip_bad_images": opening.skip_bad_images,
+            "side": side,
+            "domains": "/".join(domains),
+            "classes": "/".join(classes),
+        },
         loader=partial(_load, tree=tree, side=side, opening=opening),
     )
 
 
-def settle_tree(opening: Opening) -> tuple[Opening, int]:
+def settle_tree(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
     """Check the options.
 
     Args:
         opening: As for `open_folder_tree`.
 
     Returns:
-        The opening with the folder and ``skip_bad_images`` that the options name, and the side in pixels.
+        The opening with the folder and ``skip_bad_images`` that the options name, and a value for each option.
 
     Raises:
         UsageError: An unknown option, or a value out of range.
     """
-    opening, options = opening.settled(skip_bad_images=opening.skip_bad_images, side=SIDE)
+    opening, options = opening.settled(skip_bad_images=opening.skip_bad_images, side=SIDE, domains="", classes="")
     side = int(options["side"])
     if not SIDES[0] <= side <= SIDES[1]:
         raise UsageError(f"{opening.benchmark}: side must be {SIDES[0]} to {SIDES[1]} pixels, got {side}")
-    return opening, side
+    counts = {key: len(_split_names(str(options[key]))) for key in LEAST}
+    if any(counts.values()) and any(counts[key] < least for key, least in LEAST.items()):
+        raise UsageError(
+            f"{opening.benchmark}: expected neither or both of domains=A/B/C, at least {LEAST['domains']}, and "
+            f"classes=X/Y, at least {LEAST['classes']}; got domains={options['domains']}, classes={options['classes']}"
+        )
+    return opening, options
 
 
-def read_tree(root: Path) -> Tree:
-    """Read the folders of a tree and insist that it is one.
+def read_tree(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str] = ()) -> Tree:
+    """Read the folders of a tree and check that it is one.
 
     Args:
         root: The folder of the domains.
+        domains: Those to read, with ``classes``; by default all that are there, and their classes.
+        classes: What each domain must have, and nothing else.
 
     Returns:
         Domain -> class -> folder, each by name; every domain has the same classes and every class an image.
@@ -81,32 +107,34 @@ def read_tree(root: Path) -> Tree:
         UsageError: The first thing that is not so.
     """
     _require_text(root.resolve())
-    domains = _named(subfolders(root), where=f"folder {root}")
-    if len(domains) < 3:
-        found = ", ".join(domains) or "none"
+    found = _named(subfolders(root), where=f"folder {root}")
+    if not domains:
+        _require_domains(found, root)
+    elif missing := [domain for domain in domains if domain not in found]:
         raise UsageError(
-            f"folder {root}: expected ROOT/DOMAIN/CLASS/image with at least three domains (two to learn from, one to "
-            f"leave out), found {len(domains)}: {found}{_hint(domains)}"
+            f"folder {root}: no domain {_some(missing)}, found {', '.join(found) or 'none'}; expected "
+            "ROOT/DOMAIN/CLASS/image"
         )
-    _require_distinct(list(domains), root)
-    tree = {domain: _named(subfolders(folder), where=f"domain {domain!r}") for domain, folder in domains.items()}
-    classes = sorted({name for names in tree.values() for name in names})
-    if len(classes) < 2:
+    tree = {name: _named(subfolders(found[name]), where=f"domain {name!r}") for name in sorted(domains or found)}
+    expected = sorted(classes or {name for names in tree.values() for name in names})
+    if len(expected) < LEAST["classes"]:
         raise UsageError(
             f"folder {root}: expected ROOT/DOMAIN/CLASS/image with at least two classes, found "
-            f"{', '.join(classes) or 'none'}{_hint(domains)}"
+            f"{', '.join(expected) or 'none'}{_hint(found)}"
         )
-    lacking = {domain: [name for name in classes if name not in names] for domain, names in tree.items()}
-    if any(lacking.values()):
-        lines = "".join(f"\n  {domain!r} lacks {_some(names)}" for domain, names in lacking.items() if names)
+    lines = ""
+    for domain, names in tree.items():
+        for what, different in (("lacks", set(expected) - set(names)), ("alone has", set(names) - set(expected))):
+            lines += f"\n  {domain!r} {what} {_some(sorted(different))}" if different else ""
+    if lines:
         raise UsageError(
-            f"folder {root}: every domain must have the same classes, {len(classes)} in all; add them, or take them "
+            f"folder {root}: every domain must have the same classes, {len(expected)} in all; add them, or take them "
             f"away everywhere:{lines}"
         )
     for domain, names in tree.items():
         for name, folder in names.items():
             _require_images(folder, f"domain {domain!r}, class {name!r}")
-    return {domain: {name: tree[domain][name] for name in classes} for domain in sorted(tree)}
+    return {domain: {name: names[name] for name in expected} for domain, names in tree.items()}
 
 
 def list_class(folder: Path, label: int, name: str) -> list[ImageFile]:
@@ -163,8 +191,19 @@ def _require_text(folder: Path) -> None:
         raise UsageError(f"the name of folder {folder} is not UTF-8; rename it") from error
 
 
-def _require_distinct(domains: list[str], root: Path) -> None:
-    """Insist on names that ``--target`` can tell apart and that make folders of their own."""
+def _split_names(text: str) -> tuple[str, ...]:
+    """Read names separated by slashes, which no folder's name has; in the order that `read_tree` has them."""
+    return tuple(sorted({composed(name) for name in text.split("/") if name}))
+
+
+def _require_domains(domains: Mapping[str, Path], root: Path) -> None:
+    """Check for enough domains, whose names ``--target`` can tell apart and that make folders of their own."""
+    if len(domains) < LEAST["domains"]:
+        found = ", ".join(domains) or "none"
+        raise UsageError(
+            f"folder {root}: expected ROOT/DOMAIN/CLASS/image with at least three domains (two to learn from, one to "
+            f"leave out), found {len(domains)}: {found}{_hint(domains)}"
+        )
     folders: dict[str, str] = {}
     for domain in domains:
         if "," in domain or "+" in domain:

@@ -4,9 +4,9 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedhess.config import RunConfig
 from fedhess.engines.inprocess import run_in_process
 from fedhess.engines.ray import require_ray, run_on_ray
+from fedhess.environment import check_device, resolve_device
 from fedhess.errors import UsageError, did_you_mean
 
 ENGINES = ("in-process", "ray")
@@ -26,21 +26,27 @@ class Engine:
     run: Callable[..., None]
     gpus_per_client: float | None = None
 
-    def check(self, config: RunConfig) -> None:
-        """Insist that clients get the device that the run wants.
+    def device(self, name: str) -> str:
+        """Check the device of a run where clients run in this process; on Ray each worker does.
+
+        Args:
+            name: As ``--device``.
 
         Raises:
-            UsageError: They would not see it.
+            UsageError: It is unknown or absent, or clients would not see it.
         """
-        if self.gpus_per_client is None or not config.device.startswith("cuda"):
-            return
-        if self.gpus_per_client == 0:
+        if self.gpus_per_client is None:
+            return check_device(name)
+        if name.startswith("cuda") and self.gpus_per_client == 0:
             raise UsageError(
-                f"--gpus-per-client: the run's device is {config.device} and Ray would hide every GPU from the "
-                "clients; give each a part of one, such as 0.25, or use --device cpu"
+                f"--gpus-per-client: the run's device is {name} and Ray would hide every GPU from the clients; give "
+                "each a part of one, such as 0.25, or use --device cpu"
             )
-        if config.device != "cuda":
-            raise UsageError(f"--device {config.device}: Ray chooses the GPU of each client; use --device cuda")
+        if name.startswith("cuda:"):
+            raise UsageError(f"--device {name}: Ray chooses the GPU of each client; use --device cuda")
+        if name in ("auto", "cuda") and self.gpus_per_client:
+            return name
+        return resolve_device("cpu" if name == "auto" else name)  # without a GPU of Ray's a client sees none
 
 
 IN_PROCESS = Engine("in-process", run_in_process)

@@ -75,6 +75,9 @@ def test_a_benchmark_is_planned_without_its_data(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("FEDHESS_DATA", raising=False)
     plan = plan_run("PACS", target="", strategy=None, rounds=None, run_dir=None, given=[])
     assert plan.run_config == ['domains="PACS" sources="cartoon,photo,sketch" targets="art_painting" model="resnet18"']
+    other = ["domains-options='form=domainbed'"]
+    plan = plan_run("ColoredMNIST", target="flip-0.9", strategy=None, rounds=None, run_dir=None, given=other)
+    assert 'sources="flip-0.1,flip-0.2" targets="flip-0.9" model="mnist-cnn"' in plan.run_config[0]
 
 
 def planned(*given: str) -> list[Place]:

@@ -132,15 +132,16 @@ def test_a_refusal_is_final(fetch: Callable[..., Path], server: Server) -> None:
     assert len(server.asked) == 1
 
 
-def test_a_server_that_brings_nothing_is_given_up_and_the_part_kept(
-    fetch: Callable[..., Path], server: Server, tmp_path: Path
+@pytest.mark.parametrize(("ranges", "kept"), [(True, 5014), (False, 5018)])
+def test_a_server_that_always_cuts_off_is_given_up_and_the_part_kept(
+    fetch: Callable[..., Path], server: Server, tmp_path: Path, ranges: bool, kept: int
 ) -> None:
-    server.cut_after, server.statuses = [5000], []
+    server.ranges, server.cut_after = ranges, [5000, *([0, 7, 0, 7] if ranges else range(5010, 5050))]
     server.cut_after += [0] * 20
-    with pytest.raises(DownloadError, match="5,000 bytes are kept: the next attempt continues there"):
+    with pytest.raises(DownloadError, match=f"{kept:,} bytes are kept: the next attempt continues there"):
         fetch()
-    assert len(server.asked) == 1 + module.ATTEMPTS - 1
-    assert (tmp_path / "folder" / "file.bin.part").read_bytes() == CONTENT[:5000]
+    assert len(server.asked) == module.ATTEMPTS
+    assert (tmp_path / "folder" / "file.bin.part").read_bytes() == CONTENT[:kept]
     assert not (tmp_path / "folder" / "file.bin").exists()
 
 

@@ -216,3 +216,8 @@ def test_a_path_is_wanted_and_once(tree: Path) -> None:
 @pytest.mark.parametrize("side", [7, 1025])
 def test_a_side_out_of_range_is_refused(tree: Path, side: int) -> None:
     assert f"side must be 8 to 1024 pixels, got {side}" in refusal(tree, side=side)
+
+
+@pytest.mark.parametrize("options", [{"domains": "a/b/c"}, {"classes": "x/y"}, {"domains": "a/b", "classes": "x/y"}])
+def test_domains_and_classes_are_named_together(tree: Path, options: dict[str, str]) -> None:
+    assert "expected neither or both of domains=A/B/C, at least 3, and classes=X/Y" in refusal(tree, **options)

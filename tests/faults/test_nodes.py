@@ -1,8 +1,12 @@
 """A SuperNode that is killed is named, the run goes on without it under the quorum rule, and it may come back."""
 
+from pathlib import Path
+
 import pytest
+from image_trees import write_tree
 
 from faults.conftest import DOMAINS, Federation
+from fedhess.deploy.settings import plan_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 # Phase -> what the victim's log shows when its message of round 1 has come, how often, and how the failure is named.
@@ -17,6 +21,18 @@ PHASES = {
 def start_all(federation: Federation) -> None:
     for domain in DOMAINS:
         federation.start_node(domain)
+
+
+def test_a_folder_of_which_each_node_holds_one_domain_and_the_server_none(started: Federation, tmp_path: Path) -> None:
+    for domain in DOMAINS:
+        started.start_node(domain, data_dir=str(write_tree(tmp_path / f"data of {domain}", [domain], {"x": 4, "y": 4})))
+    named = f'domains-options="side=8,domains={"/".join(DOMAINS)},classes=x/y"'
+    plan = plan_run("folder:photos", target="sketch", strategy="hgp", rounds=2, run_dir=None, given=[named])
+    started.start_run("job", *plan.run_config, 'model="mlp" batch-size=4 evaluate-every=1')
+    log = started.finish("job", 300)
+    assert "fedhess: folder:photos: accuracy (%) on the target domain" in log
+    assert started.completed_round("job") == 2
+    assert not started.failures("job")
 
 
 @pytest.mark.parametrize("phase", PHASES)

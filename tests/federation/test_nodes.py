@@ -40,6 +40,14 @@ def test_a_node_that_plays_another_role_than_the_run_gives_it_is_an_error(toy_ru
         toy_run(app=Stubborn())
 
 
+def test_a_server_needs_no_gpu_and_a_client_without_the_runs_is_named(
+    toy_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(FederationError, match=r"node 1001: --device cuda: torch sees 0 CUDA device\(s\)"):
+        toy_run(device="cuda")
+
+
 def test_a_domain_may_weigh_nothing(toy_run: Run) -> None:
     finished = toy_run(strategy="groupdro", strategy_args={"eta": 20.0, "form": "projection"})
     weights = [float(value) for value in finished.server.strategy.state_dict().values()]
