@@ -14,6 +14,7 @@ from fedhess.config import RunConfig, Scalar
 from fedhess.domains import Scenario, open_benchmark
 from fedhess.job import Job, PlannedRun, slug
 from fedhess.job_directory import job_directory
+from fedhess.loading import resolved_args
 from fedhess.report import summarise, table, write_report
 from fedhess.runs import RunDirectory
 
@@ -65,7 +66,7 @@ def _plan(config: RunConfig, path: Path) -> Job:
     dataset = {"name": benchmark.name, "title": benchmark.title, "stand_in_for": benchmark.stand_in_for}
     description = {
         "dataset": dataset | {"options": dict(config.domains_options), "digest": "", "counts": unknown},
-        "strategies": {config.strategy: config.strategy_args},
+        "strategies": {config.strategy: resolved_args(config.strategy, config.strategy_args)},
         "targets": [scenario.name],
         "seeds": [config.seed],
         "settings": settings,

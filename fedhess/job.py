@@ -14,6 +14,7 @@ from fedhess.domains import Benchmark, Scenario
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.execution import check_execution
 from fedhess.job_checks import check_partitions, check_selection, check_settings, check_splits
+from fedhess.loading import resolved_args
 from fedhess.models import MODELS, prepared_shape
 from fedhess.recipes import default_settings, default_strategy_args
 from fedhess.runs import RunDirectory
@@ -130,7 +131,7 @@ def plan_job(
     recipe = benchmark.recipe or benchmark.name
     base = default_settings(model, benchmark=recipe) | dict(overrides)
     base |= {"model": model, "domains": benchmark.name, "stand_in_for": benchmark.stand_in_for}
-    defaults = {name: default_strategy_args(recipe, name) for name in strategies}
+    defaults = {name: default_strategy_args(name, model=model, benchmark=recipe) for name in strategies}
     args, settings = _settings_by_strategy(strategy_args, variants, base, defaults)
     runs: list[PlannedRun] = []
     for scenario, name in itertools.product((*outer, *inner), strategies):
@@ -235,7 +236,7 @@ def _describe(
     settings = runs[0].config.model_dump(mode="json", exclude=changing)
     description = {
         "dataset": benchmark.identity(),
-        "strategies": args_by_strategy,
+        "strategies": {name: resolved_args(name, args) for name, args in args_by_strategy.items()},
         "targets": list(dict.fromkeys(run.scenario.name for run in runs)),
         "seeds": sorted({run.config.seed for run in runs}),
         "settings": settings,

@@ -5,11 +5,19 @@ from collections.abc import Mapping
 from fedhess.domains import BENCHMARKS
 from fedhess.loading import known_strategies, load_class, strategy_parameters
 from fedhess.models import MODELS
-from fedhess.recipes import BENCHMARK_SETTINGS, STRATEGY_ARGS, default_settings
+from fedhess.recipes import BENCHMARK_SETTINGS, BENCHMARK_STRATEGY_ARGS, STRATEGY_ARGS, default_settings
 
 
 def list_everything() -> str:
     """Return the names that the command takes, and the defaults that go with them."""
+    by_model = {
+        **STRATEGY_ARGS,
+        **{
+            f"{benchmark} {model}": strategies
+            for benchmark, models in BENCHMARK_STRATEGY_ARGS.items()
+            for model, strategies in models.items()
+        },
+    }
     sections = {
         "benchmarks (--domains)": dict.fromkeys(BENCHMARKS, ""),
         "strategies (--strategy), their arguments (--strategy-args)": {
@@ -21,10 +29,8 @@ def list_everything() -> str:
             for benchmark, models in BENCHMARK_SETTINGS.items()
             for model, settings in models.items()
         },
-        "arguments of strategies that a benchmark sets": {
-            f"{benchmark} {name}": _assigned(args)
-            for benchmark, strategies in STRATEGY_ARGS.items()
-            for name, args in strategies.items()
+        "arguments of strategies that a model, or a benchmark with it, sets": {
+            f"{of} {name}": _assigned(args) for of, strategies in by_model.items() for name, args in strategies.items()
         },
     }
     lines: list[str] = []

@@ -152,6 +152,20 @@ def _client_half(name: str, args: tuple[tuple[str, Scalar], ...]) -> DomainStrat
     return DomainStrategy()
 
 
+def resolved_args(name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return a strategy's arguments, defaults included.
+
+    A default of None is what the strategy has made of it, the object's attribute of that name; without any it is left
+    out.
+    """
+    strategy = load_strategy(name, args)
+    parameters = strategy_parameters(type(strategy)).items()
+    defaults = {key: parameter.default for key, parameter in parameters if parameter.default is not parameter.empty}
+    values = defaults | dict(args)
+    made = {key: getattr(strategy, key, None) if value is None else value for key, value in values.items()}
+    return {key: value for key, value in made.items() if value is not None}
+
+
 def strategy_parameters(strategy_class: type) -> dict[str, inspect.Parameter]:
     """Return the constructor arguments of a strategy that text can set: those annotated with scalars.
 

@@ -29,7 +29,7 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
     >>> run_config = {"domains": "IconPACS", "sources": "photo,cartoon", "targets": "sketch", "rounds": 3}
     >>> settings = settings_of_run(run_config | {"model": "lite0-features", "strategy": "hgp", "strategy-args": ""})
     >>> settings.rounds, settings.lr, settings.strategy_args
-    (3, 0.03, {'alpha': 1e-07, 'beta': 0.001})
+    (3, 0.03, {})
     """
     given = RunConfig.given_in(run_config)
     recipe, model = _recipe(given), str(given.get("model", ""))
@@ -38,7 +38,7 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
         if node_config is None:
             require_server([strategy], given)
         args = _dictionary(given, "strategy_args")
-        given["strategy_args"] = default_strategy_args(recipe, strategy) | args
+        given["strategy_args"] = default_strategy_args(strategy, model=model, benchmark=recipe) | args
     for wire_key, key in OF_THE_NODE.items():
         if node_config and wire_key in node_config:
             given[key] = node_config[wire_key]

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from fedhess.aggregation import GlobalModel
 from fedhess.batches import round_steps
 from fedhess.config import RunConfig
 from fedhess.errors import UsageError, strategy_code
-from fedhess.exchange import Exchange
+from fedhess.exchange import Exchange, PerDomain
 from fedhess.federation import Federation
 from fedhess.local_phase import LocalPhase, Reference, RoundOutcome, check_reference
 from fedhess.previous import PreviousStatistics
@@ -25,6 +26,7 @@ from fedhess.statistics import NetworkStatistic, Statistic
 from fedhess.training import Step
 
 Annealing = Literal["rescale", "reset"]
+Scale = Literal["relative", "absolute"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,55 @@ class PenaltySchedule:
     def resets(self, steps: range) -> bool:
         """Whether the server optimizer begins anew in the round of these steps."""
         return self.annealing == "reset" and self.anneal_steps > 0 and self.anneal_steps in steps
+
+
+class PenaltyScale:
+    """What the squared distances of statistics to their means are divided by.
+
+    ``"absolute"``: by nothing, as published. A coefficient then fits one length of the features: ||g||^2 grows with its
+    square, ||diag H||^2 with its fourth and ||H g||^2 with its sixth power.
+
+    ``"relative"``: by the largest size that the statistic has had so far, ``max over rounds of mean_e ||s_e||^2``, so
+    that a coefficient means the same whatever the features' length and the number of classes. Dividing by the size of
+    the round alone would raise the coefficient without bound as the gradients vanish. The penalty's gradient at the
+    head is then limited to the loss's, :meth:`Step.limited`: with fast optimizers a penalty of any fixed coefficient
+    diverges on one network or another.
+
+    Args:
+        kind: Which of the two.
+    """
+
+    def __init__(self, kind: Scale) -> None:
+        self.kind = kind
+        self._sizes: dict[str, Tensor] = {}
+
+    def references(self, answers: Mapping[str, PerDomain]) -> dict[str, Tensor]:
+        """Return the mean of each statistic by its name, and where relative its size as ``NAME_size``, ()."""
+        if self.kind == "relative":
+            for name, values in answers.items():
+                squares = {domain: value.square().sum() for domain, value in values.items()}
+                size, key = values.with_values(squares).mean(), f"{name}_size"
+                self._sizes[key] = torch.maximum(size, self._sizes.get(key, size))
+        means = {name: values.mean() for name, values in answers.items()}
+        return means | {f"{name}_size": self._sizes[f"{name}_size"] for name in means if self._sizes}
+
+    def scaled(self, distance: Tensor, name: str, reference: Mapping[str, Tensor]) -> Tensor:
+        """Divide a squared distance to the reference of that name, ()."""
+        if self.kind == "absolute":
+            return distance
+        return distance / reference[f"{name}_size"].clamp_min(torch.finfo(distance.dtype).tiny)
+
+    def limited(self, penalty: Tensor, step: Step) -> Tensor:
+        """Limit the gradient of the whole penalty where it is relative."""
+        return penalty if self.kind == "absolute" else step.limited(penalty)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the sizes so far."""
+        return dict(self._sizes)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the sizes."""
+        self._sizes = dict(state)
 
 
 class DomainStrategy:

@@ -12,7 +12,7 @@ from fedhess import autodiff
 from fedhess.autodiff import ModuleBatch
 from fedhess.batches import BatchSource, joint_batches, round_steps
 from fedhess.config import RunConfig, Scalar
-from fedhess.curvature import HeadBatch
+from fedhess.curvature import HeadBatch, head_gradient
 from fedhess.errors import strategy_code
 from fedhess.models.headed import HeadedModel
 from fedhess.optimizers import client_optimizer
@@ -88,6 +88,30 @@ class Step:
     def statistic(self, function: Statistic, **given: Tensor | Scalar) -> Tensor:
         """Compute a head statistic of this step's batch, part of the autograd graph."""
         return compute_statistic(function, self.batch, **given)
+
+    def limited(self, penalty: Tensor) -> Tensor:
+        """Scale a penalty down until its gradient is no longer than the loss's, at the head's inputs and parameters.
+
+        The factor is ``min(1, ||dL/dz|| / ||dP/dz||, ||dL/dW|| / ||dP/dW||)``, a constant, with z the batch's features,
+        W the head's weight and bias, and L the loss without the L2 term.
+
+        Args:
+            penalty: P, (), a function of features and head.
+        """
+        batch = self.batch
+        assert isinstance(batch, HeadBatch), "models have linear heads"
+        parts = {"features": [batch.features], "head": [batch.weight, *([] if batch.bias is None else [batch.bias])]}
+        trained = [tensor for part in parts.values() for tensor in part if tensor.requires_grad]
+        gradients = dict(zip(map(id, trained), torch.autograd.grad(penalty, trained, retain_graph=True), strict=True))
+        with torch.no_grad():
+            of_loss = {"features": batch.basics.mean_residuals @ batch.weight, "head": head_gradient(batch)}
+            factor = penalty.new_ones(())
+            for name, tensors in parts.items():
+                own = [gradients[id(tensor)].flatten() for tensor in tensors if id(tensor) in gradients]
+                if own:
+                    length = torch.cat(own).norm().clamp_min(torch.finfo(penalty.dtype).tiny)
+                    factor = torch.minimum(factor, of_loss[name].norm() / length)
+        return factor * penalty
 
     def distances(self, *, gradient: Tensor | None = None, hgp: Tensor | None = None) -> HeadTerms:
         """Compute ||g - gradient||^2 and ||H[g] - hgp||^2 in one pass with the loss, which :attr:`loss` then reuses."""

@@ -94,6 +94,7 @@ _DOMAINBED = Protocol(
     },
     of_benchmark={"DomainNet": {"evaluate_every": 1000, "checkpoint_every": 1000}},
     strategies=("erm", "irm", "coral", "vrex", "fishr", "hgp", "hutchinson"),
+    strategy_args={name: {key: {"scale": "absolute"} for key in WITH_TERRA} for name in ("hgp", "hutchinson")},
     published=DOMAINBED_SWEEP,
     draws=20,
     oracle=True,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fedhess.config import Scalar
+from fedhess.domains import open_benchmark
 from fedhess.errors import UsageError, did_you_mean
 from fedhess.recipes import default_strategy_args
 from fedhess.runs import replace_file, writing
@@ -146,7 +147,9 @@ def _said(row: Row, comparison: Comparison) -> str:
 
 def hasten(configuration: Configuration, *, rounds: int, annealed: int) -> Configuration:
     """Shorten a configuration for ``--quick``: fewer rounds, and annealing, if there is any, early enough to see."""
-    recipe = default_strategy_args(configuration.benchmark, configuration.strategy)
+    benchmark = open_benchmark(configuration.benchmark, options=configuration.options, held=())
+    model = str(configuration.overrides.get("model", benchmark.default_model))
+    recipe = default_strategy_args(configuration.strategy, model=model, benchmark=benchmark.recipe or benchmark.name)
     args = {"anneal_steps": annealed} if (recipe | dict(configuration.strategy_args)).get("anneal_steps") else {}
     overrides = {**configuration.overrides, "rounds": rounds}
     return replace(configuration, overrides=overrides, strategy_args={**configuration.strategy_args, **args})

@@ -1,7 +1,10 @@
 """HGP: align the domains' head gradients and Hessian-gradient products.
 
-Objective of client e:   L_e + alpha ||H_e[g_e] - h||^2 + beta ||g_e - g||^2      (constants g, h: the references)
-References:              g = mean of g_e;  h = Hbar[g] (``hgp_of_mean``) or mean of H_e[g_e] (``mean_of_hgp``)
+Objective of client e:   L_e + lambda_e (alpha ||H_e[g_e] - h||^2 / s_h + beta ||g_e - g||^2 / s_g)
+References (constants):  g = mean of g_e;  h = Hbar[g] (``hgp_of_mean``) or mean of H_e[g_e] (``mean_of_hgp``)
+Scale:                   ``"relative"``: s_g, s_h = the largest mean_e ||g_e||^2 so far, and of what h is the mean of;
+                         lambda_e <= 1 limits the penalty's gradient to the loss's, see :meth:`Step.limited`.
+                         ``"absolute"``: s = lambda = 1, the published form
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 
@@ -9,8 +12,12 @@ Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Ali
 computes the HGP of the mean loss, ``Hbar[gbar]``; it takes two exchanges (gbar must be known before H_e[gbar] can be
 asked for). ``mean_of_hgp`` takes one. The two differ by O(1) relatively, so the choice is part of a result.
 
+Deviation: penalties are relative by default, because ||H g||^2 grows with the sixth power of the features' length: with
+the published coefficients training diverges on one model and aligns nothing on another. ``scale="absolute"`` is the
+released objective, with the released coefficients where none are given; published protocols run it.
+
 On the wire a round:     beside ERM's, C x K floats up for g_e and H_e[.], down for g (twice) and h, K = D + 1:
-                         ResNet-18 for PACS, 7 x 513 floats = 14 kB each.
+                         ResNet-18 for PACS, 7 x 513 floats = 14 kB each; and two numbers down for the sizes.
 Discloses:               each client's head gradient on one batch and a product with its head Hessian.
 """
 
@@ -21,16 +28,19 @@ from torch import Tensor
 
 from fedhess.curvature import head_gradient, head_hvp, hessian_gradient_product
 from fedhess.exchange import Exchange
-from fedhess.strategy import Annealing, DomainStrategy, PenaltySchedule
+from fedhess.strategy import Annealing, DomainStrategy, PenaltyScale, PenaltySchedule, Scale
 from fedhess.training import Step
+
+DEFAULTS = {"relative": {"alpha": 0.1, "beta": 0.3}, "absolute": {"alpha": 1e-4, "beta": 5e-3}}
 
 
 class HGP(DomainStrategy):
     """Gradient and Hessian-gradient-product alignment.
 
     Args:
-        alpha: Coefficient of the squared HGP distance (released default 1e-4).
-        beta: Coefficient of the squared gradient distance (released default 5e-3).
+        alpha: Coefficient of the squared HGP distance; by default 0.1 relative, 1e-4 (as released) absolute.
+        beta: Coefficient of the squared gradient distance; by default 0.3 relative, 5e-3 (as released) absolute.
+        scale: What the distances are divided by, see ``PenaltyScale``.
         form: Which mean the HGP reference is: ``"hgp_of_mean"`` or ``"mean_of_hgp"``.
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
         anneal_steps: Local steps before the weight applies.
@@ -45,18 +55,21 @@ class HGP(DomainStrategy):
     def __init__(
         self,
         *,
-        alpha: float = 1e-4,
-        beta: float = 5e-3,
+        alpha: float | None = None,
+        beta: float | None = None,
+        scale: Scale = "relative",
         form: Literal["hgp_of_mean", "mean_of_hgp"] = "hgp_of_mean",
         weight: float = 1.0,
         anneal_steps: int = 0,
         annealing: Annealing = "rescale",
     ) -> None:
+        alpha = DEFAULTS[scale]["alpha"] if alpha is None else alpha
+        beta = DEFAULTS[scale]["beta"] if beta is None else beta
         if min(alpha, beta, weight, anneal_steps) < 0:
             raise ValueError(
                 f"expected alpha, beta, weight, anneal_steps >= 0, got {(alpha, beta, weight, anneal_steps)}"
             )
-        self.alpha, self.beta, self.form = alpha, beta, form
+        self.alpha, self.beta, self.form, self.scale = alpha, beta, form, PenaltyScale(scale)
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
 
     def reference(self, ask: Exchange) -> dict[str, Tensor]:
@@ -64,20 +77,27 @@ class HGP(DomainStrategy):
         if self.schedule.is_off or (self.alpha == 0 and self.beta == 0):
             return {}
         if self.alpha == 0:
-            return {"gradient": ask("gradient").mean()}
+            return self.scale.references({"gradient": ask("gradient")})
         if self.form == "mean_of_hgp":
-            answers = ask.several("gradient", "hgp")
-            return {name: answers[name].mean() for name in ("gradient", "hgp")}
-        gradient = ask("gradient").mean()
-        return {"gradient": gradient, "hgp": ask("hvp", vector=gradient).mean()}
+            return self.scale.references(ask.several("gradient", "hgp"))
+        gradients = ask("gradient")
+        return self.scale.references({"gradient": gradients, "hgp": ask("hvp", vector=gradients.mean())})
 
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
-        """Return alpha ||H[g] - h||^2 + beta ||g - g_ref||^2, without the terms whose coefficient is zero."""
+        """Return alpha ||H[g] - h||^2 / s_h + beta ||g - g_ref||^2 / s_g, without terms whose coefficient is zero."""
         wanted = {"gradient": self.beta, "hgp": self.alpha}
         wanted = {name: coefficient for name, coefficient in wanted.items() if coefficient > 0}
         if not wanted:
             return None
         terms = step.distances(**{name: reference[name] for name in wanted})
         parts = {"gradient": terms.gradient_distance, "hgp": terms.hgp_distance}
-        first, *rest = (coefficient * parts[name] for name, coefficient in wanted.items())
-        return sum(rest, start=first)
+        first, *rest = (wanted[name] * self.scale.scaled(parts[name], name, reference) for name in wanted)
+        return self.scale.limited(sum(rest, start=first), step)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the largest sizes so far, where penalties are relative."""
+        return self.scale.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the sizes."""
+        self.scale.load_state_dict(state)

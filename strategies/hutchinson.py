@@ -1,10 +1,14 @@
 """Hutchinson: align the domains' head gradients and Hessian diagonals.
 
-Objective of client e:   L_e + alpha ||diag H_e - d||^2 + beta ||g_e - g||^2      (constants g, d: the references)
-References:              g = mean of g_e;  d = mean of diag H_e, both asked for in one exchange
+Objective of client e:   L_e + lambda_e (alpha ||diag H_e - d||^2 / s_d + beta ||g_e - g||^2 / s_g)
+References (constants):  g = mean of g_e;  d = mean of diag H_e, both asked for in one exchange
+Scale:                   ``"relative"``: s_g, s_d = the largest mean_e ||g_e||^2 and mean_e ||diag H_e||^2 so far;
+                         lambda_e <= 1 limits the penalty's gradient to the loss's, see :meth:`Step.limited`.
+                         ``"absolute"``: s = lambda = 1, the published form
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 
+Deviation: penalties are relative by default, as those of HGP (:mod:`strategies.hgp`) and for the same reason.
 Deviation: the released code estimates the diagonal with random probes (100 to 300 double backwards); a linear head's
 diagonal has a closed form, so the exact one is the default. ``probes=N`` gives Hutchinson's estimator with the same
 probes for every domain of a round (common random numbers), new in every round. ``probes=N,independent=true`` is the
@@ -31,8 +35,10 @@ from fedhess.curvature import HeadBatch, head_gradient, hessian_diagonal, hutchi
 from fedhess.exchange import Exchange
 from fedhess.penalties import diagonal_distance
 from fedhess.sampling import derive_seed
-from fedhess.strategy import Annealing, DomainStrategy, PenaltySchedule
+from fedhess.strategy import Annealing, DomainStrategy, PenaltyScale, PenaltySchedule, Scale
 from fedhess.training import Step
+
+DEFAULTS = {"relative": {"alpha": 1.0, "beta": 0.3}, "absolute": {"alpha": 1e-3, "beta": 5e-3}}
 
 
 def probed_diagonal(batch: HeadBatch, /, *, seed: int, probes: int) -> Tensor:
@@ -45,8 +51,9 @@ class Hutchinson(DomainStrategy):
     """Gradient and Hessian-diagonal alignment.
 
     Args:
-        alpha: Coefficient of the squared distance of the diagonals (released default 1e-3).
-        beta: Coefficient of the squared gradient distance (released default 5e-3).
+        alpha: Coefficient of the squared distance of the diagonals; by default 1 relative, 1e-3 (released) absolute.
+        beta: Coefficient of the squared gradient distance; by default 0.3 relative, 5e-3 (released) absolute.
+        scale: What the distances are divided by, see ``PenaltyScale``.
         probes: Number of Rademacher probes; 0 takes the exact diagonal.
         independent: Whether each domain, at each step, and the mean draw probes of their own (the released code).
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
@@ -62,20 +69,24 @@ class Hutchinson(DomainStrategy):
     def __init__(
         self,
         *,
-        alpha: float = 1e-3,
-        beta: float = 5e-3,
+        alpha: float | None = None,
+        beta: float | None = None,
+        scale: Scale = "relative",
         probes: int = 0,
         independent: bool = False,
         weight: float = 1.0,
         anneal_steps: int = 0,
         annealing: Annealing = "rescale",
     ) -> None:
+        alpha = DEFAULTS[scale]["alpha"] if alpha is None else alpha
+        beta = DEFAULTS[scale]["beta"] if beta is None else beta
         given = (alpha, beta, probes, weight, anneal_steps)
         if min(given) < 0:
             raise ValueError(f"expected alpha, beta, probes, weight, anneal_steps >= 0, got {given}")
         if independent and not probes:
             raise ValueError("independent=true: expected probes=N with N > 0 (the released code: 300), got probes=0")
         self.alpha, self.beta, self.probes, self.independent = alpha, beta, probes, independent
+        self.scale = PenaltyScale(scale)
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
 
     def reference(self, ask: Exchange) -> dict[str, Tensor]:
@@ -88,17 +99,28 @@ class Hutchinson(DomainStrategy):
         seed = derive_seed(ask.seed, "mean", ask.server_round) if self.independent else ask.seed
         given = {"seed": seed, "probes": self.probes} if diagonal in names and self.probes else {}
         answers = ask.several(*names, **given)
-        return {"seed": torch.tensor(seed)} | {name: answers[name].mean() for name in names}
+        return {"seed": torch.tensor(seed)} | self.scale.references({name: answers[name] for name in names})
 
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
-        """Return alpha ||diag H - d||^2 + beta ||g - g_ref||^2, without the terms whose coefficient is zero."""
+        """Return alpha ||diag H - d||^2 / s_d + beta ||g - g_ref||^2 / s_g, without terms of coefficient zero."""
         terms: list[Tensor] = []
         if self.alpha > 0 and self.probes:
             seed = step.generator.initial_seed() if self.independent else int(reference["seed"])
             diagonal = step.statistic(probed_diagonal, seed=seed, probes=self.probes)
-            terms.append(self.alpha * (diagonal - reference["probed"]).square().sum())
+            distance = (diagonal - reference["probed"]).square().sum()
+            terms.append(self.alpha * self.scale.scaled(distance, "probed", reference))
         elif self.alpha > 0:
-            terms.append(self.alpha * step.statistic(diagonal_distance, reference=reference["diagonal"]))
+            distance = step.statistic(diagonal_distance, reference=reference["diagonal"])
+            terms.append(self.alpha * self.scale.scaled(distance, "diagonal", reference))
         if self.beta > 0:
-            terms.append(self.beta * step.distances(gradient=reference["gradient"]).gradient_distance)
-        return sum(terms[1:], start=terms[0]) if terms else None
+            distance = step.distances(gradient=reference["gradient"]).gradient_distance
+            terms.append(self.beta * self.scale.scaled(distance, "gradient", reference))
+        return self.scale.limited(sum(terms[1:], start=terms[0]), step) if terms else None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the largest sizes so far, where penalties are relative."""
+        return self.scale.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the sizes."""
+        self.scale.load_state_dict(state)

@@ -18,11 +18,12 @@ from domain_statistics import (
     head_gradient_of,
     hgp_of,
     loss_of,
+    matrix,
     network_gradient_of,
     products_of,
     variance_of,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 
@@ -65,39 +66,75 @@ Objective = Callable[[HeadedModel, Round], Tensor]
 
 @dataclass(frozen=True)
 class Pull:
-    """The term coefficient * ||s_e - r||^2, s_e a statistic of the domain, r a constant: by default the mean of s_e."""
+    """The term coefficient * ||s_e - r||^2 / size, s_e a statistic of the domain, r a constant.
+
+    r is what ``reference`` gives; by default the mean over the domains of what ``averaged`` gives, by default of s_e.
+    The size is 1; or, where ``sizes`` keeps those of the rounds so far, the largest mean of squares.
+    """
 
     coefficient: float
     statistic: Statistic
     reference: Objective | None = None
+    averaged: Callable[[HeadedModel, Round], list[Tensor]] | None = None
+    sizes: list[Tensor] | None = None
 
     def target(self, model: HeadedModel, now: Round) -> Tensor:
-        """The constant r."""
+        """The constant r; the round's size is kept."""
         if self.reference is not None:
             return self.reference(model, now).detach()
-        return now.mean(now.of(model, self.statistic)).detach()
+        values = now.of(model, self.statistic) if self.averaged is None else self.averaged(model, now)
+        if self.sizes is not None:
+            self.sizes.append(now.mean(value.square().sum() for value in values).detach())
+        return now.mean(values).detach()
 
     def term(self, model: HeadedModel, batch: Batch, target: Tensor) -> Tensor:
         """The term, ()."""
-        return self.coefficient * (self.statistic(model, batch) - target).square().sum()
+        size = 1.0 if self.sizes is None else max(self.sizes)
+        return self.coefficient * (self.statistic(model, batch) - target).square().sum() / size
+
+
+def penalty_of(model: HeadedModel, batch: Batch, terms: Sequence[tuple[Pull, Tensor]]) -> Tensor:
+    """The sum of the terms; where they are relative, no steeper at the head than the loss.
+
+    The slopes are taken by features that are cut off from the featurizer, and by the head.
+    """
+
+    def whole(of: HeadedModel, its: Batch) -> Tensor:
+        return sum((pull.term(of, its, target) for pull, target in terms), start=torch.zeros(()))
+
+    if not any(pull.sizes is not None for pull, _ in terms):
+        return whole(model, batch)
+    features = model.featurizer(batch[0]).detach().requires_grad_()
+    alone, cut = HeadedModel(nn.Identity(), model.head), (features, batch[1])
+    slopes = [
+        torch.autograd.grad(value, [features, model.head.weight, model.head.bias])
+        for value in (cross_entropy(alone, cut), whole(alone, cut))
+    ]
+    by_features = slopes[0][0].norm() / slopes[1][0].norm()
+    by_head = matrix(slopes[0][1:]).norm() / matrix(slopes[1][1:]).norm()
+    return min(1.0, float(by_features), float(by_head)) * whole(model, batch)
 
 
 # The pulls of a method in a round.
 Pulls = Callable[[Round], list[Pull]]
 
 
-def hgp_pulls(alpha: float, beta: float, form: str = "hgp_of_mean") -> Pulls:
+def hgp_pulls(alpha: float, beta: float, form: str = "hgp_of_mean", *, relative: bool = False) -> Pulls:
     """alpha ||H_e g_e - h||^2 + beta ||g_e - g||^2; with ``hgp_of_mean`` h is of the mean loss, as in released code."""
+    sizes: list[list[Tensor] | None] = [[], []] if relative else [None, None]
 
-    def hgp_of_mean(model: HeadedModel, now: Round) -> Tensor:
-        return gradient_and_hgp(model, now.mean(now.of(model, cross_entropy)))[1]
+    def along_the_mean(model: HeadedModel, now: Round) -> list[Tensor]:
+        mean = gradient_and_hgp(model, now.mean(now.of(model, cross_entropy)))[0].detach()
+        return [products_of(model, batch, mean.unsqueeze(0))[0] for batch in now.batches.values()]
 
-    reference = hgp_of_mean if form == "hgp_of_mean" else None
-    return lambda _: [Pull(alpha, hgp_of, reference), Pull(beta, head_gradient_of)]
+    averaged = along_the_mean if form == "hgp_of_mean" else None
+    pulls = [Pull(alpha, hgp_of, averaged=averaged, sizes=sizes[0]), Pull(beta, head_gradient_of, sizes=sizes[1])]
+    return lambda _: [pull for pull in pulls if pull.coefficient]
 
 
-def hutchinson_pulls(alpha: float, beta: float, *, probes: int = 0) -> Pulls:
+def hutchinson_pulls(alpha: float, beta: float, *, probes: int = 0, relative: bool = False) -> Pulls:
     """alpha ||diag H_e - d||^2 + beta ||g_e - g||^2; with probes r, the same for every domain, the mean of r * H r."""
+    sizes: list[list[Tensor] | None] = [[], []] if relative else [None, None]
 
     def pulls(now: Round) -> list[Pull]:
         generator = torch.Generator().manual_seed(derive_seed(now.seed, "round", now.number))
@@ -107,7 +144,9 @@ def hutchinson_pulls(alpha: float, beta: float, *, probes: int = 0) -> Pulls:
             signs = draw_signs(probes, shape, generator.clone_state()).double()
             return (signs * products_of(model, batch, signs)).mean(0)
 
-        return [Pull(alpha, probed if probes else diagonal_of), Pull(beta, head_gradient_of)]
+        statistics = (probed if probes else diagonal_of, head_gradient_of)
+        given = zip((alpha, beta), statistics, sizes, strict=True)
+        return [Pull(coefficient, statistic, sizes=own) for coefficient, statistic, own in given if coefficient]
 
     return pulls
 
@@ -126,13 +165,8 @@ def pulled(pulls: Pulls) -> Objective:
     """Mean over domains of L_e and its pulls."""
 
     def objective(model: HeadedModel, now: Round) -> Tensor:
-        terms = now.of(model, cross_entropy)
-        for pull in pulls(now):
-            target = pull.target(model, now)
-            terms = [
-                term + pull.term(model, batch, target) for term, batch in zip(terms, now.batches.values(), strict=True)
-            ]
-        return now.mean(terms)
+        terms = [(pull, pull.target(model, now)) for pull in pulls(now)]
+        return now.mean(cross_entropy(model, batch) + penalty_of(model, batch, terms) for batch in now.batches.values())
 
     return objective
 
@@ -359,7 +393,7 @@ def train_in_rounds(
             client = getattr(torch.optim, config.client_optimizer)(own.parameters(), **options)
             for step in range((now.number - 1) * config.local_steps, now.number * config.local_steps):
                 batch = batch_of(domains, name, config, step)
-                penalty = sum((pull.term(own, batch, target) for pull, target in terms), start=torch.zeros(()))
+                penalty = penalty_of(own, batch, terms)
                 loss = cross_entropy(own, batch) + config.l2 * squares_of(own)
                 client.zero_grad()
                 ((loss + weight(step) * penalty) / max(1.0, weight(step))).backward()

@@ -26,23 +26,28 @@ class Method:
 
 
 AT_ONCE = {"anneal_steps": 0}
+PUBLISHED = {"scale": "absolute"}
 METHODS: dict[str, Method] = {
-    "hgp-alpha": Method("hgp", {"alpha": 0.05, "beta": 0.0}, {"alpha": 0.0, "beta": 0.0}),
-    "hgp-beta": Method("hgp", {"alpha": 0.0, "beta": 0.05}, {"alpha": 0.0, "beta": 0.05, "weight": 0.0}),
+    "hgp-alpha": Method("hgp", {"alpha": 0.05, "beta": 0.0} | PUBLISHED, {"alpha": 0.0, "beta": 0.0}),
+    "hgp-beta": Method("hgp", {"alpha": 0.0, "beta": 0.05} | PUBLISHED, {"alpha": 0.0, "beta": 0.05, "weight": 0.0}),
     "hgp-mean-of-hgp": Method(
         "hgp",
-        {"alpha": 0.02, "beta": 0.05, "form": "mean_of_hgp"},
+        {"alpha": 0.02, "beta": 0.05, "form": "mean_of_hgp"} | PUBLISHED,
         {"alpha": 0.0, "beta": 0.0, "form": "mean_of_hgp"},
     ),
-    "hutchinson-alpha": Method("hutchinson", {"alpha": 0.05, "beta": 0.0}, {"alpha": 0.0, "beta": 0.0}),
-    "hutchinson-beta": Method("hutchinson", {"alpha": 0.0, "beta": 0.05}, {"alpha": 0.05, "beta": 0.05, "weight": 0.0}),
+    "hgp-relative": Method("hgp", {}, {"weight": 0.0}),
+    "hutchinson-alpha": Method("hutchinson", {"alpha": 0.05, "beta": 0.0} | PUBLISHED, {"alpha": 0.0, "beta": 0.0}),
+    "hutchinson-beta": Method(
+        "hutchinson", {"alpha": 0.0, "beta": 0.05} | PUBLISHED, {"alpha": 0.05, "beta": 0.05, "weight": 0.0}
+    ),
+    "hutchinson-relative": Method("hutchinson", {}, {"weight": 0.0}),
     "hutchinson-probes": Method(
-        "hutchinson", {"alpha": 0.02, "beta": 0.05, "probes": 5}, {"alpha": 0.0, "beta": 0.0, "probes": 5}
+        "hutchinson", {"alpha": 0.02, "beta": 0.05, "probes": 5} | PUBLISHED, {"alpha": 0.0, "beta": 0.0, "probes": 5}
     ),
     # Its expectation has the off-diagonal entries besides the distance: identical domains have a penalty.
     "hutchinson-independent": Method(
         "hutchinson",
-        {"alpha": 0.02, "beta": 0.0, "probes": 5, "independent": True},
+        {"alpha": 0.02, "beta": 0.0, "probes": 5, "independent": True} | PUBLISHED,
         {"alpha": 0.0, "beta": 0.0, "probes": 5, "independent": True},
         has_reference=False,
     ),

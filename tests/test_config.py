@@ -10,7 +10,7 @@ from fedhess.config import RunConfig, parse_assignments, parse_scalar
 from fedhess.errors import UsageError
 from fedhess.models import MODELS
 from fedhess.optimizers import UNUSABLE, check_optimizer, optimizer_name
-from fedhess.recipes import SETTINGS, STRATEGY_ARGS, default_settings, default_strategy_args, describe_default
+from fedhess.recipes import BENCHMARK_STRATEGY_ARGS, SETTINGS, default_settings, default_strategy_args, describe_default
 
 
 def test_run_config_survives_the_wire() -> None:
@@ -157,9 +157,9 @@ def test_images_that_a_network_is_tuned_on_are_augmented_and_others_are_not() ->
 
 def test_recipe_is_a_copy() -> None:
     default_settings("mlp")["rounds"] = 0
-    default_strategy_args("ColoredMNIST", "hgp")["alpha"] = 0
+    default_strategy_args("hgp", model="mlp", benchmark="ColoredMNIST")["alpha"] = 0
     assert SETTINGS["mlp"]["rounds"] == 501
-    assert STRATEGY_ARGS["ColoredMNIST"]["hgp"]["alpha"] == 2.0
+    assert BENCHMARK_STRATEGY_ARGS["ColoredMNIST"]["mlp"]["hgp"]["alpha"] == 2.0
 
 
 def test_default_is_described_by_model() -> None:

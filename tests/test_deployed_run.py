@@ -71,7 +71,7 @@ def test_the_job_directory_is_that_of_the_command(
     assert "fedhess: round 3, east (target): accuracy" in said
     assert "fedhess: Toy: accuracy (%) on the target domain" in said
     config = json.loads(Path("ours/config.json").read_text())
-    assert (config["dataset"]["digest"], config["strategies"]) == ("", {"hgp": {}})
+    assert (config["dataset"]["digest"], config["strategies"]["hgp"]["beta"]) == ("", 0.3)
 
 
 def test_where_no_directory_is_named_the_run_id_names_it(

@@ -106,11 +106,17 @@ def test_single_strategy_has_no_directory_of_its_own(toy: Benchmark) -> None:
 
 def test_argument_goes_to_each_strategy_that_has_it(toy: Benchmark) -> None:
     job = plan(toy, strategies=["erm", "hgp", "hutchinson"], strategy_args={"alpha": 0.5, "hutchinson.probes": 3})
-    assert job.description["strategies"] == {
-        "erm": {},
-        "hgp": {"alpha": 0.5},
-        "hutchinson": {"alpha": 0.5, "probes": 3},
-    }
+    assert [run.config.strategy_args for run in job.runs] == [{}, {"alpha": 0.5}, {"alpha": 0.5, "probes": 3}]
+
+
+def test_description_has_the_coefficients_that_run_defaults_included(toy: Benchmark) -> None:
+    job = plan(toy, strategies=["erm", "hgp", "hutchinson"], strategy_args={"hutchinson.scale": "absolute"})
+    described = job.description["strategies"]
+    assert described["erm"] == {}
+    assert [(args["scale"], args["alpha"], args["beta"]) for args in list(described.values())[1:]] == [
+        ("relative", 0.1, 0.3),
+        ("absolute", 1e-3, 5e-3),
+    ]
 
 
 def test_recipe_gives_way_to_the_command_line(toy: Benchmark) -> None:

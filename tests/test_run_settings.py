@@ -25,9 +25,10 @@ def test_a_resolved_run_config_is_taken_as_it_stands() -> None:
     assert settings_of_run(config.to_run_config()) == config
 
 
-def test_arguments_given_as_text_go_over_the_defaults_of_the_benchmark() -> None:
-    assert settings_of_run(PLAIN | {"strategy-args": "alpha=0.5"}).strategy_args == {"alpha": 0.5, "beta": 1e-3}
-    assert settings_of_run(PLAIN | {"strategy-args": '{"alpha": 0.5}'}).strategy_args == {"alpha": 0.5}
+def test_arguments_given_as_text_go_over_the_defaults_of_the_model() -> None:
+    irm = PLAIN | {"strategy": "irm"}
+    assert settings_of_run(irm | {"strategy-args": "weight=0.5"}).strategy_args == {"weight": 0.5, "anneal_steps": 0}
+    assert settings_of_run(irm | {"strategy-args": '{"weight": 0.5}'}).strategy_args == {"weight": 0.5}
     assert settings_of_run(PLAIN | {"strategy": "erm"}).strategy_args == {}
 
 

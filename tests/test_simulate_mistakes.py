@@ -56,7 +56,7 @@ MISTAKES = {
     "--dtype float16": "--dtype: expected 'float32' or 'float64', got 'float16'",
     "--device tpu": "--device: expected auto, cpu, cuda, cuda:N or mps, got 'tpu'",
     "--data-dir /": "--data-dir: Toy reads no folder, got /; leave the option out",
-    "--domains-args size=3": "Toy has no option 'size'; known: ",
+    "--domains-args size=3": "Toy has no option 'size'; did you mean 'six'? known: six",
     "--domains-args size": "--domains-args: expected key=value[,key=value...], got 'size'",
     "--out /proc/none": "--out: cannot write to /proc/none: ",
     "--out here/file/below": "--out: cannot write to here/file/below: Not a directory",

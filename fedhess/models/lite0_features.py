@@ -1,5 +1,6 @@
 """Frozen Lite0 embeddings, computed once and kept, then a trainable adapter and a linear head."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -14,15 +15,17 @@ from fedhess.prefetching import AHEAD, read_ahead
 EMBEDDING = "1"  # change it whenever embeddings do: cached ones are keyed by it
 BOTTLENECK = 64
 BATCH = 64
+SCALE = 0.25  # of the features at first: their length is a quarter of sqrt(1280), some 9
 
 
 class Adapter(nn.Module):
-    """Normalise embeddings and pass them through a residual bottleneck: h + U relu(V h + v) + u, h = layer_norm(x).
+    """Normalise embeddings h = layer_norm(x), then a residual bottleneck: e^a (h + U relu(V h + v) + u).
 
-    U and u start at zero, so that the adapter starts as the identity. The normalisation has no parameters and looks
-    at one example at a time: no statistic of any domain enters it. It brings the embeddings (non-negative, mostly
-    below 1) to unit variance, so that plain SGD trains the head in a few hundred steps. Source: Houlsby et al. 2019,
-    "Parameter-efficient transfer learning for NLP", section 2.1.
+    U and u start at zero, so that the adapter starts as a scaled identity. The normalisation has no parameters and
+    looks at one example at a time: no statistic of any domain enters it. It brings the embeddings (non-negative, mostly
+    below 1) to unit variance, so that plain SGD trains the head in a few hundred steps. The features' length is
+    learned, as the normalisations of a network that is fine-tuned learn it; its logarithm is, so that a step cannot
+    turn it over. Source: Houlsby et al. 2019, "Parameter-efficient transfer learning for NLP", section 2.1.
 
     Args:
         width: D.
@@ -36,12 +39,13 @@ class Adapter(nn.Module):
         self.up = nn.Linear(bottleneck, width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Compute (B, D) features of (B, D) embeddings."""
         normed: Tensor = self.norm(embeddings.to(self.down.weight.dtype))
         features: Tensor = normed + self.up(torch.relu(self.down(normed)))
-        return features
+        return features * self.log_scale.exp()
 
 
 def create_lite0_features(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:

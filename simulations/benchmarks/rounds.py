@@ -123,7 +123,7 @@ def run_block(case: Case, strategy: str, *, rounds: int, evaluate_every: int, di
             "targets": (case.target,),
             "model": case.model,
             "strategy": strategy,
-            "strategy_args": default_strategy_args(case.domains, strategy),
+            "strategy_args": default_strategy_args(strategy, model=case.model, benchmark=case.domains),
             "rounds": rounds,
             "evaluate_every": evaluate_every,
         }

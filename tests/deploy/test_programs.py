@@ -67,7 +67,7 @@ def test_run_config_is_read_back_by_flower_and_gives_the_settings(tmp_path: Path
     settings = settings_of_run(CONFIG | overrides)
     assert (settings.sources, settings.targets) == (("art_painting", "cartoon", "sketch"), ("photo",))
     assert (settings.rounds, settings.threads, settings.references) == (3, 1, "previous")
-    assert settings.strategy_args == {"alpha": 0.5, "beta": 1e-3}
+    assert settings.strategy_args == {"alpha": 0.5}
 
 
 def test_a_benchmark_is_planned_without_its_data(monkeypatch: pytest.MonkeyPatch) -> None:

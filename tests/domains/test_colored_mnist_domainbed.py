@@ -35,8 +35,8 @@ def test_each_domain_is_left_out_once(mnist_root: Path):
 
 def test_the_settings_are_domainbeds_and_the_scripts_penalties_are_left_out(mnist_root: Path):
     recipe = open_benchmark("ColoredMNIST", data_dir=mnist_root, options={"form": "domainbed"}).recipe
-    assert default_strategy_args(recipe, "hgp") == {}
-    assert default_strategy_args("ColoredMNIST", "hgp")["alpha"] == 2.0
+    assert default_strategy_args("hgp", model="mnist-cnn", benchmark=recipe) == {"scale": "absolute"}
+    assert default_strategy_args("hgp", model="mlp", benchmark="ColoredMNIST")["alpha"] == 2.0
     settings = default_settings("mnist-cnn", benchmark=recipe)
     assert (settings["rounds"], settings["batch_size"], settings["server_lr"]) == (5000, 64, 1e-3)
 

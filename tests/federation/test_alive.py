@@ -278,8 +278,8 @@ def test_a_server_that_resumes_ends_with_the_same_bits(toy_run: Run, name: str, 
 
 
 SCHEDULED = {
-    "hgp": {"alpha": 0.02, "beta": 0.05},
-    "hutchinson": {"alpha": 0.05, "beta": 0.05},
+    "hgp": {"alpha": 0.02, "beta": 0.05, "scale": "absolute"},
+    "hutchinson": {"alpha": 0.05, "beta": 0.05, "scale": "absolute"},
     "irm": {},
     "vrex": {},
     "fishr": {},

@@ -41,8 +41,9 @@ class Accelerator(TorchDispatchMode):
 
 
 @pytest.fixture
-def counted(toy_run: Run) -> Counted:
+def counted(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> Counted:
     """Run on the accelerator and count by type of message."""
+    monkeypatch.setattr("fedhess.client.resolve_device", lambda name: name)
 
     def run(**changes: Any) -> Counter[str]:
         counts: Counter[str] = Counter()

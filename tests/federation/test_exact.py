@@ -40,7 +40,8 @@ Run = Callable[..., Any]
 ROUNDS = 20
 # Penalties strong enough to matter: the tests see that ERM ends elsewhere.
 ALPHA, BETA = 2.0, 0.5
-HGP: dict[str, Any] = {"alpha": ALPHA, "beta": BETA}
+HGP: dict[str, Any] = {"alpha": ALPHA, "beta": BETA, "scale": "absolute"}
+RELATIVE = HGP | {"scale": "relative"}
 NOW = {"anneal_steps": 0}
 LR = 0.05
 # By name: strategy, its arguments, and what it does given the names of the source domains and the length of a step.
@@ -48,6 +49,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], Callable[[tuple[str, ...], float],
     "erm": ("erm", {}, lambda *_: erm_objective()),
     "hgp_of_mean": ("hgp", HGP, lambda *_: pulled(hgp_pulls(ALPHA, BETA))),
     "mean_of_hgp": ("hgp", HGP | {"form": "mean_of_hgp"}, lambda *_: pulled(hgp_pulls(ALPHA, BETA, "mean_of_hgp"))),
+    "hgp-relative": ("hgp", RELATIVE, lambda *_: pulled(hgp_pulls(ALPHA, BETA, relative=True))),
+    "hutchinson-relative": ("hutchinson", RELATIVE, lambda *_: pulled(hutchinson_pulls(ALPHA, BETA, relative=True))),
     "hutchinson": ("hutchinson", HGP, lambda *_: pulled(hutchinson_pulls(ALPHA, BETA))),
     "hutchinson-probes": (
         "hutchinson",
@@ -133,15 +136,16 @@ def test_the_two_reference_forms_are_different_algorithms() -> None:
     assert gap(centralised("hgp_of_mean", "four"), centralised("mean_of_hgp", "four")) > 1e-6
 
 
-SEVERAL_STEPS: dict[str, tuple[str, dict[str, Any], Pulls]] = {
-    "erm": ("erm", {}, lambda _: []),
-    "fedprox": ("fedprox", {"mu": 3.0}, fedprox_pulls(3.0)),
-    "hgp_of_mean": ("hgp", HGP, hgp_pulls(ALPHA, BETA)),
-    "hgp-alpha": ("hgp", {"alpha": ALPHA, "beta": 0.0}, hgp_pulls(ALPHA, 0.0)),
-    "hgp-beta": ("hgp", {"alpha": 0.0, "beta": BETA}, hgp_pulls(0.0, BETA)),
-    "hutchinson-alpha": ("hutchinson", {"alpha": ALPHA, "beta": 0.0}, hutchinson_pulls(ALPHA, 0.0)),
-    "hutchinson-beta": ("hutchinson", {"alpha": 0.0, "beta": BETA}, hutchinson_pulls(0.0, BETA)),
-    "iga-sum": ("iga", {"coefficient": 0.01}, iga_pulls(0.01)),
+SEVERAL_STEPS: dict[str, tuple[str, dict[str, Any], Callable[[], Pulls]]] = {
+    "erm": ("erm", {}, lambda: lambda _: []),
+    "fedprox": ("fedprox", {"mu": 3.0}, lambda: fedprox_pulls(3.0)),
+    "hgp_of_mean": ("hgp", HGP, lambda: hgp_pulls(ALPHA, BETA)),
+    "hgp-relative": ("hgp", RELATIVE, lambda: hgp_pulls(ALPHA, BETA, relative=True)),
+    "hgp-alpha": ("hgp", HGP | {"beta": 0.0}, lambda: hgp_pulls(ALPHA, 0.0)),
+    "hgp-beta": ("hgp", HGP | {"alpha": 0.0}, lambda: hgp_pulls(0.0, BETA)),
+    "hutchinson-alpha": ("hutchinson", HGP | {"beta": 0.0}, lambda: hutchinson_pulls(ALPHA, 0.0)),
+    "hutchinson-beta": ("hutchinson", RELATIVE | {"alpha": 0.0}, lambda: hutchinson_pulls(0.0, BETA, relative=True)),
+    "iga-sum": ("iga", {"coefficient": 0.01}, lambda: iga_pulls(0.01)),
 }
 LOCAL = {"rounds": 2, "evaluate_every": 2, "server_optimizer": "Adam", "server_lr": 0.01, "weight_decay": 0.01}
 LOCALLY = {
@@ -158,7 +162,7 @@ def test_several_local_steps_are_a_plain_loop_towards_references_of_the_first(
 ) -> None:
     name, args, pulls = SEVERAL_STEPS[method]
     config = toy_config(**LOCALLY[arrangement])
-    expected = train_in_rounds(build_model(config), domains_of(config), config=config, pulls=pulls)
+    expected = train_in_rounds(build_model(config), domains_of(config), config=config, pulls=pulls())
     check_same(toy_run(strategy=name, strategy_args=args, **LOCALLY[arrangement]).tensors, expected)
     erm = train_in_rounds(build_model(config), domains_of(config), config=config, pulls=lambda _: [])
     assert method == "erm" or gap(erm, expected) > 1e-5

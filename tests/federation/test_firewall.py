@@ -19,7 +19,7 @@ SOURCE_NODE, TARGET_NODE, STUBBORN_NODE = 2, 3, 4
 
 @pytest.fixture
 def config() -> RunConfig:
-    return toy_config(strategy="hgp")
+    return toy_config(strategy="hgp", strategy_args={"scale": "absolute"})
 
 
 @pytest.fixture

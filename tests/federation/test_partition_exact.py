@@ -109,7 +109,7 @@ def test_domains_weigh_the_same_whatever_the_number_of_their_clients(toy_run: Ru
 
 
 SEVERAL: dict[str, tuple[dict[str, Any], Callable[[], Objective]]] = {
-    "hgp": ({"alpha": 0.02, "beta": 0.05}, lambda: pulled(hgp_pulls(0.02, 0.05))),
+    "hgp": ({"alpha": 0.02, "beta": 0.05, "scale": "absolute"}, lambda: pulled(hgp_pulls(0.02, 0.05))),
     "fishr": ({"weight": 20.0, "ema": 0.7, "anneal_steps": 0}, lambda: fishr_objective(20.0, 0.7)),
 }
 

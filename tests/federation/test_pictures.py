@@ -24,7 +24,7 @@ from fedhess.protocol import encode_tensors
 from fedhess.sampling import batch_indices, seeded_generator
 
 Run = Callable[..., Any]
-HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05}}
+HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05, "scale": "absolute"}}
 
 
 @pytest.fixture(autouse=True)

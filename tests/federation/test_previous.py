@@ -26,7 +26,11 @@ from strategies.fish import Fish
 
 Run = Callable[..., Any]
 ALPHA, BETA = 0.02, 0.05
-HGP = {"strategy": "hgp", "strategy_args": {"alpha": ALPHA, "beta": BETA}, "references": "previous"}
+HGP = {
+    "strategy": "hgp",
+    "strategy_args": {"alpha": ALPHA, "beta": BETA, "scale": "absolute"},
+    "references": "previous",
+}
 
 
 def stale_hgp(alpha: float, beta: float) -> Objective:

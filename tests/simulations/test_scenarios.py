@@ -113,7 +113,7 @@ def test_recipe_makes_the_objective_of_the_script(name: str, index: int) -> None
     expected = torch.autograd.grad(whole, list(model.parameters()))
 
     # The federation: the mean of the clients' gradients.
-    strategy = load_strategy(name, default_strategy_args("ColoredMNIST", name))
+    strategy = load_strategy(name, default_strategy_args(name, model="mlp", benchmark="ColoredMNIST"))
     forwards = [run_forward(model, x, y) for x, y in zip(inputs, labels, strict=True)]
 
     def ask(asked: str) -> PerDomain:
