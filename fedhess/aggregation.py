@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from fedhess.config import Scalar
-from fedhess.errors import FederationError, UsageError
+from fedhess.errors import DivergedError, UsageError
 from fedhess.federation import ModelPayload
 from fedhess.protocol import encode_tensors
 from fedhess.validation import is_finite
@@ -179,13 +179,12 @@ class GlobalModel:
             cause: What computed the model, for the message.
 
         Raises:
-            FederationError: A tensor has a value that is not finite.
+            DivergedError: A tensor has a value that is not finite.
         """
         for name, tensor in self.tensors.items():
             if not is_finite(tensor):
-                raise FederationError(
-                    f"{cause} left {name} with values that are not finite, although every client's reply was; the "
-                    "round before it is kept: begin again with a lower learning rate or coefficient"
+                raise DivergedError(
+                    f"{cause} left {name} with values that are not finite, although every client's reply was"
                 )
 
     def _changed(self) -> None:

@@ -26,6 +26,10 @@ class FederationError(RuntimeError):
     """A round could not be completed: too few clients answered. The message names clients, phase and reasons."""
 
 
+class DivergedError(FederationError):
+    """Training led to values that are not finite. Going on from the last round would lead there again."""
+
+
 @contextmanager
 def strategy_code(strategy: str, hook: str, code: Any, *, calls: Any = None) -> Iterator[None]:
     """Turn whatever a strategy's own code raises into one message that names strategy, hook and place.

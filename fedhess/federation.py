@@ -9,9 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedhess import protocol
-from fedhess.errors import FederationError, StrategyError
+from fedhess.errors import DivergedError, FederationError, StrategyError
 from fedhess.protocol import Part
 from fedhess.roster import Client, discover, draw_clients
+from fedhess.validation import NotFiniteError
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +21,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Failure:
-    """One client that did not complete one phase of a round, and why: ``by_strategy`` where the strategy raised."""
+    """One client that did not complete one phase of a round, and why.
+
+    ``by_strategy`` where the strategy raised, ``diverged`` where it sent values that are not finite.
+    """
 
     round: int
     phase: str
     client: str
     reason: str
     by_strategy: bool = False
+    diverged: bool = False
 
 
 def list_failures(failures: Iterable[Failure]) -> list[str]:
@@ -155,7 +160,7 @@ class Federation:
                     raise ValueError("it says that it lost the model although it was just sent")
                 value = read(client, content)
             except ValueError as error:
-                self.fail(server_round, phase, client.label, str(error))
+                self.fail(server_round, phase, client.label, str(error), diverged=isinstance(error, NotFiniteError))
                 continue
             yield client, value
 
@@ -171,6 +176,7 @@ class Federation:
         Raises:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.
             StrategyError: The same, where it was the strategy that raised on every client that failed.
+            DivergedError: The same, where every client that failed sent values that are not finite.
         """
         needed = min(self.quorum or asked, asked)
         fresh, self._named = self.failures[self._named :], len(self.failures)
@@ -179,15 +185,28 @@ class Federation:
                 logger.warning("%s", line)
             return
         of_round = [failure for failure in self.failures if failure.round == server_round]
-        by_strategy = bool(of_round) and all(failure.by_strategy for failure in of_round)
-        raise (StrategyError if by_strategy else FederationError)(
+        kind: type[Exception] = FederationError
+        if of_round and all(failure.by_strategy for failure in of_round):
+            kind = StrategyError
+        elif of_round and all(failure.diverged for failure in of_round):
+            kind = DivergedError
+        raise kind(
             f"round {server_round}: {len(survivors)} of {asked} source clients completed phase "
             f"{phase!r}, {needed} are needed (--quorum).\n  " + "\n  ".join(list_failures(of_round))
         )
 
-    def fail(self, server_round: int, phase: str, client: str, reason: str, *, by_strategy: bool = False) -> None:
+    def fail(
+        self,
+        server_round: int,
+        phase: str,
+        client: str,
+        reason: str,
+        *,
+        by_strategy: bool = False,
+        diverged: bool = False,
+    ) -> None:
         """Record that a client dropped out of a phase; :meth:`require_quorum` names it when the phase has ended."""
-        self.failures.append(Failure(server_round, phase, client, reason, by_strategy))
+        self.failures.append(Failure(server_round, phase, client, reason, by_strategy, diverged))
 
     def take_failures(self) -> list[Failure]:
         """Return the failures since the last call."""

@@ -12,6 +12,7 @@ from fedhess.finished import read_config, variants_of
 from fedhess.job import Job, PlannedRun, run_folder, slug
 from fedhess.runs import RunDirectory
 from fedhess.selection import DEFAULT, SELECTORS
+from fedhess.variants import overridden, strategy_args_of
 
 
 def open_recorded(path: Path) -> Job:
@@ -114,10 +115,13 @@ def _runs(path: Path, recorded: dict[str, Any], scenarios: Sequence[Scenario], *
         numbers = [number for number, variant in enumerate(variants) if name in variant["strategies"]]
         for number, seed in itertools.product(numbers if variants else [None], recorded["seeds"]):
             folder = run_folder(path, name if len(strategies) > 1 else None, number)
+            variant = {} if number is None else variants[number]["settings"]
+            varied = {key.removeprefix(f"{name}."): value for key, value in strategy_args_of(variant).items()}
+            args = strategies[name] | {key: value for key, value in varied.items() if key in strategies[name]}
             config = RunConfig.checked(
-                recorded["settings"]
+                overridden(recorded["settings"], variant)
                 | {"sources": scenario.sources, "targets": scenario.targets, "seed": seed}
-                | {"strategy": name, "strategy_args": strategies[name]}
+                | {"strategy": name, "strategy_args": args}
             )
             directory = RunDirectory(folder / slug(scenario.name) / str(seed))
             runs.append(PlannedRun(name, scenario, config, directory, number or 0, inner))

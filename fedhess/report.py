@@ -19,6 +19,7 @@ from fedhess.config import RunConfig
 from fedhess.domains import Scenario
 from fedhess.errors import UsageError
 from fedhess.figures import Panel, draw_rounds, drawable, trained_rounds
+from fedhess.health import sickness
 from fedhess.job import Job
 from fedhess.progress import Progress
 from fedhess.recorded import open_recorded, require_inner_runs
@@ -34,7 +35,7 @@ from fedhess.selection import (
 )
 from fedhess.selection_report import selector_table, write_selection
 from fedhess.servers import describe_server
-from fedhess.tables import list_gaps, markdown_table
+from fedhess.tables import markdown_table, notes
 from fedhess.variants import describe
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
@@ -85,6 +86,7 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         "seeds": job.seeds,
         "targets": list(columns.values()),
         "averaged": _has_average(columns),
+        "arguments": describe_arguments(job),
         "strategies": {name: _summarise_strategy(job, recorded, name, columns, selection) for name in job.strategies},
     }
 
@@ -111,8 +113,6 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     if job.differences:
         data = f"not the complete {job.benchmark.name}; {data}"
     args = {run.strategy: run.config.strategy_args for run in job.outer_runs}
-    fixed = {name: {k: v for k, v in of.items() if not {k, f"{name}.{k}"} & varied} for name, of in args.items()}
-    given = "".join(f"; {name} {', '.join(f'{k}={v}' for k, v in of.items())}" for name, of in fixed.items() if of)
     clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
     weights = "" if config.pretrained else " (not pretrained)"
     unsaid = sorted(key for key in varied if key in RunConfig.model_fields and key not in SAID)
@@ -122,8 +122,18 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "
         f"server {describe_server(server + weighting, args)}, seeds {', '.join(map(str, job.seeds))}, "
-        f"selection{among} by {' and '.join(rules)}{given}{others}"
+        f"selection{among} by {' and '.join(rules)}{others}"
     )
+
+
+def describe_arguments(job: Job) -> dict[str, str]:
+    """Name the arguments of each strategy that has any, defaults included, but for those that are selected among."""
+    varied = {key for variant in job.variants for key in variant}
+    described = {
+        name: ", ".join(f"{key}={value}" for key, value in args.items() if not {key, f"{name}.{key}"} & varied)
+        for name, args in job.description["strategies"].items()
+    }
+    return {name: text for name, text in described.items() if text}
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -148,7 +158,7 @@ def table(summary: Mapping[str, Any]) -> str:
             *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
             "",
             markdown_table(heads, lines),
-            *list_gaps(summary),
+            *notes(summary),
         ]
     )
 
@@ -225,6 +235,13 @@ def _summarise_strategy(
     selected: dict[str, list[int | None]] = {}
     settings: dict[str, list[str | None]] = {}
     gaps: list[str] = []
+    sick: dict[str, str] = {}
+    for run, rows in recorded:
+        if run.strategy == name and not run.inner:
+            args = job.description["strategies"][name] | run.config.strategy_args
+            if sign := sickness(rows, run.config, args=args, classes=len(job.benchmark.classes)):
+                setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+                sick[f"target {run.scenario.name}, seed {run.config.seed}{setting}"] = sign
     before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
     for cell in cells_of(recorded, name):
         choice, rows = cell.choose(selection)
@@ -253,6 +270,7 @@ def _summarise_strategy(
         **({"selected_settings": settings} if job.variants else {}),
         "failures": failures,
         "gaps": gaps,
+        "sick": sick,
     }
 
 

@@ -9,7 +9,7 @@ from fedhess.averages import shown
 from fedhess.job import Job
 from fedhess.runs import replace_file, writing
 from fedhess.selection import SELECTORS
-from fedhess.tables import list_gaps, markdown_table
+from fedhess.tables import markdown_table, notes
 
 
 def selector_table(compared: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def selector_table(compared: Mapping[str, Any]) -> str:
         said.append("the oracle takes the last round, and the setting that is best on the target: a bound, no result")
     said += [f"left out: {SELECTORS[name]}: {why}" for name, why in left_out.items()]
     tables = [markdown_table(heads, lines, left=2), markdown_table(heads, _selected(compared), left=len(heads))]
-    return "\n".join([*said, "", tables[0], "", "selected, seed by seed:", "", tables[1], *list_gaps(first)])
+    return "\n".join([*said, "", tables[0], "", "selected, seed by seed:", "", tables[1], *notes(first)])
 
 
 def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:

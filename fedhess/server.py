@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from fedhess.aggregation import GlobalModel
 from fedhess.checkpoint import restore_previous, restore_strategy, snapshot
@@ -17,12 +19,13 @@ from fedhess.config import RunConfig
 from fedhess.curvature import head_gradient, hessian_gradient_product
 from fedhess.deployed_run import record_run, run_directory
 from fedhess.environment import torch_threads
-from fedhess.errors import StrategyError, UsageError
+from fedhess.errors import DivergedError, StrategyError, UsageError
 from fedhess.evaluation_phase import evaluate_clients, make_rows
 from fedhess.federation import Federation
 from fedhess.flower_strategy import run_flower_round
+from fedhess.health import remedy, sickness
 from fedhess.job_checks import check_combinations
-from fedhess.loading import load_strategy
+from fedhess.loading import load_strategy, resolved_args
 from fedhess.local_data import build_model
 from fedhess.local_phase import RoundOutcome
 from fedhess.previous import PreviousStatistics
@@ -106,6 +109,10 @@ class Server:
         ).of(("gradient", "hgp"), {})
         self.previous = PreviousStatistics() if config.references == "previous" else None
         self._seconds = 0.0  # of training since the last evaluation
+        self._args = resolved_args(config.strategy, config.strategy_args)
+        self._first_head = self._head().clone()
+        self._rows: list[Row] = []  # of the sources, until one sign of sickness is named
+        self._named_sick = False
         self.federation = Federation(
             self.grid,
             sources=config.sources,
@@ -128,6 +135,8 @@ class Server:
         """
         try:
             return self._run()
+        except DivergedError as error:
+            raise DivergedError(f"{error}\nBegin again: {remedy(self.config, self._args)}") from error
         except StrategyError as error:
             if self.directory is None:
                 raise
@@ -155,8 +164,10 @@ class Server:
         checkpoint = None if self.directory is None else self.directory.load_checkpoint()
         if self.directory is not None:
             self.directory.rewind()
-        if checkpoint is None:
+        if checkpoint is None or self.directory is None:
             return -1, None
+        self._rows = self.directory.rows()
+        self._named_sick = bool(self._sickness())
         checkpoint.restore(self.model)
         restore_strategy(self.strategy, checkpoint)
         if self.previous is not None:
@@ -211,6 +222,25 @@ class Server:
                 self.directory.sync()
         if self.on_round is not None:
             self.on_round(server_round, rows)
+        self._look_for_sickness(rows)
+
+    def _look_for_sickness(self, rows: list[Row]) -> None:
+        """Warn at the first sign that the run is sick, once."""
+        if self._named_sick:
+            return
+        self._rows += rows
+        if sick := self._sickness():
+            self._named_sick = True
+            targets = "+".join(self.config.targets)
+            logger.warning("%s, target %s, seed %d: %s", self.config.strategy, targets, self.config.seed, sick)
+
+    def _sickness(self) -> str:
+        classes = max(2, len(self.alignment_shapes["gradient"]))
+        return sickness(self._rows, self.config, args=self._args, classes=classes)
+
+    def _head(self) -> Tensor:
+        """Return the head's parameters in one row."""
+        return torch.cat([value.flatten() for name, value in self.model.tensors.items() if name.startswith("head.")])
 
     def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:
         """Have every client evaluate the model; one row a client and domain, those that failed included."""
@@ -231,7 +261,8 @@ class Server:
             server_round=server_round,
         )
         seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0
-        return [row | {"seconds": seconds} for row in rows]
+        change = float((self._head() - self._first_head).norm() / self._first_head.norm())
+        return [row | {"seconds": seconds, "head_change": change} for row in rows]
 
 
 def _log_round(server_round: int, rows: list[Row]) -> None:

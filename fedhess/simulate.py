@@ -23,7 +23,7 @@ from fedhess.domains import open_benchmark
 from fedhess.engines.choice import IN_PROCESS, Engine, choose_engine
 from fedhess.engines.worker import CLIENT_THREAD
 from fedhess.environment import torch_threads
-from fedhess.errors import FederationError, UsageError
+from fedhess.errors import DivergedError, FederationError, UsageError
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.job_directory import job_directory, record_selection, recorded_selection, require_begun, require_unused
 from fedhess.listing import list_everything
@@ -210,10 +210,9 @@ def simulate(
             summary = run_job(job, progress, engine=chosen)
             record_selection(job.path, job.selection)
             paths = write_report(job, summary)
-        except (FederationError, StorageError, KeyboardInterrupt):
-            sys.stderr.write(
-                f"fedhess: stopped; the completed rounds are kept: continue with --resume --out {job.path}\n"
-            )
+        except (FederationError, StorageError, KeyboardInterrupt) as error:
+            kept = " in" if isinstance(error, DivergedError) else ": continue with --resume --out"
+            sys.stderr.write(f"fedhess: stopped; the completed rounds are kept{kept} {job.path}\n")
             raise
     if as_json:
         typer.echo(json.dumps(summary, indent=2, allow_nan=False))

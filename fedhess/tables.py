@@ -30,8 +30,17 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left
     return "\n".join([rendered(heads), rule, *map(rendered, lines)])
 
 
-def list_gaps(summary: Mapping[str, Any]) -> list[str]:
-    """List, below a table, the rounds that too few source clients evaluated; nothing where there is none."""
-    lines = [f"- {name}, {gap}" for name, result in summary["strategies"].items() for gap in result["gaps"]]
-    heading = "gaps (a round that fewer source clients evaluated than the quorum does not count):"
-    return ["", heading, *lines] if lines else []
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """List below a table what its numbers rest on: the strategies' arguments, signs of sick runs, and gaps.
+
+    Gaps are rounds that too few source clients evaluated.
+    """
+    strategies = summary["strategies"].items()
+    sections = {
+        "arguments, defaults included:": [f"- {name}: {text}" for name, text in summary["arguments"].items()],
+        "sick runs:": [f"- {name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
+        "gaps (a round that fewer source clients evaluated than the quorum does not count):": [
+            f"- {name}, {gap}" for name, of in strategies for gap in of["gaps"]
+        ],
+    }
+    return [line for heading, lines in sections.items() if lines for line in ("", heading, *lines)]

@@ -10,6 +10,10 @@ from fedhess import protocol
 from fedhess.protocol import decode_array
 
 
+class NotFiniteError(ValueError):
+    """A tensor has values that are not finite."""
+
+
 def read_tensors(content: RecordDict, key: str, *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Decode the tensors of a reply and check them before they touch anything.
 
@@ -22,8 +26,8 @@ def read_tensors(content: RecordDict, key: str, *, like: Mapping[str, Tensor]) -
         The tensors, in the order of ``like``.
 
     Raises:
-        ValueError: The record or a tensor is missing, unexpected, of another shape or dtype, or not finite. The message
-            says which.
+        ValueError: The record or a tensor is missing, unexpected, of another shape or dtype, or not finite
+            (`NotFiniteError`). The message says which.
     """
     record = content.array_records.get(key)
     if record is None:
@@ -41,7 +45,7 @@ def read_tensors(content: RecordDict, key: str, *, like: Mapping[str, Tensor]) -
             raise ValueError(f"{key}: {name} has dtype {tensor.dtype}, expected {expected.dtype}")
         if not is_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
-            raise ValueError(f"{key}: {name} has {bad} of {tensor.numel()} values that are not finite")
+            raise NotFiniteError(f"{key}: {name} has {bad} of {tensor.numel()} values that are not finite")
         tensors[name] = tensor
     return tensors
 

@@ -41,7 +41,8 @@ def make_job(tmp_path: Path) -> Made:
                 directory.append([row(number, domain, "source", 0.5 + number / 10) for domain in sources])
                 directory.append([row(number, domain, "target", accuracy) for domain in targets])
             runs.append(PlannedRun(strategy, Scenario(sources, targets, target), config, directory))
-        return Job(benchmark, tmp_path, tuple(runs), {})
+        description = {"strategies": {run.strategy: {} for run in runs}}
+        return Job(benchmark, tmp_path, tuple(runs), description)
 
     return make
 
