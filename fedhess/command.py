@@ -7,7 +7,6 @@ import click
 import typer
 from typer.core import TyperCommand
 
-from fedhess import __version__
 from fedhess.errors import FederationError, UsageError
 from fedhess.runs import StorageError
 
@@ -34,7 +33,7 @@ def run_command(cli: typer.Typer, name: str = "fedhess") -> int:
     Returns:
         The exit status: 0 if results were written, 2 for a mistake of the user, 130 after Ctrl-C, else 1.
     """
-    add_version = click.version_option(__version__, prog_name="fedhess", message="%(prog)s %(version)s")
+    add_version = click.version_option(package_name="fedhess", prog_name="fedhess", message="%(prog)s %(version)s")
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8; stderr escapes what is not anyway
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

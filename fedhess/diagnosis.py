@@ -10,7 +10,7 @@ from fedhess.averages import standard_error
 from fedhess.finished import view_domains
 from fedhess.job import Job, PlannedRun
 from fedhess.protocol import SOURCE, TARGET
-from fedhess.report import describe_arguments, protocol
+from fedhess.report import whole_protocol
 
 SOURCE_PAIR, MIXED_PAIR, TARGET_PAIR = "source-source", "source-target", "target-target"
 BASELINE = "erm"
@@ -31,7 +31,6 @@ def diagnose_job(job: Job, *, most_examples: int, notify: Callable[[str], None])
     Raises:
         UsageError: A run is not finished, or damaged.
     """
-    arguments = [f"{name} {text}" for name, text in describe_arguments(job).items()]
     runs: list[dict[str, Any]] = []
     for number, run in enumerate(job.runs, start=1):
         notify(f"[{number}/{len(job.runs)}] {run.strategy}, target {run.scenario.name}, seed {run.config.seed}")
@@ -39,7 +38,7 @@ def diagnose_job(job: Job, *, most_examples: int, notify: Callable[[str], None])
     return {
         "title": job.benchmark.title,
         "stand_in_for": job.benchmark.stand_in_for,
-        "protocol": "; ".join([protocol(job, ["nothing: the last round's model"]), *arguments]),
+        "protocol": whole_protocol(job, ["nothing: the last round's model"]),
         "seeds": job.seeds,
         "examples": f"every domain's evaluation split, at most {most_examples} examples of it",
         "attributes": {name: {"label": a.label, "kind": a.kind} for name, a in ATTRIBUTES.items()},

@@ -126,6 +126,11 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     )
 
 
+def whole_protocol(job: Job, rules: Sequence[str]) -> str:
+    """Name in one line how the numbers came about and the arguments of every strategy."""
+    return "; ".join([protocol(job, rules), *(f"{name} {text}" for name, text in describe_arguments(job).items())])
+
+
 def describe_arguments(job: Job) -> dict[str, str]:
     """Name the arguments of each strategy that has any, defaults included, but for those that are selected among."""
     varied = {key for variant in job.variants for key in variant}

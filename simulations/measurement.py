@@ -19,7 +19,7 @@ from fedhess.errors import FederationError
 from fedhess.job import Job, plan_job, slug
 from fedhess.job_directory import job_directory
 from fedhess.progress import Progress
-from fedhess.report import summarise
+from fedhess.report import summarise, whole_protocol
 from fedhess.selection import DEFAULT, ORACLE
 from fedhess.simulate import run_job
 from simulations.records import Row
@@ -113,7 +113,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         **({"selected_settings": result["selected_settings"]} if job.variants else {}),
         "accuracy": accuracy,
         "average": result["average"]["mean"],
-        "protocol": summary["protocol"],
+        "protocol": whole_protocol(job, summary["selection"]),
         "failures": result["failures"],
         **({"gaps": result["gaps"]} if result["gaps"] else {}),
         "seconds": round(time.monotonic() - started, 1),

@@ -22,7 +22,7 @@ from fedhess.finished import open_finished, view_domains
 from fedhess.job import Job, PlannedRun, plan_job
 from fedhess.progress import Progress
 from fedhess.protocol import SOURCE, TARGET
-from fedhess.report import describe_arguments, protocol
+from fedhess.report import whole_protocol
 from fedhess.runs import writing
 from fedhess.simulate import run_job
 from simulations.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
@@ -75,7 +75,6 @@ def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
         JSON: title, protocol, seeds, the example, and every run with its points over delta.
     """
     deltas = QUICK_DELTAS if quick else DELTAS
-    arguments = [f"{name} {text}" for name, text in describe_arguments(job).items()]
     runs: list[dict[str, Any]] = []
     for number, run in enumerate(job.runs, start=1):
         progress.tick(f"[{number}/{len(job.runs)}] {run.strategy}, target {run.scenario.name}, seed {run.config.seed}")
@@ -83,7 +82,7 @@ def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
     return {
         "title": job.benchmark.title,
         "stand_in_for": job.benchmark.stand_in_for,
-        "protocol": "; ".join([protocol(job, ["nothing: the last round's model"]), *arguments]),
+        "protocol": whole_protocol(job, ["nothing: the last round's model"]),
         "seeds": job.seeds,
         "quick": quick,
         "targets": list(dict.fromkeys(run.scenario.name for run in job.runs)),

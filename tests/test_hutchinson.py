@@ -59,7 +59,11 @@ def test_expected_penalty_is_what_the_docstring_says(form: str) -> None:
     domains = [(torch.randn(5, 3).double() + shift, torch.randint(0, 2, (5,))) for shift in (0.0, 0.5, 1.5)]
     passes = [run_forward(model, *domain) for domain in domains]
     strategy = Hutchinson(
-        alpha=1.0, beta=0.0, probes=0 if form == "exact" else probes, independent=form == "independent"
+        alpha=1.0,
+        beta=0.0,
+        scale="absolute",
+        probes=0 if form == "exact" else probes,
+        independent=form == "independent",
     )
 
     class Ask:

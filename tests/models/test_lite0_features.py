@@ -72,9 +72,9 @@ def test_the_adapter_starts_as_the_normalised_embedding_and_then_shapes_features
     model = create_model("lite0-features", input_shape=(1280,), outputs=7, seed=0)
     embeddings = torch.rand(8, 1280, generator=torch.Generator().manual_seed(0))
     start = model.features(embeddings)
-    torch.testing.assert_close(start, torch.nn.functional.layer_norm(embeddings, (1280,)))
+    torch.testing.assert_close(start, 0.25 * torch.nn.functional.layer_norm(embeddings, (1280,)))
     torch.nn.functional.cross_entropy(model(embeddings), torch.arange(8) % 7).backward()
-    assert model.featurizer.up.weight.grad.abs().sum() > 0
+    assert all(p.grad.abs().sum() > 0 for p in (model.featurizer.up.weight, model.featurizer.log_scale))
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert not torch.allclose(model.features(embeddings), start)
 
