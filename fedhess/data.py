@@ -11,19 +11,19 @@ from typing import Annotated, Any
 
 import typer
 
-from fedhess import data_report
-from fedhess.command import Command, run_command
-from fedhess.config import parse_assignments
+from fedhess.base.errors import UsageError
+from fedhess.cli.command import Command, run_command
+from fedhess.cli.options import DataDir, DomainsArgs
 from fedhess.domains import find_benchmark, open_benchmark
-from fedhess.domains.data import Notify
-from fedhess.domains.holdings import HOLDINGS, holding_of
-from fedhess.domains.inspection import Inspection, absent, inspect_loaded, inspect_release, inspect_tree
-from fedhess.domains.options import Opening
-from fedhess.domains.release import Release
-from fedhess.errors import UsageError
+from fedhess.domains.domain import Notify
+from fedhess.domains.images.release import Release
+from fedhess.domains.inspection import tables
+from fedhess.domains.inspection.availability import HOLDINGS, holding_of
+from fedhess.domains.inspection.check import Inspection, absent, inspect_loaded, inspect_release, inspect_tree
+from fedhess.domains.opening import Opening
+from fedhess.jobs.progress import Progress
 from fedhess.models import create_model, prepare_inputs, prepared_shape
-from fedhess.options import DataDir, DomainsArgs
-from fedhess.progress import Progress
+from fedhess.settings.run_config import parse_assignments
 
 Name = Annotated[str, typer.Argument(help="A benchmark, as list names it, or folder:PATH.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
@@ -49,7 +49,7 @@ cli = typer.Typer(
 def list_benchmarks(data_dir: DataDir = None, as_json: AsJson = False) -> int:
     """List the benchmarks: what each is, whether its data is here, where it was looked for, how to get it."""
     entries = [_entry(name, data_dir) for name in HOLDINGS]
-    typer.echo(json.dumps(entries, indent=2) if as_json else data_report.listing(entries))
+    typer.echo(json.dumps(entries, indent=2) if as_json else tables.listing(entries))
     return 0
 
 
@@ -65,7 +65,7 @@ def check(
     progress = Progress(silent=quiet or as_json)
     opening, key = _opening(name, data_dir=data_dir, domains_args=domains_args, notify=progress.note)
     found = _inspect(name, key, opening)
-    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else data_report.inspection(found))
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else tables.inspection(found))
     return 0 if found.ok else 1
 
 
@@ -103,7 +103,7 @@ def prepare(
         create_model(model, input_shape=shape, outputs=benchmark.outputs, seed=0)
     where = str(benchmark.options.get("data_dir") or holding.locate(opening) or "")
     ready = {"benchmark": benchmark.name, "where": where, "examples": examples, "model": model}
-    typer.echo(json.dumps(ready, indent=2) if as_json else data_report.readiness(ready, benchmark.default_model))
+    typer.echo(json.dumps(ready, indent=2) if as_json else tables.readiness(ready, benchmark.default_model))
     return 0
 
 

@@ -11,15 +11,15 @@ from typing import Annotated
 
 import typer
 
-from fedhess.announcements import stand_in_warning
-from fedhess.command import Command, run_command
-from fedhess.diagnosis import diagnose_job
-from fedhess.diagnosis_report import pair_tables, strategy_table, write_diagnosis
-from fedhess.environment import check_device
-from fedhess.errors import UsageError
-from fedhess.finished import open_finished
-from fedhess.options import DataDir, Device
-from fedhess.progress import Progress
+from fedhess.base.environment import check_device
+from fedhess.base.errors import UsageError
+from fedhess.cli.command import Command, run_command
+from fedhess.cli.options import DataDir, Device
+from fedhess.jobs.description import stand_in_warning
+from fedhess.jobs.progress import Progress
+from fedhess.results.diagnosis import diagnose_job
+from fedhess.results.diagnosis_tables import pair_tables, strategy_table, write_diagnosis
+from fedhess.results.domain_views import open_finished
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

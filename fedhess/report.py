@@ -11,20 +11,22 @@ from typing import Annotated, Any
 
 import typer
 
-from fedhess.announcements import stand_in_warning
-from fedhess.averages import mean, mean_and_error, short, shown
-from fedhess.candidates import Recorded, cells_of, read_rows, unfinished
-from fedhess.command import Command, run_command
-from fedhess.config import RunConfig
+from fedhess.alignment.server_step import describe_server
+from fedhess.base.averages import mean, mean_and_error, short, shown
+from fedhess.base.errors import UsageError
+from fedhess.base.tables import markdown_table, notes
+from fedhess.cli.command import Command, run_command
 from fedhess.domains import Scenario
-from fedhess.errors import UsageError
-from fedhess.figures import Panel, draw_rounds, drawable, trained_rounds
-from fedhess.health import sickness
-from fedhess.job import Job
-from fedhess.progress import Progress
-from fedhess.recorded import open_recorded, require_inner_runs
-from fedhess.runs import replace_file, writing
-from fedhess.selection import (
+from fedhess.federation.server.health import sickness
+from fedhess.federation.server.run_directory import replace_file, writing
+from fedhess.jobs.description import stand_in_warning
+from fedhess.jobs.plan import Job
+from fedhess.jobs.progress import Progress
+from fedhess.jobs.reopening import open_recorded, require_inner_runs
+from fedhess.jobs.variants import describe
+from fedhess.results.candidates import Recorded, cells_of, read_rows, unfinished
+from fedhess.results.figures import Panel, draw_rounds, drawable, trained_rounds
+from fedhess.results.selection import (
     DEFAULT,
     SELECTORS,
     mean_distance,
@@ -33,10 +35,8 @@ from fedhess.selection import (
     source_accuracy,
     target_accuracy,
 )
-from fedhess.selection_report import selector_table, write_selection
-from fedhess.servers import describe_server
-from fedhess.tables import markdown_table, notes
-from fedhess.variants import describe
+from fedhess.results.selection_report import selector_table, write_selection
+from fedhess.settings.run_config import RunConfig
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
 

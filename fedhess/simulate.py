@@ -14,29 +14,29 @@ from typing import Any
 
 import typer
 
-from fedhess import options
-from fedhess.announcements import header, incomplete_warning, stand_in_warning
-from fedhess.client import app as client_app
-from fedhess.command import Command, run_command
-from fedhess.config import parse_assignments
+from fedhess.alignment.server_step import require_server
+from fedhess.base.environment import torch_threads
+from fedhess.base.errors import DivergedError, FederationError, UsageError
+from fedhess.cli import options
+from fedhess.cli.command import Command, run_command
+from fedhess.cli.listing import list_everything
 from fedhess.domains import open_benchmark
-from fedhess.engines.choice import IN_PROCESS, Engine, choose_engine
-from fedhess.engines.worker import CLIENT_THREAD
-from fedhess.environment import torch_threads
-from fedhess.errors import DivergedError, FederationError, UsageError
-from fedhess.job import Job, PlannedRun, plan_job
-from fedhess.job_directory import job_directory, record_selection, recorded_selection, require_begun, require_unused
-from fedhess.listing import list_everything
-from fedhess.local_client import source_examples, source_shares
-from fedhess.manifest import make_manifest, record_manifest, show_partitions
-from fedhess.preparation import prepare_domains
-from fedhess.progress import Progress
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.examples import source_examples, source_shares
+from fedhess.federation.engines.choice import IN_PROCESS, Engine, choose_engine
+from fedhess.federation.engines.worker import CLIENT_THREAD
+from fedhess.federation.server.app import make_server_app
+from fedhess.federation.server.run_directory import StorageError
+from fedhess.jobs.description import header, incomplete_warning, stand_in_warning
+from fedhess.jobs.directory import job_directory, record_selection, recorded_selection, require_begun, require_unused
+from fedhess.jobs.partition_manifest import make_manifest, record_manifest, show_partitions
+from fedhess.jobs.plan import Job, PlannedRun, plan_job
+from fedhess.jobs.preparation import prepare_domains
+from fedhess.jobs.progress import Progress
+from fedhess.jobs.variants import describe, parse_variants
 from fedhess.report import summarise, table, write_report
-from fedhess.runs import StorageError
-from fedhess.selection import DEFAULT
-from fedhess.server import make_server_app
-from fedhess.servers import require_server
-from fedhess.variants import describe, parse_variants
+from fedhess.results.selection import DEFAULT
+from fedhess.settings.run_config import parse_assignments
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

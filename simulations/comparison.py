@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhess.figures import drawing, line_look, written
-from fedhess.runs import writing
-from fedhess.selection import ORACLE
+from fedhess.federation.server.run_directory import writing
+from fedhess.results.figures import drawing, line_look, written
+from fedhess.results.selection import ORACLE
 from simulations.outputs import describe_revision
 from simulations.particulars import own_particulars, shared_protocol
 from simulations.published import Published, Table

@@ -4,11 +4,11 @@
     python -m simulations.correlation_shift --strategy erm,irm --seeds 0,1     # a part; results merge
     python -m simulations.correlation_shift --quick
 
-ColoredMNIST, form "irm", with the settings of the public scripts (fedhess/recipes.py): 501 rounds of one full-batch
-step; HGP's reference is a constant, where the script differentiates it too. For methods without a public ColoredMNIST
-setting (coral, iga, fish, fediir, groupdro, server_alignment) the coefficients are their own defaults, not tuned; Fish
-has a server of its own (SGD, learning rate 1). FedProx with one local step is ERM and left out; so is Flower's FedAdam,
-whose server steps are not those of the scripts.
+ColoredMNIST, form "irm", with the settings of the public scripts (fedhess/settings/defaults.py): 501 rounds of one
+full-batch step; HGP's reference is a constant, where the script differentiates it too. Methods without a public
+ColoredMNIST setting (coral, iga, fish, fediir, groupdro, server_alignment) have the coefficients of their own defaults,
+not tuned; Fish has a server of its own (SGD, learning rate 1). FedProx with one local step is ERM and left out; so is
+Flower's FedAdam, whose server steps are not those of the scripts.
 """
 
 import sys
@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import typer
 
-from fedhess.command import Command, run_command
+from fedhess.cli.command import Command, run_command
 from simulations.comparison import Comparison
 from simulations.measurement import Configuration
 from simulations.outputs import AllowDirtyOption, RenderOption

@@ -5,8 +5,9 @@
     python -m simulations.diversity_shift --quick
     python -m simulations.diversity_shift --preset ga --domains PACS     # a published protocol: docs/protocols.md
 
-Settings and coefficients are those of fedhess/recipes.py. IconPACS and RotatedMNIST are small: they show how methods
-compare on a shift of style and of angle, with small models; published values are of other networks and protocols.
+Settings and coefficients are those of fedhess/settings/defaults.py. IconPACS and RotatedMNIST are small: they show how
+methods compare on a shift of style and of angle, with small models; published values are of other networks and
+protocols.
 """
 
 import sys
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import typer
 
-from fedhess.command import Command, run_command
-from fedhess.config import Scalar
+from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.cli.command import Command, run_command
 from fedhess.domains import BENCHMARKS
-from fedhess.errors import UsageError, did_you_mean
+from fedhess.settings.run_config import Scalar
 from simulations.comparison import Comparison
 from simulations.measurement import Configuration
 from simulations.outputs import AllowDirtyOption, RenderOption

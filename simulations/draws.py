@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from fedhess.config import Scalar
+from fedhess.settings.run_config import Scalar
 
 Draw = Callable[[np.random.RandomState], Scalar]
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import typer
 
-from fedhess.command import Command, run_command
+from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
 from simulations import correlation_shift
 from simulations.comparison import Comparison, class_balance

@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 import typer
 
-from fedhess.command import Command, run_command
-from fedhess.environment import describe_environment
-from fedhess.errors import UsageError, did_you_mean
-from fedhess.figures import drawing, line_look, marked
-from fedhess.runs import writing
+from fedhess.base.environment import describe_environment
+from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.cli.command import Command, run_command
+from fedhess.federation.server.run_directory import writing
+from fedhess.results.figures import drawing, line_look, marked
 from simulations.outputs import (
     AllowDirtyOption,
     RenderOption,

@@ -10,17 +10,17 @@ from typing import Any
 
 import typer
 
-from fedhess.announcements import cost, stand_in_warning
-from fedhess.cache import digest_of
-from fedhess.config import Scalar
+from fedhess.base.environment import check_device
+from fedhess.base.errors import FederationError
+from fedhess.base.files import digest_of
 from fedhess.domains import open_benchmark
-from fedhess.environment import check_device
-from fedhess.errors import FederationError
-from fedhess.job import Job, plan_job, slug
-from fedhess.job_directory import job_directory
-from fedhess.progress import Progress
+from fedhess.jobs.description import cost, stand_in_warning
+from fedhess.jobs.directory import job_directory
+from fedhess.jobs.plan import Job, plan_job, slug
+from fedhess.jobs.progress import Progress
 from fedhess.report import summarise, whole_protocol
-from fedhess.selection import DEFAULT, ORACLE
+from fedhess.results.selection import DEFAULT, ORACLE
+from fedhess.settings.run_config import Scalar
 from fedhess.simulate import run_job
 from simulations.records import Row
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fedhess.environment import describe_environment
-from fedhess.errors import UsageError
-from fedhess.runs import replace_file, writing
+from fedhess.base.environment import describe_environment
+from fedhess.base.errors import UsageError
+from fedhess.federation.server.run_directory import replace_file, writing
 
 BESIDE = (".md", ".png", ".svg")  # endings of what goes beside the JSON file
 

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedhess.loading import known_strategies
-from fedhess.servers import describe_server, is_server_setting, steps_itself
-from fedhess.variants import VARIED
+from fedhess.alignment.loading import known_strategies
+from fedhess.alignment.server_step import describe_server, is_server_setting, steps_itself
+from fedhess.jobs.variants import VARIED
 from simulations.records import Line
 
 BEYOND = ("strategy_args", "variants", "selection", "data")  # keys of a line's settings that are none of the run's

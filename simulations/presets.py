@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhess.config import Scalar
-from fedhess.errors import UsageError, did_you_mean
-from fedhess.servers import steps_itself
+from fedhess.alignment.server_step import steps_itself
+from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.settings.run_config import Scalar
 from simulations.comparison import Comparison
 from simulations.draws import draw_settings
 from simulations.measurement import Configuration

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedhess.config import Scalar
+from fedhess.settings.run_config import Scalar
 from simulations.published import BAI_PROTOCOL, DOMAINBED_SWEEP, FEDIIR_PROTOCOL, GA_PROTOCOL, Table
 
 BENCHMARKS = ("PACS", "VLCS", "OfficeHome", "DomainNet")

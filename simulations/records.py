@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhess.config import RunConfig
-from fedhess.errors import UsageError
-from fedhess.runs import replace_file, writing
+from fedhess.base.errors import UsageError
+from fedhess.federation.server.run_directory import replace_file, writing
+from fedhess.settings.run_config import RunConfig
 from simulations.outputs import is_reproducible
 
 if sys.platform != "win32":

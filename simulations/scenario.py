@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from fedhess.config import Scalar
+from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.domains import open_benchmark
-from fedhess.errors import UsageError, did_you_mean
-from fedhess.recipes import default_strategy_args
-from fedhess.runs import replace_file, writing
+from fedhess.federation.server.run_directory import replace_file, writing
+from fedhess.settings.defaults import default_strategy_args
+from fedhess.settings.run_config import Scalar
 from simulations.comparison import Comparison, draw, render
 from simulations.measurement import Configuration, measure
 from simulations.outputs import require_ready

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fedhess.command import Command, run_command
-from fedhess.environment import describe_environment
-from fedhess.errors import UsageError, did_you_mean
+from fedhess.base.environment import describe_environment
+from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.cli.command import Command, run_command
 from simulations.outputs import (
     AllowDirtyOption,
     RenderOption,

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedhess.lanczos import dominant_eigenvector
+from fedhess.curvature.lanczos import dominant_eigenvector
 from simulations.landscapes import Landscape
 
 STEPS = 200

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedhess.figures import COLOURS, drawable, drawing
-from fedhess.tables import markdown_table
+from fedhess.base.tables import markdown_table
+from fedhess.results.figures import COLOURS, drawable, drawing
 from simulations.outputs import describe_revision
 
 COLUMNS = 4

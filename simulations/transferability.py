@@ -14,16 +14,16 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from fedhess.command import Command, run_command
-from fedhess.config import RunConfig
+from fedhess.base.environment import describe_environment
+from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
-from fedhess.environment import describe_environment
-from fedhess.finished import open_finished, view_domains
-from fedhess.job import Job, PlannedRun, plan_job
-from fedhess.progress import Progress
-from fedhess.protocol import SOURCE, TARGET
+from fedhess.federation.protocol import SOURCE, TARGET
+from fedhess.federation.server.run_directory import writing
+from fedhess.jobs.plan import Job, PlannedRun, plan_job
+from fedhess.jobs.progress import Progress
 from fedhess.report import whole_protocol
-from fedhess.runs import writing
+from fedhess.results.domain_views import open_finished, view_domains
+from fedhess.settings.run_config import RunConfig
 from fedhess.simulate import run_job
 from simulations.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
 from simulations.outputs import AllowDirtyOption, RenderOption, require_ready, write_results

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedhess.base.errors import FederationError
 from fedhess.deploy.processes import marked_processes
-from fedhess.errors import FederationError
 
 WATCHED = "FEDHESS_WATCHED"  # an environment variable that every process of the command inherits
 POLL_SECONDS = 0.1

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedhess.alignment.statistics import suits_any_head
+from fedhess.alignment.strategy import DomainStrategy
 from fedhess.curvature import HeadBatch
-from fedhess.exchange import Exchange
-from fedhess.statistics import suits_any_head
-from fedhess.strategy import DomainStrategy
-from fedhess.training import Step
+from fedhess.federation.client.training import Step
+from fedhess.federation.server.exchange import Exchange
 
 
 @suits_any_head

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fedhess.alignment.strategy import DomainStrategy
 from fedhess.curvature import head_gradient
-from fedhess.exchange import Exchange
-from fedhess.strategy import DomainStrategy
-from fedhess.training import Step
+from fedhess.federation.client.training import Step
+from fedhess.federation.server.exchange import Exchange
 
 
 class FedIIR(DomainStrategy):

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedhess.strategy import DomainStrategy
-from fedhess.training import Step
+from fedhess.alignment.strategy import DomainStrategy
+from fedhess.federation.client.training import Step
 
 
 class FedProx(DomainStrategy):

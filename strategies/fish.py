@@ -25,11 +25,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedhess.config import RunConfig
-from fedhess.errors import UsageError
-from fedhess.local_phase import LocalPhase, Reference
-from fedhess.sampling import seeded_generator
-from fedhess.strategy import DomainStrategy
+from fedhess.alignment.strategy import DomainStrategy
+from fedhess.base.errors import UsageError
+from fedhess.base.seeds import seeded_generator
+from fedhess.federation.server.local_training import LocalPhase, Reference
+from fedhess.settings.run_config import RunConfig
 
 
 class Fish(DomainStrategy):

@@ -21,11 +21,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedhess.alignment.strategy import Annealing, DomainStrategy, PenaltySchedule
 from fedhess.curvature import gradient_variance
-from fedhess.exchange import Exchange
-from fedhess.local_phase import Reference
-from fedhess.strategy import Annealing, DomainStrategy, PenaltySchedule
-from fedhess.training import Step
+from fedhess.federation.client.training import Step
+from fedhess.federation.server.exchange import Exchange
+from fedhess.federation.server.local_training import Reference
 
 
 class Fishr(DomainStrategy):

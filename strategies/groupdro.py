@@ -23,10 +23,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedhess.exchange import Exchange
-from fedhess.local_phase import LocalPhase, Reference
-from fedhess.statistics import head_loss
-from fedhess.strategy import DomainStrategy
+from fedhess.alignment.statistics import head_loss
+from fedhess.alignment.strategy import DomainStrategy
+from fedhess.federation.server.exchange import Exchange
+from fedhess.federation.server.local_training import LocalPhase, Reference
 
 
 class GroupDRO(DomainStrategy):

@@ -26,10 +26,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from fedhess.alignment.strategy import Annealing, DomainStrategy, PenaltyScale, PenaltySchedule, Scale
 from fedhess.curvature import head_gradient, head_hvp, hessian_gradient_product
-from fedhess.exchange import Exchange
-from fedhess.strategy import Annealing, DomainStrategy, PenaltyScale, PenaltySchedule, Scale
-from fedhess.training import Step
+from fedhess.federation.client.training import Step
+from fedhess.federation.server.exchange import Exchange
 
 DEFAULTS = {"relative": {"alpha": 0.1, "beta": 0.3}, "absolute": {"alpha": 1e-4, "beta": 5e-3}}
 

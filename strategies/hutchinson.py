@@ -31,12 +31,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedhess.alignment.strategy import Annealing, DomainStrategy, PenaltyScale, PenaltySchedule, Scale
+from fedhess.base.seeds import derive_seed
 from fedhess.curvature import HeadBatch, head_gradient, hessian_diagonal, hutchinson_diagonal
-from fedhess.exchange import Exchange
-from fedhess.penalties import diagonal_distance
-from fedhess.sampling import derive_seed
-from fedhess.strategy import Annealing, DomainStrategy, PenaltyScale, PenaltySchedule, Scale
-from fedhess.training import Step
+from fedhess.curvature.distances import diagonal_distance
+from fedhess.federation.client.training import Step
+from fedhess.federation.server.exchange import Exchange
 
 DEFAULTS = {"relative": {"alpha": 1.0, "beta": 0.3}, "absolute": {"alpha": 1e-3, "beta": 5e-3}}
 

@@ -20,10 +20,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedhess.exchange import Exchange
-from fedhess.statistics import Forward
-from fedhess.strategy import DomainStrategy
-from fedhess.training import Step
+from fedhess.alignment.statistics import Forward
+from fedhess.alignment.strategy import DomainStrategy
+from fedhess.federation.client.training import Step
+from fedhess.federation.server.exchange import Exchange
 
 
 def network_gradient(forward: Forward) -> Tensor:

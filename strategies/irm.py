@@ -22,8 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedhess.strategy import Annealing, DomainStrategy, PenaltySchedule
-from fedhess.training import Step
+from fedhess.alignment.strategy import Annealing, DomainStrategy, PenaltySchedule
+from fedhess.federation.client.training import Step
 
 
 class IRM(DomainStrategy):

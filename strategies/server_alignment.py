@@ -17,10 +17,10 @@ Discloses:               each client's head gradient on one batch and a product 
 
 from torch import Tensor
 
+from fedhess.alignment.strategy import DomainStrategy
 from fedhess.curvature import HeadBatch, head_gradient, head_hvp
-from fedhess.exchange import Exchange
-from fedhess.local_phase import LocalPhase, Reference
-from fedhess.strategy import DomainStrategy
+from fedhess.federation.server.exchange import Exchange
+from fedhess.federation.server.local_training import LocalPhase, Reference
 
 
 def pull(batch: HeadBatch, *, mean: Tensor) -> Tensor:

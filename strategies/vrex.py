@@ -16,10 +16,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedhess.exchange import Exchange
-from fedhess.statistics import head_loss
-from fedhess.strategy import Annealing, DomainStrategy, PenaltySchedule
-from fedhess.training import Step
+from fedhess.alignment.statistics import head_loss
+from fedhess.alignment.strategy import Annealing, DomainStrategy, PenaltySchedule
+from fedhess.federation.client.training import Step
+from fedhess.federation.server.exchange import Exchange
 
 
 class VREx(DomainStrategy):

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fedhess import data, simulate, workplace
-from fedhess.domains import BENCHMARKS, release
+from fedhess import data, simulate
+from fedhess.domains import BENCHMARKS
+from fedhess.domains.images import release
+from fedhess.federation.client import memory
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent / "support"
 # The command with the toy benchmark added to its table.
 TOY_COMMAND = (
     "from fedhess.domains import BENCHMARKS; BENCHMARKS['Toy'] = 'toy:open_toy'; "
@@ -73,7 +75,7 @@ def command(
     """Run ``python -m fedhess.simulate`` in this process, in an empty directory; the toy benchmark is known."""
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
     monkeypatch.chdir(tmp_path)
-    workplace.forget_everything()
+    memory.forget_everything()
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["simulate", *map(str, arguments)])
@@ -114,7 +116,7 @@ def data_command(
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start the command as a process of its own, in an empty directory; the toy benchmark is known."""
     started: list[subprocess.Popen[str]] = []
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
     def begin(arguments: Sequence[object], *, toy: bool = True) -> "subprocess.Popen[str]":

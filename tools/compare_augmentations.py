@@ -1,8 +1,9 @@
 """Compare implementations of DomainBed's augmentation by CPU time: ``python tools/compare_augmentations.py``.
 
-Contestants: `fedhess.augmentation`, both of its ways; torchvision v2 on tensors, image by image; torchvision on PIL
-images, image by image, as a DataLoader's worker does; and kornia, on whole batches, where it is installed (it is no
-dependency). CPU time of one thread is given, which a busy machine disturbs least. ``--device cuda`` gives wall time.
+Contestants: `fedhess.federation.client.augmentation`, both of its ways; torchvision v2 on tensors, image by image;
+torchvision on PIL images, image by image, as a DataLoader's worker does; and kornia, on whole batches, where it is
+installed (it is no dependency). CPU time of one thread is given, which a busy machine disturbs least. ``--device cuda``
+gives wall time.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from torchvision import transforms
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from fedhess.augmentation import apply_at_once, apply_one_by_one, draw
 from fedhess.domains import open_benchmark
+from fedhess.federation.client.augmentation import apply_at_once, apply_one_by_one, draw
 
 BATCH, SIDE = 32, 224
 

@@ -10,8 +10,8 @@ Does nothing when they are there already. `python -m fedhess.data prepare Digits
 import argparse
 from pathlib import Path
 
-from fedhess.domains.optdigits import fetch_optdigits
-from fedhess.domains.usps import fetch_usps
+from fedhess.domains.digits.optdigits import fetch_optdigits
+from fedhess.domains.digits.usps import fetch_usps
 
 
 def main() -> None:

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedhess.command import Command, run_command
+from fedhess.alignment.loading import is_installed, load_strategy
+from fedhess.base.errors import FederationError, UsageError
+from fedhess.cli.command import Command, run_command
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.local import LocalFederation
@@ -16,10 +18,8 @@ from fedhess.deploy.processes import processes, require_free
 from fedhess.deploy.programs import Program
 from fedhess.deploy.settings import find_app, plan_nodes, plan_run, read_node_config, read_settings
 from fedhess.deploy.submitted import submit
-from fedhess.errors import FederationError, UsageError
-from fedhess.job_checks import check_settings
-from fedhess.job_directory import require_unused
-from fedhess.loading import is_installed, load_strategy
+from fedhess.jobs.checks import check_settings
+from fedhess.jobs.directory import require_unused
 
 KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of certificates and keys.")]
 Address = Annotated[str, typer.Option("--superlink", help="HOST:PORT of the SuperLink.")]

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedhess.errors import UsageError
+from fedhess.base.errors import UsageError
 
 ALWAYS = ("localhost", "127.0.0.1", "::1")  # the SuperLink's own programs reach it there
 CA_DAYS = 3650

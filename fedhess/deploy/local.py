@@ -8,13 +8,13 @@ from pathlib import Path
 
 import httpx
 
+from fedhess.base.errors import FederationError
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.processes import Processes, free_port, require_free
 from fedhess.deploy.programs import Program
 from fedhess.deploy.settings import Plan
-from fedhess.errors import FederationError
-from fedhess.place import Place
+from fedhess.federation.client.node import Place
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fedhess.base.errors import UsageError
 from fedhess.deploy.programs import Program
-from fedhess.errors import UsageError
 
 MARK = "FEDHESS_DEPLOYMENT"  # an environment variable that every process of a deployment inherits
 TERM_SECONDS = 8.0  # to end by themselves: a SuperNode says goodbye to the SuperLink

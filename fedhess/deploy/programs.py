@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedhess.base.errors import UsageError
 from fedhess.deploy.keys import Keys
-from fedhess.errors import UsageError
 
 # Name of the SuperLink in the configuration that we write for Flower's command line, which would take the name of a
 # checkout in the current folder for its old way of naming apps.

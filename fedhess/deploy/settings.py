@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fedhess
-from fedhess.config import RunConfig, Scalar
+from fedhess.alignment.loading import client_half, is_installed, load_strategy
+from fedhess.alignment.server_step import require_server
+from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.deploy.programs import toml
 from fedhess.domains import Scenario, find_benchmark, open_benchmark
-from fedhess.engines.flower_compat import read_run_config
-from fedhess.errors import UsageError, did_you_mean
-from fedhess.execution import check_execution
-from fedhess.job_checks import check_combinations
-from fedhess.loading import client_half, is_installed, load_strategy
-from fedhess.local_client import simulated_client
+from fedhess.domains.scenarios import choose_scenarios
+from fedhess.federation.client.examples import simulated_client
+from fedhess.federation.client.node import Place
+from fedhess.federation.flower_compat import read_run_config
+from fedhess.federation.protocol import SOURCE, TARGET
+from fedhess.federation.run_settings import OF_THE_NODE, settings_of_run
+from fedhess.jobs.checks import check_combinations
 from fedhess.models import MODELS, prepared_shape
-from fedhess.place import Place
-from fedhess.protocol import SOURCE, TARGET
-from fedhess.run_settings import OF_THE_NODE, settings_of_run
-from fedhess.servers import require_server
-from fedhess.targets import choose_scenarios
+from fedhess.models.execution import check_execution
+from fedhess.settings.run_config import RunConfig, Scalar
 
 NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedhess.base.errors import FederationError
 from fedhess.deploy import programs
 from fedhess.deploy.programs import Program
-from fedhess.errors import FederationError
 
 COMPLETED = "finished:completed"
 POLL_SECONDS = 1.0

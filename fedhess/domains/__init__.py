@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
+from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.domains.benchmark import Benchmark, OptionValue, Scenario
-from fedhess.domains.data import DomainData, Notify, TensorDomain, keep_silent
-from fedhess.domains.options import Opening
+from fedhess.domains.domain import DomainData, Notify, TensorDomain, keep_silent
+from fedhess.domains.opening import Opening
 from fedhess.domains.split import split_domain, split_indices
-from fedhess.errors import UsageError, did_you_mean
 
 __all__ = [
     "BENCHMARKS",
@@ -30,15 +30,15 @@ __all__ = [
 # Name -> module:function(Opening) -> Benchmark; imported when asked for, since some need heavy libraries.
 BENCHMARKS: dict[str, str] = {
     "IconPACS": "fedhess.domains.iconpacs:open_iconpacs",
-    "PACS": "fedhess.domains.pacs:open_pacs",
-    "VLCS": "fedhess.domains.vlcs:open_vlcs",
-    "OfficeHome": "fedhess.domains.office_home:open_office_home",
-    "DomainNet": "fedhess.domains.domain_net:open_domain_net",
-    "TerraIncognita": "fedhess.domains.terra_incognita:open_terra_incognita",
-    "ColoredMNIST": "fedhess.domains.colored_mnist:open_colored_mnist",
-    "RotatedMNIST": "fedhess.domains.rotated_mnist:open_rotated_mnist",
-    "Digits": "fedhess.domains.digits:open_digits",
-    "folder:PATH": "fedhess.domains.folder_tree:open_folder_tree",
+    "PACS": "fedhess.domains.images.pacs:open_pacs",
+    "VLCS": "fedhess.domains.images.vlcs:open_vlcs",
+    "OfficeHome": "fedhess.domains.images.office_home:open_office_home",
+    "DomainNet": "fedhess.domains.images.domain_net:open_domain_net",
+    "TerraIncognita": "fedhess.domains.images.terra_incognita:open_terra_incognita",
+    "ColoredMNIST": "fedhess.domains.digits.colored_mnist:open_colored_mnist",
+    "RotatedMNIST": "fedhess.domains.digits.rotated_mnist:open_rotated_mnist",
+    "Digits": "fedhess.domains.digits.digit_collections:open_digits",
+    "folder:PATH": "fedhess.domains.images.any_tree:open_folder_tree",
 }
 FOLDER = "folder:"  # what precedes the path of any tree ROOT/DOMAIN/CLASS
 
@@ -64,7 +64,7 @@ def open_benchmark(
         require_real: Refuse a stand-in.
         skip_bad_images: Leave out images that cannot be decoded, and count them, instead of refusing.
         seed: For benchmarks that are made at random (ColoredMNIST, RotatedMNIST).
-        cache_dir: Where downloads and derived data are kept; see `fedhess.cache.cache_directory`.
+        cache_dir: Where downloads and derived data are kept; see `fedhess.base.files.cache_directory`.
         held: The domains whose data is on this machine, where not all are: a deployed node holds its own, a server
             none. Only these are looked for and can be loaded; the benchmark is never a stand-in then.
         options: Of the benchmark; to open one again, its ``options``. They overrule the arguments above.

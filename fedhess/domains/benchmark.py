@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fedhess.cache import digest_of
+from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.files import digest_of
 from fedhess.domains.counts import KnownCounts
-from fedhess.domains.data import DomainData
-from fedhess.errors import UsageError, did_you_mean
+from fedhess.domains.domain import DomainData
 
 OptionValue = str | int | float | bool
 
@@ -44,7 +44,7 @@ class Benchmark:
         scenarios: Leave one domain out, unless the benchmark fixes them.
         options: What `open_benchmark` needs besides ``name`` to open the same data in another process.
         known: What the complete copy holds, where that is known.
-        recipe: The name that `fedhess.recipes` knows it by, where that is not ``name``.
+        recipe: The name that `fedhess.settings.defaults` knows it by, where that is not ``name``.
         loader: Loads one domain.
     """
 

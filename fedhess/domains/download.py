@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from fedhess.domains.data import Notify
+from fedhess.domains.domain import Notify
 
 ATTEMPTS = 10  # in all: a server that cuts off and begins anew each time would never be done
 PAUSE_SECONDS = 2.0  # before the second attempt; then twice as long, and so on

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhess.cache import digest_of
-from fedhess.domains.data import DomainData
+from fedhess.base.files import digest_of
+from fedhess.domains.domain import DomainData
 
 SplitRule = Literal["sources", "every", "domainbed"]
 

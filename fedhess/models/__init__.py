@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from fedhess.domains.data import DomainData, Notify, keep_silent
-from fedhess.domains.images import ImageDomain
-from fedhess.domains.pixels import decode_once
-from fedhess.errors import UsageError, did_you_mean
+from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.domains.domain import DomainData, Notify, keep_silent
+from fedhess.domains.images.image_files import ImageDomain
+from fedhess.domains.images.pixels import decode_once
 from fedhess.models.headed import HeadedModel
 from fedhess.models.lite0_features import embed, embedded_shape
 

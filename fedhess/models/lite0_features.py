@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedhess.cache import cache_directory, cached_tensor, digest_of
-from fedhess.domains.data import DomainData, Notify, TensorDomain, keep_silent
+from fedhess.base.files import cache_directory, cached_tensor, digest_of
+from fedhess.base.prefetching import AHEAD, read_ahead
+from fedhess.domains.domain import DomainData, Notify, TensorDomain, keep_silent
 from fedhess.models.headed import HeadedModel
 from fedhess.models.lite0 import WIDTH, Lite0Featurizer, require_images, weights_digest
-from fedhess.prefetching import AHEAD, read_ahead
 
 EMBEDDING = "1"  # change it whenever embeddings do: cached ones are keyed by it
 BOTTLENECK = 64

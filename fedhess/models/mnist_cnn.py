@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fedhess.errors import UsageError
+from fedhess.base.errors import UsageError
 from fedhess.models.headed import HeadedModel
 
 WIDTHS = (64, 128, 128, 128)

@@ -8,8 +8,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from fedhess.base.errors import UsageError
 from fedhess.domains.network import why_no_answer
-from fedhess.errors import UsageError
 from fedhess.models.headed import FrozenNorms, HeadedModel, ScaleImages
 
 # Version 1 is what DomainBed trains from.

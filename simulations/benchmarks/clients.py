@@ -18,14 +18,14 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedhess.client import app as client_app
-from fedhess.config import RunConfig
 from fedhess.domains import BENCHMARKS, Benchmark
 from fedhess.domains.benchmark import Scenario
-from fedhess.domains.data import TensorDomain
-from fedhess.domains.options import Opening
-from fedhess.engines.inprocess import run_in_process
-from fedhess.server import Server
+from fedhess.domains.domain import TensorDomain
+from fedhess.domains.opening import Opening
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.engines.inprocess import run_in_process
+from fedhess.federation.server.app import Server
+from fedhess.settings.run_config import RunConfig
 
 FEW, MANY = 10, 1000
 COUNTS = (10, 100, 1000)

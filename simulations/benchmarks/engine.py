@@ -14,17 +14,17 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor, nn
 
-from fedhess.client import app as client_app
-from fedhess.config import RunConfig
 from fedhess.domains import BENCHMARKS, Benchmark
 from fedhess.domains.benchmark import Scenario
-from fedhess.domains.data import TensorDomain
-from fedhess.domains.options import Opening
-from fedhess.engines.inprocess import run_in_process
+from fedhess.domains.domain import TensorDomain
+from fedhess.domains.opening import Opening
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.engines.inprocess import run_in_process
+from fedhess.federation.server.app import Server
+from fedhess.federation.server.run_directory import Row
 from fedhess.models import MODELS
 from fedhess.models.headed import HeadedModel
-from fedhess.runs import Row
-from fedhess.server import Server
+from fedhess.settings.run_config import RunConfig
 
 WIDTH = 8
 DOMAINS = ("one", "two", "three", "target")

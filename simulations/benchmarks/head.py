@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedhess.curvature import HeadBatch, head_gradient, head_hvp, hessian_diagonal, spectral_distance
-from fedhess.penalties import head_objective
+from fedhess.curvature.distances import head_objective
 
 BATCH, FEATURES = 32, 2048
 ALPHA, BETA = 1e-4, 5e-3

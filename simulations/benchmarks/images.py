@@ -23,20 +23,20 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from fedhess import training, workplace
-from fedhess.allocator import keep_freed_memory
-from fedhess.batches import step_batches
-from fedhess.client import app as client_app
-from fedhess.config import RunConfig
+from fedhess.alignment.statistics import run_forward
+from fedhess.base.environment import resolve_device
 from fedhess.domains import open_benchmark
-from fedhess.engines.inprocess import run_in_process
-from fedhess.environment import resolve_device
-from fedhess.local_data import build_model, local_domain
-from fedhess.local_phase import RoundOutcome
+from fedhess.federation.client import memory, training
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.batches import step_batches
+from fedhess.federation.engines.allocator import keep_freed_memory
+from fedhess.federation.engines.inprocess import run_in_process
+from fedhess.federation.protocol import SOURCE
+from fedhess.federation.server.app import Server
+from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.models.headed import IMAGENET_MEAN, IMAGENET_STD, ScaleImages
-from fedhess.protocol import SOURCE
-from fedhess.server import Server
-from fedhess.statistics import run_forward
+from fedhess.models.prepared import build_model, local_domain
+from fedhess.settings.run_config import RunConfig
 
 FILE_SIDE = 227
 BATCH = 32
@@ -217,7 +217,7 @@ def share_row(root: Path, *, rounds: int) -> dict[str, Any]:
 def throughput_row(root: Path, device: str, precision: str, *, repeats: int) -> dict[str, Any]:
     """Compare images a second of whole rounds with forward and backward alone on a batch that lies on the device."""
     config = settings(root, device=device, precision=precision)
-    workplace.forget_everything()
+    memory.forget_everything()
     images = BATCH * config.local_steps * len(SOURCES)
     whole = images / statistics.median(round_seconds(config, rounds=repeats))
     alone = statistics.median(resident_throughput(config) for _ in range(repeats))

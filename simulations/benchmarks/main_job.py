@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark
-from fedhess.local_data import local_domain
-from fedhess.protocol import SOURCE, TARGET
+from fedhess.federation.protocol import SOURCE, TARGET
+from fedhess.models.prepared import local_domain
+from fedhess.settings.run_config import RunConfig
 
 TRIALS = 3
 WALL_SECONDS, PEAK_GB, HGP_OVER_ERM, POINTS = 60.0, 2.0, 1.3, 3.0

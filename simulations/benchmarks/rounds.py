@@ -18,17 +18,17 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from fedhess import client
-from fedhess.config import RunConfig
 from fedhess.domains import open_benchmark
-from fedhess.engines.inprocess import run_in_process
-from fedhess.evaluation import Evaluation, evaluate_model
-from fedhess.local_data import LocalDomain
-from fedhess.local_phase import RoundOutcome
+from fedhess.federation.client import app
+from fedhess.federation.client.evaluation import Evaluation, evaluate_model
+from fedhess.federation.engines.inprocess import run_in_process
+from fedhess.federation.server.app import Server
+from fedhess.federation.server.local_training import RoundOutcome
+from fedhess.federation.server.run_directory import Row
 from fedhess.models.headed import HeadedModel
-from fedhess.recipes import default_settings, default_strategy_args
-from fedhess.runs import Row
-from fedhess.server import Server
+from fedhess.models.prepared import LocalDomain
+from fedhess.settings.defaults import default_settings, default_strategy_args
+from fedhess.settings.run_config import RunConfig
 
 HEAD_STRATEGIES = ("hgp", "hutchinson", "irm", "vrex", "fishr", "fediir", "server_alignment")
 WARM_UP = 2  # rounds of each block that are left out
@@ -147,8 +147,8 @@ def run_block(case: Case, strategy: str, *, rounds: int, evaluate_every: int, di
 
     number = len(case.sources) + 1
     nodes = [{"partition-id": index, "num-partitions": number} for index in range(number)]
-    with nullcontext() if distances else patch.object(client, "evaluate_model", _without_alignment):
-        run_in_process(server_app, client.app, run_config=config.to_run_config(), node_configs=nodes)
+    with nullcontext() if distances else patch.object(app, "evaluate_model", _without_alignment):
+        run_in_process(server_app, app.app, run_config=config.to_run_config(), node_configs=nodes)
     return block
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Outcome
 
 from fedhess.deploy import __main__ as deploy
+from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
 REPOSITORY = Path(__file__).resolve().parents[2]

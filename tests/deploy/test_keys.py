@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
+from fedhess.base.errors import UsageError
 from fedhess.deploy.keys import Keys, make_keys
-from fedhess.errors import UsageError
 
 
 @pytest.fixture

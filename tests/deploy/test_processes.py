@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fedhess.base.errors import UsageError
 from fedhess.deploy.processes import free_port, marked_processes, processes, require_free
 from fedhess.deploy.programs import Program
-from fedhess.errors import UsageError
 
 ON_LINUX = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 SLEEPER = "import time; time.sleep(600)"

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from flwr.common.config import parse_config_args
 
+from fedhess.base.errors import UsageError
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.settings import find_app, plan_nodes, plan_run, read_settings
-from fedhess.engines.flower_compat import read_run_config
-from fedhess.errors import UsageError
-from fedhess.place import Place
-from fedhess.run_settings import settings_of_run
+from fedhess.federation.client.node import Place
+from fedhess.federation.flower_compat import read_run_config
+from fedhess.federation.run_settings import settings_of_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]

@@ -9,8 +9,8 @@ import pytest
 from image_trees import write_tree
 from PIL import Image
 
-from fedhess.domains import domain_net, office_home, terra_incognita, vlcs
 from fedhess.domains.iconpacs import DOMAINS, read_drawings
+from fedhess.domains.images import domain_net, office_home, terra_incognita, vlcs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGES_PER_CLASS = 3

@@ -6,12 +6,12 @@ import pytest
 
 from fedhess.domains import open_benchmark
 from fedhess.domains.counts import KnownCounts
-from fedhess.domains.domain_net import RELEASE as DOMAIN_NET
-from fedhess.domains.office_home import RELEASE as OFFICE_HOME
-from fedhess.domains.pacs import RELEASE as PACS
-from fedhess.domains.release import Release
-from fedhess.domains.terra_incognita import RELEASE as TERRA_INCOGNITA
-from fedhess.domains.vlcs import RELEASE as VLCS
+from fedhess.domains.images.domain_net import RELEASE as DOMAIN_NET
+from fedhess.domains.images.office_home import RELEASE as OFFICE_HOME
+from fedhess.domains.images.pacs import RELEASE as PACS
+from fedhess.domains.images.release import Release
+from fedhess.domains.images.terra_incognita import RELEASE as TERRA_INCOGNITA
+from fedhess.domains.images.vlcs import RELEASE as VLCS
 
 
 @pytest.mark.parametrize(

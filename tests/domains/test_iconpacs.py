@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedhess.cache import digest_of
+from fedhess.base.files import digest_of
 from fedhess.domains import open_benchmark, split_indices
 from fedhess.domains.iconpacs import CLASSES, DOMAINS, read_drawings
 from fedhess.domains.iconpacs.rendering import IMAGES_PER_CLASS, render

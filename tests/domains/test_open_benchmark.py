@@ -5,8 +5,8 @@ from importlib import import_module
 import pytest
 import torch
 
+from fedhess.base.errors import UsageError
 from fedhess.domains import BENCHMARKS, TensorDomain, open_benchmark
-from fedhess.errors import UsageError
 
 
 def test_an_unknown_benchmark_is_refused_with_the_nearest_names():

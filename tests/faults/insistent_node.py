@@ -15,7 +15,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 
-from fedhess.engines.flower_compat import set_message_id
+from fedhess.federation.flower_compat import set_message_id
 
 Send = Callable[[Message, Any, float], tuple[set[str], str]]
 push_messages = start_client_internal._push_messages

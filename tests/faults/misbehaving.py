@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from fedhess.client import app as real_app
+from fedhess.federation.client.app import app as real_app
 
 
 class Misbehaving(ClientApp):

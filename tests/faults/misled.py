@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fedhess import protocol, roster
-from fedhess.protocol import Identity
-from fedhess.server import app
+from fedhess.federation import protocol
+from fedhess.federation.protocol import Identity
+from fedhess.federation.server import discovery
+from fedhess.federation.server.app import app
 
 __all__ = ["app"]
 
@@ -24,4 +25,4 @@ class Misheard:
         return replace(said, role=protocol.SOURCE, train_examples=said.evaluate_examples)
 
 
-roster.Identity = Misheard  # type: ignore[misc, assignment]
+discovery.Identity = Misheard  # type: ignore[misc, assignment]

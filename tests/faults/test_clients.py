@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import DOMAINS, SOURCES, Federation
+from tests.faults.conftest import DOMAINS, SOURCES, Federation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 TRAIN_FAULTS = {

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from image_trees import write_tree
 
-from faults.conftest import DOMAINS, Federation
 from fedhess.deploy.settings import plan_run
+from tests.faults.conftest import DOMAINS, Federation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 # Phase -> what the victim's log shows when its message of round 1 has come, how often, and how the failure is named.

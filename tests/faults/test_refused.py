@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import Federation
 from fedhess.deploy.keys import Keys, make_keys
+from tests.faults.conftest import Federation
 
 
 @pytest.mark.timeout(240)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import DOMAINS, Federation
+from tests.faults.conftest import DOMAINS, Federation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROUNDS = "rounds=5"

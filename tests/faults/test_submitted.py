@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import HOST, REPOSITORY, Federation
+from fedhess.base.errors import FederationError
 from fedhess.deploy.submitted import submit
-from fedhess.errors import FederationError
+from tests.faults.conftest import HOST, REPOSITORY, Federation
 
 APP = """
 [build-system]

@@ -10,10 +10,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedhess.checkpoint import snapshot
-from fedhess.engines.inprocess import InProcessGrid
-from fedhess.errors import FederationError, UsageError
-from fedhess.flower_strategy import SourceGrid
+from fedhess.base.errors import FederationError, UsageError
+from fedhess.federation.engines.inprocess import InProcessGrid
+from fedhess.federation.server.checkpoint import snapshot
+from fedhess.federation.server.flower_round import SourceGrid
 
 Run = Callable[..., Any]
 PATH = "flwr.serverapp.strategy:"

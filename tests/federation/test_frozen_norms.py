@@ -10,9 +10,9 @@ import torch
 from methods import METHODS
 from torch import Tensor, nn
 
-from federation.test_alive import Amnesia, same
 from fedhess.models import MODELS
 from fedhess.models.headed import FrozenNorms, HeadedModel
+from tests.promises.test_alive import Amnesia, same
 
 Run = Callable[..., Any]
 

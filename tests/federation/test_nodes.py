@@ -14,16 +14,17 @@ from methods import METHODS
 from torch import Tensor, nn
 from toy import toy_config, toy_domains
 
-from fedhess import client, protocol, workplace
-from fedhess.batches import round_batch
-from fedhess.client import app as client_app
-from fedhess.engines.flower_compat import run_identity, set_message_id
-from fedhess.errors import FederationError
-from fedhess.local_data import build_model, local_domain
+from fedhess.base.errors import FederationError
+from fedhess.federation import protocol
+from fedhess.federation.client import app, memory
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.batches import round_batch
+from fedhess.federation.flower_compat import run_identity, set_message_id
+from fedhess.federation.server.discovery import discover
+from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.models import MODELS
 from fedhess.models.headed import HeadedModel
-from fedhess.roster import discover
-from fedhess.runs import RunDirectory
+from fedhess.models.prepared import build_model, local_domain
 
 Run = Callable[..., Any]
 HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05}}
@@ -95,16 +96,16 @@ def test_a_late_thread_that_evicts_every_model_takes_none_from_a_client_at_work(
     toy_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = toy_run(**HGP).tensors
-    opened = client.local_client
+    opened = app.local_client
 
     def disturbed(*given: Any, **where: Any) -> Any:
         for late in ("late", "later"):  # as many as the store keeps
-            thread = threading.Thread(target=workplace.MODELS.receive, args=(late, ArrayRecord()))
+            thread = threading.Thread(target=memory.MODELS.receive, args=(late, ArrayRecord()))
             thread.start()
             thread.join()
         return opened(*given, **where)
 
-    monkeypatch.setattr(client, "local_client", disturbed)
+    monkeypatch.setattr(app, "local_client", disturbed)
     finished = toy_run(**HGP)
     assert finished.server.federation.failures == []
     assert all(torch.equal(finished.tensors[name], undisturbed[name]) for name in undisturbed)
@@ -139,7 +140,7 @@ def test_two_nodes_of_one_domain_are_an_error() -> None:
     north, south = (protocol.Identity(name, "source", 0, 10, 10, False) for name in ("north", "south"))
     with run_identity(1):
         found = discover(FixedNodes({9: south, 4: north}), sources=("north", "south"), targets=(), deadline=5)  # type: ignore[arg-type]
-        assert [(client.label, client.node_id) for client in found] == [("north", 4), ("south", 9)]
+        assert [(app.label, app.node_id) for client in found] == [("north", 4), ("south", 9)]
         with pytest.raises(FederationError, match="two nodes say that they are client south"):
             discover(FixedNodes({1: north, 2: south, 3: south}), sources=("north", "south"), targets=(), deadline=5)  # type: ignore[arg-type]
 
@@ -185,7 +186,7 @@ def normed(monkeypatch: pytest.MonkeyPatch) -> str:
 
 class Amnesia:
     def __call__(self, message: Message, context: Context) -> Message:
-        workplace.forget_everything()
+        memory.forget_everything()
         return client_app(message, context)
 
 

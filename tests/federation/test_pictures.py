@@ -12,16 +12,16 @@ from pictures import pictures_config
 from torch import Tensor
 from toy import SOURCES
 
-from fedhess import batches, training, workplace
-from fedhess.augmentation import augment
-from fedhess.batches import round_batch
-from fedhess.client import app as client_app
+from fedhess.base.seeds import batch_indices, seeded_generator
 from fedhess.domains import BENCHMARKS
-from fedhess.evaluation import evaluate_model
-from fedhess.local_data import build_model, local_domain
+from fedhess.federation.client import batches, memory, training
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.augmentation import augment
+from fedhess.federation.client.batches import round_batch
+from fedhess.federation.client.evaluation import evaluate_model
+from fedhess.federation.protocol import encode_tensors
 from fedhess.models import MODELS
-from fedhess.protocol import encode_tensors
-from fedhess.sampling import batch_indices, seeded_generator
+from fedhess.models.prepared import build_model, local_domain
 
 Run = Callable[..., Any]
 HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05, "scale": "absolute"}}
@@ -122,7 +122,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_a_client_that_forgets_everything_ends_with_the_same_bits(name: str, run: Run, toy_run: Run) -> None:
     class Forgetful:
         def __call__(self, message: Message, context: Context) -> Message:
-            workplace.forget_everything()
+            memory.forget_everything()
             return client_app(message, context)
 
     kept = run(**SETTINGS[name]).tensors
@@ -132,7 +132,7 @@ def test_a_client_that_forgets_everything_ends_with_the_same_bits(name: str, run
 
 
 def test_a_model_that_runs_otherwise_is_another_working_model() -> None:
-    store = workplace.ModelStore()
+    store = memory.ModelStore()
     received = store.receive("m", encode_tensors(build_model(pictures_config()).state_dict()))
     plain, rounded, averaged, again = (
         store.model(pictures_config(**changes), received, writable=False)

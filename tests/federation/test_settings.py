@@ -12,10 +12,10 @@ from methods import METHODS
 from torch import Tensor
 from toy import toy_config, toy_domains
 
-from fedhess import protocol
-from fedhess.client import app as client_app
-from fedhess.local_data import build_model
+from fedhess.federation import protocol
+from fedhess.federation.client.app import app as client_app
 from fedhess.models.headed import HeadedModel
+from fedhess.models.prepared import build_model
 
 Run = Callable[..., Any]
 

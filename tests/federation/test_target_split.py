@@ -8,17 +8,17 @@ import torch
 from flwr.app import Message, MetricRecord
 from toy import DOMAINS, TARGET, toy_config
 
-from federation.test_failures import Misbehaving
-from federation.test_firewall import SOURCE_NODE, STUBBORN_NODE, TARGET_NODE, request, send
-from fedhess import protocol
-from fedhess.client import app as client_app
-from fedhess.config import RunConfig
 from fedhess.domains.split import split_as_domainbed
-from fedhess.engines.flower_compat import run_identity
-from fedhess.engines.inprocess import InProcessGrid
-from fedhess.local_data import local_domain
-from fedhess.protocol import SOURCE
-from fedhess.protocol import TARGET as TARGET_ROLE
+from fedhess.federation import protocol
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.engines.inprocess import InProcessGrid
+from fedhess.federation.flower_compat import run_identity
+from fedhess.federation.protocol import SOURCE
+from fedhess.federation.protocol import TARGET as TARGET_ROLE
+from fedhess.models.prepared import local_domain
+from fedhess.settings.run_config import RunConfig
+from tests.promises.test_failures import Misbehaving
+from tests.promises.test_firewall import SOURCE_NODE, STUBBORN_NODE, TARGET_NODE, request, send
 
 Run = Callable[..., Any]
 HELD_OUT = {"domains_options": {"holdout": 0.25}, "strategy": "hgp"}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from fedhess.base.errors import UsageError
 from fedhess.domains import TensorDomain
-from fedhess.errors import UsageError
 from fedhess.models import MODELS, HeadedModel, create_model, prepare_inputs, prepared_shape
 
 IMAGES = (3, 32, 32)

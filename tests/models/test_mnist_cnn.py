@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, group_norm
 
-from fedhess.errors import UsageError
+from fedhess.base.errors import UsageError
 from fedhess.models import create_model
 
 

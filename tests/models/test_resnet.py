@@ -4,8 +4,8 @@ import pytest
 import torch
 import torchvision
 
+from fedhess.base.errors import UsageError
 from fedhess.domains import network
-from fedhess.errors import UsageError
 from fedhess.models import create_model
 
 FILE = "resnet18-f37072fd.pth"

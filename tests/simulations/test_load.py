@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhess.errors import FederationError
+from fedhess.base.errors import FederationError
 from simulations import load
 from simulations.watching import Held, Watched, watch
 

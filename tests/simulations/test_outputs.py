@@ -9,15 +9,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import TOY, Outcome
 
-from fedhess import environment
+from fedhess.base import environment
 from fedhess.domains import BENCHMARKS
 from simulations import correlation_shift, diversity_shift, load, timing, transferability
 from simulations.comparison import Comparison
 from simulations.measurement import Configuration
 from simulations.outputs import require_writable
 from simulations.scenario import run_scenario
+from tests.conftest import TOY, Outcome
 
 Call = Callable[..., Outcome]
 COMPARISON = Comparison(name="toy", title="Toy", published={})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedhess.domains import BENCHMARKS, open_benchmark
-from fedhess.job import plan_job
+from fedhess.jobs.plan import plan_job
 from fedhess.report import whole_protocol
 from simulations import correlation_shift, diversity_shift, label_shift
 from simulations.comparison import Comparison, render

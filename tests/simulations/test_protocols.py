@@ -10,12 +10,12 @@ import pytest
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from fedhess import workplace
-from fedhess.config import RunConfig
-from fedhess.domains import domain_net, office_home, pacs, release, terra_incognita, vlcs
-from fedhess.errors import UsageError
-from fedhess.loading import load_strategy
-from fedhess.selection import ORACLE
+from fedhess.alignment.loading import load_strategy
+from fedhess.base.errors import UsageError
+from fedhess.domains.images import domain_net, office_home, pacs, release, terra_incognita, vlcs
+from fedhess.federation.client import memory
+from fedhess.results.selection import ORACLE
+from fedhess.settings.run_config import RunConfig
 from simulations import diversity_shift
 from simulations.comparison import render
 from simulations.draws import draw_settings
@@ -157,7 +157,7 @@ def run(trees: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.delenv("FEDHESS_DATA", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    workplace.forget_everything()
+    memory.forget_everything()
 
     def command(benchmark: str, *arguments: str) -> tuple[Mapping[str, Any], str]:
         given = ["--quick", "--domains", benchmark, "--data-dir", str(trees(benchmark)), *arguments]

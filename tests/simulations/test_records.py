@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedhess.config import RunConfig
-from fedhess.errors import UsageError
+from fedhess.base.errors import UsageError
+from fedhess.settings.run_config import RunConfig
 from simulations import correlation_shift
 from simulations.comparison import render
 from simulations.published import CORRELATION_SHIFT, DIVERSITY_SHIFT, FEDIIR_PROTOCOL

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fedhess import workplace
+from fedhess.alignment.loading import load_strategy
+from fedhess.alignment.statistics import compute_statistic, run_forward
+from fedhess.base.errors import UsageError
 from fedhess.curvature import HeadBatch
 from fedhess.domains import open_benchmark
-from fedhess.errors import UsageError
-from fedhess.exchange import PerDomain
-from fedhess.job import plan_job
-from fedhess.loading import load_strategy
+from fedhess.federation.client import memory
+from fedhess.federation.client.training import Step
+from fedhess.federation.server.exchange import PerDomain
+from fedhess.jobs.plan import plan_job
 from fedhess.models import create_model
-from fedhess.recipes import default_settings, default_strategy_args
-from fedhess.statistics import compute_statistic, run_forward
-from fedhess.training import Step
+from fedhess.settings.defaults import default_settings, default_strategy_args
 from simulations import correlation_shift, diversity_shift, label_shift
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ def run(mnist_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ru
     """Run a scenario's command in an empty directory and return what it printed."""
     monkeypatch.setenv("FEDHESS_DATA", str(mnist_root))
     monkeypatch.chdir(tmp_path)
-    workplace.forget_everything()
+    memory.forget_everything()
 
     def command(scenario: Any, *arguments: str, status: int = 0) -> str:
         result = CliRunner().invoke(scenario.cli, arguments)

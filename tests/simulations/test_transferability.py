@@ -10,15 +10,15 @@ import head_cases
 import oracles
 import pytest
 import torch
-from conftest import TOY, Outcome
 from torch import Tensor
 
-from fedhess.config import RunConfig
 from fedhess.curvature import HeadBatch
+from fedhess.settings.run_config import RunConfig
 from simulations import transferability
 from simulations.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
 from simulations.transfer import ascend, transfer_curve
 from simulations.transfer_report import mean_points, render
+from tests.conftest import TOY, Outcome
 
 SHAPE = (2, 4)
 MINIMUM = torch.arange(8, dtype=torch.float64).view(SHAPE)

@@ -16,12 +16,12 @@ from urllib.request import url2pathname
 
 import torch
 
-from fedhess.cache import cache_directory, cached_tensor, digest_of
+from fedhess.base.errors import UsageError
+from fedhess.base.files import cache_directory, cached_tensor, digest_of
 from fedhess.domains.benchmark import Benchmark, leave_one_out
-from fedhess.domains.data import Notify, TensorDomain
+from fedhess.domains.domain import Notify, TensorDomain
 from fedhess.domains.iconpacs.rendering import IMAGES_PER_CLASS, RENDERING, SIDE, render
-from fedhess.domains.options import Opening
-from fedhess.errors import UsageError
+from fedhess.domains.opening import Opening
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")

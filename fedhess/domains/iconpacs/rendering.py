@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fedhess.cache import digest_of
+from fedhess.base.files import digest_of
 
 SIDE = 96  # pixels
 IMAGES_PER_CLASS = 60

@@ -1,0 +1,91 @@
+"""Whose server step a strategy has: the run's optimizer along the mean update, or that of a plain Flower strategy."""
+
+from collections.abc import Mapping, Sequence
+
+from flwr.serverapp import strategy as flower
+
+from fedhess.alignment.loading import load_class, load_strategy
+from fedhess.alignment.strategy import DomainStrategy
+from fedhess.base.errors import UsageError
+from fedhess.federation import protocol
+from fedhess.settings.run_config import Scalar
+
+SERVER_SETTINGS = ("server_optimizer", "server_lr", "server_optimizer_args", "weighting")
+
+# Flower's strategies whose aggregate is the weighted mean, or a step from it; FedMedian, Krum and others have none.
+_MEANS = (flower.FedAvg, flower.FedAvgM, flower.FedAdagrad, flower.FedAdam, flower.FedYogi)
+
+
+def steps_itself(name: str) -> bool:
+    """Whether a strategy is a plain Flower one, to which the run's server optimizer and weighting mean nothing."""
+    return not issubclass(load_class(name), DomainStrategy)
+
+
+def is_server_setting(key: str) -> bool:
+    """Whether a setting, or a key of a variant, is one of the run's server.
+
+    >>> is_server_setting("server-optimizer-args.eps"), is_server_setting("lr")
+    (True, False)
+    """
+    return key.partition(".")[0].replace("-", "_") in SERVER_SETTINGS
+
+
+def require_server(
+    strategies: Sequence[str], given: Mapping[str, object], variants: Sequence[Mapping[str, object]] = ()
+) -> None:
+    """Insist that settings of the server, where they are given, mean something to at least one strategy.
+
+    Args:
+        strategies: All of the job's.
+        given: Settings that somebody chose, by their name in ``RunConfig``; None is not chosen.
+        variants: Settings to select among.
+
+    Raises:
+        UsageError: Every strategy is a plain Flower one.
+    """
+    options = [
+        f"--{key.replace('_', '-')}" for key, value in given.items() if is_server_setting(key) and value is not None
+    ]
+    options += [f"--variants: {key}" for variant in variants for key in variant if is_server_setting(key)]
+    if options and strategies and all(map(steps_itself, strategies)):
+        raise UsageError(
+            f"{options[0]}: expected a strategy that steps by the run's server optimizer, got "
+            f"{', '.join(map(repr, strategies))}, a plain Flower strategy with a server of its own; leave the option "
+            "out, its own arguments go into --strategy-args"
+        )
+
+
+def describe_server(optimizer: str, args: Mapping[str, Mapping[str, Scalar]]) -> str:
+    """Say who takes the server's step.
+
+    Args:
+        optimizer: The run's server optimizer, in words.
+        args: Arguments of every strategy of the job, by its name.
+
+    >>> describe_server("SGD lr 1", {"erm": {}, "fedadam": {}})
+    'SGD lr 1 (fedadam: FedAdam of Flower, by examples)'
+    """
+    own = {name: text for name in args if (text := _own_server(name, args[name]))}
+    if len(args) == len(own) == 1:
+        return own.popitem()[1]
+    listed = "; ".join(f"{name}: {text}" for name, text in own.items())
+    if len(own) == len(args):
+        return listed
+    return f"{optimizer} ({listed})" if own else optimizer
+
+
+def _own_server(name: str, args: Mapping[str, Scalar]) -> str:
+    """Describe the server of a plain Flower strategy; nothing for a strategy that steps by the run's optimizer."""
+    try:
+        strategy = load_strategy(name, args)
+    except UsageError:  # a recorded job may be of a strategy that is installed elsewhere
+        return "not known, the strategy cannot be loaded here"
+    if isinstance(strategy, DomainStrategy):
+        return ""
+    made = type(strategy)
+    base = next(each for each in made.__mro__ if each.__module__.startswith("flwr."))
+    text = f"{base.__name__} of Flower" if made.__name__ == base.__name__ else f"{made.__name__}, a Flower strategy"
+    if base in _MEANS and made.aggregate_train is base.aggregate_train:
+        key = str(getattr(strategy, "weighted_by_key", protocol.NUM_EXAMPLES))
+        text += ", by examples" if key == protocol.NUM_EXAMPLES else f", by {key}"
+    return text

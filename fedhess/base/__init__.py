@@ -1,0 +1,1 @@
+"""Errors, files, seeds, tables, the environment: what every part uses and what knows no other part."""

@@ -1,0 +1,117 @@
+"""What a run runs on: the device that was asked for, and the versions and machine that config.json records."""
+
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedhess.base.errors import UsageError
+
+PACKAGES = ("fedhess", "flwr", "torchvision", "numpy")
+QUICK_MODELS = ("mlp", "lite0-features")  # a step on a batch takes a CPU less time than a GPU's kernels take to start
+
+
+def resolve_device(name: str, *, model: str = "", batch_size: int = 0) -> str:
+    """Turn ``--device`` into a device that is there.
+
+    Args:
+        name: As the option.
+        model: What is trained: ``auto`` takes the CPU for :data:`QUICK_MODELS`, unless on all examples at once.
+        batch_size: Examples a step, 0 for all: those of ColoredMNIST keep a CPU busy for half a second.
+
+    Raises:
+        UsageError: The device is unknown or absent.
+    """
+    if name == "auto":
+        if model in QUICK_MODELS and batch_size > 0:
+            return "cpu"
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    match = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", name)
+    if match is None:
+        raise UsageError(f"--device: expected auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(match.group(1) or 0) >= count:
+            raise UsageError(f"--device {name}: torch sees {count} CUDA device(s); use --device auto or cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: torch sees no Apple GPU; use --device auto or cpu")
+    return name
+
+
+def check_device(name: str) -> str:
+    """Return the name of a device that is there, or ``auto``, which is resolved where a model is trained.
+
+    Raises:
+        UsageError: The device is unknown or absent.
+    """
+    return name if name == "auto" else resolve_device(name)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads within the block; 0 leaves it to torch."""
+    before = torch.get_num_threads()
+    if count not in (0, before):
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Describe what a run ran on: versions, revision, machine, and its GPUs or None."""
+    return {
+        # torch's own version says which build it is, for which CUDA; its package's does not.
+        "versions": {name: version(name) for name in PACKAGES} | {"torch": torch.__version__},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "gpu": _describe_gpus() if torch.cuda.is_available() else None,
+        "torch_threads": torch.get_num_threads(),
+        "git_revision": _git_revision(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _describe_gpus() -> dict[str, Any]:
+    return {
+        "names": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "driver": _nvidia_driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }
+
+
+def _nvidia_driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git_revision() -> str | None:
+    """Return the commit, with ``-dirty`` where a tracked file differs from it.
+
+    Recorded results do not count: they are what a command at this revision writes, not what it runs.
+    """
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    code = [":(top)", ":(top,exclude)simulations/results"]
+    try:
+        found = subprocess.run(
+            [*git, "describe", "--always", "--abbrev=40"], capture_output=True, text=True, timeout=10, check=True
+        )
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() + ("-dirty" if changed.returncode else "")

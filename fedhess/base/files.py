@@ -1,0 +1,101 @@
+"""Where derived data is kept between runs, and how it is written so that a kill leaves no half file behind."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedhess.base.errors import UsageError
+
+CACHE_VARIABLE = "FEDHESS_CACHE"
+
+
+def cache_directory(cache_dir: Path | str | None = None) -> Path:
+    """Give the cache directory, created if absent.
+
+    Args:
+        cache_dir: Used when given; else ``$FEDHESS_CACHE``, else ``~/.cache/fedhess``.
+
+    Returns:
+        An existing directory.
+
+    Raises:
+        UsageError: It cannot be created.
+    """
+    path = Path(cache_dir or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "fedhess").expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cache directory {path} cannot be created ({error}); point {CACHE_VARIABLE} at a writable directory"
+        ) from error
+    return path
+
+
+def digest_of(parts: Iterable[bytes | str]) -> str:
+    """Give the sha256 of several parts, each prefixed with its length so that they cannot run into each other.
+
+    >>> digest_of(["ab", "c"]) == digest_of(["a", "bc"])
+    False
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
+        sha.update(len(data).to_bytes(8, "little"))
+        sha.update(data)
+    return sha.hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that readers see the old one, the new one or none, never a part, after a power cut neither.
+
+    Args:
+        path: The file; its directory is created.
+        write: Gets an open binary file in the same directory, which then replaces ``path``.
+
+    Raises:
+        UsageError: The directory is not writable or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error}); free the disk or set {CACHE_VARIABLE}") from error
+
+
+def cached_tensor(path: Path, compute: Callable[[], Tensor]) -> Tensor:
+    """Read a tensor from ``path`` (npy), or compute and keep it there.
+
+    A file that cannot be read (cut off by an earlier crash of the disk, say) is computed anew.
+
+    Args:
+        path: The file; its name must contain a digest of everything the tensor depends on.
+        compute: Called when the file is absent or unreadable.
+
+    Returns:
+        The tensor, on the CPU.
+    """
+    if path.exists():
+        try:
+            array: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
+            return torch.from_numpy(array)
+        except (ValueError, EOFError, OSError):
+            path.unlink(missing_ok=True)
+    tensor = compute()
+    write_atomically(path, lambda file: np.save(file, tensor.numpy(), allow_pickle=False))
+    return tensor

@@ -1,0 +1,1 @@
+"""Options of the commands, how they end, what --list prints."""

@@ -1,0 +1,27 @@
+"""Gradients and Hessians of the classifier head in closed form, and their distances to references.
+
+In comes a :class:`HeadBatch`: features (B, D), labels (B,), weight (C, D) and bias (C,). Out come tensors of the head's
+shape (C, K), K = D + 1, or scalars. No function reads a file, draws from a global generator or knows a federation.
+"""
+
+from fedhess.curvature.closed_form import (
+    HeadBatch,
+    gradient_variance,
+    head_gradient,
+    head_hvp,
+    hessian_diagonal,
+    hessian_gradient_product,
+    hutchinson_diagonal,
+    spectral_distance,
+)
+
+__all__ = [
+    "HeadBatch",
+    "gradient_variance",
+    "head_gradient",
+    "head_hvp",
+    "hessian_diagonal",
+    "hessian_gradient_product",
+    "hutchinson_diagonal",
+    "spectral_distance",
+]

@@ -1,0 +1,243 @@
+"""Gradients and Hessians of a classifier head in closed form: no double backward, no C*K x C*K matrix.
+
+Shape suffixes: B batch, D features, C classes, K = D + 1 with the bias column (K = D without a bias).
+theta = [W | b] is (C, K), z-hat = [z, 1] is (B, K), P = softmax(z-hat theta^T), R = P - onehot(y), and the loss is the
+mean cross-entropy. With one logit the loss is logistic: P = s = sigmoid, and P_i delta_ij - P_i P_j becomes s(1-s).
+
+Every function takes a :class:`HeadBatch`, follows its dtype and device, and is differentiable once by ordinary autograd
+with respect to features, weight and bias. :mod:`fedhess.curvature.autodiff` gives the same for other heads.
+
+Source: Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization", ICCV 2023.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fedhess.base.transfers import send
+from fedhess.curvature.head_batch import HeadBatch
+from fedhess.curvature.lanczos import dominant_eigenvector
+from fedhess.curvature.moments import moments, second_moment
+from fedhess.curvature.probes import check_probes, draw_signs
+
+__all__ = [
+    "HeadBatch",
+    "gradient_variance",
+    "head_gradient",
+    "head_hvp",
+    "hessian_diagonal",
+    "hessian_gradient_product",
+    "hutchinson_diagonal",
+    "spectral_distance",
+]
+
+PROBE_ELEMENTS = 2**23  # numbers in one chunk of probes: 32 MiB in float32
+
+
+def head_gradient(batch: HeadBatch) -> Tensor:
+    """Compute the gradient of the mean loss by the head's parameters, G = R^T z-hat / B.
+
+    Args:
+        batch: The head's inputs, labels and weights.
+
+    Returns:
+        G, (C, K); the last column is the gradient by the bias, if there is one. May be a remembered value: do not write
+        into it.
+
+    >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2), torch.zeros(2))
+    >>> head_gradient(batch)
+    tensor([[ 0.5000,  1.0000,  0.5000],
+            [-0.5000, -1.0000, -0.5000]])
+    """
+    if batch.outputs > batch.size:  # larger than the features: dearer to keep (fresh memory) than to compute again
+        return _gradient(batch)
+    return batch.recall("gradient", lambda: _gradient(batch))
+
+
+def _gradient(batch: HeadBatch) -> Tensor:
+    inputs_BK, _, _, residuals_BC = batch.basics
+    return residuals_BC.T @ inputs_BK
+
+
+def head_hvp(batch: HeadBatch, vector: Tensor) -> Tensor:
+    """Multiply the Hessian of the mean loss by a vector, H[V] = S^T z-hat / B.
+
+    U = z-hat V^T are the directions of the logits, S = P*U - P*rowsum(P*U); s(1-s)*U for a logistic head.
+
+    Args:
+        batch: The head's inputs, labels and weights.
+        vector: V, (C, K). A gradient flows through it too.
+
+    Returns:
+        H[V], (C, K).
+
+    Raises:
+        ValueError: If ``vector`` does not have the shape (C, K) of the head's parameters.
+
+    >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2))
+    >>> head_hvp(batch, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    tensor([[ 0.2500,  0.5000],
+            [-0.2500, -0.5000]])
+    """
+    batch.check_like_parameters("vector", vector)
+    return (batch.curve(batch.project(vector)) / batch.size).T @ batch.basics.inputs
+
+
+def hessian_gradient_product(batch: HeadBatch) -> Tensor:
+    """Multiply the Hessian of the mean loss by its gradient, H[G] (the HGP of the paper, eq. 10).
+
+    The directions U = z-hat G^T = M R / B come from the Gram matrix M = z-hat z-hat^T where B is the smaller side.
+
+    Args:
+        batch: The head's inputs, labels and weights.
+
+    Returns:
+        H[G], (C, K).
+
+    >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2))
+    >>> hessian_gradient_product(batch)
+    tensor([[ 1.2500,  2.5000],
+            [-1.2500, -2.5000]])
+    """
+    if batch.size < 2 * batch.outputs:  # B*B*K + B*B*C against 2*B*C*K multiplications
+        directions_BC = batch.gram @ batch.basics.mean_residuals
+    else:
+        directions_BC = batch.basics.inputs @ head_gradient(batch).T
+    return (batch.curve(directions_BC) / batch.size).T @ batch.basics.inputs
+
+
+def hessian_diagonal(batch: HeadBatch) -> Tensor:
+    """Compute the exact diagonal of the Hessian of the mean loss, (P*(1-P))^T (z-hat*z-hat) / B.
+
+    Args:
+        batch: The head's inputs, labels and weights.
+
+    Returns:
+        The diagonal, (C, K), non-negative.
+
+    >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2))
+    >>> hessian_diagonal(batch)
+    tensor([[0.2500, 1.0000],
+            [0.2500, 1.0000]])
+    """
+    inputs_BK, _, probabilities_BC, _ = batch.basics
+    spread_BC = probabilities_BC * (1 - probabilities_BC) / batch.size
+    return second_moment(spread_BC, inputs_BK)
+
+
+def hutchinson_diagonal(batch: HeadBatch, *, probes: int, generator: torch.Generator) -> Tensor:
+    """Estimate the Hessian's diagonal without bias from random signs, mean over probes r of r * H[r].
+
+    Bekas, Kokiopoulou, Saad (2007); the estimator of the paper's Hutchinson method (eq. 11), which draws 100 to 300
+    probes one by one through double backward. Here they are multiplied together, in chunks of bounded memory that
+    backward draws again rather than keep. :func:`hessian_diagonal` is exact and far cheaper for a linear head.
+
+    Args:
+        batch: The head's inputs, labels and weights.
+        probes: Number of probes, at least 1.
+        generator: Gives the signs, on its own device. Equal seeds give equal probes for all batches of one (C, K):
+            common random numbers, as the domains of a round need. Advanced by ``probes * C * K`` draws.
+
+    Returns:
+        The estimate, (C, K). Its error falls like 1/sqrt(probes).
+
+    Raises:
+        ValueError: If ``probes`` is less than 1.
+
+    >>> batch = HeadBatch(torch.tensor([[2.0]]), torch.tensor([1]), torch.zeros(1, 1))
+    >>> hutchinson_diagonal(batch, probes=3, generator=torch.Generator().manual_seed(0))
+    tensor([[1.]])
+    """
+    check_probes(probes)
+    recording = torch.is_grad_enabled() and batch.requires_grad
+    chunk = max(1, PROBE_ELEMENTS // (batch.shape[0] * batch.shape[1]))
+    estimate_CK = batch.features.new_zeros(batch.shape)
+    for first in range(0, probes, chunk):
+        count = min(chunk, probes - first)
+        if recording:
+            replay = generator.clone_state()
+            estimate_CK = estimate_CK + checkpoint(_replayed_probes, batch, count, replay, use_reentrant=False)
+            draw_signs(count, batch.shape, generator)  # moves the caller's generator past the chunk
+        else:
+            estimate_CK += _probe_sum(batch, draw_signs(count, batch.shape, generator))
+    return estimate_CK / probes
+
+
+def _replayed_probes(batch: HeadBatch, count: int, replay: torch.Generator) -> Tensor:
+    return _probe_sum(batch, draw_signs(count, batch.shape, replay.clone_state()))
+
+
+def _probe_sum(batch: HeadBatch, signs: Tensor) -> Tensor:
+    """Sum r * H[r] over probes (n, C, K)."""
+    count, outputs, width = signs.shape
+    probes_NCK = send(signs, batch.features.device).to(batch.features.dtype)
+    inputs_BK = batch.basics.inputs
+    directions = inputs_BK @ probes_NCK.view(count * outputs, width).T
+    curved_NBC = batch.curve(directions.view(batch.size, count, outputs).transpose(0, 1))
+    images = curved_NBC.transpose(1, 2).reshape(count * outputs, batch.size) @ inputs_BK
+    return (probes_NCK * images.view(count, outputs, width)).sum(0) / batch.size
+
+
+def gradient_variance(batch: HeadBatch) -> Tensor:
+    """Compute the variance over examples of the head's gradient, (R*R)^T (z-hat*z-hat) / B - G*G.
+
+    The centred second moment that Fishr aligns (Rame, Dancette, Cord, ICML 2022, eq. 4 with 1/B for 1/(B-1)).
+
+    Args:
+        batch: The head's inputs, labels and weights.
+
+    Returns:
+        The variance, (C, K); non-negative up to rounding, zero for B = 1.
+
+    >>> batch = HeadBatch(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]), torch.zeros(2, 1))
+    >>> gradient_variance(batch)
+    tensor([[0.2500],
+            [0.2500]])
+    """
+    inputs_BK, _, _, residuals_BC = batch.basics
+    gradient_CK, moment_CK = moments(residuals_BC, residuals_BC.square() * batch.size, inputs_BK)
+    return moment_CK - gradient_CK.square()
+
+
+def spectral_distance(batch_a: HeadBatch, batch_b: HeadBatch) -> Tensor:
+    """Measure how far two heads' Hessians are apart, ||H_a - H_b||_2, without building either.
+
+    The Hessians act as zero outside the span of the inputs' rows. If there are fewer rows than columns, the inputs are
+    first expressed in an orthonormal basis of that span (an isometry, so eigenvalues stay); Lanczos then
+    finds the eigenvector v of largest |eigenvalue| of H_a - H_b, and the distance is |v . (H_a - H_b)[v]|. That
+    quotient, with v held fixed, also has the eigenvalue's own derivative (Hellmann and Feynman).
+
+    Args:
+        batch_a: Head batch of one domain.
+        batch_b: Head batch of another; C and K must agree, the number of examples and the weights need not.
+
+    Returns:
+        The spectral norm of the difference, (). Its derivative is that of one eigenvalue where several tie.
+
+    Raises:
+        ValueError: If the heads' parameters differ in shape.
+
+    >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2))
+    >>> spectral_distance(batch, batch)
+    tensor(0.)
+    """
+    if batch_a.shape != batch_b.shape:
+        raise ValueError(
+            f"batch_b: expected a head of shape {batch_a.shape} like batch_a, got {batch_b.shape}; compare two domains "
+            "under heads of one shape"
+        )
+    with torch.no_grad():
+        rows_a, rows_b = batch_a.basics.inputs, batch_b.basics.inputs
+        span = torch.cat([rows_a, rows_b]).T
+        if span.shape[1] < span.shape[0]:
+            basis_KN = torch.linalg.qr(span).Q
+            rows_a, rows_b = rows_a @ basis_KN, rows_b @ basis_KN
+
+        def difference(vector: Tensor) -> Tensor:
+            image_a = batch_a.curve(rows_a @ vector.T).T @ rows_a / batch_a.size
+            return image_a - batch_b.curve(rows_b @ vector.T).T @ rows_b / batch_b.size
+
+        vector = dominant_eigenvector(difference, rows_a.new_empty(batch_a.outputs, rows_a.shape[1]))
+        if span.shape[1] < span.shape[0]:
+            vector = vector @ basis_KN.T
+    return (vector * (head_hvp(batch_a, vector) - head_hvp(batch_b, vector))).sum().abs()

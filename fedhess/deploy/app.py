@@ -1,0 +1,92 @@
+"""A run that Flower started: the ServerApp makes its own job directory, with tables and figures, as the commands do.
+
+The data stays on the nodes, so what config.json says of it is its name and options, no counts and no digest.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedhess.alignment.loading import resolved_args
+from fedhess.domains import Scenario, open_benchmark
+from fedhess.federation.server.run_directory import RunDirectory
+from fedhess.jobs.directory import job_directory
+from fedhess.jobs.plan import Job, PlannedRun, slug
+from fedhess.report import summarise, table, write_report
+from fedhess.settings.run_config import RunConfig, Scalar
+
+logger = logging.getLogger(__name__)
+
+RUN_DIR = "run-dir"  # key of the run config
+
+
+def run_directory(run_config: Mapping[str, Scalar], run_id: int) -> Path | None:
+    """Give the job directory of a run: the run config's, ``runs/flower-RUN_ID`` where it is empty, None without any.
+
+    It is relative to the folder that the SuperLink was started in.
+    """
+    given = run_config.get(RUN_DIR)
+    return None if given is None else Path(str(given) or f"runs/flower-{run_id}").expanduser()
+
+
+def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], object]) -> None:
+    """Run, and write what ``fedhess.simulate`` would: config.json, rounds, checkpoint, tables and figures.
+
+    A directory that holds the rounds of the same run is continued: start the run again with the same ``run-dir``.
+
+    Args:
+        config: The settings of the run.
+        path: The job directory.
+        train: Runs the rounds that are not yet in the run's directory.
+
+    Raises:
+        UsageError: The directory is in use, cannot be written, or is that of another run.
+    """
+    job = _plan(config, path)
+    with _spoken(), job_directory(path, job.description, resume=path.exists(), options=(RUN_DIR, RUN_DIR)) as changes:
+        if changes:
+            logger.warning("continued in another environment; bits may differ: %s", "; ".join(changes))
+        train(job.runs[0].directory)
+        summary = summarise(job)
+        written = write_report(job, summary)
+        logger.info("%s\nwritten: %s", table(summary), ", ".join(map(str, written)))
+
+
+def _plan(config: RunConfig, path: Path) -> Job:
+    benchmark = open_benchmark(config.domains, seed=config.seed, options=config.domains_options, held=())
+    scenario = Scenario(config.sources, config.targets, "+".join(config.targets))
+    directory = RunDirectory(path / slug(scenario.name) / str(config.seed))
+    settings = config.model_dump(
+        mode="json", exclude={"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
+    )
+    unknown: dict[str, dict[str, int]] = {domain: {} for domain in benchmark.domains}
+    dataset = {"name": benchmark.name, "title": benchmark.title, "stand_in_for": benchmark.stand_in_for}
+    description = {
+        "dataset": dataset | {"options": dict(config.domains_options), "digest": "", "counts": unknown},
+        "strategies": {config.strategy: resolved_args(config.strategy, config.strategy_args)},
+        "targets": [scenario.name],
+        "seeds": [config.seed],
+        "settings": settings,
+        "variants": [],
+    }
+    planned = PlannedRun(config.strategy, scenario, config, directory)
+    return Job(benchmark, path, (planned,), json.loads(json.dumps(description)))
+
+
+@contextmanager
+def _spoken() -> Iterator[None]:
+    """Let what this package logs appear in Flower's log of the run, which shows standard output."""
+    ours = logging.getLogger("fedhess")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("fedhess: %(message)s"))
+    before = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before)

@@ -1,0 +1,254 @@
+"""A domain of image files: checked once, decoded when asked for."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from fedhess.base.errors import UsageError
+from fedhess.base.files import cache_directory, digest_of, write_atomically
+from fedhess.domains.domain import Notify
+
+SCAN = "3"  # change it whenever `scan` judges, digests or measures otherwise
+# What Pillow raises for broken files, by format: truncated and unknown ones (OSError), PNG chunks (SyntaxError) ...
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+THREADS = min(8, os.cpu_count() or 1)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One example: where it lies, its name inside the data set (``dog/a.jpg``) and its label."""
+
+    path: Path
+    name: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What reading every file once has shown.
+
+    Attributes:
+        digest: sha256 over names and contents of the files that can be decoded.
+        bad: Position -> reason, of those that cannot.
+        aspects: Width by height of those that can, in their order.
+    """
+
+    digest: str
+    bad: dict[int, str]
+    aspects: list[float]
+
+
+class ImageDomain:
+    """A domain whose images stay on disk until asked for, and are decoded each time they are.
+
+    Args:
+        name: The domain.
+        files: Its images; all can be decoded.
+        digest: Of their contents.
+        side: Height and width of the decoded images, pixels.
+        skipped: Number of images left out because they could not be decoded.
+        aspects: Width by height of the images as they lie on disk.
+
+    Attributes:
+        aspects: (N,) float64, or None where unknown.
+        reads_files: Reading takes long enough to be done ahead; see `fedhess.base.prefetching`.
+    """
+
+    groups: Tensor | None = None
+    reads_files = True
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[ImageFile],
+        *,
+        digest: str,
+        side: int,
+        skipped: int = 0,
+        aspects: Sequence[float] | None = None,
+    ) -> None:
+        self.name = name
+        self.digest = digest
+        self.skipped = skipped
+        self.side = side
+        self.labels = torch.tensor([file.label for file in files])
+        self.aspects = None if aspects is None else torch.tensor(aspects, dtype=torch.float64)
+        self._files = files
+
+    def __len__(self) -> int:
+        """Give N."""
+        return len(self._files)
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Decode images.
+
+        Args:
+            indices: (B,) int64.
+
+        Returns:
+            (B, 3, side, side) uint8 RGB; images of another size are resized, without keeping their proportions.
+
+        Raises:
+            UsageError: A file that could be decoded before no longer can.
+        """
+        images = in_threads(self.decode, indices.tolist())
+        return torch.stack(images) if images else torch.empty((0, 3, self.side, self.side), dtype=torch.uint8)
+
+    def decode(self, index: int) -> Tensor:
+        """Decode one image: (3, side, side) uint8 RGB; see `inputs`."""
+        return _decode(self._files[index], side=self.side)
+
+
+def load_images(
+    domain: str,
+    files: Sequence[ImageFile],
+    *,
+    side: int,
+    skip_bad_images: bool,
+    cache_dir: Path | None,
+    notify: Notify,
+) -> ImageDomain:
+    """Check every image of a domain, so that a broken one shows now and not in the middle of training.
+
+    Args:
+        domain: The domain.
+        files: Its images.
+        side: Height and width to decode to, pixels.
+        skip_bad_images: Leave broken ones out instead of refusing.
+        cache_dir: Where the outcome is kept, so that the next process need not read the files again.
+        notify: Told about a first reading and about images left out.
+
+    Returns:
+        The domain.
+
+    Raises:
+        UsageError: Broken images, named, unless they are to be skipped; or none left.
+    """
+    outcome = scan(domain, files, cache_dir=cache_dir, notify=notify)
+    good = [file for position, file in enumerate(files) if position not in outcome.bad]
+    if outcome.bad:
+        first = min(outcome.bad)
+        what = f"{len(outcome.bad)} of {len(files)} images of domain {domain!r} cannot be decoded"
+        if not skip_bad_images or not good:
+            raise UsageError(
+                f"{what}, the first {files[first].path} ({outcome.bad[first]}); replace or delete "
+                f"{'it' if len(outcome.bad) == 1 else 'them'}, or leave such images out with --skip-bad-images"
+            )
+        notify(f"{what} and are left out, the first {files[first].path}")
+    skipped = len(outcome.bad)
+    return ImageDomain(domain, good, digest=outcome.digest, side=side, skipped=skipped, aspects=outcome.aspects)
+
+
+def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, notify: Notify) -> Scan:
+    """Read and decode every file once; the outcome is kept until a path, size or time of change differs.
+
+    Args:
+        domain: For the message.
+        files: The images.
+        cache_dir: Where the outcome is kept.
+        notify: Told about a first reading.
+
+    Returns:
+        The digest and the broken files.
+    """
+    stats = [(file, file.path.stat()) for file in files]
+    seen = digest_of([SCAN, *(f"{f.path} {f.name} {s.st_size} {s.st_mtime_ns}" for f, s in stats)])
+    path = cache_directory(cache_dir) / "scans" / f"{seen[:32]}.json"
+    kept = _kept(path, count=len(files))
+    if kept is not None:
+        return kept
+    notify(f"checking {len(files)} images of {domain}")
+    findings = in_threads(_check, files)
+    good = [finding for finding in findings if not finding.reason]
+    outcome = Scan(
+        digest=digest_of(part for finding in good for part in (finding.name, finding.sha256)),
+        bad={position: finding.reason for position, finding in enumerate(findings) if finding.reason},
+        aspects=[finding.aspect for finding in good],
+    )
+    text = json.dumps(asdict(outcome))
+    write_atomically(path, lambda out: out.write(text.encode()))
+    return outcome
+
+
+def _kept(path: Path, *, count: int) -> Scan | None:
+    """Read what an earlier scan has left; None if there is nothing, or nothing whole: a machine may have lost power."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        bad = {int(position): str(reason) for position, reason in dict(found["bad"]).items()}
+        kept = Scan(digest=found["digest"], bad=bad, aspects=list(found["aspects"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kept if len(kept.bad) + len(kept.aspects) == count else None
+
+
+class _Finding(NamedTuple):
+    name: str
+    reason: str  # why it cannot be decoded, or nothing
+    sha256: str = ""
+    aspect: float = 1.0
+
+
+def _check(file: ImageFile) -> _Finding:
+    """Read and decode a file."""
+    try:
+        content = file.path.read_bytes()
+        if not content:
+            return _Finding(file.name, "empty file")
+        with Image.open(io.BytesIO(content)) as image:
+            aspect = image.width / image.height
+            # JPEG: decodes every coefficient, but paints an eighth of the size. Other formats ignore it.
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+            _to_rgb(image)
+    except DECODE_ERRORS as error:
+        return _Finding(file.name, _reason(error))
+    return _Finding(file.name, "", hashlib.sha256(content).hexdigest(), aspect)
+
+
+def _decode(file: ImageFile, *, side: int) -> Tensor:
+    """Decode one image to (3, side, side) uint8."""
+    try:
+        with Image.open(file.path) as image:
+            rgb = _to_rgb(image)
+    except DECODE_ERRORS as error:
+        reason = _reason(error)
+        raise UsageError(f"{file.path} can no longer be decoded ({reason}); was it changed during the run?") from error
+    if rgb.size != (side, side):
+        rgb = rgb.resize((side, side), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to 8-bit RGB; Pillow would cut greyscale of more bits off at 255, which leaves it white."""
+    if image.mode.partition(";")[0] in ("I", "F"):
+        raise ValueError(f"16-bit or float greyscale, Pillow's mode {image.mode}; convert it to 8 bits")
+    return image.convert("RGB")
+
+
+def _reason(error: BaseException) -> str:
+    """Say why an image cannot be decoded, in words that are the same each time."""
+    if isinstance(error, UnidentifiedImageError):  # its own words have an address in memory
+        return "no image that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:  # without the path
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Apply a function to items, in order, in threads: Pillow decodes without holding the interpreter."""
+    if len(items) < 2 or THREADS < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(THREADS, len(items))) as pool:
+        return list(pool.map(function, items))

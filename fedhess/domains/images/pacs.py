@@ -1,0 +1,59 @@
+"""PACS: photo, art painting, cartoon, sketch (Li et al. 2017, "Deeper, broader and artier domain generalization")."""
+
+from dataclasses import replace
+
+from fedhess.base.errors import UsageError
+from fedhess.domains.benchmark import Benchmark
+from fedhess.domains.counts import KnownCounts, by_class
+from fedhess.domains.iconpacs import open_iconpacs
+from fedhess.domains.images.layout import Layout
+from fedhess.domains.images.release import Release, try_release
+from fedhess.domains.opening import Opening
+
+CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+RELEASE = Release(
+    layout=Layout(
+        benchmark="PACS",
+        nestings=((), ("kfold",), ("PACS", "kfold"), ("PACS",)),
+        domains={"art_painting": ("A", "art"), "cartoon": ("C",), "photo": ("P",), "sketch": ("S",)},
+        classes=CLASSES,
+    ),
+    source="Li et al. 2017",
+    known=KnownCounts(
+        {"art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929},
+        classes=by_class(
+            CLASSES,
+            art_painting=(379, 255, 285, 184, 201, 295, 449),
+            cartoon=(389, 457, 346, 135, 324, 288, 405),
+            photo=(189, 202, 182, 186, 199, 280, 432),
+            sketch=(772, 740, 753, 608, 816, 80, 160),
+        ),
+    ),
+    repository="flwrlabs/pacs",
+    size="191 MB",
+)
+
+
+def open_pacs(opening: Opening) -> Benchmark:
+    """Open PACS: from a local folder, else what an earlier run downloaded, else the hub, else IconPACS as a stand-in.
+
+    Without a network the decision takes a few seconds, see `hub.why_unreachable`.
+
+    Args:
+        opening: Options ``data_dir`` and ``skip_bad_images`` overrule the arguments of the same name.
+
+    Returns:
+        PACS (9,991 images in the complete copy, decoded to 3x224x224 uint8), or IconPACS with ``stand_in_for`` set.
+
+    Raises:
+        UsageError: A folder was given and is missing, empty or incomplete; or PACS cannot be had and ``require_real``
+            is set.
+    """
+    found, reason = try_release(RELEASE, opening)
+    if found is not None:
+        return found
+    if opening.require_real:
+        lines = "".join(f"\n  {number}. {way}" for number, way in enumerate(RELEASE.ways(opening), start=1))
+        raise UsageError(f"PACS itself is required and cannot be had ({reason}). Three ways to get it:{lines}")
+    opening.notify(f"PACS cannot be had ({reason}): IconPACS stands in for it. Its results say nothing about PACS")
+    return open_iconpacs(replace(opening, benchmark="IconPACS", options={"stand_in_for": "PACS"}))

@@ -1,0 +1,238 @@
+"""The decoded images of a domain in one memory-mapped file, each decoded once.
+
+The file holds a checksum for every image, then the pixels of every image. An image is there when its checksum is: the
+pixels are written first. So a filling that was killed goes on where it stopped, two processes can fill one file at the
+same time (they would write the same bytes), and whoever reads an image that was cut off or overwritten notices.
+"""
+
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+import torch
+from torch import Tensor
+
+from fedhess.base.errors import UsageError
+from fedhess.base.files import CACHE_VARIABLE, cache_directory, digest_of
+from fedhess.domains.domain import DomainData, Notify, keep_silent
+from fedhess.domains.images.image_files import THREADS, ImageDomain
+
+logger = logging.getLogger(__name__)
+
+DECODING = "1"  # change it whenever `ImageDomain.decode` does
+PAGE = 4096
+AT_ONCE = 64  # images between two words about the progress
+CHANNELS = 3
+
+
+class StoredImages:
+    """A domain whose decoded images are read from a file; see `DomainData`.
+
+    Args:
+        images: The domain as it lies on disk; what the file lacks is decoded from it.
+        path: The file; made if absent.
+
+    Attributes:
+        aspects: (N,) float64, see `ImageDomain`.
+        reads_files: See `ImageDomain`.
+
+    Raises:
+        UsageError: The file cannot be made or opened.
+    """
+
+    groups: Tensor | None = None
+    reads_files = True
+
+    def __init__(self, images: ImageDomain, path: Path) -> None:
+        self.name = images.name
+        self.labels = images.labels
+        self.digest = images.digest
+        self.skipped = images.skipped
+        self.aspects = images.aspects
+        self.path = path
+        self._images = images
+        shape = (len(images), CHANNELS, images.side, images.side)
+        self._offset = _offset(len(images))
+        try:
+            if not path.exists() or path.stat().st_size < store_bytes(images):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.open("ab").close()
+                os.truncate(path, store_bytes(images))  # what is not there reads as zeros
+            self._sums: npt.NDArray[np.uint32] = np.memmap(path, np.uint32, mode="r", shape=(len(images),))
+            self._pixels: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r", offset=self._offset, shape=shape)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        self._checked = np.zeros(len(images), dtype=bool)
+
+    def __len__(self) -> int:
+        """Give N."""
+        return len(self.labels)
+
+    def missing(self) -> list[int]:
+        """List the images that the file does not hold yet."""
+        return [int(number) for number in np.flatnonzero(self._sums == 0)]
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Read images; one that is damaged in the file is decoded again, and a warning is logged.
+
+        Args:
+            indices: (B,) int64.
+
+        Returns:
+            (B, 3, side, side) uint8 RGB, the same as `ImageDomain.inputs` gives.
+
+        Raises:
+            UsageError: A damaged image cannot be decoded or written anew.
+        """
+        numbers = indices.numpy()
+        found = np.empty((len(numbers), *self._pixels.shape[1:]), dtype=np.uint8)
+        np.take(self._pixels, numbers, axis=0, out=found, mode="clip")  # "raise" would copy once more
+        assert len(numbers) == 0 or 0 <= numbers.min() <= numbers.max() < len(self), numbers
+        damaged: list[int] = []
+        for position in np.flatnonzero(~self._checked[numbers]):
+            number = int(numbers[position])
+            if _checksum(found[position]) != self._sums[number]:
+                damaged.append(number)
+                found[position] = self.fill(number)
+            self._checked[number] = True
+        if damaged:
+            logger.warning(
+                "%s: %d of %d images read were missing or damaged and have been decoded again", self.path, len(damaged),
+                len(numbers),
+            )  # fmt: skip
+        return torch.from_numpy(found)
+
+    def fill(self, number: int) -> npt.NDArray[np.uint8]:
+        """Decode one image and write it: the pixels, then the checksum that says they are there.
+
+        Raises:
+            UsageError: It cannot be decoded, or the disk is full or not writable.
+        """
+        pixels: npt.NDArray[np.uint8] = self._images.decode(number).contiguous().numpy()
+        try:
+            with self.path.open("r+b") as file:
+                file.seek(self._offset + number * pixels.nbytes)
+                file.write(pixels.tobytes())
+                file.flush()
+                file.seek(number * self._sums.itemsize)
+                file.write(np.uint32(_checksum(pixels)).tobytes())
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        return pixels
+
+    def fill_missing(self, numbers: Sequence[int]) -> None:
+        """Fill in images, in threads, but for those that another process has filled in by now."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(self.fill, [number for number in numbers if self._sums[number] == 0]))
+
+
+def store_bytes(images: ImageDomain) -> int:
+    """Give the size of a domain's file."""
+    return _offset(len(images)) + len(images) * CHANNELS * images.side**2
+
+
+def decode_once(
+    images: ImageDomain,
+    *,
+    cache_dir: Path | str | None = None,
+    limit_gb: float | None = None,
+    notify: Notify = keep_silent,
+) -> StoredImages:
+    """Decode every image of a domain that has not been decoded yet, and keep them.
+
+    Args:
+        images: The domain.
+        cache_dir: Where to keep them; see `cache_directory`.
+        limit_gb: Most room they may take, in 10^9 bytes.
+        notify: Told the size before it begins, and the progress.
+
+    Returns:
+        The same domain, with the same digest, read from the cache.
+
+    Raises:
+        UsageError: They do not fit, or cannot be written, or one cannot be decoded.
+    """
+    require_room([images], cache_dir=cache_dir, limit_gb=limit_gb, notify=notify)
+    stored = StoredImages(images, store_path(images, cache_dir))
+    missing = stored.missing()
+    turn = os.getpid() * 7919 % max(len(missing), 1)  # another process that fills it too begins elsewhere
+    missing = missing[turn:] + missing[:turn]
+    for start in range(0, len(missing), AT_ONCE):
+        notify(f"decoding {images.name}: {start} of {len(missing)} images")
+        stored.fill_missing(missing[start : start + AT_ONCE])
+    return stored
+
+
+def require_room(
+    domains: Sequence[DomainData], *, cache_dir: Path | str | None = None, limit_gb: float | None = None, notify: Notify
+) -> None:
+    """Say how much room the decoded images of several domains take, and insist that it is there.
+
+    Args:
+        domains: Those of image files count.
+        cache_dir: Where they are kept.
+        limit_gb: Most room they may take, in 10^9 bytes.
+        notify: Told the size, unless everything is decoded already.
+
+    Raises:
+        UsageError: They take more than the limit, or what is missing takes more than is free.
+    """
+    found = [images for images in domains if isinstance(images, ImageDomain)]
+    total = sum(map(store_bytes, found))
+    paths = {store_path(images, cache_dir): images for images in found}
+    needed = sum(store_bytes(images) - _held_bytes(path, images) for path, images in paths.items())
+    if needed == 0:
+        return
+    folder = cache_directory(cache_dir)
+    free = shutil.disk_usage(folder).free
+    what = f"{sum(map(len, found)):,} images decoded to {found[0].side} x {found[0].side} pixels take {_gb(total)}"
+    ways = "or give --images streamed, which decodes images each time they are used"
+    if limit_gb is not None and total > limit_gb * 1e9:
+        raise UsageError(f"--image-cache-gb {limit_gb:g}: {what}; allow more, {ways}")
+    if needed > free:
+        raise UsageError(
+            f"--images cached: {what}; {_gb(needed)} are still to be written and {folder} has {_gb(free)} free; make "
+            f"room, point {CACHE_VARIABLE} at a larger disk, {ways}"
+        )
+    notify(f"{what} in {folder}; {_gb(needed)} still to be written, {_gb(free)} free")
+
+
+def store_path(images: ImageDomain, cache_dir: Path | str | None) -> Path:
+    """Give the file of a domain; its name holds a digest of the images, their size and the decoder's version."""
+    key = digest_of([DECODING, PIL.__version__, images.digest, str(images.side)])
+    return cache_directory(cache_dir) / "pixels" / f"{images.name.replace('/', '_')}-{key[:20]}.u8"
+
+
+def _held_bytes(path: Path, images: ImageDomain) -> int:
+    """Count the bytes of a domain's file that need not be written any more."""
+    if not path.exists() or path.stat().st_size < store_bytes(images):
+        return 0
+    sums = np.fromfile(path, np.uint32, count=len(images))
+    if sums.all():
+        return store_bytes(images)
+    return int(np.count_nonzero(sums)) * CHANNELS * images.side**2
+
+
+def _offset(count: int) -> int:
+    """Give where the pixels begin: after a checksum of 4 bytes for each image, on a page of its own."""
+    return -(-4 * count // PAGE) * PAGE
+
+
+def _checksum(pixels: npt.NDArray[np.uint8]) -> int:
+    """Give the CRC-32; 0 stands for an image that is not there."""
+    return zlib.crc32(pixels.data) or 1
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} cannot be written ({error}); make room, set {CACHE_VARIABLE}, or give --images streamed")

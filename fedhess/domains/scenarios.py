@@ -1,0 +1,81 @@
+"""Turn ``--target`` into scenarios: which domains are learned from and which are only evaluated."""
+
+from collections.abc import Sequence
+
+from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.domains import Benchmark, Scenario
+
+
+def choose_scenarios(benchmark: Benchmark, target: str) -> tuple[Scenario, ...]:
+    """Turn ``--target`` into scenarios, in the order given.
+
+    Args:
+        benchmark: The opened benchmark.
+        target: ``"all"``, or targets separated by commas, each a domain or several joined by ``+``.
+
+    Raises:
+        UsageError: A target is unknown or given twice, or fewer than two sources are left.
+    """
+    if target.strip() == "all":
+        return benchmark.scenarios
+    chosen = [_scenario(benchmark, part.strip()) for part in target.split(",") if part.strip()]
+    if not chosen:
+        raise UsageError("--target: expected a target, several separated by commas, or all; got nothing")
+    for scenario in chosen:
+        if chosen.count(scenario) > 1:
+            raise UsageError(f"--target: {scenario.name!r} is given twice; name each target once")
+        if len(scenario.sources) < 2:
+            left = ", ".join(scenario.sources) or "none"
+            raise UsageError(
+                f"--target {scenario.name}: expected at least two source domains to align, left of {benchmark.title}: "
+                f"{left}; hold out fewer at once"
+            )
+    return tuple(chosen)
+
+
+def inner_scenarios(benchmark: Benchmark, scenarios: Sequence[Scenario]) -> tuple[Scenario, ...]:
+    """List what cross-validation leaves out: with each scenario's targets, each of its sources in turn.
+
+    A pair of domains serves both: of four domains left out in turn these are six more scenarios, not twelve.
+
+    Args:
+        benchmark: The opened benchmark.
+        scenarios: The scenarios whose round and setting are to be selected.
+
+    Raises:
+        UsageError: The benchmark fixes its targets, or a scenario has too few sources to lose one.
+    """
+    if set(benchmark.domains) != {scenario.name for scenario in benchmark.scenarios}:
+        raise UsageError(
+            f"--selection lodo: {benchmark.title} fixes its targets, so no source can be left out as well; use "
+            "--selection source"
+        )
+    inner: dict[str, Scenario] = {}
+    for scenario in scenarios:
+        if len(scenario.sources) < 3:
+            raise UsageError(
+                f"--selection lodo: expected at least three sources for target {scenario.name}, so that two are left "
+                f"to align, got {', '.join(scenario.sources)}; hold out fewer at once, or use --selection source"
+            )
+        for source in scenario.sources:
+            both = _scenario(benchmark, "+".join((*scenario.targets, source)))
+            inner[both.name] = both
+    return tuple(both for both in inner.values() if both not in scenarios)
+
+
+def _scenario(benchmark: Benchmark, name: str) -> Scenario:
+    """Make the scenario that holds out ``name``, a domain or several joined by ``+``."""
+    fixed = {scenario.name: scenario for scenario in benchmark.scenarios}
+    if name in fixed:
+        return fixed[name]
+    parts = [part.strip() for part in name.split("+")]
+    free = set(benchmark.domains) == set(fixed)  # else the benchmark itself says which domains may be targets
+    unknown = next((part for part in parts if part not in benchmark.domains), None if free else name)
+    if unknown is not None:
+        advice = f"{did_you_mean(unknown, fixed)}, or all" if "all" not in parts else "all stands alone"
+        raise UsageError(f"--target: {benchmark.title} has no target {unknown!r}; {advice}")
+    if len(set(parts)) < len(parts):
+        raise UsageError(f"--target: {name!r} names a domain twice; name each once")
+    targets = tuple(domain for domain in benchmark.domains if domain in parts)
+    sources = tuple(domain for domain in benchmark.domains if domain not in parts)
+    return Scenario(sources=sources, targets=targets, name="+".join(targets))

@@ -1,1 +1,0 @@
-"""Where a federation runs: in this process, or on another Flower runtime."""

@@ -1,0 +1,1 @@
+"""The round: protocol, client, server, engines."""

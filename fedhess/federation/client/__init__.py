@@ -1,0 +1,1 @@
+"""A client: one domain's examples, local training, statistics, evaluation."""

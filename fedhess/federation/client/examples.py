@@ -1,0 +1,167 @@
+"""What one client holds under the run's partition: its examples of one domain, or of several."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from fedhess.base.errors import UsageError
+from fedhess.domains.partition import Examples, Share
+from fedhess.domains.shares import share_out
+from fedhess.domains.split import SplitRule
+from fedhess.federation.protocol import SOURCE, Held, Identity
+from fedhess.models.prepared import (
+    DOMAINS_KEPT,
+    DataKey,
+    LocalDomain,
+    data_key,
+    domain_split,
+    local_domain,
+    prepared,
+)
+from fedhess.settings.partition import PartitionSettings
+from fedhess.settings.run_config import RunConfig
+
+CLIENTS_KEPT = 12  # each may keep its full batch; opening one again costs little
+
+ShareKey = tuple[PartitionSettings, tuple[str, ...], tuple[DataKey, ...]]
+
+
+@dataclass(frozen=True)
+class LocalClient:
+    """One client's examples: of one domain, or of several.
+
+    Attributes:
+        domain: Its main domain.
+        client: Its number among the clients with that main domain.
+        parts: Its examples by domain, in domain order.
+    """
+
+    domain: str
+    client: int
+    parts: Mapping[str, LocalDomain]
+
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        """What tells this client from the others of the process."""
+        return (self.domain, self.client, *next(iter(self.parts.values())).key)
+
+    @property
+    def training_parts(self) -> dict[str, LocalDomain]:
+        """The parts with an example to train on."""
+        return {domain: part for domain, part in self.parts.items() if part.train_size}
+
+    @property
+    def train_size(self) -> int:
+        """Number of training examples."""
+        return sum(part.train_size for part in self.parts.values())
+
+    def identity(self, role: str) -> Identity:
+        """Say who this client is."""
+        held = [Held(name, part.train_size, len(part.evaluate_indices)) for name, part in self.parts.items()]
+        return Identity(
+            self.domain,
+            role,
+            self.client,
+            self.train_size,
+            sum(own.evaluate_examples for own in held),
+            all(part.holds_out for part in self.parts.values()),
+            () if list(self.parts) == [self.domain] else tuple(held),
+        )
+
+
+def local_client(config: RunConfig, *, domain: str, role: str, client: int) -> LocalClient:
+    """Open what a client holds; kept for the next message, unless too many others come between.
+
+    Args:
+        config: The settings of the run.
+        domain: Its main domain.
+        role: Source or target.
+        client: Its number among the clients with that main domain.
+
+    Raises:
+        UsageError: The partition has no such client, or there are too few examples for so many clients.
+    """
+    if role != SOURCE:
+        return LocalClient(domain, client, {domain: local_domain(config, domain=domain, role=role)})
+    return _local_client(
+        _share_key(config, config.sources if config.partition == "lambda" else (domain,)),
+        rule=config.split,
+        domain=domain,
+        client=client,
+        dtype=config.torch_dtype,
+    )
+
+
+def source_shares(config: RunConfig) -> Mapping[tuple[str, int], Share]:
+    """Share out the source domains among the run's clients.
+
+    Returns:
+        By main domain and number, in the order of the simulated nodes.
+
+    Raises:
+        UsageError: There are too few examples for so many clients.
+    """
+    return _shares(_share_key(config, config.sources), rule=config.split)
+
+
+def source_examples(config: RunConfig) -> dict[str, Examples]:
+    """Return labels and split of the run's source domains."""
+    return {name: domain_split(data_key(config, name), rule=config.split) for name in config.sources}
+
+
+def simulated_client(config: RunConfig, position: int) -> tuple[str, int]:
+    """Give main domain and number of the source client at a position among the simulated nodes.
+
+    No data is opened for it unless the partition mixes domains.
+    """
+    if config.partition == "lambda":
+        return list(source_shares(config))[position]
+    number, client = divmod(position, config.source_clients // len(config.sources))
+    return config.sources[number], client
+
+
+def forget_clients() -> None:
+    """Drop the clients that this process holds."""
+    _shares.cache_clear()
+    _local_client.cache_clear()
+
+
+def _share_key(config: RunConfig, domains: tuple[str, ...]) -> ShareKey:
+    """Name a partition of some domains: all that are mixed, or one that is shared out by itself."""
+    return config.partition_settings, domains, tuple(data_key(config, domain) for domain in domains)
+
+
+@lru_cache(maxsize=DOMAINS_KEPT)
+def _shares(key: ShareKey, *, rule: SplitRule) -> dict[tuple[str, int], Share]:
+    settings, domains, data_keys = key
+    examples = {domain: domain_split(data, rule=rule) for domain, data in zip(domains, data_keys, strict=True)}
+    return {(share.domain, share.client): share for share in share_out(settings, examples, seed=data_keys[0].seed)}
+
+
+@lru_cache(maxsize=CLIENTS_KEPT)
+def _local_client(key: ShareKey, *, rule: SplitRule, domain: str, client: int, dtype: torch.dtype) -> LocalClient:
+    share = _shares(key, rule=rule).get((domain, client))
+    if share is None:
+        raise UsageError(
+            f"this node is client {client} of domain {domain!r}, which the run's partition does not have; start it "
+            "with another client number, or give the run more clients"
+        )
+    _, domains, data_keys = key
+    seed, device = data_keys[0].seed, data_keys[0].device
+    return LocalClient(
+        domain,
+        client,
+        {
+            name: LocalDomain(
+                prepared(*data_keys[domains.index(name)]),
+                train_indices=holding.train,
+                evaluate_indices=holding.evaluate,
+                key=(seed, name, client) if name == domain else (seed, name, domain, client),
+                device=torch.device(device),
+                dtype=dtype,
+            )
+            for name, holding in share.holdings.items()
+        },
+    )

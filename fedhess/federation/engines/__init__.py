@@ -1,0 +1,1 @@
+"""Where clients run: in this process, on Ray; SuperNodes run them by themselves."""

@@ -1,0 +1,241 @@
+"""Run an unchanged ServerApp and ClientApp in this process, behind Flower's ``Grid`` interface.
+
+Each simulated node has its own ``Context``; records are copied on the way in and on the way out, so that neither side
+can reach into the other (array bytes are immutable and shared). A client runs when its reply is pulled, one client at
+a time, so the server can add up replies while it holds a single one.
+"""
+
+import functools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedhess.federation.engines.allocator import keep_freed_memory
+from fedhess.federation.engines.worker import Worker, answer
+from fedhess.federation.flower_compat import (
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+    NodeInfo,
+    Run,
+    copy_array_record,
+    empty_run,
+    run_identity,
+    set_message_id,
+)
+from fedhess.settings.run_config import Scalar
+
+POLL_SECONDS = 0.5  # longest a single pull waits for a running client before it returns without its reply
+TURN_SECONDS = 600.0  # that a client may take, where replies are pulled, before the next begins beside it
+
+
+@dataclass
+class _Node:
+    context: Context
+    running: "Future[Message] | None" = field(default=None)
+
+    @property
+    def busy(self) -> bool:
+        return self.running is not None and not self.running.done()
+
+
+@dataclass(frozen=True)
+class _Running:
+    future: "Future[Message]"
+    node: _Node
+    began: float
+
+
+class InProcessGrid(Grid):
+    """A Grid whose nodes live in this process.
+
+    Attributes:
+        clients_at_once: To how many clients the server had better send at once: they run one after the other, and each
+            waiting message takes memory.
+        nodes_are_fixed: No node comes later.
+
+    Args:
+        client_app: The ClientApp, called exactly as a SuperNode would call it.
+        node_configs: One node config a node, by node id.
+        run_config: The run config that every client finds in its context.
+        run_id: Id of the run.
+    """
+
+    clients_at_once = 32
+    nodes_are_fixed = True
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        *,
+        node_configs: Mapping[int, Mapping[str, Scalar]],
+        run_config: Mapping[str, Scalar],
+        run_id: int = 1,
+    ) -> None:
+        self._client_app = client_app
+        self._run = empty_run(run_id)
+        self._nodes = {
+            node_id: _Node(Context(run_id, node_id, dict(config), RecordDict(), dict(run_config)))
+            for node_id, config in node_configs.items()
+        }
+        self._pending: dict[str, Message] = {}
+        self._running: dict[str, _Running] = {}
+        self._pushed = 0
+        self._worker = Worker()
+        self._newest: Future[Message] | None = None  # of the worker's jobs
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid works for."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run this grid works for."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make an instruction message from the server to a node."""
+        return Message(content, dst_node_id=dst_node_id, message_type=message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """List the node ids."""
+        return list(self._nodes)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """List the nodes."""
+        return [NodeInfo(node_id=node_id) for node_id in self._nodes]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Accept messages; each is run when its reply is pulled.
+
+        Returns:
+            The message ids, in order.
+        """
+        return [self._push(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Run the clients of these messages, one after the other, and yield their replies as they end.
+
+        A client that has not ended within half a second goes on in the background and yields nothing this time: pull
+        again. No other begins meanwhile, unless it takes longer than ten minutes. An id that is unknown, or whose reply
+        has been pulled, yields nothing.
+        """
+        return self._replies(message_ids, POLL_SECONDS, last_chance=False)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Push messages and lazily yield their replies in the order of the messages.
+
+        Args:
+            messages: Instruction messages.
+            timeout: Seconds for each client, since they run one after the other where real clients run side by side;
+                a client that takes longer is left out.
+        """
+        return self._replies(self.push_messages(list(messages)), timeout, last_chance=True)
+
+    def close(self) -> None:
+        """Stop the worker thread, and wait for its end unless a client hangs: that thread ends with the process."""
+        self._worker.stop(wait=not any(node.busy for node in self._nodes.values()))
+
+    def _push(self, message: Message) -> str:
+        self._pushed += 1
+        message_id = f"{self._run.run_id}-{self._pushed}"
+        set_message_id(message, message_id)
+        self._pending[message_id] = Message(metadata=message.metadata, content=_isolated(message.content))  # type: ignore[call-overload]
+        return message_id
+
+    def _replies(self, message_ids: Iterable[str], wait: float | None, *, last_chance: bool) -> Iterator[Message]:
+        for message_id in message_ids:
+            reply = self._reply(message_id, wait=wait)
+            if reply is not None:
+                yield reply
+            elif last_chance:
+                self._running.pop(message_id, None)  # a late reply is for nobody
+            elif message_id in self._running and time.monotonic() - self._running[message_id].began < TURN_SECONDS:
+                return
+
+    def _reply(self, message_id: str, wait: float | None) -> Message | None:
+        if message_id in self._pending:
+            message = self._pending.pop(message_id)
+            node = self._nodes.get(message.metadata.dst_node_id)
+            if node is None or node.busy:
+                why = "no such node" if node is None else "still busy with an earlier message"
+                return _numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=message))
+            if self._newest is not None and not self._newest.done():
+                # Its thread cannot be stopped. It keeps its node busy; this node begins on a fresh worker.
+                self._worker.stop(wait=False)
+                self._worker = Worker()
+            node.running = self._newest = self._worker.submit(functools.partial(self._execute, message, node.context))
+            self._running[message_id] = _Running(node.running, node, time.monotonic())
+        if message_id not in self._running:
+            return None
+        future, node = self._running[message_id].future, self._running[message_id].node
+        try:
+            reply = future.result(timeout=wait)
+        except FutureTimeoutError:
+            return None
+        del self._running[message_id]
+        # They would keep the reply, and with it a model, until the next message.
+        if node.running is future:
+            node.running = None
+        if self._newest is future:
+            self._newest = None
+        return reply
+
+    def _execute(self, message: Message, context: Context) -> Message:
+        reply = answer(self._client_app, message, context)
+        if reply.has_content():
+            reply = Message(metadata=reply.metadata, content=_isolated(reply.content))  # type: ignore[call-overload]
+        return _numbered(reply)
+
+
+def run_in_process(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    *,
+    run_config: Mapping[str, Scalar],
+    node_configs: Sequence[Mapping[str, Scalar]],
+    node_ids: Sequence[int] | None = None,
+) -> None:
+    """Run a federation to its end in this process, which from then on keeps the memory that it frees.
+
+    Args:
+        server_app: The ServerApp.
+        client_app: The ClientApp.
+        run_config: The run config of both.
+        node_configs: One node config a client.
+        node_ids: One id a client; by default 1001, 1002, ... Nothing may depend on them.
+
+    Raises:
+        Exception: Whatever the ServerApp raises.
+    """
+    ids = list(node_ids) if node_ids is not None else [1001 + index for index in range(len(node_configs))]
+    run_id = 1
+    keep_freed_memory()
+    grid = InProcessGrid(
+        client_app, node_configs=dict(zip(ids, node_configs, strict=True)), run_config=run_config, run_id=run_id
+    )
+    with run_identity(run_id):
+        try:
+            server_app(grid, Context(run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
+        finally:
+            grid.close()
+
+
+def _numbered(reply: Message) -> Message:
+    set_message_id(reply, f"reply-to-{reply.metadata.reply_to_message_id}")
+    return reply
+
+
+def _isolated(content: RecordDict) -> RecordDict:
+    copy = RecordDict()
+    for name, record in content.items():
+        copy[name] = copy_array_record(record) if isinstance(record, ArrayRecord) else deepcopy(record)
+    return copy

@@ -1,0 +1,63 @@
+"""The settings of a run as the server, or a node, has them: what the run config gives, then the defaults by model."""
+
+from collections.abc import Mapping
+
+from fedhess.alignment.server_step import require_server
+from fedhess.domains import open_benchmark
+from fedhess.settings.defaults import default_settings, default_strategy_args
+from fedhess.settings.run_config import RunConfig, Scalar
+
+# What a node's own configuration decides, whatever the run says.
+OF_THE_NODE = {"data-dir": "data_dir", "device": "device", "threads": "threads"}
+
+
+def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar] | None = None) -> RunConfig:
+    """Read a run config, in which an empty text stands for the default.
+
+    Defaults are those of the commands: by benchmark and model, and for ``strategy-args`` by benchmark and strategy.
+    ``strategy-args`` written as ``key=value,...`` goes over these defaults; a JSON object is taken as it stands, since
+    that is how a resolved run travels. The device ``auto`` is resolved where clients run. Where the server reads them
+    (no node config), settings of its optimizer are refused beside a plain Flower strategy, as by the commands.
+
+    Args:
+        run_config: Flower's run config.
+        node_config: A node's own configuration; its ``data-dir``, ``device`` and ``threads`` come first.
+
+    Raises:
+        UsageError: A value is missing, out of range, of the wrong type, or without effect.
+
+    >>> run_config = {"domains": "IconPACS", "sources": "photo,cartoon", "targets": "sketch", "rounds": 3}
+    >>> settings = settings_of_run(run_config | {"model": "lite0-features", "strategy": "hgp", "strategy-args": ""})
+    >>> settings.rounds, settings.lr, settings.strategy_args
+    (3, 0.03, {})
+    """
+    given = RunConfig.given_in(run_config)
+    recipe, model = _recipe(given), str(given.get("model", ""))
+    strategy = str(given.get("strategy", RunConfig.model_fields["strategy"].default))
+    if not str(run_config.get("strategy-args", "")).lstrip().startswith("{"):
+        if node_config is None:
+            require_server([strategy], given)
+        args = _dictionary(given, "strategy_args")
+        given["strategy_args"] = default_strategy_args(strategy, model=model, benchmark=recipe) | args
+    for wire_key, key in OF_THE_NODE.items():
+        if node_config and wire_key in node_config:
+            given[key] = node_config[wire_key]
+    if node_config and "data-dir" in node_config:
+        options = _dictionary(given, "domains_options")
+        given["domains_options"] = {key: value for key, value in options.items() if key != "data_dir"}
+    config = RunConfig.checked(default_settings(model, benchmark=recipe) | given)
+    if node_config is None or config.device != "auto":
+        return config
+    return config.model_copy(update={"device": config.device_here})
+
+
+def _recipe(given: Mapping[str, object]) -> str:
+    """Name the benchmark, or its form, by which the defaults are chosen; no data is looked at."""
+    benchmark = open_benchmark(str(given.get("domains", "")), options=_dictionary(given, "domains_options"), held=())
+    return benchmark.recipe or benchmark.name
+
+
+def _dictionary(given: Mapping[str, object], key: str) -> dict[str, Scalar]:
+    value = given.get(key, {})
+    assert isinstance(value, dict), f"RunConfig.given_in gives {key} as a dictionary"
+    return value

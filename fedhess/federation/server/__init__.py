@@ -1,0 +1,1 @@
+"""The server: the round, its exchanges, aggregation, checkpoints."""

@@ -1,0 +1,273 @@
+"""The ServerApp: build the strategy and the model from the run config, then rounds and evaluations until the end."""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedhess.alignment.loading import load_strategy, resolved_args
+from fedhess.alignment.shapes import StatisticShapes
+from fedhess.alignment.strategy import DomainStrategy, run_round
+from fedhess.base.environment import torch_threads
+from fedhess.base.errors import DivergedError, StrategyError, UsageError
+from fedhess.base.seeds import seeded_globally
+from fedhess.curvature import head_gradient, hessian_gradient_product
+from fedhess.deploy.app import record_run, run_directory
+from fedhess.federation.run_settings import settings_of_run
+from fedhess.federation.server.checkpoint import restore_previous, restore_strategy, snapshot
+from fedhess.federation.server.clients import Federation
+from fedhess.federation.server.evaluation import evaluate_clients, make_rows
+from fedhess.federation.server.flower_round import run_flower_round
+from fedhess.federation.server.global_model import GlobalModel
+from fedhess.federation.server.health import remedy, sickness
+from fedhess.federation.server.local_training import RoundOutcome
+from fedhess.federation.server.previous_references import PreviousStatistics
+from fedhess.federation.server.run_directory import TRAINED, Row, RunDirectory
+from fedhess.jobs.checks import check_combinations
+from fedhess.models.prepared import build_model
+from fedhess.settings.run_config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+# Files of the run's directory with the tracebacks of what the strategy's own code raised.
+CLIENT_LOG, SERVER_LOG = "client.log", "server.log"
+
+OnRound = Callable[[int, list[Row]], None]
+
+
+def make_server_app(directory: RunDirectory | None = None, on_round: OnRound | None = None) -> ServerApp:
+    """Make the ServerApp of a run.
+
+    Args:
+        directory: Where rounds and checkpoints are written, and where an interrupted run continues from. Without it the
+            run config's ``run-dir`` is the directory of a whole job, tables and figures included, and nothing is
+            written where that is absent too.
+        on_round: Called with each evaluated round's number and rows; 0 is the model before training.
+    """
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        config = settings_of_run(context.run_config)
+        check_combinations([config])
+
+        def train(where: RunDirectory | None) -> None:
+            Server(grid, config, directory=where, on_round=on_round or _log_round).run()
+
+        path = None if directory is not None else run_directory(context.run_config, context.run_id)
+        with torch_threads(config.threads):
+            if path is None:
+                train(directory)
+            else:
+                record_run(config, path, train)
+
+    return server_app
+
+
+@dataclass
+class Server:
+    """One run from discovery to the last evaluation.
+
+    Args:
+        grid: Flower's grid.
+        config: The settings of the run.
+        directory: Where to record, or None.
+        on_round: Called after each evaluation.
+    """
+
+    grid: Grid
+    config: RunConfig
+    directory: RunDirectory | None = None
+    on_round: OnRound | None = None
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.strategy: DomainStrategy | Strategy = load_strategy(config.strategy, config.strategy_args)
+        if isinstance(self.strategy, DomainStrategy):
+            self.strategy.check(config)
+        template = build_model(config.model_copy(update={"device": "cpu"}))  # the clients' device need not be here
+        self.model = GlobalModel(
+            template,
+            optimizer=config.server_optimizer,
+            lr=config.server_lr,
+            optimizer_args=config.server_optimizer_args,
+        )
+        half = self.strategy if isinstance(self.strategy, DomainStrategy) else DomainStrategy()
+        self.shapes = StatisticShapes(
+            half.statistics, template, half.network_statistics.keys(), strategy=config.strategy
+        )
+        self.alignment_shapes = StatisticShapes(
+            {"gradient": head_gradient, "hgp": hessian_gradient_product}, template
+        ).of(("gradient", "hgp"), {})
+        self.previous = PreviousStatistics() if config.references == "previous" else None
+        self._seconds = 0.0  # of training since the last evaluation
+        self._args = resolved_args(config.strategy, config.strategy_args)
+        self._first_head = self._head().clone()
+        self._rows: list[Row] = []  # of the sources, until one sign of sickness is named
+        self._named_sick = False
+        self.federation = Federation(
+            self.grid,
+            sources=config.sources,
+            targets=config.targets,
+            source_clients_expected=config.source_clients,
+            clients_per_round=config.clients_per_round,
+            seed=config.seed,
+            quorum=config.quorum,
+            deadline=config.deadline,
+            exchange_deadline=config.exchange_deadline,
+            on_traceback=None if self.directory is None else partial(self.directory.log, CLIENT_LOG),
+        )
+
+    def run(self) -> GlobalModel:
+        """Run every round that is not yet in the run directory's checkpoint; return the final model.
+
+        Raises:
+            FederationError: A round could not be completed; the rounds before it are in the checkpoint.
+            UsageError: The strategy's own code raised; the traceback is in server.log, or a client's in client.log.
+        """
+        try:
+            return self._run()
+        except DivergedError as error:
+            raise DivergedError(f"{error}\nBegin again: {remedy(self.config, self._args)}") from error
+        except StrategyError as error:
+            if self.directory is None:
+                raise
+            file = self.directory.path / CLIENT_LOG  # unless it was here
+            if error.__cause__ is not None:
+                file = self.directory.log(SERVER_LOG, "".join(traceback.format_exception(error.__cause__)))
+            raise UsageError(f"{error}, the full traceback is in {file}") from error
+
+    def _run(self) -> GlobalModel:
+        finished, pending = self._restore()
+        if finished == self.config.rounds and pending is None:
+            return self.model
+        self.federation.discover()
+        if finished < 0:
+            self._complete(0, RoundOutcome(participants=[]))
+            finished = 0
+        elif pending is not None:
+            self._report(finished, pending)
+        for server_round in range(finished + 1, self.config.rounds + 1):
+            self._complete(server_round, self._train(server_round))
+        return self.model
+
+    def _restore(self) -> tuple[int, RoundOutcome | None]:
+        """Go back to the checkpoint; return its round, -1 without any, and what the round did if no row tells it."""
+        checkpoint = None if self.directory is None else self.directory.load_checkpoint()
+        if self.directory is not None:
+            self.directory.rewind()
+        if checkpoint is None or self.directory is None:
+            return -1, None
+        self._rows = self.directory.rows()
+        self._named_sick = bool(self._sickness())
+        checkpoint.restore(self.model)
+        restore_strategy(self.strategy, checkpoint)
+        if self.previous is not None:
+            restore_previous(self.previous, checkpoint)
+        self.federation.restore_unreported(checkpoint.unreported)
+        self._seconds = checkpoint.unreported.get("seconds", 0.0)
+        trained = checkpoint.unreported.get(TRAINED)
+        return checkpoint.server_round, None if trained is None else RoundOutcome([], trained)
+
+    def _train(self, server_round: int) -> RoundOutcome:
+        with seeded_globally(self.config.seed, "server", server_round):  # for strategies that draw from them
+            if isinstance(self.strategy, DomainStrategy):
+                return run_round(
+                    self.strategy,
+                    self.federation,
+                    self.model,
+                    shapes=self.shapes,
+                    config=self.config,
+                    server_round=server_round,
+                    previous=self.previous,
+                )
+            return run_flower_round(
+                self.strategy, self.federation, self.model, config=self.config, server_round=server_round
+            )
+
+    def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
+        """Write a checkpoint every few rounds and at the end; then evaluate if it is the round's turn.
+
+        In this order an evaluation that fails takes nothing away that was trained.
+        """
+        self._seconds += outcome.seconds
+        evaluated = self.config.is_evaluated(server_round)
+        if self.directory is not None and self._is_kept(server_round):
+            unreported = self.federation.unreported() | {"seconds": self._seconds}
+            if evaluated:
+                unreported[TRAINED] = outcome.metrics
+            self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy, self.previous, unreported))
+        if evaluated:
+            self._report(server_round, outcome)
+
+    def _is_kept(self, server_round: int) -> bool:
+        return server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds
+
+    def _report(self, server_round: int, outcome: RoundOutcome) -> None:
+        """Evaluate and write the rows; after the last round wait for the disk."""
+        rows = self._evaluate(server_round, outcome)
+        if self.directory is not None:
+            self.directory.append(rows)
+            if self._is_kept(server_round):
+                self.directory.settle()
+            if server_round == self.config.rounds:
+                self.directory.sync()
+        if self.on_round is not None:
+            self.on_round(server_round, rows)
+        self._look_for_sickness(rows)
+
+    def _look_for_sickness(self, rows: list[Row]) -> None:
+        """Warn at the first sign that the run is sick, once."""
+        if self._named_sick:
+            return
+        self._rows += rows
+        if sick := self._sickness():
+            self._named_sick = True
+            targets = "+".join(self.config.targets)
+            logger.warning("%s, target %s, seed %d: %s", self.config.strategy, targets, self.config.seed, sick)
+
+    def _sickness(self) -> str:
+        classes = max(2, len(self.alignment_shapes["gradient"]))
+        return sickness(self._rows, self.config, args=self._args, classes=classes)
+
+    def _head(self) -> Tensor:
+        """Return the head's parameters in one row."""
+        return torch.cat([value.flatten() for name, value in self.model.tensors.items() if name.startswith("head.")])
+
+    def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:
+        """Have every client evaluate the model; one row a client and domain, those that failed included."""
+        started = time.monotonic()
+        evaluated = evaluate_clients(
+            self.federation,
+            self.model.payload(),
+            splits_targets=self.config.splits_targets,
+            alignment=self.alignment_shapes,
+            server_round=server_round,
+            deadline=self.config.deadline,
+        )
+        rows = make_rows(
+            self.federation,
+            evaluated,
+            outcome,
+            splits_targets=self.config.splits_targets,
+            server_round=server_round,
+        )
+        seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0
+        change = float((self._head() - self._first_head).norm() / self._first_head.norm())
+        return [row | {"seconds": seconds, "head_change": change} for row in rows]
+
+
+def _log_round(server_round: int, rows: list[Row]) -> None:
+    for row in rows:
+        logger.info("round %d, %s (%s): accuracy %s", server_round, row["domain"], row["role"], row["accuracy"])
+
+
+app = make_server_app()

@@ -1,0 +1,154 @@
+"""The server's question to the source clients: ``ask("gradient")`` returns that statistic of every domain."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from flwr.app import RecordDict
+from torch import Tensor
+
+from fedhess.alignment.shapes import StatisticShapes
+from fedhess.base.seeds import derive_seed
+from fedhess.federation import protocol
+from fedhess.federation.server.clients import Federation, ModelPayload
+from fedhess.federation.server.discovery import Client
+from fedhess.federation.server.global_model import DomainMeans, WeightedMean
+from fedhess.federation.statistic_requests import encode_request
+from fedhess.federation.validation import read_tensors
+from fedhess.settings.run_config import RunConfig, Scalar
+
+Answer = dict[str, dict[str, Tensor]]  # a client's statistics, by domain and name
+
+
+class PerDomain(Mapping[str, Tensor]):
+    """One statistic of every source domain that has a client in the round, in domain order.
+
+    Args:
+        values: The statistic by domain.
+        weights: Weight of each domain in :meth:`mean`; equal unless the run weighs by examples.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+        self._values = dict(values)
+        self._weights = dict(weights)
+
+    def __getitem__(self, domain: str) -> Tensor:
+        return self._values[domain]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def with_values(self, values: Mapping[str, Tensor]) -> "PerDomain":
+        """Return other values of the same domains, weighed alike."""
+        return PerDomain({domain: values[domain] for domain in self._values}, self._weights)
+
+    def mean(self) -> Tensor:
+        """Average over the domains, summed in domain order."""
+        mean = WeightedMean()
+        for domain, value in self._values.items():
+            mean.add({"": value}, self._weights[domain])
+        return mean.result()[""]
+
+
+class Exchange:
+    """Ask the source clients of a round for statistics of their head, each call one exchange of messages.
+
+    Args:
+        federation: The clients.
+        shapes: The strategy's statistics and what shape each has.
+        model: The round's model.
+        config: The settings of the run.
+        server_round: Number of the round.
+
+    Attributes:
+        domains: Names of the run's source domains. In a round without a client of a domain, no answer has it.
+        participants: The source clients still in the round: those that answered every exchange so far.
+        seed: Seed that the round's domains share, for common random numbers.
+        server_round: Number of the round.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        shapes: StatisticShapes,
+        model: ModelPayload,
+        config: RunConfig,
+        server_round: int,
+    ) -> None:
+        self.domains = tuple(config.sources)
+        self.participants = federation.participants(server_round)
+        self.seed = derive_seed(config.seed, "round", server_round)
+        self.server_round = server_round
+        self._asked = len(self.participants)
+        self._federation = federation
+        self._shapes = shapes
+        self._model = model
+        self._config = config
+
+    def __call__(self, name: str, **given: Tensor | Scalar) -> PerDomain:
+        """Ask for one statistic.
+
+        Args:
+            name: One of the strategy's statistics.
+            **given: Tensors and scalars that its function takes besides the batch.
+
+        Returns:
+            The statistic by domain: the mean over the domain's clients, weighted by their examples of it. A client that
+            holds several domains answers for each, and counts in each.
+
+        Raises:
+            FederationError: Fewer source clients than the quorum answered.
+        """
+        return self.several(name, **given)[name]
+
+    def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
+        """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
+        return self._settled(names, self._ask(self.participants, names, given))
+
+    def _ask(
+        self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
+    ) -> Iterator[tuple[Client, Answer]]:
+        """Send one message to each client and yield the good answers as they come, in domain order."""
+        parts = encode_request(names, given)
+        expected = self._shapes.of(names, given)
+        return self._federation.exchange(
+            _phase(names),
+            clients,
+            message_type=protocol.STATISTICS,
+            server_round=self.server_round,
+            model=self._model,
+            parts=lambda _: parts,
+            read=lambda client, content: read_answer(client, content, expected),
+            deadline=self._config.exchange_deadline,
+        )
+
+    def _settled(self, names: Sequence[str], answers: Iterable[tuple[Client, Answer]]) -> dict[str, PerDomain]:
+        """Average by domain, and go on with the clients that answered, if they are enough."""
+        means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants])
+        answered: list[Client] = []
+        for client, answer in answers:
+            answered.append(client)
+            for domain, tensors in answer.items():
+                means.add(domain, tensors, client.identity.trains_on[domain])
+        self.participants = answered
+        self._federation.require_quorum(_phase(names), self.server_round, answered, asked=self._asked)
+        by_domain, examples = means.result(), means.examples
+        weights = examples if self._config.weighting == "examples" else dict.fromkeys(by_domain, 1)
+        return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights) for name in names}
+
+
+def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tensor]) -> Answer:
+    """Take a client's statistics out of a reply.
+
+    Raises:
+        ValueError: One is missing, not finite, or of another shape or dtype than expected.
+    """
+    return {
+        domain: read_tensors(content, client.identity.key(protocol.STATISTIC_VALUES, domain), like=expected)
+        for domain in client.identity.trains_on
+    }
+
+
+def _phase(names: Sequence[str]) -> str:
+    return "exchange " + "+".join(names)

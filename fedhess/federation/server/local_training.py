@@ -1,0 +1,270 @@
+"""The server's side of local training: train messages with their references, and the mean of the updates."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from fedhess.federation import protocol
+from fedhess.federation.server.clients import Federation, ModelPayload
+from fedhess.federation.server.discovery import Client
+from fedhess.federation.server.global_model import GlobalModel, WeightedMean
+from fedhess.federation.server.previous_references import PreviousStatistics
+from fedhess.federation.validation import read_tensors, training_metrics_of
+from fedhess.settings.run_config import RunConfig
+
+# What a strategy's server half hands to the clients: tensors for all, or values by domain, to each those it holds.
+Reference = Mapping[str, Tensor | Mapping[str, Tensor]]
+
+# What a client holds of each domain, and how much that weighs.
+Weights = Mapping[Client, Mapping[str, float]]
+
+
+def check_reference(reference: object) -> None:
+    """Check what a strategy's server half returned.
+
+    Raises:
+        TypeError: It is not a mapping of names to tensors, or to tensors by domain.
+    """
+    expected = "expected a mapping of names to tensors, or to tensors by domain, got"
+    if not isinstance(reference, Mapping):
+        raise TypeError(f"{expected} {type(reference).__name__}")
+    for name, value in reference.items():
+        parts = list(value.values()) if isinstance(value, Mapping) else [value]
+        for part in parts:
+            if not isinstance(part, Tensor):
+                raise TypeError(f"{expected} {type(part).__name__} for {name!r}")
+
+
+@dataclass
+class RoundOutcome:
+    """What a round of training did.
+
+    Attributes:
+        participants: Source clients that completed every phase.
+        metrics: Each participant's training metrics: examples, loss and objective at the first step, seconds.
+        seconds: Wall time of the round's training.
+    """
+
+    participants: list[Client]
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
+class ClientUpdate:
+    """What the local steps of a client, or of the clients of a domain, made.
+
+    Attributes:
+        update: ``before - after`` by name.
+        momentum: The momentum buffers the optimizer ended with, where they were asked for.
+    """
+
+    update: dict[str, Tensor]
+    momentum: dict[str, Tensor]
+
+
+class LocalPhase:
+    """Have the source clients of a round train.
+
+    Args:
+        federation: The clients.
+        model: The global model, which the round began from.
+        participants: Who takes part, in domain order.
+        reference: References of the round.
+        config: The settings of the run.
+        server_round: Number of the round.
+        previous: Asks in the train messages for the statistics of the next round's references, if anything does.
+
+    Attributes:
+        outcome: Who completed the phase, and their metrics.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        model: GlobalModel,
+        participants: list[Client],
+        reference: Reference,
+        config: RunConfig,
+        server_round: int,
+        previous: PreviousStatistics | None = None,
+    ) -> None:
+        self.model = model
+        self.participants = participants
+        self.config = config
+        self.server_round = server_round
+        self.outcome = RoundOutcome(participants=[])
+        self._asked = len(federation.participants(server_round))
+        self._federation = federation
+        self._references = _ReferenceParts(reference)
+        self._previous = previous
+
+    @property
+    def domains(self) -> list[str]:
+        """The domains of which a participant has training examples, in domain order."""
+        held = {domain for client in self.participants for domain in client.identity.trains_on}
+        return [domain for domain in self.config.sources if domain in held]
+
+    def mean_update(self, domain_weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+        """Train all clients at once from the global model and average their updates in domain order.
+
+        Replies are added up as they come, one in memory at a time.
+
+        Args:
+            domain_weights: Weight of each domain, or None for the run's weighting.
+
+        Raises:
+            FederationError: Fewer source clients than the quorum trained.
+        """
+        mean = WeightedMean()
+        weights = holding_weights(self.participants, self.config, domain_weights)
+        for client, result in self._train(weights, self.model.payload(), None):
+            mean.add(result.update, sum(weights[client].values()))
+        self.require_quorum()
+        return mean.result()
+
+    def train_domain(
+        self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
+    ) -> ClientUpdate | None:
+        """Train the clients of one domain, on their examples of it alone, from a model of its own.
+
+        Args:
+            domain: The domain.
+            position: Every tensor of the model they begin from.
+            momentum: Momentum buffers that their optimizers begin with, by parameter; empty for fresh ones.
+            name: Tells this model from the other models of the round.
+
+        Returns:
+            Their mean update and momentum by examples, or None if all failed.
+        """
+        payload = self.model.payload()
+        started_from = ModelPayload(f"{payload.model_id}-{name}", protocol.encode_tensors(position))
+        counts = {client: client.identity.trains_on.get(domain, 0) for client in self.participants}
+        total = sum(counts.values())
+        weights = {client: {domain: count / total} for client, count in counts.items() if count}
+        update, buffers = WeightedMean(), WeightedMean()
+        any_update = any_momentum = False
+        for client, result in self._train(weights, started_from, momentum):
+            update.add(result.update, weights[client][domain])
+            any_update = True
+            if result.momentum:
+                buffers.add(result.momentum, weights[client][domain])
+                any_momentum = True
+        if not any_update:
+            return None
+        return ClientUpdate(update.result(), buffers.result() if any_momentum else {})
+
+    def require_quorum(self) -> None:
+        """Insist that enough clients have trained.
+
+        Raises:
+            FederationError: Fewer source clients than the quorum did.
+        """
+        self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=self._asked)
+
+    def _train(
+        self, weights: Weights, payload: ModelPayload, momentum: Mapping[str, Tensor] | None
+    ) -> Iterator[tuple[Client, ClientUpdate]]:
+        expected = {name: self.model.tensors[name] for name in self.model.update_names}
+        carried = {} if momentum is None else {protocol.MOMENTUM: protocol.encode_tensors(momentum)}
+        has_momentum = momentum is not None and self.config.client_optimizer == "SGD" and self.config.momentum > 0
+        trained = {name: expected[name] for name in self.model.trained_names} if has_momentum else {}
+
+        # A model that went through other domains is not the one that the statistics are to be of: they are left for an
+        # exchange of the next round.
+        previous = self._previous if payload.model_id == self.model.payload().model_id else None
+        requests = {} if previous is None else previous.requests()
+
+        def parts(client: Client) -> dict[str, protocol.Part]:
+            return {**self._references(client), **carried, **_weights_part(client, weights[client]), **requests}
+
+        def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
+            update = read_tensors(content, protocol.MODEL, like=expected)
+            buffers = read_tensors(content, protocol.MOMENTUM, like=trained) if trained else {}
+            metrics = training_metrics_of(content)
+            if previous is not None:
+                previous.read(client, content)
+            return ClientUpdate(update, buffers), metrics
+
+        replies = self._federation.exchange(
+            "train",
+            weights,
+            message_type=protocol.TRAIN,
+            server_round=self.server_round,
+            model=payload,
+            parts=parts,
+            read=read,
+            deadline=self.config.deadline,
+        )
+        for client, (result, metrics) in replies:
+            if client.label not in self.outcome.metrics:  # else it has trained on another of its domains before
+                self.outcome.participants.append(client)
+            self.outcome.metrics[client.label] = metrics
+            yield client, result
+
+
+class _ReferenceParts:
+    """The references of a round as the records of each client's message; what all share is encoded once.
+
+    Args:
+        reference: What the strategy's server half returned.
+    """
+
+    def __init__(self, reference: Reference) -> None:
+        shared = {name: value.detach() for name, value in reference.items() if isinstance(value, Tensor)}
+        self._shared = protocol.encode_tensors(shared)
+        self._by_domain = {name: value for name, value in reference.items() if not isinstance(value, Tensor)}
+
+    def __call__(self, client: Client) -> dict[str, ArrayRecord]:
+        """Return the records of one client."""
+        identity = client.identity
+        own = {
+            identity.key(protocol.REFERENCE, domain): protocol.encode_tensors(
+                {name: values[domain].detach() for name, values in self._by_domain.items() if domain in values}
+            )
+            for domain in identity.trains_on
+        }
+        if not identity.several:
+            return {protocol.REFERENCE: ArrayRecord({**self._shared, **own[protocol.REFERENCE]})}
+        return {protocol.REFERENCE: self._shared, **own}
+
+
+def _weights_part(client: Client, weights: Mapping[str, float]) -> dict[str, ConfigRecord]:
+    """Tell a client of several domains what each weighs in its loss; nothing to a client of one."""
+    if not client.identity.several:
+        return {}
+    if not any(weights.values()):  # its update will not count, but it has to make one
+        weights = client.identity.trains_on
+    domains, values = list(weights), [float(weight) for weight in weights.values()]
+    return {protocol.CONFIG: ConfigRecord({protocol.TRAIN_DOMAINS: domains, protocol.TRAIN_WEIGHTS: values})}
+
+
+def holding_weights(
+    clients: Sequence[Client], config: RunConfig, by_domain: Mapping[str, float] | None = None
+) -> dict[Client, dict[str, float]]:
+    """Weigh what each client holds of each domain: domains share the weight, then clients a domain's by examples.
+
+    The weights of a client's domains add up to its own in the mean, and are how its loss weighs them: so the mean of
+    the clients' gradients is the gradient of the weighted mean over domains, whoever holds what.
+
+    Args:
+        clients: Who takes part.
+        config: Weighting by domain (each the same), or by examples (each example the same).
+        by_domain: Weights of the domains from the strategy, in place of the run's.
+
+    Returns:
+        By client and domain.
+    """
+    held = {client: client.identity.trains_on for client in clients}
+    if config.weighting == "examples" and by_domain is None:
+        return {client: {domain: float(count) for domain, count in own.items()} for client, own in held.items()}
+    totals: dict[str, int] = {}
+    for own in held.values():
+        for domain, count in own.items():
+            totals[domain] = totals.get(domain, 0) + count
+    share = {client: {domain: count / totals[domain] for domain, count in own.items()} for client, own in held.items()}
+    if by_domain is None:
+        return share
+    return {client: {domain: by_domain[domain] * part for domain, part in own.items()} for client, own in share.items()}

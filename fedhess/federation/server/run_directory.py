@@ -1,0 +1,263 @@
+"""The directory of one run on disk: rounds.jsonl, the truth that every table is made from, and the checkpoint."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fedhess.base.errors import UsageError
+from fedhess.federation.server.checkpoint import Checkpoint
+
+Row = dict[str, Any]
+
+# What every row has, with its types.
+NUMBER = (float, int, type(None))
+ROW: dict[str, type | tuple[type, ...]] = {
+    **{"round": int, "domain": str, "role": str, "split": str, "examples": int, "loss": NUMBER, "accuracy": NUMBER},
+    **{"gradient_distance": NUMBER, "hgp_distance": NUMBER, "failures": list},
+}
+
+TRAINED = "trained"  # key of what is unreported: the training metrics of a round that is yet to be evaluated
+
+
+class StorageError(Exception):
+    """Results could not be written: the disk is full or the permissions are gone. No mistake in the command."""
+
+
+class RunDirectory:
+    """One run's directory, ``runs/NAME/TARGET/SEED``, below a directory for the strategy if a job has several.
+
+    A checkpoint is a safetensors file and a small ``checkpoint.json`` that names it together with the length of
+    rounds.jsonl at that moment and what no row has told yet. The JSON file is replaced atomically and last, so that
+    whatever instant the process is killed at, file, checkpoint and rows agree after :meth:`rewind`: later rows are cut
+    off and made again. Nothing but the methods that say so writes.
+
+    Args:
+        path: The directory; made when first written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rounds_file = path / "rounds.jsonl"
+        self._checkpoint_dir = path / "checkpoint"
+        self._index = self._checkpoint_dir / "checkpoint.json"
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Append rows to rounds.jsonl; a number that is not finite becomes null, which is what JSON has for it.
+
+        Raises:
+            StorageError: They cannot be written.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.rounds_file.open("a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+
+    def rows(self) -> list[Row]:
+        """Read every row; none if the run has not begun. A line cut short by a kill is left out.
+
+        Raises:
+            UsageError: A line is no row, or may not be read.
+        """
+        if not self.rounds_file.exists():
+            return []
+        with _reading(self.rounds_file), self.rounds_file.open(encoding="utf-8") as stream:
+            return [_row(line, number) for number, line in enumerate(stream, start=1) if line.endswith("\n")]
+
+    def log(self, name: str, text: str) -> Path:
+        """Append to a log for people, and return its path.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        file = self.path / name
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(text)
+        return file
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and drop the one before it.
+
+        Raises:
+            StorageError: It cannot be written; the one before it is still there.
+        """
+        with writing(self.path):
+            self._checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            name = f"round-{checkpoint.server_round:06d}.safetensors"
+            tensors = {key: value.detach().contiguous() for key, value in checkpoint.tensors.items()}
+            replace_file(self._checkpoint_dir / name, save(tensors, metadata={"fedhess": checkpoint.header()}))
+            self._write_index(checkpoint.server_round, name, checkpoint.unreported)
+            self.tidy()
+
+    def settle(self) -> None:
+        """Note that the rows so far hold all that the last checkpoint's round has to tell.
+
+        Raises:
+            StorageError: It cannot be written; the round is then evaluated again.
+        """
+        index = self._read_index()
+        with writing(self.path):
+            self._write_index(index["round"], index["file"], {})
+
+    def sync(self) -> None:
+        """Wait until the rows and the last checkpoint are on the disk, which a power cut could take before.
+
+        Raises:
+            StorageError: The disk fails.
+        """
+        checkpoint = self._checkpoint_dir / str(self._read_index()["file"])
+        with writing(self.path):
+            for path in (self.rounds_file, checkpoint, self._index, self._checkpoint_dir, self.path):
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def tidy(self) -> None:
+        """Drop what belongs to no completed round: the checkpoint before the last, and what a kill left half written.
+
+        Raises:
+            StorageError: A file cannot be deleted.
+        """
+        if not self._index.exists():
+            return
+        kept = (self._read_index()["file"], self._index.name)
+        with writing(self.path):
+            for other in self._checkpoint_dir.iterdir():
+                if other.name not in kept:
+                    other.unlink()
+
+    def completed_round(self) -> int | None:
+        """Return the number of the last round that is trained and, where it is its turn, evaluated; or None."""
+        if not self._index.exists():
+            return None
+        index = self._read_index()
+        completed = int(index["round"]) - (TRAINED in index["unreported"])
+        return completed if completed >= 0 else None
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """Read the last checkpoint, or return None where there is none.
+
+        Raises:
+            UsageError: A file is damaged or may not be read.
+        """
+        if not self._index.exists():
+            return None
+        index = self._read_index()
+        file = self._checkpoint_dir / str(index["file"])
+        with _reading(file):
+            file.open("rb").close()  # safe_open calls a file absent that it may not read
+            with safe_open(file, framework="pt") as stored:
+                header = json.loads(stored.metadata()["fedhess"])
+                tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118 - no mapping
+                return Checkpoint(int(header["round"]), tensors, header["plain"], index["unreported"])
+
+    def rewind(self) -> None:
+        """Cut rounds.jsonl back to the last checkpoint, or delete it where there is none: the run goes on from there.
+
+        Raises:
+            UsageError: It is damaged.
+            StorageError: It cannot be written.
+        """
+        length = int(self._read_index()["rounds_jsonl_bytes"]) if self._index.exists() else 0
+        with _reading(self.rounds_file):
+            if self._rows_length() < length:
+                raise ValueError(f"it is shorter than the {length} bytes that the checkpoint counted")
+        with writing(self.path):
+            if length:
+                os.truncate(self.rounds_file, length)
+            else:
+                self.rounds_file.unlink(missing_ok=True)
+
+    def _rows_length(self) -> int:
+        return self.rounds_file.stat().st_size if self.rounds_file.exists() else 0
+
+    def _write_index(self, server_round: int, file: str, unreported: Mapping[str, Any]) -> None:
+        index = {"round": server_round, "file": file, "rounds_jsonl_bytes": self._rows_length()}
+        replace_file(self._index, (json.dumps(index | {"unreported": dict(unreported)}) + "\n").encode())
+
+    def _read_index(self) -> dict[str, Any]:
+        with _reading(self._index):
+            index: dict[str, Any] = json.loads(self._index.read_text(encoding="utf-8"))
+            needed = {key: index[key] for key in ("round", "file", "rounds_jsonl_bytes")}
+            return needed | {"unreported": dict(index.get("unreported", {}))}
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that it is seen either whole or not at all, whenever the process is killed.
+
+    The system writes it to the disk in its own time: to wait for that would cost 8 ms a file, as much as a round of a
+    small model. So a power cut can take the last seconds, and with them a checkpoint that was written in them, until a
+    completed run is synced.
+
+    Raises:
+        OSError: It cannot be written; the one before it is still there.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write below ``path`` into advice.
+
+    Raises:
+        StorageError: The block raised ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {path}: {error.strerror or error}; free space or mend the permissions"
+        ) from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; change its permissions") from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        run = path.parent.parent if path.parent.name == "checkpoint" else path.parent
+        raise UsageError(
+            f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy, or delete {run} to make "
+            "this run anew"
+        ) from error
+
+
+def _row(line: str, number: int) -> Row:
+    """Read a line of rounds.jsonl.
+
+    Raises:
+        ValueError: It is no JSON, or not what every reader of rows needs.
+    """
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number}: expected a row, got {type(row).__name__}")
+    wrong = [key for key, kinds in ROW.items() if not isinstance(row.get(key, ...), kinds)]
+    if wrong:
+        raise ValueError(
+            f"line {number}: expected a row of {', '.join(ROW)}; missing or of another type: {', '.join(wrong)}"
+        )
+    return row
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

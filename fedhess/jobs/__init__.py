@@ -1,0 +1,1 @@
+"""What a command asks for, and the directory that keeps it."""

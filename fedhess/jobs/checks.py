@@ -1,0 +1,119 @@
+"""What must hold of a job's settings before anything runs."""
+
+from collections.abc import Sequence
+
+from fedhess.alignment.loading import client_half
+from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.domains import Benchmark, split_domain
+from fedhess.domains.shares import read_examples, require_room_for_domains, share_out
+from fedhess.jobs.variants import Variant, check_variants
+from fedhess.models.prepared import build_model
+from fedhess.results.selection import DEFAULT, SELECTORS
+from fedhess.settings.optimizers import check_optimizer
+from fedhess.settings.run_config import RunConfig
+
+
+def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) -> None:
+    """Check what no single value shows: together, and with the model.
+
+    Args:
+        configs: Of every run.
+        needs_weights: Whether pretrained weights must be at hand; the model is built in any case.
+
+    Raises:
+        UsageError: Settings exclude each other, or the model cannot be built.
+    """
+    first = configs[0]
+    check_combinations(configs)
+    for config in configs:
+        client_half(config).check(config)
+    try:
+        build_model(first if needs_weights else first.model_copy(update={"pretrained": False}))
+    except UsageError as error:
+        raise UsageError(f"--model {first.model}: {error}") from error
+
+
+def check_combinations(configs: Sequence[RunConfig]) -> None:
+    """Check what no single value shows, as far as neither the model's weights nor any data are needed.
+
+    Raises:
+        UsageError: Settings exclude each other.
+    """
+    first = configs[0]
+    fewest = min(configs, key=lambda config: config.source_clients)
+    names = f" ({', '.join(fewest.sources)})" if first.partition == "domain" else ""
+    if first.quorum > fewest.source_clients:
+        raise UsageError(
+            f"--quorum: expected at most {fewest.source_clients}, the number of source clients{names}, got "
+            f"{first.quorum}"
+        )
+    if first.quorum > first.clients_per_round > 0:
+        raise UsageError(
+            f"--quorum: expected at most {first.clients_per_round}, the clients drawn a round (--clients-per-round), "
+            f"got {first.quorum}"
+        )
+    if first.device == "mps" and first.dtype == "float64":
+        raise UsageError("--dtype float64: Apple's GPU has no float64; use --device cpu or --dtype float32")
+    for config in configs:  # those of variants differ
+        if config.client_optimizer == "Adam" and config.momentum:
+            raise UsageError(
+                f"--momentum {config.momentum:g}: it is SGD's, and --client-optimizer is Adam; give --momentum 0"
+            )
+        check_optimizer(config.server_optimizer, lr=config.server_lr, args=config.server_optimizer_args)
+
+
+def check_selection(selection: str, variants: Sequence[Variant], benchmark: Benchmark) -> None:
+    """Insist on a selector that does not look at the target, and that can tell the variants apart.
+
+    Raises:
+        UsageError: It is not so.
+    """
+    if selection == "oracle":
+        raise UsageError(
+            "--selection: the oracle looks at the target and selects nothing here; compare with it afterwards: "
+            "python -m fedhess.report RUN --selection source,oracle"
+        )
+    if selection not in SELECTORS:
+        known = [name for name in SELECTORS if name != "oracle"]
+        raise UsageError(f"--selection: unknown selector {selection!r}; {did_you_mean(selection, known)}")
+    check_variants(variants)
+    if variants and selection == DEFAULT and benchmark.holdout == 0:
+        raise UsageError(
+            f"--variants: {benchmark.title} holds no source examples out, by which settings could be told apart; add "
+            "--selection lodo"
+        )
+
+
+def check_splits(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
+    """Insist that every domain that is split can hold examples out and keep some.
+
+    Raises:
+        UsageError: One cannot, or the benchmark holds nothing out where a rule wants every domain split.
+    """
+    rule = configs[0].split
+    if rule != "sources" and benchmark.holdout == 0:
+        raise UsageError(f"--split {rule}: {benchmark.title} holds no examples out; leave the option out")
+    split = [config.sources + (config.targets if config.splits_targets else ()) for config in configs]
+    for domain in dict.fromkeys(domain for domains in split for domain in domains):
+        data = benchmark.load(domain)
+        position = benchmark.domains.index(domain)
+        for seed in sorted({config.seed for config in configs}):
+            kept, held = split_domain(data, rule=rule, holdout=benchmark.holdout, seed=seed, position=position)
+            if len(kept) == 0 or len(held) == 0:
+                raise UsageError(
+                    f"--domains {benchmark.name}: {domain!r} has {len(data)} examples, too few in each class to hold "
+                    f"{benchmark.holdout:.0%} out for validation and train on the rest; expected at least 3 a class"
+                )
+
+
+def check_partitions(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
+    """Insist that every client of every run has something to train on.
+
+    Raises:
+        UsageError: One has nothing, or holds more domains than a batch has examples.
+    """
+    for config in configs:
+        if config.partition != "domain":
+            examples = read_examples(benchmark, config.sources, rule=config.split, seed=config.seed)
+            shares = share_out(config.partition_settings, examples, seed=config.seed)
+            require_room_for_domains(shares, batch_size=config.batch_size)

@@ -1,0 +1,87 @@
+"""How a model runs: precision, batch norms, compiled or not; and whether the settings go together."""
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+from fedhess.base.errors import UsageError
+from fedhess.models.headed import FrozenNorms, HeadedModel
+from fedhess.settings.run_config import RunConfig
+
+
+def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
+    """Make a model run as the settings say; names and values of its tensors stay what they are.
+
+    What is float32 is computed in float32 on a GPU too, not in TF32, which torch takes for convolutions. This and
+    ``deterministic`` are switches of the process; the latter stays on once a run has asked for it.
+
+    Args:
+        model: The model, on its device.
+        config: Gives ``precision``, ``batchnorm``, ``compile`` and ``deterministic``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UsageError: Batch norms are to be averaged and the model has none.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses every product on CUDA
+        torch.use_deterministic_algorithms(True)
+    model.autocast = torch.bfloat16 if config.precision == "bf16" else None
+    if config.batchnorm == "averaged":
+        if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+            raise UsageError(f"--batchnorm averaged: {config.model} has no batch norm; leave the option out")
+        for module in model.modules():
+            if isinstance(module, FrozenNorms):
+                module.frozen = False
+        model.train(model.training)
+    if config.compile:
+        model.featurizer.compile()
+    return model
+
+
+def check_execution(config: RunConfig, input_shape: tuple[int, ...]) -> None:
+    """Insist that settings go together, with the device where it is here, and with what the model sees.
+
+    Args:
+        config: The settings.
+        input_shape: Of one example as the model sees it.
+
+    Raises:
+        UsageError: They do not.
+    """
+    device = config.device_here
+    kind = torch.device(device).type
+    if config.precision == "bf16":
+        if config.dtype == "float64":
+            raise UsageError("--precision bf16: it needs --dtype float32, got float64; choose one of the two")
+        if kind not in ("cpu", "cuda"):
+            raise UsageError(f"--precision bf16: expected --device cpu or cuda, got {device}")
+        if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UsageError(f"--precision bf16: {device} computes no bfloat16; use --precision float32")
+    if config.augment != "none" and (len(input_shape) != 3 or input_shape[0] != 3):
+        raise UsageError(
+            f"--augment {config.augment}: expected RGB images (3, H, W), and {config.model} gets examples of shape "
+            f"{input_shape}; use --augment none"
+        )
+    if config.compile:
+        _check_compiler(device)
+
+
+def _check_compiler(device: str) -> None:
+    """Compile a trifle, so that a missing compiler shows before anything runs."""
+    try:
+        torch.compile(_double)(torch.ones(2, device=device))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UsageError(
+            f"--compile: torch cannot compile here ({' '.join(lines[:2])[:200]}); install a C++ compiler (on a GPU "
+            "also Triton), or leave the option out"
+        ) from error
+
+
+def _double(values: Tensor) -> Tensor:
+    return values * 2

@@ -1,0 +1,245 @@
+"""The examples of domains, opened once and kept, and the model that fits them."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedhess.base.prefetching import AHEAD, read_ahead
+from fedhess.domains import open_benchmark
+from fedhess.domains.domain import DomainData
+from fedhess.domains.partition import Examples
+from fedhess.domains.split import SplitRule, split_domain
+from fedhess.federation.protocol import SOURCE
+from fedhess.models import create_model, prepare_inputs, prepared_shape
+from fedhess.models.execution import set_execution
+from fedhess.models.headed import HeadedModel
+from fedhess.settings.run_config import RunConfig
+
+DOMAINS_KEPT = 12  # four domains of three trials: a job comes back to them with its next strategy
+
+
+class DataKey(NamedTuple):
+    """What names a domain's examples as a run sees them, for caches: settings of ``RunConfig``, options sorted."""
+
+    domains: str
+    options: tuple[tuple[str, str | int | float | bool], ...]
+    data_dir: str | None
+    domain: str
+    model: str
+    device: str
+    seed: int
+    images: str
+    image_cache_gb: float | None
+
+
+class Geometry(NamedTuple):
+    """What a benchmark says of its data without reading it.
+
+    Attributes:
+        shape: Of an input as the model sees it.
+        outputs: Number of the head's outputs.
+        holdout: Fraction of a domain that is held out.
+        domains: Every domain.
+    """
+
+    shape: tuple[int, ...]
+    outputs: int
+    holdout: float
+    domains: tuple[str, ...]
+
+
+class LocalDomain:
+    """One client's examples of one domain, on their way to the device in batches.
+
+    Args:
+        data: The domain's examples, as the model sees them.
+        train_indices: Which of them are trained on.
+        evaluate_indices: Which of them are evaluated.
+        out_indices: A target's out split, for the oracle alone; empty unless the run splits targets.
+        key: What names the client's stream of batches.
+        device: Where batches go.
+        dtype: Floating-point type of batches; images stay uint8 and are scaled by the model.
+    """
+
+    def __init__(
+        self,
+        data: DomainData,
+        *,
+        train_indices: Tensor,
+        evaluate_indices: Tensor,
+        key: tuple[str | int, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+        out_indices: Tensor | None = None,
+    ) -> None:
+        self.data = data
+        self.train_indices = train_indices
+        self.evaluate_indices = evaluate_indices
+        self.out_indices = train_indices[:0] if out_indices is None else out_indices
+        self.key = key
+        self._device = device
+        self._dtype = dtype
+        self._everything: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the evaluation examples are kept out of training."""
+        return not bool(torch.isin(self.evaluate_indices, self.train_indices).any())
+
+    @property
+    def train_size(self) -> int:
+        """Number of training examples."""
+        return len(self.train_indices)
+
+    def train_batches(self, positions: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Fetch batches of training examples by position; the full batch is fetched once and kept."""
+        everything = torch.arange(self.train_size)
+        if not positions or not torch.equal(positions[0], everything):
+            yield from self.batches([self.train_indices[part] for part in positions])
+            return
+        if self._everything is None:
+            self._everything = self.batch(self.train_indices)
+        for _ in positions:  # one full batch is like the other
+            yield self._everything
+
+    def train_aspects(self, positions: Tensor) -> Tensor | None:
+        """Give width by height of training images as they lie on disk, by position; None where that is unknown."""
+        aspects: Tensor | None = getattr(self.data, "aspects", None)
+        return None if aspects is None else aspects[self.train_indices[positions]]
+
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Fetch batches by the indices of their examples, as `batch` does; files are read ahead."""
+        ahead = min(AHEAD, len(parts) - 1) if getattr(self.data, "reads_files", False) else 0
+        for inputs, labels in read_ahead(self._read, parts, ahead=max(ahead, 0)):
+            yield inputs.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Fetch examples by their index in the domain: inputs (B, ...) and labels (B,) on the device."""
+        return next(self.batches([indices]))
+
+    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Read examples into memory that a CUDA device, if it is one, can fetch them from while it computes."""
+        inputs, labels = self.data.inputs(indices), self.data.labels[indices]
+        if inputs.is_floating_point():
+            inputs = inputs.to(self._dtype)
+        return (inputs.pin_memory(), labels.pin_memory()) if self._device.type == "cuda" else (inputs, labels)
+
+
+@lru_cache(maxsize=DOMAINS_KEPT)
+def prepared(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
+             domain: str, model: str, device: str, seed: int, images: str,
+             image_cache_gb: float | None) -> DomainData:  # fmt: skip
+    """Load a domain as the model sees it, by its :func:`data_key`; kept."""
+    benchmark = open_benchmark(
+        domains, data_dir=data_dir, seed=seed, options=dict(options), require_real=True, held=(domain,)
+    )
+    return prepare_inputs(
+        model, benchmark.load(domain), device=torch.device(device), images=images, image_cache_gb=image_cache_gb
+    )
+
+
+@lru_cache(maxsize=64)
+def _geometry(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
+              model: str, seed: int) -> Geometry:  # fmt: skip
+    benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options), held=())
+    shape = prepared_shape(model, benchmark.input_shape)
+    return Geometry(shape, benchmark.outputs, benchmark.holdout, benchmark.domains)
+
+
+def _geometry_of(key: DataKey) -> Geometry:
+    return _geometry(key.domains, key.options, key.data_dir, key.model, key.seed)
+
+
+@lru_cache(maxsize=DOMAINS_KEPT)
+def domain_split(key: DataKey, *, rule: SplitRule) -> Examples:
+    """Split a domain into what it keeps and what it holds out, the same whatever the partition; kept.
+
+    A benchmark that holds nothing out evaluates what it trains on.
+    """
+    data, geometry = prepared(*key), _geometry_of(key)
+    if geometry.holdout > 0:
+        position = geometry.domains.index(key.domain)
+        return Examples(
+            data.labels,
+            *split_domain(data, rule=rule, holdout=geometry.holdout, seed=key.seed, position=position),
+        )
+    everything = torch.arange(len(data))
+    return Examples(data.labels, everything, everything)
+
+
+@lru_cache(maxsize=DOMAINS_KEPT)
+def _local_domain(key: DataKey, *, rule: SplitRule, role: str, dtype: torch.dtype) -> LocalDomain:
+    data = prepared(*key)
+    if role == SOURCE:
+        examples = domain_split(key, rule=rule)
+        train, evaluate, out = examples.train, examples.evaluate, examples.train[:0]
+    elif rule != "sources" and _geometry_of(key).holdout > 0:
+        examples = domain_split(key, rule=rule)
+        train, evaluate, out = examples.train[:0], examples.train, examples.evaluate
+    else:
+        evaluate = torch.arange(len(data))
+        train = out = evaluate[:0]
+    return LocalDomain(
+        data,
+        train_indices=train,
+        evaluate_indices=evaluate,
+        out_indices=out,
+        key=(key.seed, key.domain, 0),
+        device=torch.device(key.device),
+        dtype=dtype,
+    )
+
+
+def local_domain(config: RunConfig, *, domain: str, role: str) -> LocalDomain:
+    """Open a whole domain, whoever its clients are; kept for the next time.
+
+    A source holds out the benchmark's fraction for evaluation (a benchmark without one evaluates the training
+    examples); a target has no training examples at all, and two splits to evaluate where the run splits targets.
+    """
+    return _local_domain(
+        data_key(config, domain),
+        rule=config.split,
+        role=role,
+        dtype=config.torch_dtype,
+    )
+
+
+def data_key(config: RunConfig, domain: str) -> DataKey:
+    """Name a domain's examples as a run sees them, for caches."""
+    options = tuple(sorted(config.domains_options.items()))
+    return DataKey(
+        config.domains,
+        options,
+        config.data_dir,
+        domain,
+        config.model,
+        config.device_here,
+        config.seed,
+        config.images,
+        config.image_cache_gb,
+    )
+
+
+def build_model(config: RunConfig) -> HeadedModel:
+    """Build the run's model with its initial weights, on the run's device where it is here, and in its dtype."""
+    geometry = _geometry_of(data_key(config, ""))
+    model = create_model(
+        config.model,
+        input_shape=geometry.shape,
+        outputs=geometry.outputs,
+        seed=config.seed,
+        pretrained=config.pretrained,
+    )
+    model = model.to(device=torch.device(config.device_here), dtype=config.torch_dtype)
+    return set_execution(model, config)
+
+
+def forget_data() -> None:
+    """Drop the examples and benchmarks that this process holds."""
+    prepared.cache_clear()
+    _geometry.cache_clear()
+    domain_split.cache_clear()
+    _local_domain.cache_clear()

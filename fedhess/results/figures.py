@@ -1,0 +1,255 @@
+"""Figures of one look, as PNG and SVG: lines that greyscale keeps apart, a legend beside the data, fonts for names.
+
+matplotlib is imported when something is drawn, since it takes a second. Nothing is set up for the process: the style
+lasts for one figure.
+"""
+
+import io
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fedhess.base.averages import mean, mean_and_error
+from fedhess.federation.server.run_directory import Row, replace_file
+from fedhess.results.candidates import Cell
+from fedhess.results.selection import mean_distance, target_accuracy
+
+ENDINGS = (".png", ".svg")
+FONT = "DejaVu Sans"  # matplotlib brings it along
+BOXES = "Last Resort"  # so does this one: a box with a number for every character there is
+# Okabe and Ito's colours, which the colour-blind tell apart; nine marks and four strokes make 36 pairs without colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+STROKES = ("-", "--", "-.", ":")
+MARKS = 8  # on one line, whatever the number of its points
+
+Curve = Mapping[int, Mapping[str, Any]]  # by round, what `mean_and_error` returns
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One measure over the rounds.
+
+    Attributes:
+        label: Of the axis, with the unit; names in it are made :func:`drawable`.
+        curves: By strategy.
+        logarithmic: Whether its values span orders of magnitude.
+    """
+
+    label: str
+    curves: Mapping[str, Curve]
+    logarithmic: bool = False
+
+
+def trained_rounds(
+    cells: Sequence[Cell], selector: str, columns: Mapping[tuple[str, str], str], distances: Iterable[str]
+) -> dict[str, Curve]:
+    """Average what one strategy's selected settings recorded, round by round, as the table does at the selected rounds.
+
+    Args:
+        cells: Of the strategy, every target and seed.
+        selector: A key of `selection.SELECTORS`.
+        columns: Name of each (scenario, target); those of one name are averaged within a trial.
+        distances: Names of alignment distances.
+
+    Returns:
+        By column, percent, and by distance: mean and standard error over trials at each round after training began.
+        A round that a run lacks has no mean.
+    """
+    found: dict[str, dict[int, dict[int, list[float | None]]]] = {}
+    expected: dict[str, int] = {}
+    for cell in cells:
+        choice, rows = cell.choose(selector)
+        names = [columns[cell.scenario.name, domain] for domain in cell.scenario.targets]
+        for name in (*names, *distances):
+            found.setdefault(name, {})
+            expected[name] = expected.get(name, 0) + 1
+        for number, group in _by_round(rows if choice else []).items():
+            values = [
+                *(
+                    (name, target_accuracy(group, number, d))
+                    for name, d in zip(names, cell.scenario.targets, strict=True)
+                ),
+                *((name, mean_distance(group, number, name)) for name in distances),
+            ]
+            for name, value in values:
+                found[name].setdefault(number, {}).setdefault(cell.seed, []).append(value)
+    return {
+        name: {
+            number: mean_and_error(
+                [mean(values) for values in by_seed.values()]
+                if sum(map(len, by_seed.values())) == expected[name]
+                else [None],
+                unit=1.0 if name in distances else 100.0,
+            )
+            for number, by_seed in sorted(by_round.items())
+        }
+        for name, by_round in found.items()
+    }
+
+
+def _by_round(rows: Iterable[Row]) -> dict[int, list[Row]]:
+    groups: dict[int, list[Row]] = {}
+    for row in rows:
+        if row["round"] > 0:  # the untrained model would set the scale
+            groups.setdefault(row["round"], []).append(row)
+    return groups
+
+
+def draw_rounds(path: Path, *, title: str, note: str, panels: Sequence[Panel]) -> list[Path]:
+    """Draw one panel a measure, one line a strategy, over the rounds, with a band of the standard error.
+
+    Args:
+        path: The PNG file.
+        title: Names the data set, and a stand-in as one.
+        note: What a reader must know: seeds, what the band is, what was selected.
+        panels: The measures; a panel without a number says so.
+
+    Returns:
+        The files.
+    """
+    strategies = list(dict.fromkeys(name for panel in panels for name in panel.curves))
+    names = (title, note, *strategies, *(panel.label for panel in panels))
+    with drawing(path, (1, len(panels)), size=(5, 4), title=title, note=note, names=names) as axes:
+        for axis, panel in zip(axes.flat, panels, strict=True):
+            values = [cell["mean"] for curve in panel.curves.values() for cell in curve.values()]
+            present = [value for value in values if value is not None]
+            for number, name in enumerate(strategies):
+                label = drawable(name, f"strategy {number + 1}")
+                _draw_curve(axis, panel.curves.get(name, {}), line_look(number), label)
+            if panel.logarithmic and present and min(present) > 0:
+                axis.set(yscale="log", ylim=(min(present) / 1.5, None))
+            if not present:
+                axis.text(0.5, 0.5, "not recorded by every run", ha="center", va="center", transform=axis.transAxes)
+                axis.set(xlim=(0, 1), yticks=[])
+            axis.set(xlabel="round", ylabel=panel.label)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(alpha=0.3)
+    return written(path)
+
+
+def _draw_curve(axis: Any, curve: Curve, look: Mapping[str, Any], label: str) -> None:
+    points = {number: cell for number, cell in curve.items() if cell["mean"] is not None}
+    axis.plot(list(points), [cell["mean"] for cell in points.values()], label=label, **look, **marked(len(points)))
+    known = {number: cell for number, cell in points.items() if cell["standard_error"] is not None}
+    low, high = ([cell["mean"] + sign * cell["standard_error"] for cell in known.values()] for sign in (-1, 1))
+    axis.fill_between(list(known), low, high, color=look["color"], alpha=0.12, linewidth=0)
+
+
+def line_look(number: int) -> dict[str, str]:
+    """Return colour, mark and stroke of a figure's line; the first 36 differ without their colours."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": STROKES[number % len(STROKES)],
+    }
+
+
+def marked(points: int) -> dict[str, int]:
+    """Mark some points of a line, evenly, where all of them would hide it."""
+    return {"markevery": max(1, points // MARKS)}
+
+
+@contextmanager
+def drawing(
+    path: Path,
+    grid: tuple[int, int],
+    *,
+    size: tuple[float, float],
+    title: str,
+    note: str = "",
+    names: Iterable[str] = (),
+    **shared: Any,
+) -> Iterator[Any]:
+    """Open a figure; when the block ends, its legend is put below the panels and it is written as PNG and SVG.
+
+    Args:
+        path: The PNG file; the SVG file has its name with another ending.
+        grid: Rows and columns of panels.
+        size: Width and height of a panel, in inches.
+        title: Names the data set, and a stand-in as one.
+        note: Second line of the title.
+        names: Texts that are drawn and that users choose: fonts that have their characters are looked for.
+        shared: As `matplotlib.figure.Figure.subplots` has it.
+
+    Yields:
+        The axes, an array of ``grid``'s shape.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    families = dict.fromkeys([FONT, *(family for name in (title, *names) for family in _fonts(name) or ())])
+    style: Any = {"font.family": list(families), "svg.hashsalt": "fedhess", "lines.markersize": 4.5}
+    with mpl.rc_context(style):
+        width, height = grid[1] * size[0], grid[0] * size[1]
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(*grid, squeeze=False, **shared)
+        yield axes
+        lines = [drawable(title), *textwrap.wrap(drawable(note), int(14 * width))]
+        figure.suptitle("\n".join(lines), fontsize=10)
+        _put_legend(figure, axes, width)
+        for ending in ENDINGS:
+            stream = io.BytesIO()
+            metadata = {"Date": None} if ending == ".svg" else None  # the same figure is the same bytes
+            figure.savefig(stream, format=ending[1:], dpi=120, metadata=metadata)
+            replace_file(path.with_suffix(ending), stream.getvalue())
+
+
+def written(path: Path) -> list[Path]:
+    """Name the files of a figure."""
+    return [path.with_suffix(ending) for ending in ENDINGS]
+
+
+def _put_legend(figure: Any, axes: Any, width: float) -> None:
+    """Name each line once for all panels, below them."""
+    handles: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        columns = max(1, int(15 * width / (max(map(len, handles)) + 10)))
+        figure.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=min(columns, len(handles)),
+            fontsize=8, handlelength=3.5,
+        )  # fmt: skip
+
+
+def drawable(text: str, instead: str = "") -> str:
+    """Return a text as it can be drawn: itself where the installed fonts have its characters.
+
+    Args:
+        text: What users chose: names of domains, classes, strategies, folders.
+        instead: What stands for it otherwise, such as the number of its column in the table; by default the text with
+            the codes of its characters.
+    """
+    if _fonts(text) is None:
+        text = instead or text.encode("ascii", "backslashreplace").decode()
+    return text.replace("$", r"\$")  # or it begins a formula
+
+
+@lru_cache
+def _fonts(text: str) -> tuple[str, ...] | None:
+    """Name the installed fonts that together have a text's characters; None where some are in none."""
+    from matplotlib import font_manager, ft2font  # noqa: PLC0415
+
+    def having(file: str, wanted: set[str]) -> set[str]:
+        font = ft2font.FT2Font(file)
+        return {character for character in wanted if font.get_char_index(ord(character))}
+
+    missing = {character for character in text if not character.isspace()}
+    missing -= having(font_manager.findfont(FONT), missing)
+    families: list[str] = []
+    for entry in font_manager.fontManager.ttflist:
+        regular = entry.style == "normal" and entry.weight == 400 and not entry.name.startswith(BOXES)
+        if missing and regular and Path(entry.fname).exists():
+            found = having(entry.fname, missing)
+            families += [entry.name] if found else []
+            missing -= found
+    return None if missing else tuple(families)

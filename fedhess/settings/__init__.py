@@ -1,0 +1,1 @@
+"""The settings of a run: their types and ranges, defaults by benchmark and model, optimizers."""

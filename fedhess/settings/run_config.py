@@ -1,0 +1,310 @@
+"""The settings of one run, validated once and carried to server and clients as Flower's flat run config."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from fedhess.base.environment import resolve_device
+from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.settings.optimizers import optimizer_name
+from fedhess.settings.partition import Partition, PartitionSettings
+
+Scalar = str | int | float | bool
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class RunConfig(BaseModel):
+    """Everything that determines one run: a strategy, a choice of source and target domains, and a seed.
+
+    The same object reaches the ServerApp and every ClientApp, so that both build the same strategy, model and data.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Data
+    domains: str
+    domains_options: dict[str, Scalar] = {}
+    stand_in_for: str | None = None
+    data_dir: str | None = None
+    images: Literal["cached", "streamed"] = "cached"
+    image_cache_gb: Positive | None = None
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    split: Literal["sources", "every", "domainbed"] = "sources"
+    # Partition of the source domains
+    partition: Partition = "domain"
+    clients: Annotated[int, Field(ge=0)] = 0
+    heterogeneity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clients_per_domain: Annotated[int, Field(ge=0)] = 0
+    dirichlet_alpha: Positive = 0.5
+    dirichlet_min_size: Annotated[int, Field(ge=1)] = 10
+    clients_per_round: Annotated[int, Field(ge=0)] = 0
+    # Model
+    model: str
+    pretrained: bool = True
+    dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
+    batchnorm: Literal["frozen", "averaged"] = "frozen"
+    compile: bool = False
+    deterministic: bool = False
+    device: str = "cpu"
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    # Method
+    strategy: str = "hgp"
+    strategy_args: dict[str, Scalar] = {}
+    references: Literal["current", "previous"] = "current"
+    # Federation
+    rounds: Annotated[int, Field(ge=1)] = 50
+    weighting: Literal["domain", "examples"] = "domain"
+    server_optimizer: str = "SGD"
+    server_lr: Positive = 1.0
+    server_optimizer_args: dict[str, Scalar] = {}
+    quorum: Annotated[int, Field(ge=0)] = 0
+    deadline: Positive = 3600.0
+    exchange_deadline: Positive = 600.0
+    # Local training
+    local_steps: Annotated[int, Field(ge=1)] = 5
+    local_epochs: Annotated[int, Field(ge=0)] = 0
+    batch_size: Annotated[int, Field(ge=0)] = 32
+    augment: Literal["none", "domainbed"] = "none"
+    statistics_batches: Annotated[int, Field(ge=1)] = 1
+    client_optimizer: Literal["SGD", "Adam"] = "SGD"
+    lr: Positive = 0.01
+    lr_drop_after: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: NonNegative = 0.0
+    l2: NonNegative = 0.0
+    # Evaluation and randomness
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @field_validator("server_optimizer")
+    @classmethod
+    def _known_optimizer(cls, name: str) -> str:
+        return optimizer_name(name)
+
+    @model_validator(mode="after")
+    def _each_domain_once(self) -> "RunConfig":
+        domains = [*self.sources, *self.targets]
+        if len(set(domains)) < len(domains):
+            raise ValueError(
+                f"--sources, --targets: expected each domain once, got {', '.join(self.sources)} and "
+                f"{', '.join(self.targets)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _possible_partition(self) -> "RunConfig":
+        mistake = self.partition_settings.mistake()
+        if not mistake and self.clients_per_round > self.source_clients:
+            mistake = (
+                f"--clients-per-round: expected at most {self.source_clients}, the number of source clients, got "
+                f"{self.clients_per_round}"
+            )
+        if mistake:
+            raise ValueError(mistake)
+        return self
+
+    @property
+    def partition_settings(self) -> PartitionSettings:
+        """How the source domains are shared among clients."""
+        return PartitionSettings(**{name: getattr(self, name) for name in PartitionSettings.__dataclass_fields__})
+
+    @property
+    def source_clients(self) -> int:
+        """Number of source clients."""
+        return self.partition_settings.source_clients(len(self.sources))
+
+    def describe_clients(self) -> str:
+        """Say in a few words who the source clients are; nothing for one a domain of which all take part."""
+        drawn = f"{self.clients_per_round} of {self.source_clients} clients drawn a round"
+        sampled = 0 < self.clients_per_round < self.source_clients
+        return ", ".join(filter(None, [self.partition_settings.describe(), drawn if sampled else ""]))
+
+    @property
+    def splits_targets(self) -> bool:
+        """Whether a target is split too: its accuracy is then read on most of it, the rest serves the oracle."""
+        return self.split != "sources"
+
+    @property
+    def lr_drop(self) -> str:
+        """Words that follow the clients' learning rate where it falls; else nothing."""
+        return f" (a tenth after {100 * self.lr_drop_after:g} % of the rounds)" if self.lr_drop_after else ""
+
+    @property
+    def local_work(self) -> str:
+        """What a client does in a round, in words."""
+        return f"{self.local_epochs} local epochs" if self.local_epochs else f"{self.local_steps} local steps"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The floating-point type of the model."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    def lr_at(self, server_round: int) -> float:
+        """Return the clients' learning rate in a round, from 1: a tenth after ``lr_drop_after`` of the rounds."""
+        last = round(self.lr_drop_after * self.rounds) if self.lr_drop_after else self.rounds
+        return self.lr / 10 if server_round > last else self.lr
+
+    @property
+    def device_here(self) -> str:
+        """The device that this process uses; ``cuda`` may be that of workers elsewhere, which resolve it again."""
+        elsewhere = self.device == "cuda" and not torch.cuda.is_available()
+        if self.device != "auto" and not elsewhere:
+            return self.device
+        return resolve_device("auto", model=self.model, batch_size=self.batch_size)
+
+    def is_evaluated(self, server_round: int) -> bool:
+        """Whether the model after ``server_round`` is evaluated: before training, at the end and every few rounds."""
+        return server_round % self.evaluate_every == 0 or server_round == self.rounds
+
+    def to_run_config(self) -> dict[str, Scalar]:
+        """Flatten into kebab-case keys and scalar values, as Flower's run config requires."""
+        flat: dict[str, Scalar] = {}
+        for key, value in self.model_dump(mode="json").items():
+            wire_key = key.replace("_", "-")
+            if value is None:
+                continue
+            flat[wire_key] = json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+        return flat
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Scalar]) -> "RunConfig":
+        """Read what :meth:`to_run_config` wrote; keys that are not ours are left to their owners.
+
+        Raises:
+            UsageError: A value is out of range, of the wrong type, or no JSON where JSON is expected.
+        """
+        return cls.checked(cls.given_in(run_config))
+
+    @classmethod
+    def given_in(cls, run_config: Mapping[str, Scalar]) -> dict[str, object]:
+        """Read the settings that a run config gives, by our names; an empty text gives none.
+
+        Lists and dictionaries are JSON, or as on the command line: ``"a,b"`` and ``"key=value,..."``.
+
+        Raises:
+            UsageError: A list or dictionary is no text, or cannot be read.
+        """
+        values: dict[str, object] = {}
+        for key, field in cls.model_fields.items():
+            wire_key = key.replace("_", "-")
+            value = run_config.get(wire_key, "")
+            if value == "":
+                continue
+            nested = isinstance(field.default, dict) or key in ("sources", "targets")
+            values[key] = _decoded(wire_key, value) if nested else value
+        return values
+
+    @classmethod
+    def checked(cls, values: Mapping[str, object]) -> "RunConfig":
+        """Validate, and turn every complaint into one line that names the option, the range and the value.
+
+        Raises:
+            UsageError: At least one value is out of range, of the wrong type, missing or unknown.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UsageError("\n".join(_complaint(detail) for detail in error.errors())) from None
+
+
+# What a value was expected to be, by pydantic's name of the complaint.
+_EXPECTED = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "literal_error": "{expected}",
+    "finite_number": "a finite number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+}
+_JSON_NAMES = {list: "array", dict: "object"}
+
+
+def _complaint(detail: ErrorDetails) -> str:
+    if not detail["loc"]:  # of several settings together, which it names itself
+        return detail["msg"].removeprefix("Value error, ")
+    option = "--" + ".".join(str(part) for part in detail["loc"]).replace("_", "-")
+    if detail["type"] == "missing":
+        return f"{option}: it must be given"
+    if detail["type"] == "extra_forbidden":
+        return f"{option}: there is no such setting; {did_you_mean(str(detail['loc'][0]), RunConfig.model_fields)}"
+    if detail["type"] == "value_error":
+        return f"{option}: {detail['msg'].removeprefix('Value error, ')}"
+    template = _EXPECTED.get(detail["type"])
+    bounds = {key: f"{value:g}" if isinstance(value, float) else value for key, value in detail.get("ctx", {}).items()}
+    expected = f"expected {template.format(**bounds)}" if template else detail["msg"]
+    return f"{option}: {expected}, got {detail['input']!r}"
+
+
+def _decoded(wire_key: str, text: Scalar) -> object:
+    if not isinstance(text, str):
+        raise UsageError(f"run config, {wire_key}: expected a text, got {text!r}")
+    if not text.lstrip().startswith(("{", "[")):
+        if wire_key in ("sources", "targets"):
+            return [name.strip() for name in text.split(",") if name.strip()]
+        return parse_assignments(text, option=f"run config, {wire_key}")
+    try:
+        decoded: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"run config, {wire_key}: expected JSON, got {text!r} ({error})") from None
+    expected = list if wire_key in ("sources", "targets") else dict
+    if not isinstance(decoded, expected):
+        raise UsageError(f"run config, {wire_key}: expected a JSON {_JSON_NAMES[expected]}, got {text!r}")
+    return decoded
+
+
+def parse_assignments(text: str, *, option: str) -> dict[str, Scalar]:
+    """Read ``"alpha=1e-3,probes=8"`` into a dictionary of scalars.
+
+    Args:
+        text: Comma-separated assignments; empty text gives an empty dictionary.
+        option: Name of the command-line option, for the error message.
+
+    Raises:
+        UsageError: A part is no assignment, or a key appears twice.
+
+    >>> parse_assignments("alpha=1e-3,form=mean_of_hgp", option="--strategy-args")
+    {'alpha': 0.001, 'form': 'mean_of_hgp'}
+    """
+    values: dict[str, Scalar] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, separator, value = part.partition("=")
+        owner, dot, name = key.strip().rpartition(".")  # an owner is a strategy's name, whose dashes are its own
+        key = owner + dot + name.replace("-", "_")
+        if not separator or not key or not value.strip():
+            raise UsageError(f"{option}: expected key=value[,key=value...], got {part!r}")
+        if key in values:
+            raise UsageError(f"{option}: {key!r} is given twice; give it once")
+        values[key] = parse_scalar(value.strip())
+    return values
+
+
+def parse_scalar(text: str) -> Scalar:
+    """Read a bool, an int of 64 bits, a finite float, or else the text itself."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        whole = int(text)
+    except ValueError:
+        pass
+    else:
+        if -(2**63) <= whole < 2**63:
+            return whole
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text

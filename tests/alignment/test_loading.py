@@ -1,0 +1,191 @@
+"""Strategies by name, entry point and ``module:Class``, and their arguments as text."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from flwr.serverapp.strategy import FedAdam, FedProx, Strategy
+from toy import toy_config
+
+from fedhess.alignment import loading
+from fedhess.alignment.loading import (
+    BUILT_IN,
+    client_half,
+    known_strategies,
+    load_class,
+    load_strategy,
+    strategy_parameters,
+)
+from fedhess.alignment.strategy import DomainStrategy
+from fedhess.base.errors import UsageError
+from strategies.hgp import HGP
+
+GOOD = """
+from fedhess.alignment.strategy import DomainStrategy
+
+class Fine(DomainStrategy):
+    def __init__(self, *, size: int = 1, share: float = 0.5, name: str = "x", on: bool = False):
+        if size < 0:
+            raise ValueError("size must be at least 0")
+        if size == 7:
+            raise KeyError("seven")
+        self.given = (size, share, name, on)
+
+class Wanting(DomainStrategy):
+    def __init__(self, *, size: int): ...
+
+class Unreadable(DomainStrategy):
+    def __init__(self, *, size: "Missing" = 1): ...
+
+number = 5
+"""
+
+
+class Proximal(FedProx):
+    """A user's own."""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Write a module of the user's; return its name."""
+    written: list[str] = []
+
+    def write(code: str) -> str:
+        written.append(f"users_{tmp_path.name}_{len(written)}")
+        (tmp_path / f"{written[-1]}.py").write_text(code, encoding="utf-8")
+        return written[-1]
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_strategy_loads_without_arguments(name: str) -> None:
+    assert isinstance(load_strategy(name, {}), DomainStrategy | Strategy)
+
+
+def test_module_and_class_of_the_user_load(module: Callable[[str], str]) -> None:
+    name = f"{module(GOOD)}:Fine"
+    strategy = load_strategy(name, {"size": 3, "share": 1, "name": 5, "on": True})
+    assert vars(strategy)["given"] == (3, 1.0, "5", True)
+    assert type(vars(strategy)["given"][1]) is float
+
+
+def test_plain_flower_strategy_loads_and_its_clients_train_erm() -> None:
+    name = "flwr.serverapp.strategy:FedAdam"
+    strategy = load_strategy(name, {"eta": 1})
+    assert isinstance(strategy, FedAdam)
+    assert strategy.eta == 1.0
+    half = client_half(toy_config(strategy=name, strategy_args={"eta": 1}))
+    assert type(half) is DomainStrategy
+
+
+def test_client_half_has_the_arguments_of_the_run() -> None:
+    half = client_half(toy_config(strategy="hgp", strategy_args={"alpha": 0.25}))
+    assert isinstance(half, HGP)
+    assert half.alpha == 0.25
+
+
+def test_entry_point_is_known_but_does_not_hide_a_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        def __init__(self, name: str, value: str) -> None:
+            self.name, self.value = name, value
+
+    entries = [Entry("mine", "strategies.erm:ERM"), Entry("hgp", "strategies.erm:ERM")]
+    monkeypatch.setattr(loading, "entry_points", lambda group: entries if group == "fedhess.strategies" else [])
+    assert known_strategies()["hgp"] == BUILT_IN["hgp"]
+    assert load_class("mine") is load_class("erm")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hpg", r"unknown strategy 'hpg'; did you mean 'hgp'\? known: .*, or package.module:Class"),
+        ("no_such_module:X", "cannot import 'no_such_module' .* is it installed, or on PYTHONPATH?"),
+        ("strategies.hgp:HPG", "strategies.hgp has no 'HPG'; did you mean 'HGP'?"),
+        ("fedhess.base.errors:UsageError", "UsageError is no strategy: expected a class derived from"),
+        (
+            "flwr.serverapp.strategy:Strategy",
+            ".* is abstract; take a class derived from it that has ",
+        ),
+        (
+            "flwr.serverapp.strategy:FedProx",
+            "flwr.serverapp.strategy:FedProx is the server half of FedProx: its clients would have to add its proximal "
+            "term to their loss; use --strategy fedprox",
+        ),
+        ("flwr.serverapp.strategy:FedXgbBagging", ".* is the server half of FedXgbBagging: .* train trees"),
+        ("test_loading:Proximal", "test_loading:Proximal is the server half of FedProx"),
+        ("strategies.hgp:", "expected a name or package.module:Class, got 'strategies.hgp:'"),
+        (":HGP", "expected a name or package.module:Class, got ':HGP'"),
+        ("..hgp:HGP", "expected a name or package.module:Class"),
+        ("strategies.hgp:HGP.reference", "expected a name or package.module:Class"),
+    ],
+)
+def test_what_is_no_strategy_is_named(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"--strategy: {message}"):
+        load_strategy(name, {})
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def f(:", "SyntaxError: invalid syntax .*line 1"),
+        ("raise RuntimeError('boom')", r"RuntimeError: boom \(.*users_.*\.py, line 1\); mend it there"),
+        ("import no_such_package", "No module named 'no_such_package'"),
+    ],
+)
+def test_module_that_cannot_be_imported_is_named_with_its_error(
+    code: str, message: str, module: Callable[[str], str]
+) -> None:
+    name = module(code)
+    with pytest.raises(UsageError, match=f"--strategy: .*import.* '{name}' for '{name}:X'.*{message}"):
+        load_strategy(f"{name}:X", {})
+
+
+@pytest.mark.parametrize(
+    ("attribute", "args", "message"),
+    [
+        ("number", {}, "is no strategy: expected a class derived from .*, got 5"),
+        ("Wanting", {}, "rejects its arguments: .* missing 1 required keyword-only argument: 'size'"),
+        ("Unreadable", {}, "annotations of Unreadable.__init__ cannot be read: name 'Missing' is not defined"),
+        ("Fine", {"size": -1}, "rejects its arguments: size must be at least 0"),
+        ("Fine", {"size": 7}, r"failed: KeyError: 'seven' \(.*\.py, line 9\); mend it there"),
+        ("Fine", {"sise": 1}, r"has no argument 'sise'; did you mean 'size'\?"),
+        ("Fine", {"size": 1.5}, "size of strategy .*: expected a whole number, got 1.5"),
+        ("Fine", {"size": True}, "size of strategy .*: expected a whole number, got True"),
+        ("Fine", {"share": "half"}, "share of strategy .*: expected a finite number, got 'half'"),
+        ("Fine", {"on": 1}, "on of strategy .*: expected true or false, got 1"),
+    ],
+)
+def test_wrong_argument_is_named(
+    attribute: str, args: dict[str, object], message: str, module: Callable[[str], str]
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_strategy(f"{module(GOOD)}:{attribute}", args)  # type: ignore[arg-type]
+
+
+def test_choice_is_one_of_its_literals() -> None:
+    with pytest.raises(UsageError, match="form of strategy 'hgp': expected hgp_of_mean or mean_of_hgp, got 'both'"):
+        load_strategy("hgp", {"form": "both"})
+    with pytest.raises(UsageError, match="strategy 'erm' has no argument 'alpha'; it takes none"):
+        load_strategy("erm", {"alpha": 1.0})
+
+
+def test_only_scalars_can_be_given_as_text() -> None:
+    class Mixed:
+        def __init__(
+            self,
+            *,
+            a: int | None,
+            b: float | None,
+            c: list[int],
+            d: Literal["x", "y"],
+            e: object,
+            f=3,
+        ) -> None: ...
+
+    assert list(strategy_parameters(Mixed)) == ["a", "b", "d"]

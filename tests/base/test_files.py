@@ -1,0 +1,62 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedhess.base.errors import UsageError
+from fedhess.base.files import cache_directory, cached_tensor, digest_of, write_atomically
+
+
+def test_the_variable_names_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FEDHESS_CACHE", str(tmp_path / "mine"))
+    assert cache_directory() == tmp_path / "mine"
+    assert cache_directory(tmp_path / "given") == tmp_path / "given"
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_cache_that_cannot_be_made_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot be created .* point FEDHESS_CACHE at a writable directory"):
+        cache_directory(tmp_path / "file" / "cache")
+
+
+def test_a_name_that_is_not_utf_8_has_a_digest_and_proper_ones_keep_theirs():
+    assert digest_of([os.fsdecode(b"na\xefve")]) == digest_of([b"na\xefve"])
+    assert digest_of(["naïve", "犬"]) == digest_of(["naïve".encode(), "犬".encode()])
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
+    path = tmp_path / "kept"
+    path.write_bytes(b"old")
+
+    def fail(file: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fail)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot be written .* free the disk or set FEDHESS_CACHE"):
+        write_atomically(tmp_path / "file" / "below", lambda file: file.write(b""))
+
+
+def test_a_tensor_is_computed_once_and_again_when_its_file_is_damaged(tmp_path: Path):
+    calls: list[int] = []
+
+    def compute() -> torch.Tensor:
+        calls.append(1)
+        return torch.arange(1000)
+
+    path = tmp_path / "deep" / "tensor.npy"
+    assert torch.equal(cached_tensor(path, compute), torch.arange(1000))
+    assert torch.equal(cached_tensor(path, compute), torch.arange(1000))
+    assert len(calls) == 1
+    for damage in (b"", path.read_bytes()[:300], b"garbage that is no npy"):
+        path.write_bytes(damage)
+        assert torch.equal(cached_tensor(path, compute), torch.arange(1000))
+    assert len(calls) == 4

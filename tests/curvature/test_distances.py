@@ -1,0 +1,269 @@
+"""Distances to references: against autograd, both forms against each other, and what rounding may do."""
+
+import gc
+import weakref
+
+import oracles
+import pytest
+import torch
+from head_cases import heads, like_theta, make_head
+from hypothesis import given, settings
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedhess.curvature import HeadBatch, closed_form, distances
+from fedhess.curvature.distances import gram_is_cheaper, head_objective
+
+many = settings(max_examples=30, deadline=None, derandomize=True)
+
+
+def assert_equal(ours: Tensor, oracle: Tensor) -> None:
+    size = max(1.0, oracle.detach().abs().max().item())
+    torch.testing.assert_close(ours, oracle, rtol=1e-10, atol=1e-12 * size)
+
+
+def oracle_terms(head: oracles.Head, gradient: Tensor, hgp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    distance_g = (oracles.gradient(head) - gradient).square().sum()
+    distance_h = (oracles.hgp(head) - hgp).square().sum()
+    return head.loss(head.theta), distance_g, distance_h
+
+
+@pytest.mark.parametrize("gram", [True, False])
+@many
+@given(head=heads())
+def test_objective_and_its_derivatives_match_double_backward(gram, head):
+    gradient, hgp = like_theta(head, seed=1), like_theta(head, seed=2)
+    ours = head_objective(head.batch, gradient=gradient, hgp=hgp, gram=gram)
+    oracle = oracle_terms(head, gradient, hgp)
+    for mine, theirs in zip(ours, oracle, strict=True):
+        assert_equal(mine, theirs)
+        inputs = [head.features, head.theta]
+        for got, expected in zip(
+            torch.autograd.grad(mine, inputs, retain_graph=True),
+            torch.autograd.grad(theirs, inputs, retain_graph=True),
+            strict=True,
+        ):
+            assert_equal(got, expected)
+
+
+@pytest.mark.parametrize("gram", [True, False])
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize("given_names", [{"gradient"}, {"hgp"}, {"gradient", "hgp"}])
+def test_objective_passes_gradcheck(gram, outputs, given_names):
+    head = make_head(5, 3, outputs)
+    references = {name: like_theta(head, seed=len(name)) for name in given_names}
+
+    def terms(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        return tuple(head_objective(HeadBatch(features, head.labels, weight, bias), **references, gram=gram))
+
+    parts = (head.features, head.theta[:, :-1], head.theta[:, -1])
+    leaves = [part.detach().clone().requires_grad_() for part in parts]
+    assert torch.autograd.gradcheck(terms, leaves)
+    leaves[0].requires_grad_(requires_grad=False)
+    assert torch.autograd.gradcheck(terms, leaves)
+
+
+@pytest.mark.parametrize("shape", [(4, 9, 30), (32, 20, 2), (8, 6, 1), (1, 3, 2)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_both_forms_agree_to_1e_10(shape, has_bias):
+    head = make_head(*shape, has_bias)
+    references = {"gradient": like_theta(head, 1), "hgp": like_theta(head, 2)}
+    results = []
+    for gram in (True, False):
+        terms = head_objective(head.batch, **references, gram=gram)
+        total = terms.loss + 0.3 * terms.gradient_distance + 0.7 * terms.hgp_distance
+        results.append((*terms, *torch.autograd.grad(total, [head.features, head.theta])))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("outputs", [2, 60])
+def test_single_distances_are_those_of_the_objective(outputs):
+    head = make_head(4, 5, outputs)
+    gradient, hgp = like_theta(head, 1), like_theta(head, 2)
+    both = distances.alignment_distances(head.batch, gradient=gradient, hgp=hgp)
+    assert_equal(distances.gradient_distance(head.batch, gradient), both[0])
+    assert_equal(distances.hgp_distance(head.batch, hgp), both[1])
+    assert_equal(both[0], oracle_terms(head, gradient, hgp)[1])
+    assert_equal(both[1], oracle_terms(head, gradient, hgp)[2])
+
+
+@many
+@given(heads())
+def test_diagonal_distance_matches_the_dense_hessian(head):
+    reference = like_theta(head)
+    ours = distances.diagonal_distance(head.batch, reference)
+    oracle = (oracles.diagonal(head) - reference).square().sum()
+    assert_equal(ours, oracle)
+    inputs = [head.features, head.theta]
+    for got, expected in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(oracle, inputs), strict=True):
+        assert_equal(got, expected)
+
+
+def test_objective_without_references_is_bit_for_bit_the_plain_loss():
+    for outputs in (1, 5):
+        head = make_head(6, 4, outputs)
+        terms = head_objective(head.batch)
+        assert (terms.gradient_distance, terms.hgp_distance) == (0, 0)
+        assert torch.equal(terms.loss, head.loss(head.theta))
+        for mine, plain in zip(
+            torch.autograd.grad(terms.loss, [head.features, head.theta]),
+            torch.autograd.grad(head.loss(head.theta), [head.features, head.theta]),
+            strict=True,
+        ):
+            assert torch.equal(mine, plain)
+
+
+def own_references(batch: HeadBatch) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return {
+            "gradient": closed_form.head_gradient(batch).clone(),
+            "hgp": closed_form.hessian_gradient_product(batch).clone(),
+        }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(32, 256, 7), (32, 256, 345), (8, 2048, 65), (64, 64, 1000), (64, 20, 1)])
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+def test_identical_domains_have_distance_zero_and_no_pull(dtype, shape, scale):
+    head = make_head(*shape, scale=scale)
+    features, theta = (part.detach().to(dtype).requires_grad_() for part in (head.features, head.theta))
+    batch = HeadBatch(features, head.labels, theta[:, :-1], theta[:, -1])
+    own = own_references(batch)
+    far = {name: 2 * reference for name, reference in own.items()}
+    for gram in (True, False):
+        near = head_objective(batch, **own, gram=gram)
+        away = head_objective(batch, **far, gram=gram)
+        for index in (1, 2):
+            if gram:
+                assert near[index].item() == 0
+            assert 0 <= near[index].item() <= (10 * torch.finfo(dtype).eps) ** 2 * away[index].item()
+            for mine, yardstick in zip(
+                torch.autograd.grad(near[index], [features, theta], retain_graph=True),
+                torch.autograd.grad(away[index], [features, theta], retain_graph=True),
+                strict=True,
+            ):
+                assert mine.norm() <= 200 * torch.finfo(dtype).eps * yardstick.norm()
+
+
+def test_gram_form_follows_the_gradient_of_a_distance_below_its_floor():
+    head = make_head(16, 64, 100)
+    single = [part.detach().float().requires_grad_() for part in (head.features, head.theta)]
+    rounded = oracles.Head(single[0].double(), head.labels, single[1].double(), has_bias=True)
+    away = like_theta(head)
+    reference = oracles.gradient(rounded).detach()
+    reference = (reference + 5e-4 * reference.norm() / away.norm() * away).float()
+    batch = HeadBatch(single[0], head.labels, single[1][:, :-1], single[1][:, -1])
+    distance = head_objective(batch, gradient=reference, gram=True).gradient_distance
+    exact = (oracles.gradient(rounded) - reference.double()).square().sum()
+    assert distance == 0
+    assert exact > 0
+    direct = head_objective(batch, gradient=reference, gram=False).gradient_distance
+    torch.testing.assert_close(direct.double(), exact, rtol=1e-3, atol=0)
+    (right,) = torch.autograd.grad(exact, rounded.theta)
+    errors = [(torch.autograd.grad(value, single[1])[0] - right).norm() / right.norm() for value in (distance, direct)]
+    assert errors[0] < 0.1
+    assert errors[0] < 1.5 * errors[1]
+
+
+@pytest.mark.parametrize("gram", [True, False])
+def test_float32_distances_are_accurate_away_from_zero(gram):
+    head = make_head(32, 512, 50, scale=0.2)
+    gradient, hgp = (2 * part.detach() for part in (oracles.gradient(head), oracles.hgp(head)))
+    features, theta = (part.detach().float() for part in (head.features, head.theta))
+    batch = HeadBatch(features, head.labels, theta[:, :-1], theta[:, -1])
+    ours = head_objective(batch, gradient=gradient.float(), hgp=hgp.float(), gram=gram)
+    for mine, exact in zip(ours, oracle_terms(head, gradient, hgp), strict=True):
+        torch.testing.assert_close(mine.double(), exact.detach(), rtol=2e-5, atol=0)
+
+
+def test_squared_norms_of_a_million_float32_entries_keep_their_digits():
+    reference = like_theta(make_head(1, 2048, 400)).float()
+    batch = HeadBatch(torch.zeros(1, 2048), torch.tensor([0]), torch.zeros(400, 2048), torch.zeros(400))
+    exact = (closed_form.head_gradient(batch).double() - reference.double()).square().sum()
+    for gram in (True, False):
+        ours = head_objective(batch, gradient=reference, gram=gram).gradient_distance.double()
+        torch.testing.assert_close(ours, exact, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
+
+
+def test_form_follows_the_shape():
+    def prefers_gram(examples: int, features: int, outputs: int) -> bool:
+        return gram_is_cheaper(make_head(examples, features, outputs).batch, hgp=True)
+
+    assert prefers_gram(32, 256, 345)
+    assert not prefers_gram(32, 256, 7)
+    assert not prefers_gram(500, 39, 1)
+
+
+class LargestTensors(TorchDispatchMode):
+    """Records the shapes that operations return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and func is not torch.ops.aten.detach.default:
+            self.shapes.append(tuple(out.shape))
+        return out
+
+
+def test_gram_form_builds_no_matrix_of_the_parameters_shape():
+    head = make_head(3, 40, 50)
+    references = {"gradient": like_theta(head, 1), "hgp": like_theta(head, 2)}
+    batch = head.batch
+    with LargestTensors() as seen:
+        terms = head_objective(batch, **references)
+        torch.autograd.grad(sum(terms), head.features)
+    assert (50, 41) not in seen.shapes
+    with LargestTensors() as seen:
+        head_objective(batch, **references, gram=False)
+    assert (50, 41) in seen.shapes
+
+
+def test_reference_is_held_fixed():
+    head = make_head(4, 3, 2)
+    reference = like_theta(head).requires_grad_()
+    total = sum(head_objective(head.batch, gradient=reference, hgp=reference))
+    total = total + distances.diagonal_distance(head.batch, reference)
+    total.backward()
+    assert reference.grad is None
+    assert head.theta.grad is not None
+
+
+def test_writing_to_the_weights_before_backward_is_an_error():
+    head = make_head(4, 3, 2)
+    weight = head.theta.detach()[:, :-1].clone().requires_grad_()
+    terms = head_objective(HeadBatch(head.features, head.labels, weight), gradient=torch.zeros(2, 3).double())
+    with torch.no_grad():
+        weight += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        terms.gradient_distance.backward()
+
+
+@pytest.mark.parametrize("name", ["gradient", "hgp", "diagonal"])
+def test_reference_of_the_wrong_shape_is_named(name):
+    head = make_head(4, 3, 2)
+    wrong = torch.zeros(2, 3, dtype=torch.float64)
+    distance = getattr(distances, f"{name}_distance")
+    with pytest.raises(ValueError, match=rf"{name} reference: expected .*\(2, 4\).*got .*\(2, 3\).*last column"):
+        distance(head.batch, wrong)
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 40])
+def test_nothing_of_a_step_outlives_it(outputs: int) -> None:
+    weight, bias = torch.randn(outputs, 5, requires_grad=True), torch.zeros(outputs, requires_grad=True)
+    features = torch.randn(8, 5, requires_grad=True).relu()
+    batch = HeadBatch(features, torch.zeros(8, dtype=torch.int64), weight, bias)
+    reference = torch.zeros(outputs, 6)
+    gc.collect()
+    gc.disable()
+    try:
+        terms = head_objective(batch, gradient=reference, hgp=reference)
+        torch.autograd.backward(terms.loss + terms.gradient_distance + terms.hgp_distance)
+        alive = weakref.ref(batch)
+        del batch, terms
+        assert alive() is None  # freed by counting references, not by some later garbage collection
+    finally:
+        gc.enable()

@@ -1,0 +1,129 @@
+"""A run that Flower started makes the job directory that the command would, and continues one that is there."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message
+
+from fedhess.base.errors import FederationError, UsageError
+from fedhess.domains import BENCHMARKS
+from fedhess.federation.client import memory
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.engines.inprocess import run_in_process
+from fedhess.federation.server.app import make_server_app
+from fedhess.federation.server.run_directory import RunDirectory
+from fedhess.results.domain_views import open_finished
+from fedhess.settings.run_config import RunConfig
+from tests.conftest import TOY, Outcome
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def deployed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Run the apps as Flower does, with everything in the run config."""
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    monkeypatch.chdir(tmp_path)
+    memory.forget_everything()
+
+    def run(settings: dict[str, Any], run_dir: str, app: Any = client_app) -> None:
+        run_config = RunConfig.checked(settings).to_run_config() | {"run-dir": run_dir}
+        nodes = [{"partition-id": index, "num-partitions": 4} for index in range(4)]
+        run_in_process(make_server_app(), app, run_config=run_config, node_configs=nodes)
+
+    return run
+
+
+@pytest.fixture
+def settings(command: Command, deployed: Callable[..., None]) -> dict[str, Any]:
+    """Run the command and return the settings that it resolved; its job is in ``theirs``."""
+    assert command(*TOY, "--strategy", "hgp", "--out", "theirs").status == 0
+    config = json.loads(Path("theirs/config.json").read_text(encoding="utf-8"))
+    return config["settings"] | {
+        "domains_options": config["dataset"]["options"],
+        "sources": ["north", "south", "west"],
+        "targets": ["east"],
+        "strategy": "hgp",
+    }
+
+
+def timeless(file: Path, *but: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key not in ("seconds", *but)} for row in rows]
+
+
+def test_the_job_directory_is_that_of_the_command(
+    settings: dict[str, Any], deployed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed(settings, "ours")
+    ours, theirs = ({str(f.relative_to(d)) for f in Path(d).rglob("*") if f.is_file()} for d in ("ours", "theirs"))
+    assert theirs - ours == {"east/0/partition.json"}, "the nodes know what they hold, the server does not"
+    assert ours <= theirs
+    assert timeless(Path("ours/east/0/rounds.jsonl")) == timeless(Path("theirs/east/0/rounds.jsonl"))
+    weights = [next(Path(folder).rglob("*.safetensors")).read_bytes() for folder in ("ours", "theirs")]
+    assert weights[0] == weights[1]
+    assert Path("ours/summary.md").read_text() == Path("theirs/summary.md").read_text()
+    said = capsys.readouterr().out
+    assert "fedhess: round 3, east (target): accuracy" in said
+    assert "fedhess: Toy: accuracy (%) on the target domain" in said
+    config = json.loads(Path("ours/config.json").read_text())
+    assert (config["dataset"]["digest"], config["strategies"]["hgp"]["beta"]) == ("", 0.3)
+
+
+def test_where_no_directory_is_named_the_run_id_names_it(
+    settings: dict[str, Any], deployed: Callable[..., None]
+) -> None:
+    deployed(settings | {"rounds": 1}, "")
+    assert Path("runs/flower-1/summary.md").exists()
+
+
+def test_the_same_run_started_again_continues_with_the_same_bits(
+    settings: dict[str, Any], deployed: Callable[..., None]
+) -> None:
+    deployed(settings, "straight")
+    with pytest.raises(
+        UsageError, match=r"^run-dir: .* was made with another configuration; give the same options, or begin"
+    ):
+        deployed(settings | {"rounds": 2}, "straight")
+
+    def out_of_power(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train" and message.metadata.group_id == "3":
+            raise OSError("out of power")
+        return client_app(message, context)
+
+    with pytest.raises(FederationError, match="out of power"):
+        deployed(settings, "broken", out_of_power)
+    assert RunDirectory(Path("broken/east/0")).completed_round() == 2
+    deployed(settings, "broken")
+    rows = [timeless(Path(name) / "east/0/rounds.jsonl", "bytes_down") for name in ("straight", "broken")]
+    assert rows[0] == rows[1]
+    weights = [next(Path(name).rglob("*.safetensors")).read_bytes() for name in ("straight", "broken")]
+    assert weights[0] == weights[1]
+
+
+def test_two_runs_at_once_in_one_directory_are_refused(settings: dict[str, Any], deployed: Callable[..., None]) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    deployed(settings | {"rounds": 1}, "shared")
+    held = os.open("shared", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(UsageError, match="run-dir: another process runs the job in shared"):
+        deployed(settings | {"rounds": 1}, "shared")
+    os.close(held)
+
+
+def test_a_directory_that_cannot_be_written_is_named(settings: dict[str, Any], deployed: Callable[..., None]) -> None:
+    Path("file").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"run-dir: cannot write to file.job: Not a directory"):
+        deployed(settings, os.path.join("file", "job"))
+
+
+def test_a_deployed_job_can_be_opened_where_its_data_is(
+    settings: dict[str, Any], deployed: Callable[..., None]
+) -> None:
+    deployed(settings, "ours")
+    job = open_finished(Path("ours"))
+    assert [run.strategy for run in job.runs] == ["hgp"]

@@ -1,0 +1,265 @@
+"""Downloads from a hub on this machine, over HTTP."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hub_server import REPOSITORY, Hub, parquet, serving
+from image_trees import write_image
+
+from fedhess.domains import download, open_benchmark
+from fedhess.domains.images import domain_net, hub, office_home, pacs
+from fedhess.domains.images.hub import fetch, why_unreachable
+from fedhess.domains.images.pacs import RELEASE
+
+CLASSES = list(RELEASE.layout.classes)
+
+
+def silent(message: str) -> None:
+    del message
+
+
+@pytest.fixture(scope="module")
+def files(complete_pacs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The images of a local copy in two parquet files, as flwrlabs/pacs has them in one."""
+    images = sorted(complete_pacs.rglob("pic_*"))
+    rows = [(file.read_bytes(), file.parts[-3], file.parts[-2]) for file in images]
+    folder = tmp_path_factory.mktemp("parquet")
+    parts = {"data/train-00000-of-00002.parquet": rows[::2], "data/train-00001-of-00002.parquet": rows[1::2]}
+    return {name: parquet(folder / "x.parquet", part, CLASSES, None) for name, part in parts.items()}
+
+
+@pytest.fixture
+def running(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
+    with serving(Hub(dict(files))) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        yield hub
+
+
+def test_a_download_becomes_a_local_copy_with_the_same_images(
+    running: Hub, complete_pacs: Path, tmp_path: Path
+) -> None:
+    messages: list[str] = []
+    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=messages.append) == ""
+    fetched, original = (open_benchmark("PACS", data_dir=root) for root in (tmp_path / "PACS", complete_pacs))
+    for domain in original.domains:
+        pictures = [
+            sorted(image.numpy().tobytes() for image in data.inputs(torch.arange(len(data))))
+            for data in (fetched.load(domain), original.load(domain))
+        ]
+        assert len(pictures[0]) == 21
+        assert pictures[0] == pictures[1]
+        assert torch.equal(fetched.load(domain).labels, original.load(domain).labels)
+    assert [path.name for path in tmp_path.iterdir()] == ["PACS"], "nothing is left over"
+    record = json.loads((tmp_path / "PACS" / "source.json").read_text())
+    assert (record["repository"], record["revision"]) == (REPOSITORY, running.revision)
+    assert set(record["sha256"]) == set(running.files)
+    assert messages[0].startswith(f"{REPOSITORY}: file 1 of 2, data/train-00000-of-00002.parquet, ")
+    assert messages[1] == f"{REPOSITORY}: data/train-00000-of-00002.parquet, 42 images unpacked"
+
+
+def test_pacs_is_downloaded_once_and_then_opened_from_the_cache(
+    running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacs, "RELEASE", replace(RELEASE, repository=REPOSITORY))
+    first = open_benchmark("PACS", cache_dir=tmp_path / "cache", require_real=True)
+    asked = len(running.asked)
+    again = open_benchmark("PACS", cache_dir=tmp_path / "cache")
+    assert first.title == again.title == "PACS"
+    assert first.identity() == again.identity()
+    assert (asked, len(running.asked)) == (2, 2)
+
+
+def test_an_interrupted_download_goes_on_within_the_file(running: Hub, tmp_path: Path) -> None:
+    first, second = running.files
+    running.cut_after = 30_000
+    reason = fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
+    assert f"the download of {REPOSITORY} failed: " in reason
+    assert "30,000 bytes are kept: the next attempt continues there" in reason
+    assert not (tmp_path / "PACS").exists()
+    running.cut_after = None
+    running.asked.clear()
+    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent) == ""
+    assert running.asked == [(first, "bytes=30000-"), (second, None)]
+    assert len(list((tmp_path / "PACS").rglob("*.*g"))) == 84
+
+
+def test_an_empty_folder_in_its_place_is_no_finished_download(running: Hub, tmp_path: Path) -> None:
+    (tmp_path / "PACS").mkdir()
+    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent) == ""
+    assert len(list((tmp_path / "PACS").rglob("*.*g"))) == 84
+
+
+def test_files_that_are_unpacked_are_not_downloaded_again(
+    running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = running.files
+    whole = hub._unpack
+
+    def fail(packed: Path, folder: Path, *, prefix: str, **arguments: object) -> int:
+        if prefix == "001":
+            raise OSError("the disk is full")
+        return whole(packed, folder, prefix=prefix, **arguments)
+
+    monkeypatch.setattr(hub, "_unpack", fail)
+    assert "the disk is full" in fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
+    monkeypatch.setattr(hub, "_unpack", whole)
+    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent) == ""
+    assert [name for name, _ in running.asked] == [first, second]
+    assert len(list((tmp_path / "PACS").rglob("*.*g"))) == 84
+
+
+def test_a_new_revision_begins_anew(running: Hub, tmp_path: Path) -> None:
+    running.cut_after = 30_000
+    fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
+    running.cut_after, running.revision = None, "b" * 40
+    running.asked.clear()
+    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent) == ""
+    assert [asked for _, asked in running.asked] == [None, None]
+
+
+def test_a_file_with_another_checksum_is_refused(running: Hub, tmp_path: Path) -> None:
+    running.wrong_checksum = True
+    reason = fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
+    assert "expected sha256 " in reason
+    assert "it is deleted, try again" in reason
+    assert not list(tmp_path.rglob("*.parquet*"))
+    assert not (tmp_path / "PACS").exists()
+
+
+@pytest.mark.parametrize(
+    ("domain", "label", "message"),
+    [
+        ("photo", "../../cat", "a row of domain 'photo', class '../../cat', not of PACS"),
+        ("mosaic", "dog", "a row of domain 'mosaic', class 'dog', not of PACS"),
+    ],
+)
+def test_a_row_of_another_kind_ends_it(running: Hub, tmp_path: Path, domain: str, label: str, message: str) -> None:
+    image = next(iter((tmp_path / "x.png",)))
+    write_image(image, 1)
+    running.files = {"a.parquet": parquet(tmp_path / "x.parquet", [(image.read_bytes(), domain, label)], [label], None)}
+    reason = fetch(REPOSITORY, tmp_path / "deep" / "er" / "PACS", layout=RELEASE.layout, notify=silent)
+    assert message in reason
+    assert not list(tmp_path.rglob("cat"))
+
+
+def test_a_file_that_is_no_parquet_and_none_at_all(running: Hub, tmp_path: Path) -> None:
+    running.files = {"a.parquet": b"not parquet at all"}
+    assert "failed: " in fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
+    running.files = {"a.zip": b"zip"}
+    reason = fetch(REPOSITORY, tmp_path / "other" / "PACS", layout=RELEASE.layout, notify=silent)
+    assert "no parquet file with a checksum in it" in reason
+
+
+def test_too_little_space_is_said_before_anything_is_downloaded(
+    running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    reason = fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
+    assert f"{tmp_path} has 0.0 GB free, 0.0 GB are needed" in reason
+    assert running.asked == []
+
+
+def test_a_second_process_waits_and_downloads_nothing(running: Hub, tmp_path: Path) -> None:
+    messages: list[str] = []
+    with hub._alone(_made(tmp_path / ".PACS.partial"), silent):
+        arguments = {"layout": RELEASE.layout, "notify": messages.append}
+        waiting = threading.Thread(target=fetch, args=(REPOSITORY, tmp_path / "PACS"), kwargs=arguments)
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        (tmp_path / "PACS" / "photo").mkdir(parents=True)
+    waiting.join(10)
+    assert messages == [f"another process downloads to {tmp_path / '.PACS.partial'}: waiting for it"]
+    assert running.asked == []
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(("module", "name"), [(office_home, "OfficeHome"), (domain_net, "DomainNet")])
+def test_other_copies_of_the_hub_are_laid_out_by_their_own_names(
+    running: Hub, tmp_path: Path, module: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = module.RELEASE  # type: ignore[attr-defined]
+    few = replace(release.layout, classes=release.layout.classes[:12])
+    domains, classes = list(few.domains), sorted(few.classes, key=str.lower)  # DomainNet's copy sorts them otherwise
+    write_image(tmp_path / "x.jpg", 5)
+    image = (tmp_path / "x.jpg").read_bytes()
+    rows = [(image, domain, label) for domain in domains for label in classes]
+    labelled = domains if name == "DomainNet" else None  # there the domain is a class label
+    half = len(rows) // 2
+    running.files = {
+        f"data/{split}.parquet": parquet(tmp_path / "x.parquet", part, classes, labelled)
+        for split, part in {"train": rows[:half], "test": rows[half:]}.items()
+    }
+    monkeypatch.setattr(module, "RELEASE", replace(release, layout=few, repository=REPOSITORY, unasked=True))
+    benchmark = open_benchmark(name, cache_dir=tmp_path / "cache")
+    assert benchmark.load(benchmark.domains[-1]).labels.tolist() == list(range(len(classes)))
+    assert sorted(path.name for path in (tmp_path / "cache" / name).iterdir() if path.is_dir()) == sorted(domains)
+
+
+def test_a_failed_download_ends_in_the_stand_in_with_the_reason(
+    running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacs, "RELEASE", replace(RELEASE, repository=REPOSITORY))
+    running.files = {"a.parquet": b"not parquet"}
+    messages: list[str] = []
+    assert open_benchmark("PACS", cache_dir=tmp_path, notify=messages.append).stand_in_for == "PACS"
+    assert "the download of" in messages[-1]
+    assert "IconPACS stands in for it" in messages[-1]
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_offline_means_that_nothing_is_asked(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv(variable, "1")
+    assert why_unreachable("owner/name") == f"{variable} is set"
+
+
+def test_a_hub_without_the_data_set_says_so(running: Hub) -> None:
+    assert "404 Not Found" in why_unreachable("owner/other")
+
+
+def test_killed_in_the_middle_it_goes_on(running: Hub, tmp_path: Path, complete_pacs: Path) -> None:
+    """A real process, killed while it downloads; the next one finishes its work."""
+    code = (
+        "import os\n"
+        "from fedhess.domains import hub\n"
+        "whole = hub._unpack\n"
+        "def die(packed, folder, *, prefix, **arguments):\n"
+        "    number = whole(packed, folder, prefix=prefix, **arguments)\n"
+        "    os.kill(os.getpid(), 9) if prefix == '001' else None\n"
+        "    return number\n"
+        "hub._unpack = die\n"
+        "from fedhess.domains.images.pacs import RELEASE\n"
+        "from pathlib import Path\n"
+        f"hub.fetch('{REPOSITORY}', Path('PACS'), layout=RELEASE.layout, notify=print)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert not (tmp_path / "PACS").exists()
+    running.asked.clear()
+    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent) == ""
+    assert running.asked == [], "both files had come whole"
+    assert len(list((tmp_path / "PACS").rglob("*.*g"))) == 84
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("module", [pacs, office_home, domain_net])
+def test_the_hub_has_it(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert why_unreachable(module.RELEASE.repository) == ""  # type: ignore[attr-defined]

@@ -1,0 +1,131 @@
+"""Who a client is when there are many: its domain and number, what it holds, and what makes no sense."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from toy import SOURCES, toy_config
+
+from fedhess.base.errors import FederationError, UsageError
+from fedhess.federation import protocol
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.batches import joint_batch
+from fedhess.federation.client.examples import local_client, source_shares
+from fedhess.federation.client.node import NotInRunError, place
+from fedhess.federation.flower_compat import run_identity
+from fedhess.federation.protocol import Held, Identity
+from fedhess.federation.server.discovery import discover
+from tests.federation.test_nodes import FixedNodes
+from tests.promises.test_many_clients import DRAWN, MIXED
+
+Run = Callable[..., Any]
+
+
+def test_a_client_of_one_domain_and_one_of_several_know_their_parts() -> None:
+    config = toy_config(domains_options={"holdout": 0.25, "examples": 96}, **MIXED)
+    client = local_client(config, domain="north", role="source", client=1)
+    identity = client.identity("source")
+    assert [held.domain for held in identity.several] == list(SOURCES)
+    assert Identity.from_record(dict(identity.to_record())) == identity
+    inputs, labels, sizes = joint_batch(list(client.training_parts.values()), config, step=0)
+    assert len(inputs) == len(labels) == sum(sizes) == 16
+    assert sizes[0] > sizes[1] >= 1, "in proportion to the examples"
+    pure = toy_config(**MIXED | {"heterogeneity": 0.0})
+    assert local_client(pure, domain="north", role="source", client=1).identity("source").several == ()
+
+
+def test_no_two_clients_share_a_stream_of_batches() -> None:
+    for partition in (MIXED, DRAWN):
+        config = toy_config(**partition)
+        clients = [local_client(config, domain=d, role="source", client=i) for d, i in source_shares(config)]
+        keys = [part.key for client in clients for part in client.parts.values()]
+        assert len(clients) == config.source_clients
+        assert len(set(keys)) == len(keys)
+        assert len({client.key for client in clients}) == len(clients)
+
+
+def test_a_client_that_the_partition_does_not_have_is_refused() -> None:
+    with pytest.raises(UsageError, match="client 9 of domain 'north', which the run's partition does not have"):
+        local_client(toy_config(**MIXED), domain="north", role="source", client=9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"held-train-examples": [5]}, "each domain once with its counts"),
+        ({"held-domains": ["north", "north"]}, "each domain once with its counts"),
+        ({"held-evaluate-examples": [3, -3]}, "each domain once with its counts"),
+        ({"held-train-examples": [5, 6]}, "add up to the client's"),
+        ({"role": "target"}, "add up to the client's"),
+    ],
+)
+def test_an_identity_whose_domains_make_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
+    held = (Held("north", 5, 2), Held("south", 5, 1))
+    record = dict(Identity("north", "source", 0, 10, 3, True, held).to_record())
+    assert Identity.from_record(record).several == held
+    with pytest.raises(ValueError, match=message):
+        Identity.from_record(record | changes)
+
+
+def test_a_client_of_a_domain_that_the_run_does_not_have_is_an_error() -> None:
+    def told(other: str) -> dict[int, Identity]:
+        mixed = Identity("north", "source", 0, 10, 3, True, (Held("north", 5, 2), Held(other, 5, 1)))
+        return {4: mixed, 5: Identity("south", "source", 0, 9, 3, True), 6: Identity("east", "target", 0, 0, 3, False)}
+
+    with run_identity(1):
+        args = {"sources": ("north", "south"), "targets": ("east",), "deadline": 5}
+        assert len(discover(FixedNodes(told("south")), **args)) == 3  # type: ignore[arg-type]
+        with pytest.raises(FederationError, match="client north: it says that it holds examples of west, which"):
+            discover(FixedNodes(told("west")), **args)  # type: ignore[arg-type]
+        with pytest.raises(FederationError, match="client north: it says that it holds a target domain"):
+            discover(FixedNodes(told("east")), **args)  # type: ignore[arg-type]
+
+
+def test_the_run_waits_for_all_of_its_clients() -> None:
+    two = {number: Identity("north", "source", number, 9, 3, True) for number in (0, 1)}
+    with run_identity(1):
+        args = {"sources": ("north",), "targets": (), "deadline": 0.1}
+        assert len(discover(FixedNodes(two), **args, clients=2)) == 2  # type: ignore[arg-type]
+        with pytest.raises(FederationError, match=r"2 of 3 source clients after 0\.\d s .*; 2 nodes said who"):
+            discover(FixedNodes(two), **args, clients=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("domains", "weights"), [(["elsewhere"], [1.0]), (["north", "south", "west"], [2.0, -1.0, 0.0])]
+)
+def test_weights_that_make_no_sense_are_refused(toy_run: Run, domains: list[str], weights: list[float]) -> None:
+    class Strange:
+        def __call__(self, message: Message, context: Context) -> Message:
+            if message.metadata.message_type == protocol.TRAIN and context.node_config["partition-id"] == 0:
+                config = message.content.config_records[protocol.CONFIG]
+                config[protocol.TRAIN_DOMAINS], config[protocol.TRAIN_WEIGHTS] = domains, weights
+            return client_app(message, context)
+
+    rows = toy_run(app=Strange(), **MIXED, quorum=6, rounds=1).rows
+    (reason,) = {failure["reason"] for row in rows for failure in row["failures"]}
+    assert "expected a domain of north, south, west that weighs more than nothing" in reason
+
+
+def test_a_deployed_node_says_which_client_of_its_domain_it_is() -> None:
+    config = toy_config(partition="dirichlet", clients_per_domain=2)
+
+    def node(**node_config: Any) -> Context:
+        return Context(1, 1, node_config, RecordDict(), {})
+
+    assert place(config, node(domain="south", client=1)) == ("south", "source", 1)
+    assert place(config, node(domain="south")) == ("south", "source", 0)
+    assert [place(config, node(**{"partition-id": number}))[::2] for number in (0, 1, 2, 6)] == [
+        ("north", 0), ("north", 1), ("south", 0), ("east", 0),
+    ]  # fmt: skip
+    with pytest.raises(NotInRunError, match="this node holds domain 'moon'; the run has north, south"):
+        place(config, node(domain="moon"))
+    run_config = config.to_run_config()
+    with run_identity(1):
+        question = Message(RecordDict(), dst_node_id=1, message_type=protocol.IDENTIFY)
+        answer = client_app(question, Context(1, 1, {"domain": "moon"}, RecordDict(), run_config))
+    assert answer.error.code == protocol.NOT_IN_RUN
+    with pytest.raises(UsageError, match="the node config's client is -1; expected its number among the domain's"):
+        place(config, node(domain="south", client=-1))
+    with pytest.raises(UsageError, match="expected domain=NAME, or a partition-id from 0 to 6"):
+        place(config, node(**{"partition-id": 7}))

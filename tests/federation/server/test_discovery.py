@@ -1,0 +1,129 @@
+"""Finding the clients of a run: nobody waits for nodes that are not needed, and late ones are found."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+from flwr.app import Error, Message
+
+from fedhess.base.errors import FederationError
+from fedhess.federation import protocol
+from fedhess.federation.flower_compat import run_identity
+from fedhess.federation.protocol import Identity
+from fedhess.federation.server import discovery
+from fedhess.federation.server.discovery import discover
+from tests.federation.test_nodes import FixedNodes
+
+NORTH, SOUTH = (Identity(name, "source", 0, 10, 10, False) for name in ("north", "south"))
+FOREIGN, LATE = 7, 2
+
+
+class Nodes(FixedNodes):
+    """North is there, south comes online after some questions; a foreign node does what the test says."""
+
+    def __init__(self, foreign: Callable[[Message], Message | None], *, comes_after: float = 0.0) -> None:
+        super().__init__({1: NORTH, LATE: SOUTH})
+        self.foreign, self.comes_at = foreign, time.monotonic() + comes_after
+        self.asked: list[int] = []
+
+    def get_node_ids(self) -> list[int]:
+        return [1, *([LATE] if time.monotonic() >= self.comes_at else []), FOREIGN]
+
+    def answer(self, message: Message) -> Message | None:
+        return self.foreign(message) if message.metadata.dst_node_id == FOREIGN else super().answer(message)
+
+    def push_messages(self, messages: list[Message]) -> list[str]:
+        self.asked += [message.metadata.dst_node_id for message in messages]
+        return super().push_messages(messages)
+
+
+def silent(message: Message) -> None:
+    return None
+
+
+def refusing(message: Message) -> Message:
+    return Message(Error(1002, "no data of this benchmark"), reply_to=message)
+
+
+def of_another_run(message: Message) -> Message:
+    return Message(Error(protocol.NOT_IN_RUN, "this node holds domain 'moon'"), reply_to=message)
+
+
+def find(grid: FixedNodes, *, deadline: float = 20.0) -> list[str]:
+    with run_identity(1):
+        return [c.label for c in discover(grid, sources=("north", "south"), targets=(), deadline=deadline)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("foreign", [silent, refusing, of_another_run])
+@pytest.mark.parametrize("comes_after", [0.0, 2.5])
+def test_a_foreign_node_keeps_nobody_waiting(foreign: Callable[[Message], Message | None], comes_after: float) -> None:
+    began = time.monotonic()
+    assert find(Nodes(foreign, comes_after=comes_after)) == ["north", "south"]
+    assert time.monotonic() - began < comes_after + 5
+
+
+@pytest.mark.parametrize(("foreign", "reason"), [(silent, "no answer"), (refusing, "no data of this benchmark")])
+def test_nodes_that_did_not_say_who_they_are_are_named(
+    foreign: Callable[[Message], Message | None], reason: str
+) -> None:
+    with pytest.raises(FederationError, match=rf"no client for south after 1.*1 nodes said .*\s+node 7: {reason}"):
+        find(Nodes(foreign, comes_after=60.0), deadline=1.0)
+
+
+def test_a_run_without_hope_ends_before_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "HOPELESS_SECONDS", 3.0)
+    began = time.monotonic()
+    with pytest.raises(FederationError, match="node 7: no data of this benchmark"):
+        find(Nodes(refusing, comes_after=60.0))
+    assert 3.0 <= time.monotonic() - began < 10.0, "three seconds after the foreign node came, the last news"
+
+
+def test_a_node_of_another_run_is_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "HOPELESS_SECONDS", 0.5)
+    nodes = Nodes(of_another_run, comes_after=4.0)
+    assert find(nodes) == ["north", "south"]
+    assert nodes.asked.count(FOREIGN) == 1
+
+
+def test_where_no_node_can_come_three_refusals_end_it() -> None:
+    nodes = Nodes(refusing, comes_after=60.0)
+    nodes.nodes_are_fixed = True  # type: ignore[attr-defined]
+    with pytest.raises(FederationError, match="node 7: no data of this benchmark"):
+        find(nodes)
+    assert nodes.asked.count(FOREIGN) == 3
+
+
+def test_a_node_that_lost_the_question_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "SILENT_SECONDS", 1.0)
+
+    class Forgetful(Nodes):
+        def answer(self, message: Message) -> Message | None:
+            first = message is self.first_to(LATE)
+            return None if first else super().answer(message)
+
+        def first_to(self, node: int) -> Message:
+            return next(m for m in self.pushed.values() if m.metadata.dst_node_id == node)
+
+    nodes = Forgetful(silent)
+    assert find(nodes) == ["north", "south"]
+    assert nodes.asked.count(LATE) == 2
+    assert nodes.asked.count(1) == 1
+
+
+def test_clients_that_take_turns_have_the_deadline_each() -> None:
+    class Turns(FixedNodes):
+        """Ten clients, one answer every 0.3 s."""
+
+        nodes_are_fixed = True
+        free_at = 0.0
+
+        def answer(self, message: Message) -> Message | None:
+            if time.monotonic() < self.free_at:
+                return None
+            self.free_at = time.monotonic() + 0.3
+            return super().answer(message)
+
+    ten = {number: Identity("north", "source", number, 9, 3, True) for number in range(10)}
+    with run_identity(1):
+        found = discover(Turns(ten), sources=("north",), targets=(), deadline=1.5, clients=10)  # type: ignore[arg-type]
+    assert [client.identity.client for client in found] == list(range(10))

@@ -1,0 +1,110 @@
+"""CONTRIBUTING.md keeps its word: the strategy printed there trains, and its coefficient matters."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fedhess.domains import open_benchmark
+
+CONTRIBUTING = Path(__file__).resolve().parents[2] / "CONTRIBUTING.md"
+IMAGES_PER_CLASS = 6
+SETTINGS = ["--model", "lite0-features", "--target", "sketch", "--rounds", "4", "--evaluate-every", "1"]
+
+
+@pytest.fixture(scope="module")
+def code() -> str:
+    return re.findall(r"^```python\n(.*?)^```$", CONTRIBUTING.read_text(encoding="utf-8"), re.S | re.M)[0]
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as PACS comes in, ROOT/DOMAIN/CLASS/*.png, with a few images of IconPACS."""
+    root = tmp_path_factory.mktemp("pacs")
+    icons = open_benchmark("IconPACS")
+    for domain in icons.domains:
+        data = icons.load(domain)
+        for label, name in enumerate(icons.classes):
+            folder = root / domain / name
+            folder.mkdir(parents=True)
+            chosen = (data.labels == label).nonzero().flatten()[:IMAGES_PER_CLASS]
+            for number, image in enumerate(data.inputs(chosen)):
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def simulate(code: str, pacs: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Run the command in the folder of direction.py; it returns the job's directory."""
+    (tmp_path / "direction.py").write_text(code, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
+    environment |= {"FEDHESS_DATA": str(pacs), "FEDHESS_CACHE": str(pacs / "cache")}
+
+    def run(*arguments: str, out: str) -> Path:
+        command = [sys.executable, "-m", "fedhess.simulate", *SETTINGS, *arguments, "--out", out]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return tmp_path / out
+
+    return run
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    tensors = load_file(next((run / "checkpoint").glob("*.safetensors")))
+    return {name: value for name, value in tensors.items() if name.startswith("model/")}
+
+
+def source_losses(run: Path) -> list[float]:
+    """Mean held-out loss of the source domains by round, from the untrained model on."""
+    losses: dict[int, list[float]] = {}
+    for line in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["role"] == "source" and row.get("loss") is not None:
+            losses.setdefault(row["round"], []).append(row["loss"])
+    return [sum(values) / len(values) for _, values in sorted(losses.items())]
+
+
+def test_strategy_takes_30_lines(code: str) -> None:
+    assert len(code.splitlines()) <= 30
+
+
+def test_printed_strategy_trains_and_its_coefficient_matters(simulate: Callable[..., Path]) -> None:
+    printed = re.findall(r"python -m fedhess.simulate (.*)$", CONTRIBUTING.read_text(encoding="utf-8"), re.M)[0]
+    job = simulate(*printed.split(), out="both")
+    baseline, aligned = job / "erm" / "sketch" / "0", job / "direction-Direction" / "sketch" / "0"
+    losses = source_losses(aligned)
+    assert len(losses) == 5
+    assert losses[-1] < losses[0]
+    expected = weights(baseline)
+    assert any(not torch.equal(value, expected[name]) for name, value in weights(aligned).items())
+
+    off = simulate(
+        "--domains", "PACS", "--strategy", "direction:Direction", "--strategy-args", "coefficient=0", out="off"
+    )
+    unaligned = weights(off / "sketch" / "0")
+    assert unaligned.keys() == expected.keys()
+    assert all(torch.equal(unaligned[name], value) for name, value in expected.items())
+
+
+def test_printed_penalty_is_zero_where_directions_agree(code: str) -> None:
+    namespace: dict[str, object] = {"__name__": "direction"}
+    exec(compile(code, "direction.py", "exec"), namespace)  # the documented code is what is tested
+    strategy = namespace["Direction"](coefficient=2.0)  # type: ignore[operator]
+
+    class Batch:
+        @staticmethod
+        def statistic(function: object) -> Tensor:
+            return torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+
+    penalty = strategy.penalty(Batch(), {"gradient": torch.tensor([[6.0, 0.0], [0.0, 8.0]])})
+    assert penalty == pytest.approx(0.0, abs=1e-6)
+    assert strategy.penalty(Batch(), {"gradient": torch.tensor([[0.0, 1.0], [0.0, 0.0]])}) == pytest.approx(2.0)

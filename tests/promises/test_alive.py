@@ -1,0 +1,334 @@
+"""Promises 2, 5 and 6: penalties work, vanish when they should, and nothing depends on order, ids or memory."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Message
+from flwr.serverapp import Grid
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from methods import METHODS, RELAYS, Method
+from torch import Tensor
+from toy import toy_config
+
+from fedhess.alignment.loading import BUILT_IN, load_strategy
+from fedhess.alignment.strategy import DomainStrategy
+from fedhess.base.errors import FederationError, UsageError
+from fedhess.curvature import HeadBatch
+from fedhess.federation.client import memory
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.batches import round_batch
+from fedhess.federation.client.training import Step
+from fedhess.federation.engines.inprocess import InProcessGrid
+from fedhess.federation.server.exchange import Exchange
+from fedhess.models.prepared import local_domain
+
+Run = Callable[..., Any]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def run_of(method: Method, **changes: Any) -> dict[str, Any]:
+    """Settings of a run of a method."""
+    return {"strategy": method.strategy, "strategy_args": method.args} | method.changes | changes
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_term_changes_the_update(toy_run: Run, name: str) -> None:
+    method = METHODS[name]
+    erm = toy_run(strategy="erm", **method.changes).tensors
+    penalised = toy_run(**run_of(method)).tensors
+    assert (erm["head.weight"] - penalised["head.weight"]).abs().max() > 1e-5
+    if method.moves_features:
+        assert (erm["featurizer.second.weight"] - penalised["featurizer.second.weight"]).abs().max() > 1e-7
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_neutral_setting_is_erm_bit_for_bit(toy_run: Run, name: str, dtype: str) -> None:
+    method = METHODS[name]
+    changes = {"dtype": dtype, "local_steps": 3, "momentum": 0.9}
+    erm = toy_run(strategy="erm", **changes).tensors
+    neutral = toy_run(strategy=method.strategy, strategy_args=method.neutral, **changes).tensors
+    assert same(erm, neutral)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.has_reference])
+def test_identical_domains_have_no_penalty(toy_run: Run, name: str) -> None:
+    # A full batch of the same examples in every domain; form hgp_of_mean equals mean_of_hgp then.
+    method = METHODS[name]
+    rows = toy_run(**run_of(method, domains_options={"identical": True}, batch_size=0)).rows
+    trained = [row for row in rows if row["role"] == "source" and row["round"] > 0]
+    assert len(trained) == 9
+    for row in trained:
+        assert row["train_objective"] == pytest.approx(row["train_loss"] / divisor(method), abs=1e-12)
+    different = toy_run(**run_of(method, batch_size=0)).rows
+    gaps = [row["train_objective"] - row["train_loss"] / divisor(method) for row in different if row["train_loss"]]
+    assert max(gaps) > 1e-5
+
+
+def divisor(method: Method) -> float:
+    strategy = load_strategy(method.strategy, method.args)
+    assert isinstance(strategy, DomainStrategy)
+    return strategy.schedule.divisor(0)
+
+
+def test_identical_domains_give_the_server_nothing_to_align(toy_run: Run) -> None:
+    changes = {"domains_options": {"identical": True}, "batch_size": 0}
+    erm = toy_run(strategy="erm", **changes).tensors
+    aligned = toy_run(**run_of(METHODS["server_alignment"], **changes)).tensors
+    assert all(torch.allclose(erm[key], aligned[key], rtol=0, atol=1e-12) for key in erm)
+    weighted = toy_run(**run_of(METHODS["groupdro"], **changes)).tensors
+    assert all(torch.allclose(erm[key], weighted[key], rtol=0, atol=1e-12) for key in erm)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_fish_with_one_domain_going_the_whole_way_is_local_training(toy_run: Run, steps: int) -> None:
+    alone = {"sources": ("north",), "local_steps": steps, "rounds": 4}
+    whole_way = {"strategy": "fish", "strategy_args": {"eps": 1.0}}
+    assert same(toy_run(**whole_way, **alone).tensors, toy_run(strategy="erm", **alone).tensors)
+    assert not same(toy_run(**whole_way, **alone, momentum=0.9).tensors, toy_run(**alone, momentum=0.9).tensors), (
+        "the relay's momentum lives on"
+    )
+
+
+def test_fish_takes_a_part_of_a_relays_way(toy_run: Run) -> None:
+    fish = toy_run(strategy="fish", strategy_args={"eps": 1.0}, local_steps=3).tensors
+    erm = toy_run(strategy="erm", local_steps=3).tensors
+    assert (fish["head.weight"] - erm["head.weight"]).abs().max() > 1e-4  # three clients: a relay is no mean
+    half = toy_run(strategy="fish", strategy_args={"eps": 0.5}, rounds=1).tensors
+    whole = toy_run(strategy="fish", strategy_args={"eps": 1.0}, rounds=1).tensors
+    start = toy_run(strategy="erm", rounds=1, lr=1e-30).tensors
+    for key, value in half.items():
+        torch.testing.assert_close(value - start[key], 0.5 * (whole[key] - start[key]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "server", [{"server_optimizer": "Adam"}, {"server_lr": 0.5}, {"server_optimizer_args": {"momentum": 0.9}}]
+)
+def test_fish_refuses_a_server_optimizer_that_is_not_its_own(toy_run: Run, server: dict[str, Any]) -> None:
+    with pytest.raises(
+        UsageError, match=r"--strategy fish: its server takes .* --server-optimizer SGD --server-lr 1; got"
+    ):
+        toy_run(strategy="fish", **server)
+
+
+def test_fish_refuses_a_client_optimizer_whose_state_its_relay_would_lose(toy_run: Run) -> None:
+    with pytest.raises(
+        UsageError, match=r"--strategy fish: .* that of Adam would be lost; give --client-optimizer SGD"
+    ):
+        toy_run(strategy="fish", client_optimizer="Adam")
+
+
+def test_the_penalty_aligns_what_it_names(toy_run: Run) -> None:
+    changes = {"rounds": 60, "batch_size": 0, "lr": 0.05}
+    ends = {}
+    for strategy, args in {"erm": {}, "hgp": {"alpha": 0.0, "beta": 0.5}}.items():
+        rows = toy_run(strategy=strategy, strategy_args=args, **changes).rows
+        ends[strategy] = sum(row["gradient_distance"] for row in rows if row["round"] == 60 and row["role"] == "source")
+    assert ends["hgp"] < 0.7 * ends["erm"]
+
+
+def test_same_seed_same_bytes_and_another_seed_others(toy_run: Run) -> None:
+    args = run_of(METHODS["hutchinson-probes"], dtype="float32")
+    first, second, other = (toy_run(seed=seed, **args).tensors for seed in (3, 3, 4))
+    assert same(first, second)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+class Inert(DomainStrategy):
+    """Its penalty cannot change what is trained."""
+
+    def __init__(self, *, kind: str) -> None:
+        self.kind = kind
+
+    def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
+        square = step.features.square().mean()
+        return {"float": float(square.detach()), "detached": square.detach(), "shape": step.features[0]}[self.kind]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("kind", "got"), [("float", "a float"), ("detached", "a tensor without a gradient"), ("shape", r"shape \(390,\)")]
+)
+def test_a_penalty_that_could_not_work_is_refused_by_name(toy_run: Run, kind: str, got: str) -> None:
+    expected = rf"strategy Inert, penalty: expected a tensor of shape \(\) with a gradient, or None .*, got {got}"
+    with pytest.raises(FederationError, match=expected):
+        toy_run(strategy="federation.test_alive:Inert", strategy_args={"kind": kind})
+
+
+class Shuffling(DomainStrategy):
+    """Draws from torch's global generator in one of its hooks, or from the step's own."""
+
+    def __init__(self, *, hook: str = "penalty") -> None:
+        self.hook = hook
+        self.statistics = {"random": self.random}
+
+    @staticmethod
+    def random(batch: HeadBatch) -> Tensor:
+        """A statistic that draws."""
+        return torch.rand_like(batch.weight)
+
+    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+        value = ask("random").mean() if self.hook == "statistic" else torch.zeros(())
+        return {"value": torch.rand(()) if self.hook == "reference" else value}
+
+    def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
+        generator = {"generator": step.generator} if self.hook == "generator" else {}
+        drawn = torch.randperm(len(step.labels), **generator) if self.hook in ("penalty", "generator") else slice(0, 3)
+        return (step.features[drawn][:3] * (1 + reference["value"].mean())).square().mean()
+
+
+@pytest.mark.parametrize("hook", ["penalty", "generator", "statistic", "reference"])
+def test_random_numbers_of_a_custom_strategy_are_those_of_the_seed(toy_run: Run, hook: str) -> None:
+    args = {"strategy": "federation.test_alive:Shuffling", "strategy_args": {"hook": hook}, "local_steps": 2}
+    ends = []
+    for state, app in ((1, client_app), (2, client_app), (3, Amnesia())):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        ends.append(toy_run(app=app, **args).tensors)
+        assert torch.equal(torch.get_rng_state(), before), "the caller's generator is as it was"
+    assert same(ends[0], ends[1])
+    assert same(ends[0], ends[2])
+
+
+def test_a_steps_generator_differs_by_domain_client_and_step() -> None:
+    draws = {
+        Step(model=None, forward=None, before={}, index=index, server_round=1, key=key).generator.initial_seed()  # type: ignore[arg-type]
+        for index in (0, 1)
+        for key in ((0, "north", 0), (0, "north", 1), (0, "south", 0), (1, "north", 0))
+    }
+    assert len(draws) == 8
+
+
+def test_the_seed_reaches_a_clients_batches_and_not_only_the_initial_weights() -> None:
+    batches = []
+    for seed in (0, 1, 0):
+        config = toy_config(seed=seed)
+        batches.append(round_batch(local_domain(config, domain="north", role="source"), config, step=0)[0])
+    assert torch.equal(batches[0], batches[2])
+    assert not torch.equal(batches[0], batches[1])
+
+
+def test_domains_of_one_seed_draw_different_batches() -> None:
+    config = toy_config(domains_options={"identical": True})
+    north, south = (
+        round_batch(local_domain(config, domain=name, role="source"), config, step=0)[0] for name in ("north", "south")
+    )
+    assert not torch.equal(north, south)
+
+
+class ShuffledGrid(InProcessGrid):
+    """Answers in an order of its own."""
+
+    order: Callable[[list[Message]], list[Message]]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None):  # type: ignore[override]
+        return iter(self.order(list(super().send_and_receive(messages, timeout=timeout))))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ids=st.lists(st.integers(2, 2**63), min_size=4, max_size=4, unique=True),
+    shuffle=st.randoms(use_true_random=False),
+    name=st.sampled_from(sorted(METHODS | RELAYS)),
+)
+def test_reply_order_and_node_ids_do_not_matter(toy_run: Run, ids: list[int], shuffle: Any, name: str) -> None:
+    args = run_of((METHODS | RELAYS)[name], dtype="float32", rounds=2)
+
+    def wrap(grid: Grid) -> Grid:
+        grid.__class__ = ShuffledGrid
+        grid.order = lambda replies: shuffle.sample(replies, len(replies))  # type: ignore[attr-defined]
+        return grid
+
+    memory.forget_everything()
+    ordered = toy_run(**args)
+    shuffled = toy_run(node_ids=ids, wrap=wrap, **args)
+    assert same(ordered.tensors, shuffled.tensors)
+    strip = [{key: value for key, value in row.items() if key != "seconds"} for row in ordered.rows]
+    assert strip == [{key: value for key, value in row.items() if key != "seconds"} for row in shuffled.rows]
+
+
+class Amnesia:
+    """The real ClientApp in a process that forgets everything before each message."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        memory.forget_everything()
+        return client_app(message, context)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", METHODS | RELAYS)
+def test_a_client_that_restarts_before_every_message_loses_nothing(toy_run: Run, name: str, steps: int) -> None:
+    args = run_of((METHODS | RELAYS)[name], dtype="float32", rounds=2) | {"local_steps": steps}
+    assert same(toy_run(**args).tensors, toy_run(app=Amnesia(), **args).tensors)
+
+
+@pytest.mark.parametrize("name", METHODS | RELAYS)
+def test_a_server_that_resumes_ends_with_the_same_bits(toy_run: Run, name: str, tmp_path: Path) -> None:
+    server = {} if name in RELAYS else {"server_optimizer": "Adam", "server_lr": 0.01}
+    args = run_of((METHODS | RELAYS)[name], dtype="float32", **server)
+    whole = toy_run(**args, rounds=4).tensors
+    toy_run(**args, rounds=2, directory=tmp_path / "run")
+    assert same(whole, toy_run(**args, rounds=4, directory=tmp_path / "run").tensors)
+
+
+SCHEDULED = {
+    "hgp": {"alpha": 0.02, "beta": 0.05, "scale": "absolute"},
+    "hutchinson": {"alpha": 0.05, "beta": 0.05, "scale": "absolute"},
+    "irm": {},
+    "vrex": {},
+    "fishr": {},
+}
+
+
+@pytest.mark.parametrize("annealing", ["rescale", "reset"])
+@pytest.mark.parametrize("strategy", SCHEDULED)
+def test_annealing_switches_exactly_at_its_step(toy_run: Run, strategy: str, annealing: str) -> None:
+    """Round r begins with step r - 1, whose objective a row has; up to step 3 the weight is 1, Fishr's with reset 0."""
+    settings = {"local_steps": 1, "rounds": 5, "strategy": strategy}
+    args = SCHEDULED[strategy] | {"weight": 40.0, "annealing": annealing}
+    switched = objectives(toy_run(strategy_args=args | {"anneal_steps": 4}, **settings).rows)
+    before = 0.0 if (strategy, annealing) == ("fishr", "reset") else 1.0
+    constant = objectives(toy_run(strategy_args=args | {"weight": before, "anneal_steps": 0}, **settings).rows)
+    assert [switched[number] == constant[number] for number in range(1, 6)] == [True, True, True, True, False]
+
+
+def objectives(rows: list[dict[str, Any]]) -> dict[int, float]:
+    return {row["round"]: row["train_objective"] for row in rows if row["domain"] == "north"}
+
+
+def test_the_server_optimizer_begins_anew_at_the_annealing_step(toy_run: Run) -> None:
+    settings = {"rounds": 3, "server_optimizer": "Adam", "server_lr": 0.01, "strategy": "vrex"}
+    ends = {}
+    for annealing in ("reset", "rescale"):
+        # Weight 1 on both sides of the step: what differs is the optimizer alone.
+        args = {"weight": 1.0, "anneal_steps": 2, "annealing": annealing}
+        ends[annealing] = toy_run(strategy_args=args, **settings)
+    step = ends["reset"].server.model.optimizer.state_dict()["state"][0]["step"]
+    assert float(step) == 1.0
+    assert float(ends["rescale"].server.model.optimizer.state_dict()["state"][0]["step"]) == 3.0
+    assert not same(ends["reset"].tensors, ends["rescale"].tensors)
+
+
+def test_more_strategies_than_these_are_not_built_in() -> None:
+    tested = {method.strategy for method in (METHODS | RELAYS).values()} | {"erm", "fedadam"}
+    assert tested == set(BUILT_IN)
+
+
+def test_fedadam_is_flowers_own(toy_run: Run) -> None:
+    ours = toy_run(strategy="fedadam", strategy_args={"eta": 0.05}).tensors
+    flowers = toy_run(strategy="flwr.serverapp.strategy:FedAdam", strategy_args={"eta": 0.05}).tensors
+    assert same(ours, flowers)
+
+
+def test_groupdro_weighs_the_domain_with_the_highest_loss_most(toy_run: Run) -> None:
+    finished = toy_run(strategy="groupdro", strategy_args={"eta": 1.0}, rounds=1, batch_size=0)
+    losses = {r["domain"]: r["train_loss"] for r in finished.rows if r["round"] == 1 and r["role"] == "source"}
+    weights = finished.server.strategy.state_dict()
+    assert max(losses, key=losses.__getitem__) == max(weights, key=lambda domain: float(weights[domain]))
+    assert float(sum(weights.values())) == pytest.approx(1.0)

@@ -1,0 +1,191 @@
+"""Promise 1: a federated round equals a step of the centralised algorithm, on every parameter."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from centralised import (
+    Objective,
+    Pulls,
+    adversarial_objective,
+    afl_move,
+    coral_objective,
+    erm_objective,
+    fediir_objective,
+    fedprox_pulls,
+    fishr_objective,
+    groupdro_move,
+    hgp_pulls,
+    hutchinson_pulls,
+    iga_objective,
+    iga_pulls,
+    irm_objective,
+    pulled,
+    server_alignment_objective,
+    train_centrally,
+    train_fish,
+    train_in_rounds,
+    vrex_objective,
+)
+from torch import Tensor
+from toy import FIVE, toy_config, toy_domains
+
+from fedhess.models import MODELS
+from fedhess.models.prepared import build_model
+from fedhess.settings.run_config import RunConfig
+
+Run = Callable[..., Any]
+ROUNDS = 20
+# Penalties strong enough to matter: the tests see that ERM ends elsewhere.
+ALPHA, BETA = 2.0, 0.5
+HGP: dict[str, Any] = {"alpha": ALPHA, "beta": BETA, "scale": "absolute"}
+RELATIVE = HGP | {"scale": "relative"}
+NOW = {"anneal_steps": 0}
+LR = 0.05
+# By name: strategy, its arguments, and what it does given the names of the source domains and the length of a step.
+METHODS: dict[str, tuple[str, dict[str, Any], Callable[[tuple[str, ...], float], Objective]]] = {
+    "erm": ("erm", {}, lambda *_: erm_objective()),
+    "hgp_of_mean": ("hgp", HGP, lambda *_: pulled(hgp_pulls(ALPHA, BETA))),
+    "mean_of_hgp": ("hgp", HGP | {"form": "mean_of_hgp"}, lambda *_: pulled(hgp_pulls(ALPHA, BETA, "mean_of_hgp"))),
+    "hgp-relative": ("hgp", RELATIVE, lambda *_: pulled(hgp_pulls(ALPHA, BETA, relative=True))),
+    "hutchinson-relative": ("hutchinson", RELATIVE, lambda *_: pulled(hutchinson_pulls(ALPHA, BETA, relative=True))),
+    "hutchinson": ("hutchinson", HGP, lambda *_: pulled(hutchinson_pulls(ALPHA, BETA))),
+    "hutchinson-probes": (
+        "hutchinson",
+        HGP | {"probes": 3},
+        lambda *_: pulled(hutchinson_pulls(ALPHA, BETA, probes=3)),
+    ),
+    "irm-halves": ("irm", {"weight": 2.0} | NOW, lambda *_: irm_objective(2.0, "halves")),
+    "irm-squared": ("irm", {"weight": 0.5, "form": "squared"} | NOW, lambda *_: irm_objective(0.5, "squared")),
+    "vrex": ("vrex", {"weight": 0.5} | NOW, lambda *_: vrex_objective(0.5)),
+    "coral": ("coral", {"gamma": 1.0}, lambda *_: coral_objective(1.0)),
+    "iga": ("iga", {"coefficient": 0.02, "form": "mean"}, lambda *_: iga_objective(0.02, form="mean")),
+    "iga-sum": ("iga", {"coefficient": 0.01}, lambda *_: iga_objective(0.01, form="sum")),
+    "fishr": ("fishr", {"weight": 20.0, "ema": 0.7} | NOW, lambda *_: fishr_objective(20.0, 0.7)),
+    "fediir": ("fediir", {"gamma": 0.5, "ema": 0.8}, lambda *_: fediir_objective(0.5, 0.8)),
+    "server_alignment": ("server_alignment", {"step": 0.02}, lambda _, lr: server_alignment_objective(0.02, lr)),
+    "groupdro": ("groupdro", {"eta": 0.3}, lambda names, _: adversarial_objective(names, groupdro_move(0.3))),
+    "afl": (
+        "groupdro",
+        {"eta": 0.3, "form": "projection"},
+        lambda names, _: adversarial_objective(names, afl_move(0.3)),
+    ),
+}
+
+
+def arranged(domains: int, weighting: str, **changes: Any) -> dict[str, Any]:
+    """Settings of a run with so many domains, each of another size, on a model of 6 features."""
+    options = {"six": True, "uneven": True, "classes": changes.pop("classes", 4)}
+    settings = {"sources": FIVE[:domains], "domains_options": options, "model": "small"}
+    return settings | {"weighting": weighting, "rounds": ROUNDS, "evaluate_every": ROUNDS} | changes
+
+
+SGD = {"server_optimizer": "SGD", "server_lr": 1.0, "lr": LR}
+ADAM = {"server_optimizer": "Adam", "server_lr": 1e-3, "lr": 1.0}
+# Each method once with three, four and five domains, either weighting, either optimizer, an L2 term, one logit and
+# drawn clients.
+ARRANGEMENTS = {
+    "three": arranged(3, "examples", **SGD, l2=0.01),
+    "four": arranged(4, "domain", **ADAM),
+    "two of five": arranged(5, "domain", **ADAM, clients_per_round=2, l2=0.01, classes=1),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "small", "toy:create_small")
+
+
+def domains_of(config: RunConfig) -> dict[str, tuple[Tensor, Tensor]]:
+    return toy_domains(config.sources, **config.domains_options)
+
+
+@cache
+def centralised(method: str, arrangement: str) -> dict[str, Tensor]:
+    """Where the centralised algorithm ends."""
+    config = toy_config(**ARRANGEMENTS[arrangement])
+    model, objective = build_model(config), METHODS[method][2](config.sources, config.lr)
+    optimizer = getattr(torch.optim, config.server_optimizer)(model.parameters(), lr=config.lr * config.server_lr)
+    return train_centrally(model, domains_of(config), config=config, objective=objective, optimizer=optimizer)
+
+
+def check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def gap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_federated_equals_centralised_after_20_rounds(toy_run: Run, method: str, arrangement: str) -> None:
+    name, args, _ = METHODS[method]
+    check_same(
+        toy_run(strategy=name, strategy_args=args, **ARRANGEMENTS[arrangement]).tensors,
+        centralised(method, arrangement),
+    )
+    assert method == "erm" or gap(centralised(method, arrangement), centralised("erm", arrangement)) > 1e-5
+
+
+def test_the_two_reference_forms_are_different_algorithms() -> None:
+    assert gap(centralised("hgp_of_mean", "four"), centralised("mean_of_hgp", "four")) > 1e-6
+
+
+SEVERAL_STEPS: dict[str, tuple[str, dict[str, Any], Callable[[], Pulls]]] = {
+    "erm": ("erm", {}, lambda: lambda _: []),
+    "fedprox": ("fedprox", {"mu": 3.0}, lambda: fedprox_pulls(3.0)),
+    "hgp_of_mean": ("hgp", HGP, lambda: hgp_pulls(ALPHA, BETA)),
+    "hgp-relative": ("hgp", RELATIVE, lambda: hgp_pulls(ALPHA, BETA, relative=True)),
+    "hgp-alpha": ("hgp", HGP | {"beta": 0.0}, lambda: hgp_pulls(ALPHA, 0.0)),
+    "hgp-beta": ("hgp", HGP | {"alpha": 0.0}, lambda: hgp_pulls(0.0, BETA)),
+    "hutchinson-alpha": ("hutchinson", HGP | {"beta": 0.0}, lambda: hutchinson_pulls(ALPHA, 0.0)),
+    "hutchinson-beta": ("hutchinson", RELATIVE | {"alpha": 0.0}, lambda: hutchinson_pulls(0.0, BETA, relative=True)),
+    "iga-sum": ("iga", {"coefficient": 0.01}, lambda: iga_pulls(0.01)),
+}
+LOCAL = {"rounds": 2, "evaluate_every": 2, "server_optimizer": "Adam", "server_lr": 0.01, "weight_decay": 0.01}
+LOCALLY = {
+    "three": arranged(3, "domain", **LOCAL, local_steps=10, lr=LR, momentum=0.9),
+    "four": arranged(4, "examples", **LOCAL, local_steps=10, lr=0.01, client_optimizer="Adam", l2=0.01),
+    "five": arranged(5, "examples", **LOCAL, local_steps=3, lr=LR, momentum=0.9, classes=1, statistics_batches=2),
+}
+
+
+@pytest.mark.parametrize("arrangement", LOCALLY)
+@pytest.mark.parametrize("method", SEVERAL_STEPS)
+def test_several_local_steps_are_a_plain_loop_towards_references_of_the_first(
+    toy_run: Run, method: str, arrangement: str
+) -> None:
+    name, args, pulls = SEVERAL_STEPS[method]
+    config = toy_config(**LOCALLY[arrangement])
+    expected = train_in_rounds(build_model(config), domains_of(config), config=config, pulls=pulls())
+    check_same(toy_run(strategy=name, strategy_args=args, **LOCALLY[arrangement]).tensors, expected)
+    erm = train_in_rounds(build_model(config), domains_of(config), config=config, pulls=lambda _: [])
+    assert method == "erm" or gap(erm, expected) > 1e-5
+
+
+def test_a_weight_that_comes_within_a_round_divides_the_objective_from_its_step_on(toy_run: Run) -> None:
+    settings = LOCALLY["three"]
+    config = toy_config(**settings)
+    pulls = hgp_pulls(ALPHA, BETA)
+    expected = train_in_rounds(
+        build_model(config),
+        domains_of(config),
+        config=config,
+        pulls=pulls,
+        weight=lambda step: 50.0 if step >= 14 else 1.0,
+    )
+    args = HGP | {"weight": 50.0, "anneal_steps": 14}
+    check_same(toy_run(strategy="hgp", strategy_args=args, **settings).tensors, expected)
+
+
+@pytest.mark.parametrize(("arrangement", "momentum"), [("three", 0.0), ("four", 0.9), ("two of five", 0.9)])
+def test_fish_equals_its_own_loop(toy_run: Run, arrangement: str, momentum: float) -> None:
+    settings = ARRANGEMENTS[arrangement] | SGD | {"momentum": momentum}
+    federated = toy_run(strategy="fish", strategy_args={"eps": 0.5}, **settings).tensors
+    config = toy_config(**settings)
+    check_same(federated, train_fish(build_model(config), domains_of(config), config=config, eps=0.5))

@@ -1,0 +1,319 @@
+"""A client that fails, lies or stays silent is named, counted and left out; too few of them end the run loudly."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from centralised import cross_entropy, gradient_and_hgp, matrix
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+
+from fedhess.base.errors import FederationError
+from fedhess.federation import protocol
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.batches import round_batch
+from fedhess.federation.client.examples import local_client, simulated_client
+from fedhess.federation.engines.inprocess import InProcessGrid
+from fedhess.federation.protocol import SOURCE
+from fedhess.models.prepared import build_model
+
+Run = Callable[..., Any]
+BAD = 1  # partition of the client that misbehaves: domain "south"
+HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05}}
+
+
+class Misbehaving:
+    """The real ClientApp, except that one client does something else for one message type from one round on."""
+
+    def __init__(
+        self,
+        message_type: str,
+        act: Callable[[Message, Message], Message],
+        *,
+        first_round: int = 1,
+        partition: int = BAD,
+    ) -> None:
+        self.message_type, self.act, self.first_round, self.partition = message_type, act, first_round, partition
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        config = message.content.config_records.get(protocol.CONFIG, {})
+        chosen = (
+            context.node_config["partition-id"] == self.partition and message.metadata.message_type == self.message_type
+        )
+        return self.act(message, reply) if chosen and config.get(protocol.ROUND, 0) >= self.first_round else reply
+
+
+def crash(message: Message, reply: Message) -> Message:
+    raise OSError("the disk is gone")
+
+
+def refuse(message: Message, reply: Message) -> Message:
+    return Message(Error(1234, "not today"), reply_to=message)
+
+
+released = threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def clients_hang_no_longer_than_their_test() -> Iterator[None]:
+    released.clear()
+    yield
+    released.set()
+
+
+def hang(message: Message, reply: Message) -> Message:
+    released.wait(60)
+    return reply
+
+
+def altered(key: str, change: Callable[[dict[str, Array]], None]) -> Callable[[Message, Message], Message]:
+    def act(message: Message, reply: Message) -> Message:
+        arrays = dict(reply.content.array_records[key])
+        change(arrays)
+        reply.content[key] = ArrayRecord(arrays)
+        return reply
+
+    return act
+
+
+def poison(value: float) -> Callable[[dict[str, Array]], None]:
+    def change(arrays: dict[str, Array]) -> None:
+        name, array = next(iter(arrays.items()))
+        values = torch.tensor(array.numpy())
+        values.view(-1)[0] = value
+        arrays[name] = Array(values)
+
+    return change
+
+
+def reshape(arrays: dict[str, Array]) -> None:
+    name = next(iter(arrays))
+    arrays[name] = Array(torch.zeros(3, 5, dtype=torch.float64))
+
+
+def recast(arrays: dict[str, Array]) -> None:
+    name, array = next(iter(arrays.items()))
+    arrays[name] = Array(torch.tensor(array.numpy()).float())
+
+
+def rename(arrays: dict[str, Array]) -> None:
+    arrays["surprise"] = arrays.pop(next(iter(arrays)))
+
+
+def lie_about_shape(arrays: dict[str, Array]) -> None:
+    name, array = next(iter(arrays.items()))
+    arrays[name] = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=array.data[:-8])
+
+
+def garbage(arrays: dict[str, Array]) -> None:
+    name, array = next(iter(arrays.items()))
+    arrays[name] = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=b"not an array at all")
+
+
+STATISTICS, MODEL = protocol.STATISTIC_VALUES, protocol.MODEL
+FAULTS: dict[str, tuple[str, Callable[[Message, Message], Message], str]] = {
+    "raises in the exchange": (protocol.STATISTICS, crash, "OSError: the disk is gone"),
+    "raises in training": (protocol.TRAIN, crash, "OSError: the disk is gone"),
+    "refuses": (protocol.TRAIN, refuse, "error 1234: not today"),
+    "hangs in the exchange": (protocol.STATISTICS, hang, "no reply within 3 s"),
+    "hangs in training": (protocol.TRAIN, hang, "no reply within 3 s"),
+    "sends NaN statistics": (protocol.STATISTICS, altered(STATISTICS, poison(float("nan"))), "1 of 1564 values"),
+    "sends an infinite update": (protocol.TRAIN, altered(MODEL, poison(float("inf"))), "values that are not finite"),
+    "sends statistics of another shape": (protocol.STATISTICS, altered(STATISTICS, reshape), "has shape (3, 5), expec"),
+    "sends weights of another shape": (protocol.TRAIN, altered(MODEL, reshape), "has shape (3, 5), expected"),
+    "sends another dtype": (protocol.TRAIN, altered(MODEL, recast), "has dtype torch.float32, expected torch.float64"),
+    "sends other names": (protocol.TRAIN, altered(MODEL, rename), "unexpected ['surprise']"),
+    "sends too few bytes": (protocol.TRAIN, altered(MODEL, lie_about_shape), "values for header shape"),
+    "sends garbage": (protocol.TRAIN, altered(MODEL, garbage), "magic string"),
+}
+IMPATIENT = {"rounds": 1, "deadline": 3.0, "exchange_deadline": 3.0}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failing_client_is_named_and_the_round_goes_on(
+    toy_run: Run, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    message_type, act, reason = FAULTS[fault]
+    settings = IMPATIENT if act is hang else {"rounds": 2}
+    finished = toy_run(app=Misbehaving(message_type, act), quorum=2, **HGP, **settings)
+    south = [row for row in finished.rows if row["domain"] == "south" and row["round"] == 1]
+    (failure,) = south[0]["failures"][:1]
+    assert reason in failure["reason"]
+    assert failure["phase"].startswith("exchange" if message_type == protocol.STATISTICS else "train")
+    assert south[0]["train_loss"] is None
+    assert "client south" in caplog.text
+    others = [row for row in finished.rows if row["domain"] in ("north", "west") and row["round"] == 1]
+    assert all(row["failures"] == [] and row["train_loss"] is not None for row in others)
+
+
+def test_the_others_train_as_if_the_failing_client_were_not_there(toy_run: Run) -> None:
+    without = toy_run(sources=("north", "west"), targets=("east",), **HGP).tensors
+    app = Misbehaving(protocol.STATISTICS, crash)
+    with_failing = toy_run(app=app, quorum=2, **HGP).tensors
+    # Partition ids differ between the two runs; batches must depend on the domain alone.
+    assert all(torch.equal(without[name], with_failing[name]) for name in without)
+
+
+def test_server_alignment_subtracts_like_from_like_when_a_client_drops_between_exchanges(toy_run: Run) -> None:
+    def crash_in_the_second(message: Message, reply: Message) -> Message:
+        return crash(message, reply) if message.content.array_records[protocol.GIVEN] else reply
+
+    settings = {"partition": "dirichlet", "clients_per_domain": 2, "dirichlet_min_size": 2, "quorum": 5, "rounds": 1}
+    app = Misbehaving(protocol.STATISTICS, crash_in_the_second)
+    finished = toy_run(app=app, strategy="server_alignment", strategy_args={"step": 0.05}, **settings)
+    config = finished.server.config
+    model = build_model(config)
+    gradients, sizes = {}, {}
+    for position in range(6):
+        domain, client = simulated_client(config, position)
+        data = local_client(config, domain=domain, role=SOURCE, client=client).parts[domain]
+        loss = cross_entropy(model, round_batch(data, config, step=0))
+        gradients[domain, client] = gradient_and_hgp(model, loss)[0]
+        sizes[domain, client] = data.train_size
+
+    def mean(values: dict[tuple[str, int], torch.Tensor]) -> torch.Tensor:
+        """Average by domain, in each by examples."""
+        each = []
+        for domain in config.sources:
+            keys = [key for key in values if key[0] == domain]
+            each.append(sum(sizes[key] * values[key] for key in keys) / sum(sizes[key] for key in keys))
+        return torch.stack(each).mean(0)
+
+    reference = mean(gradients).detach()
+    pulls = {
+        key: matrix(torch.autograd.grad(0.5 * (value - reference).square().sum(), list(model.head.parameters())))
+        for key, value in gradients.items()
+        if key != simulated_client(config, BAD)
+    }
+    torch.testing.assert_close(finished.server.strategy._direction, 2 * mean(pulls), rtol=0, atol=1e-12)
+
+
+def test_below_the_quorum_the_run_stops_and_says_who_when_and_why(toy_run: Run) -> None:
+    with pytest.raises(FederationError) as caught:
+        toy_run(app=Misbehaving(protocol.TRAIN, crash, first_round=2), **HGP)
+    text = str(caught.value)
+    assert "round 2: 2 of 3 source clients completed phase 'train', 3 are needed (--quorum)" in text
+    assert "round 2, train, client south: error 2: OSError: the disk is gone" in text
+
+
+def test_an_empty_round_is_an_error(toy_run: Run) -> None:
+    class Everybody:
+        def __call__(self, message: Message, context: Context) -> Message:
+            if message.metadata.message_type == protocol.TRAIN:
+                raise OSError("power cut")
+            return client_app(message, context)
+
+    with pytest.raises(FederationError, match="0 of 3 source clients completed phase 'train'"):
+        toy_run(app=Everybody(), quorum=1)
+
+
+def test_a_target_that_cannot_evaluate_is_reported_and_training_goes_on(toy_run: Run) -> None:
+    class NoTarget:
+        def __call__(self, message: Message, context: Context) -> Message:
+            if context.node_config["partition-id"] == 3 and message.metadata.message_type == protocol.EVALUATE:
+                raise OSError("camera off")
+            return client_app(message, context)
+
+    rows = toy_run(app=NoTarget()).rows
+    target = [row for row in rows if row["role"] == "target"]
+    assert [row["accuracy"] for row in target] == [None] * 4
+    assert all("camera off" in row["failures"][0]["reason"] for row in target)
+
+
+def test_a_missing_domain_is_an_error_at_the_start(toy_run: Run) -> None:
+    class NoIdentity:
+        def __call__(self, message: Message, context: Context) -> Message:
+            if context.node_config["partition-id"] == BAD:
+                raise OSError("unplugged")
+            return client_app(message, context)
+
+    with pytest.raises(FederationError, match=r"(?s)no client for south.*unplugged") as caught:
+        toy_run(app=NoIdentity())
+    assert "3 nodes said who they are" in str(caught.value)
+
+
+def test_a_client_that_claims_another_domain_leaves_its_own_without_one(toy_run: Run) -> None:
+    class Impostor:
+        def __call__(self, message: Message, context: Context) -> Message:
+            reply = client_app(message, context)
+            if message.metadata.message_type == protocol.IDENTIFY and context.node_config["partition-id"] == 3:
+                record = dict(reply.content.config_records[protocol.CONFIG]) | {"domain": "north", "role": "source"}
+                reply.content[protocol.CONFIG] = ConfigRecord(record)
+            return reply
+
+    with pytest.raises(FederationError, match="no client for east"):
+        toy_run(app=Impostor(), exchange_deadline=3.0)
+
+
+def test_a_client_that_lost_the_model_is_sent_it_again(toy_run: Run) -> None:
+    from fedhess.federation.client import memory
+
+    complaints: list[int] = []
+
+    class Forgetful:
+        def __call__(self, message: Message, context: Context) -> Message:
+            if context.node_config["partition-id"] == BAD:
+                memory.MODELS.forget()
+            reply = client_app(message, context)
+            if reply.content.config_records.get(protocol.CONFIG, {}).get(protocol.MODEL_MISSING):
+                complaints.append(int(context.node_config["partition-id"]))
+            return reply
+
+    remembered, forgotten = toy_run(**HGP), toy_run(app=Forgetful(), **HGP)
+    assert all(torch.equal(remembered.tensors[n], forgotten.tensors[n]) for n in remembered.tensors)
+    assert forgotten.server.federation.failures == []
+    # From the first loss on it is sent the model with every message: two exchanges, training, evaluation.
+    # In one process the next client finds the memory empty too. Each says so once and never has to ask again.
+    assert sorted(complaints) == [BAD, BAD + 1]
+    weights = 8 * sum(value.numel() for value in remembered.tensors.values())
+    down = {row["domain"]: row["bytes_down"] for row in forgotten.rows if row["round"] == 3}
+    assert down["north"] < 1.1 * weights
+    assert 3.9 * weights < down["south"] < 4.2 * weights
+
+
+def test_a_model_that_is_held_is_sent_once_a_round(toy_run: Run) -> None:
+    rows = toy_run(**HGP, rounds=4).rows
+    weights = sum(value.numel() for value in toy_run(rounds=1).tensors.values()) * 8
+    for row in rows:
+        if row["round"] > 0 and row["role"] == "source":
+            assert row["bytes_down"] < 1.05 * weights
+            assert row["bytes_up"] < 1.05 * weights
+    last = [row for row in rows if row["round"] == 4]
+    assert all(row["bytes_down"] > 0.95 * weights for row in last)
+
+
+def test_metrics_that_are_missing_are_a_failure(toy_run: Run) -> None:
+    def strip(message: Message, reply: Message) -> Message:
+        reply.content[protocol.METRICS] = MetricRecord({"loss": 0.5})
+        return reply
+
+    rows = toy_run(app=Misbehaving(protocol.EVALUATE, strip), quorum=2).rows
+    (south,) = [row for row in rows if row["domain"] == "south" and row["round"] == 3]
+    assert south["accuracy"] is None
+    assert "expected loss, accuracy" in south["failures"][0]["reason"]
+
+
+def test_an_empty_reply_is_a_failure(toy_run: Run) -> None:
+    def empty(message: Message, reply: Message) -> Message:
+        return Message(RecordDict(), reply_to=message)
+
+    with pytest.raises(FederationError, match="expected arrays 'arrays' in the reply"):
+        toy_run(app=Misbehaving(protocol.TRAIN, empty))
+
+
+def test_a_second_reply_to_one_message_counts_for_nothing(toy_run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    class Doubling(InProcessGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+            replies = super().send_and_receive(messages, timeout=timeout)  # sent now: the server reads their ids
+            return (reply for reply in replies for _ in range(2))
+
+    def wrap(grid: InProcessGrid) -> InProcessGrid:
+        grid.__class__ = Doubling
+        return grid
+
+    once, twice = toy_run(**HGP), toy_run(wrap=wrap, **HGP)
+    assert all(torch.equal(once.tensors[name], twice.tensors[name]) for name in once.tensors)
+    assert "round 1, train: dropped an unexpected reply" in caplog.text
+    assert twice.server.federation.failures == []

@@ -1,0 +1,63 @@
+"""The numbers of a small run stay what they were: unchanged mathematics means unchanged results.
+
+tests/promises/golden/rounds.jsonl was written by::
+
+    python -m fedhess.simulate --domains IconPACS --target sketch --rounds 3 --strategy hgp --seed 0 --trials 1 \
+        --local-steps 2 --batch-size 32 --lr 0.05 --momentum 0.9 --evaluate-every 1 \
+        --device cpu --out golden
+
+and only a commit that means to change numerics may replace it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Start
+
+GOLDEN = Path(__file__).parent / "golden" / "rounds.jsonl"
+ARGUMENTS = [
+    *("--domains", "IconPACS", "--target", "sketch", "--rounds", "3", "--strategy", "hgp", "--seed", "0"),
+    *("--trials", "1"),
+    *("--local-steps", "2", "--batch-size", "32", "--lr", "0.05", "--momentum", "0.9", "--evaluate-every", "1"),
+    *("--device", "cpu", "--json", "--out", "golden"),
+]
+EXACT = ("round", "domain", "client", "role", "split", "examples", "failures", "bytes_down", "bytes_up")
+# Other processors round otherwise; distances are differences of nearly equal vectors, and the HGP is of fourth order.
+RELATIVE = {"loss": 1e-4, "train_loss": 1e-4, "train_objective": 1e-4, "gradient_distance": 1e-3, "hgp_distance": 1e-3}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_run_reproduces_the_committed_rows(start: Start, tmp_path: Path) -> None:
+    process = start(ARGUMENTS, toy=False)
+    out, err = process.communicate(timeout=250)
+    assert process.returncode == 0, err
+    assert err == ""
+    assert json.loads(out)["targets"] == ["sketch"], "stdout is JSON and nothing else"
+    rows, golden = read(tmp_path / "golden/sketch/0/rounds.jsonl"), read(GOLDEN)
+    assert len(rows) == len(golden) == 16
+    for row, expected in zip(rows, golden, strict=True):
+        where = f"round {expected['round']}, {expected['domain']}"
+        assert row.keys() == expected.keys(), where
+        assert {key: row[key] for key in EXACT} == {key: expected[key] for key in EXACT}, where
+        for key, tolerance in RELATIVE.items():
+            if expected[key] is None:
+                assert row[key] is None, f"{where}, {key}"
+            else:
+                assert row[key] == pytest.approx(expected[key], rel=tolerance), f"{where}, {key}"
+        one_example = 1.0 / expected["examples"]
+        assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=one_example * 1.01), where
+
+
+def test_golden_rows_are_of_a_run_that_learns() -> None:
+    golden = read(GOLDEN)
+    losses = [
+        sum(row["loss"] for row in golden if row["round"] == number and row["role"] == "source") for number in range(4)
+    ]
+    assert losses[3] < losses[0]
+    assert {row["domain"] for row in golden if row["role"] == "target"} == {"sketch"}

@@ -1,0 +1,200 @@
+"""Replies made to break the server: each is a failure of its client by name, never a crash, and never gets through."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from fedhess.base.errors import FederationError
+from fedhess.federation import protocol
+from fedhess.federation.client.app import app as client_app
+from tests.promises.test_failures import Misbehaving
+
+Run = Callable[..., Any]
+FEDAVG = "flwr.serverapp.strategy:FedAvg"
+
+
+def npy(values: np.ndarray) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+BYTES: dict[str, Callable[[tuple[int, ...]], bytes]] = {
+    "text": lambda shape: npy(np.full(shape, "x")),
+    "dates": lambda shape: npy(np.zeros(shape, "M8[s]")),
+    "structures": lambda shape: npy(np.zeros(shape, [("a", "f4")])),
+    "long doubles": lambda shape: npy(np.zeros(shape, "g")),
+    "big endian": lambda shape: npy(np.zeros(shape, ">f8")),
+    "an unfinished header": lambda shape: header("{'descr': (((\n"),
+    "a deep header": lambda shape: header("(" * 5000),
+    "an unknown type": lambda shape: header("{'descr': 'zz', 'fortran_order': False, 'shape': (2,)}\n"),
+    "a negative shape": lambda shape: header("{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}\n"),
+    "nothing": lambda shape: b"",
+}
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_bytes_that_are_no_numbers_are_a_failure_of_their_client(toy_run: Run, kind: str) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        arrays = dict(reply.content.array_records[protocol.MODEL])
+        name, array = next(iter(arrays.items()))
+        data = BYTES[kind](tuple(array.shape))
+        arrays[name] = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=data)
+        reply.content[protocol.MODEL] = ArrayRecord(arrays)
+        return reply
+
+    finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1)
+    (failure,) = finished.server.federation.failures
+    assert failure.client == "south"
+    assert "expected a .npy array of plain numbers" in failure.reason
+    assert all(torch.isfinite(value).all() for value in finished.tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"), [("num-examples", float("nan")), ("num-examples", float("inf")), ("accuracy", 7.0)]
+)
+def test_impossible_evaluations_are_failures(toy_run: Run, metric: str, value: float) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        old = reply.content.metric_records[protocol.METRICS]
+        reply.content[protocol.METRICS] = MetricRecord({**old, metric: value})
+        return reply
+
+    rows = toy_run(app=Misbehaving(protocol.EVALUATE, act), quorum=2, rounds=1).rows
+    (south,) = [row for row in rows if row["domain"] == "south" and row["round"] == 1]
+    assert south["accuracy"] is None
+    assert "expected an accuracy in [0, 1]" in south["failures"][0]["reason"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), -48, 10**12])
+def test_a_client_cannot_weigh_more_with_flower_than_it_said(toy_run: Run, value: float) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        old = reply.content.metric_records[protocol.METRICS]
+        reply.content[protocol.METRICS] = MetricRecord({**old, protocol.NUM_EXAMPLES: value})
+        return reply
+
+    finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1, strategy=FEDAVG)
+    assert "as it said at the start" in finished.server.federation.failures[0].reason
+
+
+def test_further_records_do_not_reach_a_flower_strategy(toy_run: Run) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        reply.content["more"] = MetricRecord({"a": 1})
+        return reply
+
+    finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1, strategy=FEDAVG)
+    assert "one record of arrays and one of metrics" in finished.server.federation.failures[0].reason
+
+
+@pytest.mark.parametrize("strategy", [FEDAVG, "erm"])
+@pytest.mark.parametrize("metrics", [{"more": 1.0}, {"loss": None}, {"loss": [1.0, 2.0]}], ids=["more", "less", "list"])
+def test_metrics_that_cannot_be_averaged_are_a_failure_of_their_client(
+    toy_run: Run, strategy: str, metrics: dict[str, Any]
+) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        changed = dict(reply.content.metric_records[protocol.METRICS]) | metrics
+        record = {name: value for name, value in changed.items() if value is not None}
+        reply.content[protocol.METRICS] = MetricRecord(record)
+        return reply
+
+    finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1, strategy=strategy)
+    (failure,) = finished.server.federation.failures
+    assert failure.client == "south"
+    assert "expected the metrics num-examples, loss, objective, seconds, a number each" in failure.reason
+
+
+def test_what_a_flower_strategy_refuses_to_aggregate_ends_the_run_with_its_reason(toy_run: Run) -> None:
+    args = {"weighted_by_key": "no-such-metric"}
+    with pytest.raises(FederationError, match=r"round 1: FedAvg: .*no-such-metric"):
+        toy_run(strategy=FEDAVG, strategy_args=args, rounds=1)
+
+
+def _drop_one(record: ArrayRecord) -> ArrayRecord:
+    return ArrayRecord(dict(list(record.items())[1:]))
+
+
+def _misname(record: ArrayRecord) -> ArrayRecord:
+    return ArrayRecord({f"{name}-": value for name, value in record.items()})
+
+
+@pytest.mark.parametrize("change", [_drop_one, _misname, None])
+@pytest.mark.parametrize("clients", [{}, {"partition": "dirichlet", "clients_per_domain": 2}])
+def test_momentum_that_is_not_whole_is_a_failure_of_its_client(
+    toy_run: Run, change: Callable[[ArrayRecord], ArrayRecord] | None, clients: dict[str, Any]
+) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        if change is None:
+            del reply.content[protocol.MOMENTUM]
+        else:
+            reply.content[protocol.MOMENTUM] = change(reply.content.array_records[protocol.MOMENTUM])
+        return reply
+
+    app = Misbehaving(protocol.TRAIN, act)
+    finished = toy_run(app=app, strategy="fish", momentum=0.9, rounds=2, quorum=2, **clients)
+    failures = finished.server.federation.failures
+    assert len({failure.client for failure in failures}) == 1
+    assert {failure.round for failure in failures} == {1, 2}
+    assert all("momentum" in failure.reason for failure in failures)
+    assert set(finished.server.strategy.state_dict()) == set(finished.server.model.trained_names)
+
+
+@pytest.mark.parametrize("count", [0, -5])
+def test_a_source_client_without_examples_takes_no_part(toy_run: Run, count: int) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        record = dict(reply.content.config_records[protocol.CONFIG]) | {"train-examples": count}
+        reply.content[protocol.CONFIG] = ConfigRecord(record)
+        return reply
+
+    with pytest.raises(FederationError, match="expected a source client with examples"):
+        toy_run(app=Misbehaving(protocol.IDENTIFY, act, first_round=0), exchange_deadline=3.0)
+
+
+class Peeking(FedAvg):
+    """Tries to pull replies that were never its own."""
+
+    seen: list[str] = []  # noqa: RUF012 - read by the test
+    trains = threading.Event()
+    target_has_answered = threading.Event()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self.trains.set()
+        assert self.target_has_answered.wait(60)
+        time.sleep(0.2)  # for its reply to arrive
+        for number in range(1, 40):
+            self.seen.extend(reply.metadata.message_type for reply in grid.pull_messages([f"1-{number}"]))
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+def test_a_flower_strategy_cannot_pull_a_targets_late_evaluation(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LateTarget:
+        def __call__(self, message: Message, context: Context) -> Message:
+            if message.metadata.message_type == protocol.EVALUATE and context.node_config["partition-id"] == 3:
+                assert Peeking.trains.wait(60)
+                reply = client_app(message, context)
+                Peeking.target_has_answered.set()
+                return reply
+            return client_app(message, context)
+
+    Peeking.seen.clear()
+    Peeking.trains.clear()
+    Peeking.target_has_answered.clear()
+    monkeypatch.setitem(sys.modules, "peeking", sys.modules[__name__])
+    finished = toy_run(app=LateTarget(), strategy="peeking:Peeking", rounds=1, deadline=3.0)
+    assert Peeking.seen == []
+    assert finished.server.federation.grid._running == {}  # what came too late is not kept either
