@@ -1,1 +1,1 @@
-"""Runnable experiments: one experiment a file, each a command ``python -m simulations.NAME``."""
+"""Runnable experiments: one experiment a file, each a command ``python -m fedhess.simulations.NAME``."""

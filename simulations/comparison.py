@@ -9,10 +9,10 @@ from typing import Any
 from fedhess.federation.server.run_directory import writing
 from fedhess.results.figures import drawing, line_look, written
 from fedhess.results.selection import ORACLE
-from simulations.outputs import describe_revision
-from simulations.particulars import own_particulars, shared_protocol
-from simulations.published import Published, Table
-from simulations.records import Cell, Line, Record, Row, lines_of
+from fedhess.simulations.outputs import describe_revision
+from fedhess.simulations.particulars import own_particulars, shared_protocol
+from fedhess.simulations.published import Published, Table
+from fedhess.simulations.records import Cell, Line, Record, Row, lines_of
 
 Judge = Callable[[str, Mapping[str, Cell]], str]
 
@@ -69,7 +69,7 @@ def render(comparison: Comparison, record: Record) -> str:
     command = " ".join(filter(None, [comparison.name, comparison.variety, "--quick" if record["quick"] else ""]))
     lines += [
         "Accuracy (%), mean +- standard error over seeds; sd: a published standard deviation over restarts. Made by "
-        f"`python -m simulations.{command}`; seeds and examples a domain may come from several invocations.",
+        f"`python -m fedhess.simulations.{command}`; seeds and examples a domain may come from several invocations.",
     ]
     lines += ["", *(f"- {note}" for note in comparison.notes)] if comparison.notes else []
     for rows in _tables(record):

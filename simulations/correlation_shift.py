@@ -1,8 +1,8 @@
 """Severe correlation shift: colour predicts the label in training and its opposite in the target.
 
-    python -m simulations.correlation_shift                                    # everything: hours
-    python -m simulations.correlation_shift --strategy erm,irm --seeds 0,1     # a part; results merge
-    python -m simulations.correlation_shift --quick
+    python -m fedhess.simulations.correlation_shift                                    # everything: hours
+    python -m fedhess.simulations.correlation_shift --strategy erm,irm --seeds 0,1     # a part; results merge
+    python -m fedhess.simulations.correlation_shift --quick
 
 ColoredMNIST, form "irm", with the settings of the public scripts (fedhess/settings/defaults.py): 501 rounds of one
 full-batch step; HGP's reference is a constant, where the script differentiates it too. Methods without a public
@@ -18,12 +18,12 @@ from dataclasses import replace
 import typer
 
 from fedhess.cli.command import Command, run_command
-from simulations.comparison import Comparison
-from simulations.measurement import Configuration
-from simulations.outputs import AllowDirtyOption, RenderOption
-from simulations.published import CORRELATION_SHIFT, CORRELATION_SHIFT_SCRIPTS
-from simulations.records import Cell
-from simulations.scenario import (
+from fedhess.simulations.comparison import Comparison
+from fedhess.simulations.measurement import Configuration
+from fedhess.simulations.outputs import AllowDirtyOption, RenderOption
+from fedhess.simulations.published import CORRELATION_SHIFT, CORRELATION_SHIFT_SCRIPTS
+from fedhess.simulations.records import Cell
+from fedhess.simulations.scenario import (
     DeviceOption,
     OutOption,
     PerDomainOption,

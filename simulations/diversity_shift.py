@@ -1,9 +1,9 @@
 """Diversity shift: leave one domain out, for every domain in turn, on image benchmarks.
 
-    python -m simulations.diversity_shift                        # IconPACS and RotatedMNIST: an hour
-    python -m simulations.diversity_shift --strategy erm,hgp --seeds 0   # a part; results merge
-    python -m simulations.diversity_shift --quick
-    python -m simulations.diversity_shift --preset ga --domains PACS     # a published protocol: docs/protocols.md
+    python -m fedhess.simulations.diversity_shift                        # IconPACS and RotatedMNIST: an hour
+    python -m fedhess.simulations.diversity_shift --strategy erm,hgp --seeds 0   # a part; results merge
+    python -m fedhess.simulations.diversity_shift --quick
+    python -m fedhess.simulations.diversity_shift --preset ga --domains PACS  # a published protocol: docs/protocols.md
 
 Settings and coefficients are those of fedhess/settings/defaults.py. IconPACS and RotatedMNIST are small: they show how
 methods compare on a shift of style and of angle, with small models; published values are of other networks and
@@ -20,14 +20,14 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import BENCHMARKS
 from fedhess.settings.run_config import Scalar
-from simulations.comparison import Comparison
-from simulations.measurement import Configuration
-from simulations.outputs import AllowDirtyOption, RenderOption
-from simulations.presets import comparison_of, find_protocol
-from simulations.presets import configurations as preset_configurations
-from simulations.protocols import PROTOCOLS
-from simulations.published import DIVERSITY_SHIFT
-from simulations.scenario import (
+from fedhess.simulations.comparison import Comparison
+from fedhess.simulations.measurement import Configuration
+from fedhess.simulations.outputs import AllowDirtyOption, RenderOption
+from fedhess.simulations.presets import comparison_of, find_protocol
+from fedhess.simulations.presets import configurations as preset_configurations
+from fedhess.simulations.protocols import PROTOCOLS
+from fedhess.simulations.published import DIVERSITY_SHIFT
+from fedhess.simulations.scenario import (
     DeviceOption,
     OutOption,
     PerDomainOption,

@@ -1,8 +1,8 @@
 """Label shift: ColoredMNIST whose first domain holds the digits below 5, the second the others.
 
-    python -m simulations.label_shift                                    # everything: hours
-    python -m simulations.label_shift --strategy erm,hgp --seeds 0,1     # a part; results merge
-    python -m simulations.label_shift --quick
+    python -m fedhess.simulations.label_shift                                    # everything: hours
+    python -m fedhess.simulations.label_shift --strategy erm,hgp --seeds 0,1     # a part; results merge
+    python -m fedhess.simulations.label_shift --quick
 
 The "imbalanced" variant of the Hessian-alignment scripts: all digits < 5 and 1,500 of the others in the first domain,
 the remaining digits >= 5 in the second; colour, noise, settings and targets as in ``correlation_shift``. The classes of
@@ -17,13 +17,13 @@ import typer
 
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
-from simulations import correlation_shift
-from simulations.comparison import Comparison, class_balance
-from simulations.correlation_shift import LABELS, QUICK_EXAMPLES, STRATEGIES, quickened
-from simulations.measurement import Configuration
-from simulations.outputs import AllowDirtyOption, RenderOption
-from simulations.published import LABEL_SHIFT
-from simulations.scenario import (
+from fedhess.simulations import correlation_shift
+from fedhess.simulations.comparison import Comparison, class_balance
+from fedhess.simulations.correlation_shift import LABELS, QUICK_EXAMPLES, STRATEGIES, quickened
+from fedhess.simulations.measurement import Configuration
+from fedhess.simulations.outputs import AllowDirtyOption, RenderOption
+from fedhess.simulations.published import LABEL_SHIFT
+from fedhess.simulations.scenario import (
     DeviceOption,
     OutOption,
     PerDomainOption,

@@ -1,4 +1,4 @@
-"""Does a long federation stay as it began? ``python -m simulations.load`` watches memory, files and seconds a round.
+"""Watch memory, open files and seconds a round of long federations: ``python -m fedhess.simulations.load``.
 
 Two loads of a small model (0.7 MB on the wire, IconPACS): many clients in one process, and real SuperNodes on loopback
 with TLS and authentication. Every process is watched from outside, and the last third of the rounds is compared with
@@ -19,7 +19,7 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.command import Command, run_command
 from fedhess.federation.server.run_directory import writing
 from fedhess.results.figures import drawing, line_look, marked
-from simulations.outputs import (
+from fedhess.simulations.outputs import (
     AllowDirtyOption,
     RenderOption,
     describe_revision,
@@ -27,7 +27,7 @@ from simulations.outputs import (
     require_ready,
     write_results,
 )
-from simulations.watching import Watched, watch
+from fedhess.simulations.watching import Watched, watch
 
 RESULTS = Path(__file__).parent / "results"
 TARGET = "sketch"
@@ -59,7 +59,7 @@ def load(
         if name not in (IN_PROCESS, DEPLOYED):
             raise UsageError(f"--only: unknown load {name!r}; {did_you_mean(name, (IN_PROCESS, DEPLOYED))}")
     if not Path("/proc/self/environ").exists():
-        raise UsageError("simulations.load looks into /proc, which this system does not have; run it on Linux")
+        raise UsageError("fedhess.simulations.load looks into /proc, which this system does not have; run it on Linux")
     require_ready(out, allow_dirty=allow_dirty, render_only=render_only)
     recorded = read_results(out, render)
     if render_only:

@@ -22,7 +22,7 @@ from fedhess.report import summarise, whole_protocol
 from fedhess.results.selection import DEFAULT, ORACLE
 from fedhess.settings.run_config import Scalar
 from fedhess.simulate import run_job
-from simulations.records import Row
+from fedhess.simulations.records import Row
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Published protocols on PACS, VLCS, OfficeHome, DomainNet and TerraIncognita, as presets of ``diversity_shift``.
 
-    python -m simulations.diversity_shift --preset ga --domains PACS
+    python -m fedhess.simulations.diversity_shift --preset ga --domains PACS
 
 Facts are read in released code (each protocol's ``source``); what it leaves open, or what we cannot do as it does, is
 named in ``differences``, which every table of results repeats. docs/protocols.md has the commands.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedhess.settings.run_config import Scalar
-from simulations.published import BAI_PROTOCOL, DOMAINBED_SWEEP, FEDIIR_PROTOCOL, GA_PROTOCOL, Table
+from fedhess.simulations.published import BAI_PROTOCOL, DOMAINBED_SWEEP, FEDIIR_PROTOCOL, GA_PROTOCOL, Table
 
 BENCHMARKS = ("PACS", "VLCS", "OfficeHome", "DomainNet")
 WITH_TERRA = (*BENCHMARKS, "TerraIncognita")
@@ -37,7 +37,7 @@ class Protocol:
         published: Its own results, by benchmark.
         differences: What differs from the publication, one sentence each.
         draws: Settings to select among, drawn as DomainBed draws them; 0 for one.
-        ranges: Which ranges they are drawn from: a key of `simulations.draws.RANGES`.
+        ranges: Which ranges they are drawn from: a key of `fedhess.simulations.draws.RANGES`.
         oracle: Whether it reports the oracle too.
         benchmarks: What it is a preset for.
     """

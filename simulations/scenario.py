@@ -14,10 +14,10 @@ from fedhess.domains import open_benchmark
 from fedhess.federation.server.run_directory import replace_file, writing
 from fedhess.settings.defaults import default_strategy_args
 from fedhess.settings.run_config import Scalar
-from simulations.comparison import Comparison, draw, render
-from simulations.measurement import Configuration, measure
-from simulations.outputs import require_ready
-from simulations.records import Record, Row, add_row, load_record
+from fedhess.simulations.comparison import Comparison, draw, render
+from fedhess.simulations.measurement import Configuration, measure
+from fedhess.simulations.outputs import require_ready
+from fedhess.simulations.records import Record, Row, add_row, load_record
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("runs") / "quick"  # what is measured in a hurry is no result

@@ -1,4 +1,4 @@
-"""Measure what fedhess promises about speed: ``python -m simulations.timing``.
+"""Measure what fedhess promises about speed: ``python -m fedhess.simulations.timing``.
 
 Each row gives our figure, the other it is compared with, and the bar it must reach; medians of several repetitions,
 ours and the other interleaved so that a busy machine slows both. Rows are kept in ``simulations/results/timing.json``
@@ -16,7 +16,7 @@ import typer
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.command import Command, run_command
-from simulations.outputs import (
+from fedhess.simulations.outputs import (
     AllowDirtyOption,
     RenderOption,
     describe_revision,
@@ -29,14 +29,14 @@ RESULTS = Path(__file__).parent / "results"
 
 # Name -> module:function(repeats) -> rows; imported when asked for.
 BENCHMARKS: dict[str, str] = {
-    "head": "simulations.benchmarks.head:head_rows",
-    "engine": "simulations.benchmarks.engine:engine_rows",
-    "rounds": "simulations.benchmarks.rounds:round_rows",
-    "main-job": "simulations.benchmarks.main_job:main_job_rows",
-    "clients": "simulations.benchmarks.clients:clients_rows",
-    "images": "simulations.benchmarks.images:image_rows",
-    "colored-mnist": "simulations.benchmarks.colored_mnist:colored_mnist_rows",
-    "references": "simulations.benchmarks.references:references_rows",
+    "head": "fedhess.simulations.benchmarks.head:head_rows",
+    "engine": "fedhess.simulations.benchmarks.engine:engine_rows",
+    "rounds": "fedhess.simulations.benchmarks.rounds:round_rows",
+    "main-job": "fedhess.simulations.benchmarks.main_job:main_job_rows",
+    "clients": "fedhess.simulations.benchmarks.clients:clients_rows",
+    "images": "fedhess.simulations.benchmarks.images:image_rows",
+    "colored-mnist": "fedhess.simulations.benchmarks.colored_mnist:colored_mnist_rows",
+    "references": "fedhess.simulations.benchmarks.references:references_rows",
 }
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

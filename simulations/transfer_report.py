@@ -7,13 +7,13 @@ from typing import Any
 
 from fedhess.base.tables import markdown_table
 from fedhess.results.figures import COLOURS, drawable, drawing
-from simulations.outputs import describe_revision
+from fedhess.simulations.outputs import describe_revision
 
 COLUMNS = 4
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """Render the results of :mod:`simulations.transferability` as Markdown."""
+    """Render the results of :mod:`fedhess.simulations.transferability` as Markdown."""
     example = [
         [row["direction"], f"{row['delta']:g}", *(f"{row[key]:.6g}" for key in ("tilted", "known", "bound"))]
         for row in result["example"]["rows"]
@@ -65,7 +65,7 @@ def draw(path: Path, result: Mapping[str, Any]) -> None:
 
     Args:
         path: The PNG file.
-        result: From :func:`simulations.transferability.measure_job`.
+        result: From :func:`fedhess.simulations.transferability.measure_job`.
     """
     groups = by_strategy(result)
     columns = min(COLUMNS, len(groups))

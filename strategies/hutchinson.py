@@ -8,7 +8,7 @@ Scale:                   ``"relative"``: s_g, s_d = the largest mean_e ||g_e||^2
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 
-Deviation: penalties are relative by default, as those of HGP (:mod:`strategies.hgp`) and for the same reason.
+Deviation: penalties are relative by default, as those of HGP (:mod:`fedhess.strategies.hgp`) and for the same reason.
 Deviation: the released code estimates the diagonal with random probes (100 to 300 double backwards); a linear head's
 diagonal has a closed form, so the exact one is the default. ``probes=N`` gives Hutchinson's estimator with the same
 probes for every domain of a round (common random numbers), new in every round. ``probes=N,independent=true`` is the

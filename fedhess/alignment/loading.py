@@ -22,20 +22,20 @@ from fedhess.settings.run_config import RunConfig, Scalar
 ENTRY_POINT_GROUP = "fedhess.strategies"
 
 BUILT_IN = {
-    "erm": "strategies.erm:ERM",
-    "hgp": "strategies.hgp:HGP",
-    "hutchinson": "strategies.hutchinson:Hutchinson",
-    "irm": "strategies.irm:IRM",
-    "vrex": "strategies.vrex:VREx",
-    "coral": "strategies.coral:CORAL",
-    "iga": "strategies.iga:IGA",
-    "fish": "strategies.fish:Fish",
-    "fishr": "strategies.fishr:Fishr",
-    "fediir": "strategies.fediir:FedIIR",
-    "server_alignment": "strategies.server_alignment:ServerAlignment",
-    "groupdro": "strategies.groupdro:GroupDRO",
-    "fedprox": "strategies.fedprox:FedProx",
-    "fedadam": "strategies.fedadam:FedAdam",
+    "erm": "fedhess.strategies.erm:ERM",
+    "hgp": "fedhess.strategies.hgp:HGP",
+    "hutchinson": "fedhess.strategies.hutchinson:Hutchinson",
+    "irm": "fedhess.strategies.irm:IRM",
+    "vrex": "fedhess.strategies.vrex:VREx",
+    "coral": "fedhess.strategies.coral:CORAL",
+    "iga": "fedhess.strategies.iga:IGA",
+    "fish": "fedhess.strategies.fish:Fish",
+    "fishr": "fedhess.strategies.fishr:Fishr",
+    "fediir": "fedhess.strategies.fediir:FedIIR",
+    "server_alignment": "fedhess.strategies.server_alignment:ServerAlignment",
+    "groupdro": "fedhess.strategies.groupdro:GroupDRO",
+    "fedprox": "fedhess.strategies.fedprox:FedProx",
+    "fedadam": "fedhess.strategies.fedadam:FedAdam",
 }
 
 # Flower's strategies that are one half of a method, with what their clients must do: ours train ERM under them.

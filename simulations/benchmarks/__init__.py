@@ -1,1 +1,1 @@
-"""Measurements behind the figures of ``python -m simulations.timing``."""
+"""Measurements behind the figures of ``python -m fedhess.simulations.timing``."""

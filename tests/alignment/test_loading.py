@@ -20,7 +20,7 @@ from fedhess.alignment.loading import (
 )
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError
-from strategies.hgp import HGP
+from fedhess.strategies.hgp import HGP
 
 GOOD = """
 from fedhess.alignment.strategy import DomainStrategy
@@ -95,7 +95,7 @@ def test_entry_point_is_known_but_does_not_hide_a_built_in(monkeypatch: pytest.M
         def __init__(self, name: str, value: str) -> None:
             self.name, self.value = name, value
 
-    entries = [Entry("mine", "strategies.erm:ERM"), Entry("hgp", "strategies.erm:ERM")]
+    entries = [Entry("mine", "fedhess.strategies.erm:ERM"), Entry("hgp", "fedhess.strategies.erm:ERM")]
     monkeypatch.setattr(loading, "entry_points", lambda group: entries if group == "fedhess.strategies" else [])
     assert known_strategies()["hgp"] == BUILT_IN["hgp"]
     assert load_class("mine") is load_class("erm")
@@ -106,7 +106,7 @@ def test_entry_point_is_known_but_does_not_hide_a_built_in(monkeypatch: pytest.M
     [
         ("hpg", r"unknown strategy 'hpg'; did you mean 'hgp'\? known: .*, or package.module:Class"),
         ("no_such_module:X", "cannot import 'no_such_module' .* is it installed, or on PYTHONPATH?"),
-        ("strategies.hgp:HPG", "strategies.hgp has no 'HPG'; did you mean 'HGP'?"),
+        ("fedhess.strategies.hgp:HPG", "fedhess.strategies.hgp has no 'HPG'; did you mean 'HGP'?"),
         ("fedhess.base.errors:UsageError", "UsageError is no strategy: expected a class derived from"),
         (
             "flwr.serverapp.strategy:Strategy",
@@ -119,10 +119,10 @@ def test_entry_point_is_known_but_does_not_hide_a_built_in(monkeypatch: pytest.M
         ),
         ("flwr.serverapp.strategy:FedXgbBagging", ".* is the server half of FedXgbBagging: .* train trees"),
         ("test_loading:Proximal", "test_loading:Proximal is the server half of FedProx"),
-        ("strategies.hgp:", "expected a name or package.module:Class, got 'strategies.hgp:'"),
+        ("fedhess.strategies.hgp:", "expected a name or package.module:Class, got 'fedhess.strategies.hgp:'"),
         (":HGP", "expected a name or package.module:Class, got ':HGP'"),
         ("..hgp:HGP", "expected a name or package.module:Class"),
-        ("strategies.hgp:HGP.reference", "expected a name or package.module:Class"),
+        ("fedhess.strategies.hgp:HGP.reference", "expected a name or package.module:Class"),
     ],
 )
 def test_what_is_no_strategy_is_named(name: str, message: str) -> None:

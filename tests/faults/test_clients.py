@@ -97,7 +97,7 @@ def test_a_target_that_is_asked_to_train_refuses_and_the_round_goes_on_without_i
 def test_a_strategy_that_only_the_server_has_is_said_with_what_to_do(federation: Federation, tmp_path: Path) -> None:
     (tmp_path / "lonely").mkdir()
     (tmp_path / "lonely" / "lonely_strategy.py").write_text(
-        "from strategies.erm import ERM\n\n\nclass Lonely(ERM):\n    pass\n", encoding="utf-8"
+        "from fedhess.strategies.erm import ERM\n\n\nclass Lonely(ERM):\n    pass\n", encoding="utf-8"
     )
     federation.start_superlink(PYTHONPATH=str(tmp_path / "lonely"))
     federation.register()

@@ -157,9 +157,11 @@ def test_impossible_plan_is_named(toy: Benchmark, changes: dict[str, Any], messa
 
 
 def test_strategies_that_would_share_a_directory_are_refused(toy: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loading.BUILT_IN, "strategies.erm-ERM", "strategies.erm:ERM")
-    with pytest.raises(UsageError, match=r"'strategies.erm:ERM' and 'strategies.erm-ERM' would share the directory"):
-        plan(toy, strategies=["strategies.erm:ERM", "strategies.erm-ERM"])
+    monkeypatch.setitem(loading.BUILT_IN, "fedhess.strategies.erm-ERM", "fedhess.strategies.erm:ERM")
+    with pytest.raises(
+        UsageError, match=r"strategies.erm:ERM' and 'fedhess.strategies.erm-ERM' would share the directory"
+    ):
+        plan(toy, strategies=["fedhess.strategies.erm:ERM", "fedhess.strategies.erm-ERM"])
 
 
 def test_slug_keeps_names_apart_and_says_stand_in() -> None:

@@ -16,7 +16,7 @@ import pytest
 import fedhess
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = ("fedhess", "strategies", "simulations")
+PACKAGES = ("fedhess",)
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MOST_LINES = 450
 

@@ -23,7 +23,7 @@ from fedhess.federation.server.exchange import Exchange
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import build_model
-from strategies.fish import Fish
+from fedhess.strategies.fish import Fish
 
 Run = Callable[..., Any]
 ALPHA, BETA = 0.02, 0.05

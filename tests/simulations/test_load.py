@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedhess.base.errors import FederationError
-from simulations import load
-from simulations.watching import Held, Watched, watch
+from fedhess.simulations import load
+from fedhess.simulations.watching import Held, Watched, watch
 
 LEAKS = """
 import json, sys, time

@@ -11,11 +11,11 @@ import pytest
 from fedhess.domains import BENCHMARKS, open_benchmark
 from fedhess.jobs.plan import plan_job
 from fedhess.report import whole_protocol
-from simulations import correlation_shift, diversity_shift, label_shift
-from simulations.comparison import Comparison, render
-from simulations.particulars import own_particulars, shared_protocol
-from simulations.published import Published
-from simulations.records import Row, lines_of
+from fedhess.simulations import correlation_shift, diversity_shift, label_shift
+from fedhess.simulations.comparison import Comparison, render
+from fedhess.simulations.particulars import own_particulars, shared_protocol
+from fedhess.simulations.published import Published
+from fedhess.simulations.records import Row, lines_of
 
 COMPARISON = Comparison(name="toy", title="Toy", published={})
 

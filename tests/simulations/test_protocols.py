@@ -16,11 +16,11 @@ from fedhess.domains.images import domain_net, office_home, pacs, release, terra
 from fedhess.federation.client import memory
 from fedhess.results.selection import ORACLE
 from fedhess.settings.run_config import RunConfig
-from simulations import diversity_shift
-from simulations.comparison import render
-from simulations.draws import draw_settings
-from simulations.presets import comparison_of, configurations, find_protocol
-from simulations.protocols import PROTOCOLS
+from fedhess.simulations import diversity_shift
+from fedhess.simulations.comparison import render
+from fedhess.simulations.draws import draw_settings
+from fedhess.simulations.presets import comparison_of, configurations, find_protocol
+from fedhess.simulations.protocols import PROTOCOLS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where each benchmark lies in a data folder, as its releases have it.
@@ -208,7 +208,7 @@ def test_preset_starts_and_ends_on_a_small_tree(run: Any, preset: str, benchmark
         if key in protocol.settings:
             assert settings[key] == protocol.settings[key], key
     assert f"# Leave one domain out, protocol {preset}" in out
-    assert f"`python -m simulations.diversity_shift --preset {preset} --quick`" in out
+    assert f"`python -m fedhess.simulations.diversity_shift --preset {preset} --quick`" in out
     assert "QUICK" in out
     for note in protocol.notes():
         assert f"- {note}" in out
@@ -240,7 +240,7 @@ def test_published_numbers_stand_beside_ours_and_the_oracle_in_its_own_column() 
     assert lines[2][-5:] == ["81.5", "85.5", "84.5", "86.7", "[1]"]
     assert lines[2][3:11] == ["80.0", "84.7", "81.0", "80.8", "82.0", "97.2", "83.0", "79.3"]
     assert lines[0][:3] == ["strategy", "seeds", "sources (held out)"]
-    assert "Made by `python -m simulations.diversity_shift --preset domainbed`;" in out
+    assert "Made by `python -m fedhess.simulations.diversity_shift --preset domainbed`;" in out
 
 
 @pytest.mark.parametrize(

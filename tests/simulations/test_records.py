@@ -8,10 +8,10 @@ import pytest
 
 from fedhess.base.errors import UsageError
 from fedhess.settings.run_config import RunConfig
-from simulations import correlation_shift
-from simulations.comparison import render
-from simulations.published import CORRELATION_SHIFT, DIVERSITY_SHIFT, FEDIIR_PROTOCOL
-from simulations.records import Cell, add_row, lines_of, load_record
+from fedhess.simulations import correlation_shift
+from fedhess.simulations.comparison import render
+from fedhess.simulations.published import CORRELATION_SHIFT, DIVERSITY_SHIFT, FEDIIR_PROTOCOL
+from fedhess.simulations.records import Cell, add_row, lines_of, load_record
 
 
 def row(seed: int, target: float, **changes: Any) -> dict[str, Any]:

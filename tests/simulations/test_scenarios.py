@@ -21,7 +21,7 @@ from fedhess.federation.server.exchange import PerDomain
 from fedhess.jobs.plan import plan_job
 from fedhess.models import create_model
 from fedhess.settings.defaults import default_settings, default_strategy_args
-from simulations import correlation_shift, diversity_shift, label_shift
+from fedhess.simulations import correlation_shift, diversity_shift, label_shift
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WEIGHT, L2 = 91257.18613115903, 1.10794568e-3

@@ -11,7 +11,7 @@ from fedhess.curvature import HeadBatch, closed_form
 from fedhess.federation.client.training import Step
 from fedhess.federation.server.exchange import PerDomain
 from fedhess.models.headed import HeadedModel
-from strategies.hutchinson import Hutchinson
+from fedhess.strategies.hutchinson import Hutchinson
 
 many = settings(max_examples=30, deadline=None, derandomize=True)
 

@@ -8,7 +8,7 @@ the exact form, and later what a client has not sent (it was away, or it failed)
 Approximation. A reference is one round old, and so is every tensor that went into a statistic: with HGP in the form of
 the released code, H_e[g] is the product with the mean gradient of the round before that. The more a round moves the
 model, the worse. Random numbers that domains share are drawn once a run, since statistics of two rounds are compared:
-Hutchinson's probes are the same in every round. Measured by ``python -m simulations.timing --only references``.
+Hutchinson's probes are the same in every round. Measured by ``python -m fedhess.simulations.timing --only references``.
 """
 
 from collections.abc import Mapping, Sequence
