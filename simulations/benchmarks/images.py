@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from fedhess.alignment.statistics import run_forward
+from fedhess.alignment.step import run_forward
 from fedhess.base.environment import resolve_device
 from fedhess.domains import open_benchmark
 from fedhess.federation.client import memory, training

@@ -15,15 +15,14 @@ from torch import Tensor
 from toy import toy_config
 
 from fedhess.alignment.loading import BUILT_IN, load_strategy
-from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment.step import Step
+from fedhess.alignment.strategy import Ask, DomainStrategy
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.curvature import HeadBatch
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.batches import round_batch
-from fedhess.federation.client.training import Step
 from fedhess.federation.engines.inprocess import InProcessGrid
-from fedhess.federation.server.exchange import Exchange
 from fedhess.models.prepared import local_domain
 
 Run = Callable[..., Any]
@@ -173,7 +172,7 @@ class Shuffling(DomainStrategy):
         """A statistic that draws."""
         return torch.rand_like(batch.weight)
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         value = ask("random").mean() if self.hook == "statistic" else torch.zeros(())
         return {"value": torch.rand(()) if self.hook == "reference" else value}
 

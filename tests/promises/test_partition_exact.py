@@ -13,11 +13,10 @@ from centralised import Objective, Round, fishr_objective, hgp_pulls, pulled
 from torch import Tensor
 from toy import FIVE, SOURCES, toy_config, toy_domains
 
-from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment.step import Step
+from fedhess.alignment.strategy import Ask, DomainStrategy
 from fedhess.curvature import head_gradient, head_hvp
 from fedhess.federation.client.examples import source_shares
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.exchange import Exchange
 from fedhess.jobs.rows import domain_rows
 from fedhess.models.prepared import build_model
 
@@ -69,7 +68,7 @@ class Watched(DomainStrategy):
     statistics: ClassVar = {"gradient": head_gradient, "hvp": head_hvp}
     seen: ClassVar[list[dict[str, Tensor]]] = []
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         answers = ask("gradient")
         products = ask("hvp", vector=answers.mean())
         by_domain = {f"{name} of {domain}": v[domain] for name, v in (("g", answers), ("Hg", products)) for domain in v}

@@ -14,8 +14,8 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedhess.alignment.loading import load_strategy, resolved_args
-from fedhess.alignment.shapes import StatisticShapes
-from fedhess.alignment.strategy import DomainStrategy, run_round
+from fedhess.alignment.statistics import StatisticShapes
+from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
 from fedhess.base.errors import DivergedError, StrategyError, UsageError
 from fedhess.base.seeds import seeded_globally
@@ -30,6 +30,7 @@ from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.health import remedy, sickness
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.previous_references import PreviousStatistics
+from fedhess.federation.server.round import run_round
 from fedhess.federation.server.run_directory import TRAINED, Row, RunDirectory
 from fedhess.jobs.checks import check_combinations
 from fedhess.models.prepared import build_model

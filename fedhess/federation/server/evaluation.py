@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from flwr.app import RecordDict
 from torch import Tensor
 
+from fedhess.alignment.means import DomainMeans, WeightedMean
 from fedhess.base.errors import FederationError
 from fedhess.federation import protocol
-from fedhess.federation.client.evaluation import alignment_distances
 from fedhess.federation.protocol import Held
 from fedhess.federation.server.clients import Failure, Federation, ModelPayload, Traffic
 from fedhess.federation.server.discovery import Client
-from fedhess.federation.server.global_model import DomainMeans
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.run_directory import Row
 from fedhess.federation.validation import read_tensors
@@ -96,6 +95,30 @@ def evaluate_clients(
         logger.warning("%s\nThe run goes on; no table reports this round.", error)
     evaluated.distances = alignment_distances(means.result())
     return evaluated
+
+
+def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
+    """Measure how far each source domain's head statistics are from their mean over the domains.
+
+    Args:
+        statistics: By domain, its head gradient ``"gradient"`` and HGP ``"hgp"``, (C, K) each; of a domain with several
+            clients the mean of theirs by examples.
+
+    Returns:
+        By domain, ``"gradient_distance"`` = ||g_e - gbar||^2 and ``"hgp_distance"`` = ||H_e[g_e] - mean||^2: the terms
+        that the penalties of Hemati et al. (arXiv 2308.11778) add up, here measured for every strategy.
+    """
+    distances: dict[str, dict[str, float]] = {domain: {} for domain in statistics}
+    if not statistics:
+        return distances
+    for name in ("gradient", "hgp"):
+        mean = WeightedMean()
+        for values in statistics.values():
+            mean.add({name: values[name]})
+        centre = mean.result()[name]
+        for domain, values in statistics.items():
+            distances[domain][f"{name}_distance"] = float((values[name] - centre).square().sum())
+    return distances
 
 
 def make_rows(

@@ -12,6 +12,7 @@ from torch import Tensor
 from toy import SOURCES, toy_config, toy_domains
 
 from fedhess.alignment.statistics import head_batch
+from fedhess.alignment.step import Step, round_steps
 from fedhess.alignment.strategy import DomainStrategy, PenaltySchedule
 from fedhess.base.seeds import batch_indices, seeded_generator, steps_per_pass
 from fedhess.curvature import head_gradient
@@ -19,9 +20,8 @@ from fedhess.domains import BENCHMARKS
 from fedhess.domains.domain import TensorDomain
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
-from fedhess.federation.client.batches import round_steps
 from fedhess.federation.client.evaluation import ALIGNMENT_EXAMPLES, evaluate_model
-from fedhess.federation.client.training import Holding, Step, train_locally, writes_parameters
+from fedhess.federation.client.training import Holding, train_locally, writes_parameters
 from fedhess.federation.engines.inprocess import run_in_process
 from fedhess.federation.protocol import SOURCE
 from fedhess.federation.server.app import make_server_app
