@@ -157,7 +157,7 @@ class Inert(DomainStrategy):
 def test_a_penalty_that_could_not_work_is_refused_by_name(toy_run: Run, kind: str, got: str) -> None:
     expected = rf"strategy Inert, penalty: expected a tensor of shape \(\) with a gradient, or None .*, got {got}"
     with pytest.raises(FederationError, match=expected):
-        toy_run(strategy="federation.test_alive:Inert", strategy_args={"kind": kind})
+        toy_run(strategy="tests.promises.test_alive:Inert", strategy_args={"kind": kind})
 
 
 class Shuffling(DomainStrategy):
@@ -184,7 +184,7 @@ class Shuffling(DomainStrategy):
 
 @pytest.mark.parametrize("hook", ["penalty", "generator", "statistic", "reference"])
 def test_random_numbers_of_a_custom_strategy_are_those_of_the_seed(toy_run: Run, hook: str) -> None:
-    args = {"strategy": "federation.test_alive:Shuffling", "strategy_args": {"hook": hook}, "local_steps": 2}
+    args = {"strategy": "tests.promises.test_alive:Shuffling", "strategy_args": {"hook": hook}, "local_steps": 2}
     ends = []
     for state, app in ((1, client_app), (2, client_app), (3, Amnesia())):
         torch.manual_seed(state)

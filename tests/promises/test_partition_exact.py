@@ -85,7 +85,7 @@ def test_references_of_split_domains_are_those_of_whole_ones(
     toy_run: Run, partition: str, domains: int, weighting: str
 ) -> None:
     Watched.seen.clear()
-    settings = {"strategy": "federation.test_partition_exact:Watched", "weighting": weighting} | FULL | {"rounds": 2}
+    settings = {"strategy": f"{__name__}:Watched", "weighting": weighting} | FULL | {"rounds": 2}
     settings["sources"] = FIVE[:domains]
     toy_run(**settings)
     toy_run(**settings, **PARTITIONS[partition])
@@ -99,7 +99,7 @@ def test_references_of_split_domains_are_those_of_whole_ones(
 def test_domains_weigh_the_same_whatever_the_number_of_their_clients(toy_run: Run) -> None:
     Watched.seen.clear()
     settings = FULL | {"rounds": 1, "partition": "lambda", "clients": 8, "heterogeneity": 0.0}
-    finished = toy_run(strategy="federation.test_partition_exact:Watched", **settings)
+    finished = toy_run(strategy="tests.promises.test_partition_exact:Watched", **settings)
     clients = [share.domain for share in source_shares(finished.server.config).values()]
     assert len({clients.count(domain) for domain in SOURCES}) > 1, "or there is nothing to see"
     (seen,) = Watched.seen

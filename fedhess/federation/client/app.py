@@ -22,6 +22,7 @@ from fedhess.base.errors import StrategyError, UsageError, did_you_mean
 from fedhess.base.seeds import seeded_globally
 from fedhess.base.transfers import copy_together
 from fedhess.curvature.autodiff import ModuleBatch
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
 from fedhess.federation.client.batches import joint_batch
 from fedhess.federation.client.evaluation import evaluate_model
@@ -29,7 +30,6 @@ from fedhess.federation.client.examples import LocalClient, local_client
 from fedhess.federation.client.memory import FORWARDS, MODELS, ModelMissingError, ReceivedModel
 from fedhess.federation.client.node import NotInRunError, place
 from fedhess.federation.client.training import Holding, train_locally, writes_parameters
-from fedhess.federation.protocol import SOURCE, TARGET
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.statistic_requests import decode_request, numbered, numbered_parts
 from fedhess.settings.run_config import RunConfig, Scalar
