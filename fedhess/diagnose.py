@@ -17,9 +17,9 @@ from fedhess.cli.command import Command, run_command
 from fedhess.cli.options import DataDir, Device
 from fedhess.jobs.description import stand_in_warning
 from fedhess.jobs.progress import Progress
+from fedhess.jobs.reopening import open_finished
 from fedhess.results.diagnosis import diagnose_job
 from fedhess.results.diagnosis_tables import pair_tables, strategy_table, write_diagnosis
-from fedhess.results.domain_views import open_finished
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

@@ -16,7 +16,7 @@ import typer
 
 from fedhess.alignment.server_step import require_server
 from fedhess.base.environment import torch_threads
-from fedhess.base.errors import DivergedError, FederationError, UsageError
+from fedhess.base.errors import DivergedError, FederationError, StorageError, UsageError
 from fedhess.cli import options
 from fedhess.cli.command import Command, run_command
 from fedhess.cli.listing import list_everything
@@ -26,16 +26,15 @@ from fedhess.federation.client.examples import source_examples, source_shares
 from fedhess.federation.engines.choice import IN_PROCESS, Engine, choose_engine
 from fedhess.federation.engines.worker import CLIENT_THREAD
 from fedhess.federation.server.app import make_server_app
-from fedhess.federation.server.run_directory import StorageError
 from fedhess.jobs.description import header, incomplete_warning, stand_in_warning
 from fedhess.jobs.directory import job_directory, record_selection, recorded_selection, require_begun, require_unused
 from fedhess.jobs.partition_manifest import make_manifest, record_manifest, show_partitions
 from fedhess.jobs.plan import Job, PlannedRun, plan_job
 from fedhess.jobs.preparation import prepare_domains
 from fedhess.jobs.progress import Progress
+from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import describe, parse_variants
-from fedhess.report import summarise, table, write_report
-from fedhess.results.selection import DEFAULT
+from fedhess.results.summary import summarise, table, write_report
 from fedhess.settings.run_config import parse_assignments
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhess.federation.server.run_directory import writing
+from fedhess.base.files import writing
+from fedhess.jobs.selectors import ORACLE
 from fedhess.results.figures import drawing, line_look, written
-from fedhess.results.selection import ORACLE
 from fedhess.simulations.outputs import describe_revision
 from fedhess.simulations.particulars import own_particulars, shared_protocol
 from fedhess.simulations.published import Published, Table

@@ -32,10 +32,10 @@ from fedhess.simulations.scenario import (
     SeedsOption,
     StrategyOption,
     choose,
-    hasten,
     plan,
     read_seeds,
     run_scenario,
+    shorten,
 )
 
 STRATEGIES = (
@@ -62,7 +62,7 @@ def configurations(
 
 def quickened(jobs: Sequence[Configuration]) -> list[Configuration]:
     """Shorten the jobs for ``--quick``; 300 examples a domain unless another number is asked for."""
-    return [hasten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs]
+    return [shorten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs]
 
 
 def judge(strategy: str, cells: Mapping[str, Cell]) -> str:

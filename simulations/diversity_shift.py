@@ -35,10 +35,10 @@ from fedhess.simulations.scenario import (
     RunsOption,
     StrategyOption,
     choose,
-    hasten,
     plan,
     read_seeds,
     run_scenario,
+    shorten,
 )
 
 STRATEGIES = (
@@ -144,7 +144,7 @@ def diversity_shift(
             seeds=trials,
             per_domain=per_domain or (QUICK_EXAMPLES if quick else 0),
         )
-        jobs = [hasten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs] if quick else jobs
+        jobs = [shorten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs] if quick else jobs
     how = {"allow_dirty": allow_dirty, "render_only": render_only}
     if not run_scenario(comparison, jobs, quick=quick, out=out, runs=runs, device=device, **how):
         raise typer.Exit(1)

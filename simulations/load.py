@@ -16,8 +16,8 @@ import typer
 
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.files import writing
 from fedhess.cli.command import Command, run_command
-from fedhess.federation.server.run_directory import writing
 from fedhess.results.figures import drawing, line_look, marked
 from fedhess.simulations.outputs import (
     AllowDirtyOption,

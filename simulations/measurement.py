@@ -14,12 +14,12 @@ from fedhess.base.environment import check_device
 from fedhess.base.errors import FederationError
 from fedhess.base.files import digest_of
 from fedhess.domains import open_benchmark
-from fedhess.jobs.description import cost, stand_in_warning
+from fedhess.jobs.description import cost, stand_in_warning, whole_protocol
 from fedhess.jobs.directory import job_directory
 from fedhess.jobs.plan import Job, plan_job, slug
 from fedhess.jobs.progress import Progress
-from fedhess.report import summarise, whole_protocol
-from fedhess.results.selection import DEFAULT, ORACLE
+from fedhess.jobs.selectors import DEFAULT, ORACLE
+from fedhess.results.summary import summarise
 from fedhess.settings.run_config import Scalar
 from fedhess.simulate import run_job
 from fedhess.simulations.records import Row

@@ -14,7 +14,7 @@ import typer
 
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
-from fedhess.federation.server.run_directory import replace_file, writing
+from fedhess.base.files import replace_file, writing
 
 BESIDE = (".md", ".png", ".svg")  # endings of what goes beside the JSON file
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedhess.results.selection import ORACLE
+from fedhess.jobs.selectors import ORACLE
 
 FISHR_README = "Fishr's README, ColoredMNIST table: 10 restarts of 501 full-batch steps, 25 % label noise"
 AUTHORS_SCRIPT = "the HGP authors' released script (it differentiates the mean HGP too), run by us once: seed 0, CPU"

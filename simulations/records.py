@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhess.base.errors import UsageError
-from fedhess.federation.server.run_directory import replace_file, writing
+from fedhess.base.files import replace_file, writing
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations.outputs import is_reproducible
 

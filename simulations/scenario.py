@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+from fedhess.alignment.loading import resolved_args
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.files import replace_file, writing
 from fedhess.domains import open_benchmark
-from fedhess.federation.server.run_directory import replace_file, writing
 from fedhess.settings.defaults import default_strategy_args
 from fedhess.settings.run_config import Scalar
 from fedhess.simulations.comparison import Comparison, draw, render
@@ -145,11 +146,12 @@ def _said(row: Row, comparison: Comparison) -> str:
     return f"{what}: {', '.join(cells)} ({row['seconds']:.0f} s)"
 
 
-def hasten(configuration: Configuration, *, rounds: int, annealed: int) -> Configuration:
+def shorten(configuration: Configuration, *, rounds: int, annealed: int) -> Configuration:
     """Shorten a configuration for ``--quick``: fewer rounds, and annealing, if there is any, early enough to see."""
     benchmark = open_benchmark(configuration.benchmark, options=configuration.options, held=())
     model = str(configuration.overrides.get("model", benchmark.default_model))
     recipe = default_strategy_args(configuration.strategy, model=model, benchmark=benchmark.recipe or benchmark.name)
-    args = {"anneal_steps": annealed} if (recipe | dict(configuration.strategy_args)).get("anneal_steps") else {}
+    resolved = resolved_args(configuration.strategy, recipe | dict(configuration.strategy_args))
+    args = {"anneal_steps": annealed} if resolved.get("anneal_steps") else {}
     overrides = {**configuration.overrides, "rounds": rounds}
     return replace(configuration, overrides=overrides, strategy_args={**configuration.strategy_args, **args})

@@ -1,7 +1,10 @@
-"""Measure how far trained models transfer, beside the bound by Hessians: ``python -m fedhess.simulations.transferability``.
+"""Measure how far trained models transfer, beside the bound by Hessians.
+
+    python -m fedhess.simulations.transferability [--quick]
 
 For every method the transfer measure from the mean of the source domains to the target domain, over balls of heads
-around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see ``transfer.py`` for what each figure assumes. A quadratic example with known answers comes first and shows that measure and bound are right.
+around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see ``transfer.py`` for what each figure assumes. A
+quadratic example with known answers comes first and shows that measure and bound are right.
 """
 
 import sys
@@ -14,14 +17,15 @@ import torch
 import typer
 
 from fedhess.base.environment import describe_environment
+from fedhess.base.files import writing
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
-from fedhess.federation.protocol import SOURCE, TARGET
-from fedhess.federation.server.run_directory import writing
+from fedhess.domains.benchmark import SOURCE, TARGET
+from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.plan import Job, PlannedRun, plan_job
 from fedhess.jobs.progress import Progress
-from fedhess.report import whole_protocol
-from fedhess.results.domain_views import open_finished, view_domains
+from fedhess.jobs.reopening import open_finished
+from fedhess.results.domain_views import view_domains
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulate import run_job
 from fedhess.simulations.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head

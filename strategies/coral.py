@@ -18,11 +18,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedhess.alignment.statistics import suits_any_head
-from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment import Ask, DomainStrategy, Step, suits_any_head
 from fedhess.curvature import HeadBatch
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.exchange import Exchange
 
 
 @suits_any_head
@@ -55,7 +52,7 @@ class CORAL(DomainStrategy):
             raise ValueError(f"expected gamma >= 0, got {gamma}")
         self.gamma = gamma
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for means and covariances in one exchange."""
         if self.gamma == 0:
             return {}

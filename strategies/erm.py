@@ -7,7 +7,7 @@ On the wire a round:     the model down and the update up, once each (ResNet-18 
 Discloses:               the update of the whole model, as every federated method does.
 """
 
-from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment import DomainStrategy
 
 
 class ERM(DomainStrategy):

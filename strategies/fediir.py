@@ -15,10 +15,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment import Ask, DomainStrategy, Step
 from fedhess.curvature import head_gradient
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.exchange import Exchange
 
 
 class FedIIR(DomainStrategy):
@@ -40,7 +38,7 @@ class FedIIR(DomainStrategy):
         self.gamma, self.ema = gamma, ema
         self._average: Tensor | None = None
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for g_e and move the average."""
         if self.gamma == 0:
             return {}

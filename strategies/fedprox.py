@@ -15,8 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedhess.alignment.strategy import DomainStrategy
-from fedhess.federation.client.training import Step
+from fedhess.alignment import DomainStrategy, Step
 
 
 class FedProx(DomainStrategy):

@@ -25,10 +25,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment import DomainStrategy, LocalTraining, Reference
 from fedhess.base.errors import UsageError
 from fedhess.base.seeds import seeded_generator
-from fedhess.federation.server.local_training import LocalPhase, Reference
 from fedhess.settings.run_config import RunConfig
 
 
@@ -68,7 +67,7 @@ class Fish(DomainStrategy):
                 "for the steps of the relay"
             )
 
-    def local_training(self, phase: LocalPhase, reference: Reference) -> dict[str, Tensor]:
+    def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
         """Send the model along the relay and return eps times the way it went."""
         del reference
         start = phase.model.tensors
@@ -83,7 +82,7 @@ class Fish(DomainStrategy):
             self._momentum = {name: value.clone() for name, value in result.momentum.items()}
         return {name: self.eps * (start[name] - position[name]) for name in phase.model.update_names}
 
-    def _order(self, phase: LocalPhase) -> list[str]:
+    def _order(self, phase: LocalTraining) -> list[str]:
         domains = phase.domains
         if not self.shuffle:
             return domains

@@ -21,11 +21,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedhess.alignment.strategy import Annealing, DomainStrategy, PenaltySchedule
+from fedhess.alignment import Annealing, Ask, DomainStrategy, PenaltySchedule, Reference, Step
 from fedhess.curvature import gradient_variance
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.exchange import Exchange
-from fedhess.federation.server.local_training import Reference
 
 
 class Fishr(DomainStrategy):
@@ -62,7 +59,7 @@ class Fishr(DomainStrategy):
         self.ema, self.coefficient = ema, coefficient
         self._averages: dict[str, Tensor] = {}
 
-    def reference(self, ask: Exchange) -> Reference:
+    def reference(self, ask: Ask) -> Reference:
         """Ask for the variances, move the averages, and hand each client its own old one with the mean of the new."""
         if self.schedule.is_off:
             return {}

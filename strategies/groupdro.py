@@ -23,10 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedhess.alignment.statistics import head_loss
-from fedhess.alignment.strategy import DomainStrategy
-from fedhess.federation.server.exchange import Exchange
-from fedhess.federation.server.local_training import LocalPhase, Reference
+from fedhess.alignment import Ask, DomainStrategy, LocalTraining, Reference, head_loss
 
 
 class GroupDRO(DomainStrategy):
@@ -48,7 +45,7 @@ class GroupDRO(DomainStrategy):
         self.eta, self.form = eta, form
         self._weights: dict[str, Tensor] = {}
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for the losses and move the weights: of all domains, since what one gains the others lose."""
         if self.eta == 0:
             return {}
@@ -64,7 +61,7 @@ class GroupDRO(DomainStrategy):
         self._weights = dict(zip(ask.domains, new, strict=True))
         return {}
 
-    def local_training(self, phase: LocalPhase, reference: Reference) -> dict[str, Tensor]:
+    def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
         """Weigh the clients' updates by q; with eta 0 by the run's own weights."""
         del reference
         if self.eta == 0:

@@ -26,10 +26,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedhess.alignment.strategy import Annealing, DomainStrategy, PenaltyScale, PenaltySchedule, Scale
+from fedhess.alignment import Annealing, Ask, DomainStrategy, PenaltyScale, PenaltySchedule, Scale, Step
 from fedhess.curvature import head_gradient, head_hvp, hessian_gradient_product
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.exchange import Exchange
 
 DEFAULTS = {"relative": {"alpha": 0.1, "beta": 0.3}, "absolute": {"alpha": 1e-4, "beta": 5e-3}}
 
@@ -70,9 +68,10 @@ class HGP(DomainStrategy):
                 f"expected alpha, beta, weight, anneal_steps >= 0, got {(alpha, beta, weight, anneal_steps)}"
             )
         self.alpha, self.beta, self.form, self.scale = alpha, beta, form, PenaltyScale(scale)
+        self.limited = scale == "relative"
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for g_e, and for the HGP where its coefficient is not zero."""
         if self.schedule.is_off or (self.alpha == 0 and self.beta == 0):
             return {}
@@ -92,7 +91,7 @@ class HGP(DomainStrategy):
         terms = step.distances(**{name: reference[name] for name in wanted})
         parts = {"gradient": terms.gradient_distance, "hgp": terms.hgp_distance}
         first, *rest = (wanted[name] * self.scale.scaled(parts[name], name, reference) for name in wanted)
-        return self.scale.limited(sum(rest, start=first), step)
+        return sum(rest, start=first)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the largest sizes so far, where penalties are relative."""

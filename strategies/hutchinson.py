@@ -31,12 +31,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedhess.alignment.strategy import Annealing, DomainStrategy, PenaltyScale, PenaltySchedule, Scale
+from fedhess.alignment import Annealing, Ask, DomainStrategy, PenaltyScale, PenaltySchedule, Scale, Step
 from fedhess.base.seeds import derive_seed
 from fedhess.curvature import HeadBatch, head_gradient, hessian_diagonal, hutchinson_diagonal
 from fedhess.curvature.distances import diagonal_distance
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.exchange import Exchange
 
 DEFAULTS = {"relative": {"alpha": 1.0, "beta": 0.3}, "absolute": {"alpha": 1e-3, "beta": 5e-3}}
 
@@ -86,10 +84,10 @@ class Hutchinson(DomainStrategy):
         if independent and not probes:
             raise ValueError("independent=true: expected probes=N with N > 0 (the released code: 300), got probes=0")
         self.alpha, self.beta, self.probes, self.independent = alpha, beta, probes, independent
-        self.scale = PenaltyScale(scale)
+        self.scale, self.limited = PenaltyScale(scale), scale == "relative"
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for g_e and the diagonals in one exchange, without what has a zero coefficient."""
         diagonal = "probed" if self.probes else "diagonal"
         names = [name for name, coefficient in (("gradient", self.beta), (diagonal, self.alpha)) if coefficient > 0]
@@ -115,7 +113,7 @@ class Hutchinson(DomainStrategy):
         if self.beta > 0:
             distance = step.distances(gradient=reference["gradient"]).gradient_distance
             terms.append(self.beta * self.scale.scaled(distance, "gradient", reference))
-        return self.scale.limited(sum(terms[1:], start=terms[0]), step) if terms else None
+        return sum(terms[1:], start=terms[0]) if terms else None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the largest sizes so far, where penalties are relative."""

@@ -20,10 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedhess.alignment.statistics import Forward
-from fedhess.alignment.strategy import DomainStrategy
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.exchange import Exchange
+from fedhess.alignment import Ask, DomainStrategy, Forward, Step
 
 
 def network_gradient(forward: Forward) -> Tensor:
@@ -57,7 +54,7 @@ class IGA(DomainStrategy):
             raise ValueError(f"expected coefficient >= 0, got {coefficient}")
         self.coefficient, self.form = coefficient, form
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for the gradients."""
         if self.coefficient == 0:
             return {}

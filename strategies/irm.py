@@ -22,8 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedhess.alignment.strategy import Annealing, DomainStrategy, PenaltySchedule
-from fedhess.federation.client.training import Step
+from fedhess.alignment import Annealing, DomainStrategy, PenaltySchedule, Step
 
 
 class IRM(DomainStrategy):

@@ -17,10 +17,8 @@ Discloses:               each client's head gradient on one batch and a product 
 
 from torch import Tensor
 
-from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment import Ask, DomainStrategy, LocalTraining, Reference
 from fedhess.curvature import HeadBatch, head_gradient, head_hvp
-from fedhess.federation.server.exchange import Exchange
-from fedhess.federation.server.local_training import LocalPhase, Reference
 
 
 def pull(batch: HeadBatch, *, mean: Tensor) -> Tensor:
@@ -46,14 +44,14 @@ class ServerAlignment(DomainStrategy):
         self.step = step
         self._direction: Tensor | None = None
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for the statistics and keep the direction for :meth:`local_training`; clients need no reference."""
         self._direction = None
         if self.step > 0:
             self._direction = 2 * ask("pull", mean=ask("gradient").mean()).mean()
         return {}
 
-    def local_training(self, phase: LocalPhase, reference: Reference) -> dict[str, Tensor]:
+    def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
         """Have the clients train ERM and add the step in the head to their mean update."""
         del reference
         mean_update = phase.mean_update()

@@ -16,10 +16,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedhess.alignment.statistics import head_loss
-from fedhess.alignment.strategy import Annealing, DomainStrategy, PenaltySchedule
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.exchange import Exchange
+from fedhess.alignment import Annealing, Ask, DomainStrategy, PenaltySchedule, Step, head_loss
 
 
 class VREx(DomainStrategy):
@@ -45,7 +42,7 @@ class VREx(DomainStrategy):
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
         self.coefficient = coefficient
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for the losses."""
         return {} if self.schedule.is_off else {"loss": ask("loss").mean()}
 

@@ -1,1 +1,41 @@
-"""What a strategy is made of."""
+"""What a strategy is made of: one class with a server half and a client half.
+
+Derive from :class:`DomainStrategy`. Its ``reference`` asks the source clients for statistics through :class:`Ask` and
+gets a :class:`PerDomain` for each; its ``penalty`` sees each local step of a client as a :class:`Step`; its
+``local_training`` directs the clients through :class:`LocalTraining`.
+"""
+
+from fedhess.alignment.means import PerDomain
+from fedhess.alignment.statistics import Statistic, head_loss, suits_any_head
+from fedhess.alignment.step import Forward, NetworkStatistic, Step, run_forward
+from fedhess.alignment.strategy import (
+    Annealing,
+    Ask,
+    ClientUpdate,
+    DomainStrategy,
+    LocalTraining,
+    PenaltyScale,
+    PenaltySchedule,
+    Reference,
+    Scale,
+)
+
+__all__ = [
+    "Annealing",
+    "Ask",
+    "ClientUpdate",
+    "DomainStrategy",
+    "Forward",
+    "LocalTraining",
+    "NetworkStatistic",
+    "PenaltyScale",
+    "PenaltySchedule",
+    "PerDomain",
+    "Reference",
+    "Scale",
+    "Statistic",
+    "Step",
+    "head_loss",
+    "run_forward",
+    "suits_any_head",
+]

@@ -161,7 +161,7 @@ def resolved_args(name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
     strategy = load_strategy(name, args)
     parameters = strategy_parameters(type(strategy)).items()
     defaults = {key: parameter.default for key, parameter in parameters if parameter.default is not parameter.empty}
-    values = defaults | dict(args)
+    values = defaults | _checked_args(type(strategy), name, args)
     made = {key: getattr(strategy, key, None) if value is None else value for key, value in values.items()}
     return {key: value for key, value in made.items() if value is not None}
 

@@ -1,5 +1,6 @@
 """Whose server step a strategy has: the run's optimizer along the mean update, or that of a plain Flower strategy."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 from flwr.serverapp import strategy as flower
@@ -7,13 +8,13 @@ from flwr.serverapp import strategy as flower
 from fedhess.alignment.loading import load_class, load_strategy
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError
-from fedhess.federation import protocol
 from fedhess.settings.run_config import Scalar
 
 SERVER_SETTINGS = ("server_optimizer", "server_lr", "server_optimizer_args", "weighting")
 
 # Flower's strategies whose aggregate is the weighted mean, or a step from it; FedMedian, Krum and others have none.
 _MEANS = (flower.FedAvg, flower.FedAvgM, flower.FedAdagrad, flower.FedAdam, flower.FedYogi)
+_BY_EXAMPLES = inspect.signature(flower.FedAvg).parameters["weighted_by_key"].default
 
 
 def steps_itself(name: str) -> bool:
@@ -86,6 +87,6 @@ def _own_server(name: str, args: Mapping[str, Scalar]) -> str:
     base = next(each for each in made.__mro__ if each.__module__.startswith("flwr."))
     text = f"{base.__name__} of Flower" if made.__name__ == base.__name__ else f"{made.__name__}, a Flower strategy"
     if base in _MEANS and made.aggregate_train is base.aggregate_train:
-        key = str(getattr(strategy, "weighted_by_key", protocol.NUM_EXAMPLES))
-        text += ", by examples" if key == protocol.NUM_EXAMPLES else f", by {key}"
+        key = str(getattr(strategy, "weighted_by_key", _BY_EXAMPLES))
+        text += ", by examples" if key == _BY_EXAMPLES else f", by {key}"
     return text

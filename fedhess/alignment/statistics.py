@@ -1,15 +1,13 @@
-"""Head statistics of a batch: closed forms for a linear head, automatic differentiation for any other."""
+"""Statistics of a batch at the classifier head, and the shapes that a strategy's have on the run's own head."""
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedhess.base.errors import strategy_code
+from fedhess.base.errors import did_you_mean, strategy_code
 from fedhess.curvature import HeadBatch, autodiff
 from fedhess.curvature.autodiff import ModuleBatch
 from fedhess.models.headed import HeadedModel
@@ -17,8 +15,6 @@ from fedhess.settings.run_config import Scalar
 
 # A function of a ``HeadBatch``, and of named tensors and scalars, such as :func:`fedhess.curvature.head_gradient`.
 Statistic = Callable[..., Tensor]
-# A function of a whole ``Forward`` pass, whose graph it may differentiate; its value has the shape of a vector.
-NetworkStatistic = Callable[["Forward"], Tensor]
 
 
 def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatch | ModuleBatch:
@@ -60,8 +56,8 @@ def compute_statistic(function: Statistic, batch: HeadBatch | ModuleBatch, **giv
 def strategy_statistic(
     strategy: str,
     name: str,
-    function: Statistic | NetworkStatistic,
-    of: "HeadBatch | ModuleBatch | Forward",
+    function: Statistic,
+    of: object,
     **given: Tensor | Scalar,
 ) -> Tensor:
     """Evaluate one of a strategy's statistics on a head batch, or on a whole pass, detached from its graph.
@@ -77,7 +73,7 @@ def strategy_statistic(
         StrategyError: It raised, or returned no tensor.
     """
     with strategy_code(strategy, f"statistic {name!r}", function):
-        value = function(of) if isinstance(of, Forward) else compute_statistic(function, of, **given)
+        value = compute_statistic(function, of, **given) if isinstance(of, HeadBatch | ModuleBatch) else function(of)
         if not isinstance(value, Tensor):
             raise TypeError(f"expected a tensor, got {type(value).__name__}")
         return value.detach()
@@ -100,86 +96,53 @@ def _parameter_names(function: Statistic) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
-@dataclass
-class Forward:
-    """A forward pass up to the head.
-
-    Attributes:
-        model: The model that made it.
-        stamp: Where the model's parameters were and how often they had been written to.
-        wrote_buffers: Whether the pass changed buffers of the model (running statistics that are not frozen).
-        inputs: (B, ...) inputs of the batch.
-        labels: (B,) class indices.
-        features: (B, D) features, part of the autograd graph unless gradients were off.
-        batch: The features with labels and head.
-        parts: The same pass by domain, where the batch holds examples of several; else the pass alone.
-    """
-
-    model: HeadedModel
-    stamp: tuple[tuple[int, int], ...]
-    wrote_buffers: bool
-    inputs: Tensor
-    labels: Tensor
-    features: Tensor
-    batch: HeadBatch | ModuleBatch
-    parts: list["Forward"] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.parts = self.parts or [self]
-
-    def is_made_by(self, model: HeadedModel) -> bool:
-        """Whether the model made this pass and its parameters are still what they were."""
-        return self.model is model and self.stamp == _stamp(model)
-
-    def graph_bytes(self) -> int:
-        """Count the bytes that the autograd graph of the features keeps beside the model's own."""
-        own = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
-        kept: dict[int, int] = {}
-        seen, ahead = set(), [self.features.grad_fn]
-        while ahead:
-            node = ahead.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            ahead += [before for before, _ in node.next_functions]
-            saved = [getattr(node, name) for name in _saved_names(type(node))]
-            for value in (*saved, *getattr(node, "saved_tensors", ())):
-                for tensor in value if isinstance(value, list | tuple) else (value,):
-                    if isinstance(tensor, Tensor):
-                        storage = tensor.untyped_storage()
-                        kept[storage.data_ptr()] = storage.nbytes()
-        return sum(size for place, size in kept.items() if place not in own)
-
-
-@lru_cache(maxsize=256)
-def _saved_names(node: type) -> tuple[str, ...]:
-    """Name what autograd lets be seen of the values that a node of its graph keeps."""
-    return tuple(name for name in vars(node) if name.startswith("_saved_"))
-
-
-def _stamp(model: HeadedModel) -> tuple[tuple[int, int], ...]:
-    return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
-
-
-def run_forward(model: HeadedModel, inputs: Tensor, labels: Tensor, *, sizes: Sequence[int] | None = None) -> Forward:
-    """Compute the features of a batch in training mode and pair them with the head.
+class StatisticShapes:
+    """The statistics of a strategy, each with the shape and dtype its value must have.
 
     Args:
-        model: The model.
-        inputs: (B, ...).
-        labels: (B,).
-        sizes: How many examples of each domain follow each other in the batch, where it holds several domains.
+        statistics: The strategy's statistics of the head, by name.
+        template: A model of the run's architecture.
+        network: Names of the strategy's statistics of the whole network: flat vectors over its trained parameters.
+        strategy: The strategy as the run names it, for messages.
     """
-    model.train()
-    before = [buffer._version for buffer in model.buffers()]
-    features = model.features(inputs)
-    wrote_buffers = before != [buffer._version for buffer in model.buffers()]
-    batch = head_batch(model, features, labels)
-    forward = Forward(model, _stamp(model), wrote_buffers, inputs, labels, features, batch)
-    if sizes is not None and len(sizes) > 1:
-        columns = [torch.split(tensor, list(sizes)) for tensor in (inputs, labels, features)]
-        forward.parts = [
-            Forward(model, forward.stamp, wrote_buffers, x, y, z, head_batch(model, z, y))
-            for x, y, z in zip(*columns, strict=True)
-        ]
-    return forward
+
+    def __init__(
+        self,
+        statistics: Mapping[str, Statistic],
+        template: HeadedModel,
+        network: Collection[str] = (),
+        *,
+        strategy: str = "",
+    ) -> None:
+        self._strategy = strategy
+        self._statistics = statistics
+        self._network = network
+        self._template = template
+        self._known: dict[str, Tensor] = {}
+
+    def of(self, names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, Tensor]:
+        """Return a tensor of the right shape and dtype for each statistic, computed once on one blank example.
+
+        Args:
+            names: Names of statistics.
+            given: What their functions take besides the batch.
+
+        Raises:
+            LookupError: The strategy lists no such statistic.
+            StrategyError: The statistic raised, or returned no tensor.
+        """
+        for name in names:
+            if name not in self._statistics and name not in self._network:
+                raise LookupError(f"no statistic {name!r}; {did_you_mean(name, [*self._statistics, *self._network])}")
+            if name not in self._known:
+                self._known[name] = self._blank(name, given)
+        return {name: self._known[name] for name in names}
+
+    def _blank(self, name: str, given: Mapping[str, Tensor | Scalar]) -> Tensor:
+        if name in self._network:
+            trained = [parameter for parameter in self._template.parameters() if parameter.requires_grad]
+            return trained[0].detach().new_zeros(sum(parameter.numel() for parameter in trained))
+        linear = next(module for module in self._template.head.modules() if isinstance(module, nn.Linear))
+        features = linear.weight.detach().new_zeros(1, linear.in_features)
+        batch = head_batch(self._template, features, features.new_zeros(1).long())
+        return strategy_statistic(self._strategy, name, self._statistics[name], batch, **given)

@@ -1,29 +1,25 @@
-"""A strategy's two halves, and one round of the federation from top to bottom.
+"""What a strategy is: two halves in one class, with the weight of its penalty over the run.
 
 A strategy is one class. Its server half, :meth:`DomainStrategy.reference`, asks the source clients for statistics and
 turns them into references; its client half, :meth:`DomainStrategy.penalty`, pulls a client's statistics towards them.
 Server and client build the object from the same run config.
 """
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from fedhess.alignment.shapes import StatisticShapes
-from fedhess.alignment.statistics import NetworkStatistic, Statistic
-from fedhess.base.errors import UsageError, strategy_code
-from fedhess.federation.client.batches import round_steps
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.clients import Federation
-from fedhess.federation.server.exchange import Exchange, PerDomain
-from fedhess.federation.server.global_model import GlobalModel
-from fedhess.federation.server.local_training import LocalPhase, Reference, RoundOutcome, check_reference
-from fedhess.federation.server.previous_references import PreviousStatistics
-from fedhess.settings.run_config import RunConfig
+from fedhess.alignment.means import PerDomain
+from fedhess.alignment.statistics import Statistic
+from fedhess.alignment.step import NetworkStatistic, Step
+from fedhess.base.errors import UsageError
+from fedhess.settings.run_config import RunConfig, Scalar
+
+# What a strategy's server half hands to the clients: tensors for all, or values by domain, to each those it holds.
+Reference = Mapping[str, Tensor | Mapping[str, Tensor]]
 
 Annealing = Literal["rescale", "reset"]
 Scale = Literal["relative", "absolute"]
@@ -84,9 +80,9 @@ class PenaltyScale:
 
     ``"relative"``: by the largest size that the statistic has had so far, ``max over rounds of mean_e ||s_e||^2``, so
     that a coefficient means the same whatever the features' length and the number of classes. Dividing by the size of
-    the round alone would raise the coefficient without bound as the gradients vanish. The penalty's gradient at the
-    head is then limited to the loss's, :meth:`Step.limited`: with fast optimizers a penalty of any fixed coefficient
-    diverges on one network or another.
+    the round alone would raise the coefficient without bound as the gradients vanish. Strategies with relative
+    penalties set :attr:`DomainStrategy.limited`: with fast optimizers a penalty of any fixed coefficient diverges on
+    one network or another.
 
     Args:
         kind: Which of the two.
@@ -112,10 +108,6 @@ class PenaltyScale:
             return distance
         return distance / reference[f"{name}_size"].clamp_min(torch.finfo(distance.dtype).tiny)
 
-    def limited(self, penalty: Tensor, step: Step) -> Tensor:
-        """Limit the gradient of the whole penalty where it is relative."""
-        return penalty if self.kind == "absolute" else step.limited(penalty)
-
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sizes so far."""
         return dict(self._sizes)
@@ -123,6 +115,100 @@ class PenaltyScale:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the sizes."""
         self._sizes = dict(state)
+
+
+@dataclass
+class ClientUpdate:
+    """What the local steps of a client, or of the clients of a domain, made.
+
+    Attributes:
+        update: ``before - after`` by name.
+        momentum: The momentum buffers the optimizer ended with, where they were asked for.
+    """
+
+    update: dict[str, Tensor]
+    momentum: dict[str, Tensor]
+
+
+class Ask(Protocol):
+    """The server's question to the source clients of a round, each call one exchange of messages.
+
+    Attributes:
+        domains: Names of the run's source domains. In a round without a client of a domain, no answer has it.
+        seed: Seed that the round's domains share, for common random numbers.
+        server_round: Number of the round, from 1.
+    """
+
+    @property
+    def domains(self) -> Sequence[str]: ...  # noqa: D102 - see above
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+    @property
+    def server_round(self) -> int: ...  # noqa: D102
+
+    def __call__(self, name: str, **given: Tensor | Scalar) -> PerDomain:
+        """Ask for one of the strategy's statistics; ``given`` is what its function takes besides the batch."""
+
+    def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
+        """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
+
+
+class GlobalTensors(Protocol):
+    """The global model as tensors by name.
+
+    Attributes:
+        tensors: Parameters and buffers.
+        update_names: The tensors that an update has: trained parameters and buffers.
+    """
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...  # noqa: D102 - see above
+
+    @property
+    def update_names(self) -> Sequence[str]: ...  # noqa: D102
+
+
+class LocalTraining(Protocol):
+    """The local training of a round, as a strategy's server half directs it.
+
+    Attributes:
+        model: The global model, which the round began from.
+        config: The settings of the run.
+        server_round: Number of the round, from 1.
+        domains: The domains of which a participant has training examples, in domain order.
+    """
+
+    @property
+    def model(self) -> GlobalTensors: ...  # noqa: D102 - see above
+
+    @property
+    def config(self) -> RunConfig: ...  # noqa: D102
+
+    @property
+    def server_round(self) -> int: ...  # noqa: D102
+
+    @property
+    def domains(self) -> list[str]: ...  # noqa: D102
+
+    def mean_update(self, domain_weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+        """Train all clients at once and average their updates; None is the run's weighting of the domains."""
+
+    def train_domain(
+        self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
+    ) -> ClientUpdate | None:
+        """Train the clients of one domain, on their examples of it alone, from the model ``position``.
+
+        Args:
+            domain: The domain.
+            position: Every tensor of the model they begin from.
+            momentum: Momentum buffers that their optimizers begin with, by parameter; empty for fresh ones.
+            name: Tells this model from the other models of the round.
+
+        Returns:
+            Their mean update and momentum by examples, or None if all failed.
+        """
 
 
 class DomainStrategy:
@@ -133,21 +219,32 @@ class DomainStrategy:
             A client computes only what its own copy of the strategy lists here.
         network_statistics: The same for functions of a whole ``Forward`` pass with its autograd graph.
         schedule: Weight of the penalty over the run.
+        limited: Whether the gradient of the weighted penalty is limited to the loss's, :meth:`Step.limited`. The
+            objective is then not divided by the weight: the limit does what ``"rescale"`` is for.
     """
 
     statistics: ClassVar[Mapping[str, Statistic]] = {}
     network_statistics: ClassVar[Mapping[str, NetworkStatistic]] = {}
     schedule: PenaltySchedule = PenaltySchedule()
+    limited: bool = False
 
     def check(self, config: RunConfig) -> None:
-        """Insist on settings of the run that suit the strategy, before anything runs; by default all do.
+        """Check, before anything runs, that the run's settings suit the strategy; by default that its schedule does.
 
         Raises:
-            UsageError: One does not.
+            UsageError: They do not: the weight would be 0 at every step of the run.
         """
-        del config
+        steps = config.rounds * config.local_steps
+        schedule = self.schedule
+        if config.local_epochs or schedule.weight == 0 or schedule.before > 0 or steps > schedule.anneal_steps:
+            return
+        raise UsageError(
+            f"--strategy {config.strategy}: its penalty would be off throughout: the run takes {steps} local steps and "
+            f"the penalty begins at step {schedule.anneal_steps}; set --strategy-args {config.strategy}.anneal_steps=N "
+            f"with N < {steps}, or {config.strategy}.weight=0 for a run without penalty"
+        )
 
-    def reference(self, ask: Exchange) -> Reference:
+    def reference(self, ask: Ask) -> Reference:
         """Server half: exchange statistics with the source clients and return the references of the round.
 
         Args:
@@ -173,6 +270,8 @@ class DomainStrategy:
     def objective(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
         """Combine loss and penalty: ``(L + w * penalty) / divisor`` with the schedule's weight w; L without penalty.
 
+        Where the penalty is :attr:`limited` it is ``L + step.limited(w * penalty)``.
+
         Where the weight is 0 the penalty is not computed.
 
         Raises:
@@ -190,14 +289,17 @@ class DomainStrategy:
                 f"strategy {type(self).__name__}, penalty: expected a tensor of shape () with a gradient, or None for "
                 f"none, got {got}; compute it in torch from the step's features, logits or statistics"
             )
-        objective = step.loss + (penalty if weight == 1.0 else weight * penalty)
+        weighted = penalty if weight == 1.0 else weight * penalty
+        if self.limited:
+            return step.loss + step.limited(weighted)
+        objective = step.loss + weighted
         return objective / divisor if divisor > 1.0 else objective
 
-    def local_training(self, phase: LocalPhase, reference: Reference) -> dict[str, Tensor]:
+    def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
         """Server half: have the clients train and return what the server optimizer steps along.
 
         Args:
-            phase: Sends the train messages: to all at once (:meth:`LocalPhase.mean_update`), or domain by domain.
+            phase: Sends the train messages: to all at once (:meth:`LocalTraining.mean_update`), or domain by domain.
             reference: What :meth:`reference` returned.
 
         Returns:
@@ -213,61 +315,3 @@ class DomainStrategy:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` returned."""
         assert not state, f"{type(self).__name__} keeps no state, got {sorted(state)}"
-
-
-def run_round(
-    strategy: DomainStrategy,
-    federation: Federation,
-    model: GlobalModel,
-    *,
-    shapes: StatisticShapes,
-    config: RunConfig,
-    server_round: int,
-    previous: PreviousStatistics | None = None,
-) -> RoundOutcome:
-    """Run one round of training: references, local steps, mean in domain order, server step.
-
-    The references are taken on the batch of the round's first local step. With one local step a round equals a step of
-    the centralised algorithm; with more they are stale from the second step on.
-
-    Args:
-        strategy: Gives the references.
-        federation: The clients.
-        model: The global model; it takes one server step.
-        shapes: The strategy's statistics and what shape each has.
-        config: The settings of the run.
-        server_round: Number of the round, from 1.
-        previous: The statistics of the round before, where ``references="previous"`` uses them instead of exchanges.
-
-    Returns:
-        Who took part and their metrics.
-
-    Raises:
-        FederationError: Fewer source clients than the quorum completed a phase.
-        StrategyError: The strategy's own code raised, or returned what it may not.
-    """
-    started = time.monotonic()
-
-    # -- Who takes part: the source clients, or those drawn; one that drops out of a phase misses the rest of the round
-    begin = Exchange if previous is None else previous.exchange
-    ask = begin(federation, shapes, model.payload(), config, server_round)
-
-    # -- References: zero, one or two exchanges of statistics
-    with strategy_code(config.strategy, "reference", type(strategy).reference, calls=Federation):
-        reference = strategy.reference(ask)
-        check_reference(reference)
-    most = max(client.identity.train_examples for client in federation.source_clients)
-    if strategy.schedule.resets(round_steps(config, train_size=most, server_round=server_round)):
-        model.reset_optimizer()  # where clients take different numbers of steps: when the first comes to the jump
-
-    # -- Local training towards them, all clients at once unless the strategy says otherwise, and the mean update
-    phase = LocalPhase(federation, model, ask.participants, reference, config, server_round, previous)
-    with strategy_code(config.strategy, "local_training", type(strategy).local_training, calls=Federation):
-        update = strategy.local_training(phase, reference)
-    phase.require_quorum()
-
-    # -- One step of the server optimizer along the mean update
-    model.step(update)
-    model.require_finite(f"round {server_round}: the server's step ({config.server_optimizer}, {config.strategy})")
-    phase.outcome.seconds = time.monotonic() - started
-    return phase.outcome

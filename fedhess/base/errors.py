@@ -30,6 +30,10 @@ class DivergedError(FederationError):
     """Training led to values that are not finite. Going on from the last round would lead there again."""
 
 
+class StorageError(Exception):
+    """Results could not be written: the disk is full or the permissions are gone. No mistake in the command."""
+
+
 @contextmanager
 def strategy_code(strategy: str, hook: str, code: Any, *, calls: Any = None) -> Iterator[None]:
     """Turn whatever a strategy's own code raises into one message that names strategy, hook and place.

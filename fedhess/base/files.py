@@ -3,7 +3,8 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import StorageError, UsageError
 
 CACHE_VARIABLE = "FEDHESS_CACHE"
 
@@ -99,3 +100,37 @@ def cached_tensor(path: Path, compute: Callable[[], Tensor]) -> Tensor:
     tensor = compute()
     write_atomically(path, lambda file: np.save(file, tensor.numpy(), allow_pickle=False))
     return tensor
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that it is seen either whole or not at all, whenever the process is killed.
+
+    The system writes it to the disk in its own time: to wait for that would cost 8 ms a file, as much as a round of a
+    small model. So a power cut can take the last seconds, and with them a checkpoint that was written in them, until a
+    completed run is synced.
+
+    Raises:
+        OSError: It cannot be written; the one before it is still there.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write below ``path`` into advice.
+
+    Raises:
+        StorageError: The block raised ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {path}: {error.strerror or error}; free space or mend the permissions"
+        ) from error

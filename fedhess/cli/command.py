@@ -7,8 +7,7 @@ import click
 import typer
 from typer.core import TyperCommand
 
-from fedhess.base.errors import FederationError, UsageError
-from fedhess.federation.server.run_directory import StorageError
+from fedhess.base.errors import FederationError, StorageError, UsageError
 
 
 class Command(TyperCommand):

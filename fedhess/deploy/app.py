@@ -10,17 +10,42 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
 from fedhess.alignment.loading import resolved_args
+from fedhess.base.environment import torch_threads
 from fedhess.domains import Scenario, open_benchmark
+from fedhess.federation.run_settings import settings_of_run
+from fedhess.federation.server.app import Server, log_round
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory
 from fedhess.jobs.plan import Job, PlannedRun, slug
-from fedhess.report import summarise, table, write_report
+from fedhess.results.summary import summarise, table, write_report
+from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
 
+app = ServerApp()
 logger = logging.getLogger(__name__)
 
 RUN_DIR = "run-dir"  # key of the run config
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run, and record a whole job in the run config's ``run-dir``; nothing is written where that is absent."""
+    config = settings_of_run(context.run_config)
+    check_combinations([config])
+
+    def train(directory: RunDirectory | None) -> None:
+        Server(grid, config, directory=directory, on_round=log_round).run()
+
+    path = run_directory(context.run_config, context.run_id)
+    with torch_threads(config.threads):
+        if path is None:
+            train(None)
+        else:
+            record_run(config, path, train)
 
 
 def run_directory(run_config: Mapping[str, Scalar], run_id: int) -> Path | None:
@@ -65,7 +90,13 @@ def _plan(config: RunConfig, path: Path) -> Job:
     unknown: dict[str, dict[str, int]] = {domain: {} for domain in benchmark.domains}
     dataset = {"name": benchmark.name, "title": benchmark.title, "stand_in_for": benchmark.stand_in_for}
     description = {
-        "dataset": dataset | {"options": dict(config.domains_options), "digest": "", "counts": unknown},
+        "dataset": dataset
+        | {
+            "classes": list(benchmark.classes),
+            "options": dict(config.domains_options),
+            "digest": "",
+            "counts": unknown,
+        },
         "strategies": {config.strategy: resolved_args(config.strategy, config.strategy_args)},
         "targets": [scenario.name],
         "seeds": [config.seed],

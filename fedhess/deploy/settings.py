@@ -12,15 +12,15 @@ from fedhess.alignment.server_step import require_server
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.deploy.programs import toml
 from fedhess.domains import Scenario, find_benchmark, open_benchmark
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.domains.scenarios import choose_scenarios
 from fedhess.federation.client.examples import simulated_client
 from fedhess.federation.client.node import Place
 from fedhess.federation.flower_compat import read_run_config
-from fedhess.federation.protocol import SOURCE, TARGET
 from fedhess.federation.run_settings import OF_THE_NODE, settings_of_run
-from fedhess.jobs.checks import check_combinations
 from fedhess.models import MODELS, prepared_shape
 from fedhess.models.execution import check_execution
+from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
 
 NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE)

@@ -10,6 +10,10 @@ from fedhess.base.files import digest_of
 from fedhess.domains.counts import KnownCounts
 from fedhess.domains.domain import DomainData
 
+# The roles of a domain in a run.
+SOURCE = "source"
+TARGET = "target"
+
 OptionValue = str | int | float | bool
 
 

@@ -35,6 +35,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedhess.base.transfers import copy_together
+from fedhess.domains.benchmark import SOURCE, TARGET
 
 Part = ArrayRecord | ConfigRecord | MetricRecord
 
@@ -65,8 +66,6 @@ NUM_EXAMPLES = "num-examples"
 TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
 OUT = "out-"  # before the names of the metrics of a target's out split
 
-SOURCE = "source"
-TARGET = "target"
 
 # Error codes of our own replies; Flower's own stop well below 1000.
 REFUSED_BY_TARGET = 1001

@@ -6,10 +6,10 @@ from fedhess.alignment.loading import client_half
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.domains import Benchmark, split_domain
 from fedhess.domains.shares import read_examples, require_room_for_domains, share_out
+from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import Variant, check_variants
 from fedhess.models.prepared import build_model
-from fedhess.results.selection import DEFAULT, SELECTORS
-from fedhess.settings.optimizers import check_optimizer
+from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig
 
 
@@ -31,35 +31,6 @@ def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) 
         build_model(first if needs_weights else first.model_copy(update={"pretrained": False}))
     except UsageError as error:
         raise UsageError(f"--model {first.model}: {error}") from error
-
-
-def check_combinations(configs: Sequence[RunConfig]) -> None:
-    """Check what no single value shows, as far as neither the model's weights nor any data are needed.
-
-    Raises:
-        UsageError: Settings exclude each other.
-    """
-    first = configs[0]
-    fewest = min(configs, key=lambda config: config.source_clients)
-    names = f" ({', '.join(fewest.sources)})" if first.partition == "domain" else ""
-    if first.quorum > fewest.source_clients:
-        raise UsageError(
-            f"--quorum: expected at most {fewest.source_clients}, the number of source clients{names}, got "
-            f"{first.quorum}"
-        )
-    if first.quorum > first.clients_per_round > 0:
-        raise UsageError(
-            f"--quorum: expected at most {first.clients_per_round}, the clients drawn a round (--clients-per-round), "
-            f"got {first.quorum}"
-        )
-    if first.device == "mps" and first.dtype == "float64":
-        raise UsageError("--dtype float64: Apple's GPU has no float64; use --device cpu or --dtype float32")
-    for config in configs:  # those of variants differ
-        if config.client_optimizer == "Adam" and config.momentum:
-            raise UsageError(
-                f"--momentum {config.momentum:g}: it is SGD's, and --client-optimizer is Adam; give --momentum 0"
-            )
-        check_optimizer(config.server_optimizer, lr=config.server_lr, args=config.server_optimizer_args)
 
 
 def check_selection(selection: str, variants: Sequence[Variant], benchmark: Benchmark) -> None:

@@ -1,11 +1,28 @@
 """What a command says before its results: what runs, and that the data is not what was asked for."""
 
+from collections.abc import Sequence
+
 import torch
 
 from fedhess.alignment.server_step import describe_server
 from fedhess.domains import Benchmark
 from fedhess.jobs.plan import Job
 from fedhess.settings.run_config import RunConfig
+
+# What a protocol says of how domains are split; nothing of the usual way.
+SPLITS = {"sources": "", "every": "every domain split, ", "domainbed": "every domain split as DomainBed does, "}
+# Settings of which the line says in their place that they vary.
+SAID = (
+    "server_optimizer",
+    "server_lr",
+    "batch_size",
+    "client_optimizer",
+    "local_steps",
+    "local_epochs",
+    "weighting",
+    "lr",
+)
+UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for", "domains", "classes")  # said elsewhere, or of one machine
 
 
 def header(job: Job, *, engine: str) -> dict[str, str]:
@@ -74,3 +91,53 @@ def stand_in_warning(benchmark: Benchmark) -> str:
         f"{benchmark.name} and say nothing about {benchmark.stand_in_for}. --require-real fails instead and lists the "
         "ways to get the data."
     )
+
+
+def protocol(job: Job, rules: Sequence[str]) -> str:
+    """Say in one line how the numbers of a table came about."""
+    config = job.runs[0].config
+    varied = {key for variant in job.variants for key in variant}
+
+    def said(key: str, value: str) -> str:
+        return "varied" if key in varied else value
+
+    sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.outer_runs}))
+    server = f"{said('server_optimizer', config.server_optimizer)} lr {said('server_lr', f'{config.server_lr:.4g}')}"
+    lr = said("lr", f"{config.lr:g}") + config.lr_drop
+    batch = said("batch_size", "all" if config.batch_size == 0 else str(config.batch_size))
+    adam = said("client_optimizer", "Adam" if config.client_optimizer == "Adam" else "")
+    adam += " " if adam else ""
+    work = "varied local work" if {"local_steps", "local_epochs"} & varied else config.local_work
+    weighting = "" if config.weighting == RunConfig.model_fields["weighting"].default else f", by {config.weighting}"
+    weighting = ", weighting varied" if "weighting" in varied else weighting
+    options = {key: value for key, value in job.benchmark.options.items() if key not in UNNAMED_OPTIONS and value}
+    data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
+    if job.differences:
+        data = f"not the complete {job.benchmark.name}; {data}"
+    args = {run.strategy: run.config.strategy_args for run in job.outer_runs}
+    clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
+    weights = "" if config.pretrained else " (not pretrained)"
+    unsaid = sorted(key for key in varied if key in RunConfig.model_fields and key not in SAID)
+    others = f"; varied: {', '.join(unsaid)}" if unsaid else ""
+    among = f" among {len(job.variants)} settings" if job.variants else ""
+    return (
+        f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
+        f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "
+        f"server {describe_server(server + weighting, args)}, seeds {', '.join(map(str, job.seeds))}, "
+        f"selection{among} by {' and '.join(rules)}{others}"
+    )
+
+
+def whole_protocol(job: Job, rules: Sequence[str]) -> str:
+    """Name in one line how the numbers came about and the arguments of every strategy."""
+    return "; ".join([protocol(job, rules), *(f"{name} {text}" for name, text in describe_arguments(job).items())])
+
+
+def describe_arguments(job: Job) -> dict[str, str]:
+    """Name the arguments of each strategy that has any, defaults included, but for those that are selected among."""
+    varied = {key for variant in job.variants for key in variant}
+    described = {
+        name: ", ".join(f"{key}={value}" for key, value in args.items() if not {key, f"{name}.{key}"} & varied)
+        for name, args in job.description["strategies"].items()
+    }
+    return {name: text for name, text in described.items() if text}

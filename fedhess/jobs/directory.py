@@ -10,8 +10,8 @@ from typing import Any
 
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
-from fedhess.federation.server.run_directory import replace_file
-from fedhess.results.selection import DEFAULT
+from fedhess.base.files import replace_file
+from fedhess.jobs.selectors import DEFAULT
 
 if sys.platform != "win32":
     import fcntl

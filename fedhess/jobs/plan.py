@@ -16,10 +16,10 @@ from fedhess.domains import Benchmark, Scenario
 from fedhess.domains.scenarios import choose_scenarios, inner_scenarios
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.checks import check_partitions, check_selection, check_settings, check_splits
+from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import Variant, args_for, overridden, strategy_args_of
 from fedhess.models import MODELS, prepared_shape
 from fedhess.models.execution import check_execution
-from fedhess.results.selection import DEFAULT
 from fedhess.settings.defaults import default_settings, default_strategy_args
 from fedhess.settings.run_config import RunConfig, Scalar
 
@@ -132,7 +132,7 @@ def plan_job(
     base = default_settings(model, benchmark=recipe) | dict(overrides)
     base |= {"model": model, "domains": benchmark.name, "stand_in_for": benchmark.stand_in_for}
     defaults = {name: default_strategy_args(name, model=model, benchmark=recipe) for name in strategies}
-    args, settings = _settings_by_strategy(strategy_args, variants, base, defaults)
+    settings = _settings_by_strategy(strategy_args, variants, base, defaults)
     runs: list[PlannedRun] = []
     for scenario, name in itertools.product((*outer, *inner), strategies):
         for (number, own), trial in itertools.product(settings[name].items(), range(trials)):
@@ -147,7 +147,7 @@ def plan_job(
             runs.append(PlannedRun(name, scenario, config, directory, number, scenario in inner))
     check_settings([run.config for run in runs], needs_weights=needs_weights)
     check_execution(runs[0].config, prepared_shape(model, benchmark.input_shape))
-    description = _describe(benchmark, [run for run in runs if not run.inner], args, variants)
+    description = _describe(benchmark, [run for run in runs if not run.inner], variants)
     check_splits(benchmark, [run.config for run in runs])
     check_partitions(benchmark, [run.config for run in runs])
     return Job(benchmark, path, tuple(runs), description, tuple(variants), selection)
@@ -168,25 +168,25 @@ def _settings_by_strategy(
     variants: Sequence[Variant],
     base: Mapping[str, Any],
     defaults: Mapping[str, Mapping[str, Scalar]],
-) -> tuple[dict[str, dict[str, Scalar]], dict[str, dict[int, dict[str, Any]]]]:
-    """Resolve the arguments of each strategy, and the settings of each of its variants, by index.
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Resolve the settings of each strategy and of each of its variants, by index.
 
     A variant that makes no difference to a strategy (another method's argument; a setting of the server, to a plain
     Flower strategy) is run once, under the first index.
     """
-    args: dict[str, dict[str, Scalar]] = {}
     settings: dict[str, dict[int, dict[str, Any]]] = {}
     strategies = list(defaults)
     for name in strategies:
-        args[name] = args_for(name, strategies, given, defaults[name])
         settings[name] = {}
         for number, variant in enumerate(variants or ({},)):
-            varied = args_for(name, strategies, strategy_args_of(variant), args[name])
+            own_args = strategy_args_of(variant)
+            fixed = {key: value for key, value in given.items() if key not in own_args}
+            varied = args_for(name, strategies, fixed | own_args, defaults[name])
             felt = {key: value for key, value in variant.items() if not (is_server_setting(key) and steps_itself(name))}
             own = overridden(base, felt) | {"strategy_args": varied}
             if own not in settings[name].values():
                 settings[name][number] = own
-    return args, settings
+    return settings
 
 
 def slug(text: str) -> str:
@@ -225,23 +225,37 @@ def _options_of_trial(benchmark: Benchmark, trial: int) -> dict[str, Scalar]:
     return options | {"seed": int(options["seed"]) + trial} if "seed" in options else options
 
 
+def _common(resolved: Mapping[int, Mapping[str, Scalar]]) -> dict[str, Scalar]:
+    """Return the arguments that all of a strategy's variants have alike."""
+    first, *others = resolved.values()
+    return {key: value for key, value in first.items() if all(of.get(key) == value for of in others)}
+
+
 def _describe(
     benchmark: Benchmark,
     runs: Sequence[PlannedRun],
-    args_by_strategy: Mapping[str, Mapping[str, Scalar]],
     variants: Sequence[Variant],
 ) -> dict[str, Any]:
     """Collect what determines a job's results, as JSON has it; runs for cross-validation may come later or never."""
     changing = {"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
     settings = runs[0].config.model_dump(mode="json", exclude=changing)
+    resolved: dict[str, dict[int, dict[str, Scalar]]] = {}
+    for run in runs:
+        of = resolved.setdefault(run.strategy, {})
+        if run.variant not in of:
+            of[run.variant] = resolved_args(run.strategy, run.config.strategy_args)
     description = {
         "dataset": benchmark.identity(),
-        "strategies": {name: resolved_args(name, args) for name, args in args_by_strategy.items()},
+        "strategies": {name: _common(resolved[name]) for name in resolved},
         "targets": list(dict.fromkeys(run.scenario.name for run in runs)),
         "seeds": sorted({run.config.seed for run in runs}),
         "settings": settings,
         "variants": [
-            {"settings": variant, "strategies": sorted({run.strategy for run in runs if run.variant == number})}
+            {
+                "settings": variant,
+                "strategies": sorted({run.strategy for run in runs if run.variant == number}),
+                "arguments": {name: of[number] for name, of in resolved.items() if number in of},
+            }
             for number, variant in enumerate(variants)
         ],
     }

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from fedhess.federation.protocol import SOURCE
+from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.rows import domain_rows
 

@@ -1,18 +1,21 @@
 """Open a recorded job from its directory alone: its runs and their settings, without data, models or checkpoints."""
 
 import itertools
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedhess.base.errors import UsageError
-from fedhess.domains import Benchmark, DomainData, Scenario
+from fedhess.domains import Benchmark, DomainData, Scenario, open_benchmark
 from fedhess.federation.server.run_directory import RunDirectory
-from fedhess.jobs.plan import Job, PlannedRun, run_folder, slug
-from fedhess.jobs.variants import overridden, strategy_args_of
-from fedhess.results.domain_views import read_config, variants_of
-from fedhess.results.selection import DEFAULT, SELECTORS
+from fedhess.jobs.plan import Job, PlannedRun, plan_job, run_folder, slug
+from fedhess.jobs.selectors import DEFAULT, SELECTORS
+from fedhess.jobs.variants import Variant, overridden
 from fedhess.settings.run_config import RunConfig
+
+LEVELS = 4  # from a run's directory up to its job's: STRATEGY/VARIANT/TARGET/SEED
 
 
 def open_recorded(path: Path) -> Job:
@@ -81,7 +84,7 @@ def _benchmark(recorded: dict[str, Any]) -> Benchmark:
     return Benchmark(
         name=dataset["name"],
         domains=domains,
-        classes=tuple(next(iter(dataset["counts"].values()))),
+        classes=tuple(dataset.get("classes") or next(iter(dataset["counts"].values()))),
         input_shape=(),
         outputs=0,
         default_model=recorded["settings"]["model"],
@@ -116,8 +119,7 @@ def _runs(path: Path, recorded: dict[str, Any], scenarios: Sequence[Scenario], *
         for number, seed in itertools.product(numbers if variants else [None], recorded["seeds"]):
             folder = run_folder(path, name if len(strategies) > 1 else None, number)
             variant = {} if number is None else variants[number]["settings"]
-            varied = {key.removeprefix(f"{name}."): value for key, value in strategy_args_of(variant).items()}
-            args = strategies[name] | {key: value for key, value in varied.items() if key in strategies[name]}
+            args = strategies[name] if number is None else variants[number]["arguments"][name]
             config = RunConfig.checked(
                 overridden(recorded["settings"], variant)
                 | {"sources": scenario.sources, "targets": scenario.targets, "seed": seed}
@@ -126,3 +128,118 @@ def _runs(path: Path, recorded: dict[str, Any], scenarios: Sequence[Scenario], *
             directory = RunDirectory(folder / slug(scenario.name) / str(seed))
             runs.append(PlannedRun(name, scenario, config, directory, number or 0, inner))
     return runs
+
+
+def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cpu") -> Job:
+    """Open the finished runs in a directory: those of a whole job, or of one strategy, target or seed of it.
+
+    The job is planned again from its config.json, as ``--resume`` would, and the data is compared with what it was.
+
+    Args:
+        path: ``runs/NAME``, or a directory in it down to a single run's.
+        data_dir: Where the data is now, if it has moved.
+        device: Where the models will run.
+
+    Returns:
+        The job with the runs that are in ``path``.
+
+    Raises:
+        UsageError: There is no job, it is damaged, its data is other than it was, or a run of it is not finished.
+    """
+    folder = _job_folder(path)
+    recorded = read_config(folder / "config.json")
+    job = _plan_again(folder, recorded, data_dir=data_dir, device=device)
+    was, now = recorded["dataset"], job.description["dataset"]
+    unknown = not was["digest"]  # of a deployed run, whose data stayed on its nodes
+    if was["title"] != now["title"] or not (unknown or was["digest"] == now["digest"]):
+        raise UsageError(
+            f"{folder} was trained on other data: on {was['title']} with digest {was['digest'][:12]}, found "
+            f"{now['title']} with {now['digest'][:12]}; name the folder of its data with --data-dir"
+        )
+    inside = path.resolve()
+    runs = tuple(run for run in job.runs if run.directory.path.resolve().is_relative_to(inside))
+    if not runs:
+        raise UsageError(f"{path} is no run of the job in {folder}; expected {folder} or a directory of its runs")
+    for run in runs:
+        require_finished(run)
+    if len({run.variant for run in runs}) > 1:
+        raise UsageError(
+            f"{path} holds several settings of a strategy; name the directory of one, such as "
+            f"{runs[0].directory.path.parent.parent}"
+        )
+    return replace(job, path=path, runs=runs)
+
+
+def require_finished(run: PlannedRun) -> None:
+    """Check that a run has trained all of its rounds.
+
+    Raises:
+        UsageError: It has not.
+    """
+    path, done = run.directory.path, run.directory.completed_round()
+    if done is None:
+        raise UsageError(f"{path} has no checkpoint, so there is no model to look at; train it with --resume first")
+    if done < run.config.rounds:
+        raise UsageError(
+            f"{path} is at round {done} of {run.config.rounds}: its target may not be looked at before training has "
+            "ended; finish it with --resume, or name a finished run's directory"
+        )
+
+
+def _job_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise UsageError(f"there is no directory {path}; expected one that fedhess.simulate wrote, such as runs/NAME")
+    for folder in [path, *path.resolve().parents[:LEVELS]]:
+        if (folder / "config.json").exists():
+            return folder
+    raise UsageError(f"{path} is no job's directory: there is no config.json in it or {LEVELS} levels above it")
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a job's config.json.
+
+    Raises:
+        UsageError: It is damaged.
+    """
+    try:
+        recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        kinds = {"dataset": dict, "strategies": dict, "targets": list, "seeds": list, "settings": dict}
+        for key, kind in kinds.items():
+            if not isinstance(recorded[key], kind) or not recorded[key]:
+                raise ValueError(f"{key}: expected a {kind.__name__} with entries")
+        for key in ("name", "title", "options", "digest"):
+            recorded["dataset"][key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is damaged ({type(error).__name__}: {error}); restore it from a copy") from error
+    return recorded
+
+
+def variants_of(recorded: Mapping[str, Any]) -> tuple[Variant, ...]:
+    """Return the settings that a recorded job has to select among, or none."""
+    return tuple(variant["settings"] for variant in recorded.get("variants", ()))
+
+
+def _plan_again(folder: Path, recorded: Mapping[str, Any], *, data_dir: Path | None, device: str) -> Job:
+    dataset, settings = recorded["dataset"], dict(recorded["settings"]) | {"device": device}
+    options = dict(dataset["options"])
+    if data_dir is not None:
+        if "data_dir" not in options:
+            raise UsageError(f"--data-dir: {dataset['title']} reads no folder, got {data_dir}; leave the option out")
+        options["data_dir"] = settings["data_dir"] = str(data_dir.resolve())
+    if len(recorded["strategies"]) == 1:
+        ((_, args),) = recorded["strategies"].items()
+    else:
+        args = {f"{name}.{key}": v for name, given in recorded["strategies"].items() for key, v in given.items()}
+    try:
+        return plan_job(
+            open_benchmark(dataset["name"], options=options),
+            strategies=list(recorded["strategies"]),
+            strategy_args=args,
+            target=",".join(recorded["targets"]),
+            trials=len(recorded["seeds"]),
+            overrides=settings | {"seed": min(recorded["seeds"])},
+            out=folder,
+            variants=variants_of(recorded),
+        )
+    except UsageError as error:
+        raise UsageError(f"{folder} cannot be opened as it was trained: {error}") from error

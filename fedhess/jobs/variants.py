@@ -97,7 +97,7 @@ def args_for(
     Raises:
         UsageError: An argument belongs to a strategy that does not run, is unknown, or is rejected.
     """
-    args = dict(defaults)
+    args: dict[str, Scalar] = {}
     known = strategy_parameters(load_class(name))
     for key, value in given.items():
         owner, dot, rest = key.rpartition(".")
@@ -112,5 +112,8 @@ def args_for(
             elsewhere = any(key in strategy_parameters(load_class(other)) for other in strategies)
             if key in known or not elsewhere:
                 args[key] = value
-    load_strategy(name, args)
-    return args
+    recipe = dict(defaults)
+    if args.get("scale", recipe.get("scale")) != recipe.get("scale"):
+        recipe = {}  # its coefficients are for another scale
+    load_strategy(name, recipe | args)
+    return recipe | args

@@ -25,7 +25,9 @@ class Adapter(nn.Module):
     looks at one example at a time: no statistic of any domain enters it. It brings the embeddings (non-negative, mostly
     below 1) to unit variance, so that plain SGD trains the head in a few hundred steps. The features' length is
     learned, as the normalisations of a network that is fine-tuned learn it; its logarithm is, so that a step cannot
-    turn it over. Source: Houlsby et al. 2019, "Parameter-efficient transfer learning for NLP", section 2.1.
+    turn it over. A penalty on head statistics can be met by shorter features: on IconPACS HGP and Hutchinson reduce
+    their distances in this way (docs/method.md). Source: Houlsby et al. 2019, "Parameter-efficient transfer learning
+    for NLP", section 2.1.
 
     Args:
         width: D.

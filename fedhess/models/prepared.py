@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fedhess.base.prefetching import AHEAD, read_ahead
 from fedhess.domains import open_benchmark
+from fedhess.domains.benchmark import SOURCE
 from fedhess.domains.domain import DomainData
 from fedhess.domains.partition import Examples
 from fedhess.domains.split import SplitRule, split_domain
-from fedhess.federation.protocol import SOURCE
 from fedhess.models import create_model, prepare_inputs, prepared_shape
 from fedhess.models.execution import set_execution
 from fedhess.models.headed import HeadedModel

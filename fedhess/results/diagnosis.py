@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedhess.base.averages import standard_error
-from fedhess.federation.protocol import SOURCE, TARGET
+from fedhess.domains.benchmark import SOURCE, TARGET
+from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.plan import Job, PlannedRun
-from fedhess.report import whole_protocol
 from fedhess.results.attributes import ATTRIBUTES, compare_domains, measure_domain
 from fedhess.results.domain_views import view_domains
 

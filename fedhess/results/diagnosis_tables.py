@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedhess.base.files import replace_file, writing
 from fedhess.base.tables import markdown_table
-from fedhess.federation.protocol import SOURCE, TARGET
-from fedhess.federation.server.run_directory import replace_file, writing
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.jobs.plan import slug
 from fedhess.results.diagnosis import BASELINE, MIXED_PAIR, SOURCE_PAIR, mean
 from fedhess.results.figures import drawable

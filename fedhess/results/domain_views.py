@@ -3,66 +3,19 @@
 This is analysis after training has ended, so a target domain may be read; before, nothing here opens a run.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from fedhess.base.errors import UsageError
 from fedhess.base.seeds import seeded_generator
 from fedhess.curvature import HeadBatch
-from fedhess.domains import open_benchmark
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.client.evaluation import BATCH_SIZE, predictions
-from fedhess.federation.protocol import SOURCE, TARGET
-from fedhess.jobs.plan import Job, PlannedRun, plan_job
-from fedhess.jobs.variants import Variant
+from fedhess.jobs.plan import PlannedRun
+from fedhess.jobs.reopening import require_finished
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import LocalDomain, build_model, local_domain
-
-LEVELS = 4  # from a run's directory up to its job's: STRATEGY/VARIANT/TARGET/SEED
-
-
-def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cpu") -> Job:
-    """Open the finished runs in a directory: those of a whole job, or of one strategy, target or seed of it.
-
-    The job is planned again from its config.json, as ``--resume`` would, and the data is compared with what it was.
-
-    Args:
-        path: ``runs/NAME``, or a directory in it down to a single run's.
-        data_dir: Where the data is now, if it has moved.
-        device: Where the models will run.
-
-    Returns:
-        The job with the runs that are in ``path``.
-
-    Raises:
-        UsageError: There is no job, it is damaged, its data is other than it was, or a run of it is not finished.
-    """
-    folder = _job_folder(path)
-    recorded = read_config(folder / "config.json")
-    job = _plan_again(folder, recorded, data_dir=data_dir, device=device)
-    was, now = recorded["dataset"], job.description["dataset"]
-    unknown = not was["digest"]  # of a deployed run, whose data stayed on its nodes
-    if was["title"] != now["title"] or not (unknown or was["digest"] == now["digest"]):
-        raise UsageError(
-            f"{folder} was trained on other data: on {was['title']} with digest {was['digest'][:12]}, found "
-            f"{now['title']} with {now['digest'][:12]}; name the folder of its data with --data-dir"
-        )
-    inside = path.resolve()
-    runs = tuple(run for run in job.runs if run.directory.path.resolve().is_relative_to(inside))
-    if not runs:
-        raise UsageError(f"{path} is no run of the job in {folder}; expected {folder} or a directory of its runs")
-    for run in runs:
-        _require_finished(run)
-    if len({run.variant for run in runs}) > 1:
-        raise UsageError(
-            f"{path} holds several settings of a strategy; name the directory of one, such as "
-            f"{runs[0].directory.path.parent.parent}"
-        )
-    return replace(job, path=path, runs=runs)
 
 
 def load_model(run: PlannedRun) -> HeadedModel:
@@ -71,7 +24,7 @@ def load_model(run: PlannedRun) -> HeadedModel:
     Raises:
         UsageError: The checkpoint is absent, damaged, or of another model.
     """
-    _require_finished(run)
+    require_finished(run)
     checkpoint = run.directory.load_checkpoint()
     assert checkpoint is not None, "a finished run has a checkpoint"
     model = build_model(run.config)
@@ -150,73 +103,3 @@ def _split_name(data: LocalDomain, role: str, count: int, total: int) -> str:
     whole = "in split" if len(data.out_indices) else "all"
     name = whole if role == TARGET else "held-out" if data.holds_out else "training"
     return f"{name} ({count})" if count == total else f"{name} ({count} of {total}, drawn)"
-
-
-def _require_finished(run: PlannedRun) -> None:
-    path, done = run.directory.path, run.directory.completed_round()
-    if done is None:
-        raise UsageError(f"{path} has no checkpoint, so there is no model to look at; train it with --resume first")
-    if done < run.config.rounds:
-        raise UsageError(
-            f"{path} is at round {done} of {run.config.rounds}: its target may not be looked at before training has "
-            "ended; finish it with --resume, or name a finished run's directory"
-        )
-
-
-def _job_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise UsageError(f"there is no directory {path}; expected one that fedhess.simulate wrote, such as runs/NAME")
-    for folder in [path, *path.resolve().parents[:LEVELS]]:
-        if (folder / "config.json").exists():
-            return folder
-    raise UsageError(f"{path} is no job's directory: there is no config.json in it or {LEVELS} levels above it")
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """Read a job's config.json.
-
-    Raises:
-        UsageError: It is damaged.
-    """
-    try:
-        recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        kinds = {"dataset": dict, "strategies": dict, "targets": list, "seeds": list, "settings": dict}
-        for key, kind in kinds.items():
-            if not isinstance(recorded[key], kind) or not recorded[key]:
-                raise ValueError(f"{key}: expected a {kind.__name__} with entries")
-        for key in ("name", "title", "options", "digest"):
-            recorded["dataset"][key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} is damaged ({type(error).__name__}: {error}); restore it from a copy") from error
-    return recorded
-
-
-def variants_of(recorded: Mapping[str, Any]) -> tuple[Variant, ...]:
-    """Return the settings that a recorded job has to select among, or none."""
-    return tuple(variant["settings"] for variant in recorded.get("variants", ()))
-
-
-def _plan_again(folder: Path, recorded: Mapping[str, Any], *, data_dir: Path | None, device: str) -> Job:
-    dataset, settings = recorded["dataset"], dict(recorded["settings"]) | {"device": device}
-    options = dict(dataset["options"])
-    if data_dir is not None:
-        if "data_dir" not in options:
-            raise UsageError(f"--data-dir: {dataset['title']} reads no folder, got {data_dir}; leave the option out")
-        options["data_dir"] = settings["data_dir"] = str(data_dir.resolve())
-    if len(recorded["strategies"]) == 1:
-        ((_, args),) = recorded["strategies"].items()
-    else:
-        args = {f"{name}.{key}": v for name, given in recorded["strategies"].items() for key, v in given.items()}
-    try:
-        return plan_job(
-            open_benchmark(dataset["name"], options=options),
-            strategies=list(recorded["strategies"]),
-            strategy_args=args,
-            target=",".join(recorded["targets"]),
-            trials=len(recorded["seeds"]),
-            overrides=settings | {"seed": min(recorded["seeds"])},
-            out=folder,
-            variants=variants_of(recorded),
-        )
-    except UsageError as error:
-        raise UsageError(f"{folder} cannot be opened as it was trained: {error}") from error

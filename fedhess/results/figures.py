@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fedhess.base.averages import mean, mean_and_error
-from fedhess.federation.server.run_directory import Row, replace_file
+from fedhess.base.files import replace_file
+from fedhess.federation.server.run_directory import Row
 from fedhess.results.candidates import Cell
 from fedhess.results.selection import mean_distance, target_accuracy
 

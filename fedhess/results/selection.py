@@ -13,18 +13,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedhess.base.errors import UsageError, did_you_mean
-from fedhess.federation.protocol import SOURCE, TARGET
+from fedhess.base.errors import UsageError
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.server.run_directory import Row
-
-SOURCE_VALIDATION = "source validation"
-LAST_ROUND = "last round"
-LODO = "leave-one-domain-out cross-validation"
-ORACLE = "oracle (looks at the target)"
-
-# By the name that --selection takes. The oracle is for reports that ask for it.
-SELECTORS = {"source": SOURCE_VALIDATION, "lodo": LODO, "oracle": ORACLE}
-DEFAULT = "source"
+from fedhess.jobs.selectors import DEFAULT, LAST_ROUND, SOURCE_VALIDATION
 
 _Client = tuple[str, int]  # main domain and number among the clients of it
 Merit = tuple[float, float, int]  # accuracy, minus the loss, minus the round: the greatest is the best
@@ -75,23 +67,6 @@ class Choice:
     candidate: int
     server_round: int
     accuracy: float
-
-
-def read_selectors(given: str) -> list[str]:
-    """Read ``--selection``: names of selectors, or all.
-
-    Raises:
-        UsageError: One is unknown, or none is left.
-    """
-    names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
-    if names == ["all"]:
-        return list(SELECTORS)
-    for name in names:
-        if name not in SELECTORS:
-            raise UsageError(f"--selection: unknown selector {name!r}; {did_you_mean(name, SELECTORS)}, or all")
-    if not names:
-        raise UsageError(f"--selection: expected all or some of {', '.join(SELECTORS)}, got nothing")
-    return names
 
 
 def choose(selector: str, candidates: Sequence[Candidate], targets: Sequence[str]) -> Choice | None:

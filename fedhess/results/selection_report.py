@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fedhess.base.averages import shown
+from fedhess.base.files import replace_file, writing
 from fedhess.base.tables import markdown_table, notes
-from fedhess.federation.server.run_directory import replace_file, writing
 from fedhess.jobs.plan import Job
-from fedhess.results.selection import SELECTORS
+from fedhess.jobs.selectors import SELECTORS
 
 
 def selector_table(compared: Mapping[str, Any]) -> str:

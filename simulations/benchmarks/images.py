@@ -23,15 +23,15 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from fedhess.alignment.statistics import run_forward
+from fedhess.alignment.step import run_forward
 from fedhess.base.environment import resolve_device
 from fedhess.domains import open_benchmark
+from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.client import memory, training
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.batches import step_batches
 from fedhess.federation.engines.allocator import keep_freed_memory
 from fedhess.federation.engines.inprocess import run_in_process
-from fedhess.federation.protocol import SOURCE
 from fedhess.federation.server.app import Server
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.models.headed import IMAGENET_MEAN, IMAGENET_STD, ScaleImages

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedhess.domains import open_benchmark
-from fedhess.federation.protocol import SOURCE, TARGET
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.models.prepared import local_domain
 from fedhess.settings.run_config import RunConfig
 

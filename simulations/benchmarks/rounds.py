@@ -128,6 +128,8 @@ def run_block(case: Case, strategy: str, *, rounds: int, evaluate_every: int, di
             "evaluate_every": evaluate_every,
         }
     )
+    if strategy == "fishr":
+        config.strategy_args["anneal_steps"] = 0  # its penalty would begin after these rounds
     block = Block()
 
     def count(server_round: int, rows: list[Row]) -> None:

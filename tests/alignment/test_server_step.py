@@ -12,9 +12,8 @@ from fedhess.alignment.server_step import describe_server, require_server
 from fedhess.base.errors import UsageError
 from fedhess.domains import BENCHMARKS, open_benchmark
 from fedhess.federation.run_settings import settings_of_run
-from fedhess.jobs.description import header
+from fedhess.jobs.description import header, whole_protocol
 from fedhess.jobs.plan import plan_job
-from fedhess.report import whole_protocol
 from tests.conftest import TOY, TOY_OF_FLOWER, Outcome
 
 Command = Callable[..., Outcome]
@@ -42,8 +41,8 @@ class Another(FedAvg):
         ({"fedadam": {"eta": 0.05}}, "FedAdam of Flower, by examples"),
         ({PATH + "FedYogi": {"weighted_by_key": "loss"}}, "FedYogi of Flower, by loss"),
         ({PATH + "FedMedian": {}}, "FedMedian of Flower"),
-        ({"test_servers:Renamed": {}}, "Renamed, a Flower strategy, by examples"),
-        ({"test_servers:Another": {}}, "Another, a Flower strategy"),
+        ({"tests.alignment.test_server_step:Renamed": {}}, "Renamed, a Flower strategy, by examples"),
+        ({"tests.alignment.test_server_step:Another": {}}, "Another, a Flower strategy"),
         ({"erm": {}, "fedadam": {}}, "SGD lr 1 (fedadam: FedAdam of Flower, by examples)"),
         (
             {"fedadam": {}, PATH + "FedMedian": {}},

@@ -10,9 +10,8 @@ import pytest
 import typer
 
 import fedhess
-from fedhess.base.errors import FederationError, UsageError
+from fedhess.base.errors import FederationError, StorageError, UsageError
 from fedhess.cli.command import Command, run_command
-from fedhess.federation.server.run_directory import StorageError
 
 MODULES = [
     *(f"fedhess.{name}" for name in ("simulate", "report", "diagnose", "data", "deploy.__main__")),

@@ -13,9 +13,10 @@ import torch
 from fedhess import diagnose
 from fedhess.domains import BENCHMARKS
 from fedhess.federation.client import memory
+from fedhess.jobs.reopening import open_finished
 from fedhess.results.attributes import ATTRIBUTES, compare_domains, measure_domain
 from fedhess.results.diagnosis import MIXED_PAIR, SOURCE_PAIR, compare_strategies
-from fedhess.results.domain_views import load_model, open_finished, view_domains
+from fedhess.results.domain_views import load_model, view_domains
 from tests.conftest import TOY, Outcome
 
 Command = Callable[..., Outcome]

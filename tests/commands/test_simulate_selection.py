@@ -11,8 +11,8 @@ from fedhess import simulate
 from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
-from fedhess.jobs.reopening import open_recorded, require_inner_runs
-from fedhess.results.domain_views import open_finished, view_domains
+from fedhess.jobs.reopening import open_finished, open_recorded, require_inner_runs
+from fedhess.results.domain_views import view_domains
 from tests.conftest import Outcome
 
 FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--rounds", "4", "--local-steps", "1"]

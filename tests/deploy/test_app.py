@@ -16,7 +16,7 @@ from fedhess.federation.client.app import app as client_app
 from fedhess.federation.engines.inprocess import run_in_process
 from fedhess.federation.server.app import make_server_app
 from fedhess.federation.server.run_directory import RunDirectory
-from fedhess.results.domain_views import open_finished
+from fedhess.jobs.reopening import open_finished
 from fedhess.settings.run_config import RunConfig
 from tests.conftest import TOY, Outcome
 

@@ -143,7 +143,7 @@ def make_app(folder: Path) -> Path:
         shutil.copy(REPOSITORY / file, folder)
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     text = text.replace('clientapp = "fedhess.federation.client.app:app"', 'clientapp = "misbehaving:app"')
-    text = text.replace('serverapp = "fedhess.federation.server.app:app"', 'serverapp = "misled:app"')
+    text = text.replace('serverapp = "fedhess.deploy.app:app"', 'serverapp = "misled:app"')
     text = text.replace("fab-include = [", 'fab-include = ["misbehaving.py", "misled.py", ')
     (folder / "pyproject.toml").write_text(text, encoding="utf-8")
     return folder

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fedhess.federation import protocol
+from fedhess.deploy.app import app
+from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.protocol import Identity
 from fedhess.federation.server import discovery
-from fedhess.federation.server.app import app
 
 __all__ = ["app"]
 
@@ -22,7 +22,7 @@ class Misheard:
         said = Identity.from_record(record)
         if said.domain != os.environ.get("MISLED"):
             return said
-        return replace(said, role=protocol.SOURCE, train_examples=said.evaluate_examples)
+        return replace(said, role=SOURCE, train_examples=said.evaluate_examples)
 
 
 discovery.Identity = Misheard  # type: ignore[misc, assignment]

@@ -57,7 +57,7 @@ class Instructing(FedAvg):
 
 def test_a_strategy_whose_clients_would_have_to_do_more_is_refused(toy_run: Run) -> None:
     with pytest.raises(UsageError, match="round 1: Instructing sends its clients temperature, which they do not read"):
-        toy_run(strategy="federation.test_flower_strategies:Instructing")
+        toy_run(strategy="tests.federation.test_flower_strategies:Instructing")
 
 
 def test_flowers_fedavg_is_erm(toy_run: Run) -> None:
@@ -86,7 +86,7 @@ def test_fedmedian_takes_the_median(toy_run: Run) -> None:
 def test_a_flower_strategy_reaches_source_clients_only(toy_run: Run) -> None:
     seen_nodes.clear()
     seen_targets[:] = [44]
-    toy_run(strategy="federation.test_flower_strategies:Nosy", node_ids=[41, 42, 43, 44], rounds=1)
+    toy_run(strategy="tests.federation.test_flower_strategies:Nosy", node_ids=[41, 42, 43, 44], rounds=1)
     assert seen_nodes == [[41, 42, 43]]
 
 
@@ -100,7 +100,7 @@ def test_node_ids_do_not_matter_to_a_flower_strategy(toy_run: Run) -> None:
 
 def test_aggregating_nothing_is_an_error_not_an_old_model(toy_run: Run) -> None:
     with pytest.raises(FederationError, match="Nothing aggregated nothing from 3 replies"):
-        toy_run(strategy="federation.test_flower_strategies:Nothing")
+        toy_run(strategy="tests.federation.test_flower_strategies:Nothing")
 
 
 def test_fedadam_continues_from_a_checkpoint_with_the_same_bits(toy_run: Run, tmp_path: Path) -> None:

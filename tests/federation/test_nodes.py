@@ -140,7 +140,7 @@ def test_two_nodes_of_one_domain_are_an_error() -> None:
     north, south = (protocol.Identity(name, "source", 0, 10, 10, False) for name in ("north", "south"))
     with run_identity(1):
         found = discover(FixedNodes({9: south, 4: north}), sources=("north", "south"), targets=(), deadline=5)  # type: ignore[arg-type]
-        assert [(app.label, app.node_id) for client in found] == [("north", 4), ("south", 9)]
+        assert [(client.label, client.node_id) for client in found] == [("north", 4), ("south", 9)]
         with pytest.raises(FederationError, match="two nodes say that they are client south"):
             discover(FixedNodes({1: north, 2: south, 3: south}), sources=("north", "south"), targets=(), deadline=5)  # type: ignore[arg-type]
 

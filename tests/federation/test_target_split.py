@@ -8,13 +8,13 @@ import torch
 from flwr.app import Message, MetricRecord
 from toy import DOMAINS, TARGET, toy_config
 
+from fedhess.domains.benchmark import SOURCE
+from fedhess.domains.benchmark import TARGET as TARGET_ROLE
 from fedhess.domains.split import split_as_domainbed
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.flower_compat import run_identity
-from fedhess.federation.protocol import SOURCE
-from fedhess.federation.protocol import TARGET as TARGET_ROLE
 from fedhess.models.prepared import local_domain
 from fedhess.settings.run_config import RunConfig
 from tests.promises.test_failures import Misbehaving

@@ -9,7 +9,7 @@ import pytest
 from fedhess.base.errors import UsageError
 from fedhess.domains import BENCHMARKS, Benchmark, open_benchmark
 from fedhess.jobs.plan import Job, plan_job
-from fedhess.jobs.variants import check_variants, describe, overridden, parse_variants, strategy_args_of
+from fedhess.jobs.variants import args_for, check_variants, describe, overridden, parse_variants, strategy_args_of
 
 
 @pytest.fixture
@@ -96,13 +96,29 @@ def test_every_variant_is_run_in_a_directory_of_its_own(toy: Benchmark) -> None:
     assert (first.lr, second.lr, third.lr) == (0.25, 1.0, 1.0)
     assert [config.strategy_args.get("alpha") for config in (first, second, third)] == [None, 0.5, 0.75]
     assert (first.server_lr, third.server_lr) == (4.898536566546834e-4, 2.0)
-    assert job.description["variants"] == [{"settings": variant, "strategies": ["hgp"]} for variant in job.variants]
+    assert [variant["settings"] for variant in job.description["variants"]] == list(job.variants)
+    assert [variant["arguments"]["hgp"]["alpha"] for variant in job.description["variants"]] == [0.1, 0.5, 0.75]
     assert len({run.config.rounds for run in job.runs}) == 1
 
 
 def test_variant_goes_before_the_arguments_of_the_command_line(toy: Benchmark) -> None:
     job = plan(toy, [{"alpha": 0.5}, {"beta": 0.5}], strategy_args={"hgp.alpha": 9.0, "beta": 9.0})
     assert [run.config.strategy_args for run in job.runs] == [{"alpha": 0.5, "beta": 9.0}, {"alpha": 9.0, "beta": 0.5}]
+
+
+def test_coefficients_are_those_of_the_scale_of_each_variant(toy: Benchmark) -> None:
+    job = plan(toy, [{"scale": "relative"}, {"scale": "absolute"}], strategy_args={"form": "mean_of_hgp"})
+    recorded = [variant["arguments"]["hgp"] for variant in job.description["variants"]]
+    assert [(args["alpha"], args["beta"]) for args in recorded] == [(0.1, 0.3), (1e-4, 5e-3)]
+    common = job.description["strategies"]["hgp"]
+    assert common["form"] == "mean_of_hgp"
+    assert not {"alpha", "beta", "scale"} & common.keys()
+
+
+def test_a_scale_that_is_given_drops_the_recipes_coefficients_for_another() -> None:
+    recipe = {"scale": "absolute", "alpha": 2.0, "beta": 2.0, "weight": 91257.0}
+    assert args_for("hgp", ["hgp"], {"scale": "relative"}, recipe) == {"scale": "relative"}
+    assert args_for("hgp", ["hgp"], {"alpha": 0.5}, recipe) == recipe | {"alpha": 0.5}
 
 
 def test_variant_that_makes_no_difference_to_a_strategy_is_run_once(toy: Benchmark) -> None:

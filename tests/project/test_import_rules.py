@@ -19,12 +19,13 @@ PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the packages, to break."""
-    for package in PACKAGES:
-        for file in (REPOSITORY / package).rglob("*.py"):
-            target = tmp_path / file.relative_to(REPOSITORY)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, target)
+    """A copy of the package, links followed, to break."""
+    for file in [*(REPOSITORY / "fedhess").rglob("*.py"), *(REPOSITORY / "strategies").rglob("*.py"),
+                 *(REPOSITORY / "simulations").rglob("*.py")]:  # fmt: skip
+        inside = file.relative_to(REPOSITORY)
+        target = tmp_path / (inside if inside.parts[0] == "fedhess" else Path("fedhess") / inside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -49,37 +50,40 @@ def test_every_rule_holds(copy: Path) -> None:
     assert broken_rules(copy) == []
 
 
+LAYERS = "a package imports only from the layers below it"
+
+
 @pytest.mark.parametrize(
     ("file", "line", "rule"),
     [
-        ("fedhess/base/errors.py", "from fedhess.strategies.erm import ERM", "fedhess knows no strategy"),
-        ("fedhess/base/errors.py", "import simulations", "fedhess knows no strategy"),
-        ("strategies/erm.py", "import simulations", "fedhess knows no strategy"),
-        ("fedhess/federation/client/app.py", "from flwr.common import Context", "private Flower names"),
-        ("fedhess/domains/domain.py", "from flwr.proto.node_pb2 import NodeInfo", "private Flower names"),
-        ("fedhess/federation/engines/inprocess.py", "import flwr.simulation.run_simulation", "private Flower names"),
+        ("base/errors.py", "import fedhess.settings.run_config", LAYERS),
+        ("domains/domain.py", "import fedhess.federation.client.memory", LAYERS),
+        ("alignment/strategy.py", "def late() -> None:\n    import fedhess.federation.server.app", LAYERS),
+        ("jobs/plan.py", "import fedhess.results.summary", LAYERS),
+        ("strategies/erm.py", "import fedhess.models.mlp", "strategies import only"),
+        ("base/errors.py", "import fedhess.strategies.erm", "strategies are found by name"),
+        ("federation/client/app.py", "import fedhess.federation.server.clients", "client, server and engines"),
+        ("federation/engines/ray.py", "import fedhess.federation.client.app", "client, server and engines"),
+        ("federation/client/app.py", "from flwr.common import Context", "private Flower names"),
+        ("domains/domain.py", "from flwr.proto.node_pb2 import NodeInfo", "private Flower names"),
         ("strategies/hgp.py", "from flwr.server.strategy import FedAvg", "private Flower names"),
-        ("fedhess/base/errors.py", "import fedhess.settings.run_config", "no import cycles"),
-        ("fedhess/domains/domain.py", "import fedhess.federation.client.memory", "no import cycles"),
-        ("fedhess/base/errors.py", "def late() -> None:\n    import fedhess.settings.run_config", "no import cycles"),
     ],
 )
 def test_breaking_a_rule_is_noticed(copy: Path, file: str, line: str, rule: str) -> None:
-    append(copy / file, line)
-    (broken,) = broken_rules(copy)
-    assert broken.startswith(rule)
+    append(copy / "fedhess" / file, line)
+    assert any(broken.startswith(rule) for broken in broken_rules(copy))
 
 
 def test_cycle_among_strategies_is_noticed(copy: Path) -> None:
-    append(copy / "strategies/erm.py", "import fedhess.strategies.hgp")
-    append(copy / "strategies/hgp.py", "import fedhess.strategies.erm")
+    append(copy / "fedhess/strategies/erm.py", "import fedhess.strategies.hgp")
+    append(copy / "fedhess/strategies/hgp.py", "import fedhess.strategies.erm")
     (broken,) = broken_rules(copy)
     assert broken.startswith("no import cycles")
 
 
 def test_every_private_part_of_flower_is_forbidden() -> None:
     rules = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    forbidden = next(set(rule["forbidden_modules"]) for rule in rules["contracts"] if rule["type"] == "forbidden")
+    forbidden = next(set(rule["forbidden_modules"]) for rule in rules["contracts"] if "private Flower" in rule["name"])
     here = Path(flwr.__file__).parent
     parts = {f"flwr.{entry.name}" for entry in here.iterdir() if (entry / "__init__.py").exists()}
     assert forbidden == parts - PUBLIC_FLOWER

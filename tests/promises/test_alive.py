@@ -15,15 +15,14 @@ from torch import Tensor
 from toy import toy_config
 
 from fedhess.alignment.loading import BUILT_IN, load_strategy
-from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment.step import Step
+from fedhess.alignment.strategy import Ask, DomainStrategy
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.curvature import HeadBatch
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.batches import round_batch
-from fedhess.federation.client.training import Step
 from fedhess.federation.engines.inprocess import InProcessGrid
-from fedhess.federation.server.exchange import Exchange
 from fedhess.models.prepared import local_domain
 
 Run = Callable[..., Any]
@@ -158,7 +157,7 @@ class Inert(DomainStrategy):
 def test_a_penalty_that_could_not_work_is_refused_by_name(toy_run: Run, kind: str, got: str) -> None:
     expected = rf"strategy Inert, penalty: expected a tensor of shape \(\) with a gradient, or None .*, got {got}"
     with pytest.raises(FederationError, match=expected):
-        toy_run(strategy="federation.test_alive:Inert", strategy_args={"kind": kind})
+        toy_run(strategy="tests.promises.test_alive:Inert", strategy_args={"kind": kind})
 
 
 class Shuffling(DomainStrategy):
@@ -173,7 +172,7 @@ class Shuffling(DomainStrategy):
         """A statistic that draws."""
         return torch.rand_like(batch.weight)
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         value = ask("random").mean() if self.hook == "statistic" else torch.zeros(())
         return {"value": torch.rand(()) if self.hook == "reference" else value}
 
@@ -185,7 +184,7 @@ class Shuffling(DomainStrategy):
 
 @pytest.mark.parametrize("hook", ["penalty", "generator", "statistic", "reference"])
 def test_random_numbers_of_a_custom_strategy_are_those_of_the_seed(toy_run: Run, hook: str) -> None:
-    args = {"strategy": "federation.test_alive:Shuffling", "strategy_args": {"hook": hook}, "local_steps": 2}
+    args = {"strategy": "tests.promises.test_alive:Shuffling", "strategy_args": {"hook": hook}, "local_steps": 2}
     ends = []
     for state, app in ((1, client_app), (2, client_app), (3, Amnesia())):
         torch.manual_seed(state)

@@ -10,12 +10,12 @@ from centralised import cross_entropy, gradient_and_hgp, matrix
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
 from fedhess.base.errors import FederationError
+from fedhess.domains.benchmark import SOURCE
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.batches import round_batch
 from fedhess.federation.client.examples import local_client, simulated_client
 from fedhess.federation.engines.inprocess import InProcessGrid
-from fedhess.federation.protocol import SOURCE
 from fedhess.models.prepared import build_model
 
 Run = Callable[..., Any]

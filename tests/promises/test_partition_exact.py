@@ -13,11 +13,10 @@ from centralised import Objective, Round, fishr_objective, hgp_pulls, pulled
 from torch import Tensor
 from toy import FIVE, SOURCES, toy_config, toy_domains
 
-from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment.step import Step
+from fedhess.alignment.strategy import Ask, DomainStrategy
 from fedhess.curvature import head_gradient, head_hvp
 from fedhess.federation.client.examples import source_shares
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.exchange import Exchange
 from fedhess.jobs.rows import domain_rows
 from fedhess.models.prepared import build_model
 
@@ -69,7 +68,7 @@ class Watched(DomainStrategy):
     statistics: ClassVar = {"gradient": head_gradient, "hvp": head_hvp}
     seen: ClassVar[list[dict[str, Tensor]]] = []
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         answers = ask("gradient")
         products = ask("hvp", vector=answers.mean())
         by_domain = {f"{name} of {domain}": v[domain] for name, v in (("g", answers), ("Hg", products)) for domain in v}
@@ -86,7 +85,7 @@ def test_references_of_split_domains_are_those_of_whole_ones(
     toy_run: Run, partition: str, domains: int, weighting: str
 ) -> None:
     Watched.seen.clear()
-    settings = {"strategy": "federation.test_partition_exact:Watched", "weighting": weighting} | FULL | {"rounds": 2}
+    settings = {"strategy": f"{__name__}:Watched", "weighting": weighting} | FULL | {"rounds": 2}
     settings["sources"] = FIVE[:domains]
     toy_run(**settings)
     toy_run(**settings, **PARTITIONS[partition])
@@ -100,7 +99,7 @@ def test_references_of_split_domains_are_those_of_whole_ones(
 def test_domains_weigh_the_same_whatever_the_number_of_their_clients(toy_run: Run) -> None:
     Watched.seen.clear()
     settings = FULL | {"rounds": 1, "partition": "lambda", "clients": 8, "heterogeneity": 0.0}
-    finished = toy_run(strategy="federation.test_partition_exact:Watched", **settings)
+    finished = toy_run(strategy="tests.promises.test_partition_exact:Watched", **settings)
     clients = [share.domain for share in source_shares(finished.server.config).values()]
     assert len({clients.count(domain) for domain in SOURCES}) > 1, "or there is nothing to see"
     (seen,) = Watched.seen

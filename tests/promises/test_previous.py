@@ -15,11 +15,11 @@ from methods import METHODS
 from torch import Tensor
 from toy import FIVE, toy_config, toy_domains
 
+from fedhess.alignment.strategy import Ask
 from fedhess.curvature import head_gradient
 from fedhess.federation import protocol
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
-from fedhess.federation.server.exchange import Exchange
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import build_model
@@ -185,7 +185,7 @@ class AskingFish(Fish):
 
     statistics = {"gradient": head_gradient}  # noqa: RUF012 - as DomainStrategy has it
 
-    def reference(self, ask: Exchange) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> dict[str, Tensor]:
         ask("gradient")
         return {}
 

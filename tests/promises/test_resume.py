@@ -135,7 +135,7 @@ def test_resuming_with_other_settings_lists_what_differs(command: Command) -> No
         "dataset.options.holdout: 0.25 there, 0.5 now",
         "seeds: [0] there, [3] now",
         "settings.lr: 0.1 there, 0.2 now",
-        "fedhess.strategies.hgp.alpha: 0.1 there, 0.5 now",
+        "strategies.hgp.alpha: 0.1 there, 0.5 now",
     ]
     assert {path: path.read_bytes() for path in Path("job").rglob("*") if path.is_file()} == before
 

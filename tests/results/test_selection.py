@@ -6,9 +6,8 @@ import pytest
 from rows import source, target
 
 from fedhess.federation.server.run_directory import Row
+from fedhess.jobs.selectors import LAST_ROUND, SOURCE_VALIDATION
 from fedhess.results.selection import (
-    LAST_ROUND,
-    SOURCE_VALIDATION,
     Candidate,
     Choice,
     choose,

@@ -11,18 +11,9 @@ from rows import source, target
 from fedhess.base.errors import UsageError
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.plan import plan_job
-from fedhess.report import summarise
-from fedhess.results.selection import (
-    DEFAULT,
-    SELECTORS,
-    SOURCE_VALIDATION,
-    Candidate,
-    Choice,
-    choose,
-    read_selectors,
-    select_round,
-    target_accuracy,
-)
+from fedhess.jobs.selectors import DEFAULT, SELECTORS, SOURCE_VALIDATION, read_selectors
+from fedhess.results.selection import Candidate, Choice, choose, select_round, target_accuracy
+from fedhess.results.summary import summarise
 
 # -- Settings ----------------------------------------------------------------------------------------------------------
 

@@ -11,12 +11,22 @@ import pytest
 from PIL import Image
 from toy import toy_config
 
+from fedhess.base.errors import StorageError
 from fedhess.domains import Benchmark, Scenario
-from fedhess.federation.server.run_directory import Row, RunDirectory, StorageError
+from fedhess.federation.server.run_directory import Row, RunDirectory
 from fedhess.jobs.description import header, stand_in_warning
 from fedhess.jobs.plan import Job, PlannedRun
-from fedhess.report import _has_average, _note, _panels, mean_and_error, name_columns, summarise, table, write_report
 from fedhess.results.selection_report import write_selection
+from fedhess.results.summary import (
+    _has_average,
+    _note,
+    _panels,
+    mean_and_error,
+    name_columns,
+    summarise,
+    table,
+    write_report,
+)
 
 DOMAINS = ("north", "south", "west", "east")
 Made = Callable[..., Job]

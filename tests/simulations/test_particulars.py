@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fedhess.domains import BENCHMARKS, open_benchmark
+from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.plan import plan_job
-from fedhess.report import whole_protocol
 from fedhess.simulations import correlation_shift, diversity_shift, label_shift
 from fedhess.simulations.comparison import Comparison, render
 from fedhess.simulations.particulars import own_particulars, shared_protocol

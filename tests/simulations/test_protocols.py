@@ -14,7 +14,7 @@ from fedhess.alignment.loading import load_strategy
 from fedhess.base.errors import UsageError
 from fedhess.domains.images import domain_net, office_home, pacs, release, terra_incognita, vlcs
 from fedhess.federation.client import memory
-from fedhess.results.selection import ORACLE
+from fedhess.jobs.selectors import ORACLE
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations import diversity_shift
 from fedhess.simulations.comparison import render

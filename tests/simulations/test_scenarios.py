@@ -11,13 +11,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from fedhess.alignment.loading import load_strategy
-from fedhess.alignment.statistics import compute_statistic, run_forward
+from fedhess.alignment.means import PerDomain
+from fedhess.alignment.statistics import compute_statistic
+from fedhess.alignment.step import Step, run_forward
 from fedhess.base.errors import UsageError
 from fedhess.curvature import HeadBatch
 from fedhess.domains import open_benchmark
 from fedhess.federation.client import memory
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.exchange import PerDomain
 from fedhess.jobs.plan import plan_job
 from fedhess.models import create_model
 from fedhess.settings.defaults import default_settings, default_strategy_args

@@ -6,10 +6,9 @@ from head_cases import make_head
 from hypothesis import settings
 from torch import Tensor
 
-from fedhess.alignment.statistics import run_forward
+from fedhess.alignment.means import PerDomain
+from fedhess.alignment.step import Step, run_forward
 from fedhess.curvature import HeadBatch, closed_form
-from fedhess.federation.client.training import Step
-from fedhess.federation.server.exchange import PerDomain
 from fedhess.models.headed import HeadedModel
 from fedhess.strategies.hutchinson import Hutchinson
 

@@ -15,20 +15,21 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedhess.alignment.loading import client_half
-from fedhess.alignment.statistics import Forward, run_forward, strategy_statistic
+from fedhess.alignment.statistics import strategy_statistic
+from fedhess.alignment.step import Forward, round_steps, run_forward
 from fedhess.base.environment import resolve_device, torch_threads
 from fedhess.base.errors import StrategyError, UsageError, did_you_mean
 from fedhess.base.seeds import seeded_globally
 from fedhess.base.transfers import copy_together
 from fedhess.curvature.autodiff import ModuleBatch
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
-from fedhess.federation.client.batches import joint_batch, round_steps
+from fedhess.federation.client.batches import joint_batch
 from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.client.examples import LocalClient, local_client
 from fedhess.federation.client.memory import FORWARDS, MODELS, ModelMissingError, ReceivedModel
 from fedhess.federation.client.node import NotInRunError, place
 from fedhess.federation.client.training import Holding, train_locally, writes_parameters
-from fedhess.federation.protocol import SOURCE, TARGET
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.statistic_requests import decode_request, numbered, numbered_parts
 from fedhess.settings.run_config import RunConfig, Scalar

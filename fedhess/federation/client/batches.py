@@ -1,4 +1,4 @@
-"""The batches of a client: which steps a round has, and which examples a step sees."""
+"""The batches of a client: which examples a step sees."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedhess.base.seeds import batch_indices, seeded_generator, steps_per_pass
+from fedhess.base.seeds import batch_indices, seeded_generator
 from fedhess.domains.partition import batch_sizes
 from fedhess.federation.client.augmentation import augment
 from fedhess.settings.run_config import RunConfig
@@ -74,24 +74,6 @@ def round_batch(data: BatchSource, config: RunConfig, *, step: int, batches: int
         return parts[0]
     inputs, labels = zip(*parts, strict=True)
     return torch.cat(inputs), torch.cat(labels)
-
-
-def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> range:
-    """Number the steps that a client takes in a round, counted from 0 since the beginning of the run.
-
-    ``local_steps`` each round; or, with ``local_epochs``, as many as so many passes over its own examples take, the
-    last partial batch of a pass included: ``local_epochs * ceil(N / B)``, which differs from client to client. A client
-    of several domains takes the steps of all its examples, each domain's part of a batch from passes of its own.
-
-    Args:
-        config: Gives steps or epochs, and the batch size.
-        train_size: Number of the client's training examples N.
-        server_round: Number of the round, from 1.
-    """
-    each = config.local_steps
-    if config.local_epochs:
-        each = config.local_epochs * steps_per_pass(train_size, batch_size=config.batch_size, keeps_rest=True)
-    return range((server_round - 1) * each, server_round * each)
 
 
 def joint_batch(

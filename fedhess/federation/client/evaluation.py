@@ -1,6 +1,5 @@
-"""Evaluate a model on one client's examples, and measure how far the source clients' heads are apart."""
+"""Evaluate a model on one client's examples."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +9,6 @@ from fedhess.alignment.statistics import compute_statistic, head_batch, task_los
 from fedhess.base.seeds import seeded_generator
 from fedhess.base.transfers import send
 from fedhess.curvature import head_gradient, head_hvp
-from fedhess.federation.server.global_model import WeightedMean
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import LocalDomain
 
@@ -84,30 +82,6 @@ def evaluate_model(
 def predictions(logits: Tensor) -> Tensor:
     """Return the most likely class of each example, (B,): the sign for one logit, the largest logit otherwise."""
     return (logits.squeeze(1) > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
-
-
-def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
-    """Measure how far each source domain's head statistics are from their mean over the domains.
-
-    Args:
-        statistics: By domain, its head gradient ``"gradient"`` and HGP ``"hgp"``, (C, K) each; of a domain with several
-            clients the mean of theirs by examples.
-
-    Returns:
-        By domain, ``"gradient_distance"`` = ||g_e - gbar||^2 and ``"hgp_distance"`` = ||H_e[g_e] - mean||^2: the terms
-        that the penalties of Hemati et al. (arXiv 2308.11778) add up, here measured for every strategy.
-    """
-    distances: dict[str, dict[str, float]] = {domain: {} for domain in statistics}
-    if not statistics:
-        return distances
-    for name in ("gradient", "hgp"):
-        mean = WeightedMean()
-        for values in statistics.values():
-            mean.add({name: values[name]})
-        centre = mean.result()[name]
-        for domain, values in statistics.items():
-            distances[domain][f"{name}_distance"] = float((values[name] - centre).square().sum())
-    return distances
 
 
 def _alignment_sample(size: int, data: LocalDomain) -> Tensor:

@@ -7,10 +7,11 @@ from functools import lru_cache
 import torch
 
 from fedhess.base.errors import UsageError
+from fedhess.domains.benchmark import SOURCE
 from fedhess.domains.partition import Examples, Share
 from fedhess.domains.shares import share_out
 from fedhess.domains.split import SplitRule
-from fedhess.federation.protocol import SOURCE, Held, Identity
+from fedhess.federation.protocol import Held, Identity
 from fedhess.models.prepared import (
     DOMAINS_KEPT,
     DataKey,

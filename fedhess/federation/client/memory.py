@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
-from fedhess.alignment.statistics import Forward
+from fedhess.alignment.step import Forward
 from fedhess.base.transfers import copy_together
 from fedhess.federation.client.examples import forget_clients
 from fedhess.federation.protocol import decode_tensors

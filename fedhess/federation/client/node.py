@@ -5,8 +5,8 @@ from typing import NamedTuple
 from flwr.app import Context
 
 from fedhess.base.errors import UsageError
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.client.examples import simulated_client
-from fedhess.federation.protocol import SOURCE, TARGET
 from fedhess.settings.run_config import RunConfig
 
 

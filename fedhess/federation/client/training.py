@@ -2,124 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedhess.alignment.statistics import Forward, Statistic, compute_statistic, run_forward
+from fedhess.alignment.step import Forward, Step, round_steps, run_forward
 from fedhess.base.errors import strategy_code
-from fedhess.base.seeds import seeded_generator
-from fedhess.curvature import HeadBatch, autodiff, head_gradient
-from fedhess.curvature.autodiff import ModuleBatch
-from fedhess.curvature.distances import HeadTerms, head_objective
-from fedhess.federation.client.batches import BatchSource, joint_batches, round_steps
+from fedhess.federation.client.batches import BatchSource, joint_batches
 from fedhess.models.headed import HeadedModel
 from fedhess.settings.optimizers import client_optimizer
-from fedhess.settings.run_config import RunConfig, Scalar
-
-
-@dataclass
-class Step:
-    """What a strategy's penalty sees of one local step.
-
-    Attributes:
-        model: The client's working model, in training mode.
-        forward: The step's batch: inputs, labels, features (part of the autograd graph), and these with the head.
-        before: The tensors of the global model, which the round began from, on the model's device.
-        index: Number of the step since the beginning of the run, from 0.
-        server_round: Number of the round, from 1.
-        l2: Coefficient of the sum of squared parameters that is part of the loss.
-        key: What names the client's stream of batches: (seed, domain, client).
-    """
-
-    model: HeadedModel
-    forward: Forward
-    before: Mapping[str, Tensor]
-    index: int
-    server_round: int
-    l2: float = 0.0
-    key: tuple[str | int, ...] = ()
-    _loss: Tensor | None = field(default=None, repr=False)
-
-    @cached_property
-    def generator(self) -> torch.Generator:
-        """The step's random numbers, on the CPU: those of (seed, domain, client, step), drawn alike at each start."""
-        return seeded_generator(*self.key, "step", self.index)
-
-    @property
-    def features(self) -> Tensor:
-        """Features of the step's batch, (B, D), part of the autograd graph."""
-        return self.forward.features
-
-    @property
-    def labels(self) -> Tensor:
-        """Class indices of the step's batch, (B,)."""
-        return self.forward.labels
-
-    @property
-    def logits(self) -> Tensor:
-        """Logits of the step's batch, (B, C) or (B, 1), part of the autograd graph."""
-        logits: Tensor = self.model.head(self.forward.features)
-        return logits
-
-    @property
-    def trained(self) -> dict[str, Tensor]:
-        """The parameters that are trained, by name."""
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-
-    @property
-    def batch(self) -> HeadBatch | ModuleBatch:
-        """Features and labels of the step's batch with the head."""
-        return self.forward.batch
-
-    @property
-    def loss(self) -> Tensor:
-        """The client's own loss L_e, (): mean cross-entropy (logistic for one logit), plus the L2 term if any."""
-        if self._loss is None:
-            self._loss = self.batch.loss
-        if self.l2 == 0.0:
-            return self._loss
-        squares = torch.stack([parameter.square().sum() for parameter in self.trained.values()]).sum()
-        return self._loss + self.l2 * squares
-
-    def statistic(self, function: Statistic, **given: Tensor | Scalar) -> Tensor:
-        """Compute a head statistic of this step's batch, part of the autograd graph."""
-        return compute_statistic(function, self.batch, **given)
-
-    def limited(self, penalty: Tensor) -> Tensor:
-        """Scale a penalty down until its gradient is no longer than the loss's, at the head's inputs and parameters.
-
-        The factor is ``min(1, ||dL/dz|| / ||dP/dz||, ||dL/dW|| / ||dP/dW||)``, a constant, with z the batch's features,
-        W the head's weight and bias, and L the loss without the L2 term.
-
-        Args:
-            penalty: P, (), a function of features and head.
-        """
-        batch = self.batch
-        assert isinstance(batch, HeadBatch), "models have linear heads"
-        parts = {"features": [batch.features], "head": [batch.weight, *([] if batch.bias is None else [batch.bias])]}
-        trained = [tensor for part in parts.values() for tensor in part if tensor.requires_grad]
-        gradients = dict(zip(map(id, trained), torch.autograd.grad(penalty, trained, retain_graph=True), strict=True))
-        with torch.no_grad():
-            of_loss = {"features": batch.basics.mean_residuals @ batch.weight, "head": head_gradient(batch)}
-            factor = penalty.new_ones(())
-            for name, tensors in parts.items():
-                own = [gradients[id(tensor)].flatten() for tensor in tensors if id(tensor) in gradients]
-                if own:
-                    length = torch.cat(own).norm().clamp_min(torch.finfo(penalty.dtype).tiny)
-                    factor = torch.minimum(factor, of_loss[name].norm() / length)
-        return factor * penalty
-
-    def distances(self, *, gradient: Tensor | None = None, hgp: Tensor | None = None) -> HeadTerms:
-        """Compute ||g - gradient||^2 and ||H[g] - hgp||^2 in one pass with the loss, which :attr:`loss` then reuses."""
-        if isinstance(self.batch, HeadBatch):
-            terms = head_objective(self.batch, gradient=gradient, hgp=hgp)
-        else:
-            terms = autodiff.head_objective(self.batch, gradient=gradient, hgp=hgp)
-        self._loss = terms.loss
-        return terms
+from fedhess.settings.run_config import RunConfig
 
 
 class Objective(Protocol):

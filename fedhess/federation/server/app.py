@@ -14,13 +14,12 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedhess.alignment.loading import load_strategy, resolved_args
-from fedhess.alignment.shapes import StatisticShapes
-from fedhess.alignment.strategy import DomainStrategy, run_round
+from fedhess.alignment.statistics import StatisticShapes
+from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
 from fedhess.base.errors import DivergedError, StrategyError, UsageError
 from fedhess.base.seeds import seeded_globally
 from fedhess.curvature import head_gradient, hessian_gradient_product
-from fedhess.deploy.app import record_run, run_directory
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.checkpoint import restore_previous, restore_strategy, snapshot
 from fedhess.federation.server.clients import Federation
@@ -30,9 +29,10 @@ from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.health import remedy, sickness
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.previous_references import PreviousStatistics
+from fedhess.federation.server.round import run_round
 from fedhess.federation.server.run_directory import TRAINED, Row, RunDirectory
-from fedhess.jobs.checks import check_combinations
 from fedhess.models.prepared import build_model
+from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -44,12 +44,10 @@ OnRound = Callable[[int, list[Row]], None]
 
 
 def make_server_app(directory: RunDirectory | None = None, on_round: OnRound | None = None) -> ServerApp:
-    """Make the ServerApp of a run.
+    """Make the ServerApp of a run; :mod:`fedhess.deploy.app` has the one that records a whole job.
 
     Args:
-        directory: Where rounds and checkpoints are written, and where an interrupted run continues from. Without it the
-            run config's ``run-dir`` is the directory of a whole job, tables and figures included, and nothing is
-            written where that is absent too.
+        directory: Where rounds and checkpoints are written, and where an interrupted run continues from; None for none.
         on_round: Called with each evaluated round's number and rows; 0 is the model before training.
     """
     server_app = ServerApp()
@@ -58,16 +56,8 @@ def make_server_app(directory: RunDirectory | None = None, on_round: OnRound | N
     def main(grid: Grid, context: Context) -> None:
         config = settings_of_run(context.run_config)
         check_combinations([config])
-
-        def train(where: RunDirectory | None) -> None:
-            Server(grid, config, directory=where, on_round=on_round or _log_round).run()
-
-        path = None if directory is not None else run_directory(context.run_config, context.run_id)
         with torch_threads(config.threads):
-            if path is None:
-                train(directory)
-            else:
-                record_run(config, path, train)
+            Server(grid, config, directory=directory, on_round=on_round or log_round).run()
 
     return server_app
 
@@ -265,9 +255,7 @@ class Server:
         return [row | {"seconds": seconds, "head_change": change} for row in rows]
 
 
-def _log_round(server_round: int, rows: list[Row]) -> None:
+def log_round(server_round: int, rows: list[Row]) -> None:
+    """Log the accuracy of every row."""
     for row in rows:
         logger.info("round %d, %s (%s): accuracy %s", server_round, row["domain"], row["role"], row["accuracy"])
-
-
-app = make_server_app()

@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedhess.base.errors import DivergedError, FederationError, StrategyError
+from fedhess.domains.benchmark import SOURCE
 from fedhess.federation import protocol
 from fedhess.federation.protocol import Part
 from fedhess.federation.server.discovery import Client, discover, draw_clients
@@ -99,7 +100,7 @@ class Federation:
     @property
     def source_clients(self) -> list[Client]:
         """The source clients, in domain order."""
-        return [client for client in self.clients if client.identity.role == protocol.SOURCE]
+        return [client for client in self.clients if client.identity.role == SOURCE]
 
     def participants(self, server_round: int) -> list[Client]:
         """The source clients that take part in a round of training, in domain order."""

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fedhess.base.errors import FederationError
 from fedhess.base.seeds import seeded_generator
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
 from fedhess.federation.protocol import Identity
 
@@ -187,7 +188,7 @@ def draw_clients(clients: Sequence[Client], number: int, *, seed: int, server_ro
 
 
 def _roster(known: Mapping[int, Identity], *, sources: Sequence[str], targets: Sequence[str]) -> list[Client]:
-    roles = dict.fromkeys(sources, protocol.SOURCE) | dict.fromkeys(targets, protocol.TARGET)
+    roles = dict.fromkeys(sources, SOURCE) | dict.fromkeys(targets, TARGET)
     order = {domain: position for position, domain in enumerate(roles)}
     roster: dict[tuple[str, int], Client] = {}
     for node_id, identity in known.items():

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from flwr.app import RecordDict
 from torch import Tensor
 
+from fedhess.alignment.means import DomainMeans, WeightedMean
 from fedhess.base.errors import FederationError
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
-from fedhess.federation.client.evaluation import alignment_distances
 from fedhess.federation.protocol import Held
 from fedhess.federation.server.clients import Failure, Federation, ModelPayload, Traffic
 from fedhess.federation.server.discovery import Client
-from fedhess.federation.server.global_model import DomainMeans
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.run_directory import Row
 from fedhess.federation.validation import read_tensors
@@ -62,7 +62,7 @@ def evaluate_clients(
     """
 
     def read(client: Client, content: RecordDict) -> dict[str, tuple[dict[str, float], dict[str, Tensor]]]:
-        splits = ("", protocol.OUT) if splits_targets and client.identity.role == protocol.TARGET else ("",)
+        splits = ("", protocol.OUT) if splits_targets and client.identity.role == TARGET else ("",)
         return {held.domain: _read(client, held, content, alignment, splits) for held in _evaluates(client)}
 
     asked = [client for client in federation.clients if _evaluates(client)]
@@ -76,7 +76,7 @@ def evaluate_clients(
         read=read,
         deadline=deadline,
     )
-    sources = [client for client in asked if client.identity.role == protocol.SOURCE]
+    sources = [client for client in asked if client.identity.role == SOURCE]
     counts = [{held.domain: held.evaluate_examples for held in _evaluates(client)} for client in sources]
     means = DomainMeans(federation.sources, counts)
     evaluated, answered = Evaluated(), []
@@ -86,7 +86,7 @@ def evaluate_clients(
             evaluated.metrics[client.label, held.domain] = metrics
             if statistics:
                 means.add(held.domain, statistics, held.evaluate_examples)
-        if client.identity.role == protocol.SOURCE:
+        if client.identity.role == SOURCE:
             answered.append(client)
     try:
         federation.require_quorum("evaluate", server_round, answered, asked=len(sources))
@@ -96,6 +96,30 @@ def evaluate_clients(
         logger.warning("%s\nThe run goes on; no table reports this round.", error)
     evaluated.distances = alignment_distances(means.result())
     return evaluated
+
+
+def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
+    """Measure how far each source domain's head statistics are from their mean over the domains.
+
+    Args:
+        statistics: By domain, its head gradient ``"gradient"`` and HGP ``"hgp"``, (C, K) each; of a domain with several
+            clients the mean of theirs by examples.
+
+    Returns:
+        By domain, ``"gradient_distance"`` = ||g_e - gbar||^2 and ``"hgp_distance"`` = ||H_e[g_e] - mean||^2: the terms
+        that the penalties of Hemati et al. (arXiv 2308.11778) add up, here measured for every strategy.
+    """
+    distances: dict[str, dict[str, float]] = {domain: {} for domain in statistics}
+    if not statistics:
+        return distances
+    for name in ("gradient", "hgp"):
+        mean = WeightedMean()
+        for values in statistics.values():
+            mean.add({name: values[name]})
+        centre = mean.result()[name]
+        for domain, values in statistics.items():
+            distances[domain][f"{name}_distance"] = float((values[name] - centre).square().sum())
+    return distances
 
 
 def make_rows(
@@ -116,11 +140,11 @@ def make_rows(
         label = client.label
         for position, held in enumerate(client.identity.holdings):
             measured = evaluated.metrics.get((label, held.domain), {})
-            if measured and client.identity.role == protocol.SOURCE:
+            if measured and client.identity.role == SOURCE:
                 measured = measured | evaluated.distances.get(held.domain, {})
             once = (outcome.metrics.get(label, {}), missed.get(label, []), traffic.get(label, Traffic()))
             rows.append(_row(server_round, client, held, measured, *(once if position == 0 else ({}, [], Traffic()))))
-            if splits_targets and client.identity.role == protocol.TARGET:
+            if splits_targets and client.identity.role == TARGET:
                 rows[-1]["split"] = "in"
                 out = {key.removeprefix(protocol.OUT): v for key, v in measured.items() if key.startswith(protocol.OUT)}
                 rows.append(_row(server_round, client, held, out, {}, [], Traffic()) | {"split": "out"})
@@ -141,7 +165,7 @@ def _read(
     """
     identity = client.identity
     statistics: dict[str, Tensor] = {}
-    if identity.role == protocol.SOURCE:
+    if identity.role == SOURCE:
         statistics = read_tensors(content, identity.key(protocol.ALIGNMENT, held.domain), like=alignment)
     metrics = protocol.metrics_of(content, identity.key(protocol.METRICS, held.domain))
     for split in splits:
@@ -173,7 +197,7 @@ def _row(
 ) -> Row:
     """Make one line of rounds.jsonl; what a client did not deliver is null."""
     identity = client.identity
-    split = "all" if identity.role == protocol.TARGET else "validation" if identity.holds_out else "train"
+    split = "all" if identity.role == TARGET else "validation" if identity.holds_out else "train"
     row = {
         "round": server_round,
         "domain": held.domain,

@@ -5,50 +5,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from flwr.app import RecordDict
 from torch import Tensor
 
-from fedhess.alignment.shapes import StatisticShapes
+from fedhess.alignment.means import DomainMeans, PerDomain
+from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload
 from fedhess.federation.server.discovery import Client
-from fedhess.federation.server.global_model import DomainMeans, WeightedMean
 from fedhess.federation.statistic_requests import encode_request
 from fedhess.federation.validation import read_tensors
 from fedhess.settings.run_config import RunConfig, Scalar
 
 Answer = dict[str, dict[str, Tensor]]  # a client's statistics, by domain and name
-
-
-class PerDomain(Mapping[str, Tensor]):
-    """One statistic of every source domain that has a client in the round, in domain order.
-
-    Args:
-        values: The statistic by domain.
-        weights: Weight of each domain in :meth:`mean`; equal unless the run weighs by examples.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
-        self._values = dict(values)
-        self._weights = dict(weights)
-
-    def __getitem__(self, domain: str) -> Tensor:
-        return self._values[domain]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def with_values(self, values: Mapping[str, Tensor]) -> "PerDomain":
-        """Return other values of the same domains, weighed alike."""
-        return PerDomain({domain: values[domain] for domain in self._values}, self._weights)
-
-    def mean(self) -> Tensor:
-        """Average over the domains, summed in domain order."""
-        mean = WeightedMean()
-        for domain, value in self._values.items():
-            mean.add({"": value}, self._weights[domain])
-        return mean.result()[""]
 
 
 class Exchange:

@@ -1,7 +1,7 @@
-"""The server's model: a streamed mean of the clients' updates, and one step of any torch optimizer along it."""
+"""The server's model, and one step of any torch optimizer along the mean of the clients' updates."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from flwr.app import ArrayRecord
@@ -12,77 +12,6 @@ from fedhess.federation.protocol import encode_tensors
 from fedhess.federation.server.clients import ModelPayload
 from fedhess.federation.validation import is_finite
 from fedhess.settings.run_config import Scalar
-
-
-class WeightedMean:
-    """A weighted mean of named tensors, added up one contribution at a time.
-
-    The sum is taken in the order of the calls: call in domain order and the result does not depend on the order of
-    arrival. Memory: one set of tensors, whatever the number of contributions.
-    """
-
-    def __init__(self) -> None:
-        self._sum: dict[str, Tensor] = {}
-        self._weight = 0.0
-
-    def add(self, tensors: Mapping[str, Tensor], weight: float = 1.0) -> None:
-        """Add ``weight`` times the tensors; they are read, never kept.
-
-        Raises:
-            ValueError: The names differ from those of the first contribution, or the weight is negative.
-        """
-        if not weight >= 0:
-            raise ValueError(f"expected a weight of at least 0, got {weight}")
-        if not self._sum:
-            self._sum = {name: tensor * weight for name, tensor in tensors.items()}
-        elif self._sum.keys() != tensors.keys():
-            raise ValueError(f"expected tensors {sorted(self._sum)}, got {sorted(tensors)}")
-        else:
-            for name, tensor in tensors.items():
-                self._sum[name].add_(tensor, alpha=weight)
-        self._weight += weight
-
-    def result(self) -> dict[str, Tensor]:
-        """Return the mean, and end the use of this object; zero where nothing that was added weighs anything.
-
-        Raises:
-            ValueError: Nothing was added.
-        """
-        if not self._sum:
-            raise ValueError("the mean of nothing was asked for")
-        if self._weight not in (0.0, 1.0):
-            for tensor in self._sum.values():
-                tensor.div_(self._weight)
-        return self._sum
-
-
-class DomainMeans:
-    """One mean a domain over its clients, each weighted by its examples of the domain, added up as they come.
-
-    Memory: one set of tensors a domain, whatever the number of clients. A single client's values are kept bit for bit.
-
-    Args:
-        domains: The order of the result.
-        expected: For each client that may contribute, its examples by domain.
-
-    Attributes:
-        examples: Examples behind each mean so far, by domain.
-    """
-
-    def __init__(self, domains: Sequence[str], expected: Sequence[Mapping[str, int]]) -> None:
-        self._domains = domains
-        self._means: dict[str, WeightedMean] = {}
-        self._totals = {domain: sum(client.get(domain, 0) for client in expected) for domain in domains}
-        self.examples: dict[str, int] = {}
-
-    def add(self, domain: str, tensors: Mapping[str, Tensor], examples: int) -> None:
-        """Add what one client says of a domain."""
-        self._means.setdefault(domain, WeightedMean()).add(tensors, examples / self._totals[domain])
-        self.examples[domain] = self.examples.get(domain, 0) + examples
-
-    def result(self) -> dict[str, dict[str, Tensor]]:
-        """Return the mean of every domain that has a client, in domain order, and end the use of this object."""
-        return {domain: self._means[domain].result() for domain in self._domains if domain in self._means}
 
 
 class GlobalModel:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fedhess.base.averages import mean
-from fedhess.federation.protocol import SOURCE
+from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.server.run_directory import Row
 from fedhess.settings.run_config import RunConfig, Scalar
 
@@ -28,6 +28,8 @@ def sickness(rows: Sequence[Row], config: RunConfig, *, args: Mapping[str, Scala
     for number in rounds[:FIRST]:
         of_round = [row for row in sources if row["round"] == number]
         loss, objective = (_mean(of_round, key) for key in ("train_loss", "train_objective"))
+        if loss is not None and objective is not None:
+            objective *= _divisor(number, config, args)
         if loss is not None and objective is not None and objective - loss > DROWNED * loss:
             times = (objective - loss) / loss
             return f"the penalty is {times:.0f} times the loss in round {number}: {remedy(config, args)}"
@@ -55,6 +57,14 @@ def remedy(config: RunConfig, args: Mapping[str, Scalar]) -> str:
     numbers = [f"{key}={value:g}" for key, value in args.items() if isinstance(value, float)]
     lower = f"--strategy-args ({', '.join(numbers)}) or " if numbers else ""
     return f"lower {lower}--lr ({config.lr:g})"
+
+
+def _divisor(number: int, config: RunConfig, args: Mapping[str, Scalar]) -> float:
+    """Return what the objective of a round's first step was divided by, see ``PenaltySchedule``."""
+    if args.get("annealing") != "rescale" or args.get("scale") == "relative":
+        return 1.0
+    begun = (number - 1) * config.local_steps >= float(args.get("anneal_steps", 0))
+    return max(1.0, float(args.get("weight", 1))) if begun else 1.0
 
 
 def _mean(rows: Sequence[Row], key: str) -> float | None:

@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from fedhess.alignment.means import WeightedMean
+from fedhess.alignment.strategy import ClientUpdate, Reference
 from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload
 from fedhess.federation.server.discovery import Client
-from fedhess.federation.server.global_model import GlobalModel, WeightedMean
+from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.previous_references import PreviousStatistics
 from fedhess.federation.validation import read_tensors, training_metrics_of
 from fedhess.settings.run_config import RunConfig
-
-# What a strategy's server half hands to the clients: tensors for all, or values by domain, to each those it holds.
-Reference = Mapping[str, Tensor | Mapping[str, Tensor]]
 
 # What a client holds of each domain, and how much that weighs.
 Weights = Mapping[Client, Mapping[str, float]]
@@ -50,19 +49,6 @@ class RoundOutcome:
     participants: list[Client]
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
-
-
-@dataclass
-class ClientUpdate:
-    """What the local steps of a client, or of the clients of a domain, made.
-
-    Attributes:
-        update: ``before - after`` by name.
-        momentum: The momentum buffers the optimizer ended with, where they were asked for.
-    """
-
-    update: dict[str, Tensor]
-    momentum: dict[str, Tensor]
 
 
 class LocalPhase:

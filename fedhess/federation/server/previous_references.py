@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from flwr.app import RecordDict
 from torch import Tensor
 
-from fedhess.alignment.shapes import StatisticShapes
+from fedhess.alignment.means import PerDomain
+from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload
 from fedhess.federation.server.discovery import Client
-from fedhess.federation.server.exchange import Answer, Exchange, PerDomain, read_answer
+from fedhess.federation.server.exchange import Answer, Exchange, read_answer
 from fedhess.federation.statistic_requests import encode_request, numbered, numbered_parts
 from fedhess.settings.run_config import RunConfig, Scalar
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedhess.base.errors import UsageError
+from fedhess.base.files import replace_file, writing
 from fedhess.federation.server.checkpoint import Checkpoint
 
 Row = dict[str, Any]
@@ -24,10 +25,6 @@ ROW: dict[str, type | tuple[type, ...]] = {
 }
 
 TRAINED = "trained"  # key of what is unreported: the training metrics of a round that is yet to be evaluated
-
-
-class StorageError(Exception):
-    """Results could not be written: the disk is full or the permissions are gone. No mistake in the command."""
 
 
 class RunDirectory:
@@ -190,40 +187,6 @@ class RunDirectory:
             index: dict[str, Any] = json.loads(self._index.read_text(encoding="utf-8"))
             needed = {key: index[key] for key in ("round", "file", "rounds_jsonl_bytes")}
             return needed | {"unreported": dict(index.get("unreported", {}))}
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is seen either whole or not at all, whenever the process is killed.
-
-    The system writes it to the disk in its own time: to wait for that would cost 8 ms a file, as much as a round of a
-    small model. So a power cut can take the last seconds, and with them a checkpoint that was written in them, until a
-    completed run is synced.
-
-    Raises:
-        OSError: It cannot be written; the one before it is still there.
-    """
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write below ``path`` into advice.
-
-    Raises:
-        StorageError: The block raised ``OSError``.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to {path}: {error.strerror or error}; free space or mend the permissions"
-        ) from error
 
 
 @contextmanager

@@ -237,7 +237,7 @@ def test_killed_in_the_middle_it_goes_on(running: Hub, tmp_path: Path, complete_
     """A real process, killed while it downloads; the next one finishes its work."""
     code = (
         "import os\n"
-        "from fedhess.domains import hub\n"
+        "from fedhess.domains.images import hub\n"
         "whole = hub._unpack\n"
         "def die(packed, folder, *, prefix, **arguments):\n"
         "    number = whole(packed, folder, prefix=prefix, **arguments)\n"

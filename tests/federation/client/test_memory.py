@@ -2,7 +2,7 @@
 
 import torch
 
-from fedhess.alignment.statistics import run_forward
+from fedhess.alignment.step import run_forward
 from fedhess.federation.client.memory import _Working
 from fedhess.models import create_model
 

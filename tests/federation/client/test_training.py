@@ -12,18 +12,18 @@ from torch import Tensor
 from toy import SOURCES, toy_config, toy_domains
 
 from fedhess.alignment.statistics import head_batch
+from fedhess.alignment.step import Step, round_steps
 from fedhess.alignment.strategy import DomainStrategy, PenaltySchedule
 from fedhess.base.seeds import batch_indices, seeded_generator, steps_per_pass
 from fedhess.curvature import head_gradient
 from fedhess.domains import BENCHMARKS
+from fedhess.domains.benchmark import SOURCE
 from fedhess.domains.domain import TensorDomain
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
-from fedhess.federation.client.batches import round_steps
 from fedhess.federation.client.evaluation import ALIGNMENT_EXAMPLES, evaluate_model
-from fedhess.federation.client.training import Holding, Step, train_locally, writes_parameters
+from fedhess.federation.client.training import Holding, train_locally, writes_parameters
 from fedhess.federation.engines.inprocess import run_in_process
-from fedhess.federation.protocol import SOURCE
 from fedhess.federation.server.app import make_server_app
 from fedhess.federation.server.global_model import GlobalModel
 from fedhess.models.headed import HeadedModel
@@ -211,7 +211,7 @@ def test_clients_of_a_federation_take_as_many_steps_as_their_examples_need(monke
     resets: list[int] = []
     monkeypatch.setattr(GlobalModel, "reset_optimizer", lambda self: resets.append(len(Recorded.seen)))
     config = toy_config(
-        strategy="test_training:Recorded",
+        strategy="tests.federation.client.test_training:Recorded",
         local_epochs=1,
         batch_size=20,
         rounds=3,

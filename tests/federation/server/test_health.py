@@ -14,6 +14,13 @@ Command = Callable[..., Outcome]
 HEALTHY: dict[str, Any] = {"train_loss": 1.0, "train_objective": 3.0, "accuracy": 0.8, "head_change": 0.5}
 
 
+def test_a_penalty_shows_in_an_objective_that_was_divided_by_its_weight() -> None:
+    # (L + w P) / w with L = P = 1 and w = 10^4
+    args = {"weight": 10_000, "anneal_steps": 0, "annealing": "rescale", "scale": "absolute"}
+    sign = sickness(rows(1, train_objective=1.0001), toy_config(rounds=10), args=args, classes=4)
+    assert "the penalty is 10000 times the loss in round 1" in sign
+
+
 def rows(number: int, **changes: Any) -> list[dict[str, Any]]:
     return [{"round": number, "role": role} | HEALTHY | changes for role in ("source", "source", "target")]
 
@@ -56,7 +63,7 @@ def test_a_sick_run_warns_once_and_its_summary_names_it(
 
 
 def test_diverged_training_advises_lower_coefficients_and_no_resume(command: Command) -> None:
-    args = ("--strategy-args", "scale=absolute,alpha=1e9,beta=1e9", "--lr", "100")
+    args = ("--strategy-args", "scale=absolute,alpha=1000000000,beta=1e9", "--lr", "100")
     outcome = command(*TOY, "--strategy", "hgp", *args, "--out", "job")
     assert outcome.status == 1
     assert "values that are not finite" in outcome.err

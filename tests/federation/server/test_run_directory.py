@@ -14,12 +14,13 @@ from rows import source
 from torch import nn
 
 from fedhess.alignment.strategy import DomainStrategy
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import StorageError, UsageError
+from fedhess.base.files import replace_file
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.server.checkpoint import Checkpoint, restore_strategy, snapshot
 from fedhess.federation.server.flower_state import flower_state
 from fedhess.federation.server.global_model import GlobalModel
-from fedhess.federation.server.run_directory import RunDirectory, StorageError, replace_file
+from fedhess.federation.server.run_directory import RunDirectory
 
 FIRST = source(0, "a", 0.5)
 OPTIMIZERS = {

@@ -1,0 +1,225 @@
+"""One local step of a client as a strategy sees it: the forward pass, loss and statistics, and the steps of a round."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from fedhess.alignment.statistics import Statistic, compute_statistic, head_batch
+from fedhess.base.seeds import seeded_generator, steps_per_pass
+from fedhess.curvature import HeadBatch, autodiff, head_gradient
+from fedhess.curvature.autodiff import ModuleBatch
+from fedhess.curvature.distances import HeadTerms, head_objective
+from fedhess.models.headed import HeadedModel
+from fedhess.settings.run_config import RunConfig, Scalar
+
+
+@dataclass
+class Forward:
+    """A forward pass up to the head.
+
+    Attributes:
+        model: The model that made it.
+        stamp: Where the model's parameters were and how often they had been written to.
+        wrote_buffers: Whether the pass changed buffers of the model (running statistics that are not frozen).
+        inputs: (B, ...) inputs of the batch.
+        labels: (B,) class indices.
+        features: (B, D) features, part of the autograd graph unless gradients were off.
+        batch: The features with labels and head.
+        parts: The same pass by domain, where the batch holds examples of several; else the pass alone.
+    """
+
+    model: HeadedModel
+    stamp: tuple[tuple[int, int], ...]
+    wrote_buffers: bool
+    inputs: Tensor
+    labels: Tensor
+    features: Tensor
+    batch: HeadBatch | ModuleBatch
+    parts: list["Forward"] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.parts = self.parts or [self]
+
+    def is_made_by(self, model: HeadedModel) -> bool:
+        """Whether the model made this pass and its parameters are still what they were."""
+        return self.model is model and self.stamp == _stamp(model)
+
+    def graph_bytes(self) -> int:
+        """Count the bytes that the autograd graph of the features keeps beside the model's own."""
+        own = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+        kept: dict[int, int] = {}
+        seen, ahead = set(), [self.features.grad_fn]
+        while ahead:
+            node = ahead.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            ahead += [before for before, _ in node.next_functions]
+            saved = [getattr(node, name) for name in _saved_names(type(node))]
+            for value in (*saved, *getattr(node, "saved_tensors", ())):
+                for tensor in value if isinstance(value, list | tuple) else (value,):
+                    if isinstance(tensor, Tensor):
+                        storage = tensor.untyped_storage()
+                        kept[storage.data_ptr()] = storage.nbytes()
+        return sum(size for place, size in kept.items() if place not in own)
+
+
+# A function of a whole forward pass, whose graph it may differentiate; its value is a vector.
+NetworkStatistic = Callable[[Forward], Tensor]
+
+
+@lru_cache(maxsize=256)
+def _saved_names(node: type) -> tuple[str, ...]:
+    """Name what autograd lets be seen of the values that a node of its graph keeps."""
+    return tuple(name for name in vars(node) if name.startswith("_saved_"))
+
+
+def _stamp(model: HeadedModel) -> tuple[tuple[int, int], ...]:
+    return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
+
+
+def run_forward(model: HeadedModel, inputs: Tensor, labels: Tensor, *, sizes: Sequence[int] | None = None) -> Forward:
+    """Compute the features of a batch in training mode and pair them with the head.
+
+    Args:
+        model: The model.
+        inputs: (B, ...).
+        labels: (B,).
+        sizes: How many examples of each domain follow each other in the batch, where it holds several domains.
+    """
+    model.train()
+    before = [buffer._version for buffer in model.buffers()]
+    features = model.features(inputs)
+    wrote_buffers = before != [buffer._version for buffer in model.buffers()]
+    batch = head_batch(model, features, labels)
+    forward = Forward(model, _stamp(model), wrote_buffers, inputs, labels, features, batch)
+    if sizes is not None and len(sizes) > 1:
+        columns = [torch.split(tensor, list(sizes)) for tensor in (inputs, labels, features)]
+        forward.parts = [
+            Forward(model, forward.stamp, wrote_buffers, x, y, z, head_batch(model, z, y))
+            for x, y, z in zip(*columns, strict=True)
+        ]
+    return forward
+
+
+@dataclass
+class Step:
+    """What a strategy's penalty sees of one local step.
+
+    Attributes:
+        model: The client's working model, in training mode.
+        forward: The step's batch: inputs, labels, features (part of the autograd graph), and these with the head.
+        before: The tensors of the global model, which the round began from, on the model's device.
+        index: Number of the step since the beginning of the run, from 0.
+        server_round: Number of the round, from 1.
+        l2: Coefficient of the sum of squared parameters that is part of the loss.
+        key: What names the client's stream of batches: (seed, domain, client).
+    """
+
+    model: HeadedModel
+    forward: Forward
+    before: Mapping[str, Tensor]
+    index: int
+    server_round: int
+    l2: float = 0.0
+    key: tuple[str | int, ...] = ()
+    _loss: Tensor | None = field(default=None, repr=False)
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """The step's random numbers, on the CPU: those of (seed, domain, client, step), drawn alike at each start."""
+        return seeded_generator(*self.key, "step", self.index)
+
+    @property
+    def features(self) -> Tensor:
+        """Features of the step's batch, (B, D), part of the autograd graph."""
+        return self.forward.features
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices of the step's batch, (B,)."""
+        return self.forward.labels
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits of the step's batch, (B, C) or (B, 1), part of the autograd graph."""
+        logits: Tensor = self.model.head(self.forward.features)
+        return logits
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    @property
+    def batch(self) -> HeadBatch | ModuleBatch:
+        """Features and labels of the step's batch with the head."""
+        return self.forward.batch
+
+    @property
+    def loss(self) -> Tensor:
+        """The client's own loss L_e, (): mean cross-entropy (logistic for one logit), plus the L2 term if any."""
+        if self._loss is None:
+            self._loss = self.batch.loss
+        if self.l2 == 0.0:
+            return self._loss
+        squares = torch.stack([parameter.square().sum() for parameter in self.trained.values()]).sum()
+        return self._loss + self.l2 * squares
+
+    def statistic(self, function: Statistic, **given: Tensor | Scalar) -> Tensor:
+        """Compute a head statistic of this step's batch, part of the autograd graph."""
+        return compute_statistic(function, self.batch, **given)
+
+    def limited(self, penalty: Tensor) -> Tensor:
+        """Scale a penalty down until its gradient is no longer than the loss's, at the head's inputs and parameters.
+
+        The factor is ``min(1, ||dL/dz|| / ||dP/dz||, ||dL/dW|| / ||dP/dW||)``, a constant, with z the batch's features,
+        W the head's weight and bias, and L the loss without the L2 term.
+
+        Args:
+            penalty: P, (), a function of features and head.
+        """
+        batch = self.batch
+        assert isinstance(batch, HeadBatch), "models have linear heads"
+        parts = {"features": [batch.features], "head": [batch.weight, *([] if batch.bias is None else [batch.bias])]}
+        trained = [tensor for part in parts.values() for tensor in part if tensor.requires_grad]
+        gradients = dict(zip(map(id, trained), torch.autograd.grad(penalty, trained, retain_graph=True), strict=True))
+        with torch.no_grad():
+            of_loss = {"features": batch.basics.mean_residuals @ batch.weight, "head": head_gradient(batch)}
+            factor = penalty.new_ones(())
+            for name, tensors in parts.items():
+                own = [gradients[id(tensor)].flatten() for tensor in tensors if id(tensor) in gradients]
+                if own:
+                    length = torch.cat(own).norm().clamp_min(torch.finfo(penalty.dtype).tiny)
+                    factor = torch.minimum(factor, of_loss[name].norm() / length)
+        return factor * penalty
+
+    def distances(self, *, gradient: Tensor | None = None, hgp: Tensor | None = None) -> HeadTerms:
+        """Compute ||g - gradient||^2 and ||H[g] - hgp||^2 in one pass with the loss, which :attr:`loss` then reuses."""
+        if isinstance(self.batch, HeadBatch):
+            terms = head_objective(self.batch, gradient=gradient, hgp=hgp)
+        else:
+            terms = autodiff.head_objective(self.batch, gradient=gradient, hgp=hgp)
+        self._loss = terms.loss
+        return terms
+
+
+def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> range:
+    """Number the steps that a client takes in a round, counted from 0 since the beginning of the run.
+
+    ``local_steps`` each round; or, with ``local_epochs``, as many as so many passes over its own examples take, the
+    last partial batch of a pass included: ``local_epochs * ceil(N / B)``, which differs from client to client. A client
+    of several domains takes the steps of all its examples, each domain's part of a batch from passes of its own.
+
+    Args:
+        config: Gives steps or epochs, and the batch size.
+        train_size: Number of the client's training examples N.
+        server_round: Number of the round, from 1.
+    """
+    each = config.local_steps
+    if config.local_epochs:
+        each = config.local_epochs * steps_per_pass(train_size, batch_size=config.batch_size, keeps_rest=True)
+    return range((server_round - 1) * each, server_round * each)

@@ -1,0 +1,29 @@
+"""The names of the selectors, by which a job says how its reported round is chosen."""
+
+from fedhess.base.errors import UsageError, did_you_mean
+
+SOURCE_VALIDATION = "source validation"
+LAST_ROUND = "last round"
+LODO = "leave-one-domain-out cross-validation"
+ORACLE = "oracle (looks at the target)"
+
+# By the name that --selection takes. The oracle is for reports that ask for it.
+SELECTORS = {"source": SOURCE_VALIDATION, "lodo": LODO, "oracle": ORACLE}
+DEFAULT = "source"
+
+
+def read_selectors(given: str) -> list[str]:
+    """Read ``--selection``: names of selectors, or all.
+
+    Raises:
+        UsageError: One is unknown, or none is left.
+    """
+    names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if names == ["all"]:
+        return list(SELECTORS)
+    for name in names:
+        if name not in SELECTORS:
+            raise UsageError(f"--selection: unknown selector {name!r}; {did_you_mean(name, SELECTORS)}, or all")
+    if not names:
+        raise UsageError(f"--selection: expected all or some of {', '.join(SELECTORS)}, got nothing")
+    return names

@@ -1,0 +1,202 @@
+"""The table of a job from its recorded rows: no data, no model, no checkpoint."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedhess.base.averages import mean, mean_and_error, short, shown
+from fedhess.base.files import replace_file, writing
+from fedhess.base.tables import markdown_table, notes
+from fedhess.domains import Scenario
+from fedhess.federation.server.health import sickness
+from fedhess.jobs.description import describe_arguments, protocol
+from fedhess.jobs.plan import Job
+from fedhess.jobs.selectors import DEFAULT, SELECTORS
+from fedhess.jobs.variants import describe
+from fedhess.results.candidates import Recorded, cells_of, read_rows
+from fedhess.results.figures import Panel, draw_rounds, drawable, trained_rounds
+from fedhess.results.selection import mean_distance, selection_rule, source_accuracy, target_accuracy
+
+DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
+
+
+def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | None = None) -> dict[str, Any]:
+    """Compute the final table from the recorded rows.
+
+    Args:
+        job: The job.
+        recorded: Its rows where they have been read already.
+        selection: A key of `selection.SELECTORS` in place of the job's own; only here can it be the oracle.
+
+    Returns:
+        JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
+        each target, their average, and on the sources, the alignment distances of the sources before and after
+        training, the selected rounds (and settings, where there are several) by target, the number of clients'
+        failures, and the gaps that they left in the evaluation.
+    """
+    recorded = read_rows(job) if recorded is None else recorded
+    selection = job.selection if selection is None else selection
+    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
+    rules = [SELECTORS[selection]]
+    if selection == DEFAULT:
+        rules = sorted({selection_rule(rows) for run, rows in recorded if rows and not run.inner}) or rules
+    return {
+        "title": job.benchmark.title,
+        "stand_in_for": job.benchmark.stand_in_for,
+        "protocol": protocol(job, rules),
+        "selection": rules,
+        "seeds": job.seeds,
+        "targets": list(columns.values()),
+        "averaged": _has_average(columns),
+        "arguments": describe_arguments(job),
+        "strategies": {name: _summarise_strategy(job, recorded, name, columns, selection) for name in job.strategies},
+    }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Render the summary as a Markdown table that also reads well on a terminal."""
+    targets = list(summary["targets"])
+    several = bool(summary["averaged"])
+    heads = ["strategy", *targets, *(["average"] if several else []), *DISTANCES.values()]
+    lines: list[list[str]] = []
+    for name, result in summary["strategies"].items():
+        cells = [name, *(shown(result["accuracy"][target]) for target in targets)]
+        cells += [shown(result["average"])] if several else []
+        cells += [f"{short(result[key]['before'])} -> {short(result[key]['after'])}" for key in DISTANCES]
+        lines.append(cells)
+    failures = sum(result["failures"] for result in summary["strategies"].values())
+    trials = "one trial" if len(summary["seeds"]) == 1 else "mean +- standard error over trials"
+    return "\n".join(
+        [
+            f"{summary['title']}: accuracy (%) on the target domain, {trials}",
+            summary["protocol"],
+            "distances: squared, of the source domains' head statistics to their mean, averaged over the domains, "
+            "before -> after training",
+            *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
+            "",
+            markdown_table(heads, lines),
+            *notes(summary),
+        ]
+    )
+
+
+def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
+    """Write summary.json, summary.md and figures/rounds.png and .svg; the titles in them name a stand-in.
+
+    Args:
+        job: The job.
+        summary: What `summarise` returned for it by its own selector.
+
+    Returns:
+        The files.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    as_json, as_text, figure = (job.path / name for name in ("summary.json", "summary.md", "figures/rounds.png"))
+    with writing(job.path):
+        replace_file(as_json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+        replace_file(as_text, (table(summary) + "\n").encode())
+        figure.parent.mkdir(exist_ok=True)
+        title = f"{summary['title']}: accuracy on the target and alignment distances, round by round"
+        files = draw_rounds(figure, title=title, note=_note(job, summary), panels=_panels(job, summary))
+    return [as_json, as_text, *files]
+
+
+def _note(job: Job, summary: Mapping[str, Any]) -> str:
+    """Say what a reader must know of the figure of the rounds."""
+    seeds = ", ".join(map(str, summary["seeds"]))
+    shown_as = "one trial" if len(summary["seeds"]) == 1 else "mean over trials, band: standard error of the mean"
+    selected = (
+        f"; of {len(job.variants)} settings the one selected by {summary['selection'][0]}" if job.variants else ""
+    )
+    names = [*summary["strategies"], *([] if summary["averaged"] else summary["targets"])]
+    unknown = any(drawable(name, "?") == "?" for name in names)
+    numbered = "; a number stands for a name in the table that no installed font can draw" if unknown else ""
+    return f"seeds {seeds}: {shown_as}{selected}; round 0, the untrained model, is left out{numbered}"
+
+
+def _panels(job: Job, summary: Mapping[str, Any]) -> list[Panel]:
+    """Make a panel of the accuracy on each target, or of their average where there is one, and of each distance."""
+    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
+    if summary["averaged"]:
+        labels = {"average": f"accuracy (%), mean over {len(columns)} targets"}
+        columns = dict.fromkeys(columns, "average")
+    else:
+        numbered = enumerate(columns.values(), start=1)
+        labels = {name: f"accuracy (%) on {drawable(name, f'target {number}')}" for number, name in numbered}
+    recorded = read_rows(job)
+    curves = {
+        name: trained_rounds(cells_of(recorded, name), job.selection, columns, DISTANCES) for name in job.strategies
+    }
+    labels |= {key: f"{label} of the sources" for key, label in DISTANCES.items()}
+    return [
+        Panel(label, {name: of[key] for name, of in curves.items()}, logarithmic=key in DISTANCES)
+        for key, label in labels.items()
+    ]
+
+
+def _has_average(columns: Mapping[tuple[str, str], str]) -> bool:
+    """Whether an average over the targets means something: not so for several targets of a single scenario.
+
+    They are different questions to the same model (ColoredMNIST's turned colours and its grey images).
+    """
+    return len({scenario for scenario, _ in columns}) > 1
+
+
+def _summarise_strategy(
+    job: Job, recorded: Recorded, name: str, columns: Mapping[tuple[str, str], str], selection: str
+) -> dict[str, Any]:
+    accuracy: dict[str, dict[int, float | None]] = {column: {} for column in columns.values()}
+    of_sources: dict[int, list[float | None]] = {}
+    selected: dict[str, list[int | None]] = {}
+    settings: dict[str, list[str | None]] = {}
+    gaps: list[str] = []
+    sick: dict[str, str] = {}
+    for run, rows in recorded:
+        if run.strategy == name and not run.inner:
+            args = run.config.strategy_args | job.description["strategies"][name]
+            if sign := sickness(rows, run.config, args=args, classes=len(job.benchmark.classes)):
+                setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+                sick[f"target {run.scenario.name}, seed {run.config.seed}{setting}"] = sign
+    before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
+    for cell in cells_of(recorded, name):
+        choice, rows = cell.choose(selection)
+        gaps += cell.gaps(job.variants)
+        chosen, variant = None if choice is None else choice.server_round, cell.variant(choice)
+        selected.setdefault(cell.scenario.name, []).append(chosen)
+        settings.setdefault(cell.scenario.name, []).append(
+            describe(job.variants[variant]) if job.variants and variant is not None else None
+        )
+        of_sources.setdefault(cell.seed, []).append(source_accuracy(rows, chosen))
+        for domain in cell.scenario.targets:
+            accuracy[columns[cell.scenario.name, domain]][cell.seed] = target_accuracy(rows, chosen, domain)
+        for key, found in before_after.items():
+            found["before"].append(mean_distance(rows, 0, key))
+            found["after"].append(mean_distance(rows, cell.candidates[0].last_round, key))
+    seeds = sorted(of_sources)
+    whole = _has_average(columns)
+    averages = [mean([by_seed[seed] for by_seed in accuracy.values()]) if whole else None for seed in seeds]
+    failures = sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows)
+    return {
+        "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
+        "average": mean_and_error(averages),
+        "sources": mean_and_error([mean(of_sources[seed]) for seed in seeds]),
+        **{key: {when: mean(values) for when, values in found.items()} for key, found in before_after.items()},
+        "selected_rounds": selected,
+        **({"selected_settings": settings} if job.variants else {}),
+        "failures": failures,
+        "gaps": gaps,
+        "sick": sick,
+    }
+
+
+def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:
+    """Name the table's column of each (scenario, target): the domain, with the scenario where it is in several."""
+    held_out = [target for scenario in scenarios for target in scenario.targets]
+    return {
+        (scenario.name, target): target if held_out.count(target) == 1 else f"{target} (of {scenario.name})"
+        for scenario in scenarios
+        for target in scenario.targets
+    }

@@ -1,0 +1,36 @@
+"""What must hold of settings together, which no single value shows."""
+
+from collections.abc import Sequence
+
+from fedhess.base.errors import UsageError
+from fedhess.settings.optimizers import check_optimizer
+from fedhess.settings.run_config import RunConfig
+
+
+def check_combinations(configs: Sequence[RunConfig]) -> None:
+    """Check what no single value shows, as far as neither the model's weights nor any data are needed.
+
+    Raises:
+        UsageError: Settings exclude each other.
+    """
+    first = configs[0]
+    fewest = min(configs, key=lambda config: config.source_clients)
+    names = f" ({', '.join(fewest.sources)})" if first.partition == "domain" else ""
+    if first.quorum > fewest.source_clients:
+        raise UsageError(
+            f"--quorum: expected at most {fewest.source_clients}, the number of source clients{names}, got "
+            f"{first.quorum}"
+        )
+    if first.quorum > first.clients_per_round > 0:
+        raise UsageError(
+            f"--quorum: expected at most {first.clients_per_round}, the clients drawn a round (--clients-per-round), "
+            f"got {first.quorum}"
+        )
+    if first.device == "mps" and first.dtype == "float64":
+        raise UsageError("--dtype float64: Apple's GPU has no float64; use --device cpu or --dtype float32")
+    for config in configs:  # those of variants differ
+        if config.client_optimizer == "Adam" and config.momentum:
+            raise UsageError(
+                f"--momentum {config.momentum:g}: it is SGD's, and --client-optimizer is Adam; give --momentum 0"
+            )
+        check_optimizer(config.server_optimizer, lr=config.server_lr, args=config.server_optimizer_args)

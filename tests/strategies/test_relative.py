@@ -1,0 +1,55 @@
+"""Relative penalties: the weight of the schedule cannot bypass the limit of their gradient."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+from toy import create_small, toy_domains
+
+from fedhess.alignment.loading import load_strategy
+from fedhess.alignment.means import PerDomain
+from fedhess.alignment.step import Step, run_forward
+from fedhess.alignment.strategy import DomainStrategy
+from fedhess.domains import BENCHMARKS
+
+
+@pytest.mark.parametrize("annealing", ["rescale", "reset"])
+@pytest.mark.parametrize("name", ["hgp", "hutchinson"])
+def test_the_gradient_of_the_weighted_penalty_is_no_longer_than_that_of_the_loss(
+    name: str, annealing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    torch.manual_seed(0)
+    model = create_small(input_shape=(12,), outputs=4, pretrained=False).double()
+    passes = {domain: run_forward(model, *data) for domain, data in toy_domains().items()}
+    strategy = load_strategy(name, {"weight": 1e4, "annealing": annealing})
+    assert isinstance(strategy, DomainStrategy)
+
+    class Ask:
+        seed, server_round = 0, 1
+
+        def __call__(self, statistic: str, **given: Tensor) -> PerDomain:
+            return self.several(statistic, **given)[statistic]
+
+        def several(self, *names: str, **given: Tensor) -> Mapping[str, PerDomain]:
+            answers = {}
+            for each in names:
+                values = {key: strategy.statistics[each](made.batch, **given).detach() for key, made in passes.items()}
+                answers[each] = PerDomain(values, dict.fromkeys(values, 1.0))
+            return answers
+
+    reference = strategy.reference(Ask())  # type: ignore[arg-type]
+    step = Step(model, next(iter(passes.values())), {}, 0, 1)
+    head = list(model.head.parameters())
+    objective = strategy.objective(step, reference)
+    of_both = torch.autograd.grad(objective, head, retain_graph=True)
+    of_loss = torch.autograd.grad(step.loss, head)
+    penalty = torch.cat([(a - b).flatten() for a, b in zip(of_both, of_loss, strict=True)]).norm()
+    loss = torch.cat([gradient.flatten() for gradient in of_loss]).norm()
+    assert 0.01 * loss < penalty <= 1.0001 * loss
+
+
+def test_absolute_penalties_are_not_limited() -> None:
+    assert not load_strategy("hgp", {"scale": "absolute"}).limited  # type: ignore[union-attr]
+    assert load_strategy("hgp", {}).limited  # type: ignore[union-attr]
