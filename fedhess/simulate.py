@@ -105,11 +105,13 @@ def simulate(
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
     list_all: options.ListAll = False,
+    config: options.Config = None,
 ) -> None:
     """Train federated on some domains, evaluate on another that was never seen; repeat for every target.
 
     Where a default depends on the model, --list shows all of a model's settings.
     """
+    del config  # its options are defaults of the others
     if list_all:
         typer.echo(list_everything())
         return

@@ -22,11 +22,11 @@ class Command(TyperCommand):
         return super().get_help(ctx).replace("\\[", "[")
 
 
-def run_command(cli: typer.Typer, name: str = "fedhess") -> int:
+def run_command(cli: typer.Typer | click.Command, name: str = "fedhess") -> int:
     """Run a command on the arguments of this process.
 
     Args:
-        cli: A Typer application.
+        cli: A Typer application, or a command.
         name: What its messages begin with.
 
     Returns:
@@ -36,7 +36,7 @@ def run_command(cli: typer.Typer, name: str = "fedhess") -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8; stderr escapes what is not anyway
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        command = add_version(typer.main.get_command(cli))
+        command = add_version(typer.main.get_command(cli) if isinstance(cli, typer.Typer) else cli)
         return int(command.main(standalone_mode=False, help_option_names=["-h", "--help"], max_content_width=120) or 0)
     except UsageError as error:
         sys.stderr.write(f"{name}: {error}\n")

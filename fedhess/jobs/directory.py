@@ -67,7 +67,8 @@ def job_directory(
             if _is_used(path):
                 changes = _check_same(config_file, description, of_resuming)
             else:
-                _write(config_file, {**description, "selection": selection, "environment": describe_environment()})
+                record = {**description, "selection": selection, "environment": describe_environment()}
+                _write(config_file, record | {"command": sys.argv})
         except OSError as error:
             raise _unwritable(path, error, of_directory) from error
         yield changes

@@ -1,6 +1,7 @@
 """The frame of every command: its help, and how it ends."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -15,9 +16,21 @@ from fedhess.cli.command import Command, run_command
 
 MODULES = [
     *(f"fedhess.{name}" for name in ("simulate", "report", "diagnose", "data", "deploy.__main__")),
-    *(f"simulations.{name}" for name in ("correlation_shift", "label_shift", "diversity_shift")),
-    *(f"simulations.{name}" for name in ("transferability", "timing", "load")),
+    *(f"fedhess.simulations.{name}" for name in ("correlation_shift", "label_shift", "diversity_shift")),
+    *(f"fedhess.simulations.{name}" for name in ("transferability", "timing", "load")),
 ]
+
+
+def test_every_command_is_a_subcommand_of_fedhess() -> None:
+    def said(*arguments: str) -> str:
+        command = [sys.executable, "-m", "fedhess", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    listing = said("--help")
+    assert all(f"  {name}" in listing for name in ("simulate", "data", "report", "diagnose", "deploy"))
+    assert "--strategy" in said("simulate", "--help")
+    assert "superlink" in said("deploy", "--help")
+    assert said("--version") == f"fedhess {fedhess.__version__}\n"
 
 
 @pytest.mark.parametrize("module", MODULES)

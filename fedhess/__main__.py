@@ -1,0 +1,47 @@
+"""Every command under one name: ``fedhess simulate``, ``data``, ``report``, ``diagnose`` and ``deploy``."""
+
+import sys
+from importlib import import_module
+
+import click
+import typer
+
+from fedhess.cli.command import run_command
+
+COMMANDS = {
+    "simulate": ("fedhess.simulate", "Train on some domains, evaluate on another; repeat for every target."),
+    "data": ("fedhess.data", "Which data is here, what is missing or broken, how to get it."),
+    "report": ("fedhess.report", "Make the tables of a recorded job again, or compare selectors."),
+    "diagnose": ("fedhess.diagnose", "Measure what each method of a finished job aligned."),
+    "deploy": ("fedhess.deploy.__main__", "Run on real machines: keys, SuperLink, SuperNodes, runs."),
+}
+
+
+class Commands(click.Group):
+    """The commands, each imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; while the group's own help is printed its line is all that is needed."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, line = COMMANDS[cmd_name]
+        if ctx.resilient_parsing or {"-h", "--help"} & set(sys.argv[1:2]) or not sys.argv[1:]:
+            return click.Command(cmd_name, short_help=line)
+        return typer.main.get_command(import_module(module).cli)
+
+
+cli = Commands(name="fedhess", help="Federated domain generalization on Flower.", no_args_is_help=True)
+
+
+def main() -> None:
+    """Run the command; a mistake of the user ends with one message and status 2."""
+    sys.exit(run_command(cli))
+
+
+if __name__ == "__main__":
+    main()
