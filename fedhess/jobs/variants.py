@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedhess.alignment.loading import load_class, load_strategy, strategy_parameters
+from fedhess.alignment.loading import load_class, resolved_args, strategy_parameters
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.settings.run_config import RunConfig, Scalar, parse_assignments
 
@@ -115,5 +115,5 @@ def args_for(
     recipe = dict(defaults)
     if args.get("scale", recipe.get("scale")) != recipe.get("scale"):
         recipe = {}  # its coefficients are for another scale
-    load_strategy(name, recipe | args)
-    return recipe | args
+    resolved = resolved_args(name, recipe | args)
+    return {key: resolved[key] for key in recipe | args}

@@ -156,7 +156,9 @@ def _summarise_strategy(
     sick: dict[str, str] = {}
     for run, rows in recorded:
         if run.strategy == name and not run.inner:
-            args = run.config.strategy_args | job.description["strategies"][name]
+            args = job.description["strategies"][name]
+            if job.variants:
+                args = job.description["variants"][run.variant]["arguments"][name]
             if sign := sickness(rows, run.config, args=args, classes=len(job.benchmark.classes)):
                 setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
                 sick[f"target {run.scenario.name}, seed {run.config.seed}{setting}"] = sign

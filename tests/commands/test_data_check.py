@@ -172,6 +172,7 @@ def test_a_pipe_that_is_named_as_an_image_is_reported_and_not_waited_for(run: Co
     assert broken == dict.fromkeys([str(pipe), str(root / "b" / "y" / "device.png")], "not a regular file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_file_name_that_is_not_utf_8_is_printed_escaped(tmp_path: Path, options: list[str]) -> None:
     root = write_tree(tmp_path / "mine", ["a", "b", "c"], {"x": 2, "y": 1})

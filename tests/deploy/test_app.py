@@ -10,11 +10,11 @@ import pytest
 from flwr.app import Context, Message
 
 from fedhess.base.errors import FederationError, UsageError
+from fedhess.deploy.app import app as server_app
 from fedhess.domains import BENCHMARKS
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.engines.inprocess import run_in_process
-from fedhess.federation.server.app import make_server_app
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.reopening import open_finished
 from fedhess.settings.run_config import RunConfig
@@ -33,7 +33,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., N
     def run(settings: dict[str, Any], run_dir: str, app: Any = client_app) -> None:
         run_config = RunConfig.checked(settings).to_run_config() | {"run-dir": run_dir}
         nodes = [{"partition-id": index, "num-partitions": 4} for index in range(4)]
-        run_in_process(make_server_app(), app, run_config=run_config, node_configs=nodes)
+        run_in_process(server_app, app, run_config=run_config, node_configs=nodes)
 
     return run
 

@@ -66,6 +66,22 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
+@pytest.mark.timeout(300)
+def test_a_federation_on_loopback_trains_a_round_and_ends(begin: Begin, tmp_path: Path) -> None:
+    settings = ["--run-config", 'threads=1 device="cpu" local-steps=2', "--strategy", "erm", "--rounds", "1"]
+    there = begin(
+        ["fedhess.deploy", "local", "--domains", "IconPACS", "--target", "sketch", *settings, "--out", "there"]
+    )
+    said, _ = there.communicate(timeout=280)
+    assert there.returncode == 0, said
+    recorded = rows(tmp_path / "there" / "results" / "sketch" / "0" / "rounds.jsonl")
+    assert [row["round"] for row in recorded] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert all(row["accuracy"] is not None and not row["failures"] for row in recorded)
+    assert "accuracy (%) on the target domain" in said
+    assert not processes_of(tmp_path / "there")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_deployed_run_ends_with_the_bits_of_the_in_process_run(begin: Begin, tmp_path: Path) -> None:
     options = ["--trials", "1", "--threads", "1", "--evaluate-every", "2", "--device", "cpu", "--out", "here"]
@@ -98,6 +114,7 @@ def test_a_deployed_run_ends_with_the_bits_of_the_in_process_run(begin: Begin, t
     assert not processes_of(tmp_path / "there")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_ctrl_c_leaves_no_process_behind(begin: Begin, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from fedhess.deploy.keys import Keys, make_keys
 from tests.faults.conftest import Federation
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_unknown_nodes_and_servers_with_another_authority_are_refused(federation: Federation, tmp_path: Path) -> None:
     federation.start_superlink()

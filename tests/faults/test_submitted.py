@@ -36,6 +36,7 @@ def main(grid, context):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_command_ends_as_the_run_did(
     federation: Federation, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -55,7 +55,7 @@ def assert_same(job: Path, reference: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "every"),
-    [(HGP_ADAM, 1), (FED_ADAM, 4), (FED_AVG_M, 4), (SELDOM, 5)],
+    [pytest.param(HGP_ADAM, 1, marks=pytest.mark.slow), (FED_ADAM, 4), (FED_AVG_M, 4), (SELDOM, 5)],
     ids=["hgp-adam", "fedadam", "fedavgm", "hgp, a checkpoint at the end"],
 )
 def test_killed_anywhere_resumes_to_the_same_bytes(
@@ -90,6 +90,7 @@ def test_half_written_row_is_made_anew(command: Command, monkeypatch: pytest.Mon
     assert_same(job, Path("reference"))
 
 
+@pytest.mark.slow
 def test_real_processes_survive_sigkill(start: Start, command: Command, tmp_path: Path) -> None:
     moments = random.Random(0)
     commands = {

@@ -39,6 +39,7 @@ with processes(path.parent) as running:
 """
 
 
+@pytest.mark.slow
 def test_a_federation_is_watched_and_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

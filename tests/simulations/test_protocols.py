@@ -179,8 +179,8 @@ def target_of(benchmark: str) -> str:
 
 SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CASES = [(preset, benchmark) for preset in PROTOCOLS for benchmark in PROTOCOLS[preset].benchmarks]
-# Each preset and each benchmark once; the others take their minute where slow tests run.
-FAST = [("ga", "PACS"), ("fediir", "VLCS"), ("domainbed", "TerraIncognita"), ("bai", "OfficeHome")]
+# The others take their minute where slow tests run.
+FAST = [("ga", "PACS")]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from image_trees import write_image, write_tree
 from PIL import Image
 
 from fedhess.base.errors import FederationError, UsageError
+from fedhess.deploy.app import app as server_app
 from fedhess.deploy.programs import toml
 from fedhess.deploy.settings import plan_run, read_settings
 from fedhess.domains import open_benchmark
@@ -19,7 +20,6 @@ from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.engines.inprocess import run_in_process
 from fedhess.federation.flower_compat import read_run_config
-from fedhess.federation.server.app import make_server_app
 from fedhess.models.prepared import build_model, forget_data, local_domain
 from fedhess.settings.run_config import RunConfig
 
@@ -92,7 +92,7 @@ def deploy(root: Path, folder: Path, nodes: list[dict[str, Any]], *given: str) -
     read_settings(plan, app=REPOSITORY)
     run_config = read_run_config(plan.run_config)
     memory.forget_everything()
-    run_in_process(make_server_app(), client_app, run_config=run_config, node_configs=nodes)
+    run_in_process(server_app, client_app, run_config=run_config, node_configs=nodes)
     return next(folder.rglob("*.safetensors")).read_bytes()
 
 

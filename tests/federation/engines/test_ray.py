@@ -65,6 +65,7 @@ def assert_equal_bits(config: RunConfig) -> None:
 
 
 @needs_ray
+@pytest.mark.slow
 def test_hgp_ends_with_the_bits_of_the_in_process_engine() -> None:
     assert_equal_bits(toy_config(**HGP, threads=1))
 
