@@ -305,7 +305,8 @@ Config = Annotated[
         "--config",
         is_eager=True,
         callback=read_config_file,
-        help="File of options (TOML), or the config.json of a job to run again; options given here go over it.",
+        help="File of options (TOML), or the config.json of a job to run again; options given here go over it. "
+        "[default: none]",
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Directory of the job. [default: a new one, runs/DATA_STRATEGIES_TIME]")]
