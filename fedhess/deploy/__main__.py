@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from filelock import FileLock
 
 from fedhess.alignment.loading import is_installed, load_strategy
 from fedhess.base.errors import FederationError, UsageError
@@ -14,12 +15,14 @@ from fedhess.cli.command import Command, run_command
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.local import LocalFederation
+from fedhess.deploy.packing import pack_app
 from fedhess.deploy.processes import processes, require_free
 from fedhess.deploy.programs import Program
-from fedhess.deploy.settings import find_app, plan_nodes, plan_run, read_node_config, read_settings
-from fedhess.deploy.submitted import submit
+from fedhess.deploy.settings import check_node_config, plan_nodes, plan_run, read_settings
+from fedhess.deploy.submitted import follow_run, start_run
 from fedhess.jobs.checks import check_settings
 from fedhess.jobs.directory import require_unused
+from fedhess.settings.run_config import Scalar
 
 KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of certificates and keys.")]
 Address = Annotated[str, typer.Option("--superlink", help="HOST:PORT of the SuperLink.")]
@@ -32,9 +35,6 @@ RunConfigs = Annotated[
     typer.Option(
         "--run-config", help="Further settings, as `flwr run` takes them: 'quorum=2 references=\"previous\"'."
     ),
-]
-App = Annotated[
-    Path | None, typer.Option(help="Checkout with the Flower app. [default: this folder, or fedhess's own]")
 ]
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
@@ -115,13 +115,13 @@ def supernode(
 
     A node that comes back within a minute of being killed is refused until the SuperLink has noticed: it tries again.
     """
-    own: dict[str, str | int | float | bool] = {"role": role, "domain": domain}
+    own: dict[str, Scalar] = {"role": role, "domain": domain}
     own |= {} if data_dir is None else {"data-dir": str(data_dir.resolve())}
     own |= {"device": device} if device else {}
-    further = read_node_config(node_config, own)
+    check_node_config(node_config, own)
     require_free("127.0.0.1", port)
     program = programs.supernode(
-        Keys(folder), address=address, name=name or domain, port=port, node_config=own, further=further
+        Keys(folder), address=address, name=name or domain, port=port, node_config=own, further=node_config
     )
     typer.echo(f"$ {program}")
     end = time.monotonic() + patience
@@ -145,18 +145,20 @@ def run(
     run_dir: Annotated[Path | None, typer.Option(help="Job directory, on the SuperLink's machine.")] = None,
     run_config: RunConfigs = None,
     folder: KeysFolder = Path("keys"),
-    app: App = None,
 ) -> None:
     """Send the app to the SuperLink, start a run, show its log until it ends, and end with 1 if it failed."""
     found = Keys(folder)
     found.require(found.ca)
     plan = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=run_dir, given=run_config or [])
-    code = find_app(app)
-    settings = read_settings(plan, app=code)
+    settings = read_settings(plan)
     if not is_installed(settings.strategy):
         typer.echo(f"fedhess: strategy {settings.strategy!r} is not installed here; server and nodes need it", err=True)
-    programs.write_connection(folder / "flower", address=address, ca=found.ca)
-    submit(code, flower_home=folder / "flower", run_config=plan.run_config, say=typer.echo)
+    home = folder / "flower"
+    programs.write_connection(home, address=address, ca=found.ca)
+    with FileLock(home / "app.lock"):  # another run may be on its way from this folder
+        app = pack_app(home / "fedhess")
+        run_id = start_run(app, flower_home=home, run_config=plan.run_config, say=typer.echo)
+    follow_run(run_id, flower_home=home, say=typer.echo)
 
 
 @cli.command(cls=Command)
@@ -169,7 +171,6 @@ def local(
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the data of all domains.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of results, logs, keys. [default: runs/local_TIME]")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the SuperLink; 0 takes a free one.")] = 0,
-    app: App = None,
 ) -> None:
     """Run a whole federation on this machine: a SuperLink and a SuperNode a client, with TLS and authentication."""
     folder = out or Path("runs") / f"local_{time.strftime('%Y%m%d-%H%M%S')}"
@@ -179,13 +180,12 @@ def local(
     federation = LocalFederation(folder.resolve(), port, data_dir, typer.echo)
     results = federation.results
     plan = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=results, given=run_config or [])
-    code = find_app(app)
-    settings = read_settings(plan, app=code, data_dir=data_dir)
+    settings = read_settings(plan, data_dir=data_dir)
     check_settings([settings])
     load_strategy(settings.strategy, settings.strategy_args)
     nodes = plan_nodes(settings)
     with processes(folder / "logs") as running:
-        federation.run(plan, nodes, app=code, running=running)
+        federation.run(plan, nodes, running=running)
         if not list(results.glob("summary*.json")):
             log = running.tail("superlink")
             raise FederationError(f"the run failed; {running.log('superlink')} ends{log}")

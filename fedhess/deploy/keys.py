@@ -8,11 +8,9 @@ import datetime
 import ipaddress
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -24,50 +22,33 @@ CA_DAYS = 3650
 CURVE = ec.SECP384R1  # Flower takes the NIST curves for nodes
 
 
-@dataclass(frozen=True)
 class Keys:
     """The files of a federation, in one folder.
 
-    Args:
-        folder: The folder.
+    Attributes:
+        ca, ca_key: Certificate and private key of the authority.
+        server, server_key: Certificate and private key of the server.
     """
 
-    folder: Path
-
-    @property
-    def ca(self) -> Path:
-        """Certificate of the authority."""
-        return self.folder / "ca.crt"
-
-    @property
-    def ca_key(self) -> Path:
-        """Private key of the authority."""
-        return self.folder / "ca.key"
-
-    @property
-    def server(self) -> Path:
-        """Certificate of the server."""
-        return self.folder / "server.pem"
-
-    @property
-    def server_key(self) -> Path:
-        """Private key of the server."""
-        return self.folder / "server.key"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ca, self.ca_key = folder / "ca.crt", folder / "ca.key"
+        self.server, self.server_key = folder / "server.pem", folder / "server.key"
 
     def node(self, name: str) -> Path:
-        """Private key of a node."""
+        """Return the file of a node's private key."""
         return self.folder / "nodes" / name
 
     def public(self, name: str) -> Path:
-        """Public key of a node."""
+        """Return the file of a node's public key."""
         return self.folder / "nodes" / f"{name}.pub"
 
     def public_keys(self) -> list[Path]:
-        """Public keys of the nodes, by name."""
+        """List the public keys of the nodes, by name."""
         return sorted((self.folder / "nodes").glob("*.pub"))
 
     def require(self, *files: Path) -> None:
-        """Insist that files are there.
+        """Check that files are there.
 
         Raises:
             UsageError: One is not.
@@ -81,7 +62,7 @@ class Keys:
 
 
 def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: int) -> list[Path]:
-    """Make what is not there yet; nothing is overwritten.
+    """Make what is not there yet, and return the files that were made; nothing is overwritten.
 
     With names of nodes alone only their keys are made, which need no authority: so a node's machine can make its own.
 
@@ -91,59 +72,45 @@ def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: i
         nodes: Names of nodes.
         days: How long the server's certificate is valid.
 
-    Returns:
-        The files that were made.
-
     Raises:
-        UsageError: A name cannot be one, the folder cannot be written or holds a half-made pair, there is no authority
-            to make a server certificate with, or the server's certificate that is there lacks a host or has expired.
+        UsageError: A name cannot be one, the folder cannot be written or holds half of a pair, the authority's key
+            does not sign, or the server's certificate that is there lacks a host or has expired.
     """
     for name in nodes:
         if not name or name.startswith(".") or "/" in name or os.sep in name:
             raise UsageError(f"--node: expected a name that can be a file's, got {name!r}")
-    alternatives = [_alternative(host) for host in dict.fromkeys([*hosts, *ALWAYS])]
+    names = [_name(host) for host in dict.fromkeys([*hosts, *ALWAYS])]
+    made: list[Path] = []
     try:
-        made: list[Path] = []
         if hosts or not nodes:
             if not keys.ca.exists() and not keys.ca_key.exists():
                 made += _make_ca(keys)
             if _is_missing(keys.server, keys.server_key):
-                _require_authority(keys)
-                made += _make_server(keys, alternatives, days)
+                made += _make_server(keys, names, days)
             else:
-                _require_names(keys, alternatives)
+                _check_server(keys, names)
         for name in nodes:
             if _is_missing(keys.public(name), keys.node(name)):
                 made += _make_node(keys, name)
-        return made
     except OSError as error:
         raise UsageError(f"--keys: cannot write to {keys.folder}: {error.strerror}; choose another folder") from error
+    return made
 
 
-def _require_authority(keys: Keys) -> None:
-    for file in (keys.ca, keys.ca_key):
-        if not file.exists():
-            raise UsageError(
-                f"there is no {file}, which a server certificate is made with; restore it from where it is kept: no "
-                "other machine would trust a new authority"
-            )
-
-
-def _require_names(keys: Keys, alternatives: Sequence[x509.GeneralName]) -> None:
-    """Insist that the server's certificate is valid and names every host."""
+def _check_server(keys: Keys, names: Sequence[x509.GeneralName]) -> None:
+    """Check that the server's certificate is valid and names every host."""
     anew = f"delete {keys.server} and {keys.server_key}, make them again with every --host, and restart the SuperLink"
     try:
         certificate = x509.load_pem_x509_certificate(keys.server.read_bytes())
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, x509.ExtensionNotFound) as error:
         raise UsageError(f"{keys.server} is damaged ({error}); {anew}") from error
-    absent = ", ".join(str(name.value) for name in alternatives if name not in names)
+    absent = ", ".join(str(name.value) for name in names if name not in named)
     if absent:
         raise UsageError(f"--host: the certificate {keys.server} is there and does not name {absent}; {anew}")
-    if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
-        raise UsageError(
-            f"the certificate {keys.server} has expired on {certificate.not_valid_after_utc:%Y-%m-%d}; {anew}"
-        )
+    end = certificate.not_valid_after_utc
+    if end < datetime.datetime.now(datetime.UTC):
+        raise UsageError(f"the certificate {keys.server} has expired on {end:%Y-%m-%d}; {anew}")
 
 
 def _is_missing(public: Path, private: Path) -> bool:
@@ -153,17 +120,13 @@ def _is_missing(public: Path, private: Path) -> bool:
     return not there
 
 
-def _alternative(host: str) -> x509.GeneralName:
+def _name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        pass
-    try:
         if not host or any(character.isspace() or character in "/:" for character in host):
-            raise ValueError("no host's name")
+            raise UsageError(f"--host: expected a host's name or IP address without a port, got {host!r}") from None
         return x509.DNSName(host.encode("idna").decode("ascii"))
-    except ValueError as error:
-        raise UsageError(f"--host: expected a host's name or IP address without a port, got {host!r}") from error
 
 
 def _make_ca(keys: Keys) -> list[Path]:
@@ -181,26 +144,21 @@ def _make_ca(keys: Keys) -> list[Path]:
     return [keys.ca, keys.ca_key]
 
 
-def _make_server(keys: Keys, alternatives: Sequence[x509.GeneralName], days: int) -> list[Path]:
+def _make_server(keys: Keys, names: Sequence[x509.GeneralName], days: int) -> list[Path]:
+    keys.require(keys.ca, keys.ca_key)
+    issuer = x509.load_pem_x509_certificate(keys.ca.read_bytes())
     try:
         authority = serialization.load_pem_private_key(keys.ca_key.read_bytes(), None)
-        issuer = x509.load_pem_x509_certificate(keys.ca.read_bytes())
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{keys.ca_key} or {keys.ca} is damaged ({error}); restore it, or begin anew") from error
-    except TypeError as error:
-        raise UsageError(
-            f"{keys.ca_key} has a password; take it off: openssl ec -in LOCKED -out {keys.ca_key}"
-        ) from error
-    if not isinstance(authority, ec.EllipticCurvePrivateKey):
-        raise UsageError(f"{keys.ca_key}: expected a key on an elliptic curve, as `keys` makes it, got another kind")
-    if authority.public_key() != issuer.public_key():
+    except (ValueError, TypeError) as error:  # damaged, or under a password
+        raise UsageError(f"{keys.ca_key} cannot be read: {error}; restore it as `keys` made it") from error
+    if not isinstance(authority, ec.EllipticCurvePrivateKey) or authority.public_key() != issuer.public_key():
         raise UsageError(f"{keys.ca_key} is not the key of {keys.ca}; restore the other half of one of them")
     private = ec.generate_private_key(CURVE())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedhess SuperLink")])
     certificate = (
         _builder(name, private.public_key(), days)
         .issuer_name(issuer.subject)
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)

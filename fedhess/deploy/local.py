@@ -11,10 +11,12 @@ import httpx
 from fedhess.base.errors import FederationError
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
+from fedhess.deploy.packing import pack_app
 from fedhess.deploy.processes import Processes, free_port, require_free
 from fedhess.deploy.programs import Program
 from fedhess.deploy.settings import Plan
 from fedhess.federation.client.node import Place
+from fedhess.settings.run_config import Scalar
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
@@ -23,14 +25,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class LocalFederation:
-    """What is where.
-
-    Args:
-        folder: Keys, logs, Flower's own files, and ``results``, the job directory.
-        port: Of the SuperLink; 0 takes a free one.
-        data_dir: Of all nodes, if any.
-        say: Told every command.
-    """
+    """A folder with keys, logs, Flower's own files and the job directory; port 0 takes a free one."""
 
     folder: Path
     port: int
@@ -42,14 +37,8 @@ class LocalFederation:
         """The job directory."""
         return self.folder / "results"
 
-    def run(self, plan: Plan, nodes: Sequence[Place], *, app: Path, running: Processes) -> None:
+    def run(self, plan: Plan, nodes: Sequence[Place], *, running: Processes) -> None:
         """Start everything, run the app, and return when it has ended.
-
-        Args:
-            plan: The run.
-            nodes: Who its clients are.
-            app: The app's folder.
-            running: Keeps the processes, and ends them when its block is left.
 
         Raises:
             UsageError: The port is taken.
@@ -61,6 +50,7 @@ class LocalFederation:
         keys, home = Keys(self.folder / "keys"), self.folder / "flower"
         make_keys(keys, hosts=[HOST], nodes=names, days=30)
         programs.write_connection(home, address=f"{HOST}:{port}", ca=keys.ca)
+        app = pack_app(self.folder / "fedhess")
 
         link = programs.superlink(keys, host=HOST, port=port, database=self.folder / "superlink.db")
         self._start(running, "superlink", _at_home(link, home))
@@ -69,7 +59,7 @@ class LocalFederation:
             self._start(running, f"register-{name}", programs.register(keys.public(name), flower_home=home))
         self._await_end(running, [f"register-{name}" for name in names])
         for number, (node, name) in enumerate(zip(nodes, names, strict=True)):
-            own: dict[str, str | int | float | bool] = {"partition-id": number, "num-partitions": len(nodes)}
+            own: dict[str, Scalar] = {"partition-id": number, "num-partitions": len(nodes)}
             own |= {"role": node.role, "domain": node.domain, "client": node.client}
             own |= {} if self.data_dir is None else {"data-dir": str(self.data_dir.resolve())}
             program = programs.supernode(
@@ -84,7 +74,6 @@ class LocalFederation:
         running.start(name, program, show=show)
 
     def _await(self, running: Processes, keys: Keys, port: int) -> None:
-        """Wait until the SuperLink answers."""
         context = ssl.create_default_context(cafile=str(keys.ca))
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
@@ -100,7 +89,6 @@ class LocalFederation:
         raise FederationError(f"the SuperLink does not answer: {running.log('superlink')} ends{tail}")
 
     def _await_end(self, running: Processes, names: list[str]) -> None:
-        """Wait until some processes have ended well, while the others run on."""
         reported: set[str] = set()
         while True:
             ended = running.ended()
@@ -117,5 +105,4 @@ class LocalFederation:
 
 
 def _at_home(program: Program, home: Path) -> Program:
-    """Let a program keep its files in a Flower home of its own."""
     return Program(program.name, program.arguments, {**program.variables, "FLWR_HOME": str(home)})

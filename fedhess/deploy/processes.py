@@ -1,14 +1,15 @@
 """Child processes with a log each, all ended together: none is left behind, nor any that they started themselves."""
 
-import os
 import signal
 import socket
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from fedhess.base.errors import UsageError
 from fedhess.deploy.programs import Program
@@ -20,14 +21,7 @@ TAIL_LINES = 15
 
 
 class Processes:
-    """The processes of one deployment.
-
-    Args:
-        logs: Folder of the logs.
-
-    Attributes:
-        mark: Value of :data:`MARK` in the environment of these processes and of all that they start.
-    """
+    """The processes of one deployment; ``mark`` is in the environment of each and of all that they start."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -35,12 +29,7 @@ class Processes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, program: Program, *, show: bool = False) -> "subprocess.Popen[bytes]":
-        """Start a program.
-
-        Args:
-            name: Of its log, ``NAME.log``.
-            program: The program.
-            show: Let it write to this process's standard output in place of a log.
+        """Start a program, with the log ``NAME.log`` unless it may ``show`` on standard output.
 
         Raises:
             UsageError: The log cannot be written.
@@ -92,25 +81,16 @@ class Processes:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        end = time.monotonic() + GONE_SECONDS
-        while left := marked_processes(self.mark):
-            for pid in left if time.monotonic() >= end else ():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.1)
+        _, left = psutil.wait_procs(marked_processes(self.mark), timeout=GONE_SECONDS)
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left)
         self._running.clear()
 
 
 @contextmanager
 def processes(logs: Path) -> Iterator[Processes]:
-    """Give processes that have ended when the block is left, be it by Ctrl-C, SIGTERM or SIGHUP.
-
-    Yields:
-        The processes.
-
-    Raises:
-        KeyboardInterrupt: One of these signals came.
-    """
+    """Yield processes that are ended when the block is left; SIGTERM and SIGHUP leave it as Ctrl-C does."""
     running = Processes(logs)
     before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
@@ -126,17 +106,11 @@ def processes(logs: Path) -> Iterator[Processes]:
                 signal.signal(number, handler)
 
 
-def marked_processes(mark: str, *, variable: str = MARK) -> list[int]:
-    """List the processes that inherited a mark, where the system shows them (Linux); elsewhere none."""
-    wanted = f"{variable}={mark}".encode()
-    found: list[int] = []
-    for entry in Path("/proc").glob("[0-9]*/environ") if Path("/proc").is_dir() else ():
-        try:
-            if wanted in entry.read_bytes().split(b"\0"):
-                found.append(int(entry.parent.name))
-        except OSError:
-            continue  # it has ended, or is somebody else's
-    return found
+def marked_processes(mark: str, *, variable: str = MARK) -> list[psutil.Process]:
+    """List the processes of this user that inherited an environment variable with that value."""
+    return [
+        process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get(variable) == mark
+    ]
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -147,18 +121,15 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def require_free(host: str, port: int) -> None:
-    """Insist that a port can be listened on.
+    """Check that a port can be listened on, before what listens there is started in the background.
 
     Raises:
-        UsageError: It is taken, or not ours to take.
+        UsageError: It cannot.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "expected 1 to 65535"
-            raise UsageError(
-                f"--port: cannot listen on {host}:{port}: {reason}; choose another port, or stop what listens there"
-            ) from error
+        except OSError as error:
+            raise UsageError(f"--port: cannot listen on {host}:{port}: {error.strerror}; choose another") from error

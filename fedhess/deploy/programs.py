@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedhess.base.errors import UsageError
 from fedhess.deploy.keys import Keys
+from fedhess.settings.run_config import Scalar
 
 # Name of the SuperLink in the configuration that we write for Flower's command line, which would take the name of a
 # checkout in the current folder for its old way of naming apps.
@@ -50,13 +51,12 @@ class Program:
         return [found, *self.arguments]
 
 
-def superlink(keys: Keys, *, host: str, port: int, database: Path | None) -> Program:
+def superlink(keys: Keys, *, host: str, port: int, database: Path) -> Program:
     """``flower-superlink`` with TLS and authenticated nodes; it installs nothing by itself."""
     keys.require(keys.ca, keys.server, keys.server_key)
     arguments = ["--ssl-ca-certfile", keys.ca, "--ssl-certfile", keys.server, "--ssl-keyfile", keys.server_key]
     arguments += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-    arguments += ["--host", host, "--port", port]
-    arguments += ["--database", database] if database is not None else []
+    arguments += ["--host", host, "--port", port, "--database", database]
     return Program("flower-superlink", list(map(str, arguments)))
 
 
@@ -66,7 +66,7 @@ def supernode(
     address: str,
     name: str,
     port: int,
-    node_config: Mapping[str, str | int | float | bool],
+    node_config: Mapping[str, Scalar],
     further: str = "",
 ) -> Program:
     """``flower-supernode`` of one domain; ``further`` is appended to its node config as it stands."""
@@ -79,31 +79,17 @@ def supernode(
 
 def register(public_key: Path, *, flower_home: Path) -> Program:
     """``flwr supernode register``: let the SuperLink know a node's public key."""
-    return _flwr(["supernode", "register", str(public_key), CONNECTION], flower_home)
+    return flwr("supernode", "register", str(public_key), CONNECTION, home=flower_home)
 
 
 def run(app: Path, *, flower_home: Path, run_config: Sequence[str], stream: bool = True) -> Program:
     """``flwr run``: send the app to the SuperLink, start it, and show its log or else answer in JSON at once."""
     settings = [part for text in run_config for part in ("--run-config", text)]
-    return _flwr(["run", str(app), CONNECTION, *settings, *(["--stream"] if stream else JSON)], flower_home)
-
-
-def of_run(what: str, run_id: str, *, flower_home: Path) -> Program:
-    """``flwr log`` shows the log of a run until it ends, ``flwr stop`` ends the run."""
-    return _flwr([what, run_id, CONNECTION], flower_home)
-
-
-def listing(run_id: str, *, flower_home: Path) -> Program:
-    """``flwr list`` of one run, in JSON: its status, and why it failed."""
-    return _flwr(["list", CONNECTION, "--run-id", run_id, *JSON], flower_home)
+    return flwr("run", str(app), CONNECTION, *settings, *(["--stream"] if stream else JSON), home=flower_home)
 
 
 def write_connection(flower_home: Path, *, address: str, ca: Path) -> None:
-    """Write ``config.toml`` of a Flower home of our own, so that the user's is never touched.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
+    """Write the ``config.toml`` of a Flower home."""
     text = (
         f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
         f"address = {toml(address)}\nroot-certificates = {toml(str(ca.resolve()))}\n"
@@ -115,7 +101,7 @@ def write_connection(flower_home: Path, *, address: str, ca: Path) -> None:
         raise UsageError(f"cannot write to {flower_home}: {error.strerror}; choose another folder") from error
 
 
-def toml(value: str | int | float | bool) -> str:
+def toml(value: Scalar) -> str:
     r"""Write a value as Flower's command line reads it: TOML, and no quote within quotes.
 
     >>> toml("a b"), toml('{"alpha": 1}'), toml(True), toml(3)
@@ -141,5 +127,6 @@ def file_name(domain: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", domain).strip("-.") or "node"
 
 
-def _flwr(arguments: list[str], flower_home: Path) -> Program:
-    return Program("flwr", arguments, {"FLWR_HOME": str(flower_home)})
+def flwr(*arguments: str, home: Path) -> Program:
+    """``flwr`` with a Flower home of our own, so that the user's is never touched."""
+    return Program("flwr", arguments, {"FLWR_HOME": str(home)})

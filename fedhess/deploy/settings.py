@@ -1,15 +1,14 @@
-"""What a deployed run is told: the run config of the app, as Flower's command line takes it; and who its nodes are."""
+"""The run config of a deployed run, as Flower's command line takes it, and the nodes that it needs."""
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import fedhess
 from fedhess.alignment.loading import client_half, is_installed, load_strategy
 from fedhess.alignment.server_step import require_server
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.deploy.packing import RUN_DIR, app_config
 from fedhess.deploy.programs import toml
 from fedhess.domains import Scenario, find_benchmark, open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
@@ -28,12 +27,7 @@ NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE)
 
 @dataclass(frozen=True)
 class Plan:
-    """A run to deploy.
-
-    Attributes:
-        scenario: Its source and target domains.
-        run_config: Arguments of ``flwr run --run-config``; the later go over the earlier.
-    """
+    """A run to deploy; of the arguments of ``flwr run --run-config`` the later go over the earlier."""
 
     scenario: Scenario
     run_config: list[str]
@@ -49,16 +43,15 @@ def plan_run(
     Args:
         domains: Name of a benchmark.
         target: Domain that is never trained on, or several joined by ``+``; the first that the benchmark has if empty.
-        strategy: Name of a strategy, if not the app's default.
-        rounds: Rounds of training, if not the default.
-        run_dir: Job directory on the SuperLink's machine, if not the default; as it stands, never looked at here.
+        strategy, rounds: If not the app's defaults.
+        run_dir: Job directory on the SuperLink's machine, if not the default.
         given: Further arguments of ``--run-config``.
 
     Raises:
         UsageError: The benchmark or the target is unknown, or several targets are given.
     """
     options = RunConfig.given_in(_read(given)).get("domains_options", {})
-    assert isinstance(options, dict), "RunConfig.given_in gives domains_options as a dictionary"
+    assert isinstance(options, dict)
     try:
         benchmark = open_benchmark(domains, options=options, held=())
     except UsageError as error:
@@ -74,7 +67,7 @@ def plan_run(
         "model": benchmark.default_model,
         "strategy": strategy,
         "rounds": rounds,
-        "run-dir": None if run_dir is None else str(run_dir),
+        RUN_DIR: None if run_dir is None else str(run_dir),
     }
     text = " ".join(f"{key}={toml(value)}" for key, value in settings.items() if isinstance(value, str | int))
     if find_benchmark(domains)[1] is None:
@@ -83,32 +76,25 @@ def plan_run(
     return Plan(scenario, [text, *given, f"domains-options={toml(described)}"])
 
 
-def read_settings(plan: Plan, *, app: Path, data_dir: Path | None = None) -> RunConfig:
+def read_settings(plan: Plan, *, data_dir: Path | None = None) -> RunConfig:
     """Read a run's settings as server and nodes will, so that mistakes are found before anything starts.
+
+    Neither data, weights nor the strategy need to be on this machine.
 
     Args:
         plan: The run.
-        app: The app's folder, whose defaults stand behind the plan's run config.
         data_dir: Of all nodes, if they are on this machine.
 
     Raises:
-        UsageError: The app's file is damaged, or a setting is unknown, out of range, of the wrong type or excludes
-            another.
+        UsageError: A setting is unknown, out of range, of the wrong type or excludes another.
     """
-    file = app / "pyproject.toml"
-    try:
-        defaults = tomllib.loads(file.read_text(encoding="utf-8"))["tool"]["flwr"]["app"].get("config", {})
-    except (ValueError, KeyError, OSError) as error:
-        raise UsageError(f"--app: {file} cannot be read as a Flower app's: {type(error).__name__}: {error}") from error
-    given = _read(plan.run_config)
-    unknown = sorted(given.keys() - defaults.keys())
-    if unknown:
-        raise UsageError(f"--run-config: the app has no setting {unknown[0]!r}; {did_you_mean(unknown[0], defaults)}")
-    node = {} if data_dir is None else {"data-dir": str(data_dir.resolve())}
-    config = settings_of_run(defaults | given, node)
-    check_run(config)
+    defaults, given = app_config(), _read(plan.run_config)
+    for key in sorted(given.keys() - defaults.keys()):
+        raise UsageError(f"--run-config: the app has no setting {key!r}; {did_you_mean(key, defaults)}")
+    config = settings_of_run(defaults | given, {} if data_dir is None else {"data-dir": str(data_dir.resolve())})
+    _check_run(config)
     if is_installed(config.strategy):
-        require_server([config.strategy], RunConfig.given_in(defaults | given))
+        require_server([config.strategy], RunConfig.given_in(given))
     return config
 
 
@@ -119,12 +105,7 @@ def _read(run_config: Sequence[str]) -> dict[str, Scalar]:
         raise UsageError(f"--run-config: {error}") from None
 
 
-def check_run(config: RunConfig) -> None:
-    """Check what a run's settings are together; neither data, weights nor the strategy need to be on this machine.
-
-    Raises:
-        UsageError: A domain, the model or the strategy's arguments are unknown, or settings exclude each other.
-    """
+def _check_run(config: RunConfig) -> None:
     benchmark = open_benchmark(config.domains, options=config.domains_options, held=())
     for option, named in (("sources", config.sources), ("targets", config.targets)):
         for domain in named:
@@ -140,18 +121,11 @@ def check_run(config: RunConfig) -> None:
         client_half(config).check(config)
 
 
-def read_node_config(given: str, own: Mapping[str, object]) -> str:
-    """Check further settings of a node, which Flower leaves out where it does not understand them.
-
-    Args:
-        given: As Flower's ``--node-config`` takes them.
-        own: What the command sets itself.
-
-    Returns:
-        The same text.
+def check_node_config(given: str, own: Mapping[str, Scalar]) -> None:
+    """Check further settings of a node, as ``--node-config`` takes them: Flower leaves out what it does not understand.
 
     Raises:
-        UsageError: They are not in Flower's form; one is unknown, or is set by the command.
+        UsageError: They are not in Flower's form; one is unknown, or is among the command's own.
     """
     try:
         read = read_run_config([given]) if given else {}
@@ -162,13 +136,12 @@ def read_node_config(given: str, own: Mapping[str, object]) -> str:
             raise UsageError(f"--node-config: {key} is given twice; the command has it as {own[key]!r}")
         if key not in NODE_SETTINGS:
             raise UsageError(f"--node-config: a node has no setting {key!r}; {did_you_mean(key, NODE_SETTINGS)}")
-    return given
 
 
 def plan_nodes(config: RunConfig) -> list[Place]:
-    """Say who the nodes of a run are that is deployed on one machine: its source clients, then its targets.
+    """List the nodes of a run on one machine: its source clients, then its targets.
 
-    The data is looked at only if the partition mixes domains.
+    The data is read only if the partition mixes domains.
 
     Raises:
         UsageError: There are too few examples for so many clients.
@@ -176,20 +149,3 @@ def plan_nodes(config: RunConfig) -> list[Place]:
     clients = [simulated_client(config, position) for position in range(config.source_clients)]
     sources = [Place(domain, SOURCE, number) for domain, number in clients]
     return [*sources, *(Place(domain, TARGET, 0) for domain in config.targets)]
-
-
-def find_app(given: Path | None) -> Path:
-    """Find the Flower app: the folder given, this folder, or the checkout that this package runs from.
-
-    Raises:
-        UsageError: None of them is the app's checkout.
-    """
-    folders = [given] if given is not None else [Path(), Path(fedhess.__file__).resolve().parents[1]]
-    for folder in folders:
-        file = folder / "pyproject.toml"
-        if file.is_file() and "[tool.flwr.app.components]" in file.read_text(encoding="utf-8", errors="replace"):
-            return folder.resolve()
-    raise UsageError(
-        f"--app: there is no Flower app in {' or '.join(str(folder.resolve()) for folder in folders)}; expected a "
-        "checkout of fedhess, whose pyproject.toml has [tool.flwr.app]"
-    )

@@ -1,4 +1,4 @@
-"""A run on a SuperLink elsewhere: start it, show its log, and learn from the SuperLink how it ended."""
+"""A run on a SuperLink elsewhere: start it, show its log, and ask the SuperLink how it ended."""
 
 import json
 import subprocess
@@ -13,46 +13,45 @@ from fedhess.deploy.programs import Program
 
 COMPLETED = "finished:completed"
 POLL_SECONDS = 1.0
-LAST_WORD_SECONDS = 60.0  # after the end of its log, for the SuperLink to note how the run ended
+STATUS_SECONDS = 60.0  # after the end of its log, for the SuperLink to note how the run ended
+Say = Callable[[str], object]  # called with every command
 
 
-def submit(app: Path, *, flower_home: Path, run_config: Sequence[str], say: Callable[[str], object]) -> None:
-    """Send the app, start a run, show its log until it ends, and insist that it ended well.
-
-    Flower's ``flwr run --stream`` does all but the last: its status is 0 however the run ended.
-
-    Args:
-        app: The app's folder.
-        flower_home: Where the connection to the SuperLink is written.
-        run_config: Arguments of ``flwr run --run-config``.
-        say: Told every command, and how to stop the run.
+def start_run(app: Path, *, flower_home: Path, run_config: Sequence[str], say: Say) -> str:
+    """Send the app, start a run with arguments of ``flwr run --run-config``, and return the run's id.
 
     Raises:
-        FederationError: The run could not be started, failed or was stopped; the message has Flower's reason.
+        FederationError: It could not be started; the message is Flower's.
     """
-    started = _answer(programs.run(app, flower_home=flower_home, run_config=run_config, stream=False), say)
-    run_id = str(started["run-id"])
-    stop = programs.of_run("stop", run_id, flower_home=flower_home)
-    say(f"run {run_id} has started; Ctrl-C ends its log here, not the run, which `{stop}` does")
-    log = programs.of_run("log", run_id, flower_home=flower_home)
-    say(f"$ {log}")
-    subprocess.run(log.command(), env=log.environment(), check=False)  # what it says is no word on how the run ended
+    return str(_answer(programs.run(app, flower_home=flower_home, run_config=run_config, stream=False), say)["run-id"])
 
-    listed = programs.listing(run_id, flower_home=flower_home)
-    say(f"$ {listed}")
-    end = time.monotonic() + LAST_WORD_SECONDS
+
+def follow_run(run_id: str, *, flower_home: Path, say: Say) -> None:
+    """Show the log of a run until it ends, and check that it ended well: ``flwr run --stream`` ends with 0 either way.
+
+    Raises:
+        FederationError: The run failed or was stopped; the message has Flower's reason.
+    """
+    stop = programs.flwr("stop", run_id, programs.CONNECTION, home=flower_home)
+    say(f"run {run_id} has started; Ctrl-C ends its log here, not the run, which `{stop}` does")
+    log = programs.flwr("log", run_id, programs.CONNECTION, home=flower_home)
+    say(f"$ {log}")
+    subprocess.run(log.command(), env=log.environment(), check=False)
+
+    listing = programs.flwr("list", programs.CONNECTION, "--run-id", run_id, *programs.JSON, home=flower_home)
+    say(f"$ {listing}")
+    end = time.monotonic() + STATUS_SECONDS
     while True:
-        (run,) = _answer(listed)["runs"]
+        (run,) = _answer(listing)["runs"]
         if run["status"].startswith("finished") or time.monotonic() >= end:
             break
         time.sleep(POLL_SECONDS)
     if run["status"] != COMPLETED:
-        details = run.get("status-details") or "no details given"
-        raise FederationError(f"run {run_id}: {run['status']}: {details}")
+        raise FederationError(f"run {run_id}: {run['status']}: {run.get('status-details') or 'no details given'}")
     say(f"run {run_id}: {run['status']}")
 
 
-def _answer(program: Program, say: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
+def _answer(program: Program, say: Say = lambda _: None) -> dict[str, Any]:
     """Run one of Flower's commands that answer in JSON.
 
     Raises:

@@ -1,0 +1,78 @@
+"""The Flower app that is deployed: the code of the installed package, as ``flwr run`` sends it to server and nodes."""
+
+import shutil
+from pathlib import Path
+
+import fedhess
+from fedhess.base.errors import UsageError
+from fedhess.deploy.programs import toml
+from fedhess.settings.run_config import RunConfig, Scalar
+
+SERVER_APP, CLIENT_APP = "fedhess.federation.server.app:app", "fedhess.federation.client.app:app"
+RUN_DIR = "run-dir"  # key of the run config: the job directory, on the SuperLink's machine
+DEFAULTS: dict[str, Scalar] = {
+    "domains": "IconPACS",
+    "sources": "art_painting,cartoon,photo",
+    "targets": "sketch",
+    "model": "lite0-features",
+    "pretrained": True,
+    "strategy": "hgp",
+    "device": "auto",
+    "seed": 0,
+}
+PYPROJECT = """[project]
+name = "fedhess"
+version = {version}
+description = "The installed package as a Flower app"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedhess"
+fab-include = ["fedhess/**/*.py"]
+
+[tool.flwr.app.components]
+serverapp = {server}
+clientapp = {client}
+
+[tool.flwr.app.config]
+{config}
+"""
+
+
+def app_config() -> dict[str, Scalar]:
+    """Return every key of the app's run config with its default; an empty text is the default by benchmark and model.
+
+    >>> app_config()["strategy"], app_config()["server-lr"]
+    ('hgp', '')
+    """
+    keys = [key.replace("_", "-") for key in RunConfig.model_fields]
+    return dict.fromkeys([*keys, RUN_DIR], "") | DEFAULTS
+
+
+def pack_app(folder: Path) -> Path:
+    """Write the app into a folder, in place of what is there: code alone, since data and weights are the nodes' own.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(Path(fedhess.__file__).parent, folder / "fedhess", ignore=_all_but_code)
+        config = "\n".join(f"{key} = {toml(value)}" for key, value in app_config().items())
+        text = PYPROJECT.format(
+            version=toml(fedhess.__version__), server=toml(SERVER_APP), client=toml(CLIENT_APP), config=config
+        )
+        (folder / "pyproject.toml").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write the app to {folder}: {error}; choose another folder") from error
+    return folder
+
+
+def _all_but_code(folder: str, names: list[str]) -> list[str]:
+    unwanted = ("__pycache__", "simulations", "iconpacs/drawings")
+    return [
+        name
+        for name in names
+        if (path := Path(folder) / name).as_posix().endswith(unwanted) or (path.is_file() and path.suffix != ".py")
+    ]
