@@ -8,7 +8,7 @@ from fedhess.base.errors import UsageError
 from fedhess.deploy.programs import toml
 from fedhess.settings.run_config import RunConfig, Scalar
 
-SERVER_APP, CLIENT_APP = "fedhess.federation.server.app:app", "fedhess.federation.client.app:app"
+SERVER_APP, CLIENT_APP = "fedhess.deploy.app:app", "fedhess.federation.client.app:app"
 RUN_DIR = "run-dir"  # key of the run config: the job directory, on the SuperLink's machine
 DEFAULTS: dict[str, Scalar] = {
     "domains": "IconPACS",

@@ -43,7 +43,8 @@ def plan_run(
     Args:
         domains: Name of a benchmark.
         target: Domain that is never trained on, or several joined by ``+``; the first that the benchmark has if empty.
-        strategy, rounds: If not the app's defaults.
+        strategy: If not the app's default.
+        rounds: If not the app's default.
         run_dir: Job directory on the SuperLink's machine, if not the default.
         given: Further arguments of ``--run-config``.
 

@@ -12,7 +12,6 @@ from fedhess.deploy import __main__ as deploy
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Replaced(Exception):
@@ -56,15 +55,15 @@ def test_keys_superlink_and_run_print_the_plain_command(command: Command) -> Non
     started = command("superlink", "--host", "127.0.0.1", "--port", "45871")
     assert started.status == -1
     assert started.out.startswith("$ flower-superlink --ssl-ca-certfile keys/ca.crt ")
-    asked = command("run", "--superlink", "127.0.0.1:9", "--rounds", "2", "--app", REPOSITORY)
+    asked = command("run", "--superlink", "127.0.0.1:9", "--rounds", "2")
     assert asked.status == 1
-    assert asked.out.startswith(f"$ FLWR_HOME=keys/flower flwr run {REPOSITORY} deployment --run-config ")
+    assert asked.out.startswith("$ FLWR_HOME=keys/flower flwr run keys/flower/fedhess deployment --run-config ")
     assert 'address = "127.0.0.1:9"' in Path("keys/flower/config.toml").read_text(encoding="utf-8")
 
 
 def test_mistakes_in_settings_are_found_before_anything_starts(command: Command, tmp_path: Path) -> None:
     command("keys")
-    ask = ("run", "--superlink", "fl.example.org:8000", "--app", REPOSITORY)
+    ask = ("run", "--superlink", "fl.example.org:8000")
     wrong = command(*ask, "--rounds", "-3")
     assert (wrong.status, wrong.err) == (2, "fedhess: --rounds: expected at least 1, got -3\n")
     spaced = command(*ask, "--run-config", "quorum = 2")

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import subprocess
 import sys
 import tomllib
 from dataclasses import replace
@@ -13,7 +14,8 @@ from flwr.common.config import parse_config_args
 from fedhess.base.errors import UsageError
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
-from fedhess.deploy.settings import find_app, plan_nodes, plan_run, read_settings
+from fedhess.deploy.packing import app_config, pack_app
+from fedhess.deploy.settings import plan_nodes, plan_run, read_settings
 from fedhess.federation.client.node import Place
 from fedhess.federation.flower_compat import read_run_config
 from fedhess.federation.run_settings import settings_of_run
@@ -82,7 +84,7 @@ def test_a_benchmark_is_planned_without_its_data(monkeypatch: pytest.MonkeyPatch
 
 def planned(*given: str) -> list[Place]:
     plan = plan_run("IconPACS", target="sketch", strategy=None, rounds=None, run_dir=None, given=given)
-    return plan_nodes(read_settings(plan, app=REPOSITORY))
+    return plan_nodes(read_settings(plan))
 
 
 def test_a_local_deployment_has_a_node_for_every_client() -> None:
@@ -106,7 +108,7 @@ def test_mistakes_in_the_run_config_are_named_before_anything_starts() -> None:
         planned("quorum=two")
     plan = plan_run("IconPACS", target="", strategy=None, rounds=None, run_dir=None, given=[])
     with pytest.raises(UsageError, match=r"--run-config: .*No such file.*'settings.toml'"):
-        read_settings(replace(plan, run_config=["settings.toml"]), app=REPOSITORY)
+        read_settings(replace(plan, run_config=["settings.toml"]))
     for text, rest in (("quorum = 2", "quorum = 2"), ("quorum 2", "quorum 2"), ("quorum=2 extra", "extra")):
         with pytest.raises(UsageError, match=f"--run-config: expected key=value, .*, got '{rest}'"):
             planned(text)
@@ -144,14 +146,6 @@ def test_a_strategy_that_only_server_and_nodes_have_can_be_run() -> None:
     assert len(planned('strategy="their.package:Method"')) == 4
 
 
-def test_an_app_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    plan = plan_run("IconPACS", target="", strategy=None, rounds=None, run_dir=None, given=[])
-    for text in ("[tool", "[tool.other]"):
-        (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
-        with pytest.raises(UsageError, match=r"--app: .*pyproject.toml cannot be read as a Flower app's"):
-            read_settings(plan, app=tmp_path)
-
-
 def test_the_job_directory_is_one_of_the_superlinks_machine_and_goes_as_it_stands() -> None:
     plan = plan_run("IconPACS", target="", strategy=None, rounds=None, run_dir=Path("runs/x"), given=[])
     assert read_run_config(plan.run_config)["run-dir"] == "runs/x"
@@ -165,14 +159,25 @@ def test_mistakes_about_the_run_are_named(tmp_path: Path) -> None:
         plan("IconPAC", "")
     with pytest.raises(UsageError, match="--target: a deployed run has one, got photo, sketch"):
         plan("IconPACS", "photo,sketch")
-    with pytest.raises(UsageError, match="--app: there is no Flower app in"):
-        find_app(tmp_path)
     with pytest.raises(UsageError, match="expected a text without both kinds of quotes"):
         programs.toml("\"'")
 
 
-def test_the_app_is_the_checkout() -> None:
-    assert find_app(REPOSITORY) == REPOSITORY
+def test_the_app_is_the_code_of_the_installed_package_with_its_strategies(tmp_path: Path) -> None:
+    app = pack_app(tmp_path / "app")
+    written = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
+    assert written["config"] == app_config() == CONFIG
+    checkout = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
+    assert written["components"] == checkout["components"]
+    assert {file.suffix for file in app.rglob("*") if file.is_file()} == {".py", ".toml"}
+    code = "import fedhess.strategies.hgp as module; print(module.__file__)"
+    environment = os.environ | {"PYTHONPATH": str(app)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == app / "fedhess" / "strategies" / "hgp.py"
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"cannot write the app to .*; choose another folder"):
+        pack_app(tmp_path / "file" / "app")
 
 
 def test_connection_is_written_where_the_users_own_is_not(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from fedhess.base.errors import FederationError
-from fedhess.deploy.submitted import submit
-from tests.faults.conftest import HOST, REPOSITORY, Federation
+from fedhess.deploy.packing import pack_app
+from fedhess.deploy.submitted import follow_run, start_run
+from tests.faults.conftest import HOST, Federation
 
 APP = """
 [build-system]
@@ -44,7 +45,7 @@ def test_the_command_ends_as_the_run_did(
     federation.start_superlink()
     address, keys = f"{HOST}:{federation.port}", federation.keys.folder
     command = [sys.executable, "-m", "fedhess.deploy", "run", "--superlink", address, "--keys", str(keys)]
-    settings = ["--run-config", "exchange-deadline=1.0", "--app", str(REPOSITORY)]
+    settings = ["--run-config", "exchange-deadline=1.0"]
     failed = subprocess.run([*command, *settings], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert failed.returncode == 1, failed.stdout + failed.stderr
     last = failed.stderr.strip().splitlines()[-1]
@@ -57,14 +58,17 @@ def test_the_command_ends_as_the_run_did(
     (tmp_path / "app" / "idle" / "__init__.py").touch()
     (tmp_path / "app" / "idle" / "app.py").write_text(CODE, encoding="utf-8")
     said: list[str] = []
-    submit(tmp_path / "app", flower_home=keys / "flower", run_config=[], say=said.append)
+    home = keys / "flower"
+    run_id = start_run(tmp_path / "app", flower_home=home, run_config=[], say=said.append)
+    follow_run(run_id, flower_home=home, say=said.append)
     assert said[-1].endswith(": finished:completed")
     assert "nothing to do" in capfd.readouterr().out
     with pytest.raises(FederationError, match="flwr run: Failed to load Flower App configuration"):
-        submit(tmp_path / "nothing", flower_home=keys / "flower", run_config=[], say=said.append)
+        start_run(tmp_path / "nothing", flower_home=home, run_config=[], say=said.append)
 
 
 @pytest.mark.timeout(120)
-def test_a_superlink_that_does_not_answer_is_named(federation: Federation) -> None:
+def test_a_superlink_that_does_not_answer_is_named(federation: Federation, tmp_path: Path) -> None:
+    app = pack_app(tmp_path / "packed")
     with pytest.raises(FederationError, match=r"flwr run: (.|\n)*Connection to the SuperLink is unavailable"):
-        submit(REPOSITORY, flower_home=federation.home, run_config=[], say=lambda _: None)
+        start_run(app, flower_home=federation.home, run_config=[], say=lambda _: None)
