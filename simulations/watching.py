@@ -114,7 +114,7 @@ def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str
 def _look(watched: Watched, mark: str, *, current: int) -> None:
     """Note what every process holds now."""
     own = watched.held.setdefault(current, {})
-    for pid in marked_processes(mark, variable=WATCHED):
+    for pid in (process.pid for process in marked_processes(mark, variable=WATCHED)):
         folder = Path(f"/proc/{pid}")
         with suppress(OSError, IndexError):  # it has just ended
             pages = int((folder / "statm").read_text(encoding="ascii").split()[1])
