@@ -18,17 +18,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedhess.alignment import Ask, DomainStrategy, Step, suits_any_head
+from fedhess.alignment import Ask, DomainStrategy, Step
 from fedhess.curvature import HeadBatch
 
 
-@suits_any_head
 def feature_mean(batch: HeadBatch) -> Tensor:
     """Return the mean of the features, (D,)."""
     return batch.features.mean(0)
 
 
-@suits_any_head
 def feature_covariance(batch: HeadBatch) -> Tensor:
     """Return the covariance of the features, (D, D), divided by B - 1; zero for a single example."""
     centred = batch.features - batch.features.mean(0)

@@ -6,7 +6,7 @@ gets a :class:`PerDomain` for each; its ``penalty`` sees each local step of a cl
 """
 
 from fedhess.alignment.means import PerDomain
-from fedhess.alignment.statistics import Statistic, head_loss, suits_any_head
+from fedhess.alignment.statistics import Statistic, head_loss
 from fedhess.alignment.step import Forward, NetworkStatistic, Step, run_forward
 from fedhess.alignment.strategy import (
     Annealing,
@@ -37,5 +37,4 @@ __all__ = [
     "Step",
     "head_loss",
     "run_forward",
-    "suits_any_head",
 ]

@@ -4,12 +4,11 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fedhess.base.errors import did_you_mean, strategy_code
-from fedhess.curvature import HeadBatch, autodiff
-from fedhess.curvature.autodiff import ModuleBatch
+from fedhess.curvature import HeadBatch
 from fedhess.models.headed import HeadedModel
 from fedhess.settings.run_config import Scalar
 
@@ -17,12 +16,9 @@ from fedhess.settings.run_config import Scalar
 Statistic = Callable[..., Tensor]
 
 
-def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatch | ModuleBatch:
-    """Pair features with the head: closed forms for a linear head, automatic differentiation for any other."""
-    head = model.head
-    if isinstance(head, nn.Linear):
-        return HeadBatch(features, labels, head.weight, head.bias)
-    return ModuleBatch(features, labels, head)
+def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatch:
+    """Pair features with the model's head."""
+    return HeadBatch(features, labels, model.head.weight, model.head.bias)
 
 
 def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -32,25 +28,9 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels)
 
 
-def compute_statistic(function: Statistic, batch: HeadBatch | ModuleBatch, **given: Tensor | Scalar) -> Tensor:
-    """Evaluate a statistic of the head, by its automatic counterpart where the head is not linear.
-
-    Args:
-        function: The statistic, a function of a ``HeadBatch``.
-        batch: The head batch.
-        **given: Tensors and scalars; the function is given those it has a parameter for.
-
-    Raises:
-        ValueError: The head is not linear and the statistic has no automatic counterpart.
-    """
-    accepted = {name: value for name, value in given.items() if name in _parameter_names(function)}
-    if isinstance(batch, HeadBatch) or getattr(function, "suits_any_head", False):
-        return function(batch, **accepted)
-    counterpart = autodiff.EQUIVALENT.get(function)
-    if counterpart is None:
-        raise ValueError(f"{getattr(function, '__name__', function)} needs a linear head (torch.nn.Linear)")
-    result: Tensor = counterpart(batch, **accepted)
-    return result
+def compute_statistic(function: Statistic, batch: HeadBatch, **given: Tensor | Scalar) -> Tensor:
+    """Evaluate a statistic of the head with those of the given tensors and scalars that it has a parameter for."""
+    return function(batch, **{name: value for name, value in given.items() if name in _parameter_names(function)})
 
 
 def strategy_statistic(
@@ -73,20 +53,13 @@ def strategy_statistic(
         StrategyError: It raised, or returned no tensor.
     """
     with strategy_code(strategy, f"statistic {name!r}", function):
-        value = compute_statistic(function, of, **given) if isinstance(of, HeadBatch | ModuleBatch) else function(of)
+        value = compute_statistic(function, of, **given) if isinstance(of, HeadBatch) else function(of)
         if not isinstance(value, Tensor):
             raise TypeError(f"expected a tensor, got {type(value).__name__}")
         return value.detach()
 
 
-def suits_any_head(function: Statistic) -> Statistic:
-    """Mark a statistic that uses only ``loss``, ``features`` and ``labels`` of its batch, which every head has."""
-    function.suits_any_head = True  # type: ignore[attr-defined]
-    return function
-
-
-@suits_any_head
-def head_loss(batch: HeadBatch | ModuleBatch) -> Tensor:
+def head_loss(batch: HeadBatch) -> Tensor:
     """Return the mean loss of the batch, ()."""
     return batch.loss
 
@@ -142,7 +115,7 @@ class StatisticShapes:
         if name in self._network:
             trained = [parameter for parameter in self._template.parameters() if parameter.requires_grad]
             return trained[0].detach().new_zeros(sum(parameter.numel() for parameter in trained))
-        linear = next(module for module in self._template.head.modules() if isinstance(module, nn.Linear))
-        features = linear.weight.detach().new_zeros(1, linear.in_features)
+        head = self._template.head
+        features = head.weight.detach().new_zeros(1, head.in_features)
         batch = head_batch(self._template, features, features.new_zeros(1).long())
         return strategy_statistic(self._strategy, name, self._statistics[name], batch, **given)

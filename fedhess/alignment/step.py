@@ -9,8 +9,7 @@ from torch import Tensor
 
 from fedhess.alignment.statistics import Statistic, compute_statistic, head_batch
 from fedhess.base.seeds import seeded_generator, steps_per_pass
-from fedhess.curvature import HeadBatch, autodiff, head_gradient
-from fedhess.curvature.autodiff import ModuleBatch
+from fedhess.curvature import HeadBatch, head_gradient
 from fedhess.curvature.distances import HeadTerms, head_objective
 from fedhess.models.headed import HeadedModel
 from fedhess.settings.run_config import RunConfig, Scalar
@@ -37,7 +36,7 @@ class Forward:
     inputs: Tensor
     labels: Tensor
     features: Tensor
-    batch: HeadBatch | ModuleBatch
+    batch: HeadBatch
     parts: list["Forward"] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -155,7 +154,7 @@ class Step:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     @property
-    def batch(self) -> HeadBatch | ModuleBatch:
+    def batch(self) -> HeadBatch:
         """Features and labels of the step's batch with the head."""
         return self.forward.batch
 
@@ -183,7 +182,6 @@ class Step:
             penalty: P, (), a function of features and head.
         """
         batch = self.batch
-        assert isinstance(batch, HeadBatch), "models have linear heads"
         parts = {"features": [batch.features], "head": [batch.weight, *([] if batch.bias is None else [batch.bias])]}
         trained = [tensor for part in parts.values() for tensor in part if tensor.requires_grad]
         gradients = dict(zip(map(id, trained), torch.autograd.grad(penalty, trained, retain_graph=True), strict=True))
@@ -199,10 +197,7 @@ class Step:
 
     def distances(self, *, gradient: Tensor | None = None, hgp: Tensor | None = None) -> HeadTerms:
         """Compute ||g - gradient||^2 and ||H[g] - hgp||^2 in one pass with the loss, which :attr:`loss` then reuses."""
-        if isinstance(self.batch, HeadBatch):
-            terms = head_objective(self.batch, gradient=gradient, hgp=hgp)
-        else:
-            terms = autodiff.head_objective(self.batch, gradient=gradient, hgp=hgp)
+        terms = head_objective(self.batch, gradient=gradient, hgp=hgp)
         self._loss = terms.loss
         return terms
 

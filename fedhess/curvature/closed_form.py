@@ -5,7 +5,7 @@ theta = [W | b] is (C, K), z-hat = [z, 1] is (B, K), P = softmax(z-hat theta^T),
 mean cross-entropy. With one logit the loss is logistic: P = s = sigmoid, and P_i delta_ij - P_i P_j becomes s(1-s).
 
 Every function takes a :class:`HeadBatch`, follows its dtype and device, and is differentiable once by ordinary autograd
-with respect to features, weight and bias. :mod:`fedhess.curvature.autodiff` gives the same for other heads.
+with respect to features, weight and bias.
 
 Source: Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization", ICCV 2023.
 """

@@ -21,7 +21,6 @@ from fedhess.base.environment import resolve_device, torch_threads
 from fedhess.base.errors import StrategyError, UsageError, did_you_mean
 from fedhess.base.seeds import seeded_globally
 from fedhess.base.transfers import copy_together
-from fedhess.curvature.autodiff import ModuleBatch
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
 from fedhess.federation.client.batches import joint_batch
@@ -279,7 +278,7 @@ def _answer(
             if on_network is not None:
                 own[name] = strategy_statistic(config.strategy, name, on_network, part)
                 continue
-            with torch.set_grad_enabled(isinstance(part.batch, ModuleBatch)):  # closed forms need no graph
+            with torch.no_grad():  # closed forms need no graph
                 own[name] = strategy_statistic(config.strategy, name, strategy.statistics[name], part.batch, **given)
     key = data.identity(SOURCE).key
     return {key(protocol.STATISTIC_VALUES, domain): protocol.encode_tensors(own) for domain, own in values.items()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedhess.alignment.statistics import compute_statistic, head_batch, task_loss
+from fedhess.alignment.statistics import head_batch, task_loss
 from fedhess.base.seeds import seeded_generator
 from fedhess.base.transfers import send
 from fedhess.curvature import head_gradient, head_hvp
@@ -91,8 +91,6 @@ def _alignment_sample(size: int, data: LocalDomain) -> Tensor:
 
 
 def _alignment(model: HeadedModel, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    with torch.enable_grad():  # a head that is not linear needs it; a linear one does not mind
-        batch = head_batch(model, features, labels)
-        gradient = compute_statistic(head_gradient, batch).detach()
-        hgp = compute_statistic(head_hvp, batch, vector=gradient).detach()
-    return {"gradient": gradient, "hgp": hgp}
+    batch = head_batch(model, features, labels)
+    gradient = head_gradient(batch)
+    return {"gradient": gradient, "hgp": head_hvp(batch, gradient)}
