@@ -8,7 +8,7 @@ import traceback
 import types
 import typing
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -46,10 +46,15 @@ _HALVES: Mapping[type[Strategy], str] = {
 }
 
 
+@cache
+def _installed() -> dict[str, str]:
+    """Read the installed entry points once: a search of all packages takes a tenth of a small run."""
+    return {entry.name: entry.value for entry in entry_points(group=ENTRY_POINT_GROUP)}
+
+
 def known_strategies() -> dict[str, str]:
     """Return every strategy that has a name: the built-in ones, then installed entry points, as ``module:Class``."""
-    found = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    return BUILT_IN | {name: value for name, value in found.items() if name not in BUILT_IN}
+    return {**_installed(), **BUILT_IN}
 
 
 def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Strategy:

@@ -87,7 +87,7 @@ def _plan(config: RunConfig, path: Path) -> Job:
     settings = config.model_dump(
         mode="json", exclude={"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
     )
-    unknown: dict[str, dict[str, int]] = {domain: {} for domain in benchmark.domains}
+    unknown: dict[str, dict[str, int]] = {domain: {} for domain in (*config.sources, *config.targets)}
     dataset = {"name": benchmark.name, "title": benchmark.title, "stand_in_for": benchmark.stand_in_for}
     description = {
         "dataset": dataset

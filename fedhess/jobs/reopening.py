@@ -113,6 +113,10 @@ def _inner(benchmark: Benchmark, outer: Sequence[Scenario]) -> list[Scenario]:
 
 def _runs(path: Path, recorded: dict[str, Any], scenarios: Sequence[Scenario], *, inner: bool) -> list[PlannedRun]:
     strategies, variants = recorded["strategies"], recorded.get("variants", [])
+    if not all("arguments" in variant for variant in variants):
+        raise UsageError(
+            "its variants have no arguments, as earlier versions wrote them; read it with the version that did"
+        )
     runs: list[PlannedRun] = []
     for scenario, name in itertools.product(scenarios, strategies):
         numbers = [number for number, variant in enumerate(variants) if name in variant["strategies"]]

@@ -16,7 +16,8 @@ from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.engines.inprocess import run_in_process
 from fedhess.federation.server.run_directory import RunDirectory
-from fedhess.jobs.reopening import open_finished
+from fedhess.jobs.reopening import open_finished, open_recorded
+from fedhess.results.summary import summarise, table
 from fedhess.settings.run_config import RunConfig
 from tests.conftest import TOY, Outcome
 
@@ -32,7 +33,8 @@ def deployed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., N
 
     def run(settings: dict[str, Any], run_dir: str, app: Any = client_app) -> None:
         run_config = RunConfig.checked(settings).to_run_config() | {"run-dir": run_dir}
-        nodes = [{"partition-id": index, "num-partitions": 4} for index in range(4)]
+        count = len(settings["sources"]) + len(settings["targets"])
+        nodes = [{"partition-id": index, "num-partitions": count} for index in range(count)]
         run_in_process(server_app, app, run_config=run_config, node_configs=nodes)
 
     return run
@@ -49,6 +51,16 @@ def settings(command: Command, deployed: Callable[..., None]) -> dict[str, Any]:
         "targets": ["east"],
         "strategy": "hgp",
     }
+
+
+def test_a_recorded_run_has_the_sources_and_classes_that_it_had(
+    settings: dict[str, Any], deployed: Callable[..., None]
+) -> None:
+    deployed(settings | {"sources": ["south", "north"]}, "ours")
+    job = open_recorded(Path("ours"))
+    assert (job.runs[0].config.sources, job.runs[0].config.targets) == (("south", "north"), ("east",))
+    assert len(job.benchmark.classes) == 4, "by which a sick run is told"
+    assert table(summarise(job)) + "\n" == Path("ours/summary.md").read_text()
 
 
 def timeless(file: Path, *but: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from fedhess.jobs.plan import plan_job
 from fedhess.models import create_model
 from fedhess.settings.defaults import default_settings, default_strategy_args
 from fedhess.simulations import correlation_shift, diversity_shift, label_shift
+from fedhess.simulations.measurement import Configuration
+from fedhess.simulations.scenario import shorten
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WEIGHT, L2 = 91257.18613115903, 1.10794568e-3
@@ -33,6 +36,14 @@ def mnist_root() -> Path:
     if not (REPOSITORY / ".data" / "MNIST" / "raw").exists():
         pytest.skip("the MNIST files are not in place: python tools/fetch_mnist.py .data")
     return REPOSITORY / ".data"
+
+
+def test_quick_runs_shorten_the_annealing_that_a_strategy_has_by_default() -> None:
+    given = Configuration("ColoredMNIST", "fishr", 0, options={"form": "domainbed"}, overrides={})
+    assert load_strategy("fishr", {}).schedule.anneal_steps == 1500  # type: ignore[union-attr]
+    assert shorten(given, rounds=4, annealed=2).strategy_args == {"anneal_steps": 2}
+    assert shorten(replace(given, strategy="vrex"), rounds=4, annealed=2).strategy_args == {"anneal_steps": 2}
+    assert shorten(replace(given, strategy="coral"), rounds=4, annealed=2).strategy_args == {}
 
 
 @pytest.fixture

@@ -114,17 +114,7 @@ class LocalPhase:
     def train_domain(
         self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
     ) -> ClientUpdate | None:
-        """Train the clients of one domain, on their examples of it alone, from a model of its own.
-
-        Args:
-            domain: The domain.
-            position: Every tensor of the model they begin from.
-            momentum: Momentum buffers that their optimizers begin with, by parameter; empty for fresh ones.
-            name: Tells this model from the other models of the round.
-
-        Returns:
-            Their mean update and momentum by examples, or None if all failed.
-        """
+        """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`."""
         payload = self.model.payload()
         started_from = ModelPayload(f"{payload.model_id}-{name}", protocol.encode_tensors(position))
         counts = {client: client.identity.trains_on.get(domain, 0) for client in self.participants}
