@@ -62,6 +62,25 @@ def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         return {name: wheel.read(name) for name in wheel.namelist()}
 
 
+def test_a_users_own_folders_take_nothings_place(tmp_path: Path) -> None:
+    empty, hostile = tmp_path / "empty", tmp_path / "hostile"
+    empty.mkdir()
+    for name in ("strategies", "simulations", "tests", "fedhess_x"):
+        (hostile / name).mkdir(parents=True)
+        for file in (hostile / name / "__init__.py", hostile / name / "erm.py", hostile / f"{name}.py"):
+            file.write_text("raise SystemExit('not this one')", encoding="utf-8")
+    (hostile / "fedhess" / "notes").mkdir(parents=True)  # as a checkout in the folder above it is
+
+    def said(folder: Path, *arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+    for arguments in (["-m", "fedhess.simulate", "--list"], ["-c", "import fedhess; print(fedhess.__file__)"]):
+        here = said(hostile, *arguments)
+        assert here == said(empty, *arguments)
+        assert "hutchinson" in here or here.endswith("__init__.py\n")
+
+
 def test_version_is_the_same_everywhere() -> None:
     citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
     changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -76,7 +76,9 @@ def test_hgp_ends_with_the_bits_of_the_in_process_engine() -> None:
 def test_other_strategies_do_too(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "half.py").write_text(CUSTOM, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert_equal_bits(toy_config(strategy=strategy, rounds=3, local_steps=2, momentum=0.9, threads=1))
+    args = {"anneal_steps": 2} if strategy == "fishr" else {}
+    settings = {"rounds": 3, "local_steps": 2, "momentum": 0.9, "threads": 1}
+    assert_equal_bits(toy_config(strategy=strategy, strategy_args=args, **settings))
     sys.modules.pop("half", None)
 
 
