@@ -26,6 +26,7 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
     outcome = command(*TOY, "--strategy", "erm", "--out", "job")
     assert outcome.status == 0, outcome.err
     assert sorted(str(path.relative_to("job")) for path in Path("job").rglob("*") if path.is_file()) == [
+        ".lock",
         "config.json",
         "east/0/checkpoint/checkpoint.json",
         "east/0/checkpoint/round-000003.safetensors",
