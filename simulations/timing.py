@@ -16,7 +16,7 @@ import typer
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.command import Command, run_command
-from fedhess.simulations.outputs import (
+from fedhess.simulations.scenarios.outputs import (
     AllowDirtyOption,
     RenderOption,
     describe_revision,

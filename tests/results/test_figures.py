@@ -18,7 +18,7 @@ from fedhess.results.figures import Panel, draw_rounds, drawable, drawing, line_
 from fedhess.results.heatmaps import draw_pairs, draw_strategies
 from fedhess.results.selection import Candidate
 from fedhess.simulations import comparison, load, transfer_report
-from fedhess.simulations.comparison import Comparison
+from fedhess.simulations.scenarios.comparison import Comparison
 
 UNKNOWN = "\U0010fffd"  # for private use: no font has it
 IN_ANOTHER_FONT = "\u1d81"  # of matplotlib's own fonts, STIXGeneral has it and the usual one has not
