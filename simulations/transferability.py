@@ -3,8 +3,8 @@
     python -m fedhess.simulations.transferability [--quick]
 
 For every method the transfer measure from the mean of the source domains to the target domain, over balls of heads
-around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see ``transfer.py`` for what each figure assumes. A
-quadratic example with known answers comes first and shows that measure and bound are right.
+around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see ``transfer/ascent.py`` for what each figure assumes.
+A quadratic example with known answers comes first and shows that measure and bound are right.
 """
 
 import sys
@@ -29,12 +29,12 @@ from fedhess.jobs.reopening import open_finished
 from fedhess.jobs.running import run_job
 from fedhess.results.domain_views import view_domains
 from fedhess.settings.run_config import RunConfig
-from fedhess.simulations.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
-from fedhess.simulations.outputs import AllowDirtyOption, RenderOption, require_ready, write_results
-from fedhess.simulations.records import load_record
-from fedhess.simulations.scenario import QUICK_RESULTS, RESULTS
-from fedhess.simulations.transfer import transfer_curve
-from fedhess.simulations.transfer_report import draw, render
+from fedhess.simulations.scenarios.outputs import AllowDirtyOption, RenderOption, require_ready, write_results
+from fedhess.simulations.scenarios.records import load_record
+from fedhess.simulations.scenarios.running import QUICK_RESULTS, RESULTS
+from fedhess.simulations.transfer.ascent import transfer_curve
+from fedhess.simulations.transfer.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
+from fedhess.simulations.transfer.report import draw, render
 
 METHODS = ("erm", "irm", "vrex", "coral", "fishr", "hgp", "hutchinson")
 # DomainBed's weights, and the weight 1 before its annealing step, make these two diverge on layer-normed embeddings.

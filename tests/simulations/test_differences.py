@@ -12,10 +12,10 @@ from fedhess.domains import BENCHMARKS, open_benchmark
 from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.plan import plan_job
 from fedhess.simulations import correlation_shift, diversity_shift, label_shift
-from fedhess.simulations.comparison import Comparison, render
-from fedhess.simulations.particulars import own_particulars, shared_protocol
-from fedhess.simulations.published import Published
-from fedhess.simulations.records import Row, lines_of
+from fedhess.simulations.scenarios.comparison import Comparison, render
+from fedhess.simulations.scenarios.differences import own_particulars, shared_protocol
+from fedhess.simulations.scenarios.published_results import Published
+from fedhess.simulations.scenarios.records import Row, lines_of
 
 COMPARISON = Comparison(name="toy", title="Toy", published={})
 

@@ -23,7 +23,7 @@ from fedhess.jobs.running import run_job
 from fedhess.jobs.selectors import DEFAULT, ORACLE
 from fedhess.results.summary import summarise
 from fedhess.settings.run_config import Scalar
-from fedhess.simulations.records import Row
+from fedhess.simulations.scenarios.records import Row
 
 
 @dataclass(frozen=True)
