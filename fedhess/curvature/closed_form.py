@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from fedhess.base.transfers import send
 from fedhess.curvature.head_batch import Basics, HeadBatch
 from fedhess.curvature.lanczos import dominant_eigenvector
-from fedhess.curvature.moments import moments, second_moment
+from fedhess.curvature.moments import second_moment
 
 PROBE_ELEMENTS = 2**23  # numbers in one chunk of probes: 32 MiB in float32
 
@@ -84,7 +84,7 @@ def hessian_gradient_product(batch: HeadBatch) -> Tensor:
     if batch.size < 2 * batch.outputs:  # B*B*K + B*B*C against 2*B*C*K multiplications
         directions_BC = basics.inputs @ basics.inputs.T @ basics.mean_residuals
     else:
-        directions_BC = basics.inputs @ head_gradient(batch).T
+        directions_BC = basics.inputs @ batch.recall("gradient", lambda: gradient_from(basics)).T
     return basics.curve(directions_BC).T @ basics.inputs
 
 
@@ -171,9 +171,9 @@ def gradient_variance(batch: HeadBatch) -> Tensor:
     tensor([[0.2500],
             [0.2500]])
     """
-    inputs_BK, _, _, residuals_BC = batch.basics
-    gradient_CK, moment_CK = moments(residuals_BC, residuals_BC.square() * batch.size, inputs_BK)
-    return moment_CK - gradient_CK.square()
+    basics = batch.basics
+    moment_CK = second_moment(basics.mean_residuals.square() * batch.size, basics.inputs)
+    return moment_CK - batch.recall("gradient", lambda: gradient_from(basics)).square()
 
 
 def spectral_distance(batch_a: HeadBatch, batch_b: HeadBatch) -> Tensor:
