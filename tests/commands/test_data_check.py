@@ -13,7 +13,7 @@ import pytest
 from image_trees import write_tree
 from PIL import Image
 
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import KnownCounts
 from fedhess.domains.images import vlcs
 from fedhess.domains.images.office_home import RELEASE as OFFICE_HOME
 from fedhess.domains.images.vlcs import CLASSES, RELEASE

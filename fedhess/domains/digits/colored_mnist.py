@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.files import digest_of
-from fedhess.domains.benchmark import Benchmark, OptionValue, Scenario
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import Benchmark, KnownCounts, OptionValue, Scenario
 from fedhess.domains.digits.colored_mnist_domainbed import domainbed_form
 from fedhess.domains.digits.mnist import find_mnist, read_mnist
 from fedhess.domains.domain import TensorDomain

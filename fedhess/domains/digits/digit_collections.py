@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from fedhess.base.errors import UsageError
-from fedhess.domains.benchmark import Benchmark, OptionValue, leave_one_out
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import Benchmark, KnownCounts, OptionValue, leave_one_out
 from fedhess.domains.digits.known_file import data_roots
 from fedhess.domains.digits.mnist import find_mnist, read_mnist
 from fedhess.domains.digits.optdigits import FILE as OPTDIGITS

@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fedhess.base.files import digest_of
-from fedhess.domains.benchmark import Benchmark, OptionValue, leave_one_out
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import Benchmark, KnownCounts, OptionValue, leave_one_out
 from fedhess.domains.digits.mnist import find_mnist, read_mnist
 from fedhess.domains.domain import TensorDomain
 from fedhess.domains.opening import Opening

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from fedhess.base.errors import UsageError
-from fedhess.domains.benchmark import Benchmark
-from fedhess.domains.counts import KnownCounts, by_class
+from fedhess.domains.benchmark import Benchmark, KnownCounts, by_class
 from fedhess.domains.iconpacs import open_iconpacs
 from fedhess.domains.images.layout import Layout
 from fedhess.domains.images.release import Release, try_release

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from fedhess.base.errors import UsageError
-from fedhess.domains.benchmark import Benchmark
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import Benchmark, KnownCounts
 from fedhess.domains.images.any_tree import read_tree
 from fedhess.domains.images.image_files import ImageFile, scan
 from fedhess.domains.images.layout import class_folders, survey_domains
