@@ -307,7 +307,7 @@ def _in_proportion(name: str, own: Examples, train: Sequence[Tensor], *, seed: i
     """Share the held-out examples of each class like its training examples; of a class without any, like all."""
     parts: list[list[Tensor]] = [[] for _ in train]
     given = [0] * len(train)
-    for label in own.labels[own.evaluate].unique().tolist():
+    for label in sorted(set(own.labels[own.evaluate].tolist())):
         members = own.evaluate[own.labels[own.evaluate] == label]
         weights = [int((own.labels[part] == label).sum()) for part in train]
         weights = weights if sum(weights) else [len(part) for part in train]

@@ -11,7 +11,7 @@ from torchvision.datasets import MNIST
 
 from fedhess.base.errors import UsageError
 from fedhess.base.files import digest_of
-from fedhess.domains.network import why_no_answer
+from fedhess.domains.download import why_no_answer
 from fedhess.domains.opening import DATA_VARIABLE, Opening
 
 ARCHIVE = "train-labels-idx1-ubyte.gz"  # the smallest file; requested to see whether a mirror can be reached

@@ -89,13 +89,8 @@ RELEASE = Release(
 def open_domain_net(opening: Opening) -> Benchmark:
     """Open DomainNet; see `open_release`. The complete copy has 586,575 images.
 
-    The hub's 18.5 GB are downloaded by ``python -m fedhess.data prepare DomainNet`` only, not by a run.
-
-    Args:
-        opening: Its option ``classes`` is ``"ten"`` for those of Zhang et al., or empty for all.
-
-    Raises:
-        UsageError: As `open_release`; or ``classes`` is something else.
+    Option ``classes`` is ``"ten"`` for those of Zhang et al., or empty for all. The hub's 18.5 GB are downloaded by
+    ``python -m fedhess.data prepare DomainNet`` only, not by a run.
     """
     others = {key: value for key, value in opening.options.items() if key != "classes"}
     classes = opening.options.get("classes", "")

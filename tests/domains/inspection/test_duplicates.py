@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fedhess.domains.inspection.duplicates import TAIL, example_keys, file_key, shared_examples, shared_files
 from image_trees import write_image
 
 from fedhess.domains import TensorDomain
-from fedhess.domains.inspection.duplicates import TAIL, example_keys, file_key, shared_examples, shared_files
 
 
 def keyed(files: dict[str, list[Path]]) -> dict[str, np.ndarray]:
