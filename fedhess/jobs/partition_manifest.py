@@ -12,8 +12,7 @@ from fedhess.base.errors import UsageError
 from fedhess.base.files import digest_of, replace_file, writing
 from fedhess.base.tables import markdown_table
 from fedhess.domains import open_benchmark
-from fedhess.domains.partition import Examples, Share
-from fedhess.domains.shares import read_examples, share_out
+from fedhess.domains.partition import Examples, Share, read_examples, share_out
 from fedhess.federation.protocol import Identity
 from fedhess.jobs.job import Job
 from fedhess.settings.run_config import RunConfig

@@ -8,8 +8,7 @@ import torch
 
 from fedhess.base.errors import UsageError
 from fedhess.domains.benchmark import SOURCE
-from fedhess.domains.partition import Examples, Share
-from fedhess.domains.shares import share_out
+from fedhess.domains.partition import Examples, Share, share_out
 from fedhess.domains.split import SplitRule
 from fedhess.federation.protocol import Held, Identity
 from fedhess.models.prepared import (
