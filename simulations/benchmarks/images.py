@@ -217,7 +217,7 @@ def share_row(root: Path, *, rounds: int) -> dict[str, Any]:
 def throughput_row(root: Path, device: str, precision: str, *, repeats: int) -> dict[str, Any]:
     """Compare images a second of whole rounds with forward and backward alone on a batch that lies on the device."""
     config = settings(root, device=device, precision=precision)
-    memory.forget_everything()
+    memory.MEMORY.clear()
     images = BATCH * config.local_steps * len(SOURCES)
     whole = images / statistics.median(round_seconds(config, rounds=repeats))
     alone = statistics.median(resident_throughput(config) for _ in range(repeats))
