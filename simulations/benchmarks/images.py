@@ -30,8 +30,7 @@ from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.client import memory, training
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.batches import step_batches
-from fedhess.federation.engines.allocator import keep_freed_memory
-from fedhess.federation.engines.inprocess import run_in_process
+from fedhess.federation.engines.inprocess import keep_freed_memory, run_in_process
 from fedhess.federation.server.app import Server
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.models.headed import IMAGENET_MEAN, IMAGENET_STD, ScaleImages
