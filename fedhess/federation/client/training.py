@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedhess.alignment.step import Forward, Step, round_steps, run_forward
 from fedhess.alignment.strategy import DomainStrategy
-from fedhess.base.errors import strategy_code
+from fedhess.alignment.strategy_code import strategy_code
 from fedhess.federation.client.batches import joint_batches
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import LocalDomain
