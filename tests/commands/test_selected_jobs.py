@@ -37,7 +37,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, s
         patch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
         patch.setattr(sys, "argv", ["simulate", *FULL, "--out", str(path)])
         out = path.parent / "out"
-        memory.forget_everything()
+        memory.MEMORY.clear()
         with out.open("w") as stream:
             patch.setattr(sys, "stdout", stream)
             assert run_command(simulate.cli) == 0
