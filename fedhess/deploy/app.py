@@ -3,7 +3,6 @@
 The data stays on the nodes, so what config.json says of it is its name and options, no counts and no digest.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,22 +12,20 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedhess.alignment.loading import resolved_args
 from fedhess.base.environment import torch_threads
+from fedhess.deploy.packing import RUN_DIR
 from fedhess.domains import Scenario, open_benchmark
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.app import Server, log_round
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory
-from fedhess.jobs.plan import Job, PlannedRun, slug
+from fedhess.jobs.plan import Job, PlannedRun, describe, slug
 from fedhess.results.summary import summarise, table, write_report
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
 
 app = ServerApp()
 logger = logging.getLogger(__name__)
-
-RUN_DIR = "run-dir"  # key of the run config
 
 
 @app.main()
@@ -49,10 +46,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_directory(run_config: Mapping[str, Scalar], run_id: int) -> Path | None:
-    """Give the job directory of a run: the run config's, ``runs/flower-RUN_ID`` where it is empty, None without any.
-
-    It is relative to the folder that the SuperLink was started in.
-    """
+    """Return the job directory of a run, below the SuperLink's folder; ``runs/flower-RUN_ID`` where it is empty."""
     given = run_config.get(RUN_DIR)
     return None if given is None else Path(str(given) or f"runs/flower-{run_id}").expanduser()
 
@@ -60,18 +54,14 @@ def run_directory(run_config: Mapping[str, Scalar], run_id: int) -> Path | None:
 def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], object]) -> None:
     """Run, and write what ``fedhess.simulate`` would: config.json, rounds, checkpoint, tables and figures.
 
-    A directory that holds the rounds of the same run is continued: start the run again with the same ``run-dir``.
-
-    Args:
-        config: The settings of the run.
-        path: The job directory.
-        train: Runs the rounds that are not yet in the run's directory.
+    A directory that holds rounds of the same run is continued: ``train`` runs those that are not in it.
 
     Raises:
         UsageError: The directory is in use, cannot be written, or is that of another run.
     """
     job = _plan(config, path)
-    with _spoken(), job_directory(path, job.description, resume=path.exists(), options=(RUN_DIR, RUN_DIR)) as changes:
+    directory = job_directory(path, job.description, resume=path.exists(), options=(RUN_DIR, RUN_DIR))
+    with _logged_to_stdout(), directory as changes:
         if changes:
             logger.warning("continued in another environment; bits may differ: %s", "; ".join(changes))
         train(job.runs[0].directory)
@@ -83,33 +73,22 @@ def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], ob
 def _plan(config: RunConfig, path: Path) -> Job:
     benchmark = open_benchmark(config.domains, seed=config.seed, options=config.domains_options, held=())
     scenario = Scenario(config.sources, config.targets, "+".join(config.targets))
-    directory = RunDirectory(path / slug(scenario.name) / str(config.seed))
-    settings = config.model_dump(
-        mode="json", exclude={"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
-    )
-    unknown: dict[str, dict[str, int]] = {domain: {} for domain in (*config.sources, *config.targets)}
-    dataset = {"name": benchmark.name, "title": benchmark.title, "stand_in_for": benchmark.stand_in_for}
-    description = {
-        "dataset": dataset
-        | {
-            "classes": list(benchmark.classes),
-            "options": dict(config.domains_options),
-            "digest": "",
-            "counts": unknown,
-        },
-        "strategies": {config.strategy: resolved_args(config.strategy, config.strategy_args)},
-        "targets": [scenario.name],
-        "seeds": [config.seed],
-        "settings": settings,
-        "variants": [],
+    run = PlannedRun(config.strategy, scenario, config, RunDirectory(path / slug(scenario.name) / str(config.seed)))
+    dataset = {
+        "name": benchmark.name,
+        "title": benchmark.title,
+        "stand_in_for": benchmark.stand_in_for,
+        "classes": list(benchmark.classes),
+        "options": dict(config.domains_options),
+        "digest": "",
+        "counts": {domain: {} for domain in (*config.sources, *config.targets)},
     }
-    planned = PlannedRun(config.strategy, scenario, config, directory)
-    return Job(benchmark, path, (planned,), json.loads(json.dumps(description)))
+    return Job(benchmark, path, (run,), describe(dataset, [run]))
 
 
 @contextmanager
-def _spoken() -> Iterator[None]:
-    """Let what this package logs appear in Flower's log of the run, which shows standard output."""
+def _logged_to_stdout() -> Iterator[None]:
+    """Write what this package logs to standard output, which Flower's log of the run shows."""
     ours = logging.getLogger("fedhess")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("fedhess: %(message)s"))

@@ -147,7 +147,7 @@ def plan_job(
             runs.append(PlannedRun(name, scenario, config, directory, number, scenario in inner))
     check_settings([run.config for run in runs], needs_weights=needs_weights)
     check_execution(runs[0].config, prepared_shape(model, benchmark.input_shape))
-    description = _describe(benchmark, [run for run in runs if not run.inner], variants)
+    description = describe(benchmark.identity(), [run for run in runs if not run.inner], variants)
     check_splits(benchmark, [run.config for run in runs])
     check_partitions(benchmark, [run.config for run in runs])
     return Job(benchmark, path, tuple(runs), description, tuple(variants), selection)
@@ -231,10 +231,8 @@ def _common(resolved: Mapping[int, Mapping[str, Scalar]]) -> dict[str, Scalar]:
     return {key: value for key, value in first.items() if all(of.get(key) == value for of in others)}
 
 
-def _describe(
-    benchmark: Benchmark,
-    runs: Sequence[PlannedRun],
-    variants: Sequence[Variant],
+def describe(
+    dataset: Mapping[str, Any], runs: Sequence[PlannedRun], variants: Sequence[Variant] = ()
 ) -> dict[str, Any]:
     """Collect what determines a job's results, as JSON has it; runs for cross-validation may come later or never."""
     changing = {"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
@@ -245,7 +243,7 @@ def _describe(
         if run.variant not in of:
             of[run.variant] = resolved_args(run.strategy, run.config.strategy_args)
     description = {
-        "dataset": benchmark.identity(),
+        "dataset": dataset,
         "strategies": {name: _common(resolved[name]) for name in resolved},
         "targets": list(dict.fromkeys(run.scenario.name for run in runs)),
         "seeds": sorted({run.config.seed for run in runs}),
