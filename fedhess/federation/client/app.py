@@ -29,8 +29,9 @@ from fedhess.federation.client.examples import LocalClient, local_client
 from fedhess.federation.client.memory import FORWARDS, MODELS, ModelMissingError, ReceivedModel
 from fedhess.federation.client.node import NotInRunError, place
 from fedhess.federation.client.training import Holding, train_locally, writes_parameters
+from fedhess.federation.protocol import decode_request, numbered, numbered_parts
 from fedhess.federation.run_settings import settings_of_run
-from fedhess.federation.statistic_requests import decode_request, numbered, numbered_parts
+from fedhess.federation.tensors import decode_tensors, encode_tensors
 from fedhess.settings.run_config import RunConfig, Scalar
 
 Handler = Callable[[Message, Context], Message]
@@ -139,7 +140,7 @@ def train(message: Message, context: Context) -> Message:
         config=config,
         strategy=client_half(config),
         server_round=server_round,
-        momentum=None if carried is None else _on(torch.device(config.device), protocol.decode_tensors(carried)),
+        momentum=None if carried is None else _on(torch.device(config.device), decode_tensors(carried)),
         first=FORWARDS.take(received.model_id, data.key, model) if reusable else None,
     )
     wants_weights = message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False)
@@ -156,9 +157,9 @@ def train(message: Message, context: Context) -> Message:
             "seconds": time.perf_counter() - started,
         }
     )
-    content = RecordDict({protocol.MODEL: protocol.encode_tensors(tensors), protocol.METRICS: metrics})
+    content = RecordDict({protocol.MODEL: encode_tensors(tensors), protocol.METRICS: metrics})
     if carried is not None and local.momentum:
-        content[protocol.MOMENTUM] = protocol.encode_tensors(local.momentum)
+        content[protocol.MOMENTUM] = encode_tensors(local.momentum)
     for call, records in enumerate(answers):
         content.update(numbered(records, call))
     return Message(content, reply_to=message)
@@ -185,7 +186,7 @@ def evaluate(message: Message, context: Context) -> Message:
             metrics |= protocol.evaluation_metrics(out.examples, out.loss, out.accuracy, of=protocol.OUT)
         content[key(protocol.METRICS, domain)] = MetricRecord(dict(metrics))
         if result.alignment:
-            content[key(protocol.ALIGNMENT, domain)] = protocol.encode_tensors(result.alignment)
+            content[key(protocol.ALIGNMENT, domain)] = encode_tensors(result.alignment)
     return Message(content, reply_to=message)
 
 
@@ -216,7 +217,7 @@ def _holdings(content: RecordDict, data: LocalClient, device: torch.device) -> l
     arrays = content.array_records
 
     def decoded(name: str) -> dict[str, Tensor]:
-        return _on(device, protocol.decode_tensors(arrays[name])) if name in arrays else {}
+        return _on(device, decode_tensors(arrays[name])) if name in arrays else {}
 
     shared = decoded(protocol.REFERENCE)
     own = {domain: decoded(identity.key(protocol.REFERENCE, domain)) if identity.several else {} for domain in sizes}
@@ -281,7 +282,7 @@ def _answer(
             with torch.no_grad():  # closed forms need no graph
                 own[name] = strategy_statistic(config.strategy, name, strategy.statistics[name], part.batch, **given)
     key = data.identity(SOURCE).key
-    return {key(protocol.STATISTIC_VALUES, domain): protocol.encode_tensors(own) for domain, own in values.items()}
+    return {key(protocol.STATISTIC_VALUES, domain): encode_tensors(own) for domain, own in values.items()}
 
 
 def _on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedhess.federation.forwarding_grid import ForwardingGrid
+from fedhess.federation.flower_compat import ForwardingGrid
 
 CLIENT_TIMED_OUT = 1003  # error code of a reply that stands for none; Flower's own stop well below 1000
 POLL_SECONDS = 0.02
