@@ -66,7 +66,7 @@ def test_an_identity_whose_domains_make_no_sense_is_refused(changes: dict[str, A
     held = (Held("north", 5, 2), Held("south", 5, 1))
     record = dict(Identity("north", "source", 0, 10, 3, True, held).to_record())
     assert Identity.from_record(record).several == held
-    with pytest.raises(ValueError, match="counts that add up, each domain once|no negative count"):
+    with pytest.raises(ValueError, match=r"counts that add up, each domain once|no negative count"):
         Identity.from_record(record | changes)
 
 
