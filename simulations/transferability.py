@@ -28,10 +28,15 @@ from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_finished
 from fedhess.jobs.running import run_job
 from fedhess.results.domain_views import view_domains
-from fedhess.settings.run_config import RunConfig
-from fedhess.simulations.scenarios.outputs import AllowDirtyOption, RenderOption, require_ready, write_results
+from fedhess.simulations.scenarios.outputs import (
+    QUICK_RESULTS,
+    RESULTS,
+    AllowDirtyOption,
+    RenderOption,
+    require_ready,
+    write_results,
+)
 from fedhess.simulations.scenarios.records import load_record
-from fedhess.simulations.scenarios.running import QUICK_RESULTS, RESULTS
 from fedhess.simulations.transfer.ascent import transfer_curve
 from fedhess.simulations.transfer.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
 from fedhess.simulations.transfer.report import draw, render
@@ -49,17 +54,8 @@ EXAMPLE_SIZE = 5
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-def configurations(*, quick: bool) -> tuple[RunConfig, ...]:
-    """Return the settings of every run: IconPACS, each domain held out in turn, every method, one trial.
-
-    Args:
-        quick: Three methods and one target only.
-    """
-    return tuple(run.config for run in plan(Path("runs") / "transferability", quick=quick).runs)
-
-
 def plan(folder: Path, *, quick: bool) -> Job:
-    """Plan the runs of :func:`configurations` below a folder."""
+    """Plan the runs below a folder: IconPACS, each domain held out in turn, every method, one trial."""
     methods = QUICK_METHODS if quick else METHODS
     return plan_job(
         open_benchmark("IconPACS"),
@@ -73,11 +69,7 @@ def plan(folder: Path, *, quick: bool) -> Job:
 
 
 def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
-    """Measure every run of a finished job, and the quadratic example.
-
-    Returns:
-        JSON: title, protocol, seeds, the example, and every run with its points over delta.
-    """
+    """Measure every run of a finished job, and the quadratic example, as JSON."""
     deltas = QUICK_DELTAS if quick else DELTAS
     runs: list[dict[str, Any]] = []
     for number, run in enumerate(job.runs, start=1):
@@ -101,32 +93,23 @@ def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
 def measure_run(run: PlannedRun, *, deltas: tuple[float, ...]) -> dict[str, Any]:
     """Measure the transfer from the mean of a run's sources to the mean of its targets, under its final model.
 
-    Args:
-        run: A finished run.
-        deltas: Radii of the balls of heads, ascending.
-
     Returns:
         JSON: losses, excess gap and target accuracy at the trained head, and the points over delta.
     """
     views = view_domains(run, most_examples=MOST_EXAMPLES)
     source, target = (DomainLandscape([view.batch for view in views if view.role == role]) for role in (SOURCE, TARGET))
     head = stacked_head(views[0].batch)
-    losses = {
-        role: float(landscape.value_and_gradient(head[None])[0][0])
-        for role, landscape in ((SOURCE, source), (TARGET, target))
-    }
-    excess = {
-        role: losses[role] - minimum_loss(landscape, head) for role, landscape in ((SOURCE, source), (TARGET, target))
-    }
+    source_loss, target_loss = (float(each.value_and_gradient(head[None])[0][0]) for each in (source, target))
+    excess_gap = (target_loss - minimum_loss(target, head)) - (source_loss - minimum_loss(source, head))
     accuracies = [view.accuracy for view in views if view.role == TARGET]
     return {
         "strategy": run.strategy,
         "scenario": run.scenario.name,
         "seed": run.config.seed,
         "target_accuracy": sum(accuracies) / len(accuracies),
-        "source_loss": losses[SOURCE],
-        "target_loss": losses[TARGET],
-        "excess_gap": excess[TARGET] - excess[SOURCE],
+        "source_loss": source_loss,
+        "target_loss": target_loss,
+        "excess_gap": excess_gap,
         "head_norm": float(head.norm()),
         "points": [asdict(p) for p in transfer_curve(source, target, head, deltas=deltas, seed=run.config.seed)],
     }
@@ -137,9 +120,6 @@ def quadratic_example() -> dict[str, Any]:
 
     H_T - H_S has the eigenvalues 4, 2, 1, 0, -1 in an arbitrary basis, so ||H_T - H_S||_2 = 4 = lambda_max: bound and
     measure agree. The other way round lambda_max = 1 and the bound is four times the measure.
-
-    Returns:
-        JSON: for both directions and several radii the measure found, the measure known, and the bound.
     """
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(EXAMPLE_SIZE, EXAMPLE_SIZE, generator=generator, dtype=torch.float64)).Q
@@ -186,15 +166,10 @@ def transferability(
             run_job(job, progress)
             result = measure_job(job, quick=quick, progress=progress)
     typer.echo(render(result))
-    write_results(path, result, render(result), indent=2)
+    write_results(path, result, render(result))
     with writing(path):
         draw(path.with_suffix(".png"), result)
 
 
-def main() -> None:
-    """Run the command; a mistake of the user ends with one message and status 2, a stopped federation with 1."""
-    sys.exit(run_command(cli, "transferability"))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(cli, "transferability"))
