@@ -62,13 +62,13 @@ def quickened(jobs: Sequence[Configuration]) -> list[Configuration]:
 def judge(strategy: str, cells: Mapping[str, Cell]) -> str:
     """Hold means against the bar: near the published table (ERM, IRM, V-REx, Fishr), or at least 67 % on the target."""
     if strategy in AT_LEAST:
-        reached = "reached" if cells["flip-0.9"].mean >= AT_LEAST[strategy] else "MISSED"
+        reached = "reached" if cells["flip-0.9"]["mean"] >= AT_LEAST[strategy] else "MISSED"
         return f"{reached}: target at least {AT_LEAST[strategy]:g}"
     if strategy not in ("erm", "irm", "vrex", "fishr"):
         return ""
     for column, known in CORRELATION_SHIFT[strategy].items():
         allowed = max(POINTS, 2 * (known.deviation or 0.0))
-        if known.value is not None and abs(cells[column].mean - known.value) > allowed:
+        if known.value is not None and abs(cells[column]["mean"] - known.value) > allowed:
             return f"MISSED: {LABELS[column]} within {allowed:g}"
     return "reached: near the published"
 
