@@ -34,7 +34,6 @@ BENCHMARKS: dict[str, str] = {
     "main-job": "jobs:main_job_rows",
     "clients": "clients:clients_rows",
     "images": "images:image_rows",
-    "colored-mnist": "jobs:colored_mnist_rows",
     "references": "jobs:references_rows",
 }
 

@@ -4,7 +4,6 @@
 
 For every method the transfer measure from the mean of the source domains to the target domain, over balls of heads
 around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see ``transfer/ascent.py`` for what each figure assumes.
-A quadratic example with known answers comes first and shows that measure and bound are right.
 """
 
 import sys
@@ -13,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from fedhess.base.environment import describe_environment
@@ -38,7 +36,7 @@ from fedhess.simulations.scenarios.outputs import (
 )
 from fedhess.simulations.scenarios.records import load_record
 from fedhess.simulations.transfer.ascent import transfer_curve
-from fedhess.simulations.transfer.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
+from fedhess.simulations.transfer.landscapes import DomainLandscape, minimum_loss, stacked_head
 from fedhess.simulations.transfer.report import draw, render
 
 METHODS = ("erm", "irm", "vrex", "coral", "fishr", "hgp", "hutchinson")
@@ -49,7 +47,6 @@ METHOD_ARGS = {
 DELTAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 QUICK_METHODS, QUICK_TARGET, QUICK_DELTAS = ("erm", "hgp", "hutchinson"), "sketch", (0.001, 0.01, 0.1, 1.0)
 MOST_EXAMPLES = 1024  # of a domain
-EXAMPLE_SIZE = 5
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -69,7 +66,7 @@ def plan(folder: Path, *, quick: bool) -> Job:
 
 
 def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
-    """Measure every run of a finished job, and the quadratic example, as JSON."""
+    """Measure every run of a finished job; the result is JSON."""
     deltas = QUICK_DELTAS if quick else DELTAS
     runs: list[dict[str, Any]] = []
     for number, run in enumerate(job.runs, start=1):
@@ -85,7 +82,6 @@ def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
         "examples": f"sources' held-out split, the whole target, at most {MOST_EXAMPLES} examples a domain",
         "published": "not verified: the paper's figures could not be read",
         "environment": describe_environment(),
-        "example": quadratic_example(),
         "runs": runs,
     }
 
@@ -113,26 +109,6 @@ def measure_run(run: PlannedRun, *, deltas: tuple[float, ...]) -> dict[str, Any]
         "head_norm": float(head.norm()),
         "points": [asdict(p) for p in transfer_curve(source, target, head, deltas=deltas, seed=run.config.seed)],
     }
-
-
-def quadratic_example() -> dict[str, Any]:
-    """Measure two quadratic losses with a common minimum, whose transfer measure is known: delta^2 / 2 * lambda_max.
-
-    H_T - H_S has the eigenvalues 4, 2, 1, 0, -1 in an arbitrary basis, so ||H_T - H_S||_2 = 4 = lambda_max: bound and
-    measure agree. The other way round lambda_max = 1 and the bound is four times the measure.
-    """
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(EXAMPLE_SIZE, EXAMPLE_SIZE, generator=generator, dtype=torch.float64)).Q
-    gap = torch.tensor([4.0, 2.0, 1.0, 0.0, -1.0], dtype=torch.float64)
-    minimum = torch.randn(1, EXAMPLE_SIZE, generator=generator, dtype=torch.float64)
-    flat = QuadraticLandscape(basis @ torch.diag(torch.full_like(gap, 2.0)) @ basis.T, minimum)
-    steep = QuadraticLandscape(basis @ torch.diag(2 + gap) @ basis.T, minimum)
-    rows: list[dict[str, Any]] = []
-    for name, source, target, largest in (("S to T", flat, steep, 4.0), ("T to S", steep, flat, 1.0)):
-        for point in transfer_curve(source, target, minimum, deltas=(0.1, 1.0, 10.0), seed=0):
-            known = point.delta**2 / 2 * largest
-            rows.append({"direction": name, "known": known, **asdict(point)})
-    return {"eigenvalues": gap.tolist(), "rows": rows}
 
 
 @cli.command(cls=Command)

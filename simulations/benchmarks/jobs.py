@@ -1,4 +1,4 @@
-"""Whole jobs by the real commands, each in a process of its own: the main job, ColoredMNIST, and old references."""
+"""Whole jobs by the real commands, each in a process of its own: the main job, and previous references."""
 
 import json
 import os
@@ -22,8 +22,6 @@ from fedhess.simulations.benchmarks.measuring import Row, in_turn, row, run_comm
 
 TRIALS = 3
 WALL_SECONDS, PEAK_GB, HGP_OVER_ERM, POINTS = 60.0, 2.0, 1.3, 3.0
-COLORED_SEEDS, COLORED_PER_DOMAIN, COLORED_TARGET = 2, 10_000, "flip-0.9"
-HGP_AT_LEAST, ERM_BELOW = 57.0, 32.0
 DEPLOYED_ROUNDS, DEPLOYED_TARGET = 4, "sketch"
 
 
@@ -107,25 +105,6 @@ def _fit(features: Tensor, labels: Tensor, *, classes: int) -> nn.Linear:
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return head
-
-
-def colored_mnist_rows(*, repeats: int) -> list[Row]:
-    """Train on ColoredMNIST "irm", 501 steps, two seeds: HGP leaves the colour, ERM follows it.
-
-    10,000 of 25,000 images a source domain, everything else as the public scripts have it. The two seeds are the
-    repetitions.
-    """
-    del repeats
-    given = ("--domains", "ColoredMNIST", "--domains-args", f"per_domain={COLORED_PER_DOMAIN}")
-    with tempfile.TemporaryDirectory() as folder:
-        found = run_job(Path(folder) / "job", *given, "--strategy", "erm,hgp", "--trials", COLORED_SEEDS)
-    hgp, erm = (found[name]["accuracy"][COLORED_TARGET]["mean"] for name in ("hgp", "erm"))
-    images = f"{COLORED_PER_DOMAIN:,} images a domain"
-    what = f"ColoredMNIST irm, {images}, 501 steps, {COLORED_SEEDS} seeds, target accuracy"
-    return [
-        row(f"{what}, HGP (%)", hgp, target="at least 57 %", reached=hgp >= HGP_AT_LEAST),
-        row(f"{what}, ERM (%)", erm, target="below 32 %", reached=erm < ERM_BELOW),
-    ]
 
 
 def references_rows(*, repeats: int) -> list[Row]:

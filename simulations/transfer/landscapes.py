@@ -1,4 +1,4 @@
-"""Losses as functions of the head alone: of domains with fixed features, and quadratic ones with known answers.
+"""Losses as functions of the head alone: of domains with fixed features.
 
 Shape suffixes: B examples, R heads at once, C classes, K = D + 1 with the bias column.
 """
@@ -62,33 +62,6 @@ class DomainLandscape(Landscape):
         """Multiply the Hessian at one head by a vector (C, K)."""
         images = [head_hvp(_with_head(batch, head), vector) for batch in self.batches]
         return torch.stack(images).mean(0)
-
-
-@dataclass(frozen=True)
-class QuadraticLandscape(Landscape):
-    """The quadratic loss (theta - m)^T A (theta - m) / 2 + <slope, theta - m>, whose every derivative is known.
-
-    Args:
-        hessian: A, (CK, CK), symmetric.
-        minimum: m, (C, K): the minimum if the slope is zero and A is positive definite.
-        slope: Gradient at m, (C, K), or None for zero.
-    """
-
-    hessian: Tensor
-    minimum: Tensor
-    slope: Tensor | None = None
-
-    def value_and_gradient(self, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values and gradients."""
-        steps_RCK = heads - self.minimum
-        curved_RCK = (steps_RCK.flatten(1) @ self.hessian).view_as(heads)
-        slope_CK = torch.zeros_like(self.minimum) if self.slope is None else self.slope
-        return (steps_RCK * (curved_RCK / 2 + slope_CK)).sum((1, 2)), curved_RCK + slope_CK
-
-    def hvp(self, head: Tensor, vector: Tensor) -> Tensor:
-        """Multiply A by a vector (C, K); the head does not matter."""
-        del head
-        return (self.hessian @ vector.flatten()).view_as(vector)
 
 
 def minimum_loss(landscape: Landscape, start: Tensor, *, steps: int = 200) -> float:
