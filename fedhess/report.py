@@ -45,8 +45,7 @@ def report(
     job = open_recorded(run)
     selectors = [job.selection] if selection is None else read_selectors(selection)
     recorded = read_rows(job)
-    if job.benchmark.stand_in_for:
-        progress.warn(stand_in_warning(job.benchmark))
+    progress.warn(stand_in_warning(job))
     if missing := unfinished(recorded):
         progress.warn(f"{len(missing)} of {len(recorded)} runs are not finished, the first {missing[0].directory.path}")
     compared: dict[str, Any] = {}

@@ -3,7 +3,6 @@
 The data stays on the nodes, so what config.json says of it is its name and options, no counts and no digest.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +14,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedhess.alignment.loading import resolved_args
 from fedhess.base.environment import torch_threads
-from fedhess.domains import Scenario, open_benchmark
+from fedhess.domains import open_benchmark
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.app import Server, log_round
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory
-from fedhess.jobs.plan import Job, PlannedRun, slug
+from fedhess.jobs.job import Job, make_job, make_record, outline
 from fedhess.results.summary import summarise, table, write_report
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
@@ -71,7 +70,7 @@ def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], ob
         UsageError: The directory is in use, cannot be written, or is that of another run.
     """
     job = _plan(config, path)
-    with _spoken(), job_directory(path, job.description, resume=path.exists(), options=(RUN_DIR, RUN_DIR)) as changes:
+    with _spoken(), job_directory(path, job.record, resume=path.exists(), options=(RUN_DIR, RUN_DIR)) as changes:
         if changes:
             logger.warning("continued in another environment; bits may differ: %s", "; ".join(changes))
         train(job.runs[0].directory)
@@ -82,29 +81,11 @@ def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], ob
 
 def _plan(config: RunConfig, path: Path) -> Job:
     benchmark = open_benchmark(config.domains, seed=config.seed, options=config.domains_options, held=())
-    scenario = Scenario(config.sources, config.targets, "+".join(config.targets))
-    directory = RunDirectory(path / slug(scenario.name) / str(config.seed))
-    settings = config.model_dump(
-        mode="json", exclude={"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
-    )
-    unknown: dict[str, dict[str, int]] = {domain: {} for domain in (*config.sources, *config.targets)}
-    dataset = {"name": benchmark.name, "title": benchmark.title, "stand_in_for": benchmark.stand_in_for}
-    description = {
-        "dataset": dataset
-        | {
-            "classes": list(benchmark.classes),
-            "options": dict(config.domains_options),
-            "digest": "",
-            "counts": unknown,
-        },
-        "strategies": {config.strategy: resolved_args(config.strategy, config.strategy_args)},
-        "targets": [scenario.name],
-        "seeds": [config.seed],
-        "settings": settings,
-        "variants": [],
-    }
-    planned = PlannedRun(config.strategy, scenario, config, directory)
-    return Job(benchmark, path, (planned,), json.loads(json.dumps(description)))
+    own = {"options": dict(config.domains_options), "counts": {d: {} for d in (*config.sources, *config.targets)}}
+    args = {config.strategy: resolved_args(config.strategy, config.strategy_args)}
+    targets = ["+".join(config.targets)]
+    record = make_record(outline(benchmark) | own, config, strategies=args, targets=targets, seeds=[config.seed])
+    return make_job(path, record, inner=False)
 
 
 @contextmanager

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from fedhess.alignment.server_step import describe_server
-from fedhess.domains import Benchmark
-from fedhess.jobs.plan import Job
+from fedhess.jobs.job import Job
 from fedhess.settings.run_config import RunConfig
 
 # What a protocol says of how domains are split; nothing of the usual way.
@@ -34,8 +33,8 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
     batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
     runs = {"runs": cost(job)} if job.variants or job.selection == "lodo" else {}
     return {
-        "data": job.benchmark.title,
-        "domains": ", ".join(job.benchmark.domains),
+        "data": job.data["title"],
+        "domains": ", ".join(job.data["counts"]),
         "model": ", ".join([config.model, *_manner(config)]),
         "strategies": ", ".join(job.strategies),
         "federation": f"{config.rounds} rounds, server {server}",
@@ -54,7 +53,7 @@ def incomplete_warning(job: Job) -> str:
     if not job.differences:
         return ""
     return (
-        f"This is not the complete {job.benchmark.name}: {'; '.join(job.differences)}. Results are not comparable with "
+        f"This is not the complete {job.data['name']}: {'; '.join(job.differences)}. Results are not comparable with "
         "published ones. `python -m fedhess.data check` looks the data through."
     )
 
@@ -82,14 +81,14 @@ def cost(job: Job) -> str:
     return f"{outer}{several}{more}: {len(job.runs)} runs, {rounds:,} rounds of training"
 
 
-def stand_in_warning(benchmark: Benchmark) -> str:
-    """Say that the data is not what was asked for; nothing when it is."""
-    if not benchmark.stand_in_for:
+def stand_in_warning(job: Job) -> str:
+    """Return a warning that the data is not what was asked for; empty when it is."""
+    name, wanted = job.data["name"], job.data["stand_in_for"]
+    if not wanted:
         return ""
     return (
-        f"{benchmark.name} stands in for {benchmark.stand_in_for}, which could not be had. The results below are about "
-        f"{benchmark.name} and say nothing about {benchmark.stand_in_for}. --require-real fails instead and lists the "
-        "ways to get the data."
+        f"{name} stands in for {wanted}, which could not be had. The results below are about {name} and say nothing "
+        f"about {wanted}. --require-real fails instead and lists the ways to get the data."
     )
 
 
@@ -110,10 +109,10 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     work = "varied local work" if {"local_steps", "local_epochs"} & varied else config.local_work
     weighting = "" if config.weighting == RunConfig.model_fields["weighting"].default else f", by {config.weighting}"
     weighting = ", weighting varied" if "weighting" in varied else weighting
-    options = {key: value for key, value in job.benchmark.options.items() if key not in UNNAMED_OPTIONS and value}
+    options = {key: value for key, value in job.data["options"].items() if key not in UNNAMED_OPTIONS and value}
     data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
     if job.differences:
-        data = f"not the complete {job.benchmark.name}; {data}"
+        data = f"not the complete {job.data['name']}; {data}"
     args = {run.strategy: run.config.strategy_args for run in job.outer_runs}
     clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
     weights = "" if config.pretrained else " (not pretrained)"
@@ -138,6 +137,6 @@ def describe_arguments(job: Job) -> dict[str, str]:
     varied = {key for variant in job.variants for key in variant}
     described = {
         name: ", ".join(f"{key}={value}" for key, value in args.items() if not {key, f"{name}.{key}"} & varied)
-        for name, args in job.description["strategies"].items()
+        for name, args in job.record["strategies"].items()
     }
     return {name: text for name, text in described.items() if text}

@@ -14,7 +14,7 @@ from fedhess.base.tables import markdown_table
 from fedhess.domains import open_benchmark
 from fedhess.domains.partition import Examples, Share, read_examples, share_out
 from fedhess.federation.protocol import Identity
-from fedhess.jobs.plan import Job
+from fedhess.jobs.job import Job
 from fedhess.settings.run_config import RunConfig
 
 FILE = "partition.json"
@@ -70,7 +70,7 @@ def show_partitions(job: Job, *, as_json: bool) -> str:
     """
     shown: dict[str, dict[str, Any]] = {}
     for run in job.runs:
-        config, title = run.config, f"{job.benchmark.title}, target {run.scenario.name}, seed {run.config.seed}"
+        config, title = run.config, f"{job.data['title']}, target {run.scenario.name}, seed {run.config.seed}"
         if title in shown:
             continue  # strategies share it
         benchmark = open_benchmark(

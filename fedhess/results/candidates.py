@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedhess.domains import Scenario
 from fedhess.federation.server.run_directory import Row
-from fedhess.jobs.plan import Job, PlannedRun
+from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.variants import Variant, describe
 from fedhess.results.selection import Candidate, Choice, choose, comparable_rounds
 

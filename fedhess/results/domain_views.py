@@ -12,7 +12,7 @@ from fedhess.base.seeds import seeded_generator
 from fedhess.curvature import HeadBatch
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.client.evaluation import BATCH_SIZE, predictions
-from fedhess.jobs.plan import PlannedRun
+from fedhess.jobs.job import PlannedRun
 from fedhess.jobs.reopening import require_finished
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import LocalDomain, build_model, local_domain

@@ -8,7 +8,7 @@ from typing import Any
 from fedhess.base.averages import shown
 from fedhess.base.files import replace_file, writing
 from fedhess.base.tables import markdown_table, notes
-from fedhess.jobs.plan import Job
+from fedhess.jobs.job import Job
 from fedhess.jobs.selectors import SELECTORS
 
 

@@ -11,7 +11,7 @@ from fedhess.base.tables import markdown_table, notes
 from fedhess.domains import Scenario
 from fedhess.federation.server.health import sickness
 from fedhess.jobs.description import describe_arguments, protocol
-from fedhess.jobs.plan import Job
+from fedhess.jobs.job import Job
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
 from fedhess.results.candidates import Recorded, cells_of, read_rows
@@ -42,8 +42,8 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
     if selection == DEFAULT:
         rules = sorted({selection_rule(rows) for run, rows in recorded if rows and not run.inner}) or rules
     return {
-        "title": job.benchmark.title,
-        "stand_in_for": job.benchmark.stand_in_for,
+        "title": job.data["title"],
+        "stand_in_for": job.data["stand_in_for"],
         "protocol": protocol(job, rules),
         "selection": rules,
         "seeds": job.seeds,
@@ -155,13 +155,10 @@ def _summarise_strategy(
     gaps: list[str] = []
     sick: dict[str, str] = {}
     for run, rows in recorded:
-        if run.strategy == name and not run.inner:
-            args = job.description["strategies"][name]
-            if job.variants:
-                args = job.description["variants"][run.variant]["arguments"][name]
-            if sign := sickness(rows, run.config, args=args, classes=len(job.benchmark.classes)):
-                setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
-                sick[f"target {run.scenario.name}, seed {run.config.seed}{setting}"] = sign
+        mine = run.strategy == name and not run.inner
+        if mine and (sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes))):
+            setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+            sick[f"target {run.scenario.name}, seed {run.config.seed}{setting}"] = sign
     before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
     for cell in cells_of(recorded, name):
         choice, rows = cell.choose(selection)

@@ -17,10 +17,10 @@ from fedhess.federation.client import memory
 from fedhess.jobs.selectors import ORACLE
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations import diversity_shift
-from fedhess.simulations.comparison import render
-from fedhess.simulations.draws import draw_settings
-from fedhess.simulations.presets import comparison_of, configurations, find_protocol
-from fedhess.simulations.protocols import PROTOCOLS
+from fedhess.simulations.scenarios.comparison import render
+from fedhess.simulations.scenarios.draws import draw_settings
+from fedhess.simulations.scenarios.presets import comparison_of, configurations, find_protocol
+from fedhess.simulations.scenarios.published_protocols import PROTOCOLS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where each benchmark lies in a data folder, as its releases have it.

@@ -26,9 +26,6 @@ def open_folder_tree(opening: Opening) -> Benchmark:
             ``classes``, names separated by slashes, with which only the domains that are ``held`` are looked for;
             ``data_dir`` and ``skip_bad_images``, which overrule the arguments.
 
-    Returns:
-        The benchmark, named after the folder; images are 3 x side x side uint8. Its options name domains and classes.
-
     Raises:
         UsageError: An unknown option, or a folder that is not such a tree; the message names where and how.
     """
@@ -64,11 +61,7 @@ def open_folder_tree(opening: Opening) -> Benchmark:
 
 
 def settle_tree(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
-    """Check the options; returns the opening with what they overrule, and a value for each.
-
-    Raises:
-        UsageError: An unknown option, or a value out of range.
-    """
+    """Check the options; returns the opening with what they overrule, and a value for each."""
     opening, options = opening.settled(skip_bad_images=opening.skip_bad_images, side=SIDE, domains="", classes="")
     side = int(options["side"])
     if not SIDES[0] <= side <= SIDES[1]:
@@ -92,9 +85,6 @@ def read_tree(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str]
 
     Returns:
         Domains and classes by name; every domain has the same classes and every class an image.
-
-    Raises:
-        UsageError: The first thing that is not so.
     """
     found = folders_by_name(root)
     if not domains:

@@ -44,41 +44,23 @@ TEN = (
     *("bird", "feather", "headphones", "ice_cream", "teapot"),
     *("tiger", "whale", "windmill", "wine_glass", "zebra"),
 )
+DOMAINS = {
+    "clipart": ("clip",),
+    "infograph": ("info",),
+    "painting": ("paint",),
+    "quickdraw": ("quick",),
+    "real": (),
+    "sketch": (),
+}
+CLEANED = (48129, 51605, 72266, 172500, 172947, 69128)  # images, in the order of the domains
+ORIGINAL = (48837, 53201, 75759, 172500, 175327, 70386)
 RELEASE = Release(
-    layout=Layout(
-        benchmark="DomainNet",
-        nestings=((), ("domain_net",)),
-        domains={
-            "clipart": ("clip",),
-            "infograph": ("info",),
-            "painting": ("paint",),
-            "quickdraw": ("quick",),
-            "real": (),
-            "sketch": (),
-        },
-        classes=CLASSES,
-    ),
+    layout=Layout(benchmark="DomainNet", nestings=((), ("domain_net",)), domains=DOMAINS, classes=CLASSES),
     source="Peng et al. 2019, cleaned",
     known=KnownCounts(
-        {
-            "clipart": 48129,
-            "infograph": 51605,
-            "painting": 72266,
-            "quickdraw": 172500,
-            "real": 172947,
-            "sketch": 69128,
-        },
+        dict(zip(DOMAINS, CLEANED, strict=True)),
         classes={"quickdraw": dict.fromkeys(CLASSES, 500)},
-        others={
-            "the original release, with duplicates": {
-                "clipart": 48837,
-                "infograph": 53201,
-                "painting": 75759,
-                "quickdraw": 172500,
-                "real": 175327,
-                "sketch": 70386,
-            }
-        },
+        others={"the original release, with duplicates": dict(zip(DOMAINS, ORIGINAL, strict=True))},
     ),
     repository="wltjr1007/DomainNet",
     size="18.5 GB",

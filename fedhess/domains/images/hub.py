@@ -25,15 +25,9 @@ ROWS = 64  # unpacked at a time
 
 
 def why_unreachable(repository: str) -> str:
-    """Ask the hub for a data set's description, within `download.DECISION_SECONDS`.
+    """Return why a data set (``owner/name``) cannot be had, or nothing, within `download.DECISION_SECONDS`.
 
-    The hub's own libraries retry for minutes without a network.
-
-    Args:
-        repository: ``owner/name``.
-
-    Returns:
-        Why it cannot be had, or nothing when it can.
+    The hub's own library retries for minutes without a network.
     """
     for variable in OFFLINE_VARIABLES:
         if os.environ.get(variable, "").lower() in {"1", "true", "yes", "on"}:

@@ -64,10 +64,9 @@ class ImageDomain:
         digest: Of their contents.
         side: Height and width of the decoded images, pixels.
         skipped: Number of images left out because they could not be decoded.
-        aspects: Width by height of the images as they lie on disk.
+        aspects: Width by height of the images on disk; as an attribute (N,) float64, or None where unknown.
 
     Attributes:
-        aspects: (N,) float64, or None where unknown.
         reads_files: Reading takes long enough to be done ahead; see `fedhess.base.prefetching`.
     """
 
@@ -97,13 +96,7 @@ class ImageDomain:
         return len(self._files)
 
     def inputs(self, indices: Tensor) -> Tensor:
-        """Decode images, resized to (side, side) without keeping their proportions.
-
-        Args:
-            indices: (B,) int64.
-
-        Returns:
-            (B, 3, side, side) uint8 RGB.
+        """Decode images to (B, 3, side, side) uint8 RGB, without keeping their proportions.
 
         Raises:
             UsageError: A file that could be decoded before no longer can.
@@ -135,15 +128,7 @@ def load_images(
     cache_dir: Path | None,
     notify: Notify,
 ) -> ImageDomain:
-    """Check every image of a domain, so that a broken one shows now and not in the middle of training.
-
-    Args:
-        domain: Its name.
-        files: Its images.
-        side: Height and width to decode to, pixels.
-        skip_bad_images: Leave broken ones out instead of refusing.
-        cache_dir: Where the outcome is kept, so that the next process need not read the files again.
-        notify: Told about a first reading and about images left out.
+    """Check every image of a domain, so that a broken one shows now and not in the middle of training; see `scan`.
 
     Raises:
         UsageError: Broken images, named, unless they are to be skipped; or none left.

@@ -55,14 +55,9 @@ class Layout:
 
 
 def find_domains(root: Path, layout: Layout) -> dict[str, Path]:
-    """Find the folders of a benchmark's domains.
+    """Find the folders of a benchmark's domains, without those that are not there.
 
-    Args:
-        root: Where to look: there and in the layout's nestings; the first that has the most domains is taken.
-        layout: What to look for.
-
-    Returns:
-        Domain -> folder, without the domains that are not there.
+    Of ``root`` and the layout's nestings below it, the first that has the most domains is taken.
 
     Raises:
         UsageError: ``root`` is no readable folder, or one place holds a domain under two spellings.
@@ -81,11 +76,7 @@ def find_domains(root: Path, layout: Layout) -> dict[str, Path]:
 
 
 def find_classes(folder: Path, layout: Layout) -> dict[str, list[Path]]:
-    """Find the folders of each class in a domain's folder, in the layout's order, without classes that are not there.
-
-    Raises:
-        UsageError: A class is there under two spellings, or a folder cannot be read.
-    """
+    """Find the folders of each class in a domain's folder, in the layout's order, without those that are not there."""
     spelled = layout.spelled_classes
     inside = {spelling(child.name): child for child in subfolders(folder)}
     bases = [folder]
@@ -98,11 +89,7 @@ def find_classes(folder: Path, layout: Layout) -> dict[str, list[Path]]:
 
 
 def require_classes(domain: str, folder: Path, layout: Layout) -> dict[str, list[Path]]:
-    """Find the folders of each class, all of which must be there and hold an image; see `find_classes`.
-
-    Raises:
-        UsageError: As `find_classes`; or a class is missing or empty.
-    """
+    """Find the folders of each class, all of which must be there and hold an image."""
     found = find_classes(folder, layout)
     for name in layout.classes:
         if name not in found:
@@ -135,10 +122,7 @@ def list_images(folders: ClassFolders, classes: Sequence[str]) -> list[ImageFile
 
 
 def images_in(folder: Path) -> Iterator[Path]:
-    """Yield the images in a folder and below, by name.
-
-    Links to images are followed, links to folders below are not, since they may lead back.
-    """
+    """Yield the images in a folder and below, by name; links to folders below are not followed: they may lead back."""
     for entry in entries(folder):
         if entry.is_dir():
             if not entry.is_symlink():
@@ -148,11 +132,7 @@ def images_in(folder: Path) -> Iterator[Path]:
 
 
 def folders_by_name(folder: Path, spelled: Mapping[str, str] | None = None) -> dict[str, Path]:
-    """Find the folders in a folder by their names, or where ``spelled`` is given by the names it has for them.
-
-    Raises:
-        UsageError: Two folders have the same name.
-    """
+    """Find the folders in a folder by their names, or where ``spelled`` is given by its names for them."""
     found: dict[str, Path] = {}
     for child in subfolders(folder):
         name = composed(child.name) if spelled is None else spelled.get(spelling(child.name))
@@ -169,11 +149,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """List what is in a folder, by name, without hidden entries and litter.
-
-    Raises:
-        UsageError: It cannot be read.
-    """
+    """List what is in a folder, by name, without hidden entries and litter."""
     try:
         with os.scandir(folder) as found:
             shown = [entry for entry in found if not entry.name.startswith(".") and entry.name.lower() != LITTER]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from fedhess.domains.benchmark import Benchmark, KnownCounts, by_class
 from fedhess.domains.iconpacs import open_iconpacs
 from fedhess.domains.images.layout import Layout
-from fedhess.domains.images.release import Release, open_release, try_release
+from fedhess.domains.images.release import Release, open_release
 from fedhess.domains.opening import Opening
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
@@ -33,14 +33,10 @@ RELEASE = Release(
 
 
 def open_pacs(opening: Opening) -> Benchmark:
-    """Open PACS, or IconPACS with ``stand_in_for`` set where PACS cannot be had and ``require_real`` is not set.
+    """Open PACS, or IconPACS where PACS cannot be had; see `open_release`. The complete copy has 9,991 images."""
 
-    See `open_release`. The complete copy has 9,991 images.
-    """
-    if opening.require_real:
-        return open_release(RELEASE, opening)
-    found, reason = try_release(RELEASE, opening)
-    if found is not None:
-        return found
-    opening.notify(f"PACS cannot be had ({reason}): IconPACS stands in for it. Its results say nothing about PACS")
-    return open_iconpacs(replace(opening, benchmark="IconPACS", options={"stand_in_for": "PACS"}))
+    def stand_in(reason: str) -> Benchmark:
+        opening.notify(f"PACS cannot be had ({reason}): IconPACS stands in for it. Its results say nothing about PACS")
+        return open_iconpacs(replace(opening, benchmark="IconPACS", options={"stand_in_for": "PACS"}))
+
+    return open_release(RELEASE, opening, stand_in=stand_in)

@@ -10,7 +10,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor
 from fedhess.base.errors import UsageError
 from fedhess.base.files import CACHE_VARIABLE, cache_directory, digest_of
 from fedhess.domains.domain import DomainData, Notify, keep_silent
-from fedhess.domains.images.image_files import THREADS, ImageDomain
+from fedhess.domains.images.image_files import ImageDomain, in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +75,7 @@ class StoredImages:
         return [int(number) for number in np.flatnonzero(self._sums == 0)]
 
     def inputs(self, indices: Tensor) -> Tensor:
-        """Read images; one that is damaged in the file is decoded again, and a warning is logged.
-
-        Args:
-            indices: (B,) int64.
-
-        Returns:
-            (B, 3, side, side) uint8 RGB, those of `ImageDomain.inputs`.
+        """Read images, those of `ImageDomain.inputs`; one that is damaged in the file is decoded again, with a warning.
 
         Raises:
             UsageError: A damaged image cannot be decoded or written anew.
@@ -106,11 +99,7 @@ class StoredImages:
         return torch.from_numpy(found)
 
     def fill(self, number: int) -> npt.NDArray[np.uint8]:
-        """Decode one image and write it: the pixels, then their checksum.
-
-        Raises:
-            UsageError: It cannot be decoded, or the disk is full or not writable.
-        """
+        """Decode one image and write it: the pixels, then their checksum."""
         pixels: npt.NDArray[np.uint8] = self._images.decode(number).contiguous().numpy()
         try:
             with self.path.open("r+b") as file:
@@ -125,8 +114,7 @@ class StoredImages:
 
     def fill_missing(self, numbers: Sequence[int]) -> None:
         """Fill in those images, in threads, that no other process has filled in by now."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(self.fill, [number for number in numbers if self._sums[number] == 0]))
+        in_threads(self.fill, [number for number in numbers if self._sums[number] == 0])
 
 
 def store_bytes(images: ImageDomain) -> int:
@@ -143,14 +131,8 @@ def decode_once(
 ) -> StoredImages:
     """Decode every image of a domain that has not been decoded yet, and keep them in the cache.
 
-    Args:
-        images: The domain.
-        cache_dir: See `cache_directory`.
-        limit_gb: Most room they may take, in 10^9 bytes.
-        notify: Told the size before it begins, and the progress.
-
     Raises:
-        UsageError: They do not fit, or cannot be written, or one cannot be decoded.
+        UsageError: They do not fit (see `require_room`), or cannot be written, or one cannot be decoded.
     """
     require_room([images], cache_dir=cache_dir, limit_gb=limit_gb, notify=notify)
     stored = StoredImages(images, store_path(images, cache_dir))
@@ -170,7 +152,7 @@ def require_room(
 
     Args:
         domains: Of a run.
-        cache_dir: See `cache_directory`.
+        cache_dir: See `fedhess.base.files.cache_directory`.
         limit_gb: Most room they may take, in 10^9 bytes.
         notify: Told the size, unless everything is decoded already.
 
@@ -180,7 +162,7 @@ def require_room(
     found = [images for images in domains if isinstance(images, ImageDomain)]
     total = sum(map(store_bytes, found))
     paths = {store_path(images, cache_dir): images for images in found}
-    needed = sum(store_bytes(images) - _held_bytes(path, images) for path, images in paths.items())
+    needed = sum(_missing_bytes(images, path) for path, images in paths.items())
     if needed == 0:
         return
     folder = cache_directory(cache_dir)
@@ -203,14 +185,11 @@ def store_path(images: ImageDomain, cache_dir: Path | str | None) -> Path:
     return cache_directory(cache_dir) / "pixels" / f"{images.name.replace('/', '_')}-{key[:20]}.u8"
 
 
-def _held_bytes(path: Path, images: ImageDomain) -> int:
-    """Count the bytes of a domain's file that need not be written any more."""
-    if not path.exists() or path.stat().st_size < store_bytes(images):
-        return 0
-    sums = np.fromfile(path, np.uint32, count=len(images))
-    if sums.all():
-        return store_bytes(images)
-    return int(np.count_nonzero(sums)) * CHANNELS * images.side**2
+def _missing_bytes(images: ImageDomain, path: Path) -> int:
+    """Count the bytes of a domain's pixels that are still to be written."""
+    whole = path.exists() and path.stat().st_size >= store_bytes(images)
+    there = int(np.count_nonzero(np.fromfile(path, np.uint32, count=len(images)))) if whole else 0
+    return (len(images) - there) * CHANNELS * images.side**2
 
 
 def _offset(count: int) -> int:

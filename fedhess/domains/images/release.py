@@ -1,7 +1,7 @@
 """An image benchmark as it is released: where it may lie, how it is downloaded, what its complete copy holds."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,11 +60,7 @@ class Release:
         return [*named, self.cached(opening)]
 
     def find(self, opening: Opening) -> tuple[Path | None, dict[str, Path]]:
-        """Find the first place that holds any of its domains, and their folders.
-
-        Raises:
-            UsageError: A folder cannot be read, or holds a domain twice.
-        """
+        """Find the first place that holds any of its domains, and their folders."""
         for place in self.places(opening):
             if place != self.cached(opening) or place.exists():
                 folders = find_domains(place, self.layout)
@@ -73,11 +69,7 @@ class Release:
         return None, {}
 
     def locate(self, opening: Opening) -> Path | None:
-        """Find the place that holds all of its domains, without a network.
-
-        Raises:
-            UsageError: As `find`; or the folder that was given, or the first that holds any domain, lacks some.
-        """
+        """Find the place that holds all of its domains, without a network; a part of them is an error."""
         place, folders = self.find(opening)
         if place is not None:
             self.require(self.layout.domains, folders, place)
@@ -95,14 +87,7 @@ class Release:
             )
 
     def prepare(self, opening: Opening) -> str:
-        """Download it unless it is there; what an interrupted download has fetched is used.
-
-        Returns:
-            Why it cannot be had, or nothing.
-
-        Raises:
-            UsageError: As `locate`.
-        """
+        """Download it unless it is there; returns why it cannot be had, or nothing."""
         if self.locate(opening) is not None:
             return ""
         if not self.repository:
@@ -124,13 +109,16 @@ class Release:
         ]
 
 
-def open_release(release: Release, opening: Opening) -> Benchmark:
+def open_release(
+    release: Release, opening: Opening, *, stand_in: Callable[[str], Benchmark] | None = None
+) -> Benchmark:
     """Open an image benchmark: from a local folder, else what was downloaded, else the hub.
 
     Args:
         release: What to open.
         opening: Options ``data_dir`` and ``skip_bad_images`` overrule the arguments of the same name. With ``held``
             only those domains are looked for, and nothing is downloaded.
+        stand_in: Returns what replaces it where it cannot be had for a reason, unless ``require_real`` is set.
 
     Returns:
         The benchmark, images decoded to 3x224x224 uint8.
@@ -138,26 +126,21 @@ def open_release(release: Release, opening: Opening) -> Benchmark:
     Raises:
         UsageError: It cannot be had (known within seconds when there is no network), or a copy is incomplete.
     """
-    found, reason = try_release(release, opening)
-    if found is None:
-        raise UsageError(f"{release.name} is not there and cannot be had ({reason}). {listed(release.ways(opening))}")
-    return found
-
-
-def try_release(release: Release, opening: Opening) -> tuple[Benchmark | None, str]:
-    """Open an image benchmark, or return why it cannot be had; see `open_release`."""
     opening = opening.settled(skip_bad_images=opening.skip_bad_images)[0]
     layout, wanted = release.layout, opening.held
     if wanted is None:
         wanted = tuple(layout.domains)
-        if release.repository and not release.unasked and release.locate(opening) is None:
-            return None, f"{release.size} are not downloaded unasked"
-        if reason := release.prepare(opening):
-            return None, reason
+        asked = release.unasked or not release.repository or release.locate(opening) is not None
+        reason = release.prepare(opening) if asked else f"{release.size} are not downloaded unasked"
+        if reason and stand_in is not None and not opening.require_real:
+            return stand_in(reason)
+        if reason:
+            ways = listed(release.ways(opening))
+            raise UsageError(f"{release.name} is not there and cannot be had ({reason}). {ways}")
     place, folders = release.find(opening) if wanted else (None, {})
     place = place or release.places(opening)[0]
     release.require(wanted, folders, place)
-    benchmark = tree_benchmark(
+    return tree_benchmark(
         release.name,
         {domain: require_classes(domain, folders[domain], layout) for domain in wanted},
         domains=tuple(layout.domains),
@@ -167,7 +150,6 @@ def try_release(release: Release, opening: Opening) -> tuple[Benchmark | None, s
         options={"data_dir": str(place.resolve()), "skip_bad_images": opening.skip_bad_images},
         known=release.known,
     )
-    return benchmark, ""
 
 
 def tree_benchmark(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedhess.alignment.step import Forward, Step, round_steps, run_forward
-from fedhess.base.errors import strategy_code
+from fedhess.alignment.strategy_code import strategy_code
 from fedhess.federation.client.batches import BatchSource, joint_batches
 from fedhess.models.headed import HeadedModel
 from fedhess.settings.optimizers import client_optimizer

@@ -5,7 +5,7 @@ import time
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.alignment.step import round_steps
 from fedhess.alignment.strategy import DomainStrategy
-from fedhess.base.errors import strategy_code
+from fedhess.alignment.strategy_code import strategy_code
 from fedhess.federation.server.clients import Federation
 from fedhess.federation.server.exchange import Exchange
 from fedhess.federation.server.global_model import GlobalModel

@@ -11,7 +11,7 @@ from typing import Any
 from fedhess.alignment.loading import known_strategies
 from fedhess.alignment.server_step import describe_server, is_server_setting, steps_itself
 from fedhess.jobs.variants import VARIED
-from fedhess.simulations.records import Line
+from fedhess.simulations.scenarios.records import Line
 
 BEYOND = ("strategy_args", "variants", "selection", "data")  # keys of a line's settings that are none of the run's
 

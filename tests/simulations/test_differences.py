@@ -12,10 +12,10 @@ from fedhess.domains import BENCHMARKS, open_benchmark
 from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.plan import plan_job
 from fedhess.simulations import correlation_shift, diversity_shift, label_shift
-from fedhess.simulations.comparison import Comparison, render
-from fedhess.simulations.particulars import own_particulars, shared_protocol
-from fedhess.simulations.published import Published
-from fedhess.simulations.records import Row, lines_of
+from fedhess.simulations.scenarios.comparison import Comparison, render
+from fedhess.simulations.scenarios.differences import own_particulars, shared_protocol
+from fedhess.simulations.scenarios.published_results import Published
+from fedhess.simulations.scenarios.records import Row, lines_of
 
 COMPARISON = Comparison(name="toy", title="Toy", published={})
 
@@ -43,7 +43,7 @@ def row(
     return {
         "benchmark": "Toy", "strategy": strategy, "seed": 0, "per_domain": 0, "options": {}, "device": "cpu",
         "digest": "",
-        "settings": {**job.description["settings"], "strategy_args": dict(config.strategy_args), **several},
+        "settings": {**job.record["settings"], "strategy_args": dict(config.strategy_args), **several},
         "accuracy": {"sources": 70.0, "east": 60.0}, "average": None, "protocol": whole_protocol(job, [rule]),
         "environment": {"platform": "Linux", "cpu_count": 2, "git_revision": "0", "versions": {"torch": 2, "flwr": 1}},
     }  # fmt: skip
@@ -98,10 +98,11 @@ def test_a_difference_of_the_data_is_not_lost() -> None:
     assert told == f"coral: gamma=1.0; {other['protocol'].partition(', seeds')[0]}"
 
 
-def test_strategies_that_stopped_show_the_arguments_they_were_given() -> None:
+def test_strategies_that_stopped_show_their_arguments() -> None:
     stopped = row("irm", {"weight": 0.1}) | {"stopped": "diverged"}
     text = render(COMPARISON, {"quick": False, "rows": [stopped]})
-    assert "- irm: weight=0.1\n- irm, seed 0: stopped: diverged" in text
+    assert "- irm: weight=0.1, " in text
+    assert "\n- irm, seed 0: stopped: diverged" in text
     assert own_particulars(lines_of([row("erm")])) == ["every strategy: its own defaults"]
 
 

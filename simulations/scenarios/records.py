@@ -17,7 +17,7 @@ from typing import Any
 from fedhess.base.errors import UsageError
 from fedhess.base.files import replace_file, writing
 from fedhess.settings.run_config import RunConfig
-from fedhess.simulations.outputs import is_reproducible
+from fedhess.simulations.scenarios.outputs import is_reproducible
 
 if sys.platform != "win32":
     import fcntl

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from fedhess.curvature.lanczos import dominant_eigenvector
-from fedhess.simulations.landscapes import Landscape
+from fedhess.simulations.transfer.landscapes import Landscape
 
 STEPS = 200
 RESTARTS = 8

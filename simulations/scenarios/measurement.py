@@ -16,13 +16,14 @@ from fedhess.base.files import digest_of
 from fedhess.domains import open_benchmark
 from fedhess.jobs.description import cost, stand_in_warning, whole_protocol
 from fedhess.jobs.directory import job_directory
-from fedhess.jobs.plan import Job, plan_job, slug
+from fedhess.jobs.job import Job, slug
+from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
+from fedhess.jobs.running import run_job
 from fedhess.jobs.selectors import DEFAULT, ORACLE
 from fedhess.results.summary import summarise
 from fedhess.settings.run_config import Scalar
-from fedhess.simulate import run_job
-from fedhess.simulations.records import Row
+from fedhess.simulations.scenarios.records import Row
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,6 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         options=configuration.options,
         notify=progress.note,
     )
-    if benchmark.stand_in_for:
-        progress.warn(stand_in_warning(benchmark))
     name = f"{slug(benchmark.title)}-{configuration.strategy}-{configuration.seed}"
     job = plan_job(
         benchmark,
@@ -94,14 +93,16 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         selection=configuration.selection,
         out=folder / f"{name}-{digest_of([json.dumps(asdict(configuration), sort_keys=True)])[:8]}",
     )
+    progress.warn(stand_in_warning(job))
     if job.variants or job.selection != DEFAULT:
         typer.echo(f"{name}: {cost(job)}")
     started = time.monotonic()
-    with job_directory(job.path, job.description, resume=True, selection=job.selection):
+    with job_directory(job.path, job.record, resume=True, selection=job.selection):
         try:
-            summary: dict[str, Any] = run_job(job, progress)
+            run_job(job, progress)
         except FederationError as error:
             return _row(job, configuration) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
+    summary = summarise(job)
     result = summary["strategies"][configuration.strategy]
     accuracy = {"sources": result["sources"]["mean"]}
     accuracy |= {target: cell["mean"] for target, cell in result["accuracy"].items()}
@@ -132,13 +133,13 @@ def given(configuration: Configuration) -> dict[str, Any]:
 
 def _row(job: Job, configuration: Configuration) -> Row:
     """Say what a job is, without the paths of this machine."""
-    config, dataset = job.runs[0].config, job.description["dataset"]
-    kept = {key: value for key, value in job.description["settings"].items() if key not in ("data_dir", "device")}
+    config, dataset = job.runs[0].config, job.record["dataset"]
+    kept = {key: value for key, value in job.record["settings"].items() if key not in ("data_dir", "device")}
     several: dict[str, Any] = {"variants": len(job.variants)} if job.variants else {}  # settings are the first's
     several |= {"selection": job.selection} if job.selection != DEFAULT else {}
     record = json.loads((job.path / "config.json").read_text(encoding="utf-8"))
     return {
-        "benchmark": job.benchmark.title,
+        "benchmark": job.data["title"],
         "strategy": config.strategy,
         "seed": config.seed,
         "given": given(configuration),

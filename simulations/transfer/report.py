@@ -7,7 +7,7 @@ from typing import Any
 
 from fedhess.base.tables import markdown_table
 from fedhess.results.figures import COLOURS, drawable, drawing
-from fedhess.simulations.outputs import describe_revision
+from fedhess.simulations.scenarios.outputs import describe_revision
 
 COLUMNS = 4
 

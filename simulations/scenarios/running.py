@@ -15,12 +15,12 @@ from fedhess.base.files import replace_file, writing
 from fedhess.domains import open_benchmark
 from fedhess.settings.defaults import default_strategy_args
 from fedhess.settings.run_config import Scalar
-from fedhess.simulations.comparison import Comparison, draw, render
-from fedhess.simulations.measurement import Configuration, measure
-from fedhess.simulations.outputs import require_ready
-from fedhess.simulations.records import Record, Row, add_row, load_record
+from fedhess.simulations.scenarios.comparison import Comparison, draw, render
+from fedhess.simulations.scenarios.measurement import Configuration, measure
+from fedhess.simulations.scenarios.outputs import require_ready
+from fedhess.simulations.scenarios.records import Record, Row, add_row, load_record
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 QUICK_RESULTS = Path("runs") / "quick"  # what is measured in a hurry is no result
 
 StrategyOption = Annotated[str, typer.Option(help="Strategies, separated by commas; all takes each of the scenario.")]

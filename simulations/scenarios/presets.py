@@ -8,10 +8,10 @@ from typing import Any
 from fedhess.alignment.server_step import steps_itself
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.settings.run_config import Scalar
-from fedhess.simulations.comparison import Comparison
-from fedhess.simulations.draws import draw_settings
-from fedhess.simulations.measurement import Configuration
-from fedhess.simulations.protocols import PROTOCOLS, Protocol
+from fedhess.simulations.scenarios.comparison import Comparison
+from fedhess.simulations.scenarios.draws import draw_settings
+from fedhess.simulations.scenarios.measurement import Configuration
+from fedhess.simulations.scenarios.published_protocols import PROTOCOLS, Protocol
 
 QUICK: Mapping[str, Any] = {
     "model": "resnet18",

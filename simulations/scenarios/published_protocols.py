@@ -11,7 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedhess.settings.run_config import Scalar
-from fedhess.simulations.published import BAI_PROTOCOL, DOMAINBED_SWEEP, FEDIIR_PROTOCOL, GA_PROTOCOL, Table
+from fedhess.simulations.scenarios.published_results import (
+    BAI_PROTOCOL,
+    DOMAINBED_SWEEP,
+    FEDIIR_PROTOCOL,
+    GA_PROTOCOL,
+    Table,
+)
 
 BENCHMARKS = ("PACS", "VLCS", "OfficeHome", "DomainNet")
 WITH_TERRA = (*BENCHMARKS, "TerraIncognita")
@@ -37,7 +43,7 @@ class Protocol:
         published: Its own results, by benchmark.
         differences: What differs from the publication, one sentence each.
         draws: Settings to select among, drawn as DomainBed draws them; 0 for one.
-        ranges: Which ranges they are drawn from: a key of `fedhess.simulations.draws.RANGES`.
+        ranges: Which ranges they are drawn from: a key of `fedhess.simulations.scenarios.draws.RANGES`.
         oracle: Whether it reports the oracle too.
         benchmarks: What it is a preset for.
     """

@@ -11,26 +11,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 from fedhess.base.errors import FederationError
 from fedhess.deploy.processes import marked_processes
 
 WATCHED = "FEDHESS_WATCHED"  # an environment variable that every process of the command inherits
 POLL_SECONDS = 0.1
-PAGE = os.sysconf("SC_PAGE_SIZE")
 KEPT_LINES = 20
 
 
-@dataclass
-class Held:
+class Held(NamedTuple):
     """The most that one process held during a round: resident memory (MB) and open files."""
 
     megabytes: float = 0.0
     files: int = 0
-
-    def raise_to(self, other: "Held") -> None:
-        """Take over whatever the other has more of."""
-        self.megabytes, self.files = max(self.megabytes, other.megabytes), max(self.files, other.files)
 
 
 @dataclass
@@ -49,9 +46,8 @@ class Watched:
 
     def lasting(self) -> dict[str, list[int]]:
         """Return the processes that lived from the first round to the last, by program."""
-        rounds = [set(self.held[number]) for number in self.seconds]
         found: dict[str, list[int]] = {}
-        for pid in sorted(set.intersection(*rounds)):
+        for pid in sorted(set.intersection(*(set(self.held[number]) for number in self.seconds))):
             found.setdefault(self.programs[pid], []).append(pid)
         return found
 
@@ -66,6 +62,17 @@ class Watched:
             named[f"{many}: memory (MB)"] = [sum(held.megabytes for held in own) for own in each]
             named[f"{many}: open files"] = [float(sum(held.files for held in own)) for own in each]
         return named
+
+    def look(self, mark: str, *, server_round: int) -> None:
+        """Record what every process holds now."""
+        own = self.held.setdefault(server_round, {})
+        for process in marked_processes(mark, variable=WATCHED):
+            with suppress(psutil.Error):  # it has just ended
+                now, most = Held(process.memory_info().rss / 1e6, process.num_fds()), own.get(process.pid, Held())
+                own[process.pid] = Held(max(now.megabytes, most.megabytes), max(now.files, most.files))
+                if words := process.cmdline():  # none once it is ending
+                    self.programs[process.pid] = _program(words)
+                self.programs.setdefault(process.pid, "")
 
 
 def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str] | None = None) -> Watched:
@@ -83,8 +90,7 @@ def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str
         FederationError: The command failed, or wrote no round.
         KeyboardInterrupt: Ctrl-C, or SIGTERM; the command has ended.
     """
-    mark = uuid.uuid4().hex
-    watched = Watched()
+    mark, watched = uuid.uuid4().hex, Watched()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended, too
     output = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill up and stop the command
     process = subprocess.Popen(
@@ -96,8 +102,7 @@ def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str
     )
     try:
         while process.poll() is None:
-            done = _seconds(rounds)
-            _look(watched, mark, current=max(done, default=0) + 1)
+            watched.look(mark, server_round=max(_seconds(rounds), default=0) + 1)
             time.sleep(POLL_SECONDS)
     finally:
         process.terminate()
@@ -111,25 +116,11 @@ def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str
     return watched
 
 
-def _look(watched: Watched, mark: str, *, current: int) -> None:
-    """Note what every process holds now."""
-    own = watched.held.setdefault(current, {})
-    for pid in (process.pid for process in marked_processes(mark, variable=WATCHED)):
-        folder = Path(f"/proc/{pid}")
-        with suppress(OSError, IndexError):  # it has just ended
-            pages = int((folder / "statm").read_text(encoding="ascii").split()[1])
-            held = Held(pages * PAGE / 1e6, len(os.listdir(folder / "fd")))
-            watched.programs[pid] = _program(folder) or watched.programs.get(pid, "")  # no words once it is ending
-            own.setdefault(pid, Held()).raise_to(held)
-
-
-def _program(folder: Path) -> str:
+def _program(words: Sequence[str]) -> str:
     """Name the program of a process: Flower's by its own name, ours by its module."""
-    words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
     names = [Path(word).name for word in words]
     flower = next((name for name in names if name.startswith(("flower-", "flwr"))), None)
-    module = words[words.index("-m") + 1] if "-m" in words[:-1] else names[0]
-    return flower or module
+    return flower or (words[words.index("-m") + 1] if "-m" in words[:-1] else names[0])
 
 
 def _seconds(rounds: Path) -> dict[int, float]:
