@@ -100,7 +100,7 @@ def test_a_late_thread_that_evicts_every_model_takes_none_from_a_client_at_work(
 
     def disturbed(*given: Any, **where: Any) -> Any:
         for late in ("late", "later"):  # as many as the store keeps
-            thread = threading.Thread(target=memory.MODELS.receive, args=(late, ArrayRecord()))
+            thread = threading.Thread(target=memory.MEMORY.receive, args=(late, ArrayRecord()))
             thread.start()
             thread.join()
         return opened(*given, **where)
@@ -186,7 +186,7 @@ def normed(monkeypatch: pytest.MonkeyPatch) -> str:
 
 class Amnesia:
     def __call__(self, message: Message, context: Context) -> Message:
-        memory.forget_everything()
+        memory.MEMORY.clear()
         return client_app(message, context)
 
 

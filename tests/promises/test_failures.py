@@ -255,7 +255,7 @@ def test_a_client_that_lost_the_model_is_sent_it_again(toy_run: Run) -> None:
     class Forgetful:
         def __call__(self, message: Message, context: Context) -> Message:
             if context.node_config["partition-id"] == BAD:
-                memory.MODELS.forget()
+                memory.MEMORY.clear()
             reply = client_app(message, context)
             if reply.content.config_records.get(protocol.CONFIG, {}).get(protocol.MODEL_MISSING):
                 complaints.append(int(context.node_config["partition-id"]))

@@ -157,7 +157,7 @@ def run(trees: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.delenv("FEDHESS_DATA", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    memory.forget_everything()
+    memory.MEMORY.clear()
 
     def command(benchmark: str, *arguments: str) -> tuple[Mapping[str, Any], str]:
         given = ["--quick", "--domains", benchmark, "--data-dir", str(trees(benchmark)), *arguments]

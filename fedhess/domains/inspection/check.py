@@ -11,7 +11,7 @@ import torch
 
 from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import KnownCounts
 from fedhess.domains.domain import DomainData
 from fedhess.domains.images.any_tree import read_tree, some
 from fedhess.domains.images.image_files import scan
