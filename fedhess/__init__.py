@@ -1,8 +1,35 @@
-"""Federated domain generalization by aligning head gradients and Hessians across domains, on Flower."""
+"""Federated domain generalization by aligning head gradients and Hessians across domains, on Flower.
 
-__version__ = "0.1.0"
+What a notebook needs is here, imported when it is used: :func:`run` trains and evaluates, :func:`open` reads a recorded
+job, both return :class:`Results`. Strategies derive from :class:`DomainStrategy` and add a penalty to a client's
+:class:`Step`; the statistics they align are in :mod:`fedhess.curvature`.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedhess.base.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fedhess.alignment.step import Step as Step
+    from fedhess.alignment.strategy import DomainStrategy as DomainStrategy
+    from fedhess.results.results import Results as Results
+    from fedhess.results.results import open_results as open
+    from fedhess.simulate import run as run
+
+__version__ = "0.1.0"
+__all__ = ["DomainStrategy", "Results", "Step", "open", "run"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "DomainStrategy": "fedhess.alignment.strategy:DomainStrategy",
+        "Results": "fedhess.results.results:Results",
+        "Step": "fedhess.alignment.step:Step",
+        "open": "fedhess.results.results:open_results",
+        "run": "fedhess.simulate:run",
+    },
+)
 
 # A Flower bundle of a checkout has no links: strategies lies beside the package there, as it does in the repository.
 if not (Path(__file__).parent / "strategies").is_dir():

@@ -45,12 +45,11 @@ def diagnose(
         raise UsageError(f"--examples: expected at least 2, got {examples}")
     progress = Progress(silent=quiet or as_json)
     job = open_finished(run, data_dir=data_dir, device=check_device(device))
-    if job.benchmark.stand_in_for:
-        progress.warn(stand_in_warning(job.benchmark))
+    progress.warn(stand_in_warning(job))
     config = job.runs[0].config
     progress.header(
         {
-            "data": job.benchmark.title,
+            "data": job.data["title"],
             "model": config.model,
             "strategies": ", ".join(job.strategies),
             "targets": ", ".join(dict.fromkeys(planned.scenario.name for planned in job.runs)),

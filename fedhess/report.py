@@ -16,9 +16,8 @@ from fedhess.jobs.description import stand_in_warning
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded, require_inner_runs
 from fedhess.jobs.selectors import read_selectors
-from fedhess.results.candidates import read_rows, unfinished
-from fedhess.results.selection_report import selector_table, write_selection
-from fedhess.results.summary import summarise, table, write_report
+from fedhess.results.selection import read_rows, unfinished
+from fedhess.results.summary import selector_table, summarise, table, write_report, write_selection
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -45,8 +44,7 @@ def report(
     job = open_recorded(run)
     selectors = [job.selection] if selection is None else read_selectors(selection)
     recorded = read_rows(job)
-    if job.benchmark.stand_in_for:
-        progress.warn(stand_in_warning(job.benchmark))
+    progress.warn(stand_in_warning(job))
     if missing := unfinished(recorded):
         progress.warn(f"{len(missing)} of {len(recorded)} runs are not finished, the first {missing[0].directory.path}")
     compared: dict[str, Any] = {}

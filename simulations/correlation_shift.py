@@ -18,12 +18,12 @@ from dataclasses import replace
 import typer
 
 from fedhess.cli.command import Command, run_command
-from fedhess.simulations.comparison import Comparison
-from fedhess.simulations.measurement import Configuration
-from fedhess.simulations.outputs import AllowDirtyOption, RenderOption
-from fedhess.simulations.published import CORRELATION_SHIFT, CORRELATION_SHIFT_SCRIPTS
-from fedhess.simulations.records import Cell
-from fedhess.simulations.scenario import (
+from fedhess.simulations.scenarios.comparison import Comparison
+from fedhess.simulations.scenarios.measurement import Configuration
+from fedhess.simulations.scenarios.outputs import AllowDirtyOption, RenderOption
+from fedhess.simulations.scenarios.published_results import CORRELATION_SHIFT, CORRELATION_SHIFT_SCRIPTS
+from fedhess.simulations.scenarios.records import Cell
+from fedhess.simulations.scenarios.running import (
     DeviceOption,
     OutOption,
     PerDomainOption,

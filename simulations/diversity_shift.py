@@ -20,14 +20,14 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import BENCHMARKS
 from fedhess.settings.run_config import Scalar
-from fedhess.simulations.comparison import Comparison
-from fedhess.simulations.measurement import Configuration
-from fedhess.simulations.outputs import AllowDirtyOption, RenderOption
-from fedhess.simulations.presets import comparison_of, find_protocol
-from fedhess.simulations.presets import configurations as preset_configurations
-from fedhess.simulations.protocols import PROTOCOLS
-from fedhess.simulations.published import DIVERSITY_SHIFT
-from fedhess.simulations.scenario import (
+from fedhess.simulations.scenarios.comparison import Comparison
+from fedhess.simulations.scenarios.measurement import Configuration
+from fedhess.simulations.scenarios.outputs import AllowDirtyOption, RenderOption
+from fedhess.simulations.scenarios.presets import comparison_of, find_protocol
+from fedhess.simulations.scenarios.presets import configurations as preset_configurations
+from fedhess.simulations.scenarios.published_protocols import PROTOCOLS
+from fedhess.simulations.scenarios.published_results import DIVERSITY_SHIFT
+from fedhess.simulations.scenarios.running import (
     DeviceOption,
     OutOption,
     PerDomainOption,

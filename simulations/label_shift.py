@@ -18,12 +18,12 @@ import typer
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
 from fedhess.simulations import correlation_shift
-from fedhess.simulations.comparison import Comparison, class_balance
 from fedhess.simulations.correlation_shift import LABELS, QUICK_EXAMPLES, STRATEGIES, quickened
-from fedhess.simulations.measurement import Configuration
-from fedhess.simulations.outputs import AllowDirtyOption, RenderOption
-from fedhess.simulations.published import LABEL_SHIFT
-from fedhess.simulations.scenario import (
+from fedhess.simulations.scenarios.comparison import Comparison, class_balance
+from fedhess.simulations.scenarios.measurement import Configuration
+from fedhess.simulations.scenarios.outputs import AllowDirtyOption, RenderOption
+from fedhess.simulations.scenarios.published_results import LABEL_SHIFT
+from fedhess.simulations.scenarios.running import (
     DeviceOption,
     OutOption,
     PerDomainOption,

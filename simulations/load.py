@@ -19,7 +19,8 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.files import writing
 from fedhess.cli.command import Command, run_command
 from fedhess.results.figures import drawing, line_look, marked
-from fedhess.simulations.outputs import (
+from fedhess.simulations.benchmarks.watching import Watched, watch
+from fedhess.simulations.scenarios.outputs import (
     AllowDirtyOption,
     RenderOption,
     describe_revision,
@@ -27,7 +28,6 @@ from fedhess.simulations.outputs import (
     require_ready,
     write_results,
 )
-from fedhess.simulations.watching import Watched, watch
 
 RESULTS = Path(__file__).parent / "results"
 TARGET = "sketch"

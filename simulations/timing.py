@@ -16,7 +16,7 @@ import typer
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.command import Command, run_command
-from fedhess.simulations.outputs import (
+from fedhess.simulations.scenarios.outputs import (
     AllowDirtyOption,
     RenderOption,
     describe_revision,
@@ -32,11 +32,11 @@ BENCHMARKS: dict[str, str] = {
     "head": "fedhess.simulations.benchmarks.head:head_rows",
     "engine": "fedhess.simulations.benchmarks.engine:engine_rows",
     "rounds": "fedhess.simulations.benchmarks.rounds:round_rows",
-    "main-job": "fedhess.simulations.benchmarks.main_job:main_job_rows",
+    "main-job": "fedhess.simulations.benchmarks.jobs:main_job_rows",
     "clients": "fedhess.simulations.benchmarks.clients:clients_rows",
     "images": "fedhess.simulations.benchmarks.images:image_rows",
-    "colored-mnist": "fedhess.simulations.benchmarks.colored_mnist:colored_mnist_rows",
-    "references": "fedhess.simulations.benchmarks.references:references_rows",
+    "colored-mnist": "fedhess.simulations.benchmarks.jobs:colored_mnist_rows",
+    "references": "fedhess.simulations.benchmarks.jobs:references_rows",
 }
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

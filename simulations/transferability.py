@@ -3,8 +3,8 @@
     python -m fedhess.simulations.transferability [--quick]
 
 For every method the transfer measure from the mean of the source domains to the target domain, over balls of heads
-around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see ``transfer.py`` for what each figure assumes. A
-quadratic example with known answers comes first and shows that measure and bound are right.
+around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see ``transfer/ascent.py`` for what each figure assumes.
+A quadratic example with known answers comes first and shows that measure and bound are right.
 """
 
 import sys
@@ -22,18 +22,19 @@ from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.jobs.description import whole_protocol
-from fedhess.jobs.plan import Job, PlannedRun, plan_job
+from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_finished
+from fedhess.jobs.running import run_job
 from fedhess.results.domain_views import view_domains
 from fedhess.settings.run_config import RunConfig
-from fedhess.simulate import run_job
-from fedhess.simulations.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
-from fedhess.simulations.outputs import AllowDirtyOption, RenderOption, require_ready, write_results
-from fedhess.simulations.records import load_record
-from fedhess.simulations.scenario import QUICK_RESULTS, RESULTS
-from fedhess.simulations.transfer import transfer_curve
-from fedhess.simulations.transfer_report import draw, render
+from fedhess.simulations.scenarios.outputs import AllowDirtyOption, RenderOption, require_ready, write_results
+from fedhess.simulations.scenarios.records import load_record
+from fedhess.simulations.scenarios.running import QUICK_RESULTS, RESULTS
+from fedhess.simulations.transfer.ascent import transfer_curve
+from fedhess.simulations.transfer.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
+from fedhess.simulations.transfer.report import draw, render
 
 METHODS = ("erm", "irm", "vrex", "coral", "fishr", "hgp", "hutchinson")
 # DomainBed's weights, and the weight 1 before its annealing step, make these two diverge on layer-normed embeddings.
@@ -83,8 +84,8 @@ def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
         progress.tick(f"[{number}/{len(job.runs)}] {run.strategy}, target {run.scenario.name}, seed {run.config.seed}")
         runs.append(measure_run(run, deltas=deltas))
     return {
-        "title": job.benchmark.title,
-        "stand_in_for": job.benchmark.stand_in_for,
+        "title": job.data["title"],
+        "stand_in_for": job.data["stand_in_for"],
         "protocol": whole_protocol(job, ["nothing: the last round's model"]),
         "seeds": job.seeds,
         "quick": quick,

@@ -7,7 +7,8 @@ from functools import lru_cache
 from torch import Tensor
 from torch.nn import functional
 
-from fedhess.base.errors import did_you_mean, strategy_code
+from fedhess.alignment.strategy_code import strategy_code
+from fedhess.base.errors import did_you_mean
 from fedhess.curvature import HeadBatch
 from fedhess.models.headed import HeadedModel
 from fedhess.settings.run_config import Scalar

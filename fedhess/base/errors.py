@@ -1,14 +1,7 @@
 """Errors that a user can mend, and the nearest-name advice that goes with them."""
 
-import inspect
-import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import SequenceMatcher
-from types import FrameType
-from typing import Any
-
-import torch
 
 
 class UsageError(Exception):
@@ -32,49 +25,6 @@ class DivergedError(FederationError):
 
 class StorageError(Exception):
     """Results could not be written: the disk is full or the permissions are gone. No mistake in the command."""
-
-
-@contextmanager
-def strategy_code(strategy: str, hook: str, code: Any, *, calls: Any = None) -> Iterator[None]:
-    """Turn whatever a strategy's own code raises into one message that names strategy, hook and place.
-
-    Args:
-        strategy: The strategy as the run names it.
-        hook: Which part of it runs.
-        code: The function that runs, or the class it is of.
-        calls: A class that the code calls and whose errors are not the code's: a lost connection is not.
-
-    Raises:
-        StrategyError: The block raised something other than a message for the user, an error of the federation, or
-            that there is no memory left.
-    """
-    try:
-        yield
-    except (UsageError, FederationError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        frames = list(traceback.walk_tb(error.__traceback__))
-        if calls is not None and any(_module(frame) == calls.__module__ for frame, _ in frames):
-            raise
-        what = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise StrategyError(
-            f"strategy {strategy!r}, {hook}: {what} ({_place(frames, code)}); correct it there"
-        ) from error
-
-
-def _place(frames: Sequence[tuple[FrameType, int]], code: Any) -> str:
-    """Name file and line: the innermost frame in the package of the code, else where the code is defined."""
-    package = str(getattr(code, "__module__", "")).partition(".")[0]
-    own = [at for at in frames if _module(at[0]).partition(".")[0] == package]
-    defined = getattr(inspect.unwrap(code), "__code__", None)
-    if own or defined is None:
-        frame, line = (own or frames)[-1]
-        return f"{frame.f_code.co_filename}, line {line}, in {frame.f_code.co_name}"
-    return f"{defined.co_filename}, line {defined.co_firstlineno}, in {defined.co_name}"
-
-
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", ""))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""How a command ends: every mistake of the user with one message and status 2, what failed otherwise with 1."""
+"""How a command ends: a mistake of the user with one message and status 2, another failure with status 1."""
 
 import io
 import sys
@@ -8,18 +8,25 @@ import typer
 from typer.core import TyperCommand
 
 from fedhess.base.errors import FederationError, StorageError, UsageError
+from fedhess.settings.run_config import GROUPS
 
 
 class Command(TyperCommand):
-    """A command whose help shows ``[default: 7]`` as it is.
+    """A command whose help lists its options in groups, those of :data:`GROUPS` in their order."""
 
-    Typer 0.20 puts a backslash before such a bracket, for Rich, whenever Rich is installed, even where it does not
-    print through it.
-    """
-
-    def get_help(self, ctx: click.Context) -> str:
-        """Return the help, without the backslashes."""
-        return super().get_help(ctx).replace("\\[", "[")
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, group by group."""
+        groups: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                kind = "Arguments" if isinstance(parameter, click.Argument) else "Options"
+                group = getattr(parameter, "rich_help_panel", None) or kind
+                groups.setdefault(group, []).append(record)
+        for group, records in groups.items():
+            if records:
+                with formatter.section(group):
+                    # Typer 0.20 puts a backslash before a bracket, for Rich, even where Rich does not print it.
+                    formatter.write_dl([(name, text.replace("\\[", "[")) for name, text in records])
 
 
 def run_command(cli: typer.Typer | click.Command, name: str = "fedhess") -> int:

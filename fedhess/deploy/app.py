@@ -12,14 +12,15 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedhess.alignment.loading import resolved_args
 from fedhess.base.environment import torch_threads
 from fedhess.deploy.packing import RUN_DIR
-from fedhess.domains import Scenario, open_benchmark
+from fedhess.domains import open_benchmark
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.app import Server, log_round
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory
-from fedhess.jobs.plan import Job, PlannedRun, describe, slug
+from fedhess.jobs.job import Job, make_job, make_record, outline
 from fedhess.results.summary import summarise, table, write_report
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
@@ -60,8 +61,10 @@ def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], ob
         UsageError: The directory is in use, cannot be written, or is that of another run.
     """
     job = _plan(config, path)
-    directory = job_directory(path, job.description, resume=path.exists(), options=(RUN_DIR, RUN_DIR))
-    with _logged_to_stdout(), directory as changes:
+    with (
+        _logged_to_stdout(),
+        job_directory(path, job.record, resume=path.exists(), options=(RUN_DIR, RUN_DIR)) as changes,
+    ):
         if changes:
             logger.warning("continued in another environment; bits may differ: %s", "; ".join(changes))
         train(job.runs[0].directory)
@@ -72,18 +75,11 @@ def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], ob
 
 def _plan(config: RunConfig, path: Path) -> Job:
     benchmark = open_benchmark(config.domains, seed=config.seed, options=config.domains_options, held=())
-    scenario = Scenario(config.sources, config.targets, "+".join(config.targets))
-    run = PlannedRun(config.strategy, scenario, config, RunDirectory(path / slug(scenario.name) / str(config.seed)))
-    dataset = {
-        "name": benchmark.name,
-        "title": benchmark.title,
-        "stand_in_for": benchmark.stand_in_for,
-        "classes": list(benchmark.classes),
-        "options": dict(config.domains_options),
-        "digest": "",
-        "counts": {domain: {} for domain in (*config.sources, *config.targets)},
-    }
-    return Job(benchmark, path, (run,), describe(dataset, [run]))
+    own = {"options": dict(config.domains_options), "counts": {d: {} for d in (*config.sources, *config.targets)}}
+    args = {config.strategy: resolved_args(config.strategy, config.strategy_args)}
+    targets = ["+".join(config.targets)]
+    record = make_record(outline(benchmark) | own, config, strategies=args, targets=targets, seeds=[config.seed])
+    return make_job(path, record, inner=False)
 
 
 @contextmanager

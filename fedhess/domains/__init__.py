@@ -6,12 +6,21 @@ Opening one is cheap and reads no example, so every client process opens it agai
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedhess.base.errors import UsageError, did_you_mean
-from fedhess.domains.benchmark import Benchmark, OptionValue, Scenario
-from fedhess.domains.domain import DomainData, Notify, TensorDomain, keep_silent
-from fedhess.domains.opening import Opening
-from fedhess.domains.split import split_domain, split_indices
+from fedhess.base.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fedhess.domains.benchmark import Benchmark as Benchmark
+    from fedhess.domains.benchmark import OptionValue
+    from fedhess.domains.benchmark import Scenario as Scenario
+    from fedhess.domains.domain import DomainData as DomainData
+    from fedhess.domains.domain import Notify as Notify
+    from fedhess.domains.domain import TensorDomain as TensorDomain
+    from fedhess.domains.opening import Opening as Opening
+    from fedhess.domains.split import split_domain as split_domain
+    from fedhess.domains.split import split_indices as split_indices
 
 __all__ = [
     "BENCHMARKS",
@@ -40,6 +49,19 @@ BENCHMARKS: dict[str, str] = {
     "Digits": "fedhess.domains.digits.digit_collections:open_digits",
     "folder:PATH": "fedhess.domains.images.any_tree:open_folder_tree",
 }
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Benchmark": "fedhess.domains.benchmark:Benchmark",
+        "DomainData": "fedhess.domains.domain:DomainData",
+        "Notify": "fedhess.domains.domain:Notify",
+        "Opening": "fedhess.domains.opening:Opening",
+        "Scenario": "fedhess.domains.benchmark:Scenario",
+        "TensorDomain": "fedhess.domains.domain:TensorDomain",
+        "split_domain": "fedhess.domains.split:split_domain",
+        "split_indices": "fedhess.domains.split:split_indices",
+    },
+)
 FOLDER = "folder:"  # what precedes the path of any tree ROOT/DOMAIN/CLASS
 
 
@@ -52,9 +74,9 @@ def open_benchmark(
     seed: int = 0,
     cache_dir: Path | str | None = None,
     held: tuple[str, ...] | None = None,
-    options: Mapping[str, OptionValue] | None = None,
-    notify: Notify | None = None,
-) -> Benchmark:
+    options: Mapping[str, "OptionValue"] | None = None,
+    notify: "Notify | None" = None,
+) -> "Benchmark":
     """Open a benchmark by name.
 
     Args:
@@ -76,6 +98,9 @@ def open_benchmark(
     Raises:
         UsageError: An unknown name or option, or data that is missing, incomplete or refused.
     """
+    from fedhess.domains.domain import keep_silent
+    from fedhess.domains.opening import Opening
+
     key, opener, path = _find(name)
     if path is not None and "data_dir" not in (options or {}):
         if data_dir and "domains" not in (options or {}):
@@ -119,7 +144,7 @@ def find_benchmark(name: str) -> tuple[str, Path | None]:
     return known[name.lower()], None
 
 
-def _find(name: str) -> tuple[str, Callable[[Opening], Benchmark], Path | None]:
+def _find(name: str) -> tuple[str, Callable[["Opening"], "Benchmark"], Path | None]:
     """Give a benchmark's own spelling, its function, and the path in its name."""
     key, path = find_benchmark(name)
     module, _, function = BENCHMARKS[key].partition(":")

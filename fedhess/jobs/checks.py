@@ -5,12 +5,33 @@ from collections.abc import Sequence
 from fedhess.alignment.loading import client_half
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.domains import Benchmark, split_domain
-from fedhess.domains.shares import read_examples, require_room_for_domains, share_out
+from fedhess.domains.partition import read_examples, require_room_for_domains, share_out
+from fedhess.jobs.job import slug
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import Variant, check_variants
 from fedhess.models.prepared import build_model
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig
+
+
+def check_names(strategies: Sequence[str]) -> None:
+    """Check that each strategy is named once and has a directory of its own.
+
+    Raises:
+        UsageError: There is none, one is named twice, or two would share a directory.
+    """
+    if not strategies:
+        raise UsageError("--strategy: expected a strategy, or several separated by commas; got nothing")
+    by_folder: dict[str, str] = {}
+    for name in strategies:
+        other = by_folder.setdefault(slug(name).lower(), name)
+        if list(strategies).count(name) > 1:
+            raise UsageError(f"--strategy: {name!r} is given twice; name each strategy once")
+        if other != name:
+            raise UsageError(
+                f"--strategy: {other!r} and {name!r} would share the directory {slug(name)!r}; run each in a job of "
+                "its own"
+            )
 
 
 def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) -> None:
@@ -34,10 +55,10 @@ def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) 
 
 
 def check_selection(selection: str, variants: Sequence[Variant], benchmark: Benchmark) -> None:
-    """Insist on a selector that does not look at the target, and that can tell the variants apart.
+    """Check that a selector does not look at the target, and that it can tell the variants apart.
 
     Raises:
-        UsageError: It is not so.
+        UsageError: It does, or cannot.
     """
     if selection == "oracle":
         raise UsageError(
@@ -56,7 +77,7 @@ def check_selection(selection: str, variants: Sequence[Variant], benchmark: Benc
 
 
 def check_splits(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
-    """Insist that every domain that is split can hold examples out and keep some.
+    """Check that every domain that is split can hold examples out and keep some.
 
     Raises:
         UsageError: One cannot, or the benchmark holds nothing out where a rule wants every domain split.
@@ -78,7 +99,7 @@ def check_splits(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
 
 
 def check_partitions(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
-    """Insist that every client of every run has something to train on.
+    """Check that every client of every run has something to train on.
 
     Raises:
         UsageError: One has nothing, or holds more domains than a batch has examples.

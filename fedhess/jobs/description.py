@@ -1,18 +1,17 @@
-"""What a command says before its results: what runs, and that the data is not what was asked for."""
+"""A job in words: the header before it runs, warnings about its data, the protocol line above its tables."""
 
 from collections.abc import Sequence
 
 import torch
 
 from fedhess.alignment.server_step import describe_server
-from fedhess.domains import Benchmark
-from fedhess.jobs.plan import Job
+from fedhess.jobs.job import Job
 from fedhess.settings.run_config import RunConfig
 
 # What a protocol says of how domains are split; nothing of the usual way.
 SPLITS = {"sources": "", "every": "every domain split, ", "domainbed": "every domain split as DomainBed does, "}
-# Settings of which the line says in their place that they vary.
-SAID = (
+# Settings whose place in the protocol line says so where they vary.
+NAMED = (
     "server_optimizer",
     "server_lr",
     "batch_size",
@@ -22,7 +21,7 @@ SAID = (
     "weighting",
     "lr",
 )
-UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for", "domains", "classes")  # said elsewhere, or of one machine
+UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for", "domains", "classes")  # named elsewhere, or of one machine
 
 
 def header(job: Job, *, engine: str) -> dict[str, str]:
@@ -34,9 +33,9 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
     batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
     runs = {"runs": cost(job)} if job.variants or job.selection == "lodo" else {}
     return {
-        "data": job.benchmark.title,
-        "domains": ", ".join(job.benchmark.domains),
-        "model": ", ".join([config.model, *_manner(config)]),
+        "data": job.data["title"],
+        "domains": ", ".join(job.data["counts"]),
+        "model": ", ".join([config.model, *_unusual(config)]),
         "strategies": ", ".join(job.strategies),
         "federation": f"{config.rounds} rounds, server {server}",
         **({"partition": config.describe_clients()} if config.describe_clients() else {}),
@@ -50,17 +49,17 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
 
 
 def incomplete_warning(job: Job) -> str:
-    """Say that the data is not the complete copy; nothing when it is, or when that is not known."""
+    """Return a warning that the data is not the complete copy; empty when it is, or when that is not known."""
     if not job.differences:
         return ""
     return (
-        f"This is not the complete {job.benchmark.name}: {'; '.join(job.differences)}. Results are not comparable with "
+        f"This is not the complete {job.data['name']}: {'; '.join(job.differences)}. Results are not comparable with "
         "published ones. `python -m fedhess.data check` looks the data through."
     )
 
 
-def _manner(config: RunConfig) -> list[str]:
-    """Say what is unusual about how a model is made, run and fed."""
+def _unusual(config: RunConfig) -> list[str]:
+    """List what is unusual about how a model is made, run and fed."""
     unusual = {
         "not pretrained": not config.pretrained,
         "bf16": config.precision == "bf16",
@@ -74,7 +73,7 @@ def _manner(config: RunConfig) -> list[str]:
 
 
 def cost(job: Job) -> str:
-    """Say what a job with several settings or with cross-validation runs, before it does."""
+    """Count the runs of a job with several settings or with cross-validation."""
     outer, rounds = len(job.outer_runs), sum(run.config.rounds for run in job.runs)
     inner = len(job.runs) - outer
     several = f", {len(job.variants)} settings among them" if job.variants else ""
@@ -82,43 +81,43 @@ def cost(job: Job) -> str:
     return f"{outer}{several}{more}: {len(job.runs)} runs, {rounds:,} rounds of training"
 
 
-def stand_in_warning(benchmark: Benchmark) -> str:
-    """Say that the data is not what was asked for; nothing when it is."""
-    if not benchmark.stand_in_for:
+def stand_in_warning(job: Job) -> str:
+    """Return a warning that the data is not what was asked for; empty when it is."""
+    name, wanted = job.data["name"], job.data["stand_in_for"]
+    if not wanted:
         return ""
     return (
-        f"{benchmark.name} stands in for {benchmark.stand_in_for}, which could not be had. The results below are about "
-        f"{benchmark.name} and say nothing about {benchmark.stand_in_for}. --require-real fails instead and lists the "
-        "ways to get the data."
+        f"{name} stands in for {wanted}, which could not be had. The results below are about {name} and say nothing "
+        f"about {wanted}. --require-real fails instead and lists the ways to get the data."
     )
 
 
 def protocol(job: Job, rules: Sequence[str]) -> str:
-    """Say in one line how the numbers of a table came about."""
+    """Describe in one line how the numbers of a table came about."""
     config = job.runs[0].config
     varied = {key for variant in job.variants for key in variant}
 
-    def said(key: str, value: str) -> str:
+    def shown(key: str, value: str) -> str:
         return "varied" if key in varied else value
 
     sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.outer_runs}))
-    server = f"{said('server_optimizer', config.server_optimizer)} lr {said('server_lr', f'{config.server_lr:.4g}')}"
-    lr = said("lr", f"{config.lr:g}") + config.lr_drop
-    batch = said("batch_size", "all" if config.batch_size == 0 else str(config.batch_size))
-    adam = said("client_optimizer", "Adam" if config.client_optimizer == "Adam" else "")
+    server = f"{shown('server_optimizer', config.server_optimizer)} lr {shown('server_lr', f'{config.server_lr:.4g}')}"
+    lr = shown("lr", f"{config.lr:g}") + config.lr_drop
+    batch = shown("batch_size", "all" if config.batch_size == 0 else str(config.batch_size))
+    adam = shown("client_optimizer", "Adam" if config.client_optimizer == "Adam" else "")
     adam += " " if adam else ""
     work = "varied local work" if {"local_steps", "local_epochs"} & varied else config.local_work
     weighting = "" if config.weighting == RunConfig.model_fields["weighting"].default else f", by {config.weighting}"
     weighting = ", weighting varied" if "weighting" in varied else weighting
-    options = {key: value for key, value in job.benchmark.options.items() if key not in UNNAMED_OPTIONS and value}
+    options = {key: value for key, value in job.data["options"].items() if key not in UNNAMED_OPTIONS and value}
     data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
     if job.differences:
-        data = f"not the complete {job.benchmark.name}; {data}"
+        data = f"not the complete {job.data['name']}; {data}"
     args = {run.strategy: run.config.strategy_args for run in job.outer_runs}
     clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
     weights = "" if config.pretrained else " (not pretrained)"
-    unsaid = sorted(key for key in varied if key in RunConfig.model_fields and key not in SAID)
-    others = f"; varied: {', '.join(unsaid)}" if unsaid else ""
+    others_varied = sorted(key for key in varied if key in RunConfig.model_fields and key not in NAMED)
+    others = f"; varied: {', '.join(others_varied)}" if others_varied else ""
     among = f" among {len(job.variants)} settings" if job.variants else ""
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
@@ -138,6 +137,6 @@ def describe_arguments(job: Job) -> dict[str, str]:
     varied = {key for variant in job.variants for key in variant}
     described = {
         name: ", ".join(f"{key}={value}" for key, value in args.items() if not {key, f"{name}.{key}"} & varied)
-        for name, args in job.description["strategies"].items()
+        for name, args in job.record["strategies"].items()
     }
     return {name: text for name, text in described.items() if text}

@@ -1,4 +1,4 @@
-"""Say what a job is doing: a bar with the time left on a terminal, plain lines elsewhere, nothing when silent."""
+"""Show what a job is doing: a bar with the time left on a terminal, plain lines elsewhere, nothing when silent."""
 
 import sys
 import textwrap
@@ -44,7 +44,9 @@ class Progress:
             self._console.print(message, markup=False)
 
     def warn(self, message: str) -> None:
-        """Print in a box what a reader of the results must not miss; to stderr when silent."""
+        """Print in a box what a reader of the results must not miss, if there is any; to stderr when silent."""
+        if not message:
+            return
         lines = [part for line in message.splitlines() for part in textwrap.wrap(line, BOX_WIDTH)]
         width = max(map(len, lines))
         edge = "+" + "-" * (width + 2) + "+"

@@ -1,19 +1,14 @@
-"""Open a recorded job from its directory alone: its runs and their settings, without data, models or checkpoints."""
+"""Open a recorded job from its directory: its runs and their settings, without models or checkpoints."""
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedhess.base.errors import UsageError
-from fedhess.domains import Benchmark, DomainData, Scenario, open_benchmark
-from fedhess.federation.server.run_directory import RunDirectory
-from fedhess.jobs.plan import Job, PlannedRun, plan_job, run_folder, slug
+from fedhess.domains import open_benchmark
+from fedhess.jobs.job import Job, PlannedRun, make_job
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
-from fedhess.jobs.variants import Variant, overridden
-from fedhess.settings.run_config import RunConfig
 
 LEVELS = 4  # from a run's directory up to its job's: STRATEGY/VARIANT/TARGET/SEED
 
@@ -32,27 +27,30 @@ def open_recorded(path: Path) -> Job:
     file = path / "config.json"
     if not file.is_file():
         raise UsageError(f"{path} is no job's directory: expected one that fedhess.simulate wrote, with a config.json")
-    recorded = read_config(file)
+    job = _job(path, read_config(file))
+    return replace(job, runs=tuple(run for run in job.runs if not run.inner or run.directory.rounds_file.exists()))
+
+
+def _job(path: Path, recorded: dict[str, Any]) -> Job:
+    """Make the job that was recorded, with every run that cross-validation would need."""
+    file, selection = path / "config.json", recorded.get("selection", DEFAULT)
+    if not all("arguments" in variant for variant in recorded.get("variants", ())):
+        raise UsageError(
+            f"{file} cannot be read as it was written: its variants have no arguments, as earlier versions wrote them; "
+            "read it with the version that did"
+        )
     try:
-        benchmark = _benchmark(recorded)
-        outer = [_scenario(benchmark, name) for name in recorded["targets"]]
-        inner = _runs(path, recorded, _inner(benchmark, outer), inner=True)
-        runs = _runs(path, recorded, outer, inner=False)
-        selection = _selection(recorded)
+        if selection not in SELECTORS or selection == "oracle":
+            raise ValueError(f"selection: got {selection!r}")
+        return make_job(path, recorded, inner=True, selection=selection)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{file} is damaged ({type(error).__name__}: {error}); restore it from a copy") from error
     except UsageError as error:
         raise UsageError(f"{file} cannot be read as it was written: {error}") from error
-    kept = [run for run in inner if run.directory.rounds_file.exists()]
-    return Job(benchmark, path, (*runs, *kept), recorded, variants_of(recorded), selection)
 
 
 def require_inner_runs(job: Job) -> None:
-    """Check that every run that cross-validation needs has rows.
-
-    Raises:
-        UsageError: One has none, or there can be none; the message says what to do.
-    """
+    """Check that every run that cross-validation needs has rows; the message says what to do where one has none."""
     there = {(run.strategy, run.variant, frozenset(run.config.targets), run.config.seed) for run in job.runs}
     for run in job.outer_runs:
         if len(run.scenario.sources) < 3:
@@ -70,74 +68,8 @@ def require_inner_runs(job: Job) -> None:
                 )
 
 
-def _selection(recorded: dict[str, Any]) -> str:
-    """Give the selector that the job itself reports by; jobs of before it was recorded have the default."""
-    selection = recorded.get("selection", DEFAULT)
-    if selection not in SELECTORS or selection == "oracle":
-        raise ValueError(f"selection: got {selection!r}")
-    return str(selection)
-
-
-def _benchmark(recorded: dict[str, Any]) -> Benchmark:
-    dataset = recorded["dataset"]
-    domains = tuple(dataset["counts"])
-    return Benchmark(
-        name=dataset["name"],
-        domains=domains,
-        classes=tuple(dataset.get("classes") or next(iter(dataset["counts"].values()))),
-        input_shape=(),
-        outputs=0,
-        default_model=recorded["settings"]["model"],
-        scenarios=(),
-        loader=_no_data,
-        stand_in_for=dataset["stand_in_for"],
-        options=dataset["options"],
-    )
-
-
-def _no_data(domain: str) -> DomainData:
-    raise AssertionError(f"a recorded job has no data, asked for {domain}")
-
-
-def _scenario(benchmark: Benchmark, name: str) -> Scenario:
-    targets = tuple(name.split("+"))
-    return Scenario(tuple(domain for domain in benchmark.domains if domain not in targets), targets, name)
-
-
-def _inner(benchmark: Benchmark, outer: Sequence[Scenario]) -> list[Scenario]:
-    """List what cross-validation of these scenarios leaves out, as `targets.inner_scenarios` does."""
-    pairs = [{*scenario.targets, source} for scenario in outer for source in scenario.sources]
-    names = ["+".join(domain for domain in benchmark.domains if domain in pair) for pair in pairs]
-    return [_scenario(benchmark, name) for name in dict.fromkeys(names) if name not in {each.name for each in outer}]
-
-
-def _runs(path: Path, recorded: dict[str, Any], scenarios: Sequence[Scenario], *, inner: bool) -> list[PlannedRun]:
-    strategies, variants = recorded["strategies"], recorded.get("variants", [])
-    if not all("arguments" in variant for variant in variants):
-        raise UsageError(
-            "its variants have no arguments, as earlier versions wrote them; read it with the version that did"
-        )
-    runs: list[PlannedRun] = []
-    for scenario, name in itertools.product(scenarios, strategies):
-        numbers = [number for number, variant in enumerate(variants) if name in variant["strategies"]]
-        for number, seed in itertools.product(numbers if variants else [None], recorded["seeds"]):
-            folder = run_folder(path, name if len(strategies) > 1 else None, number)
-            variant = {} if number is None else variants[number]["settings"]
-            args = strategies[name] if number is None else variants[number]["arguments"][name]
-            config = RunConfig.checked(
-                overridden(recorded["settings"], variant)
-                | {"sources": scenario.sources, "targets": scenario.targets, "seed": seed}
-                | {"strategy": name, "strategy_args": args}
-            )
-            directory = RunDirectory(folder / slug(scenario.name) / str(seed))
-            runs.append(PlannedRun(name, scenario, config, directory, number or 0, inner))
-    return runs
-
-
 def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cpu") -> Job:
     """Open the finished runs in a directory: those of a whole job, or of one strategy, target or seed of it.
-
-    The job is planned again from its config.json, as ``--resume`` would, and the data is compared with what it was.
 
     Args:
         path: ``runs/NAME``, or a directory in it down to a single run's.
@@ -152,16 +84,10 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
     """
     folder = _job_folder(path)
     recorded = read_config(folder / "config.json")
-    job = _plan_again(folder, recorded, data_dir=data_dir, device=device)
-    was, now = recorded["dataset"], job.description["dataset"]
-    unknown = not was["digest"]  # of a deployed run, whose data stayed on its nodes
-    if was["title"] != now["title"] or not (unknown or was["digest"] == now["digest"]):
-        raise UsageError(
-            f"{folder} was trained on other data: on {was['title']} with digest {was['digest'][:12]}, found "
-            f"{now['title']} with {now['digest'][:12]}; name the folder of its data with --data-dir"
-        )
-    inside = path.resolve()
-    runs = tuple(run for run in job.runs if run.directory.path.resolve().is_relative_to(inside))
+    _check_data(folder, recorded, data_dir)
+    recorded["settings"]["device"] = device
+    job, inside = _job(folder, recorded), path.resolve()
+    runs = tuple(run for run in job.outer_runs if run.directory.path.resolve().is_relative_to(inside))
     if not runs:
         raise UsageError(f"{path} is no run of the job in {folder}; expected {folder} or a directory of its runs")
     for run in runs:
@@ -174,12 +100,27 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
     return replace(job, path=path, runs=runs)
 
 
-def require_finished(run: PlannedRun) -> None:
-    """Check that a run has trained all of its rounds.
+def _check_data(folder: Path, recorded: dict[str, Any], data_dir: Path | None) -> None:
+    """Check that the data is what a job was trained on, in ``data_dir`` where it has moved."""
+    was = recorded["dataset"]
+    if data_dir is not None:
+        if "data_dir" not in was["options"]:
+            raise UsageError(f"--data-dir: {was['title']} reads no folder, got {data_dir}; leave the option out")
+        was["options"]["data_dir"] = recorded["settings"]["data_dir"] = str(data_dir.resolve())
+    try:
+        now = open_benchmark(was["name"], options=was["options"]).identity()
+    except UsageError as error:
+        raise UsageError(f"{folder} cannot be opened as it was trained: {error}") from error
+    unknown = not was["digest"]  # of a deployed run, whose data stayed on its nodes
+    if was["title"] != now["title"] or not (unknown or was["digest"] == now["digest"]):
+        raise UsageError(
+            f"{folder} was trained on other data: on {was['title']} with digest {was['digest'][:12]}, found "
+            f"{now['title']} with {str(now['digest'])[:12]}; name the folder of its data with --data-dir"
+        )
 
-    Raises:
-        UsageError: It has not.
-    """
+
+def require_finished(run: PlannedRun) -> None:
+    """Check that a run has trained all of its rounds."""
     path, done = run.directory.path, run.directory.completed_round()
     if done is None:
         raise UsageError(f"{path} has no checkpoint, so there is no model to look at; train it with --resume first")
@@ -200,11 +141,7 @@ def _job_folder(path: Path) -> Path:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a job's config.json.
-
-    Raises:
-        UsageError: It is damaged.
-    """
+    """Read a job's config.json, and check that what describes the job is there."""
     try:
         recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         kinds = {"dataset": dict, "strategies": dict, "targets": list, "seeds": list, "settings": dict}
@@ -216,34 +153,3 @@ def read_config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({type(error).__name__}: {error}); restore it from a copy") from error
     return recorded
-
-
-def variants_of(recorded: Mapping[str, Any]) -> tuple[Variant, ...]:
-    """Return the settings that a recorded job has to select among, or none."""
-    return tuple(variant["settings"] for variant in recorded.get("variants", ()))
-
-
-def _plan_again(folder: Path, recorded: Mapping[str, Any], *, data_dir: Path | None, device: str) -> Job:
-    dataset, settings = recorded["dataset"], dict(recorded["settings"]) | {"device": device}
-    options = dict(dataset["options"])
-    if data_dir is not None:
-        if "data_dir" not in options:
-            raise UsageError(f"--data-dir: {dataset['title']} reads no folder, got {data_dir}; leave the option out")
-        options["data_dir"] = settings["data_dir"] = str(data_dir.resolve())
-    if len(recorded["strategies"]) == 1:
-        ((_, args),) = recorded["strategies"].items()
-    else:
-        args = {f"{name}.{key}": v for name, given in recorded["strategies"].items() for key, v in given.items()}
-    try:
-        return plan_job(
-            open_benchmark(dataset["name"], options=options),
-            strategies=list(recorded["strategies"]),
-            strategy_args=args,
-            target=",".join(recorded["targets"]),
-            trials=len(recorded["seeds"]),
-            overrides=settings | {"seed": min(recorded["seeds"])},
-            out=folder,
-            variants=variants_of(recorded),
-        )
-    except UsageError as error:
-        raise UsageError(f"{folder} cannot be opened as it was trained: {error}") from error

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedhess.alignment.loading import load_class, resolved_args, strategy_parameters
+from fedhess.alignment.server_step import is_server_setting, steps_itself
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.settings.run_config import RunConfig, Scalar, parse_assignments
 
@@ -39,10 +40,10 @@ def parse_variants(text: str) -> list[dict[str, Scalar]]:
 
 
 def check_variants(variants: Sequence[Variant]) -> None:
-    """Insist that what differs may, and that no setting is there twice.
+    """Check that each setting may differ within a job, and that no variant is there twice.
 
     Raises:
-        UsageError: It is not so.
+        UsageError: One may not, or is.
     """
     for number, variant in enumerate(variants):
         for key in variant:
@@ -65,18 +66,70 @@ def describe(variant: Variant) -> str:
     return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
-def overridden(settings: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    """Return a run's settings with those of a variant in their place."""
-    server = {key.partition(".")[2]: value for key, value in variant.items() if _is_servers(key)}
+def overridden(settings: Mapping[str, Any], variant: Variant, strategy: str) -> dict[str, Any]:
+    """Return a run's settings with a variant's in their place, but for a server's with a plain Flower strategy."""
+    if any(map(is_server_setting, variant)) and steps_itself(strategy):
+        variant = {key: value for key, value in variant.items() if not is_server_setting(key)}
     changed = dict(settings) | {key: value for key, value in variant.items() if key in VARIED}
-    return changed | (
-        {"server_optimizer_args": {**settings.get("server_optimizer_args", {}), **server}} if server else {}
-    )
+    server = {key.partition(".")[2]: value for key, value in variant.items() if _is_servers(key)}
+    if server:
+        changed["server_optimizer_args"] = {**settings.get("server_optimizer_args", {}), **server}
+    return changed
 
 
-def strategy_args_of(variant: Variant) -> dict[str, Scalar]:
-    """Return those of a variant's settings that are arguments of strategies."""
-    return {key: value for key, value in variant.items() if key not in VARIED and not _is_servers(key)}
+def resolve_variants(
+    given: Mapping[str, Scalar],
+    variants: Sequence[Variant],
+    base: Mapping[str, Any],
+    defaults: Mapping[str, Mapping[str, Scalar]],
+) -> tuple[dict[str, dict[str, Scalar]], list[dict[str, Any]]]:
+    """Resolve the arguments of each strategy in each variant.
+
+    A variant that makes no difference to a strategy (another method's argument; a setting of the server, to a plain
+    Flower strategy) is run once, as the first of its kind.
+
+    Args:
+        given: From the command line.
+        variants: To select among, or none.
+        base: Settings that all runs share.
+        defaults: By strategy.
+
+    Returns:
+        By strategy the arguments that all of its runs share; and for each variant its settings, the strategies that
+        run it, and the arguments of each.
+
+    Raises:
+        UsageError: As :func:`args_for`.
+    """
+    resolved: dict[str, dict[int, dict[str, Scalar]]] = {}
+    for name in defaults:
+        made: list[tuple[dict[str, Any], dict[str, Scalar]]] = []
+        resolved[name] = {}
+        for number, variant in enumerate(variants or ({},)):
+            own = {key: value for key, value in variant.items() if key not in VARIED and not _is_servers(key)}
+            fixed = {key: value for key, value in given.items() if key not in own}
+            args = args_for(name, list(defaults), fixed | own, defaults[name])
+            run = overridden(base, variant, name), args
+            if run not in made:
+                made.append(run)
+                resolved[name][number] = args
+    shared = {
+        name: {
+            key: value
+            for key, value in next(iter(of.values())).items()
+            if all(args.get(key) == value for args in of.values())
+        }
+        for name, of in resolved.items()
+    }
+    described = [
+        {
+            "settings": variant,
+            "strategies": sorted(name for name in resolved if number in resolved[name]),
+            "arguments": {name: of[number] for name, of in resolved.items() if number in of},
+        }
+        for number, variant in enumerate(variants)
+    ]
+    return shared, described
 
 
 def _is_servers(key: str) -> bool:
@@ -86,7 +139,7 @@ def _is_servers(key: str) -> bool:
 def args_for(
     name: str, strategies: Sequence[str], given: Mapping[str, Scalar], defaults: Mapping[str, Scalar]
 ) -> dict[str, Scalar]:
-    """Pick a strategy's arguments, and build it once so that every mistake shows before anything runs.
+    """Return a strategy's arguments, defaults included; it is built once, so that every mistake shows now.
 
     Args:
         name: The strategy.
@@ -115,5 +168,4 @@ def args_for(
     recipe = dict(defaults)
     if args.get("scale", recipe.get("scale")) != recipe.get("scale"):
         recipe = {}  # its coefficients are for another scale
-    resolved = resolved_args(name, recipe | args)
-    return {key: resolved[key] for key in recipe | args}
+    return resolved_args(name, recipe | args)

@@ -8,7 +8,7 @@ from typing import Any
 from fedhess.base.averages import standard_error
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.jobs.description import whole_protocol
-from fedhess.jobs.plan import Job, PlannedRun
+from fedhess.jobs.job import Job, PlannedRun
 from fedhess.results.attributes import ATTRIBUTES, compare_domains, measure_domain
 from fedhess.results.domain_views import view_domains
 
@@ -36,8 +36,8 @@ def diagnose_job(job: Job, *, most_examples: int, notify: Callable[[str], None])
         notify(f"[{number}/{len(job.runs)}] {run.strategy}, target {run.scenario.name}, seed {run.config.seed}")
         runs.append(diagnose_run(run, most_examples=most_examples))
     return {
-        "title": job.benchmark.title,
-        "stand_in_for": job.benchmark.stand_in_for,
+        "title": job.data["title"],
+        "stand_in_for": job.data["stand_in_for"],
         "protocol": whole_protocol(job, ["nothing: the last round's model"]),
         "seeds": job.seeds,
         "examples": f"every domain's evaluation split, at most {most_examples} examples of it",

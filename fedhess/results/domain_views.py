@@ -12,7 +12,7 @@ from fedhess.base.seeds import seeded_generator
 from fedhess.curvature import HeadBatch
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.client.evaluation import BATCH_SIZE, predictions
-from fedhess.jobs.plan import PlannedRun
+from fedhess.jobs.job import PlannedRun
 from fedhess.jobs.reopening import require_finished
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import LocalDomain, build_model, local_domain
@@ -43,21 +43,13 @@ def load_model(run: PlannedRun) -> HeadedModel:
 
 @dataclass(frozen=True)
 class DomainView:
-    """What a final model's head sees of one domain.
-
-    Attributes:
-        domain: Its name.
-        role: Source or target of the run.
-        split: Which of its examples these are, in words.
-        accuracy: Fraction in [0, 1] that the model gets right.
-        batch: Features, labels and head, in float64 on the CPU.
-    """
+    """What a final model's head sees of one domain."""
 
     domain: str
-    role: str
-    split: str
-    accuracy: float
-    batch: HeadBatch
+    role: str  # source or target
+    split: str  # which of its examples these are, in words
+    accuracy: float  # in [0, 1]
+    batch: HeadBatch  # features, labels and head, in float64 on the CPU
 
 
 def view_domains(run: PlannedRun, *, most_examples: int) -> list[DomainView]:

@@ -11,12 +11,19 @@ from fedhess.base.tables import markdown_table, notes
 from fedhess.domains import Scenario
 from fedhess.federation.server.health import sickness
 from fedhess.jobs.description import describe_arguments, protocol
-from fedhess.jobs.plan import Job
+from fedhess.jobs.job import Job
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
-from fedhess.results.candidates import Recorded, cells_of, read_rows
 from fedhess.results.figures import Panel, draw_rounds, drawable, trained_rounds
-from fedhess.results.selection import mean_distance, selection_rule, source_accuracy, target_accuracy
+from fedhess.results.selection import (
+    Recorded,
+    cells_of,
+    mean_distance,
+    read_rows,
+    selection_rule,
+    source_accuracy,
+    target_accuracy,
+)
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
 
@@ -42,8 +49,8 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
     if selection == DEFAULT:
         rules = sorted({selection_rule(rows) for run, rows in recorded if rows and not run.inner}) or rules
     return {
-        "title": job.benchmark.title,
-        "stand_in_for": job.benchmark.stand_in_for,
+        "title": job.data["title"],
+        "stand_in_for": job.data["stand_in_for"],
         "protocol": protocol(job, rules),
         "selection": rules,
         "seeds": job.seeds,
@@ -105,7 +112,7 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
 
 
 def _note(job: Job, summary: Mapping[str, Any]) -> str:
-    """Say what a reader must know of the figure of the rounds."""
+    """Describe the figure of the rounds: seeds, what the band is, what was selected."""
     seeds = ", ".join(map(str, summary["seeds"]))
     shown_as = "one trial" if len(summary["seeds"]) == 1 else "mean over trials, band: standard error of the mean"
     selected = (
@@ -155,13 +162,10 @@ def _summarise_strategy(
     gaps: list[str] = []
     sick: dict[str, str] = {}
     for run, rows in recorded:
-        if run.strategy == name and not run.inner:
-            args = job.description["strategies"][name]
-            if job.variants:
-                args = job.description["variants"][run.variant]["arguments"][name]
-            if sign := sickness(rows, run.config, args=args, classes=len(job.benchmark.classes)):
-                setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
-                sick[f"target {run.scenario.name}, seed {run.config.seed}{setting}"] = sign
+        mine = run.strategy == name and not run.inner
+        if mine and (sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes))):
+            setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+            sick[f"target {run.scenario.name}, seed {run.config.seed}{setting}"] = sign
     before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
     for cell in cells_of(recorded, name):
         choice, rows = cell.choose(selection)
@@ -202,3 +206,72 @@ def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:
         for scenario in scenarios
         for target in scenario.targets
     }
+
+
+def selector_table(compared: Mapping[str, Any]) -> str:
+    """Render a column for each selector, a row for each strategy and target, and what was selected.
+
+    Args:
+        compared: By selector, what `report.summarise` returns for it, or ``{"left_out": why}``; one is not left out.
+    """
+    left_out = {name: found["left_out"] for name, found in compared.items() if "left_out" in found}
+    compared = {name: found for name, found in compared.items() if name not in left_out}
+    first = next(iter(compared.values()))
+    columns = {name: SELECTORS[name] if name != "source" else found["selection"][0] for name, found in compared.items()}
+    heads = ["strategy", "target", *columns.values()]
+    lines: list[list[str]] = []
+    for strategy in first["strategies"]:
+        results = [found["strategies"][strategy] for found in compared.values()]
+        lines += [
+            [strategy, target, *(shown(result["accuracy"][target]) for result in results)]
+            for target in first["targets"]
+        ]
+        if first["averaged"]:
+            lines.append([strategy, "average", *(shown(result["average"]) for result in results)])
+    trials = "one trial" if len(first["seeds"]) == 1 else "mean +- standard error over trials"
+    protocol = first["protocol"].partition(", selection")
+    rest = protocol[2].partition(";")[2]
+    said = [f"{first['title']}: accuracy (%) on the target domain by what it was selected by, {trials}"]
+    said.append(protocol[0] + (f";{rest}" if rest else ""))
+    if "oracle" in compared:
+        said.append("the oracle takes the last round, and the setting that is best on the target: a bound, no result")
+    said += [f"left out: {SELECTORS[name]}: {why}" for name, why in left_out.items()]
+    tables = [markdown_table(heads, lines, left=2), markdown_table(heads, _selected(compared), left=len(heads))]
+    return "\n".join([*said, "", tables[0], "", "selected, seed by seed:", "", tables[1], *notes(first)])
+
+
+def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:
+    """Write selection.json and selection.md; the title in them names a stand-in.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    as_json, as_text = job.path / "selection.json", job.path / "selection.md"
+    with writing(job.path):
+        replace_file(as_json, (json.dumps(compared, indent=2, allow_nan=False) + "\n").encode())
+        replace_file(as_text, (selector_table(compared) + "\n").encode())
+    return [as_json, as_text]
+
+
+def _selected(compared: Mapping[str, Any]) -> list[list[str]]:
+    """List the rounds (and settings) that each selector chose, seed by seed."""
+    first = next(iter(compared.values()))
+    lines: list[list[str]] = []
+    for strategy, result in first["strategies"].items():
+        for scenario in result["selected_rounds"]:
+            cells = []
+            for found in compared.values():
+                own = found["strategies"][strategy]
+                rounds = own["selected_rounds"][scenario]
+                settings = own.get("selected_settings", {}).get(scenario, [None] * len(rounds))
+                cells.append(
+                    "; ".join(_named(number, setting) for number, setting in zip(rounds, settings, strict=True))
+                )
+            lines.append([strategy, scenario, *cells])
+    return lines
+
+
+def _named(server_round: int | None, setting: str | None) -> str:
+    if server_round is None:
+        return "none"
+    return f"round {server_round}" + (f" ({setting})" if setting else "")

@@ -1,22 +1,40 @@
-"""The settings of one run, validated once and carried to server and clients as Flower's flat run config."""
+"""The settings of one run, validated once and carried to server and clients as Flower's flat run config.
+
+Each setting is written here once: options of the commands, ``--help`` and the run config of ``flwr run`` are made from
+:attr:`RunConfig.model_fields`.
+"""
 
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from fedhess.base.environment import resolve_device
 from fedhess.base.errors import UsageError, did_you_mean
-from fedhess.settings.optimizers import optimizer_name
 from fedhess.settings.partition import Partition, PartitionSettings
 
+if TYPE_CHECKING:
+    import torch
+
 Scalar = str | int | float | bool
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+# The groups of --help: what most people set first, then the rest.
+MAIN, DATA, METHOD, TRAINING, FEDERATION, MACHINE, OUTPUT = GROUPS = (
+    "Main options",
+    "Data",
+    "Method",
+    "Training",
+    "Federation",
+    "Machine",
+    "Output",
+)
+
+
+def _setting(default: Any, group: str, text: str, **limits: Any) -> Any:
+    """Declare a setting that is an option too: its default, its group of ``--help``, what it is."""
+    return Field(default, description=text, json_schema_extra={"group": group}, **limits)
 
 
 class RunConfig(BaseModel):
@@ -25,69 +43,123 @@ class RunConfig(BaseModel):
     The same object reaches the ServerApp and every ClientApp, so that both build the same strategy, model and data.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    # What differs between the runs of a job
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    strategy: str = "hgp"
+    strategy_args: dict[str, Scalar] = {}
+    seed: int = _setting(0, MAIN, "Seed of the first trial.", ge=0, lt=2**31)
     # Data
     domains: str
     domains_options: dict[str, Scalar] = {}
     stand_in_for: str | None = None
     data_dir: str | None = None
-    images: Literal["cached", "streamed"] = "cached"
-    image_cache_gb: Positive | None = None
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
-    split: Literal["sources", "every", "domainbed"] = "sources"
-    # Partition of the source domains
-    partition: Partition = "domain"
-    clients: Annotated[int, Field(ge=0)] = 0
-    heterogeneity: Annotated[float, Field(ge=0, le=1)] = 0.0
-    clients_per_domain: Annotated[int, Field(ge=0)] = 0
-    dirichlet_alpha: Positive = 0.5
-    dirichlet_min_size: Annotated[int, Field(ge=1)] = 10
-    clients_per_round: Annotated[int, Field(ge=0)] = 0
-    # Model
-    model: str
-    pretrained: bool = True
-    dtype: Literal["float32", "float64"] = "float32"
-    precision: Literal["float32", "bf16"] = "float32"
-    batchnorm: Literal["frozen", "averaged"] = "frozen"
-    compile: bool = False
-    deterministic: bool = False
-    device: str = "cpu"
-    threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    # Method
-    strategy: str = "hgp"
-    strategy_args: dict[str, Scalar] = {}
-    references: Literal["current", "previous"] = "current"
+    split: Literal["sources", "every", "domainbed"] = _setting(
+        "sources",
+        DATA,
+        "Which domains hold examples out: sources; every (a target is read on the larger part, the rest is the "
+        "oracle's); domainbed (every domain, by DomainBed's own draw).",
+    )
+    partition: Partition = _setting(
+        "domain",
+        DATA,
+        "How source domains are shared among clients: domain (one each), lambda (--clients over all of them), "
+        "dirichlet (--clients-per-domain, of unlike classes).",
+    )
+    clients: int = _setting(0, DATA, "Clients that share the source domains, with --partition lambda.", ge=0)
+    heterogeneity: float = _setting(
+        0.0, DATA, "Their lambda: 1 makes them all alike, 0 gives each one domain.", ge=0, le=1
+    )
+    clients_per_domain: int = _setting(0, DATA, "Clients of each domain, with --partition dirichlet.", ge=0)
+    dirichlet_alpha: float = _setting(0.5, DATA, "Their concentration: the smaller, the fewer classes each has.", gt=0)
+    dirichlet_min_size: int = _setting(10, DATA, "Training examples that each of them gets at least.", ge=1)
+    augment: Literal["none", "domainbed"] = _setting(
+        "none", DATA, "Augmentation of training images: none or domainbed."
+    )
+    images: Literal["cached", "streamed"] = _setting(
+        "cached", DATA, "Image files: cached (decoded once, kept in the cache) or streamed (decoded whenever used)."
+    )
+    image_cache_gb: float | None = _setting(
+        None, DATA, "Most room that cached images may take, in GB; by default what the disk has free.", gt=0
+    )
+    # Model and method
+    model: str = _setting(
+        ...,
+        MAIN,
+        "Model; --list names them. [default: resnet18 for images, lite0-features for IconPACS, mlp for digits, "
+        "mnist-cnn for ColoredMNIST form=domainbed]",
+    )
+    pretrained: bool = _setting(True, METHOD, "Begin from ImageNet weights where the model has them.")
+    references: Literal["current", "previous"] = _setting(
+        "current",
+        METHOD,
+        "current (exact), or previous: statistics a round old, one exchange a round, for slow links.",
+    )
+    statistics_batches: int = _setting(1, METHOD, "Batches behind a round's reference statistics.", ge=1)
+    # Training
+    rounds: int = _setting(50, MAIN, "Rounds of training.", ge=1)
+    local_steps: int = _setting(5, MAIN, "Steps a client takes in a round.", ge=1)
+    local_epochs: int = _setting(
+        0, TRAINING, "Passes a client makes over its own examples in a round, in place of steps; 0 for steps.", ge=0
+    )
+    batch_size: int = _setting(32, MAIN, "Examples in a step; 0 takes all.", ge=0)
+    client_optimizer: Literal["SGD", "Adam"] = _setting(
+        "SGD", TRAINING, "The clients' optimizer, new each round: SGD or Adam."
+    )
+    lr: float = _setting(0.01, MAIN, "Learning rate of the clients.", gt=0)
+    lr_drop_after: float = _setting(
+        0.0, TRAINING, "Share of the rounds after which it is a tenth; 0 never.", ge=0, lt=1
+    )
+    momentum: float = _setting(0.0, TRAINING, "Momentum of the clients' SGD.", ge=0, lt=1)
+    weight_decay: float = _setting(0.0, TRAINING, "Weight decay of the clients' optimizer.", ge=0)
+    l2: float = _setting(0.0, TRAINING, "Weight of the sum of squared parameters in the loss.", ge=0)
+    batchnorm: Literal["frozen", "averaged"] = _setting(
+        "frozen", TRAINING, "Running statistics of batch norms: frozen, or averaged over the clients."
+    )
     # Federation
-    rounds: Annotated[int, Field(ge=1)] = 50
-    weighting: Literal["domain", "examples"] = "domain"
-    server_optimizer: str = "SGD"
-    server_lr: Positive = 1.0
-    server_optimizer_args: dict[str, Scalar] = {}
-    quorum: Annotated[int, Field(ge=0)] = 0
-    deadline: Positive = 3600.0
-    exchange_deadline: Positive = 600.0
-    # Local training
-    local_steps: Annotated[int, Field(ge=1)] = 5
-    local_epochs: Annotated[int, Field(ge=0)] = 0
-    batch_size: Annotated[int, Field(ge=0)] = 32
-    augment: Literal["none", "domainbed"] = "none"
-    statistics_batches: Annotated[int, Field(ge=1)] = 1
-    client_optimizer: Literal["SGD", "Adam"] = "SGD"
-    lr: Positive = 0.01
-    lr_drop_after: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: NonNegative = 0.0
-    l2: NonNegative = 0.0
-    # Evaluation and randomness
-    evaluate_every: Annotated[int, Field(ge=1)] = 1
-    checkpoint_every: Annotated[int, Field(ge=1)] = 1
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    clients_per_round: int = _setting(0, FEDERATION, "Source clients drawn for a round; 0 for all of them.", ge=0)
+    weighting: Literal["domain", "examples"] = _setting(
+        "domain",
+        FEDERATION,
+        "Mean over clients: domain (equal weights) or examples; plain Flower strategies have their own.",
+    )
+    server_optimizer: str = _setting(
+        "SGD",
+        FEDERATION,
+        "Class of torch.optim that steps along the mean update; not for plain Flower strategies (fedadam), which step "
+        "themselves.",
+    )
+    server_lr: float = _setting(1.0, FEDERATION, "Its learning rate; SGD with 1 is federated averaging.", gt=0)
+    server_optimizer_args: dict[str, Scalar] = _setting({}, FEDERATION, "Its other arguments: key=value,...")
+    quorum: int = _setting(0, FEDERATION, "Source clients that every phase needs; 0 for all of them.", ge=0)
+    deadline: float = _setting(3600.0, FEDERATION, "Seconds a client may take to train or evaluate.", gt=0)
+    exchange_deadline: float = _setting(600.0, FEDERATION, "Seconds a client may take for statistics.", gt=0)
+    # Machine
+    device: str = _setting(
+        "auto",
+        MAIN,
+        "auto (a GPU if there is one, the CPU for batches of mlp and lite0-features), cpu, cuda, cuda:N or mps.",
+    )
+    threads: int = _setting(0, MACHINE, "Threads of torch while it trains; 0 for torch's own choice.", ge=0, le=1024)
+    dtype: Literal["float32", "float64"] = _setting("float32", MACHINE, "float32 or float64.")
+    precision: Literal["float32", "bf16"] = _setting(
+        "float32", MACHINE, "Of the featurizer: float32, or bf16 where that is safe (autocast)."
+    )
+    compile: bool = _setting(False, MACHINE, "Compile the featurizer with torch.compile.")
+    deterministic: bool = _setting(
+        False, MACHINE, "Refuse operations that may round differently each time, as on a GPU."
+    )
+    # Output
+    evaluate_every: int = _setting(1, OUTPUT, "Rounds between evaluations.", ge=1)
+    checkpoint_every: int = _setting(1, OUTPUT, "Rounds between checkpoints; the last is kept.", ge=1)
 
     @field_validator("server_optimizer")
     @classmethod
     def _known_optimizer(cls, name: str) -> str:
+        from fedhess.settings.optimizers import optimizer_name
+
         return optimizer_name(name)
 
     @model_validator(mode="after")
@@ -144,8 +216,10 @@ class RunConfig(BaseModel):
         return f"{self.local_epochs} local epochs" if self.local_epochs else f"{self.local_steps} local steps"
 
     @property
-    def torch_dtype(self) -> torch.dtype:
+    def torch_dtype(self) -> "torch.dtype":
         """The floating-point type of the model."""
+        import torch
+
         return torch.float64 if self.dtype == "float64" else torch.float32
 
     def lr_at(self, server_round: int) -> float:
@@ -156,6 +230,10 @@ class RunConfig(BaseModel):
     @property
     def device_here(self) -> str:
         """The device that this process uses; ``cuda`` may be that of workers elsewhere, which resolve it again."""
+        import torch
+
+        from fedhess.base.environment import resolve_device
+
         elsewhere = self.device == "cuda" and not torch.cuda.is_available()
         if self.device != "auto" and not elsewhere:
             return self.device
@@ -200,12 +278,12 @@ class RunConfig(BaseModel):
             if value == "":
                 continue
             nested = isinstance(field.default, dict) or key in ("sources", "targets")
-            values[key] = _decoded(wire_key, value) if nested else value
+            values[key] = _decode(wire_key, value) if nested else value
         return values
 
     @classmethod
     def checked(cls, values: Mapping[str, object]) -> "RunConfig":
-        """Validate, and turn every complaint into one line that names the option, the range and the value.
+        """Validate, and turn every error into one line that names the option, the range and the value.
 
         Raises:
             UsageError: At least one value is out of range, of the wrong type, missing or unknown.
@@ -213,10 +291,10 @@ class RunConfig(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise UsageError("\n".join(_complaint(detail) for detail in error.errors())) from None
+            raise UsageError("\n".join(_described(detail) for detail in error.errors())) from None
 
 
-# What a value was expected to be, by pydantic's name of the complaint.
+# What a value was expected to be, by pydantic's name of the error.
 _EXPECTED = {
     "greater_than_equal": "at least {ge}",
     "greater_than": "more than {gt}",
@@ -233,7 +311,7 @@ _EXPECTED = {
 _JSON_NAMES = {list: "array", dict: "object"}
 
 
-def _complaint(detail: ErrorDetails) -> str:
+def _described(detail: ErrorDetails) -> str:
     if not detail["loc"]:  # of several settings together, which it names itself
         return detail["msg"].removeprefix("Value error, ")
     option = "--" + ".".join(str(part) for part in detail["loc"]).replace("_", "-")
@@ -249,7 +327,7 @@ def _complaint(detail: ErrorDetails) -> str:
     return f"{option}: {expected}, got {detail['input']!r}"
 
 
-def _decoded(wire_key: str, text: Scalar) -> object:
+def _decode(wire_key: str, text: Scalar) -> object:
     if not isinstance(text, str):
         raise UsageError(f"run config, {wire_key}: expected a text, got {text!r}")
     if not text.lstrip().startswith(("{", "[")):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedhess.settings.run_config import GROUPS
 from tests.conftest import TOY, Outcome, Start
 
 Command = Callable[..., Outcome]
@@ -25,6 +26,7 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
     outcome = command(*TOY, "--strategy", "erm", "--out", "job")
     assert outcome.status == 0, outcome.err
     assert sorted(str(path.relative_to("job")) for path in Path("job").rglob("*") if path.is_file()) == [
+        ".lock",
         "config.json",
         "east/0/checkpoint/checkpoint.json",
         "east/0/checkpoint/round-000003.safetensors",
@@ -131,10 +133,13 @@ def test_help_says_every_default(command: Command, monkeypatch: pytest.MonkeyPat
     outcome = command("--help")
     assert outcome.status == 0
     text = " ".join(outcome.out.split())
-    options = re.split(r" (?=--[a-z0-9-]+ (?:TEXT|INTEGER|FLOAT|PATH|/)|--require)", text)[1:]
-    without = [option.split()[0] for option in options if "[default: " not in option]
-    assert without[:3] == ["--strategy-args", "--server-optimizer-args", "--domains-args"], "those are empty by default"
-    assert without[3:] == ["--require-real"], "only switches follow"
+    options = re.split(r" (?=--[a-z0-9-]+(?: /| TEXT| INTEGER| FLOAT| PATH) )", text)[1:]
+    without = {option.split()[0] for option in options if "[default: " not in option}
+    assert without == {"--strategy-args", "--server-optimizer-args", "--domains-args", "--image-cache-gb"}
+    first = outcome.out[outcome.out.index("Main options:") : outcome.out.index("Data:")]
+    assert len(re.findall(r"^  --", first, re.MULTILINE)) <= 15
+    headings = [f"{group}:" for group in GROUPS]
+    assert [word for word in re.findall(r"^[A-Z][a-z ]+:$", outcome.out, re.MULTILINE) if word in headings] == headings
     assert "[default: 40; 501 with mlp; 5000 with mnist-cnn]" in text
 
 
@@ -191,16 +196,17 @@ def test_a_job_that_ends_before_a_slow_target_ends_with_status_0(start: Start, t
     program.write_text(
         "import sys, time, torch\n"
         "import fedhess.simulate as command\n"
+        "from fedhess.jobs import running\n"
         "from fedhess.domains import BENCHMARKS\n"
         "BENCHMARKS['Toy'] = 'toy:open_toy'\n"
-        "real = command.client_app\n"
+        "real = running.client_app\n"
         "def app(message, context):\n"
         "    if context.node_config['partition-id'] == 3 and message.metadata.message_type == 'evaluate':\n"
         "        x, end = torch.randn(300, 300, requires_grad=True), time.monotonic() + 20\n"
         "        while time.monotonic() < end:\n"
         "            (x @ x).sum().backward()\n"
         "    return real(message, context)\n"
-        "command.client_app = app\n"
+        "running.client_app = app\n"
         "sys.argv = ['fedhess', '--domains', 'Toy', '--strategy', 'erm', '--target', 'east', '--rounds', '1',\n"
         "            '--batch-size', '8', '--trials', '1', '--deadline', '3', '--quiet', '--out', sys.argv[1]]\n"
         "command.main()\n",

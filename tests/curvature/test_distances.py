@@ -1,8 +1,5 @@
 """Distances to references: against autograd, both forms against each other, and what rounding may do."""
 
-import gc
-import weakref
-
 import oracles
 import pytest
 import torch
@@ -11,8 +8,8 @@ from hypothesis import given, settings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedhess.curvature import HeadBatch, closed_form, distances
-from fedhess.curvature.distances import gram_is_cheaper, head_objective
+from fedhess.curvature import HeadBatch, closed_form, diagonal_distance, head_objective
+from fedhess.curvature.distances import gram_is_cheaper
 
 many = settings(max_examples=30, deadline=None, derandomize=True)
 
@@ -77,22 +74,11 @@ def test_both_forms_agree_to_1e_10(shape, has_bias):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("outputs", [2, 60])
-def test_single_distances_are_those_of_the_objective(outputs):
-    head = make_head(4, 5, outputs)
-    gradient, hgp = like_theta(head, 1), like_theta(head, 2)
-    both = distances.alignment_distances(head.batch, gradient=gradient, hgp=hgp)
-    assert_equal(distances.gradient_distance(head.batch, gradient), both[0])
-    assert_equal(distances.hgp_distance(head.batch, hgp), both[1])
-    assert_equal(both[0], oracle_terms(head, gradient, hgp)[1])
-    assert_equal(both[1], oracle_terms(head, gradient, hgp)[2])
-
-
 @many
 @given(heads())
 def test_diagonal_distance_matches_the_dense_hessian(head):
     reference = like_theta(head)
-    ours = distances.diagonal_distance(head.batch, reference)
+    ours = diagonal_distance(head.batch, reference)
     oracle = (oracles.diagonal(head) - reference).square().sum()
     assert_equal(ours, oracle)
     inputs = [head.features, head.theta]
@@ -195,8 +181,8 @@ def test_form_follows_the_shape():
     assert not prefers_gram(500, 39, 1)
 
 
-class LargestTensors(TorchDispatchMode):
-    """Records the shapes that operations return."""
+class NewTensors(TorchDispatchMode):
+    """Records the shapes of what operations return, but for views of their arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +190,8 @@ class LargestTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and func is not torch.ops.aten.detach.default:
+        given = {part.untyped_storage().data_ptr() for part in args if isinstance(part, Tensor)}
+        if isinstance(out, Tensor) and out.untyped_storage().data_ptr() not in given:
             self.shapes.append(tuple(out.shape))
         return out
 
@@ -213,11 +200,11 @@ def test_gram_form_builds_no_matrix_of_the_parameters_shape():
     head = make_head(3, 40, 50)
     references = {"gradient": like_theta(head, 1), "hgp": like_theta(head, 2)}
     batch = head.batch
-    with LargestTensors() as seen:
+    with NewTensors() as seen:
         terms = head_objective(batch, **references)
         torch.autograd.grad(sum(terms), head.features)
     assert (50, 41) not in seen.shapes
-    with LargestTensors() as seen:
+    with NewTensors() as seen:
         head_objective(batch, **references, gram=False)
     assert (50, 41) in seen.shapes
 
@@ -226,44 +213,14 @@ def test_reference_is_held_fixed():
     head = make_head(4, 3, 2)
     reference = like_theta(head).requires_grad_()
     total = sum(head_objective(head.batch, gradient=reference, hgp=reference))
-    total = total + distances.diagonal_distance(head.batch, reference)
+    total = total + diagonal_distance(head.batch, reference)
     total.backward()
     assert reference.grad is None
     assert head.theta.grad is not None
 
 
-def test_writing_to_the_weights_before_backward_is_an_error():
-    head = make_head(4, 3, 2)
-    weight = head.theta.detach()[:, :-1].clone().requires_grad_()
-    terms = head_objective(HeadBatch(head.features, head.labels, weight), gradient=torch.zeros(2, 3).double())
-    with torch.no_grad():
-        weight += 1
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        terms.gradient_distance.backward()
-
-
-@pytest.mark.parametrize("name", ["gradient", "hgp", "diagonal"])
+@pytest.mark.parametrize("name", ["gradient", "hgp"])
 def test_reference_of_the_wrong_shape_is_named(name):
-    head = make_head(4, 3, 2)
     wrong = torch.zeros(2, 3, dtype=torch.float64)
-    distance = getattr(distances, f"{name}_distance")
     with pytest.raises(ValueError, match=rf"{name} reference: expected .*\(2, 4\).*got .*\(2, 3\).*last column"):
-        distance(head.batch, wrong)
-
-
-@pytest.mark.parametrize("outputs", [1, 3, 40])
-def test_nothing_of_a_step_outlives_it(outputs: int) -> None:
-    weight, bias = torch.randn(outputs, 5, requires_grad=True), torch.zeros(outputs, requires_grad=True)
-    features = torch.randn(8, 5, requires_grad=True).relu()
-    batch = HeadBatch(features, torch.zeros(8, dtype=torch.int64), weight, bias)
-    reference = torch.zeros(outputs, 6)
-    gc.collect()
-    gc.disable()
-    try:
-        terms = head_objective(batch, gradient=reference, hgp=reference)
-        torch.autograd.backward(terms.loss + terms.gradient_distance + terms.hgp_distance)
-        alive = weakref.ref(batch)
-        del batch, terms
-        assert alive() is None  # freed by counting references, not by some later garbage collection
-    finally:
-        gc.enable()
+        head_objective(make_head(4, 3, 2).batch, **{name: wrong})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedhess.alignment.loading import resolved_args
 from fedhess.domains import open_benchmark
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.jobs.plan import plan_job
@@ -41,7 +42,9 @@ def test_the_apps_defaults_are_those_of_the_command(tmp_path: Path) -> None:
         overrides={"device": "cpu"},
         out=tmp_path,
     )
-    assert settings_of_run(APP["config"] | {"device": "cpu"}) == job.runs[0].config
+    config = settings_of_run(APP["config"] | {"device": "cpu"})
+    args = {"strategy_args": resolved_args(config.strategy, config.strategy_args)}
+    assert config.model_copy(update=args) == job.runs[0].config
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_a_node_that_plays_another_role_than_the_run_gives_it_is_an_error(toy_ru
                 context.node_config["role"] = "target"
             return client_app(message, context)
 
-    with pytest.raises(FederationError, match="client south: the run has it as source, the node says target"):
+    with pytest.raises(FederationError, match="client south: the run has it as source, the node as target"):
         toy_run(app=Stubborn())
 
 
@@ -100,14 +100,14 @@ def test_a_late_thread_that_evicts_every_model_takes_none_from_a_client_at_work(
 
     def disturbed(*given: Any, **where: Any) -> Any:
         for late in ("late", "later"):  # as many as the store keeps
-            thread = threading.Thread(target=memory.MODELS.receive, args=(late, ArrayRecord()))
+            thread = threading.Thread(target=memory.MEMORY.receive, args=(late, ArrayRecord()))
             thread.start()
             thread.join()
         return opened(*given, **where)
 
     monkeypatch.setattr(app, "local_client", disturbed)
     finished = toy_run(**HGP)
-    assert finished.server.federation.failures == []
+    assert finished.server.federation.ledger.failures == []
     assert all(torch.equal(finished.tensors[name], undisturbed[name]) for name in undisturbed)
 
 
@@ -141,7 +141,7 @@ def test_two_nodes_of_one_domain_are_an_error() -> None:
     with run_identity(1):
         found = discover(FixedNodes({9: south, 4: north}), sources=("north", "south"), targets=(), deadline=5)  # type: ignore[arg-type]
         assert [(client.label, client.node_id) for client in found] == [("north", 4), ("south", 9)]
-        with pytest.raises(FederationError, match="two nodes say that they are client south"):
+        with pytest.raises(FederationError, match="two nodes are client south"):
             discover(FixedNodes({1: north, 2: south, 3: south}), sources=("north", "south"), targets=(), deadline=5)  # type: ignore[arg-type]
 
 
@@ -186,7 +186,7 @@ def normed(monkeypatch: pytest.MonkeyPatch) -> str:
 
 class Amnesia:
     def __call__(self, message: Message, context: Context) -> Message:
-        memory.forget_everything()
+        memory.MEMORY.clear()
         return client_app(message, context)
 
 

@@ -15,7 +15,8 @@ from fedhess.base.errors import UsageError
 from fedhess.domains import BENCHMARKS, Benchmark, open_benchmark
 from fedhess.domains.scenarios import choose_scenarios
 from fedhess.jobs.directory import job_directory
-from fedhess.jobs.plan import Job, plan_job, slug
+from fedhess.jobs.job import Job, slug
+from fedhess.jobs.plan import plan_job
 
 
 @pytest.fixture
@@ -106,12 +107,15 @@ def test_single_strategy_has_no_directory_of_its_own(toy: Benchmark) -> None:
 
 def test_argument_goes_to_each_strategy_that_has_it(toy: Benchmark) -> None:
     job = plan(toy, strategies=["erm", "hgp", "hutchinson"], strategy_args={"alpha": 0.5, "hutchinson.probes": 3})
-    assert [run.config.strategy_args for run in job.runs] == [{}, {"alpha": 0.5}, {"alpha": 0.5, "probes": 3}]
+    erm, hgp, hutchinson = (run.config.strategy_args for run in job.runs)
+    assert "alpha" not in erm
+    assert hgp["alpha"] == hutchinson["alpha"] == 0.5
+    assert (hgp.get("probes"), hutchinson["probes"]) == (None, 3)
 
 
 def test_description_has_the_coefficients_that_run_defaults_included(toy: Benchmark) -> None:
     job = plan(toy, strategies=["erm", "hgp", "hutchinson"], strategy_args={"hutchinson.scale": "absolute"})
-    described = job.description["strategies"]
+    described = job.record["strategies"]
     assert described["erm"] == {}
     assert [(args["scale"], args["alpha"], args["beta"]) for args in list(described.values())[1:]] == [
         ("relative", 0.1, 0.3),

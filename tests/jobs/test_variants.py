@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from fedhess.alignment.loading import resolved_args
 from fedhess.base.errors import UsageError
 from fedhess.domains import BENCHMARKS, Benchmark, open_benchmark
-from fedhess.jobs.plan import Job, plan_job
-from fedhess.jobs.variants import args_for, check_variants, describe, overridden, parse_variants, strategy_args_of
+from fedhess.jobs.job import Job
+from fedhess.jobs.plan import plan_job
+from fedhess.jobs.variants import args_for, check_variants, describe, overridden, parse_variants
 
 
 @pytest.fixture
@@ -58,15 +60,15 @@ def test_setting_that_is_no_assignment_is_named() -> None:
 def test_a_variant_has_settings_arguments_of_the_server_and_of_strategies() -> None:
     variant = {"lr": 0.5, "server-optimizer-args.weight_decay": 0.1, "server_optimizer_args.eps": 0.2, "hgp.alpha": 1.0}
     base = {"lr": 0.1, "rounds": 3, "server_optimizer_args": {"eps": 0.9, "amsgrad": True}}
-    changed = overridden(base, variant)
+    changed = overridden(base, variant, "hgp")
     assert changed == {
         "lr": 0.5,
         "rounds": 3,
         "server_optimizer_args": {"eps": 0.2, "amsgrad": True, "weight_decay": 0.1},
     }
     assert base["lr"] == 0.1
-    assert strategy_args_of(variant) == {"hgp.alpha": 1.0}
-    assert overridden(base, {"lr": 0.2}) == {**base, "lr": 0.2}
+    assert overridden(base, {"lr": 0.2}, "hgp") == {**base, "lr": 0.2}
+    assert overridden(base, variant, "fedadam") == {**base, "lr": 0.5}, "whose server is its own"
 
 
 @pytest.mark.parametrize(
@@ -94,31 +96,33 @@ def test_every_variant_is_run_in_a_directory_of_its_own(toy: Benchmark) -> None:
     ]
     first, second, third = (run.config for run in job.runs[::2])
     assert (first.lr, second.lr, third.lr) == (0.25, 1.0, 1.0)
-    assert [config.strategy_args.get("alpha") for config in (first, second, third)] == [None, 0.5, 0.75]
+    assert [config.strategy_args.get("alpha") for config in (first, second, third)] == [0.1, 0.5, 0.75]
     assert (first.server_lr, third.server_lr) == (4.898536566546834e-4, 2.0)
-    assert [variant["settings"] for variant in job.description["variants"]] == list(job.variants)
-    assert [variant["arguments"]["hgp"]["alpha"] for variant in job.description["variants"]] == [0.1, 0.5, 0.75]
+    assert [variant["settings"] for variant in job.record["variants"]] == list(job.variants)
+    assert [variant["arguments"]["hgp"]["alpha"] for variant in job.record["variants"]] == [0.1, 0.5, 0.75]
     assert len({run.config.rounds for run in job.runs}) == 1
 
 
 def test_variant_goes_before_the_arguments_of_the_command_line(toy: Benchmark) -> None:
     job = plan(toy, [{"alpha": 0.5}, {"beta": 0.5}], strategy_args={"hgp.alpha": 9.0, "beta": 9.0})
-    assert [run.config.strategy_args for run in job.runs] == [{"alpha": 0.5, "beta": 9.0}, {"alpha": 9.0, "beta": 0.5}]
+    found = [(run.config.strategy_args["alpha"], run.config.strategy_args["beta"]) for run in job.runs]
+    assert found == [(0.5, 9.0), (9.0, 0.5)]
 
 
 def test_coefficients_are_those_of_the_scale_of_each_variant(toy: Benchmark) -> None:
     job = plan(toy, [{"scale": "relative"}, {"scale": "absolute"}], strategy_args={"form": "mean_of_hgp"})
-    recorded = [variant["arguments"]["hgp"] for variant in job.description["variants"]]
+    recorded = [variant["arguments"]["hgp"] for variant in job.record["variants"]]
     assert [(args["alpha"], args["beta"]) for args in recorded] == [(0.1, 0.3), (1e-4, 5e-3)]
-    common = job.description["strategies"]["hgp"]
+    common = job.record["strategies"]["hgp"]
     assert common["form"] == "mean_of_hgp"
     assert not {"alpha", "beta", "scale"} & common.keys()
 
 
 def test_a_scale_that_is_given_drops_the_recipes_coefficients_for_another() -> None:
     recipe = {"scale": "absolute", "alpha": 2.0, "beta": 2.0, "weight": 91257.0}
-    assert args_for("hgp", ["hgp"], {"scale": "relative"}, recipe) == {"scale": "relative"}
-    assert args_for("hgp", ["hgp"], {"alpha": 0.5}, recipe) == recipe | {"alpha": 0.5}
+    relative, absolute = ({"scale": "relative"}, {"alpha": 0.5})
+    assert args_for("hgp", ["hgp"], relative, recipe) == resolved_args("hgp", relative)
+    assert args_for("hgp", ["hgp"], absolute, recipe) == resolved_args("hgp", recipe | absolute)
 
 
 def test_variant_that_makes_no_difference_to_a_strategy_is_run_once(toy: Benchmark) -> None:
@@ -126,7 +130,7 @@ def test_variant_that_makes_no_difference_to_a_strategy_is_run_once(toy: Benchma
     assert [(run.strategy, run.variant) for run in job.runs] == [
         *(("erm", 0), ("erm", 2), ("hgp", 0), ("hgp", 1), ("hgp", 2)),
     ]
-    assert [variant["strategies"] for variant in job.description["variants"]] == [
+    assert [variant["strategies"] for variant in job.record["variants"]] == [
         *(["erm", "hgp"], ["hgp"], ["erm", "hgp"]),
     ]
 
@@ -173,8 +177,8 @@ def test_cross_validation_adds_every_pair_once_and_last(toy: Benchmark) -> None:
         *("north+south", "north+west", "north+east", "south+west", "south+east", "west+east"),
     ]
     assert all(run.inner and len(run.config.sources) == 2 for run in job.runs[4:])
-    assert job.description["targets"] == ["north", "south", "west", "east"]
-    assert job.description == plan(toy, target="all").description, "they may be added later"
+    assert job.record["targets"] == ["north", "south", "west", "east"]
+    assert job.record == plan(toy, target="all").record, "they may be added later"
 
 
 def test_cross_validation_of_one_target_leaves_out_each_of_its_sources(toy: Benchmark) -> None:

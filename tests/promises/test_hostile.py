@@ -59,7 +59,7 @@ def test_bytes_that_are_no_numbers_are_a_failure_of_their_client(toy_run: Run, k
         return reply
 
     finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1)
-    (failure,) = finished.server.federation.failures
+    (failure,) = finished.server.federation.ledger.failures
     assert failure.client == "south"
     assert "expected a .npy array of plain numbers" in failure.reason
     assert all(torch.isfinite(value).all() for value in finished.tensors.values())
@@ -88,7 +88,7 @@ def test_a_client_cannot_weigh_more_with_flower_than_it_said(toy_run: Run, value
         return reply
 
     finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1, strategy=FEDAVG)
-    assert "as it said at the start" in finished.server.federation.failures[0].reason
+    assert "as at the start" in finished.server.federation.ledger.failures[0].reason
 
 
 def test_further_records_do_not_reach_a_flower_strategy(toy_run: Run) -> None:
@@ -97,7 +97,7 @@ def test_further_records_do_not_reach_a_flower_strategy(toy_run: Run) -> None:
         return reply
 
     finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1, strategy=FEDAVG)
-    assert "one record of arrays and one of metrics" in finished.server.federation.failures[0].reason
+    assert "one record of arrays and one of metrics" in finished.server.federation.ledger.failures[0].reason
 
 
 @pytest.mark.parametrize("strategy", [FEDAVG, "erm"])
@@ -112,7 +112,7 @@ def test_metrics_that_cannot_be_averaged_are_a_failure_of_their_client(
         return reply
 
     finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1, strategy=strategy)
-    (failure,) = finished.server.federation.failures
+    (failure,) = finished.server.federation.ledger.failures
     assert failure.client == "south"
     assert "expected the metrics num-examples, loss, objective, seconds, a number each" in failure.reason
 
@@ -145,7 +145,7 @@ def test_momentum_that_is_not_whole_is_a_failure_of_its_client(
 
     app = Misbehaving(protocol.TRAIN, act)
     finished = toy_run(app=app, strategy="fish", momentum=0.9, rounds=2, quorum=2, **clients)
-    failures = finished.server.federation.failures
+    failures = finished.server.federation.ledger.failures
     assert len({failure.client for failure in failures}) == 1
     assert {failure.round for failure in failures} == {1, 2}
     assert all("momentum" in failure.reason for failure in failures)

@@ -36,7 +36,7 @@ class Failing:
 def test_failures_and_bytes_before_the_interruption_are_in_the_rows_after_it(toy_run: Run, tmp_path: Path) -> None:
     settings = {"rounds": 4, "evaluate_every": 4, "quorum": 2}
     whole = toy_run(app=Failing(all_from=9), **settings).rows
-    memory.forget_everything()
+    memory.MEMORY.clear()
     with pytest.raises(FederationError, match="round 3: 0 of 3"):
         toy_run(app=Failing(all_from=3), directory=tmp_path / "run", **settings)
     resumed = toy_run(app=Failing(all_from=9), directory=tmp_path / "run", **settings).rows
@@ -80,7 +80,7 @@ class Interrupted:
 @pytest.mark.parametrize(("at", "again"), [(2, {3}), (3, set())], ids=["in the middle", "at the end"])
 def test_round_that_was_trained_is_only_evaluated_again(toy_run: Run, tmp_path: Path, at: int, again: set[int]) -> None:
     whole = toy_run()
-    memory.forget_everything()
+    memory.MEMORY.clear()
     with pytest.raises(KeyboardInterrupt):
         toy_run(app=Interrupted(at=at), directory=tmp_path / "run")
     directory = RunDirectory(tmp_path / "run")

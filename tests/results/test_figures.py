@@ -13,12 +13,21 @@ from matplotlib.figure import Figure
 from rows import source, target
 
 from fedhess.domains import Scenario
-from fedhess.results.candidates import Cell
-from fedhess.results.figures import Panel, draw_rounds, drawable, drawing, line_look, trained_rounds
-from fedhess.results.heatmaps import draw_pairs, draw_strategies
-from fedhess.results.selection import Candidate
-from fedhess.simulations import comparison, load, transfer_report
-from fedhess.simulations.comparison import Comparison
+from fedhess.results.figures import (
+    Panel,
+    draw_pairs,
+    draw_rounds,
+    draw_strategies,
+    drawable,
+    drawing,
+    line_look,
+    trained_rounds,
+)
+from fedhess.results.selection import Candidate, Cell
+from fedhess.simulations import load
+from fedhess.simulations.scenarios import comparison
+from fedhess.simulations.scenarios.comparison import Comparison
+from fedhess.simulations.transfer import report as transfer_report
 
 UNKNOWN = "\U0010fffd"  # for private use: no font has it
 IN_ANOTHER_FONT = "\u1d81"  # of matplotlib's own fonts, STIXGeneral has it and the usual one has not

@@ -15,8 +15,7 @@ from fedhess.base.errors import StorageError
 from fedhess.domains import Benchmark, Scenario
 from fedhess.federation.server.run_directory import Row, RunDirectory
 from fedhess.jobs.description import header, stand_in_warning
-from fedhess.jobs.plan import Job, PlannedRun
-from fedhess.results.selection_report import write_selection
+from fedhess.jobs.job import Job, PlannedRun, outline
 from fedhess.results.summary import (
     _has_average,
     _note,
@@ -26,6 +25,7 @@ from fedhess.results.summary import (
     summarise,
     table,
     write_report,
+    write_selection,
 )
 
 DOMAINS = ("north", "south", "west", "east")
@@ -51,8 +51,8 @@ def make_job(tmp_path: Path) -> Made:
                 directory.append([row(number, domain, "source", 0.5 + number / 10) for domain in sources])
                 directory.append([row(number, domain, "target", accuracy) for domain in targets])
             runs.append(PlannedRun(strategy, Scenario(sources, targets, target), config, directory))
-        description = {"strategies": {run.strategy: {} for run in runs}}
-        return Job(benchmark, tmp_path, tuple(runs), description)
+        record = {"dataset": outline(benchmark), "strategies": {run.strategy: {} for run in runs}}
+        return Job(tmp_path, tuple(runs), record)
 
     return make
 
@@ -176,8 +176,8 @@ def test_stand_in_is_named_in_titles_header_and_warning_and_names_of_files_are_c
     names = ["summary.json", "summary.md", "figures/rounds.png", "figures/rounds.svg"]
     assert write_report(job, summary) == [job.path / name for name in names]
     assert header(job, engine="in-process")["data"] == "Toy (stand-in for PACS)"
-    assert "Toy stands in for PACS" in stand_in_warning(job.benchmark)
-    assert "say nothing about PACS" in stand_in_warning(job.benchmark)
+    assert "Toy stands in for PACS" in stand_in_warning(job)
+    assert "say nothing about PACS" in stand_in_warning(job)
 
 
 # -- Files -------------------------------------------------------------------------------------------------------------

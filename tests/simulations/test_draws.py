@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fedhess.simulations.draws import draw_settings, seed_hash
+from fedhess.simulations.scenarios.draws import draw_settings, seed_hash
 
 
 def test_settings_are_drawn_as_domainbed_draws_them() -> None:

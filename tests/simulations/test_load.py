@@ -8,7 +8,7 @@ import pytest
 
 from fedhess.base.errors import FederationError
 from fedhess.simulations import load
-from fedhess.simulations.watching import Held, Watched, watch
+from fedhess.simulations.benchmarks.watching import Held, Watched, watch
 
 LEAKS = """
 import json, sys, time

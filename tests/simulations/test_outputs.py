@@ -13,10 +13,10 @@ import pytest
 from fedhess.base import environment
 from fedhess.domains import BENCHMARKS
 from fedhess.simulations import correlation_shift, diversity_shift, load, timing, transferability
-from fedhess.simulations.comparison import Comparison
-from fedhess.simulations.measurement import Configuration
-from fedhess.simulations.outputs import require_writable
-from fedhess.simulations.scenario import run_scenario
+from fedhess.simulations.scenarios.comparison import Comparison
+from fedhess.simulations.scenarios.measurement import Configuration
+from fedhess.simulations.scenarios.outputs import require_writable
+from fedhess.simulations.scenarios.running import run_scenario
 from tests.conftest import TOY, Outcome
 
 Call = Callable[..., Outcome]
@@ -34,7 +34,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     for place, name in ((timing, "import_module"), (load, "many_clients"), (load, "real_nodes")):
         monkeypatch.setattr(place, name, measured)
     monkeypatch.setattr(transferability, "run_job", measured)
-    monkeypatch.setattr("fedhess.simulations.scenario.measure", measured)
+    monkeypatch.setattr("fedhess.simulations.scenarios.running.measure", measured)
     monkeypatch.setattr(environment, "_git_revision", lambda: "abc")
 
     def run(module: ModuleType, *arguments: object) -> Outcome:
@@ -206,7 +206,7 @@ def test_a_scenario_writes_into_a_new_folder_and_says_what_cannot_be_made_again(
     assert "selection by source validation" in text
     assert "- erm, seed 0: UNCOMMITTED CHANGES, cannot be made again" in text
     assert "revision abc-dirty (UNCOMMITTED CHANGES: cannot be made again)" in text
-    monkeypatch.setattr("fedhess.simulations.scenario.measure", None)
+    monkeypatch.setattr("fedhess.simulations.scenarios.running.measure", None)
     for made in ("toy.md", "toy.png", "toy.svg"):
         (out / made).unlink()
     assert scenario(allow_dirty=False, render_only=True)

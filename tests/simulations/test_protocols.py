@@ -17,10 +17,10 @@ from fedhess.federation.client import memory
 from fedhess.jobs.selectors import ORACLE
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations import diversity_shift
-from fedhess.simulations.comparison import render
-from fedhess.simulations.draws import draw_settings
-from fedhess.simulations.presets import comparison_of, configurations, find_protocol
-from fedhess.simulations.protocols import PROTOCOLS
+from fedhess.simulations.scenarios.comparison import render
+from fedhess.simulations.scenarios.draws import draw_settings
+from fedhess.simulations.scenarios.presets import comparison_of, configurations, find_protocol
+from fedhess.simulations.scenarios.published_protocols import PROTOCOLS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where each benchmark lies in a data folder, as its releases have it.
@@ -157,7 +157,7 @@ def run(trees: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.delenv("FEDHESS_DATA", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    memory.forget_everything()
+    memory.MEMORY.clear()
 
     def command(benchmark: str, *arguments: str) -> tuple[Mapping[str, Any], str]:
         given = ["--quick", "--domains", benchmark, "--data-dir", str(trees(benchmark)), *arguments]

@@ -9,9 +9,9 @@ import pytest
 from fedhess.base.errors import UsageError
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations import correlation_shift
-from fedhess.simulations.comparison import render
-from fedhess.simulations.published import CORRELATION_SHIFT, DIVERSITY_SHIFT, FEDIIR_PROTOCOL
-from fedhess.simulations.records import Cell, add_row, lines_of, load_record
+from fedhess.simulations.scenarios.comparison import render
+from fedhess.simulations.scenarios.published_results import CORRELATION_SHIFT, DIVERSITY_SHIFT, FEDIIR_PROTOCOL
+from fedhess.simulations.scenarios.records import Cell, add_row, lines_of, load_record
 
 
 def row(seed: int, target: float, **changes: Any) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from fedhess.jobs.plan import plan_job
 from fedhess.models import create_model
 from fedhess.settings.defaults import default_settings, default_strategy_args
 from fedhess.simulations import correlation_shift, diversity_shift, label_shift
-from fedhess.simulations.measurement import Configuration
-from fedhess.simulations.scenario import shorten
+from fedhess.simulations.scenarios.measurement import Configuration
+from fedhess.simulations.scenarios.running import shorten
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WEIGHT, L2 = 91257.18613115903, 1.10794568e-3
@@ -51,7 +51,7 @@ def run(mnist_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ru
     """Run a scenario's command in an empty directory and return what it printed."""
     monkeypatch.setenv("FEDHESS_DATA", str(mnist_root))
     monkeypatch.chdir(tmp_path)
-    memory.forget_everything()
+    memory.MEMORY.clear()
 
     def command(scenario: Any, *arguments: str, status: int = 0) -> str:
         result = CliRunner().invoke(scenario.cli, arguments)

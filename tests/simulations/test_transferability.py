@@ -15,9 +15,9 @@ from torch import Tensor
 from fedhess.curvature import HeadBatch
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations import transferability
-from fedhess.simulations.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
-from fedhess.simulations.transfer import ascend, transfer_curve
-from fedhess.simulations.transfer_report import mean_points, render
+from fedhess.simulations.transfer.ascent import ascend, transfer_curve
+from fedhess.simulations.transfer.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
+from fedhess.simulations.transfer.report import mean_points, render
 from tests.conftest import TOY, Outcome
 
 SHAPE = (2, 4)

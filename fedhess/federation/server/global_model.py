@@ -8,9 +8,8 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from fedhess.base.errors import DivergedError, UsageError
-from fedhess.federation.protocol import encode_tensors
 from fedhess.federation.server.clients import ModelPayload
-from fedhess.federation.validation import is_finite
+from fedhess.federation.tensors import encode_tensors, is_finite
 from fedhess.settings.run_config import Scalar
 
 
@@ -34,16 +33,15 @@ class GlobalModel:
     def __init__(
         self, model: nn.Module, *, optimizer: str = "SGD", lr: float = 1.0, optimizer_args: Mapping[str, Scalar] | None
     ) -> None:
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.tensors = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, value in model.state_dict().items()
         }
-        self._parameters = {name: nn.Parameter(self.tensors[name]) for name in self.tensors if name in trained}
+        trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        self._parameters = {name: nn.Parameter(self.tensors[name]) for name in self.tensors if trains.get(name)}
         for name, parameter in self._parameters.items():
             self.tensors[name] = parameter.data
-        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        self._buffers = [name for name in self.tensors if name not in trained and name not in frozen]
+        self._buffers = [name for name in self.tensors if name not in trains]
         self._nonce = uuid.uuid4().hex  # an id for caches, never a source of randomness
         self._version = 0
         self._arrays: ArrayRecord | None = None
@@ -92,20 +90,13 @@ class GlobalModel:
         self.optimizer.state.clear()
 
     def replace(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a model that a plain Flower strategy aggregated.
-
-        Args:
-            tensors: Every tensor of the model, each of its shape.
-        """
+        """Take over every tensor of a model that a plain Flower strategy aggregated."""
         for name, value in self.tensors.items():
             value.copy_(tensors[name])
         self._changed()
 
     def require_finite(self, cause: str) -> None:
-        """Insist that the model is finite, before a checkpoint is made of it.
-
-        Args:
-            cause: What computed the model, for the message.
+        """Check that the model is finite, before a checkpoint is made of it; ``cause`` computed it.
 
         Raises:
             DivergedError: A tensor has a value that is not finite.

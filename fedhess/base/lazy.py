@@ -1,0 +1,22 @@
+"""Names of a package that are imported when they are used, so that what needs none of them starts at once."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a package's ``__getattr__`` (PEP 562).
+
+    Args:
+        package: Its name.
+        places: Where each name is: ``"module:attribute"``.
+    """
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, _, attribute = places[name].partition(":")
+        return getattr(import_module(module), attribute)
+
+    return find

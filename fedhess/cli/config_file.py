@@ -1,0 +1,61 @@
+"""``--config``: options of a command from a TOML file, or from the config.json of an earlier job."""
+
+import json
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedhess.base.errors import UsageError, did_you_mean
+
+
+def read_config_file(context: click.Context, path: Path | None) -> Path | None:
+    """Take the options of a file as defaults of a command.
+
+    Raises:
+        UsageError: The file cannot be read, or names an option that the command does not have.
+    """
+    if path is None:
+        return None
+    known = {parameter.name: parameter for parameter in context.command.params if parameter.name}
+    try:
+        text = path.read_text(encoding="utf-8")
+        given = options_of_job(json.loads(text), known) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"--config: {path} cannot be read ({type(error).__name__}: {error}); expected TOML with options as keys, "
+            "or a job's config.json"
+        ) from error
+    options = {key.replace("-", "_"): value for key, value in given.items()}
+    for key in options:
+        if key not in known or key in ("config", "list_all"):
+            raise UsageError(f"--config: {path}: there is no option {key!r}; {did_you_mean(key, known)}")
+    context.default_map = options
+    return path
+
+
+def options_of_job(recorded: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return the options that run a recorded job again; ``out`` is not among them."""
+
+    def joined(values: Mapping[str, Any]) -> str:
+        return ",".join(f"{key}={value}" for key, value in values.items() if value not in ("", None))
+
+    dataset, strategies = recorded["dataset"], recorded["strategies"]
+    settings = {key: value for key, value in recorded["settings"].items() if key in known and value is not None}
+    settings = {key: joined(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    options = {key: value for key, value in dataset["options"].items() if key not in ("data_dir", "seed")}
+    return settings | {
+        "domains": dataset["name"],
+        "domains_args": joined(options),
+        "strategy": ",".join(strategies),
+        "strategy_args": joined(
+            {f"{name}.{key}": value for name, args in strategies.items() for key, value in args.items()}
+        ),
+        "variants": "; ".join(joined(variant["settings"]) for variant in recorded.get("variants", [])),
+        "target": ",".join(recorded["targets"]),
+        "trials": len(recorded["seeds"]),
+        "seed": min(recorded["seeds"]),
+        "selection": recorded.get("selection", "source"),
+    }

@@ -1,0 +1,220 @@
+"""A job and its runs, made from the record that is its config.json.
+
+The one way to make a job, whether its record is written now (``fedhess.simulate``, a deployed run) or was read.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedhess.domains import Benchmark, Scenario
+from fedhess.federation.server.run_directory import RunDirectory
+from fedhess.jobs.selectors import DEFAULT
+from fedhess.jobs.variants import Variant, overridden
+from fedhess.settings.run_config import RunConfig, Scalar
+
+# What differs between the runs of a job, and is not among its settings.
+OF_A_RUN = {"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a job.
+
+    Attributes:
+        strategy: The strategy as the user named it.
+        scenario: Its sources and targets.
+        config: Its settings.
+        directory: Where it is recorded.
+        variant: Which of the job's settings it has, by index; 0 where there is one.
+        inner: Whether it is there for cross-validation alone: it leaves out a target and one of its sources as well.
+    """
+
+    strategy: str
+    scenario: Scenario
+    config: RunConfig
+    directory: RunDirectory
+    variant: int = 0
+    inner: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """Every run that a command asks for.
+
+    Attributes:
+        path: The job's directory, ``runs/NAME``.
+        runs: Target by target, then strategy, then variant, then trial; those for cross-validation alone come last.
+        record: What determines the results, as JSON; a resumed job must have the same.
+        selection: How round and variant are selected, a key of `selectors.SELECTORS`.
+        benchmark: Its data, opened, where the job is about to run.
+    """
+
+    path: Path
+    runs: tuple[PlannedRun, ...]
+    record: Mapping[str, Any] = field(repr=False)
+    selection: str = DEFAULT
+    benchmark: Benchmark | None = field(default=None, repr=False)
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What is known of the data: ``name``, ``title``, ``stand_in_for``, ``options``, ``counts``, ``digest``."""
+        found: Mapping[str, Any] = self.record["dataset"]
+        return found
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        return list(self.data.get("classes") or next(iter(self.data["counts"].values())))
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The settings to select among, or none."""
+        return [variant["settings"] for variant in self.record.get("variants", ())]
+
+    @property
+    def outer_runs(self) -> list[PlannedRun]:
+        """The runs whose targets are reported: all but those for cross-validation."""
+        return [run for run in self.runs if not run.inner]
+
+    @property
+    def differences(self) -> list[str]:
+        """Where the data differs from the benchmark's complete copy, in words."""
+        return list(self.data.get("differences", []))
+
+    @property
+    def strategies(self) -> list[str]:
+        """The strategies, in the order given."""
+        return list(dict.fromkeys(run.strategy for run in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The trials' seeds, ascending."""
+        return sorted({run.config.seed for run in self.runs})
+
+
+def outline(benchmark: Benchmark) -> dict[str, Any]:
+    """Return what is known of a benchmark before its data is read, in the form of ``Benchmark.identity``."""
+    return {
+        "name": benchmark.name,
+        "title": benchmark.title,
+        "stand_in_for": benchmark.stand_in_for,
+        "classes": list(benchmark.classes),
+        "options": dict(benchmark.options),
+        "digest": "",
+        "counts": {domain: {} for domain in benchmark.domains},
+    }
+
+
+def make_record(
+    dataset: Mapping[str, Any],
+    config: RunConfig,
+    *,
+    strategies: Mapping[str, Mapping[str, Scalar]],
+    targets: Sequence[str],
+    seeds: Sequence[int],
+    variants: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Collect what determines a job's results, as JSON has it.
+
+    Args:
+        dataset: From ``Benchmark.identity`` or :func:`outline`.
+        config: Any run's; only what all runs share is taken from it.
+        strategies: By name the arguments that all of its runs share, defaults included.
+        targets: Names of scenarios.
+        seeds: Ascending.
+        variants: For each its ``settings``, the ``strategies`` that run it, and the ``arguments`` of each.
+    """
+    record = {
+        "dataset": dataset,
+        "strategies": strategies,
+        "targets": targets,
+        "seeds": seeds,
+        "settings": config.model_dump(mode="json", exclude=OF_A_RUN),
+        "variants": variants,
+    }
+    as_json: dict[str, Any] = json.loads(json.dumps(record))
+    return as_json
+
+
+def make_job(
+    path: Path,
+    record: Mapping[str, Any],
+    *,
+    inner: bool,
+    selection: str = DEFAULT,
+    benchmark: Benchmark | None = None,
+) -> Job:
+    """Make the job of a record; nothing is read or written.
+
+    Args:
+        path: The job's directory.
+        record: From :func:`make_record`, or a config.json.
+        inner: Whether the runs that cross-validation needs are part of it.
+        selection: A key of `selectors.SELECTORS`.
+        benchmark: Its data, where it is about to run.
+
+    Raises:
+        UsageError: A setting is out of range.
+    """
+    domains = tuple(record["dataset"]["counts"])
+    outer = [_scenario(domains, name.split("+")) for name in record["targets"]]
+    more = [_scenario(domains, (*each.targets, source)) for each in outer for source in each.sources] if inner else []
+    scenarios = dict.fromkeys([*outer, *more])
+    runs = [
+        PlannedRun(strategy, scenario, config, directory, number, scenario not in outer)
+        for scenario in scenarios
+        for strategy in record["strategies"]
+        for number, config, directory in _runs(path, record, strategy, scenario)
+    ]
+    return Job(path, tuple(runs), record, selection, benchmark)
+
+
+def _scenario(domains: Sequence[str], targets: Iterable[str]) -> Scenario:
+    held_out = set(targets)
+    named = tuple(domain for domain in domains if domain in held_out)
+    return Scenario(tuple(domain for domain in domains if domain not in held_out), named, "+".join(named))
+
+
+def _runs(
+    path: Path, record: Mapping[str, Any], strategy: str, scenario: Scenario
+) -> Iterable[tuple[int, RunConfig, RunDirectory]]:
+    """Make the runs of one strategy on one scenario: number of the variant, settings, directory."""
+    variants, options = record.get("variants", ()), record["dataset"]["options"]
+    own = {number: each for number, each in enumerate(variants) if strategy in each["strategies"]}
+    several = len(record["strategies"]) > 1
+    for number, variant in own.items() if variants else [(None, None)]:
+        args, settings = record["strategies"][strategy], record["settings"]
+        if variant is not None:
+            args, settings = variant["arguments"][strategy], overridden(settings, variant["settings"], strategy)
+        for seed in record["seeds"]:
+            trial = seed - min(record["seeds"])  # a benchmark that is made at random is made anew for each trial
+            made = {"seed": int(options["seed"]) + trial} if "seed" in options else {}
+            config = RunConfig.checked(
+                {**settings, "sources": scenario.sources, "targets": scenario.targets, "seed": seed}
+                | {"strategy": strategy, "strategy_args": args, "domains_options": options | made}
+            )
+            folder = run_folder(path, strategy if several else None, number)
+            yield number or 0, config, RunDirectory(folder / slug(scenario.name) / str(seed))
+
+
+def run_folder(path: Path, strategy: str | None, variant: int | None) -> Path:
+    """Name the directory above a run's target: one a strategy where a job has several, then one a variant.
+
+    >>> run_folder(Path("runs/NAME"), "hgp", 3).as_posix()
+    'runs/NAME/hgp/variant-3'
+    """
+    folder = path if strategy is None else path / slug(strategy)
+    return folder if variant is None else folder / f"variant-{variant}"
+
+
+def slug(text: str) -> str:
+    """Turn a title into a part of a file name.
+
+    >>> slug("IconPACS (stand-in for PACS)")
+    'IconPACS-stand-in-for-PACS'
+    """
+    return re.sub(r"[^\w.+]+", "-", text).strip("-")

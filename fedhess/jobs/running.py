@@ -1,0 +1,171 @@
+"""Run every run of a job that is not complete yet."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedhess.alignment.server_step import require_server
+from fedhess.base.environment import torch_threads
+from fedhess.base.errors import FederationError, UsageError
+from fedhess.cli.options import JobOptions, read_options
+from fedhess.domains import Benchmark, open_benchmark
+from fedhess.domains.images.pixels import require_room
+from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.examples import source_examples, source_shares
+from fedhess.federation.engines.choice import IN_PROCESS, Engine, choose_engine
+from fedhess.federation.server.app import make_server_app
+from fedhess.jobs.description import header, incomplete_warning, stand_in_warning
+from fedhess.jobs.directory import recorded_selection, require_begun, require_unused
+from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.partition_manifest import make_manifest, record_manifest
+from fedhess.jobs.plan import plan_job
+from fedhess.jobs.progress import Progress
+from fedhess.jobs.selectors import DEFAULT
+from fedhess.jobs.variants import describe, parse_variants
+from fedhess.models import keeps_images, prepare_inputs
+from fedhess.settings.run_config import RunConfig, parse_assignments
+
+
+def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: bool = True) -> tuple[Job, Engine]:
+    """Open the data, and plan the job that options describe.
+
+    Args:
+        given: Options of ``fedhess.simulate`` by their names, as :func:`fedhess.cli.options.read_options` reads them.
+        progress: Where stand-ins, downloads and missing data are reported.
+        needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
+
+    Returns:
+        The job and where its clients run.
+
+    Raises:
+        UsageError: An option is wrong, or the data cannot be read.
+    """
+    options, settings = read_options(given)
+    if options.resume:
+        require_begun(options.out)
+    elif options.out is not None:
+        require_unused(options.out)  # before any download
+    if "local_steps" in settings and settings.get("local_epochs"):
+        raise UsageError(
+            f"--local-epochs {settings['local_epochs']}: --local-steps {settings['local_steps']} is given too; give "
+            "one of them"
+        )
+    engine = choose_engine(
+        options.engine,
+        cpus_per_client=options.cpus_per_client,
+        gpus_per_client=options.gpus_per_client,
+        ray_address=options.ray_address,
+    )
+    settings["device"] = engine.device(settings.get("device", "auto"))
+    names = [name.strip() for name in options.strategy.split(",") if name.strip()]
+    variants = parse_variants(options.variants)
+    require_server(names, settings, variants)
+    benchmark = _open_data(options, int(settings.get("seed", 0)), progress)
+    if options.data_dir is not None:
+        settings["data_dir"] = str(options.data_dir.resolve())
+    recorded = recorded_selection(options.out) if options.resume and options.out is not None else DEFAULT
+    job = plan_job(
+        benchmark,
+        strategies=names,
+        strategy_args=parse_assignments(options.strategy_args, option="--strategy-args"),
+        target=options.target,
+        trials=options.trials,
+        overrides=settings,
+        out=options.out,
+        variants=variants,
+        selection=options.selection or recorded,
+        needs_weights=needs_weights,
+    )
+    progress.warn(stand_in_warning(job))
+    progress.warn(incomplete_warning(job))
+    return job, engine
+
+
+def _open_data(options: JobOptions, seed: int, progress: Progress) -> Benchmark:
+    try:
+        benchmark = open_benchmark(
+            options.domains,
+            data_dir=options.data_dir,
+            require_real=options.require_real,
+            skip_bad_images=options.skip_bad_images,
+            seed=seed,
+            options=parse_assignments(options.domains_args, option="--domains-args"),
+            notify=progress.note,
+        )
+    except UsageError as error:
+        raise UsageError(f"--domains {options.domains}: {error}") from error
+    if options.data_dir is not None and "data_dir" not in benchmark.options:
+        raise UsageError(f"--data-dir: {benchmark.title} reads no folder, got {options.data_dir}; leave the option out")
+    return benchmark
+
+
+def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> None:
+    """Run every run of a job that is not complete yet.
+
+    Args:
+        job: From :func:`fedhess.jobs.plan.plan_job`.
+        progress: Told what happens.
+        engine: Where clients run.
+
+    Raises:
+        UsageError: The engine cannot run the job here.
+        FederationError: A round could not be completed. Where settings are selected among, the others go on.
+        StorageError: A round could not be written.
+    """
+    config = job.runs[0].config
+    progress.header(header(job, engine=engine.title))
+    prepare_domains(job, config, progress)
+    progress.start([run.config.rounds for run in job.runs])
+    try:
+        with torch_threads(config.threads):
+            for number, run in enumerate(job.runs):
+                label = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+                try:
+                    _run(run, number, progress, engine, label=label, classes=job.classes)
+                except FederationError as error:
+                    if not job.variants:
+                        raise
+                    progress.warn(f"{run.directory.path}{label} stopped; the other settings go on. {error}")
+    finally:
+        progress.stop()
+
+
+def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:
+    """Do what is done once per domain before training; the clients find the result in the cache.
+
+    Raises:
+        UsageError: There is no room for it.
+    """
+    assert job.benchmark is not None, "a job that runs was planned with its data"
+    domains = [job.benchmark.load(domain) for domain in job.benchmark.domains]
+    if keeps_images(config.model, images=config.images):
+        require_room(domains, limit_gb=config.image_cache_gb, notify=progress.note)
+    for data in domains:
+        prepare_inputs(
+            config.model,
+            data,
+            device=config.device_here,
+            images=config.images,
+            image_cache_gb=config.image_cache_gb,
+            notify=progress.tick,
+        )
+
+
+def _run(
+    run: PlannedRun, number: int, progress: Progress, engine: Engine, *, label: str, classes: Sequence[str]
+) -> None:
+    run.directory.tidy()
+    done = run.directory.completed_round() or 0
+    progress.begin_run(number, f"{run.strategy}{label}, target {run.scenario.name}, seed {run.config.seed}", done)
+    if done == run.config.rounds:
+        run.directory.load_checkpoint()  # so that damage shows
+        return
+    shares = list(source_shares(run.config).values())
+    manifest = make_manifest(run.config, shares, source_examples(run.config), classes=classes)
+    record_manifest(run.directory.path, manifest)
+    nodes = run.config.source_clients + len(run.config.targets)
+    engine.run(
+        make_server_app(run.directory, progress.update),
+        client_app,
+        run_config=run.config.to_run_config(),
+        node_configs=[{"partition-id": index, "num-partitions": nodes} for index in range(nodes)],
+    )

@@ -1,0 +1,1 @@
+"""Run jobs, record their rows, and show them beside published results: what the scenario commands share."""

@@ -1,0 +1,153 @@
+"""One job of a scenario: what it is, and the job run and summed up as a row of results."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from fedhess.base.environment import check_device
+from fedhess.base.errors import FederationError
+from fedhess.base.files import digest_of
+from fedhess.domains import open_benchmark
+from fedhess.jobs.description import cost, stand_in_warning, whole_protocol
+from fedhess.jobs.directory import job_directory
+from fedhess.jobs.job import Job, slug
+from fedhess.jobs.plan import plan_job
+from fedhess.jobs.progress import Progress
+from fedhess.jobs.running import run_job
+from fedhess.jobs.selectors import DEFAULT, ORACLE
+from fedhess.results.summary import summarise
+from fedhess.settings.run_config import Scalar
+from fedhess.simulations.scenarios.records import Row
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One job of a scenario: one strategy, one seed, every target.
+
+    Attributes:
+        benchmark: A benchmark's name.
+        strategy: A strategy's name.
+        seed: Of the run, and of the benchmark where that is made at random.
+        options: Options of the benchmark.
+        strategy_args: Arguments of the strategy beside those of the recipes.
+        overrides: Settings beside those of the recipes, by their name in ``RunConfig``.
+        target: As ``--target`` of ``fedhess.simulate``.
+        variants: Settings to select among, as ``--variants`` has them.
+        selection: As ``--selection`` of ``fedhess.simulate``.
+        oracle: Whether the oracle's average stands in a column of its own.
+        require_real: Whether a stand-in will not do.
+    """
+
+    benchmark: str
+    strategy: str
+    seed: int
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+    strategy_args: Mapping[str, Scalar] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    target: str = "all"
+    variants: Sequence[Mapping[str, Scalar]] = ()
+    selection: str = DEFAULT
+    oracle: bool = False
+    require_real: bool = False
+
+
+def measure(configuration: Configuration, *, folder: Path, device: str = "auto") -> Row:
+    """Run one job, or continue it, and sum it up.
+
+    Args:
+        configuration: The job.
+        folder: Where the job's directory is or will be; its name tells configurations apart.
+        device: As ``--device``.
+
+    Returns:
+        JSON: what ran on which data, settings, environment, accuracy (percent) on sources and targets; or the reason
+        why the federation stopped.
+
+    Raises:
+        UsageError: Data or settings are not possible.
+        StorageError: A round could not be written.
+    """
+    progress = Progress(silent=not sys.stdout.isatty())
+    benchmark = open_benchmark(
+        configuration.benchmark,
+        require_real=configuration.require_real,
+        seed=configuration.seed,
+        options=configuration.options,
+        notify=progress.note,
+    )
+    name = f"{slug(benchmark.title)}-{configuration.strategy}-{configuration.seed}"
+    job = plan_job(
+        benchmark,
+        strategies=[configuration.strategy],
+        strategy_args=configuration.strategy_args,
+        target=configuration.target,
+        trials=1,
+        overrides={**configuration.overrides, "seed": configuration.seed, "device": check_device(device)},
+        variants=configuration.variants,
+        selection=configuration.selection,
+        out=folder / f"{name}-{digest_of([json.dumps(asdict(configuration), sort_keys=True)])[:8]}",
+    )
+    progress.warn(stand_in_warning(job))
+    if job.variants or job.selection != DEFAULT:
+        typer.echo(f"{name}: {cost(job)}")
+    started = time.monotonic()
+    with job_directory(job.path, job.record, resume=True, selection=job.selection):
+        try:
+            run_job(job, progress)
+        except FederationError as error:
+            return _row(job, configuration) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
+    summary = summarise(job)
+    result = summary["strategies"][configuration.strategy]
+    accuracy = {"sources": result["sources"]["mean"]}
+    accuracy |= {target: cell["mean"] for target, cell in result["accuracy"].items()}
+    if configuration.oracle:
+        best = summarise(job, selection="oracle")["strategies"][configuration.strategy]
+        alone = [cell["mean"] for cell in best["accuracy"].values()]
+        accuracy[ORACLE] = best["average"]["mean"] if len(alone) > 1 else alone[0]
+    return _row(job, configuration) | {
+        **({"selected_settings": result["selected_settings"]} if job.variants else {}),
+        "accuracy": accuracy,
+        "average": result["average"]["mean"],
+        "protocol": whole_protocol(job, summary["selection"]),
+        "failures": result["failures"],
+        **({"gaps": result["gaps"]} if result["gaps"] else {}),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def given(configuration: Configuration) -> dict[str, Any]:
+    """Return what was given for a job and decides its results: what has its default is left out."""
+    usual = asdict(Configuration("", "", 0))
+    chosen = asdict(configuration) | {
+        "options": {key: value for key, value in configuration.options.items() if key != "data_dir"}
+    }
+    elsewhere = ("benchmark", "strategy", "seed", "oracle", "require_real")
+    return {key: value for key, value in chosen.items() if key not in elsewhere and value != usual[key]}
+
+
+def _row(job: Job, configuration: Configuration) -> Row:
+    """Say what a job is, without the paths of this machine."""
+    config, dataset = job.runs[0].config, job.record["dataset"]
+    kept = {key: value for key, value in job.record["settings"].items() if key not in ("data_dir", "device")}
+    several: dict[str, Any] = {"variants": len(job.variants)} if job.variants else {}  # settings are the first's
+    several |= {"selection": job.selection} if job.selection != DEFAULT else {}
+    record = json.loads((job.path / "config.json").read_text(encoding="utf-8"))
+    return {
+        "benchmark": job.data["title"],
+        "strategy": config.strategy,
+        "seed": config.seed,
+        "given": given(configuration),
+        "per_domain": int(config.domains_options.get("per_domain", 0)),
+        "settings": kept | {"strategy_args": dict(config.strategy_args)} | several,
+        "options": {key: value for key, value in dataset["options"].items() if key != "data_dir"},
+        "counts": dataset["counts"],
+        "digest": dataset["digest"],
+        "device": config.device_here,
+        "environment": record["environment"],
+    }
