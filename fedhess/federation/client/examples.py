@@ -156,7 +156,7 @@ def _local_client(key: ShareKey, *, rule: SplitRule, domain: str, client: int, d
         client,
         {
             name: LocalDomain(
-                prepared(*data_keys[domains.index(name)]),
+                prepared(data_keys[domains.index(name)]),
                 train_indices=holding.train,
                 evaluate_indices=holding.evaluate,
                 key=(seed, name, client) if name == domain else (seed, name, domain, client),
