@@ -75,7 +75,7 @@ def command(
     """Run ``python -m fedhess.simulate`` in this process, in an empty directory; the toy benchmark is known."""
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
     monkeypatch.chdir(tmp_path)
-    memory.forget_everything()
+    memory.MEMORY.clear()
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["simulate", *map(str, arguments)])

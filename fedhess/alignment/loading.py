@@ -103,7 +103,7 @@ def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
     if found is None:
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]
         raise UsageError(f"--strategy: {module_name} has no {attribute!r}; {did_you_mean(attribute, classes)}")
-    if not (isinstance(found, type) and issubclass(found, DomainStrategy | Strategy)):
+    if not (inspect.isclass(found) and issubclass(found, DomainStrategy | Strategy)):
         raise UsageError(
             f"--strategy: {path} is no strategy: expected a class derived from fedhess.alignment.DomainStrategy or "
             f"flwr.serverapp.strategy.Strategy, got {found!r}"
@@ -123,8 +123,9 @@ def client_half(config: RunConfig) -> DomainStrategy:
 
 @lru_cache(maxsize=32)
 def _client_half(name: str, args: tuple[tuple[str, Scalar], ...]) -> DomainStrategy:
-    strategy = load_strategy(name, dict(args))
-    return strategy if isinstance(strategy, DomainStrategy) else DomainStrategy()
+    if not issubclass(load_class(name), DomainStrategy):
+        return DomainStrategy()
+    return typing.cast(DomainStrategy, load_strategy(name, dict(args)))
 
 
 def resolved_args(name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:

@@ -75,9 +75,9 @@ def _own_server(name: str, args: Mapping[str, Scalar]) -> str:
         strategy = load_strategy(name, args)
     except UsageError:  # a recorded job may be of a strategy that is installed elsewhere
         return "not known, the strategy cannot be loaded here"
-    if isinstance(strategy, DomainStrategy):
-        return ""
     made = type(strategy)
+    if issubclass(made, DomainStrategy):
+        return ""
     base = next(each for each in made.__mro__ if each.__module__.startswith("flwr."))
     text = f"{base.__name__} of Flower" if made.__name__ == base.__name__ else f"{made.__name__}, a Flower strategy"
     if base in _MEANS and made.aggregate_train is base.aggregate_train:

@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fedhess.base.errors import UsageError
-from fedhess.domains.network import why_no_answer
+from fedhess.domains.download import why_no_answer
 from fedhess.models.headed import FrozenNorms, HeadedModel, ScaleImages, require_images
 
 # Version 1 is what DomainBed trains from.

@@ -28,7 +28,7 @@ def diagnosed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
 
     def run(*arguments: object) -> Outcome:
-        memory.forget_everything()
+        memory.MEMORY.clear()
         monkeypatch.setattr(sys, "argv", ["diagnose", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:

@@ -29,7 +29,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., N
     """Run the apps as Flower does, with everything in the run config."""
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
     monkeypatch.chdir(tmp_path)
-    memory.forget_everything()
+    memory.MEMORY.clear()
 
     def run(settings: dict[str, Any], run_dir: str, app: Any = client_app) -> None:
         run_config = RunConfig.checked(settings).to_run_config() | {"run-dir": run_dir}

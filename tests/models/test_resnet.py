@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 from fedhess.base.errors import UsageError
-from fedhess.domains import network
+from fedhess.domains import download
 from fedhess.models import create_model
 
 FILE = "resnet18-f37072fd.pth"
@@ -33,7 +33,7 @@ def test_weights_in_place_are_loaded(checkpoints: Path):
 
 
 def test_without_weights_and_network_it_says_where_to_put_them(checkpoints: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(network, "_ask", lambda urls: f"{urls[0]} cannot be reached: no network here")
+    monkeypatch.setattr(download, "_request", lambda urls: f"{urls[0]} cannot be reached: no network here")
     with pytest.raises(UsageError) as caught:
         create()
     message = str(caught.value)

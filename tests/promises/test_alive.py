@@ -244,7 +244,7 @@ def test_reply_order_and_node_ids_do_not_matter(toy_run: Run, ids: list[int], sh
         grid.order = lambda replies: shuffle.sample(replies, len(replies))  # type: ignore[attr-defined]
         return grid
 
-    memory.forget_everything()
+    memory.MEMORY.clear()
     ordered = toy_run(**args)
     shuffled = toy_run(node_ids=ids, wrap=wrap, **args)
     assert same(ordered.tensors, shuffled.tensors)
@@ -256,7 +256,7 @@ class Amnesia:
     """The real ClientApp in a process that forgets everything before each message."""
 
     def __call__(self, message: Message, context: Context) -> Message:
-        memory.forget_everything()
+        memory.MEMORY.clear()
         return client_app(message, context)
 
 

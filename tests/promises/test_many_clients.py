@@ -18,7 +18,7 @@ from toy import SOURCES
 from fedhess.federation import protocol
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
-from fedhess.federation.client.memory import ForwardMemory
+from fedhess.federation.client.memory import Memory
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.protocol import Identity
 from fedhess.federation.server.discovery import Client, draw_clients
@@ -48,7 +48,7 @@ def test_reply_order_and_node_ids_do_not_matter(toy_run: Run, ids: list[int], sh
         grid.order = lambda replies: shuffle.sample(replies, len(replies))  # type: ignore[attr-defined]
         return grid
 
-    memory.forget_everything()
+    memory.MEMORY.clear()
     ordered, shuffled = toy_run(**args), toy_run(node_ids=ids, wrap=wrap, **args)
     assert same(ordered.tensors, shuffled.tensors)
     strip = [[{key: row[key] for key in row if key != "seconds"} for row in run.rows] for run in (ordered, shuffled)]
@@ -199,20 +199,20 @@ def test_few_forward_passes_are_kept_and_the_bits_are_the_same(toy_run: Run, mon
     whole = toy_run(**args)
     kept: list[int] = []
     weights: list[int] = []
-    keep = ForwardMemory.keep
+    keep = Memory.keep
 
-    def counted(self: ForwardMemory, *arguments: Any) -> None:
+    def counted(self: Memory, *arguments: Any) -> None:
         keep(self, *arguments)
         kept.append(len(self._passes))
-        weights.extend(self._graphs.values())
+        weights.extend(self._graph_bytes.values())
 
-    monkeypatch.setattr(ForwardMemory, "keep", counted)
+    monkeypatch.setattr(Memory, "keep", counted)
     # In float32 a pass has 16 x 390 features, 25 kB; its graph holds them, the activations before, and the inputs.
     graph = 4 * 16 * (390 + 390 + 12)
     for graphs, size, most in ((2**32, 0, 7), (4 * graph, 0, 4), (0, 0, 1), (0, 100_000, 5)):
-        monkeypatch.setattr(ForwardMemory, "GRAPH_BYTES", graphs)
-        monkeypatch.setattr(ForwardMemory, "BYTES", size)
-        memory.forget_everything()
+        monkeypatch.setattr(Memory, "GRAPH_BYTES", graphs)
+        monkeypatch.setattr(Memory, "FEATURE_BYTES", size)
+        memory.MEMORY.clear()
         kept.clear()
         assert same(whole.tensors, toy_run(**args).tensors)
         assert max(kept) == most

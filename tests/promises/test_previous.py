@@ -130,7 +130,7 @@ class Away:
 
     def __call__(self, message: Message, context: Context) -> Message:
         if self.forgetful:
-            memory.forget_everything()
+            memory.MEMORY.clear()
         config = message.content.config_records.get(protocol.CONFIG, {})
         training = message.metadata.message_type == protocol.TRAIN
         if training and context.node_config["partition-id"] == 1 and config[protocol.ROUND] == self.server_round:

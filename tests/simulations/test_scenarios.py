@@ -51,7 +51,7 @@ def run(mnist_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ru
     """Run a scenario's command in an empty directory and return what it printed."""
     monkeypatch.setenv("FEDHESS_DATA", str(mnist_root))
     monkeypatch.chdir(tmp_path)
-    memory.forget_everything()
+    memory.MEMORY.clear()
 
     def command(scenario: Any, *arguments: str, status: int = 0) -> str:
         result = CliRunner().invoke(scenario.cli, arguments)
@@ -253,11 +253,11 @@ def test_job_that_stops_is_recorded_and_the_command_fails(run: Run, monkeypatch:
         (
             correlation_shift,
             ["--strategy", "imr"],
-            "--strategy: 'imr' is not part of this scenario; did you mean 'irm'",
+            "--strategy: 'imr' is none of this command's; did you mean 'irm'",
         ),
-        (correlation_shift, ["--strategy", ","], "--strategy: expected all or some of erm, .+, got nothing"),
+        (correlation_shift, ["--strategy", ","], "--strategy: expected some of erm, .+, got nothing"),
         (label_shift, ["--seeds", "0,x"], "--seeds: expected whole numbers separated by commas, as in 0,1, got '0,x'"),
-        (diversity_shift, ["--domains", "ColoredMNIST"], "--domains: 'ColoredMNIST' is no benchmark whose domains can"),
+        (diversity_shift, ["--domains", "ColoredMNIST"], "--domains: 'ColoredMNIST' is none of this command's"),
         (diversity_shift, ["--target", "photo"], "--target goes with --preset; without one every domain is left out"),
         (diversity_shift, ["--selection", "lodo"], "--selection goes with --preset"),
         (diversity_shift, ["--preset", "ga", "--per-domain", "9"], "--per-domain does not go with --preset"),
