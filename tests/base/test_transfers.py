@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fedhess.base.transfers import ALIGNMENT, copy_together
-from fedhess.federation.protocol import decode_tensors, encode_tensors
+from fedhess.federation.tensors import decode_tensors, encode_tensors
 
 TENSORS: dict[str, Tensor] = {
     "weight": torch.randn(5, 3, 2, 4),

@@ -11,7 +11,7 @@ import torch
 from image_trees import write_tree
 
 from fedhess.domains import TensorDomain
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import KnownCounts
 from fedhess.domains.images import vlcs
 from fedhess.domains.images.office_home import RELEASE as OFFICE_HOME
 from fedhess.domains.images.vlcs import CLASSES, RELEASE

@@ -17,8 +17,7 @@ from fedhess.federation.client import memory
 from fedhess.federation.server.run_directory import Row, RunDirectory
 from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.selectors import ORACLE, SELECTORS
-from fedhess.results.candidates import cells_of, read_rows
-from fedhess.results.selection import choose
+from fedhess.results.selection import cells_of, choose, read_rows
 from tests.conftest import Outcome
 
 FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--rounds", "4", "--local-steps", "1"]

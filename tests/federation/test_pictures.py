@@ -19,7 +19,7 @@ from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.augmentation import augment
 from fedhess.federation.client.batches import round_batch
 from fedhess.federation.client.evaluation import evaluate_model
-from fedhess.federation.protocol import encode_tensors
+from fedhess.federation.tensors import encode_tensors
 from fedhess.models import MODELS
 from fedhess.models.prepared import build_model, local_domain
 

@@ -249,14 +249,14 @@ def test_published_numbers_stand_beside_ours_and_the_oracle_in_its_own_column() 
         (["--preset", "gaa"], "--preset: unknown protocol 'gaa'"),
         (
             ["--preset", "bai", "--domains", "TerraIncognita"],
-            "--domains: 'TerraIncognita' is no benchmark whose domains",
+            "--domains: 'TerraIncognita' is none of this command's",
         ),
-        (["--preset", "ga", "--strategy", "fedag"], "--strategy: 'fedag' is not part of this scenario"),
+        (["--preset", "ga", "--strategy", "fedag"], "--strategy: 'fedag' is none of this command's"),
         (
             ["--preset", "domainbed", "--strategy", "erm,fedadam"],
             "draws the server's learning rate, got 'fedadam', a p",
         ),
-        (["--preset", "ga"], "PACS itself is required and cannot be had"),
+        (["--preset", "ga"], "PACS is not there and cannot be had"),
         (["--preset", "ga", "--selection", "oracle"], "--selection: the oracle looks at the target"),
     ],
 )

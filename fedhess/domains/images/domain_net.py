@@ -7,8 +7,7 @@ The cleaned release, as DomainBed has it; the original one, with 596,010 images,
 from dataclasses import replace
 
 from fedhess.base.errors import UsageError
-from fedhess.domains.benchmark import Benchmark
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import Benchmark, KnownCounts
 from fedhess.domains.images.layout import Layout
 from fedhess.domains.images.release import Release, open_release
 from fedhess.domains.opening import Opening

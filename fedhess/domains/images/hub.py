@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from fedhess.domains.domain import Notify
+from fedhess.domains.download import REQUEST_SECONDS, decide
 from fedhess.domains.images.layout import Layout, spelling
-from fedhess.domains.network import REQUEST_SECONDS, decide
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 FAILURES = (OSError, ValueError, LookupError, httpx.HTTPError)
@@ -25,7 +25,7 @@ ROWS = 64  # unpacked at a time
 
 
 def why_unreachable(repository: str) -> str:
-    """Return why a data set (``owner/name``) cannot be had, or nothing, within `network.DECISION_SECONDS`.
+    """Return why a data set (``owner/name``) cannot be had, or nothing, within `download.DECISION_SECONDS`.
 
     The hub's own library retries for minutes without a network.
     """

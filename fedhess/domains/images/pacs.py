@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from fedhess.domains.benchmark import Benchmark
-from fedhess.domains.counts import KnownCounts, by_class
+from fedhess.domains.benchmark import Benchmark, KnownCounts, by_class
 from fedhess.domains.iconpacs import open_iconpacs
 from fedhess.domains.images.layout import Layout
 from fedhess.domains.images.release import Release, open_release

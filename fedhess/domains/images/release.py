@@ -8,8 +8,7 @@ from pathlib import Path
 
 from fedhess.base.errors import UsageError
 from fedhess.base.files import cache_directory
-from fedhess.domains.benchmark import Benchmark, OptionValue, leave_one_out
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import Benchmark, KnownCounts, OptionValue, leave_one_out
 from fedhess.domains.images.hub import fetch, why_unreachable
 from fedhess.domains.images.image_files import ImageDomain, load_images
 from fedhess.domains.images.layout import Layout, Tree, entries, find_domains, list_images, require_classes

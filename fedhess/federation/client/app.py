@@ -29,8 +29,9 @@ from fedhess.federation.client.examples import LocalClient, local_client
 from fedhess.federation.client.memory import MEMORY, ModelMissingError, ReceivedModel
 from fedhess.federation.client.node import NotInRunError, place
 from fedhess.federation.client.training import Holding, train_locally, writes_parameters
+from fedhess.federation.protocol import decode_request, numbered, numbered_parts
 from fedhess.federation.run_settings import settings_of_run
-from fedhess.federation.statistic_requests import decode_request, numbered, numbered_parts
+from fedhess.federation.tensors import decode_tensors, encode_tensors
 from fedhess.settings.run_config import RunConfig, Scalar
 
 Handler = Callable[[Message, Context], Message]
@@ -133,9 +134,9 @@ def train(message: Message, context: Context) -> Message:
         tensors = {n: b - tensors[n] if n in tensors else b for n, b in received.tensors.items()}
     metrics = MetricRecord({protocol.NUM_EXAMPLES: data.train_size, "loss": local.loss, "objective": local.objective})
     metrics["seconds"] = time.perf_counter() - started
-    content = RecordDict({protocol.MODEL: protocol.encode_tensors(tensors), protocol.METRICS: metrics})
+    content = RecordDict({protocol.MODEL: encode_tensors(tensors), protocol.METRICS: metrics})
     if momentum is not None and local.momentum:
-        content[protocol.MOMENTUM] = protocol.encode_tensors(local.momentum)
+        content[protocol.MOMENTUM] = encode_tensors(local.momentum)
     for number, records in enumerate(answers):
         content.update(numbered(records, number))
     return Message(content, reply_to=message)
@@ -161,7 +162,7 @@ def evaluate(message: Message, context: Context) -> Message:
             metrics |= protocol.evaluation_metrics(out.examples, out.loss, out.accuracy, of=protocol.OUT)
         content[key(protocol.METRICS, domain)] = MetricRecord(dict(metrics))
         if result.alignment:
-            content[key(protocol.ALIGNMENT, domain)] = protocol.encode_tensors(result.alignment)
+            content[key(protocol.ALIGNMENT, domain)] = encode_tensors(result.alignment)
     return Message(content, reply_to=message)
 
 
@@ -178,7 +179,7 @@ class _Call(NamedTuple):
     def tensors(self, record: str) -> dict[str, Tensor] | None:
         """Read tensors of the message onto the device; None where it has no such record."""
         arrays = self.content.array_records.get(record)
-        return None if arrays is None else _on(self.config.device, protocol.decode_tensors(arrays))
+        return None if arrays is None else _on(self.config.device, decode_tensors(arrays))
 
 
 def _open(message: Message, context: Context) -> _Call:
@@ -255,7 +256,7 @@ def _answer(request: RecordDict, call: _Call) -> dict[str, protocol.Part]:
             with torch.no_grad():  # closed forms need no graph
                 own[name] = strategy_statistic(config.strategy, name, strategy.statistics[name], part.batch, **given)
     key = call.data.identity(SOURCE).key
-    return {key(protocol.STATISTIC_VALUES, domain): protocol.encode_tensors(own) for domain, own in values.items()}
+    return {key(protocol.STATISTIC_VALUES, domain): encode_tensors(own) for domain, own in values.items()}
 
 
 def _on(device: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

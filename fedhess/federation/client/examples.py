@@ -8,8 +8,7 @@ import torch
 
 from fedhess.base.errors import UsageError
 from fedhess.domains.benchmark import SOURCE
-from fedhess.domains.partition import Examples, Share
-from fedhess.domains.shares import share_out
+from fedhess.domains.partition import Examples, Share, share_out
 from fedhess.domains.split import SplitRule
 from fedhess.federation.protocol import Held, Identity
 from fedhess.models.prepared import DOMAINS_KEPT, DataKey, LocalDomain, data_key, domain_split, local_domain, prepared
@@ -126,7 +125,7 @@ def _local_client(key: ShareKey, *, rule: SplitRule, domain: str, client: int, d
         if data.domain in share.holdings:
             holding, main = share.holdings[data.domain], data.domain == domain
             parts[data.domain] = LocalDomain(
-                prepared(*data),
+                prepared(data),
                 train_indices=holding.train,
                 evaluate_indices=holding.evaluate,
                 key=(data.seed, data.domain, client) if main else (data.seed, data.domain, domain, client),

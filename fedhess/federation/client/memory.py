@@ -12,7 +12,7 @@ from torch import Tensor
 from fedhess.alignment.step import Forward
 from fedhess.base.transfers import copy_together
 from fedhess.federation.client.examples import forget_clients
-from fedhess.federation.protocol import decode_tensors
+from fedhess.federation.tensors import decode_tensors
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import build_model, forget_data
 from fedhess.settings.run_config import RunConfig

@@ -28,8 +28,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
 from fedhess.federation.engines.worker import CLIENT_THREAD, Worker, answer
-from fedhess.federation.flower_compat import SUPERLINK_NODE_ID, run_flower_simulation, run_identity
-from fedhess.federation.forwarding_grid import ForwardingGrid
+from fedhess.federation.flower_compat import SUPERLINK_NODE_ID, ForwardingGrid, run_flower_simulation, run_identity
 from fedhess.settings.run_config import RunConfig, Scalar
 
 CONNECT_SECONDS = 10.0

@@ -90,7 +90,7 @@ def deploy(root: Path, folder: Path, nodes: list[dict[str, Any]], *given: str) -
     settings = ['model="mlp" rounds=2 local-steps=1 batch-size=4 device="cpu" threads=1 strategy="erm"', *given]
     plan = plan_run(f"folder:{root}", target="x's", strategy=None, rounds=None, run_dir=folder, given=settings)
     read_settings(plan)
-    run_config = read_run_config(plan.run_config)
+    run_config = read_run_config(plan)
     memory.MEMORY.clear()
     run_in_process(server_app, client_app, run_config=run_config, node_configs=nodes)
     return next(folder.rglob("*.safetensors")).read_bytes()
