@@ -91,7 +91,7 @@ def open_benchmark(
         held: The domains whose data is on this machine, where not all are: a deployed node holds its own, a server
             none. Only these are looked for and can be loaded; the benchmark is never a stand-in then.
         options: Of the benchmark; to open one again, its ``options``. They overrule the arguments above.
-        notify: Told about stand-ins, downloads and other slow things.
+        notify: Called about stand-ins, downloads and other slow things.
 
     Returns:
         The benchmark.
@@ -123,7 +123,7 @@ def open_benchmark(
 
 
 def find_benchmark(name: str) -> tuple[str, Path | None]:
-    """Give a benchmark's own spelling, and the path where ``name`` holds one.
+    """Return a benchmark's own spelling, and the path where ``name`` holds one.
 
     Args:
         name: As for `open_benchmark`.
@@ -146,7 +146,7 @@ def find_benchmark(name: str) -> tuple[str, Path | None]:
 
 
 def _find(name: str) -> tuple[str, Callable[["Opening"], "Benchmark"], Path | None]:
-    """Give a benchmark's own spelling, its function, and the path in its name."""
+    """Return a benchmark's own spelling, its function, and the path in its name."""
     key, path = find_benchmark(name)
     module, _, function = BENCHMARKS[key].partition(":")
     opener: Callable[[Opening], Benchmark] = getattr(import_module(module), function)

@@ -27,7 +27,7 @@ def download(url: str, path: Path, *, checksum: str, notify: Notify) -> None:
         url: Where it is; redirections are followed.
         path: The file; one that is there is replaced.
         checksum: ``"sha256:..."`` or ``"md5:..."`` of the whole file.
-        notify: Told that it begins.
+        notify: Called when it begins.
 
     Raises:
         DownloadError: No answer, an error of the server, or a wrong checksum.

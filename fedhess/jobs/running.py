@@ -104,7 +104,7 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> Non
 
     Args:
         job: From :func:`fedhess.jobs.plan.plan_job`.
-        progress: Told what happens.
+        progress: Where progress is reported.
         engine: Where clients run.
 
     Raises:

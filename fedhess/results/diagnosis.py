@@ -22,7 +22,7 @@ def diagnose_job(job: Job, *, most_examples: int, notify: Callable[[str], None])
     Args:
         job: From :func:`fedhess.results.domain_views.open_finished`.
         most_examples: Upper bound on the examples of a domain.
-        notify: Told what is being done.
+        notify: Called with progress.
 
     Returns:
         JSON: title, protocol, seeds and examples, the attributes, every run with its domains and pairs, and for every

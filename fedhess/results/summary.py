@@ -230,13 +230,15 @@ def selector_table(compared: Mapping[str, Any]) -> str:
     trials = "one trial" if len(first["seeds"]) == 1 else "mean +- standard error over trials"
     protocol = first["protocol"].partition(", selection")
     rest = protocol[2].partition(";")[2]
-    said = [f"{first['title']}: accuracy (%) on the target domain by what it was selected by, {trials}"]
-    said.append(protocol[0] + (f";{rest}" if rest else ""))
+    lines_above = [f"{first['title']}: accuracy (%) on the target domain by what it was selected by, {trials}"]
+    lines_above.append(protocol[0] + (f";{rest}" if rest else ""))
     if "oracle" in compared:
-        said.append("the oracle takes the last round, and the setting that is best on the target: a bound, no result")
-    said += [f"left out: {SELECTORS[name]}: {why}" for name, why in left_out.items()]
+        lines_above.append(
+            "the oracle takes the last round, and the setting that is best on the target: a bound, no result"
+        )
+    lines_above += [f"left out: {SELECTORS[name]}: {why}" for name, why in left_out.items()]
     tables = [markdown_table(heads, lines, left=2), markdown_table(heads, _selected(compared), left=len(heads))]
-    return "\n".join([*said, "", tables[0], "", "selected, seed by seed:", "", tables[1], *notes(first)])
+    return "\n".join([*lines_above, "", tables[0], "", "selected, seed by seed:", "", tables[1], *notes(first)])
 
 
 def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:

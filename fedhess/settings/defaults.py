@@ -154,7 +154,7 @@ def default_strategy_args(strategy: str, *, model: str, benchmark: str = "") -> 
 
 
 def describe_default(setting: str, *, otherwise: object) -> str:
-    """Say a setting's default for ``--help``: the commonest over models (and benchmarks), then those that differ.
+    """Describe a setting's default for ``--help``: the commonest over models (and benchmarks), then those that differ.
 
     Args:
         setting: A name of :class:`fedhess.settings.run_config.RunConfig`.

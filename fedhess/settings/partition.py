@@ -48,7 +48,7 @@ class PartitionSettings:
         return by_partition.get(self.partition, domains)
 
     def mistake(self) -> str:
-        """Say what is impossible about the settings together, or nothing."""
+        """Return what is impossible about the settings together, or nothing."""
         left_out = PartitionSettings()
         for name, owner in _OWNERS.items():
             value = getattr(self, name)
@@ -62,7 +62,7 @@ class PartitionSettings:
         return ""
 
     def describe(self) -> str:
-        """Say in a few words who the clients are; nothing for one client a domain."""
+        """Describe in a few words who the clients are; nothing for one client a domain."""
         return {
             "domain": "",
             "lambda": f"{self.clients} clients, heterogeneity lambda {self.heterogeneity:g}",

@@ -195,7 +195,7 @@ class RunConfig(BaseModel):
         return self.partition_settings.source_clients(len(self.sources))
 
     def describe_clients(self) -> str:
-        """Say in a few words who the source clients are; nothing for one a domain of which all take part."""
+        """Describe in a few words who the source clients are; nothing for one a domain of which all take part."""
         drawn = f"{self.clients_per_round} of {self.source_clients} clients drawn a round"
         sampled = 0 < self.clients_per_round < self.source_clients
         return ", ".join(filter(None, [self.partition_settings.describe(), drawn if sampled else ""]))

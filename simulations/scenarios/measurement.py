@@ -113,7 +113,7 @@ def given(configuration: Configuration) -> dict[str, Any]:
 
 
 def _row(job: Job, configuration: Configuration) -> Row:
-    """Say what a job is, without the paths of this machine."""
+    """Describe a job, without the paths of this machine."""
     config, dataset = job.runs[0].config, job.record["dataset"]
     kept = {key: value for key, value in job.record["settings"].items() if key not in ("data_dir", "device")}
     several: dict[str, Any] = {"variants": len(job.variants)} if job.variants else {}  # settings are the first's

@@ -32,7 +32,7 @@ def find_protocol(name: str) -> Protocol:
 
 
 def comparison_of(protocol: Protocol) -> Comparison:
-    """Say how a protocol's results are shown: beside its own published ones, with every difference named."""
+    """Return how a protocol's results are shown: beside its own published ones, with every difference named."""
     return Comparison(
         name="diversity_shift",
         title=f"Leave one domain out, protocol {protocol.name}",

@@ -54,7 +54,7 @@ def fetch(repository: str, destination: Path, *, layout: Layout, notify: Notify)
         repository: ``owner/name`` on the hub: parquet files with the columns image, domain and label.
         destination: Must not exist, or be empty.
         layout: Names the folders; a row of any other domain or class ends the download.
-        notify: Told the progress.
+        notify: Called with progress.
 
     Returns:
         Why it failed, or nothing.

@@ -154,7 +154,7 @@ def require_room(
         domains: Of a run.
         cache_dir: See `fedhess.base.files.cache_directory`.
         limit_gb: Most room they may take, in 10^9 bytes.
-        notify: Told the size, unless everything is decoded already.
+        notify: Called with the size, unless everything is decoded already.
 
     Raises:
         UsageError: They take more than the limit, or what is missing takes more than is free.
