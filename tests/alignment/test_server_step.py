@@ -14,7 +14,7 @@ from fedhess.domains import BENCHMARKS, open_benchmark
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.jobs.description import header, whole_protocol
 from fedhess.jobs.plan import plan_job
-from tests.conftest import TOY, TOY_OF_FLOWER, Outcome
+from tests.conftest import TOY_OF_FLOWER, Outcome
 
 Command = Callable[..., Outcome]
 PATH = "flwr.serverapp.strategy:"
@@ -84,12 +84,6 @@ def test_variants_without_effect_are_refused() -> None:
     for key in ("server_lr", "server-optimizer-args.eps"):
         with pytest.raises(UsageError, match=f"--variants: {key}: expected a strategy that steps"):
             require_server(["fedadam"], {}, [{"lr": 0.1}, {key: 0.1}])
-
-
-def test_beside_other_strategies_the_options_are_theirs(command: Command) -> None:
-    outcome = command(*TOY, "--strategy", "erm,fedadam", "--out", "job", "--quiet")
-    assert outcome.status == 0, outcome.err
-    assert "server SGD lr 1 (fedadam: FedAdam of Flower, by examples), seeds 0" in outcome.out
 
 
 def test_variants_of_the_server_are_run_once_with_a_flower_strategy(monkeypatch: pytest.MonkeyPatch) -> None:

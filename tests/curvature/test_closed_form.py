@@ -79,15 +79,6 @@ def test_spectral_distance_differentiates_like_the_dense_eigenvalue():
         torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-10)
 
 
-def test_spectral_distance_sees_a_negative_eigenvalue():
-    near, far = make_head(6, 3, 2, scale=0.0), make_head(6, 3, 2, scale=0.0)
-    far.features.data *= 3.0
-    torch.testing.assert_close(
-        closed_form.spectral_distance(near.batch, far.batch), closed_form.spectral_distance(far.batch, near.batch)
-    )
-    assert closed_form.spectral_distance(near.batch, far.batch) > 1.0
-
-
 def test_spectral_distance_without_compression_matches_dense_eigenvalues():
     head, other = make_head(40, 4, 3, seed=1), make_head(50, 4, 3, seed=2)
     ours = closed_form.spectral_distance(head.batch, other.batch)
@@ -186,11 +177,6 @@ def test_hvp_names_a_vector_of_the_wrong_shape():
     head = make_head(4, 3, 2)
     with pytest.raises(ValueError, match=r"vector: expected torch.float64 of shape \(2, 4\).*got .*\(2, 3\).*bias"):
         closed_form.head_hvp(head.batch, torch.zeros(2, 3, dtype=torch.float64))
-
-
-def test_hvp_names_a_vector_of_the_wrong_dtype():
-    with pytest.raises(ValueError, match=r"vector: expected torch.float64 .* got torch.float32"):
-        closed_form.head_hvp(make_head(4, 3, 2).batch, torch.zeros(2, 4))
 
 
 def test_hutchinson_refuses_no_probes():

@@ -24,34 +24,27 @@ def tiny():
     return create_tiny(input_shape=IMAGES, outputs=4, pretrained=False)
 
 
-def test_defaults_go_together() -> None:
-    check_execution(pictures_config(), IMAGES)
-    check_execution(pictures_config(precision="bf16", device="cpu"), IMAGES)
+RGB_ONLY = "--augment domainbed: expected RGB images .* use --augment none"
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "shape", "message"),
     [
-        ({"precision": "bf16", "dtype": "float64"}, "--precision bf16: it needs --dtype float32, got float64"),
-        ({"precision": "bf16", "device": "mps"}, "--precision bf16: expected --device cpu or cuda, got mps"),
+        ({"precision": "bf16", "dtype": "float64"}, IMAGES, "--precision bf16: it needs --dtype float32, got float64"),
+        ({"precision": "bf16", "device": "mps"}, IMAGES, "--precision bf16: expected --device cpu or cuda, got mps"),
+        ({"precision": "bf16", "device": "cuda:0"}, IMAGES, "cuda:0 computes no bfloat16; use --precision float32"),
+        ({}, (1280,), RGB_ONLY),
+        ({}, (2, 14, 14), RGB_ONLY),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(changes: dict[str, str], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        check_execution(pictures_config(**changes), IMAGES)
-
-
-def test_a_gpu_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_do_not_go_together_are_refused(
+    changes: dict[str, str], shape: tuple[int, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    with pytest.raises(UsageError, match="--precision bf16: cuda:0 computes no bfloat16; use --precision float32"):
-        check_execution(pictures_config(precision="bf16", device="cuda:0"), IMAGES)
-
-
-@pytest.mark.parametrize("shape", [(1280,), (1, 28, 28), (2, 14, 14)])
-def test_only_rgb_images_are_augmented(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match=r"--augment domainbed: expected RGB images .* use --augment none"):
-        check_execution(pictures_config(), shape)
+    check_execution(pictures_config(precision="bf16", device="cpu"), IMAGES)
     check_execution(pictures_config(augment="none"), shape)
+    with pytest.raises(UsageError, match=message):
+        check_execution(pictures_config(**changes), shape)
 
 
 def test_a_model_without_batch_norms_has_none_to_average() -> None:

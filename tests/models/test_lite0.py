@@ -15,9 +15,3 @@ def test_pixels_are_scaled_to_minus_127_over_128():
     scale = create_model("lite0", input_shape=(3, 32, 32), outputs=2, seed=0, pretrained=False).featurizer.scale
     pixels = torch.tensor([0, 127, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 1, 3)
     torch.testing.assert_close(scale(pixels)[0, 0, 0], torch.tensor([-127 / 128, 0.0, 1.0]), rtol=1e-5, atol=1e-6)
-
-
-def test_convolutions_are_channels_last():
-    model = create_model("lite0", input_shape=(3, 32, 32), outputs=2, seed=0, pretrained=False)
-    maps = model.featurizer.network.extract_features(model.featurizer.scale(torch.rand(2, 3, 64, 64)))
-    assert maps.is_contiguous(memory_format=torch.channels_last)
