@@ -20,7 +20,7 @@ def diagnose_job(job: Job, *, most_examples: int, notify: Callable[[str], None])
     """Compare the domains of every finished run.
 
     Args:
-        job: From :func:`fedhess.results.domain_views.open_finished`.
+        job: From :func:`fedhess.jobs.reopening.open_finished`.
         most_examples: Upper bound on the examples of a domain.
         notify: Called with progress.
 
