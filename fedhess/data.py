@@ -5,7 +5,6 @@ What is here and where it is looked for; whether a copy is complete and sound; a
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,12 +13,12 @@ import typer
 from fedhess.base.errors import UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.cli.options import DataDir, DomainsArgs
-from fedhess.domains import find_benchmark, open_benchmark
+from fedhess.domains import BENCHMARKS, find_benchmark, open_benchmark
 from fedhess.domains.domain import Notify
-from fedhess.domains.images.release import Release
+from fedhess.domains.images.release import listed
 from fedhess.domains.inspection import tables
-from fedhess.domains.inspection.availability import HOLDINGS, holding_of
-from fedhess.domains.inspection.check import Inspection, absent, inspect_loaded, inspect_release, inspect_tree
+from fedhess.domains.inspection.availability import availability_of
+from fedhess.domains.inspection.check import inspect
 from fedhess.domains.opening import Opening
 from fedhess.jobs.progress import Progress
 from fedhess.models import create_model, prepare_inputs, prepared_shape
@@ -27,7 +26,7 @@ from fedhess.settings.run_config import parse_assignments
 
 Name = Annotated[str, typer.Argument(help="A benchmark, as list names it, or folder:PATH.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on the way.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress.")]
 
 ForModel = Annotated[
     str | None,
@@ -39,7 +38,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Say which data is here, check it, and fetch it.\n\nExit status: 0 when all is well, 1 when something is "
+    help="List which data is here, check it, and fetch it.\n\nExit status: 0 when all is well, 1 when something is "
     "missing or wrong with the data, 2 for a wrong option. Downloads and derived files go to $FEDHESS_CACHE, else "
     "~/.cache/fedhess.",
 )
@@ -48,7 +47,7 @@ cli = typer.Typer(
 @cli.command("list", cls=Command)
 def list_benchmarks(data_dir: DataDir = None, as_json: AsJson = False) -> int:
     """List the benchmarks: what each is, whether its data is here, where it was looked for, how to get it."""
-    entries = [_entry(name, data_dir) for name in HOLDINGS]
+    entries = [_entry(name, data_dir) for name in BENCHMARKS]
     typer.echo(json.dumps(entries, indent=2) if as_json else tables.listing(entries))
     return 0
 
@@ -59,12 +58,12 @@ def check(
 ) -> int:
     """Check a benchmark's data: what is missing, counts by domain and class, broken images, duplicates across domains.
 
-    Every image is decoded once; the outcome is kept, so that the next check, and the next run, need not do it again.
-    Duplicates are files with the same bytes in two domains.
+    Every image is decoded once; the outcome is kept for the next check and the next run. Duplicates are files with the
+    same bytes in two domains.
     """
     progress = Progress(silent=quiet or as_json)
     opening, key = _opening(name, data_dir=data_dir, domains_args=domains_args, notify=progress.note)
-    found = _inspect(name, key, opening)
+    found = inspect(name, key, opening)
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else tables.inspection(found))
     return 0 if found.ok else 1
 
@@ -80,14 +79,13 @@ def prepare(
 ) -> int:
     """Fetch a benchmark's data, or find it, and do what a first run would do, so that later runs need no network.
 
-    An interrupted download goes on where it stopped; every file is checked by its checksum.
+    An interrupted download continues with the file it stopped at; every file is checked by its checksum.
     """
     progress = Progress(silent=quiet or as_json)
     opening, key = _opening(name, data_dir=data_dir, domains_args=domains_args, notify=progress.note)
-    holding = holding_of(key)
-    if reason := holding.prepare(opening):
-        lines = "".join(f"\n  {number}. {way}" for number, way in enumerate(holding.ways(opening), start=1))
-        sys.stderr.write(f"fedhess: {key} cannot be had: {reason}. Ways to get it:{lines}\n")
+    availability = availability_of(key)
+    if reason := availability.prepare(opening):
+        sys.stderr.write(f"fedhess: {key} cannot be had: {reason}. {listed(availability.ways(opening))}\n")
         return 1
     benchmark = open_benchmark(
         name, data_dir=None if key == "folder:PATH" else data_dir, options=opening.options, notify=progress.note
@@ -101,29 +99,28 @@ def prepare(
     if model is not None:
         shape = prepared_shape(model, benchmark.input_shape)
         create_model(model, input_shape=shape, outputs=benchmark.outputs, seed=0)
-    where = str(benchmark.options.get("data_dir") or holding.locate(opening) or "")
+    where = str(benchmark.options.get("data_dir") or availability.locate(opening) or "")
     ready = {"benchmark": benchmark.name, "where": where, "examples": examples, "model": model}
     typer.echo(json.dumps(ready, indent=2) if as_json else tables.readiness(ready, benchmark.default_model))
     return 0
 
 
 def _entry(name: str, data_dir: Path | None) -> dict[str, Any]:
-    """Say of one benchmark what ``list`` prints."""
-    opening, holding = Opening(benchmark=name, data_dir=data_dir), holding_of(name)
-    if name == "folder:PATH":
-        opening = replace(opening, data_dir=None)
+    """Return what ``list`` prints of one benchmark."""
+    availability = availability_of(name)
+    opening = Opening(benchmark=name, data_dir=None if name == "folder:PATH" else data_dir)
     try:
-        where, problem = holding.locate(opening), ""
+        where, problem = availability.locate(opening), ""
     except UsageError as error:
         where, problem = None, str(error)
     return {
         "name": name,
-        "about": holding.about,
+        "about": availability.about,
         "here": where is not None,
         "where": None if where is None else str(where),
         "problem": problem or None,
-        "looked_in": [str(place) for place in holding.places(opening)],
-        "ways": holding.ways(opening),
+        "looked_in": [str(place) for place in availability.places(opening)],
+        "ways": availability.ways(opening),
     }
 
 
@@ -134,25 +131,7 @@ def _opening(name: str, *, data_dir: Path | None, domains_args: str, notify: Not
         raise UsageError(f"{name} and --data-dir {data_dir}: expected one of the two; leave --data-dir out")
     options = parse_assignments(domains_args, option="--domains-args")
     opening = Opening(benchmark=key, data_dir=path or data_dir, options=options, notify=notify)
-    return holding_of(key).settle(opening), key
-
-
-def _inspect(name: str, key: str, opening: Opening) -> Inspection:
-    holding = holding_of(key)
-    if isinstance(holding, Release):
-        return inspect_release(holding, opening)
-    if key == "folder:PATH":
-        return inspect_tree(name, opening)
-    if opening.data_dir is not None and not opening.data_dir.is_dir():
-        raise UsageError(f"--data-dir: {opening.data_dir} is no folder; give an existing one")
-    try:
-        if holding.locate(opening) is not None:
-            benchmark = open_benchmark(key, data_dir=opening.data_dir, options=opening.options, notify=opening.notify)
-            return inspect_loaded(benchmark)
-        problem = absent(key, holding, opening)
-    except UsageError as error:
-        problem = str(error)
-    return Inspection(key, problems=[problem])
+    return availability_of(key).settle(opening)[0], key
 
 
 def main() -> None:

@@ -16,9 +16,8 @@ from fedhess.jobs.description import stand_in_warning
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded, require_inner_runs
 from fedhess.jobs.selectors import read_selectors
-from fedhess.results.candidates import read_rows, unfinished
-from fedhess.results.selection_report import selector_table, write_selection
-from fedhess.results.summary import summarise, table, write_report
+from fedhess.results.selection import read_rows, unfinished
+from fedhess.results.summary import selector_table, summarise, table, write_report, write_selection
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

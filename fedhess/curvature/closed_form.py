@@ -15,30 +15,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fedhess.base.transfers import send
-from fedhess.curvature.head_batch import HeadBatch
+from fedhess.curvature.head_batch import Basics, HeadBatch
 from fedhess.curvature.lanczos import dominant_eigenvector
-from fedhess.curvature.moments import moments, second_moment
-from fedhess.curvature.probes import check_probes, draw_signs
-
-__all__ = [
-    "HeadBatch",
-    "gradient_variance",
-    "head_gradient",
-    "head_hvp",
-    "hessian_diagonal",
-    "hessian_gradient_product",
-    "hutchinson_diagonal",
-    "spectral_distance",
-]
+from fedhess.curvature.moments import second_moment
 
 PROBE_ELEMENTS = 2**23  # numbers in one chunk of probes: 32 MiB in float32
 
 
 def head_gradient(batch: HeadBatch) -> Tensor:
     """Compute the gradient of the mean loss by the head's parameters, G = R^T z-hat / B.
-
-    Args:
-        batch: The head's inputs, labels and weights.
 
     Returns:
         G, (C, K); the last column is the gradient by the bias, if there is one. May be a remembered value: do not write
@@ -49,14 +34,12 @@ def head_gradient(batch: HeadBatch) -> Tensor:
     tensor([[ 0.5000,  1.0000,  0.5000],
             [-0.5000, -1.0000, -0.5000]])
     """
-    if batch.outputs > batch.size:  # larger than the features: dearer to keep (fresh memory) than to compute again
-        return _gradient(batch)
-    return batch.recall("gradient", lambda: _gradient(batch))
+    return batch.recall("gradient", lambda: gradient_from(batch.basics))
 
 
-def _gradient(batch: HeadBatch) -> Tensor:
-    inputs_BK, _, _, residuals_BC = batch.basics
-    return residuals_BC.T @ inputs_BK
+def gradient_from(basics: Basics) -> Tensor:
+    """Compute G, (C, K), from what a batch implies."""
+    return basics.mean_residuals.T @ basics.inputs
 
 
 def head_hvp(batch: HeadBatch, vector: Tensor) -> Tensor:
@@ -72,7 +55,7 @@ def head_hvp(batch: HeadBatch, vector: Tensor) -> Tensor:
         H[V], (C, K).
 
     Raises:
-        ValueError: If ``vector`` does not have the shape (C, K) of the head's parameters.
+        ValueError: ``vector`` does not look like the head's parameters.
 
     >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2))
     >>> head_hvp(batch, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
@@ -80,16 +63,14 @@ def head_hvp(batch: HeadBatch, vector: Tensor) -> Tensor:
             [-0.2500, -0.5000]])
     """
     batch.check_like_parameters("vector", vector)
-    return (batch.curve(batch.project(vector)) / batch.size).T @ batch.basics.inputs
+    basics = batch.basics
+    return basics.curve(basics.inputs @ vector.T).T @ basics.inputs
 
 
 def hessian_gradient_product(batch: HeadBatch) -> Tensor:
     """Multiply the Hessian of the mean loss by its gradient, H[G] (the HGP of the paper, eq. 10).
 
     The directions U = z-hat G^T = M R / B come from the Gram matrix M = z-hat z-hat^T where B is the smaller side.
-
-    Args:
-        batch: The head's inputs, labels and weights.
 
     Returns:
         H[G], (C, K).
@@ -99,18 +80,16 @@ def hessian_gradient_product(batch: HeadBatch) -> Tensor:
     tensor([[ 1.2500,  2.5000],
             [-1.2500, -2.5000]])
     """
+    basics = batch.basics
     if batch.size < 2 * batch.outputs:  # B*B*K + B*B*C against 2*B*C*K multiplications
-        directions_BC = batch.gram @ batch.basics.mean_residuals
+        directions_BC = basics.inputs @ basics.inputs.T @ basics.mean_residuals
     else:
-        directions_BC = batch.basics.inputs @ head_gradient(batch).T
-    return (batch.curve(directions_BC) / batch.size).T @ batch.basics.inputs
+        directions_BC = basics.inputs @ batch.recall("gradient", lambda: gradient_from(basics)).T
+    return basics.curve(directions_BC).T @ basics.inputs
 
 
 def hessian_diagonal(batch: HeadBatch) -> Tensor:
     """Compute the exact diagonal of the Hessian of the mean loss, (P*(1-P))^T (z-hat*z-hat) / B.
-
-    Args:
-        batch: The head's inputs, labels and weights.
 
     Returns:
         The diagonal, (C, K), non-negative.
@@ -121,8 +100,7 @@ def hessian_diagonal(batch: HeadBatch) -> Tensor:
             [0.2500, 1.0000]])
     """
     inputs_BK, _, probabilities_BC, _ = batch.basics
-    spread_BC = probabilities_BC * (1 - probabilities_BC) / batch.size
-    return second_moment(spread_BC, inputs_BK)
+    return second_moment(probabilities_BC * (1 - probabilities_BC) / batch.size, inputs_BK)
 
 
 def hutchinson_diagonal(batch: HeadBatch, *, probes: int, generator: torch.Generator) -> Tensor:
@@ -130,61 +108,60 @@ def hutchinson_diagonal(batch: HeadBatch, *, probes: int, generator: torch.Gener
 
     Bekas, Kokiopoulou, Saad (2007); the estimator of the paper's Hutchinson method (eq. 11), which draws 100 to 300
     probes one by one through double backward. Here they are multiplied together, in chunks of bounded memory that
-    backward draws again rather than keep. :func:`hessian_diagonal` is exact and far cheaper for a linear head.
+    backward computes again. :func:`hessian_diagonal` is exact and far cheaper for a linear head.
 
     Args:
         batch: The head's inputs, labels and weights.
         probes: Number of probes, at least 1.
-        generator: Gives the signs, on its own device. Equal seeds give equal probes for all batches of one (C, K):
+        generator: Draws the signs, on its own device. Equal seeds draw equal probes for all batches of one (C, K):
             common random numbers, as the domains of a round need. Advanced by ``probes * C * K`` draws.
 
     Returns:
         The estimate, (C, K). Its error falls like 1/sqrt(probes).
 
     Raises:
-        ValueError: If ``probes`` is less than 1.
+        ValueError: ``probes`` is less than 1.
 
     >>> batch = HeadBatch(torch.tensor([[2.0]]), torch.tensor([1]), torch.zeros(1, 1))
     >>> hutchinson_diagonal(batch, probes=3, generator=torch.Generator().manual_seed(0))
     tensor([[1.]])
     """
-    check_probes(probes)
-    recording = torch.is_grad_enabled() and batch.requires_grad
+    if probes < 1:
+        raise ValueError(f"probes: expected at least 1, got {probes}; the paper draws 100 to 300")
+    basics = batch.basics
     chunk = max(1, PROBE_ELEMENTS // (batch.shape[0] * batch.shape[1]))
     estimate_CK = batch.features.new_zeros(batch.shape)
     for first in range(0, probes, chunk):
-        count = min(chunk, probes - first)
-        if recording:
-            replay = generator.clone_state()
-            estimate_CK = estimate_CK + checkpoint(_replayed_probes, batch, count, replay, use_reentrant=False)
-            draw_signs(count, batch.shape, generator)  # moves the caller's generator past the chunk
-        else:
-            estimate_CK += _probe_sum(batch, draw_signs(count, batch.shape, generator))
+        signs = draw_signs(min(chunk, probes - first), batch.shape, generator)
+        estimate_CK = estimate_CK + checkpoint(_probe_sum, basics, signs, use_reentrant=False)
     return estimate_CK / probes
 
 
-def _replayed_probes(batch: HeadBatch, count: int, replay: torch.Generator) -> Tensor:
-    return _probe_sum(batch, draw_signs(count, batch.shape, replay.clone_state()))
+def draw_signs(probes: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw Rademacher probes, -1 or 1 with equal probability: (probes, *shape), int8, on the generator's device.
+
+    >>> draw_signs(1, (4,), torch.Generator().manual_seed(0))
+    tensor([[-1,  1,  1, -1]], dtype=torch.int8)
+    """
+    bits = torch.randint(0, 2, (probes, *shape), generator=generator, device=generator.device, dtype=torch.int8)
+    return bits.mul_(2).sub_(1)
 
 
-def _probe_sum(batch: HeadBatch, signs: Tensor) -> Tensor:
+def _probe_sum(basics: Basics, signs: Tensor) -> Tensor:
     """Sum r * H[r] over probes (n, C, K)."""
     count, outputs, width = signs.shape
-    probes_NCK = send(signs, batch.features.device).to(batch.features.dtype)
-    inputs_BK = batch.basics.inputs
+    inputs_BK = basics.inputs
+    probes_NCK = send(signs, inputs_BK.device).to(inputs_BK.dtype)
     directions = inputs_BK @ probes_NCK.view(count * outputs, width).T
-    curved_NBC = batch.curve(directions.view(batch.size, count, outputs).transpose(0, 1))
-    images = curved_NBC.transpose(1, 2).reshape(count * outputs, batch.size) @ inputs_BK
-    return (probes_NCK * images.view(count, outputs, width)).sum(0) / batch.size
+    curved_NBC = basics.curve(directions.view(-1, count, outputs).transpose(0, 1))
+    images = curved_NBC.transpose(1, 2).reshape(count * outputs, -1) @ inputs_BK
+    return (probes_NCK * images.view(count, outputs, width)).sum(0)
 
 
 def gradient_variance(batch: HeadBatch) -> Tensor:
     """Compute the variance over examples of the head's gradient, (R*R)^T (z-hat*z-hat) / B - G*G.
 
     The centred second moment that Fishr aligns (Rame, Dancette, Cord, ICML 2022, eq. 4 with 1/B for 1/(B-1)).
-
-    Args:
-        batch: The head's inputs, labels and weights.
 
     Returns:
         The variance, (C, K); non-negative up to rounding, zero for B = 1.
@@ -194,13 +171,13 @@ def gradient_variance(batch: HeadBatch) -> Tensor:
     tensor([[0.2500],
             [0.2500]])
     """
-    inputs_BK, _, _, residuals_BC = batch.basics
-    gradient_CK, moment_CK = moments(residuals_BC, residuals_BC.square() * batch.size, inputs_BK)
-    return moment_CK - gradient_CK.square()
+    basics = batch.basics
+    moment_CK = second_moment(basics.mean_residuals.square() * batch.size, basics.inputs)
+    return moment_CK - batch.recall("gradient", lambda: gradient_from(basics)).square()
 
 
 def spectral_distance(batch_a: HeadBatch, batch_b: HeadBatch) -> Tensor:
-    """Measure how far two heads' Hessians are apart, ||H_a - H_b||_2, without building either.
+    """Compute how far two heads' Hessians are apart, ||H_a - H_b||_2, without building either.
 
     The Hessians act as zero outside the span of the inputs' rows. If there are fewer rows than columns, the inputs are
     first expressed in an orthonormal basis of that span (an isometry, so eigenvalues stay); Lanczos then
@@ -215,27 +192,25 @@ def spectral_distance(batch_a: HeadBatch, batch_b: HeadBatch) -> Tensor:
         The spectral norm of the difference, (). Its derivative is that of one eigenvalue where several tie.
 
     Raises:
-        ValueError: If the heads' parameters differ in shape.
+        ValueError: The heads' parameters differ in shape.
 
     >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2))
     >>> spectral_distance(batch, batch)
     tensor(0.)
     """
     if batch_a.shape != batch_b.shape:
-        raise ValueError(
-            f"batch_b: expected a head of shape {batch_a.shape} like batch_a, got {batch_b.shape}; compare two domains "
-            "under heads of one shape"
-        )
+        raise ValueError(f"batch_b: expected a head of shape {batch_a.shape} like batch_a, got {batch_b.shape}")
     with torch.no_grad():
-        rows_a, rows_b = batch_a.basics.inputs, batch_b.basics.inputs
+        basics_a, basics_b = batch_a.basics, batch_b.basics
+        rows_a, rows_b = basics_a.inputs, basics_b.inputs
         span = torch.cat([rows_a, rows_b]).T
         if span.shape[1] < span.shape[0]:
             basis_KN = torch.linalg.qr(span).Q
             rows_a, rows_b = rows_a @ basis_KN, rows_b @ basis_KN
 
         def difference(vector: Tensor) -> Tensor:
-            image_a = batch_a.curve(rows_a @ vector.T).T @ rows_a / batch_a.size
-            return image_a - batch_b.curve(rows_b @ vector.T).T @ rows_b / batch_b.size
+            image_a = basics_a.curve(rows_a @ vector.T).T @ rows_a
+            return image_a - basics_b.curve(rows_b @ vector.T).T @ rows_b
 
         vector = dominant_eigenvector(difference, rows_a.new_empty(batch_a.outputs, rows_a.shape[1]))
         if span.shape[1] < span.shape[0]:

@@ -5,13 +5,11 @@ Shape suffixes: B batch, D features, C classes, K = D + 1 with the bias column (
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from fedhess.curvature.remembering import Memory
 
 Value = TypeVar("Value", bound=Tensor | tuple[Tensor, ...])
 
@@ -31,18 +29,33 @@ class Basics(NamedTuple):
     probabilities: Tensor
     mean_residuals: Tensor
 
+    def curve(self, directions: Tensor) -> Tensor:
+        """Multiply directions U, (..., B, C), by the mean loss's Hessian in the logits.
+
+        Softmax: (P*U - P*rowsum(P*U)) / B; logistic: s(1-s)*U / B.
+        """
+        probabilities_BC = self.probabilities
+        if probabilities_BC.shape[1] == 1:
+            return probabilities_BC * (1 - probabilities_BC) * directions / len(probabilities_BC)
+        products = probabilities_BC * directions
+        curved = torch.addcmul(products, probabilities_BC, products.sum(-1, keepdim=True), value=-1)
+        return curved / len(probabilities_BC)
+
+
+def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute torch's mean cross-entropy of logits (B, C), or its mean logistic loss of logits (B, 1): ()."""
+    if logits.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(logits.squeeze(1), labels.to(logits.dtype))
+    return functional.cross_entropy(logits, labels)
+
 
 @dataclass(frozen=True, eq=False)
 class HeadBatch:
-    """Hold the inputs, labels and weights of a linear head, and remember what was computed from them.
+    """Hold the inputs, labels and weights of a linear head.
 
-    The head is softmax cross-entropy over C classes; a one-row weight makes it logistic, with labels 0 and 1.
-
-    Values that several statistics share are remembered while no autograd graph is being recorded, so a client that
-    keeps the batch between the exchanges of a round and its training step computes each once. They are dropped as soon
-    as autograd's version counters show that a tensor was changed in place (``optimizer.step()``, ``load_state_dict``);
-    writing through ``.data`` goes unseen, as it does for autograd itself. Remembering never changes a result, not even
-    in its last bit.
+    The head is softmax cross-entropy over C classes; a one-row weight makes it logistic, with labels 0 and 1. Values
+    that several statistics share are remembered while no autograd graph is recorded, until autograd's version counters
+    show that a tensor was written to; remembering changes no bit of a result.
 
     Args:
         features: Inputs of the head, (B, D), floating point.
@@ -51,8 +64,8 @@ class HeadBatch:
         bias: (C,), or None.
 
     Raises:
-        ValueError: If shapes, dtypes or devices do not fit together, or a label is out of range (labels are checked
-            on the CPU only: elsewhere the check would wait for the device).
+        ValueError: Shapes, dtypes or devices do not fit together, or a label is out of range (checked on the CPU only:
+            elsewhere the check would wait for the device).
 
     >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2), torch.zeros(2))
     >>> batch.basics.mean_residuals
@@ -63,11 +76,36 @@ class HeadBatch:
     labels: Tensor
     weight: Tensor
     bias: Tensor | None = None
-    _memory: Memory = field(default_factory=Memory, init=False, repr=False)
+    _memory: dict[str, tuple[Any, list[int]]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_head(self.features, self.weight, self.bias)
-        _check_labels(self.labels, self.features, self.outputs)
+        features, labels, weight, bias = self.features, self.labels, self.weight, self.bias
+        floats = (features, weight) if bias is None else (features, weight, bias)
+        fits = (
+            features.ndim == weight.ndim == 2
+            and features.shape[1] == weight.shape[1]
+            and min(len(features), len(weight)) > 0
+            and (bias is None or bias.shape == weight.shape[:1])
+            and labels.shape == features.shape[:1]
+            and labels.dtype == torch.int64
+            and all(tensor.dtype == features.dtype and tensor.is_floating_point() for tensor in floats)
+            and all(tensor.device == features.device for tensor in self._sources)
+        )
+        if not fits:
+            names = ("features", "labels", "weight", "bias")
+            got = (f"{n} {tuple(t.shape)} {t.dtype} on {t.device}" for n, t in zip(names, self._sources, strict=False))
+            raise ValueError(
+                "expected features (B, D), labels (B,) of int64, weight (C, D) and bias (C,) or None, with B >= 1, of "
+                f"one floating-point dtype and on one device; got {', '.join(got)}"
+            )
+        if labels.device.type == "cpu":
+            low, high = map(int, torch.aminmax(labels))
+            classes = max(self.outputs, 2)
+            if low < 0 or high >= classes:
+                raise ValueError(
+                    f"labels: expected values from 0 to {classes - 1} for a head with {self.outputs} output(s), got "
+                    f"{low} to {high}; check the class count of the head"
+                )
 
     @property
     def size(self) -> int:
@@ -82,7 +120,7 @@ class HeadBatch:
     @property
     def is_logistic(self) -> bool:
         """Whether the head has one logit."""
-        return self.weight.shape[0] == 1
+        return self.outputs == 1
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -91,65 +129,17 @@ class HeadBatch:
         return rows, columns + (self.bias is not None)
 
     @property
-    def requires_grad(self) -> bool:
-        """Whether any of features, weight and bias requires a gradient."""
-        return any(tensor.requires_grad for tensor in self._sources())
-
-    @property
     def basics(self) -> Basics:
         """Inputs, logits, probabilities and residuals."""
         return self.recall("basics", self._basics)
 
     @property
-    def gram(self) -> Tensor:
-        """M = z-hat z-hat^T, (B, B)."""
-        return self.recall("gram", lambda: self.basics.inputs @ self.basics.inputs.T)
-
-    @property
     def loss(self) -> Tensor:
         """Mean cross-entropy, or mean logistic loss for a one-logit head, (): exactly torch's own losses."""
-        logits_BC = self.basics.logits
-        if self.is_logistic:
-            targets_B = self.labels.to(logits_BC.dtype)
-            return functional.binary_cross_entropy_with_logits(logits_BC.squeeze(1), targets_B)
-        return functional.cross_entropy(logits_BC, self.labels)
-
-    def project(self, vector: Tensor) -> Tensor:
-        """Compute the directions z-hat V^T of the logits; the last is remembered: a round asks for one reference twice.
-
-        Args:
-            vector: V, (C, K).
-
-        Returns:
-            (B, C).
-        """
-        return self.recall("projection", lambda: self.basics.inputs @ vector.T, of=vector)
-
-    def curve(self, directions: Tensor) -> Tensor:
-        """Multiply by the loss's Hessian in each example's logits, softmax: P*U - P*rowsum(P*U); logistic: s(1-s)*U.
-
-        Args:
-            directions: U, (..., B, C).
-
-        Returns:
-            S, of the same shape.
-        """
-        probabilities_BC = self.basics.probabilities
-        if self.is_logistic:
-            return probabilities_BC * (1 - probabilities_BC) * directions
-        products = probabilities_BC * directions
-        return torch.addcmul(products, probabilities_BC, products.sum(-1, keepdim=True), value=-1)
+        return mean_loss(self.basics.logits, self.labels)
 
     def check_like_parameters(self, name: str, tensor: Tensor) -> None:
-        """Raise unless a tensor looks like the head's parameters.
-
-        Args:
-            name: What the caller calls it.
-            tensor: A vector or reference of the shape (C, K).
-
-        Raises:
-            ValueError: If shape, dtype or device differ from those of theta = [W | b].
-        """
+        """Raise ValueError unless a tensor has shape (C, K), dtype and device of theta = [W | b]."""
         if tensor.shape != self.shape or tensor.dtype != self.weight.dtype or tensor.device != self.weight.device:
             raise ValueError(
                 f"{name}: expected {self.weight.dtype} of shape {self.shape} on {self.weight.device} like the head's "
@@ -157,19 +147,19 @@ class HeadBatch:
                 "the same head, with the bias as the last column"
             )
 
-    def recall(self, name: str, compute: Callable[[], Value], *, of: Tensor | None = None) -> Value:
-        """Return ``compute()``, or what it gave before if nothing has changed and no graph is being recorded.
+    def recall(self, name: str, compute: Callable[[], Value]) -> Value:
+        """Return ``compute()``, or what it returned before if no tensor was written to since; for reading only."""
+        sources = self._sources
+        recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in sources)
+        if recording or torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in sources):
+            return compute()
+        if name not in self._memory or self._memory[name][1] != _versions(sources, self._memory[name][0]):
+            value = compute()
+            self._memory[name] = value, _versions(sources, value)
+        remembered: Value = self._memory[name][0]
+        return remembered
 
-        Args:
-            name: What is computed.
-            compute: Computes it from this batch and ``of`` alone.
-            of: Another tensor that the value depends on; on the CPU an equal one counts as the same.
-
-        Returns:
-            Part of the autograd graph exactly when one is being recorded. Not to be written into.
-        """
-        return self._memory.recall(name, compute, self._sources(), of)
-
+    @property
     def _sources(self) -> tuple[Tensor, ...]:
         known = (self.features, self.labels, self.weight)
         return known if self.bias is None else (*known, self.bias)
@@ -189,41 +179,6 @@ class HeadBatch:
         return Basics(inputs_BK, logits_BC, probabilities_BC, residuals_BC / self.size)
 
 
-def _check_head(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if features.ndim != 2 or features.shape[0] == 0 or not features.is_floating_point():
-        raise ValueError(
-            f"features: expected floating point of shape (B, D) with B >= 1, got {features.dtype} of shape "
-            f"{tuple(features.shape)}; pass the head's inputs, flattened to one row an example"
-        )
-    if weight.ndim != 2 or weight.shape[0] == 0 or weight.shape[1] != features.shape[1]:
-        raise ValueError(
-            f"weight: expected shape (C, {features.shape[1]}) to fit features of shape {tuple(features.shape)}, got "
-            f"{tuple(weight.shape)}; pass the linear head's own weight, not its transpose"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"bias: expected shape ({weight.shape[0]},) to fit weight of shape {tuple(weight.shape)}, got "
-            f"{tuple(bias.shape)}; pass None for a head without a bias"
-        )
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and (tensor.dtype != features.dtype or tensor.device != features.device):
-            raise ValueError(
-                f"{name}: expected {features.dtype} on {features.device} like the features, got {tensor.dtype} on "
-                f"{tensor.device}; convert the features or move the head first"
-            )
-
-
-def _check_labels(labels: Tensor, features: Tensor, outputs: int) -> None:
-    if labels.shape != features.shape[:1] or labels.dtype != torch.int64 or labels.device != features.device:
-        raise ValueError(
-            f"labels: expected int64 of shape ({features.shape[0]},) on {features.device}, got {labels.dtype} of shape "
-            f"{tuple(labels.shape)} on {labels.device}; pass one class index an example (labels.long())"
-        )
-    if labels.device.type == "cpu":
-        low, high = torch.aminmax(labels)
-        classes = max(outputs, 2)
-        if low < 0 or high >= classes:
-            raise ValueError(
-                f"labels: expected values from 0 to {classes - 1} for a head with {outputs} output(s), got "
-                f"{int(low)} to {int(high)}; check the class count of the head"
-            )
+def _versions(sources: tuple[Tensor, ...], value: Tensor | tuple[Tensor, ...]) -> list[int]:
+    values = (value,) if isinstance(value, Tensor) else value
+    return [tensor._version for tensor in (*sources, *values)] + [tensor.data_ptr() for tensor in sources]

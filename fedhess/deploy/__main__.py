@@ -14,10 +14,9 @@ from fedhess.base.errors import FederationError, UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
-from fedhess.deploy.local import LocalFederation
+from fedhess.deploy.local import run_locally
 from fedhess.deploy.packing import pack_app
 from fedhess.deploy.processes import processes, require_free
-from fedhess.deploy.programs import Program
 from fedhess.deploy.settings import check_node_config, plan_nodes, plan_run, read_settings
 from fedhess.deploy.submitted import follow_run, start_run
 from fedhess.jobs.checks import check_settings
@@ -56,10 +55,7 @@ def keys(
 ) -> None:
     """Make a certificate authority, the server's certificate and key pairs of nodes; what is there stays."""
     made = make_keys(Keys(folder), hosts=host or [], nodes=node or [], days=days)
-    for file in made:
-        typer.echo(f"made {file}")
-    if not made:
-        typer.echo(f"nothing to make: all of it is in {folder}")
+    typer.echo("\n".join(f"made {file}" for file in made) or f"nothing to make: all of it is in {folder}")
 
 
 @cli.command(cls=Command)
@@ -73,21 +69,23 @@ def superlink(
 ) -> None:
     """Start the SuperLink: TLS, authenticated nodes."""
     require_free(host, port)
-    _become(programs.superlink(Keys(folder), host=host, port=port, database=database))
+    program = programs.superlink(Keys(folder), host=host, port=port, database=database)
+    typer.echo(f"$ {program}")
+    sys.stdout.flush()
+    command = program.command()
+    os.execve(command[0], command, program.environment())
 
 
 @cli.command(cls=Command)
 def register(address: Address, folder: KeysFolder = Path("keys")) -> None:
-    """Let the SuperLink know the public key of every node in the folder; once, before the nodes start."""
-    found = Keys(folder)
-    found.require(found.ca)
-    if not found.public_keys():
+    """Register the public key of every node in the folder at the SuperLink; once, before the nodes start."""
+    home = _connect(address, folder)
+    public_keys = Keys(folder).public_keys()
+    if not public_keys:
         raise UsageError(f"--keys: there is no node's key in {folder / 'nodes'}; make them with `keys --node NAME`")
-    home = folder / "flower"
-    programs.write_connection(home, address=address, ca=found.ca)
     failed = []
     with processes(folder / "logs") as running:
-        for public_key in found.public_keys():
+        for public_key in public_keys:
             program = programs.register(public_key, flower_home=home)
             typer.echo(f"$ {program}")
             if running.start(f"register-{public_key.stem}", program).wait() != 0:
@@ -113,7 +111,7 @@ def supernode(
 ) -> None:
     """Start the SuperNode of one domain.
 
-    A node that comes back within a minute of being killed is refused until the SuperLink has noticed: it tries again.
+    A node that was killed is refused until the SuperLink has missed it, up to a minute: it tries again.
     """
     own: dict[str, Scalar] = {"role": role, "domain": domain}
     own |= {} if data_dir is None else {"data-dir": str(data_dir.resolve())}
@@ -127,9 +125,8 @@ def supernode(
     end = time.monotonic() + patience
     with processes(folder / "logs") as running:
         while True:
-            started = time.monotonic()
             status = running.start(name or domain, program, show=True).wait()
-            if status == 0 or time.monotonic() >= end or time.monotonic() - started > patience:
+            if status == 0 or time.monotonic() >= end:
                 raise typer.Exit(status)
             typer.echo(f"fedhess: the node ended with status {status}; once more in 5 s", err=True)
             time.sleep(5)
@@ -147,17 +144,13 @@ def run(
     folder: KeysFolder = Path("keys"),
 ) -> None:
     """Send the app to the SuperLink, start a run, show its log until it ends, and end with 1 if it failed."""
-    found = Keys(folder)
-    found.require(found.ca)
-    plan = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=run_dir, given=run_config or [])
-    settings = read_settings(plan)
+    config = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=run_dir, given=run_config or [])
+    settings = read_settings(config)
     if not is_installed(settings.strategy):
         typer.echo(f"fedhess: strategy {settings.strategy!r} is not installed here; server and nodes need it", err=True)
-    home = folder / "flower"
-    programs.write_connection(home, address=address, ca=found.ca)
+    home = _connect(address, folder)
     with FileLock(home / "app.lock"):  # another run may be on its way from this folder
-        app = pack_app(home / "fedhess")
-        run_id = start_run(app, flower_home=home, run_config=plan.run_config, say=typer.echo)
+        run_id = start_run(pack_app(home / "fedhess"), flower_home=home, run_config=config, say=typer.echo)
     follow_run(run_id, flower_home=home, say=typer.echo)
 
 
@@ -173,31 +166,30 @@ def local(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the SuperLink; 0 takes a free one.")] = 0,
 ) -> None:
     """Run a whole federation on this machine: a SuperLink and a SuperNode a client, with TLS and authentication."""
-    folder = out or Path("runs") / f"local_{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = (out or Path("runs") / f"local_{time.strftime('%Y%m%d-%H%M%S')}").resolve()
     require_unused(folder)
     if any("run-dir=" in text for text in run_config or []):
         raise UsageError("--run-config: a local run writes to its own folder, so it takes no run-dir; use --out FOLDER")
-    federation = LocalFederation(folder.resolve(), port, data_dir, typer.echo)
-    results = federation.results
-    plan = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=results, given=run_config or [])
-    settings = read_settings(plan, data_dir=data_dir)
+    results = folder / "results"
+    config = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=results, given=run_config or [])
+    settings = read_settings(config, data_dir=data_dir)
     check_settings([settings])
     load_strategy(settings.strategy, settings.strategy_args)
     nodes = plan_nodes(settings)
     with processes(folder / "logs") as running:
-        federation.run(plan, nodes, running=running)
+        run_locally(folder, config, nodes, port=port, data_dir=data_dir, running=running, say=typer.echo)
         if not list(results.glob("summary*.json")):
             log = running.tail("superlink")
             raise FederationError(f"the run failed; {running.log('superlink')} ends{log}")
     typer.echo(f"results: {results}; logs: {folder / 'logs'}")
 
 
-def _become(program: Program) -> None:
-    """Print a program and let it take this process's place."""
-    typer.echo(f"$ {program}")
-    sys.stdout.flush()
-    command = program.command()
-    os.execve(command[0], command, program.environment())
+def _connect(address: str, folder: Path) -> Path:
+    """Write Flower's configuration for a SuperLink into the folder of keys; return the Flower home."""
+    keys, home = Keys(folder), folder / "flower"
+    keys.require(keys.ca)
+    programs.write_connection(home, address=address, ca=keys.ca)
+    return home
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedhess.alignment.loading import resolved_args
 from fedhess.base.environment import torch_threads
+from fedhess.deploy.packing import RUN_DIR
 from fedhess.domains import open_benchmark
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.app import Server, log_round
@@ -26,8 +27,6 @@ from fedhess.settings.run_config import RunConfig, Scalar
 
 app = ServerApp()
 logger = logging.getLogger(__name__)
-
-RUN_DIR = "run-dir"  # key of the run config
 
 
 @app.main()
@@ -48,10 +47,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_directory(run_config: Mapping[str, Scalar], run_id: int) -> Path | None:
-    """Give the job directory of a run: the run config's, ``runs/flower-RUN_ID`` where it is empty, None without any.
-
-    It is relative to the folder that the SuperLink was started in.
-    """
+    """Return the job directory of a run, below the SuperLink's folder; ``runs/flower-RUN_ID`` where it is empty."""
     given = run_config.get(RUN_DIR)
     return None if given is None else Path(str(given) or f"runs/flower-{run_id}").expanduser()
 
@@ -59,18 +55,16 @@ def run_directory(run_config: Mapping[str, Scalar], run_id: int) -> Path | None:
 def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], object]) -> None:
     """Run, and write what ``fedhess.simulate`` would: config.json, rounds, checkpoint, tables and figures.
 
-    A directory that holds the rounds of the same run is continued: start the run again with the same ``run-dir``.
-
-    Args:
-        config: The settings of the run.
-        path: The job directory.
-        train: Runs the rounds that are not yet in the run's directory.
+    A directory that holds rounds of the same run is continued: ``train`` runs those that are not in it.
 
     Raises:
         UsageError: The directory is in use, cannot be written, or is that of another run.
     """
     job = _plan(config, path)
-    with _spoken(), job_directory(path, job.record, resume=path.exists(), options=(RUN_DIR, RUN_DIR)) as changes:
+    with (
+        _logged_to_stdout(),
+        job_directory(path, job.record, resume=path.exists(), options=(RUN_DIR, RUN_DIR)) as changes,
+    ):
         if changes:
             logger.warning("continued in another environment; bits may differ: %s", "; ".join(changes))
         train(job.runs[0].directory)
@@ -89,8 +83,8 @@ def _plan(config: RunConfig, path: Path) -> Job:
 
 
 @contextmanager
-def _spoken() -> Iterator[None]:
-    """Let what this package logs appear in Flower's log of the run, which shows standard output."""
+def _logged_to_stdout() -> Iterator[None]:
+    """Write what this package logs to standard output, which Flower's log of the run shows."""
     ours = logging.getLogger("fedhess")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("fedhess: %(message)s"))

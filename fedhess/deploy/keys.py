@@ -7,6 +7,7 @@ with its node, and ``ca.key`` is needed only to make another server certificate.
 import datetime
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,12 +24,7 @@ CURVE = ec.SECP384R1  # Flower takes the NIST curves for nodes
 
 
 class Keys:
-    """The files of a federation, in one folder.
-
-    Attributes:
-        ca, ca_key: Certificate and private key of the authority.
-        server, server_key: Certificate and private key of the server.
-    """
+    """The files of a federation, in one folder: certificates and private keys of authority and server, and nodes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -70,14 +66,14 @@ def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: i
         keys: The folder.
         hosts: Names and IP addresses under which the SuperLink is reached; those of loopback are added.
         nodes: Names of nodes.
-        days: How long the server's certificate is valid.
+        days: Validity of the server's certificate.
 
     Raises:
         UsageError: A name cannot be one, the folder cannot be written or holds half of a pair, the authority's key
             does not sign, or the server's certificate that is there lacks a host or has expired.
     """
     for name in nodes:
-        if not name or name.startswith(".") or "/" in name or os.sep in name:
+        if not re.fullmatch(r"[^./\\][^/\\]*", name):
             raise UsageError(f"--node: expected a name that can be a file's, got {name!r}")
     names = [_name(host) for host in dict.fromkeys([*hosts, *ALWAYS])]
     made: list[Path] = []
@@ -131,16 +127,10 @@ def _name(host: str) -> x509.GeneralName:
 
 def _make_ca(keys: Keys) -> list[Path]:
     private = ec.generate_private_key(CURVE())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedhess federation")])
-    certificate = (
-        _builder(name, private.public_key(), CA_DAYS)
-        .issuer_name(name)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .sign(private, hashes.SHA384())
-    )
+    name = _common_name("fedhess federation")
+    certificate = _certificate(name, private.public_key(), CA_DAYS, issuer=name, authority=True)
     _write(keys.ca_key, _pem(private), secret=True)
-    _write(keys.ca, certificate.public_bytes(serialization.Encoding.PEM))
+    _write(keys.ca, _signed(certificate, private))
     return [keys.ca, keys.ca_key]
 
 
@@ -154,61 +144,58 @@ def _make_server(keys: Keys, names: Sequence[x509.GeneralName], days: int) -> li
     if not isinstance(authority, ec.EllipticCurvePrivateKey) or authority.public_key() != issuer.public_key():
         raise UsageError(f"{keys.ca_key} is not the key of {keys.ca}; restore the other half of one of them")
     private = ec.generate_private_key(CURVE())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedhess SuperLink")])
     certificate = (
-        _builder(name, private.public_key(), days)
-        .issuer_name(issuer.subject)
+        _certificate(_common_name("fedhess SuperLink"), private.public_key(), days, issuer=issuer.subject)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
-        .sign(authority, hashes.SHA384())
     )
     _write(keys.server_key, _pem(private), secret=True)
-    _write(keys.server, certificate.public_bytes(serialization.Encoding.PEM))
+    _write(keys.server, _signed(certificate, authority))
     return [keys.server, keys.server_key]
 
 
 def _make_node(keys: Keys, name: str) -> list[Path]:
     private = ec.generate_private_key(CURVE())
-    openssh, none = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    _write(keys.node(name), private.private_bytes(serialization.Encoding.PEM, openssh, none), secret=True)
-    public = serialization.PublicFormat.OpenSSH
-    _write(keys.public(name), private.public_key().public_bytes(serialization.Encoding.OpenSSH, public) + b"\n")
+    _write(keys.node(name), _pem(private, serialization.PrivateFormat.OpenSSH), secret=True)
+    openssh = private.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    _write(keys.public(name), openssh + b"\n")
     return [keys.public(name), keys.node(name)]
 
 
-def _builder(name: x509.Name, key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
+def _common_name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _certificate(
+    name: x509.Name, key: ec.EllipticCurvePublicKey, days: int, *, issuer: x509.Name, authority: bool = False
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
+    flags = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign")
+    usage = dict.fromkeys((*flags, "encipher_only", "decipher_only"), False)
+    usage |= {"digital_signature": not authority, "key_cert_sign": authority, "crl_sign": authority}
     return (
         x509.CertificateBuilder()
         .subject_name(name)
+        .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))  # clocks differ
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
+        .add_extension(x509.KeyUsage(**usage), critical=True)
     )
 
 
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )
+def _signed(certificate: x509.CertificateBuilder, authority: ec.EllipticCurvePrivateKey) -> bytes:
+    return certificate.sign(authority, hashes.SHA384()).public_bytes(serialization.Encoding.PEM)
 
 
-def _pem(private: ec.EllipticCurvePrivateKey) -> bytes:
-    pkcs8, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    return private.private_bytes(serialization.Encoding.PEM, pkcs8, none)
+def _pem(
+    private: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8
+) -> bytes:
+    return private.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
 def _write(file: Path, content: bytes, *, secret: bool = False) -> None:

@@ -8,7 +8,6 @@ from fedhess.base.errors import UsageError
 from fedhess.deploy.programs import toml
 from fedhess.settings.run_config import RunConfig, Scalar
 
-SERVER_APP, CLIENT_APP = "fedhess.deploy.app:app", "fedhess.federation.client.app:app"
 RUN_DIR = "run-dir"  # key of the run config: the job directory, on the SuperLink's machine
 DEFAULTS: dict[str, Scalar] = {
     "domains": "IconPACS",
@@ -32,8 +31,8 @@ publisher = "fedhess"
 fab-include = ["fedhess/**/*.py"]
 
 [tool.flwr.app.components]
-serverapp = {server}
-clientapp = {client}
+serverapp = "fedhess.deploy.app:app"
+clientapp = "fedhess.federation.client.app:app"
 
 [tool.flwr.app.config]
 {config}
@@ -51,28 +50,18 @@ def app_config() -> dict[str, Scalar]:
 
 
 def pack_app(folder: Path) -> Path:
-    """Write the app into a folder, in place of what is there: code alone, since data and weights are the nodes' own.
+    """Write the app into a folder, in place of what is there; ``flwr run`` sends its Python files.
 
     Raises:
         UsageError: It cannot be written.
     """
+    unsent = shutil.ignore_patterns("__pycache__", "simulations", "drawings", "licenses")
+    config = "\n".join(f"{key} = {toml(value)}" for key, value in app_config().items())
     try:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(Path(fedhess.__file__).parent, folder / "fedhess", ignore=_all_but_code)
-        config = "\n".join(f"{key} = {toml(value)}" for key, value in app_config().items())
-        text = PYPROJECT.format(
-            version=toml(fedhess.__version__), server=toml(SERVER_APP), client=toml(CLIENT_APP), config=config
-        )
+        shutil.copytree(Path(fedhess.__file__).parent, folder / "fedhess", ignore=unsent)
+        text = PYPROJECT.format(version=toml(fedhess.__version__), config=config)
         (folder / "pyproject.toml").write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write the app to {folder}: {error}; choose another folder") from error
     return folder
-
-
-def _all_but_code(folder: str, names: list[str]) -> list[str]:
-    unwanted = ("__pycache__", "simulations", "iconpacs/drawings")
-    return [
-        name
-        for name in names
-        if (path := Path(folder) / name).as_posix().endswith(unwanted) or (path.is_file() and path.suffix != ".py")
-    ]

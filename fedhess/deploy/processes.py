@@ -1,12 +1,11 @@
-"""Child processes with a log each, all ended together: none is left behind, nor any that they started themselves."""
+"""Child processes with a log each, all ended together with those that they started themselves."""
 
+import contextlib
 import signal
 import socket
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -15,18 +14,17 @@ from fedhess.base.errors import UsageError
 from fedhess.deploy.programs import Program
 
 MARK = "FEDHESS_DEPLOYMENT"  # an environment variable that every process of a deployment inherits
-TERM_SECONDS = 8.0  # to end by themselves: a SuperNode says goodbye to the SuperLink
-GONE_SECONDS = 5.0  # for what Flower's programs started: it watches its parent
+TERM_SECONDS = 8.0  # to end by themselves: a SuperNode signs off at the SuperLink
 TAIL_LINES = 15
 
 
 class Processes:
-    """The processes of one deployment; ``mark`` is in the environment of each and of all that they start."""
+    """The processes of one deployment, by name; ``mark`` is in the environment of each and of all that they start."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self.mark = uuid.uuid4().hex
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, program: Program, *, show: bool = False) -> "subprocess.Popen[bytes]":
         """Start a program, with the log ``NAME.log`` unless it may ``show`` on standard output.
@@ -36,25 +34,19 @@ class Processes:
         """
         try:
             self._logs.mkdir(parents=True, exist_ok=True)
-            self.log(name).touch()
+            log = self.log(name).open("ab")
         except OSError as error:
             raise UsageError(f"cannot write to {self._logs}: {error.strerror}; choose another folder") from error
-        environment = program.environment() | {MARK: self.mark}
-        with self.log(name).open("ab") as log:
-            # A session of its own: Ctrl-C reaches this process alone, which ends the others in order.
-            self._running[name] = subprocess.Popen(
+        with log:
+            self.running[name] = subprocess.Popen(
                 program.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=None if show else log,
                 stderr=None if show else subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
+                env=program.environment() | {MARK: self.mark},
+                start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
             )
-        return self._running[name]
-
-    def process(self, name: str) -> "subprocess.Popen[bytes]":
-        """Return a process by its name."""
-        return self._running[name]
+        return self.running[name]
 
     def log(self, name: str) -> Path:
         """Return the log of a process."""
@@ -67,43 +59,39 @@ class Processes:
 
     def ended(self) -> dict[str, int]:
         """Return the status of each process that has ended."""
-        return {name: code for name, process in self._running.items() if (code := process.poll()) is not None}
+        return {name: code for name, process in self.running.items() if (code := process.poll()) is not None}
 
     def stop(self) -> None:
-        """End every process, the last started first, and wait until none is left of them or of what they started."""
-        for process in reversed(self._running.values()):
-            if process.poll() is None:
+        """End every process and all that they started, and wait until none is left."""
+        started = marked_processes(self.mark)
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        end = time.monotonic() + TERM_SECONDS
-        for process in self._running.values():
-            try:
-                process.wait(timeout=max(0.0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        _, left = psutil.wait_procs(marked_processes(self.mark), timeout=GONE_SECONDS)
+        psutil.wait_procs(started, timeout=TERM_SECONDS)
+        left = marked_processes(self.mark)
         for process in left:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(left)
-        self._running.clear()
+        for child in self.running.values():
+            child.wait()
+        self.running.clear()
 
 
-@contextmanager
+@contextlib.contextmanager
 def processes(logs: Path) -> Iterator[Processes]:
     """Yield processes that are ended when the block is left; SIGTERM and SIGHUP leave it as Ctrl-C does."""
     running = Processes(logs)
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers[signal.SIGINT] = signal.getsignal(signal.SIGINT)
     try:
         yield running
     finally:
-        impatient = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of them
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        try:
-            running.stop()
-        finally:
-            for number, handler in {**before, signal.SIGINT: impatient}.items():
-                signal.signal(number, handler)
+        for number in handlers:
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of them
+        running.stop()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def marked_processes(mark: str, *, variable: str = MARK) -> list[psutil.Process]:
@@ -126,10 +114,8 @@ def require_free(host: str, port: int) -> None:
     Raises:
         UsageError: It cannot.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UsageError(f"--port: cannot listen on {host}:{port}: {error.strerror}; choose another") from error
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise UsageError(f"--port: cannot listen on {host}:{port}: {error.strerror}; choose another") from error

@@ -13,12 +13,14 @@ from fedhess.base.errors import UsageError
 from fedhess.deploy.keys import Keys
 from fedhess.settings.run_config import Scalar
 
-# Name of the SuperLink in the configuration that we write for Flower's command line, which would take the name of a
-# checkout in the current folder for its old way of naming apps.
-CONNECTION = "deployment"
+CONNECTION = "deployment"  # name of the SuperLink in the configuration written for Flower's command line
 JSON = ["--format", "json"]
-# Neither telemetry nor a look for updates: a deployment may have no way out, and would wait for it.
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+# Neither telemetry nor a look for updates, for which a machine without a way out would wait; tasks start at once.
+VARIABLES = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+}
 
 
 @dataclass(frozen=True)
@@ -37,27 +39,20 @@ class Program:
     def environment(self) -> dict[str, str]:
         """Return the whole environment: Flower's programs start one another by name, so their folder is on the path."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        return {**QUIET, **os.environ, "PATH": path, **self.variables}
+        return {**VARIABLES, **os.environ, "PATH": path, **self.variables}
 
     def command(self) -> list[str]:
-        """Return the command with the program's full path.
-
-        Raises:
-            UsageError: The program is not installed.
-        """
-        found = shutil.which(self.name, path=self.environment()["PATH"])
-        if found is None:
-            raise UsageError(f"there is no program {self.name}; it comes with Flower: pip install fedhess")
-        return [found, *self.arguments]
+        """Return the command with the program's full path."""
+        return [shutil.which(self.name, path=self.environment()["PATH"]) or self.name, *self.arguments]
 
 
-def superlink(keys: Keys, *, host: str, port: int, database: Path) -> Program:
+def superlink(keys: Keys, *, host: str, port: int, database: Path, **variables: str) -> Program:
     """``flower-superlink`` with TLS and authenticated nodes; it installs nothing by itself."""
     keys.require(keys.ca, keys.server, keys.server_key)
     arguments = ["--ssl-ca-certfile", keys.ca, "--ssl-certfile", keys.server, "--ssl-keyfile", keys.server_key]
     arguments += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
     arguments += ["--host", host, "--port", port, "--database", database]
-    return Program("flower-superlink", list(map(str, arguments)))
+    return Program("flower-superlink", list(map(str, arguments)), variables)
 
 
 def supernode(
@@ -68,17 +63,18 @@ def supernode(
     port: int,
     node_config: Mapping[str, Scalar],
     further: str = "",
+    **variables: str,
 ) -> Program:
     """``flower-supernode`` of one domain; ``further`` is appended to its node config as it stands."""
     keys.require(keys.ca, keys.node(name))
     settings = " ".join([*(f"{key}={toml(value)}" for key, value in node_config.items()), *filter(None, [further])])
     arguments = ["--root-certificates", keys.ca, "--superlink", address]
     arguments += ["--auth-supernode-private-key", keys.node(name), "--port", port, "--node-config", settings]
-    return Program("flower-supernode", list(map(str, arguments)))
+    return Program("flower-supernode", list(map(str, arguments)), variables)
 
 
 def register(public_key: Path, *, flower_home: Path) -> Program:
-    """``flwr supernode register``: let the SuperLink know a node's public key."""
+    """``flwr supernode register``: register a node's public key at the SuperLink."""
     return flwr("supernode", "register", str(public_key), CONNECTION, home=flower_home)
 
 
@@ -88,8 +84,17 @@ def run(app: Path, *, flower_home: Path, run_config: Sequence[str], stream: bool
     return flwr("run", str(app), CONNECTION, *settings, *(["--stream"] if stream else JSON), home=flower_home)
 
 
+def flwr(*arguments: str, home: Path) -> Program:
+    """``flwr`` with a Flower home of our own, so that the user's is never touched."""
+    return Program("flwr", arguments, {"FLWR_HOME": str(home)})
+
+
 def write_connection(flower_home: Path, *, address: str, ca: Path) -> None:
-    """Write the ``config.toml`` of a Flower home."""
+    """Write the ``config.toml`` of a Flower home.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
     text = (
         f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
         f"address = {toml(address)}\nroot-certificates = {toml(str(ca.resolve()))}\n"
@@ -107,10 +112,8 @@ def toml(value: Scalar) -> str:
     >>> toml("a b"), toml('{"alpha": 1}'), toml(True), toml(3)
     ('"a b"', '\'{"alpha": 1}\'', 'true', '3')
     """
-    if isinstance(value, bool):
-        return str(value).lower()
     if not isinstance(value, str):
-        return repr(value)
+        return repr(value).lower()
     if '"' not in value and "\\" not in value:
         return f'"{value}"'
     if "'" in value:
@@ -125,8 +128,3 @@ def file_name(domain: str) -> str:
     ('Real-World', '90')
     """
     return re.sub(r"[^A-Za-z0-9._]+", "-", domain).strip("-.") or "node"
-
-
-def flwr(*arguments: str, home: Path) -> Program:
-    """``flwr`` with a Flower home of our own, so that the user's is never touched."""
-    return Program("flwr", arguments, {"FLWR_HOME": str(home)})

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedhess.alignment.loading import client_half, is_installed, load_strategy
@@ -10,7 +9,7 @@ from fedhess.alignment.server_step import require_server
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.deploy.packing import RUN_DIR, app_config
 from fedhess.deploy.programs import toml
-from fedhess.domains import Scenario, find_benchmark, open_benchmark
+from fedhess.domains import find_benchmark, open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.domains.scenarios import choose_scenarios
 from fedhess.federation.client.examples import simulated_client
@@ -25,18 +24,10 @@ from fedhess.settings.run_config import RunConfig, Scalar
 NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run to deploy; of the arguments of ``flwr run --run-config`` the later go over the earlier."""
-
-    scenario: Scenario
-    run_config: list[str]
-
-
 def plan_run(
     domains: str, *, target: str, strategy: str | None, rounds: int | None, run_dir: Path | None, given: Sequence[str]
-) -> Plan:
-    """Name the domains, the model and what else was given; everything else is the app's default.
+) -> list[str]:
+    """Return the arguments of ``flwr run --run-config``, of which the later go over the earlier.
 
     The data of no domain is needed: it is on the nodes. Of a folder that is here, domains and classes go with the run.
 
@@ -60,53 +51,36 @@ def plan_run(
     chosen = choose_scenarios(benchmark, target) if target else benchmark.scenarios[:1]
     if len(chosen) != 1:
         raise UsageError(f"--target: a deployed run has one, got {', '.join(scenario.name for scenario in chosen)}")
-    (scenario,) = chosen
-    settings: Mapping[str, object] = {
+    settings: Mapping[str, str | int | None] = {
         "domains": benchmark.name,
-        "sources": ",".join(scenario.sources),
-        "targets": ",".join(scenario.targets),
+        "sources": ",".join(chosen[0].sources),
+        "targets": ",".join(chosen[0].targets),
         "model": benchmark.default_model,
         "strategy": strategy,
         "rounds": rounds,
         RUN_DIR: None if run_dir is None else str(run_dir),
     }
-    text = " ".join(f"{key}={toml(value)}" for key, value in settings.items() if isinstance(value, str | int))
+    text = " ".join(f"{key}={toml(value)}" for key, value in settings.items() if value is not None)
     if find_benchmark(domains)[1] is None:
-        return Plan(scenario, [text, *given])
+        return [text, *given]
     described = json.dumps(dict(benchmark.options)).replace("'", "\\u0027")  # Flower takes no text with both quotes
-    return Plan(scenario, [text, *given, f"domains-options={toml(described)}"])
+    return [text, *given, f"domains-options={toml(described)}"]
 
 
-def read_settings(plan: Plan, *, data_dir: Path | None = None) -> RunConfig:
-    """Read a run's settings as server and nodes will, so that mistakes are found before anything starts.
-
-    Neither data, weights nor the strategy need to be on this machine.
+def read_settings(run_config: Sequence[str], *, data_dir: Path | None = None) -> RunConfig:
+    """Read a run's settings as server and nodes will, and check what can be without data, weights and nodes.
 
     Args:
-        plan: The run.
+        run_config: Arguments of ``flwr run --run-config``.
         data_dir: Of all nodes, if they are on this machine.
 
     Raises:
         UsageError: A setting is unknown, out of range, of the wrong type or excludes another.
     """
-    defaults, given = app_config(), _read(plan.run_config)
+    defaults, given = app_config(), _read(run_config)
     for key in sorted(given.keys() - defaults.keys()):
         raise UsageError(f"--run-config: the app has no setting {key!r}; {did_you_mean(key, defaults)}")
     config = settings_of_run(defaults | given, {} if data_dir is None else {"data-dir": str(data_dir.resolve())})
-    _check_run(config)
-    if is_installed(config.strategy):
-        require_server([config.strategy], RunConfig.given_in(given))
-    return config
-
-
-def _read(run_config: Sequence[str]) -> dict[str, Scalar]:
-    try:
-        return read_run_config(run_config)
-    except ValueError as error:
-        raise UsageError(f"--run-config: {error}") from None
-
-
-def _check_run(config: RunConfig) -> None:
     benchmark = open_benchmark(config.domains, options=config.domains_options, held=())
     for option, named in (("sources", config.sources), ("targets", config.targets)):
         for domain in named:
@@ -120,6 +94,8 @@ def _check_run(config: RunConfig) -> None:
     if is_installed(config.strategy):
         load_strategy(config.strategy, config.strategy_args)
         client_half(config).check(config)
+        require_server([config.strategy], RunConfig.given_in(given))
+    return config
 
 
 def check_node_config(given: str, own: Mapping[str, Scalar]) -> None:
@@ -128,11 +104,7 @@ def check_node_config(given: str, own: Mapping[str, Scalar]) -> None:
     Raises:
         UsageError: They are not in Flower's form; one is unknown, or is among the command's own.
     """
-    try:
-        read = read_run_config([given]) if given else {}
-    except ValueError as error:
-        raise UsageError(f"--node-config: {error}") from None
-    for key in read:
+    for key in _read([given] if given else [], option="--node-config"):
         if key in own:
             raise UsageError(f"--node-config: {key} is given twice; the command has it as {own[key]!r}")
         if key not in NODE_SETTINGS:
@@ -150,3 +122,10 @@ def plan_nodes(config: RunConfig) -> list[Place]:
     clients = [simulated_client(config, position) for position in range(config.source_clients)]
     sources = [Place(domain, SOURCE, number) for domain, number in clients]
     return [*sources, *(Place(domain, TARGET, 0) for domain in config.targets)]
+
+
+def _read(arguments: Sequence[str], *, option: str = "--run-config") -> dict[str, Scalar]:
+    try:
+        return read_run_config(arguments)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None

@@ -11,7 +11,6 @@ from fedhess.base.errors import FederationError
 from fedhess.deploy import programs
 from fedhess.deploy.programs import Program
 
-COMPLETED = "finished:completed"
 POLL_SECONDS = 1.0
 STATUS_SECONDS = 60.0  # after the end of its log, for the SuperLink to note how the run ended
 Say = Callable[[str], object]  # called with every command
@@ -23,7 +22,9 @@ def start_run(app: Path, *, flower_home: Path, run_config: Sequence[str], say: S
     Raises:
         FederationError: It could not be started; the message is Flower's.
     """
-    return str(_answer(programs.run(app, flower_home=flower_home, run_config=run_config, stream=False), say)["run-id"])
+    program = programs.run(app, flower_home=flower_home, run_config=run_config, stream=False)
+    say(f"$ {program}")
+    return str(_answer(program)["run-id"])
 
 
 def follow_run(run_id: str, *, flower_home: Path, say: Say) -> None:
@@ -41,29 +42,20 @@ def follow_run(run_id: str, *, flower_home: Path, say: Say) -> None:
     listing = programs.flwr("list", programs.CONNECTION, "--run-id", run_id, *programs.JSON, home=flower_home)
     say(f"$ {listing}")
     end = time.monotonic() + STATUS_SECONDS
-    while True:
-        (run,) = _answer(listing)["runs"]
-        if run["status"].startswith("finished") or time.monotonic() >= end:
-            break
+    while not (run := _answer(listing)["runs"][0])["status"].startswith("finished") and time.monotonic() < end:
         time.sleep(POLL_SECONDS)
-    if run["status"] != COMPLETED:
+    if run["status"] != "finished:completed":
         raise FederationError(f"run {run_id}: {run['status']}: {run.get('status-details') or 'no details given'}")
     say(f"run {run_id}: {run['status']}")
 
 
-def _answer(program: Program, say: Say = lambda _: None) -> dict[str, Any]:
-    """Run one of Flower's commands that answer in JSON.
-
-    Raises:
-        FederationError: It failed; the message is Flower's.
-    """
-    say(f"$ {program}")
+def _answer(program: Program) -> dict[str, Any]:
+    """Run one of Flower's commands that answer in JSON; :class:`FederationError` with Flower's message if it fails."""
     done = subprocess.run(program.command(), env=program.environment(), capture_output=True, text=True, check=False)
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        said = (done.stderr or done.stdout).strip() or f"status {done.returncode}"
-        raise FederationError(f"{program.name} {program.arguments[0]}: {said}") from None
+        answer = {"error-message": done.stderr or done.stdout or f"status {done.returncode}"}
     if not answer.get("success"):
         raise FederationError(f"{program.name} {program.arguments[0]}: {str(answer.get('error-message')).strip()}")
     return answer

@@ -1,4 +1,4 @@
-"""A benchmark: named domains with the same classes, and which of them are sources and targets."""
+"""A benchmark: named domains with the same classes, which of them are sources and targets, and its known counts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,6 @@ import torch
 
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.files import digest_of
-from fedhess.domains.counts import KnownCounts
 from fedhess.domains.domain import DomainData
 
 # The roles of a domain in a run.
@@ -33,8 +32,72 @@ class Scenario:
 
 
 @dataclass(frozen=True)
+class KnownCounts:
+    """How many examples the complete copy of a benchmark has.
+
+    Attributes:
+        domains: Domain -> number of examples.
+        classes: Domain -> class -> number of examples, for those domains where it is known.
+        others: Name of another release -> its counts by domain.
+    """
+
+    domains: Mapping[str, int]
+    classes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Number of examples in all domains."""
+        return sum(self.domains.values())
+
+    def differences(
+        self, counts: Mapping[str, Mapping[str, int]], *, unreadable: Mapping[str, int] | None = None
+    ) -> list[str]:
+        """Compare a copy with the complete one.
+
+        Args:
+            counts: Domain -> class -> number of examples that can be read.
+            unreadable: Domain -> number of images that cannot be decoded; the domain's total includes them.
+
+        Returns:
+            A sentence for each domain that differs, naming its classes where they are known.
+
+        >>> complete = KnownCounts({"photo": 3}, classes={"photo": {"dog": 2, "cat": 1}})
+        >>> complete.differences({"photo": {"dog": 1, "cat": 1}})
+        ["domain 'photo': 2 images, the complete copy has 3 (dog 1 of 2)"]
+        """
+        lost = unreadable or {}
+        totals = {name: sum(classes.values()) + lost.get(name, 0) for name, classes in counts.items()}
+        for release, domains in self.others.items():
+            if totals == dict(domains):
+                return [f"this is {release}: {sum(totals.values()):,} images, expected {self.total:,}"]
+        sentences = []
+        for name in [name for name in self.domains if name in totals]:
+            details = [
+                f"{label} {counts[name].get(label, 0):,} of {number:,}"
+                for label, number in self.classes.get(name, {}).items()
+                if counts[name].get(label, 0) != number
+            ]
+            if totals[name] != self.domains[name] or (details and not lost.get(name, 0)):
+                which = f" ({', '.join(details)})" if details else ""
+                sentences.append(
+                    f"domain {name!r}: {totals[name]:,} images, the complete copy has {self.domains[name]:,}{which}"
+                )
+        return sentences
+
+
+def by_class(classes: tuple[str, ...], **domains: tuple[int, ...]) -> dict[str, dict[str, int]]:
+    """Lay out counts by domain and class.
+
+    >>> by_class(("dog", "cat"), photo=(2, 1))
+    {'photo': {'dog': 2, 'cat': 1}}
+    """
+    return {name: dict(zip(classes, numbers, strict=True)) for name, numbers in domains.items()}
+
+
+@dataclass(frozen=True)
 class Benchmark:
-    """A set of domains, opened; nothing but file names has been read yet.
+    """A set of domains, opened; no example has been read yet.
 
     Attributes:
         name: ``"PACS"``.
@@ -73,13 +136,7 @@ class Benchmark:
         return f"{self.name} (stand-in for {self.stand_in_for})" if self.stand_in_for else self.name
 
     def load(self, domain: str) -> DomainData:
-        """Load one domain and nothing of the others; it is kept.
-
-        Args:
-            domain: One of ``domains``.
-
-        Returns:
-            Its examples.
+        """Load one of ``domains``, once for this object.
 
         Raises:
             UsageError: An unknown domain, or data that cannot be read (the message names the file).
@@ -91,24 +148,21 @@ class Benchmark:
         return self._loaded[domain]
 
     def identity(self) -> dict[str, object]:
-        """Say what data this is, for config.json; loads every domain.
+        """Describe the data for config.json; loads every domain.
 
         Returns:
             JSON: name, whether real or a stand-in, options, examples per domain and class, a digest over
-                everything, and, if there are any, the differences from the complete copy in words.
+                everything, and any differences from the complete copy, as sentences.
 
         Raises:
             UsageError: As `load`.
         """
+        loaded = {domain: self.load(domain) for domain in self.domains}
         counts: dict[str, dict[str, int]] = {}
-        digests: list[str] = []
-        skipped: dict[str, int] = {}
-        for domain in self.domains:
-            data = self.load(domain)
+        for domain, data in loaded.items():
             per_class = torch.bincount(data.labels, minlength=len(self.classes)).tolist()
             counts[domain] = dict(zip(self.classes, per_class, strict=True))
-            digests += [domain, data.digest]
-            skipped[domain] = getattr(data, "skipped", 0)
+        skipped = {domain: getattr(data, "skipped", 0) for domain, data in loaded.items()}
         differences = self.known.differences(counts, unreadable=skipped) if self.known else []
         return {
             "name": self.name,
@@ -117,7 +171,7 @@ class Benchmark:
             "options": dict(self.options),
             "counts": counts,
             "skipped_images": skipped,
-            "digest": digest_of(digests),
+            "digest": digest_of(part for domain, data in loaded.items() for part in (domain, data.digest)),
             **({"differences": differences} if differences else {}),
         }
 

@@ -1,10 +1,12 @@
 """What a benchmark is opened with, and its options read and checked."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.files import cache_directory
 from fedhess.domains.benchmark import OptionValue
 from fedhess.domains.domain import Notify, keep_silent
 
@@ -26,14 +28,19 @@ class Opening:
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     notify: Notify = field(default=keep_silent, repr=False, compare=False)
 
-    def read_options(self, **defaults: OptionValue) -> dict[str, OptionValue]:
-        """Fill in the options that were not given, and convert those given as text to their default's type.
+    def places(self, cached: str = "") -> list[Path]:
+        """List where data is looked for: ``data_dir`` alone if given, else ``$FEDHESS_DATA`` and the cache.
 
         Args:
-            **defaults: Every option of the benchmark.
+            cached: The data's folder in the cache.
+        """
+        if self.data_dir is not None:
+            return [self.data_dir]
+        named = [Path(os.environ[DATA_VARIABLE]).expanduser()] if os.environ.get(DATA_VARIABLE) else []
+        return [*named, cache_directory(self.cache_dir) / cached]
 
-        Returns:
-            A value for each option.
+    def read_options(self, **defaults: OptionValue) -> dict[str, OptionValue]:
+        """Return a value for every option of the benchmark, converted to the type of its default.
 
         Raises:
             UsageError: An unknown option, or a value of another type.
@@ -57,24 +64,20 @@ class Opening:
             UsageError: As `read_options`; or ``per_domain``, a number of examples, is negative.
         """
         options = self.read_options(**defaults, data_dir=str(self.data_dir or ""))
-        given = str(options["data_dir"])
         if int(options.get("per_domain", 0)) < 0:
             raise UsageError(f"{self.benchmark}: per_domain must be 0 (all) or more, got {options['per_domain']}")
+        given = str(options["data_dir"])
+        folder = Path(os.path.expanduser(given)) if given else None
         skip = bool(options.get("skip_bad_images", self.skip_bad_images))
-        try:
-            folder = Path(given).expanduser() if given else None
-        except RuntimeError as error:
-            raise UsageError(f"{self.benchmark}: data_dir {given}: {error}; give the whole path") from error
         return replace(self, data_dir=folder, skip_bad_images=skip), options
 
     def _converted(self, name: str, default: OptionValue) -> OptionValue:
-        given = self.options.get(name, default)
-        wanted = type(default)
+        given, wanted = self.options.get(name, default), type(default)
         if type(given) is wanted:
             return given
         try:
             if wanted is bool:
-                return wanted(TRUTHS[str(given).lower()])
+                return TRUTHS[str(given).lower()]
             if not isinstance(given, bool):
                 return wanted(given)
         except (KeyError, ValueError):

@@ -6,6 +6,7 @@ one client; who gets which depends on the seed and the domains' names alone. The
 examples is made before, for each domain as a whole, so that it does not depend on the partition.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -14,7 +15,10 @@ import torch
 from torch import Tensor
 
 from fedhess.base.errors import UsageError
-from fedhess.base.seeds import seeded_generator
+from fedhess.base.seeds import derive_seed, seeded_generator
+from fedhess.domains.benchmark import Benchmark
+from fedhess.domains.split import SplitRule, split_domain
+from fedhess.settings.partition import PartitionSettings
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Holding:
-    """What one client holds of one domain.
-
-    Attributes:
-        train: Indices in the domain, ascending.
-        evaluate: The same for evaluation.
-    """
+    """What one client holds of one domain: ascending indices in it."""
 
     train: Tensor
     evaluate: Tensor
@@ -70,161 +69,49 @@ class Share:
         return sum(len(holding.train) for holding in self.holdings.values())
 
 
-def partition_by_domain(examples: Mapping[str, Examples]) -> list[Share]:
-    """Give each domain to one client."""
-    return [Share(name, 0, {name: Holding(own.train, own.evaluate)}) for name, own in examples.items()]
+def read_examples(benchmark: Benchmark, sources: Sequence[str], *, rule: SplitRule, seed: int) -> dict[str, Examples]:
+    """Read labels and split of source domains, without preparing their inputs for a model."""
+    examples: dict[str, Examples] = {}
+    for domain in sources:
+        data, position = benchmark.load(domain), benchmark.domains.index(domain)
+        split = split_domain(data, rule=rule, holdout=benchmark.holdout, seed=seed, position=position)
+        examples[domain] = Examples(data.labels, *split)
+    return examples
 
 
-def partition_by_lambda(
-    examples: Mapping[str, Examples], *, clients: int, heterogeneity: float, seed: int
-) -> list[Share]:
-    """Share all domains among N clients: lambda 1 makes them all alike, lambda 0 gives each a single domain.
-
-    Client i gets, of the n_d training examples of domain d,
-
-        n_d ((1 - lambda) s_id + lambda / N)
-
-    with s_id its share of d as a main domain (:func:`main_shares`), rounded by :func:`apportion`. Held-out examples are
-    shared by the same formula with their own counts. Source: Bai, Bagchi, Inouye, "Benchmarking Algorithms for
-    Federated Domain Generalization", ICLR 2024, section 4 and the released code. Deviation: there, what rounding down
-    leaves of a domain goes to the first clients; here to the largest remainders, among equals to whoever has least.
+def share_out(settings: PartitionSettings, examples: Mapping[str, Examples], *, seed: int) -> list[Share]:
+    """Share the examples of source domains among clients.
 
     Args:
+        settings: How.
         examples: By source domain, in domain order.
-        clients: N.
-        heterogeneity: lambda, in [0, 1].
         seed: Of the run.
 
     Returns:
         The clients, by main domain in domain order.
 
     Raises:
-        UsageError: There are so many clients that one would have nothing to train on.
+        UsageError: There are too few examples for so many clients.
     """
-    names = list(examples)
-    sizes = [len(own.train) for own in examples.values()]
-    shares = main_shares(sizes, clients)
-    counts = lambda_counts(sizes, shares, heterogeneity=heterogeneity)
-    if not all(map(sum, counts)):
-        raise UsageError(
-            f"--clients {clients}: the {sum(sizes)} training examples of {', '.join(names)} leave "
-            f"{sum(not sum(row) for row in counts)} clients with nothing to train on; expected fewer clients"
-        )
-    held = lambda_counts([len(own.evaluate) for own in examples.values()], shares, heterogeneity=heterogeneity)
-    parts: list[dict[str, Holding]] = [{} for _ in range(clients)]
-    for d, (name, own) in enumerate(examples.items()):
-        train = _cut(own.train, [row[d] for row in counts], key=(seed, "partition", name, "train"))
-        evaluate = train
-        if own.holds_out:
-            evaluate = _cut(own.evaluate, [row[d] for row in held], key=(seed, "partition", name, "held out"))
-        for client in range(clients):
-            if len(train[client]) or len(evaluate[client]):
-                parts[client][name] = Holding(train[client], evaluate[client])
-    return _numbered(names, [_main_domain(row, sizes) for row in shares], parts)
+    if settings.partition == "lambda":
+        return _by_lambda(examples, settings, seed=seed)
+    if settings.partition == "dirichlet":
+        return _by_dirichlet(examples, settings, seed=seed)
+    return [Share(name, 0, {name: Holding(own.train, own.evaluate)}) for name, own in examples.items()]
 
 
-def partition_by_dirichlet(
-    examples: Mapping[str, Examples], *, clients_per_domain: int, alpha: float, least: int, seed: int
-) -> list[Share]:
-    """Share each domain among K clients whose labels differ: every class is divided by a draw from Dirichlet(alpha).
-
-    The division is that of flwr-datasets' ``DirichletPartitioner`` (without self-balancing) on the domain's training
-    examples. A class's held-out examples are shared in proportion to its training examples.
-
-    Args:
-        examples: By source domain, in domain order.
-        clients_per_domain: K.
-        alpha: Concentration, positive: the smaller, the fewer classes a client has.
-        least: Training examples that every client must get; the draw is repeated up to ten times until they do.
-        seed: Of the run.
+def require_room_for_domains(shares: Sequence[Share], *, batch_size: int) -> None:
+    """Check that a batch has room for an example of each domain that a client trains on.
 
     Raises:
-        UsageError: A domain has too few examples, or ten draws did not give every client enough.
+        UsageError: A client trains on more domains than a batch has examples.
     """
-    shares: list[Share] = []
-    for name, own in examples.items():
-        train = _dirichlet(name, own, clients_per_domain, alpha=alpha, least=least, seed=seed)
-        evaluate = _in_proportion(name, own, train, seed=seed) if own.holds_out else train
-        holdings = [Holding(*pair) for pair in zip(train, evaluate, strict=True)]
-        shares += [Share(name, client, {name: holding}) for client, holding in enumerate(holdings)]
-    return shares
-
-
-def main_shares(sizes: Sequence[int], clients: int) -> list[list[Fraction]]:
-    """Say how much of each domain each client has as a main domain.
-
-    With at least as many clients as domains each client has one main domain and its clients share it equally: every
-    domain begins with one client, and one more goes to the domain with the most examples per client until there are
-    enough. With fewer clients whole domains, the largest first, go to the client with the fewest examples so far.
-
-    Args:
-        sizes: Examples of each domain.
-        clients: N.
-
-    Returns:
-        A row a client and a column a domain; every column adds up to 1. Rows by main domain, in domain order.
-
-    >>> [[str(share) for share in row] for row in main_shares([30, 10], 3)]
-    [['1/2', '0'], ['1/2', '0'], ['0', '1']]
-    >>> [[str(share) for share in row] for row in main_shares([10, 30, 15], 2)]
-    [['0', '1', '0'], ['1', '0', '1']]
-    """
-    domains = range(len(sizes))
-    if clients < len(sizes):
-        owned: list[list[int]] = [[] for _ in range(clients)]
-        for d in sorted(domains, key=lambda d: -sizes[d]):
-            min(owned, key=lambda mine: sum(sizes[other] for other in mine)).append(d)
-        rows = sorted(owned, key=lambda mine: mine[0])  # of its domains each was given the largest first
-        return [[Fraction(d in mine) for d in domains] for mine in rows]
-    mains = [1] * len(sizes)
-    for _ in range(clients - len(sizes)):
-        mains[max(domains, key=lambda d: Fraction(sizes[d], mains[d]))] += 1
-    return [[Fraction(d == main, mains[main]) for d in domains] for main in domains for _ in range(mains[main])]
-
-
-def lambda_counts(
-    sizes: Sequence[int], shares: Sequence[Sequence[Fraction]], *, heterogeneity: float
-) -> list[list[int]]:
-    """Compute how many examples of each domain each client gets; computed in fractions, so that sums are exact.
-
-    Args:
-        sizes: Examples of each domain.
-        shares: From :func:`main_shares`.
-        heterogeneity: lambda, in [0, 1].
-
-    Returns:
-        A row a client and a column a domain; every column adds up to the domain's size.
-
-    >>> lambda_counts([30, 10], main_shares([30, 10], 3), heterogeneity=0.3)
-    [[14, 1], [13, 1], [3, 8]]
-    """
-    weight = Fraction(str(heterogeneity))
-    counts = [[0] * len(sizes) for _ in shares]
-    for d, size in enumerate(sizes):
-        quotas = [size * ((1 - weight) * row[d] + weight / len(shares)) for row in shares]
-        for row, count in zip(counts, apportion(size, quotas, so_far=[sum(row) for row in counts]), strict=True):
-            row[d] = count
-    return counts
-
-
-def apportion(total: int, quotas: Sequence[Fraction], *, so_far: Sequence[int] | None = None) -> list[int]:
-    """Round quotas to whole numbers with the same sum, by largest remainder.
-
-    Args:
-        total: The sum of the quotas.
-        quotas: Non-negative fractions.
-        so_far: What each has already; among equal remainders whoever has least comes first, then whoever is named
-            first.
-
-    >>> apportion(4, [Fraction(3, 2), Fraction(3, 2), Fraction(1)])
-    [2, 1, 1]
-    """
-    counts = [int(quota) for quota in quotas]
-    has = [0] * len(counts) if so_far is None else so_far
-    order = sorted(range(len(counts)), key=lambda i: (counts[i] - quotas[i], has[i] + counts[i], i))
-    for i in order[: total - sum(counts)]:
-        counts[i] += 1
-    return counts
+    most = max(sum(len(holding.train) > 0 for holding in share.holdings.values()) for share in shares)
+    if 0 < batch_size < most:
+        raise UsageError(
+            f"--batch-size: expected at least {most}, since a client holds {most} domains and trains on each in every "
+            f"step; got {batch_size}"
+        )
 
 
 def batch_sizes(counts: Sequence[int], batch_size: int) -> list[int]:
@@ -247,13 +134,119 @@ def batch_sizes(counts: Sequence[int], batch_size: int) -> list[int]:
     return [1 + more for more in apportion(free, [free * share / sum(spare) for share in spare])]
 
 
-def _main_domain(row: Sequence[Fraction], sizes: Sequence[int]) -> int:
-    """Give the domain of which a client has most as a main domain."""
-    return max(range(len(row)), key=lambda d: row[d] * sizes[d])
+# ---- N clients over all domains --------------------------------------------------------------------------------------
 
 
-def _numbered(names: Sequence[str], mains: Sequence[int], parts: Sequence[Mapping[str, Holding]]) -> list[Share]:
-    return [Share(names[main], mains[:position].count(main), parts[position]) for position, main in enumerate(mains)]
+def _by_lambda(examples: Mapping[str, Examples], settings: PartitionSettings, *, seed: int) -> list[Share]:
+    """Share all domains among N clients: lambda 1 makes them all alike, lambda 0 gives each a single domain.
+
+    Client i gets, of the n_d training examples of domain d,
+
+        n_d ((1 - lambda) s_id + lambda / N)
+
+    with s_id its share of d as a main domain (:func:`main_shares`), rounded by :func:`apportion`. Held-out examples are
+    shared by the same formula with their own counts. Source: Bai, Bagchi, Inouye, "Benchmarking Algorithms for
+    Federated Domain Generalization", ICLR 2024, section 4 and the released code. Deviation: there, what rounding down
+    leaves of a domain goes to the first clients; here to the largest remainders, among equals to whoever has least.
+    """
+    names = list(examples)
+    sizes = [len(own.train) for own in examples.values()]
+    shares = main_shares(sizes, settings.clients)
+    counts = lambda_counts(sizes, shares, heterogeneity=settings.heterogeneity)
+    if not all(map(sum, counts)):
+        raise UsageError(
+            f"--clients {settings.clients}: the {sum(sizes)} training examples of {', '.join(names)} leave "
+            f"{sum(not sum(row) for row in counts)} clients with nothing to train on; expected fewer clients"
+        )
+    held_sizes = [len(own.evaluate) for own in examples.values()]
+    held = lambda_counts(held_sizes, shares, heterogeneity=settings.heterogeneity)
+    parts: list[dict[str, Holding]] = [{} for _ in shares]
+    for d, (name, own) in enumerate(examples.items()):
+        train = evaluate = _cut(own.train, [row[d] for row in counts], key=(seed, "partition", name, "train"))
+        if own.holds_out:
+            evaluate = _cut(own.evaluate, [row[d] for row in held], key=(seed, "partition", name, "held out"))
+        for part, own_train, own_evaluate in zip(parts, train, evaluate, strict=True):
+            if len(own_train) or len(own_evaluate):
+                part[name] = Holding(own_train, own_evaluate)
+    mains = [names[max(range(len(names)), key=lambda d: row[d] * sizes[d])] for row in shares]
+    return [Share(main, mains[:position].count(main), parts[position]) for position, main in enumerate(mains)]
+
+
+def main_shares(sizes: Sequence[int], clients: int) -> list[list[Fraction]]:
+    """Return how much of each domain each client has as a main domain.
+
+    With at least as many clients as domains each client has one main domain and its clients share it equally: every
+    domain begins with one client, and one more goes to the domain with the most examples per client until there are
+    enough. With fewer clients whole domains, the largest first, go to the client with the fewest examples so far.
+
+    Args:
+        sizes: Examples of each domain.
+        clients: N.
+
+    Returns:
+        A row a client and a column a domain; every column adds up to 1. Rows by main domain, in domain order.
+
+    >>> [[str(share) for share in row] for row in main_shares([30, 10], 3)]
+    [['1/2', '0'], ['1/2', '0'], ['0', '1']]
+    >>> [[str(share) for share in row] for row in main_shares([10, 30, 15], 2)]
+    [['0', '1', '0'], ['1', '0', '1']]
+    """
+    domains = range(len(sizes))
+    if clients < len(sizes):
+        owned: list[list[int]] = [[] for _ in range(clients)]
+        for d in sorted(domains, key=lambda d: -sizes[d]):
+            min(owned, key=lambda mine: sum(sizes[other] for other in mine)).append(d)
+        rows = sorted(owned, key=lambda mine: mine[0])  # the first of a client's domains is its largest
+        return [[Fraction(d in mine) for d in domains] for mine in rows]
+    mains = [1] * len(sizes)
+    for _ in range(clients - len(sizes)):
+        mains[max(domains, key=lambda d: Fraction(sizes[d], mains[d]))] += 1
+    return [[Fraction(d == main, mains[main]) for d in domains] for main in domains for _ in range(mains[main])]
+
+
+def lambda_counts(
+    sizes: Sequence[int], shares: Sequence[Sequence[Fraction]], *, heterogeneity: float
+) -> list[list[int]]:
+    """Compute how many examples of each domain each client gets; in fractions, so that sums are exact.
+
+    Args:
+        sizes: Examples of each domain.
+        shares: From :func:`main_shares`.
+        heterogeneity: lambda, in [0, 1].
+
+    Returns:
+        A row a client and a column a domain; every column adds up to the domain's size.
+
+    >>> lambda_counts([30, 10], main_shares([30, 10], 3), heterogeneity=0.3)
+    [[14, 1], [13, 1], [3, 8]]
+    """
+    weight = Fraction(str(heterogeneity))
+    counts = [[0] * len(sizes) for _ in shares]
+    for d, size in enumerate(sizes):
+        quotas = [size * ((1 - weight) * row[d] + weight / len(shares)) for row in shares]
+        for row, count in zip(counts, apportion(size, quotas, so_far=[sum(row) for row in counts]), strict=True):
+            row[d] = count
+    return counts
+
+
+def apportion(total: int, quotas: Sequence[Fraction], *, so_far: Sequence[int] | None = None) -> list[int]:
+    """Round non-negative quotas to whole numbers with the same sum, by largest remainder.
+
+    Args:
+        total: The sum of the quotas.
+        quotas: Non-negative fractions.
+        so_far: What each has already; among equal remainders whoever has least comes first, then whoever is named
+            first.
+
+    >>> apportion(4, [Fraction(3, 2), Fraction(3, 2), Fraction(1)])
+    [2, 1, 1]
+    """
+    counts = [int(quota) for quota in quotas]
+    has = so_far or [0] * len(counts)
+    order = sorted(range(len(counts)), key=lambda i: (counts[i] - quotas[i], has[i] + counts[i], i))
+    for i in order[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
 
 
 def _cut(indices: Tensor, counts: Sequence[int], *, key: tuple[str | int, ...]) -> list[Tensor]:
@@ -262,13 +255,45 @@ def _cut(indices: Tensor, counts: Sequence[int], *, key: tuple[str | int, ...]) 
     return [part.sort().values for part in torch.split(indices[order], list(counts))]
 
 
-def _dirichlet(name: str, own: Examples, clients: int, *, alpha: float, least: int, seed: int) -> list[Tensor]:
-    from fedhess.domains.dirichlet import dirichlet_positions  # noqa: PLC0415 - datasets takes seconds to import
+# ---- K clients a domain ----------------------------------------------------------------------------------------------
 
+
+def _by_dirichlet(examples: Mapping[str, Examples], settings: PartitionSettings, *, seed: int) -> list[Share]:
+    """Share each domain among K clients whose labels differ: every class is divided by a draw from Dirichlet(alpha).
+
+    The division is that of flwr-datasets' ``DirichletPartitioner`` (without self-balancing) on the domain's training
+    examples. A class's held-out examples are shared in proportion to its training examples.
+    """
+    shares: list[Share] = []
+    for name, own in examples.items():
+        train = _dirichlet(name, own, settings, seed=seed)
+        evaluate = _in_proportion(name, own, train, seed=seed) if own.holds_out else train
+        holdings = map(Holding, train, evaluate)
+        shares += [Share(name, client, {name: holding}) for client, holding in enumerate(holdings)]
+    return shares
+
+
+def _dirichlet(name: str, own: Examples, settings: PartitionSettings, *, seed: int) -> list[Tensor]:
+    """Divide a domain's training examples: each class by proportions drawn from a symmetric Dirichlet distribution."""
+    from datasets import Dataset  # noqa: PLC0415 - takes seconds
+    from flwr_datasets.partitioner import DirichletPartitioner  # noqa: PLC0415
+
+    clients, alpha, least = settings.clients_per_domain, settings.dirichlet_alpha, settings.dirichlet_min_size
+    partitioner = DirichletPartitioner(
+        num_partitions=clients,
+        partition_by="label",
+        alpha=float(alpha),
+        min_partition_size=least,
+        self_balancing=False,
+        shuffle=False,
+        seed=derive_seed(seed, "partition", name),
+    )
+    labels = own.labels[own.train].tolist()
+    partitioner.dataset = Dataset.from_dict({"label": labels, "position": list(range(len(labels)))})
     try:
-        positions = dirichlet_positions(
-            own.labels[own.train].tolist(), clients=clients, alpha=alpha, least=least, key=(seed, "partition", name)
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The specified min_partition_size")  # the error states it
+            positions = [list(partitioner.load_partition(client)["position"]) for client in range(clients)]
     except ValueError as error:
         raise UsageError(
             f"--clients-per-domain {clients}: the {len(own.train)} training examples of {name!r} cannot be shared so "

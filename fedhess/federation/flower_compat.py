@@ -5,21 +5,22 @@ is needed; what is here has no public home in that version.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import click
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
     "SUPERLINK_NODE_ID",
     "ErrorCode",
+    "ForwardingGrid",
     "NodeInfo",
     "Run",
     "copy_array_record",
@@ -88,14 +89,8 @@ def run_flower_simulation(
 ) -> None:
     """Run Flower's simulation, the one behind ``flwr run`` on a local connection, with objects instead of a bundle.
 
-    The public ``run_simulation`` is deprecated and gives the ServerApp an empty run config.
-
-    Args:
-        server_app: The ServerApp.
-        client_app: The ClientApp; its clients see a run config of their own, empty here.
-        context: The ServerApp's context.
-        nodes: Number of simulated nodes.
-        client_resources: ``num_cpus`` and ``num_gpus`` of a client.
+    The public ``run_simulation`` is deprecated and passes an empty run config to the ServerApp, as this one does to
+    clients. ``client_resources`` are ``num_cpus`` and ``num_gpus`` of a client.
     """
     from flwr.simulation.run_simulation import _run_simulation  # noqa: PLC0415 - takes a second, and few runs need it
     from flwr.supercore.constant import NOOP_FEDERATION_ID  # noqa: PLC0415
@@ -113,3 +108,41 @@ def run_flower_simulation(
         server_app_context=context,
         run=run,
     )
+
+
+class ForwardingGrid(Grid):
+    """Hands every call but ``send_and_receive`` to the grid behind."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of the grid behind."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message, as the grid behind would."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """List the node ids."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """List the nodes."""
+        return self._grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push messages."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull replies."""
+        return self._grid.pull_messages(message_ids)

@@ -1,8 +1,6 @@
-"""What crosses the wire: message names, record keys, and tensors to Flower records and back.
+"""What crosses the wire: message types, record keys, identities, requests for statistics, and metrics.
 
-Every Flower message type and every kebab-case key of a message or a run config is spelt in this file (or in
-:mod:`fedhess.settings.run_config` for run-config keys) and nowhere else. Arrays travel in Flower's own serialisation
-(``numpy.ndarray``: the .npy format), so a plain Flower strategy or client can read them.
+Every Flower message type and every kebab-case key of a message is written in this file and nowhere else.
 
 Messages (server to client, all of them also answered by an error reply where the client refuses or fails):
 
@@ -22,20 +20,16 @@ alignment have the domain in their key (:func:`of_domain`), and so have the refe
 train message says how much each domain weighs in its loss.
 """
 
-import io
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedhess.base.transfers import copy_together
 from fedhess.domains.benchmark import SOURCE, TARGET
+from fedhess.federation.tensors import decode_tensors, encode_tensors
+from fedhess.settings.run_config import Scalar
 
 Part = ArrayRecord | ConfigRecord | MetricRecord
 
@@ -83,13 +77,7 @@ def of_domain(key: str, domain: str) -> str:
 
 @dataclass(frozen=True)
 class Held:
-    """How much a client holds of one domain.
-
-    Attributes:
-        domain: The domain.
-        train_examples: Number of examples it trains on.
-        evaluate_examples: Number of examples it evaluates on.
-    """
+    """How many examples of one domain a client holds."""
 
     domain: str
     train_examples: int
@@ -98,29 +86,19 @@ class Held:
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a client is: its domain, its role, and which of the domain's clients it is.
+    """Which client a node is."""
 
-    Attributes:
-        domain: Name of the domain whose examples it holds; the main one if it holds several.
-        role: ``"source"`` or ``"target"``.
-        client: Index among the clients of the domain, 0 when the domain has one.
-        train_examples: Number of examples it trains on (0 for a target client).
-        evaluate_examples: Number of examples it evaluates on.
-        holds_out: Whether these are held out of training.
-        several: What it holds by domain, in domain order; empty where all of it is of its main domain.
-    """
-
-    domain: str
+    domain: str  # the main one if it holds several
     role: str
-    client: int
-    train_examples: int
+    client: int  # index among the clients of the domain
+    train_examples: int  # 0 for a target client
     evaluate_examples: int
-    holds_out: bool
-    several: tuple[Held, ...] = ()
+    holds_out: bool  # whether these are held out of training
+    several: tuple[Held, ...] = ()  # in domain order; empty where all of it is of its main domain
 
     @property
     def label(self) -> str:
-        """The client as messages name it: the domain, and the client's number unless it is the only one."""
+        """The client as messages name it: the domain, and the client's number unless it is the first."""
         return self.domain if self.client == 0 else f"{self.domain}[{self.client}]"
 
     @property
@@ -130,7 +108,7 @@ class Identity:
 
     @property
     def trains_on(self) -> dict[str, int]:
-        """Its training examples by domain, none of them without any."""
+        """Its training examples by domain, without the domains of which it has none."""
         return {held.domain: held.train_examples for held in self.holdings if held.train_examples}
 
     def key(self, record: str, domain: str) -> str:
@@ -156,133 +134,64 @@ class Identity:
         return record
 
     @classmethod
-    def from_record(cls, record: Mapping[str, object]) -> "Identity":
-        """Read what :meth:`to_record` wrote.
-
-        Raises:
-            ValueError: A field is absent or of the wrong type, the role is neither source nor target, or the counts by
-                domain do not add up.
-        """
-        domain, role = record.get("domain"), record.get("role")
-        counts = [record.get(key) for key in ("client", "train-examples", "evaluate-examples")]
-        if not isinstance(domain, str) or role not in (SOURCE, TARGET) or not all(isinstance(n, int) for n in counts):
-            raise ValueError(f"expected an identity with domain, role and counts, got {dict(record)}")
-        client, train, evaluate = (n for n in counts if isinstance(n, int))
-        if min(client, train, evaluate) < 0 or (role == SOURCE and train == 0):
+    def from_record(cls, record: Mapping[str, Any]) -> "Identity":
+        """Read what :meth:`to_record` wrote; ``ValueError`` where a field is missing or contradicts another."""
+        unclear = f"expected an identity with domain, role and counts that add up, each domain once, got {dict(record)}"
+        try:
+            domain, role = record["domain"], record["role"]
+            counts = [record[key] for key in ("client", "train-examples", "evaluate-examples")]
+            columns = [record.get(f"held-{key}", []) for key in ("domains", "train-examples", "evaluate-examples")]
+            several = tuple(Held(*row) for row in zip(*columns, strict=True))
+            negative = min([*counts, *columns[1], *columns[2]]) < 0
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(unclear) from None
+        if negative or (role == SOURCE and counts[1] == 0):
             raise ValueError(f"expected a source client with examples, no negative count, got {dict(record)}")
-        several = _held(record)
-        sums = [sum(held.train_examples for held in several), sum(held.evaluate_examples for held in several)]
-        if several and (role == TARGET or sums != [train, evaluate]):
-            raise ValueError(f"expected counts by domain that add up to the client's, got {dict(record)}")
-        return cls(domain, str(role), client, train, evaluate, bool(record.get("holds-out", False)), several)
+        adds_up = not several or (role == SOURCE and [sum(column) for column in columns[1:]] == counts[1:])
+        once = len({held.domain for held in several}) == len(several)
+        if not isinstance(domain, str) or role not in (SOURCE, TARGET) or not adds_up or not once:
+            raise ValueError(unclear)
+        client, train, evaluate = counts
+        return cls(domain, role, client, train, evaluate, bool(record.get("holds-out", False)), several)
 
 
-def _held(record: Mapping[str, object]) -> tuple[Held, ...]:
-    """Read what a client says that it holds by domain."""
-    columns = [record.get(f"held-{key}", []) for key in ("domains", "train-examples", "evaluate-examples")]
-    lists = [column for column in columns if isinstance(column, list)]
-    if len({len(column) for column in lists}) != 1 or len(lists) != 3 or len(set(lists[0])) != len(lists[0]):
-        raise ValueError(f"expected each domain once with its counts, got {dict(record)}")
-    rows = [Held(*row) for row in zip(*lists, strict=True)]
-    for held in rows:
-        if not isinstance(held.domain, str) or not all(
-            isinstance(n, int) and n >= 0 for n in (held.train_examples, held.evaluate_examples)
-        ):
-            raise ValueError(f"expected each domain once with its counts, got {dict(record)}")
-    return tuple(rows)
+def encode_request(names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, ArrayRecord | ConfigRecord]:
+    """Write what a client is asked: names of statistics, and the tensors and scalars that their functions take."""
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    scalars = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
+    return {
+        CONFIG: ConfigRecord({NAMES: list(names)}),
+        GIVEN: encode_tensors(tensors),
+        GIVEN_SCALARS: ConfigRecord(dict(scalars)),
+    }
 
 
-def encode_tensor(tensor: Tensor) -> Array:
-    """Serialise one tensor with a single copy of its bytes.
-
-    Args:
-        tensor: Any shape; any dtype that NumPy has (bfloat16 is refused, since the .npy format has no such type).
-
-    Returns:
-        A Flower ``Array`` equal to ``Array(tensor)``; on the way the values are copied once instead of twice.
-
-    Raises:
-        TypeError: The dtype has no NumPy counterpart.
-    """
-    shape = tuple(tensor.shape)
-    array = np.ascontiguousarray(tensor.detach().contiguous().cpu().numpy()).reshape(-1)
-    data = b"".join((_header(shape, array.dtype), array.view(np.uint8).data if array.size else b""))
-    return Array(dtype=str(array.dtype), shape=shape, stype="numpy.ndarray", data=data)
+def decode_request(content: RecordDict) -> tuple[list[str], dict[str, Tensor | Scalar]]:
+    """Read what :func:`encode_request` wrote: names, and what the functions are given."""
+    names = content.config_records.get(CONFIG, ConfigRecord()).get(NAMES)
+    tensors = decode_tensors(content.array_records.get(GIVEN, ArrayRecord()))
+    scalars = content.config_records.get(GIVEN_SCALARS, ConfigRecord())
+    given = {str(name): value for name, value in scalars.items() if isinstance(value, str | int | float)}
+    return [str(name) for name in names] if isinstance(names, list) else [], given | tensors
 
 
-def decode_array(array: Array) -> Tensor:
-    """Read one tensor without copying: it shares the message's immutable bytes and must not be written to.
-
-    Raises:
-        ValueError: The bytes are no .npy array, or not the announced shape and dtype.
-    """
-    if array.stype != "numpy.ndarray":
-        raise ValueError(f"expected an array serialised as numpy.ndarray, got {array.stype!r}")
-    try:
-        return _decode(array)
-    except Exception as error:  # noqa: BLE001 - foreign bytes: NumPy's header parser raises nearly anything
-        raise ValueError(f"expected a .npy array of plain numbers: {type(error).__name__}: {error}") from None
+def numbered(records: Mapping[str, Part], call: int) -> dict[str, Part]:
+    """Rename the records of a request, or of its answer, so that several fit into one message: ``"call-0/given"``."""
+    return {f"{CALL}{call}/{name}": record for name, record in records.items()}
 
 
-def _decode(array: Array) -> Tensor:
-    length = 10 + int.from_bytes(array.data[8:10], "little")  # magic, version, length of the header, header
-    shape, dtype = _parse_header(array.data[:length])
-    values = np.frombuffer(array.data, dtype=dtype, offset=length)
-    if values.size != int(np.prod(shape)) or tuple(shape) != tuple(array.shape):
-        raise ValueError(f"expected shape {tuple(array.shape)}, got {values.size} values for header shape {shape}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values).reshape(shape)
-
-
-@lru_cache(maxsize=4096)
-def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """Write the .npy header of a C-ordered array."""
-    stream = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, described)
-    return stream.getvalue()
-
-
-@lru_cache(maxsize=4096)
-def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read a .npy header; the few different ones of a run are parsed once each."""
-    stream = io.BytesIO(header)
-    version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
-        raise ValueError(f"expected .npy format version (1, 0), got {version}")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.hasobject or (fortran_order and len(shape) > 1):
-        raise ValueError(f"expected plain numbers in C order, got dtype {dtype}, Fortran order {fortran_order}")
-    return tuple(shape), dtype
-
-
-def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Serialise named tensors, in their order; those on a device are fetched together."""
-    away = {name: tensor for name, tensor in tensors.items() if tensor.device.type != "cpu"}
-    tensors = {**tensors, **copy_together(away, torch.device("cpu"))}
-    return ArrayRecord({name: encode_tensor(tensor) for name, tensor in tensors.items()})
-
-
-def decode_tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    """Read named tensors; they share the record's bytes (see :func:`decode_array`)."""
-    return {str(name): decode_array(array) for name, array in record.items()}
-
-
-def array_bytes(content: RecordDict) -> int:
-    """Count the bytes of the arrays in a message's content (configuration and metrics are a few hundred more)."""
-    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+def numbered_parts(content: RecordDict) -> list[RecordDict]:
+    """Take the requests or answers that :func:`numbered` put into a message out again, in their order."""
+    found: dict[int, RecordDict] = {}
+    for key, record in content.items():
+        number, _, name = key.removeprefix(CALL).partition("/")
+        if key.startswith(CALL) and number.isdecimal():
+            found.setdefault(int(number), RecordDict())[name] = record
+    return [found[number] for number in sorted(found)]
 
 
 def evaluation_metrics(examples: int, loss: float, accuracy: float, *, of: str = "") -> dict[str, int | float]:
-    """Name what a client measured on one split, as the reply to an evaluate message does.
-
-    Args:
-        examples: Number of examples evaluated.
-        loss: Their mean loss.
-        accuracy: In [0, 1].
-        of: Empty, or :data:`OUT` for the out split of a target.
-    """
+    """Return the metrics of a split as an evaluate reply names them; ``of`` is :data:`OUT` for an out split."""
     return {f"{of}{NUM_EXAMPLES}": examples, f"{of}loss": loss, f"{of}accuracy": accuracy}
 
 
@@ -292,3 +201,12 @@ def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
     if not isinstance(record, MetricRecord):
         raise ValueError(f"expected a MetricRecord {key!r} in the reply, got {sorted(content)}")
     return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}
+
+
+def training_metrics_of(content: RecordDict) -> dict[str, float]:
+    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client."""
+    metrics = metrics_of(content)
+    names = set(content.metric_records[METRICS])
+    if not names == metrics.keys() == set(TRAINING_METRICS):
+        raise ValueError(f"expected the metrics {', '.join(TRAINING_METRICS)}, a number each, got {sorted(names)}")
+    return metrics

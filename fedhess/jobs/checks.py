@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fedhess.alignment.loading import client_half
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.domains import Benchmark, split_domain
-from fedhess.domains.shares import read_examples, require_room_for_domains, share_out
+from fedhess.domains.partition import read_examples, require_room_for_domains, share_out
 from fedhess.jobs.job import slug
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import Variant, check_variants

@@ -1,4 +1,4 @@
-"""What a command says before its results: what runs, and that the data is not what was asked for."""
+"""A job in words: the header before it runs, warnings about its data, the protocol line above its tables."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from fedhess.settings.run_config import RunConfig
 
 # What a protocol says of how domains are split; nothing of the usual way.
 SPLITS = {"sources": "", "every": "every domain split, ", "domainbed": "every domain split as DomainBed does, "}
-# Settings of which the line says in their place that they vary.
-SAID = (
+# Settings whose place in the protocol line says so where they vary.
+NAMED = (
     "server_optimizer",
     "server_lr",
     "batch_size",
@@ -21,7 +21,7 @@ SAID = (
     "weighting",
     "lr",
 )
-UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for", "domains", "classes")  # said elsewhere, or of one machine
+UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for", "domains", "classes")  # named elsewhere, or of one machine
 
 
 def header(job: Job, *, engine: str) -> dict[str, str]:
@@ -35,7 +35,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
     return {
         "data": job.data["title"],
         "domains": ", ".join(job.data["counts"]),
-        "model": ", ".join([config.model, *_manner(config)]),
+        "model": ", ".join([config.model, *_unusual(config)]),
         "strategies": ", ".join(job.strategies),
         "federation": f"{config.rounds} rounds, server {server}",
         **({"partition": config.describe_clients()} if config.describe_clients() else {}),
@@ -49,7 +49,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
 
 
 def incomplete_warning(job: Job) -> str:
-    """Say that the data is not the complete copy; nothing when it is, or when that is not known."""
+    """Return a warning that the data is not the complete copy; empty when it is, or when that is not known."""
     if not job.differences:
         return ""
     return (
@@ -58,8 +58,8 @@ def incomplete_warning(job: Job) -> str:
     )
 
 
-def _manner(config: RunConfig) -> list[str]:
-    """Say what is unusual about how a model is made, run and fed."""
+def _unusual(config: RunConfig) -> list[str]:
+    """List what is unusual about how a model is made, run and fed."""
     unusual = {
         "not pretrained": not config.pretrained,
         "bf16": config.precision == "bf16",
@@ -73,7 +73,7 @@ def _manner(config: RunConfig) -> list[str]:
 
 
 def cost(job: Job) -> str:
-    """Say what a job with several settings or with cross-validation runs, before it does."""
+    """Count the runs of a job with several settings or with cross-validation."""
     outer, rounds = len(job.outer_runs), sum(run.config.rounds for run in job.runs)
     inner = len(job.runs) - outer
     several = f", {len(job.variants)} settings among them" if job.variants else ""
@@ -93,18 +93,18 @@ def stand_in_warning(job: Job) -> str:
 
 
 def protocol(job: Job, rules: Sequence[str]) -> str:
-    """Say in one line how the numbers of a table came about."""
+    """Describe in one line how the numbers of a table came about."""
     config = job.runs[0].config
     varied = {key for variant in job.variants for key in variant}
 
-    def said(key: str, value: str) -> str:
+    def shown(key: str, value: str) -> str:
         return "varied" if key in varied else value
 
     sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.outer_runs}))
-    server = f"{said('server_optimizer', config.server_optimizer)} lr {said('server_lr', f'{config.server_lr:.4g}')}"
-    lr = said("lr", f"{config.lr:g}") + config.lr_drop
-    batch = said("batch_size", "all" if config.batch_size == 0 else str(config.batch_size))
-    adam = said("client_optimizer", "Adam" if config.client_optimizer == "Adam" else "")
+    server = f"{shown('server_optimizer', config.server_optimizer)} lr {shown('server_lr', f'{config.server_lr:.4g}')}"
+    lr = shown("lr", f"{config.lr:g}") + config.lr_drop
+    batch = shown("batch_size", "all" if config.batch_size == 0 else str(config.batch_size))
+    adam = shown("client_optimizer", "Adam" if config.client_optimizer == "Adam" else "")
     adam += " " if adam else ""
     work = "varied local work" if {"local_steps", "local_epochs"} & varied else config.local_work
     weighting = "" if config.weighting == RunConfig.model_fields["weighting"].default else f", by {config.weighting}"
@@ -116,8 +116,8 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     args = {run.strategy: run.config.strategy_args for run in job.outer_runs}
     clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
     weights = "" if config.pretrained else " (not pretrained)"
-    unsaid = sorted(key for key in varied if key in RunConfig.model_fields and key not in SAID)
-    others = f"; varied: {', '.join(unsaid)}" if unsaid else ""
+    others_varied = sorted(key for key in varied if key in RunConfig.model_fields and key not in NAMED)
+    others = f"; varied: {', '.join(others_varied)}" if others_varied else ""
     among = f" among {len(job.variants)} settings" if job.variants else ""
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "

@@ -1,31 +1,30 @@
 """The directory of a job: begun once, resumed only as it was begun, used by one process at a time."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
 from fedhess.base.files import replace_file
 from fedhess.jobs.selectors import DEFAULT
 
-if sys.platform != "win32":
-    import fcntl
-
 # A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
 FREE_SETTINGS = tuple(
     f"settings.{name}" for name in ("deadline", "exchange_deadline", "checkpoint_every", "images", "image_cache_gb")
 )
+ENVIRONMENT = ("versions", "python", "torch_threads", "git_revision", "gpu")  # bits may differ with these
 
 
 @contextmanager
 def job_directory(
     path: Path,
-    description: Mapping[str, Any],
+    record: Mapping[str, Any],
     *,
     resume: bool,
     selection: str = DEFAULT,
@@ -37,7 +36,7 @@ def job_directory(
 
     Args:
         path: The directory.
-        description: What determines the results, as JSON.
+        record: What determines the results, from :func:`fedhess.jobs.job.make_record`.
         resume: Whether the directory may be that of an interrupted job.
         selection: How round and variant are selected, recorded when the job begins; see `record_selection`.
         options: The options that messages name: of the directory, and of resuming.
@@ -48,34 +47,37 @@ def job_directory(
     Raises:
         UsageError: The directory is in use, cannot be written, or was made with another configuration.
     """
-    config_file = path / "config.json"
-    changes: list[str] = []
+    config_file, changes = path / "config.json", list[str]()
     of_directory, of_resuming = options
+    lock = FileLock(path / ".lock", timeout=0)
     if not resume:
         require_unused(path)
-    with ExitStack() as lock:
-        try:
-            if resume and _is_used(path) and not config_file.exists():
-                raise UsageError(
-                    f"{of_resuming}: there is no {config_file}; give {of_directory} the directory of the job to "
-                    "continue"
-                )
-            path.mkdir(parents=True, exist_ok=True)
-            _lock(path, lock, of_directory)
-            if not resume:
-                require_unused(path)  # another process may have been here since
-            if _is_used(path):
-                changes = _check_same(config_file, description, of_resuming)
-            else:
-                record = {**description, "selection": selection, "environment": describe_environment()}
-                _write(config_file, record | {"command": sys.argv})
-        except OSError as error:
-            raise _unwritable(path, error, of_directory) from error
+    try:
+        if resume and _is_used(path) and not config_file.exists():
+            raise UsageError(
+                f"{of_resuming}: there is no {config_file}; give {of_directory} the directory of the job to continue"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        if not resume:
+            require_unused(path)  # another process may have been here since
+        if _is_used(path):
+            changes = _check_same(config_file, record, of_resuming)
+        else:
+            described = {**record, "selection": selection, "environment": describe_environment()}
+            _write(config_file, described | {"command": sys.argv})
+    except Timeout:
+        raise UsageError(f"{of_directory}: another process runs the job in {path}; wait for it, or stop it") from None
+    except OSError as error:
+        raise _unwritable(path, error, of_directory) from error
+    try:
         yield changes
+    finally:
+        lock.release()
 
 
 def recorded_selection(path: Path) -> str:
-    """Give the selector that the job in a directory was last reported by, or the default where there is none yet."""
+    """Return the selector that the job in a directory was last reported by, or the default."""
     try:
         return str(json.loads((path / "config.json").read_text(encoding="utf-8")).get("selection", DEFAULT))
     except (OSError, ValueError, AttributeError):  # absent or damaged: resuming says so
@@ -102,18 +104,6 @@ def _write(config_file: Path, record: Mapping[str, Any]) -> None:
     replace_file(config_file, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _lock(path: Path, lock: ExitStack, option: str) -> None:
-    """Keep other processes out until ``lock`` is closed, by a lock on the directory itself, which is never replaced."""
-    if sys.platform == "win32":
-        return
-    held = os.open(path, os.O_RDONLY)
-    lock.callback(os.close, held)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"{option}: another process runs the job in {path}; wait for it, or stop it") from None
-
-
 def _unwritable(path: Path, error: OSError, option: str = "--out") -> UsageError:
     return UsageError(f"{option}: cannot write to {path}: {error.strerror}; choose another directory")
 
@@ -130,7 +120,7 @@ def require_begun(path: Path | None) -> None:
 
 
 def require_unused(path: Path) -> None:
-    """Insist that a new job's directory is absent or empty.
+    """Check that a new job's directory is absent or empty.
 
     Raises:
         UsageError: It holds something, is no directory, or cannot be looked at.
@@ -152,33 +142,31 @@ def _is_used(path: Path) -> bool:
     return not path.is_dir() or any(not file.name.startswith(".") for file in path.iterdir())
 
 
-def _check_same(config_file: Path, description: Mapping[str, Any], option: str) -> list[str]:
-    """Compare with the recorded description; return how the environment has changed."""
+def _check_same(config_file: Path, record: Mapping[str, Any], option: str) -> list[str]:
+    """Compare with the recorded job; return how the environment has changed."""
     try:
-        recorded = {"variants": []} | json.loads(config_file.read_text(encoding="utf-8"))
-        before, now = _flat({key: recorded[key] for key in description}), _flat(dict(description))
+        before = {"variants": []} | json.loads(config_file.read_text(encoding="utf-8"))
+        different = _differences({key: before[key] for key in record}, record)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{option}: {config_file} is damaged ({type(error).__name__}: {error}); restore it from a copy, or begin "
             "anew in another directory"
         ) from error
-    different = [line for line in _differences(before, now) if not line.startswith(FREE_SETTINGS)]
-    if different:
-        lines = "".join(f"\n  {line}" for line in different)
+    if lines := [f"\n  {line}" for line in different if not line.startswith(FREE_SETTINGS)]:
         raise UsageError(
             f"{option}: {config_file.parent} was made with another configuration; give the same options, or begin anew "
-            f"in another directory. What differs:{lines}"
+            f"in another directory. What differs:{''.join(lines)}"
         )
-    began, here = recorded.get("environment", {}), describe_environment()
-    ours = ("versions", "python", "torch_threads", "git_revision", "gpu")
-    return _differences(_flat({key: began.get(key) for key in ours}), _flat({key: here[key] for key in ours}))
+    began, here = before.get("environment", {}), describe_environment()
+    return _differences({key: began.get(key) for key in ENVIRONMENT}, {key: here[key] for key in ENVIRONMENT})
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    there, here = _flat(dict(before)), _flat(dict(now))
     return [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} now"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
     ]
 
 

@@ -12,8 +12,7 @@ from fedhess.base.errors import UsageError
 from fedhess.base.files import digest_of, replace_file, writing
 from fedhess.base.tables import markdown_table
 from fedhess.domains import open_benchmark
-from fedhess.domains.partition import Examples, Share
-from fedhess.domains.shares import read_examples, share_out
+from fedhess.domains.partition import Examples, Share, read_examples, share_out
 from fedhess.federation.protocol import Identity
 from fedhess.jobs.job import Job
 from fedhess.settings.run_config import RunConfig
@@ -25,17 +24,9 @@ MOST_CLASSES = 12  # that a terminal has room for
 def make_manifest(
     config: RunConfig, shares: Sequence[Share], examples: Mapping[str, Examples], *, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Describe a partition.
+    """Describe a partition as JSON: for each client and domain the number of examples a class, trained on and held out.
 
-    Args:
-        config: The settings of the run.
-        shares: The clients.
-        examples: Labels and split of the source domains.
-        classes: Names of the classes.
-
-    Returns:
-        JSON: seed, settings and sources; for each client and each domain it holds the number of examples a class,
-        trained on and held out (classes without any are left out); and the sha256 over the indices of all of them.
+    Classes without any are left out; ``digest`` is the sha256 over the indices of all examples.
     """
     return {
         "partition": config.partition,
@@ -63,12 +54,7 @@ def make_manifest(
 
 
 def show_partitions(job: Job, *, as_json: bool) -> str:
-    """Show the partition of every run of a job that shares out its domains in its own way, without training.
-
-    Args:
-        job: The job.
-        as_json: Whether as a JSON list of manifests, with the target of each, or as tables.
-    """
+    """Render the partitions of a job's runs, without training: as JSON, a list of manifests, or as tables."""
     shown: dict[str, dict[str, Any]] = {}
     for run in job.runs:
         config, title = run.config, f"{job.data['title']}, target {run.scenario.name}, seed {run.config.seed}"
@@ -91,7 +77,7 @@ def label(share: Share) -> str:
 
 
 def partition_digest(shares: Sequence[Share]) -> str:
-    """Give the sha256 over every client's name and the indices of its examples."""
+    """Return the sha256 over every client's name and the indices of its examples."""
     parts: list[str | bytes] = []
     for share in shares:
         parts.append(label(share))
@@ -101,12 +87,7 @@ def partition_digest(shares: Sequence[Share]) -> str:
 
 
 def render_manifest(manifest: Mapping[str, Any], *, title: str) -> str:
-    """Show a partition as a table: a line a client and domain, a column a class.
-
-    Args:
-        manifest: From :func:`make_manifest`.
-        title: Names data, target and seed.
-    """
+    """Render a partition as a table: a line a client and domain, a column a class."""
     lines = [
         (client["client"], domain, held["train"], held["evaluate"])
         for client in manifest["held_by"]

@@ -1,5 +1,6 @@
 """Plan a job from what a command was given: resolve the defaults, check everything, make the record."""
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -75,7 +76,7 @@ def plan_job(
         seeds=[first.seed + trial for trial in range(trials)],
         variants=of_variants,
     )
-    path = out if out is not None else Path("runs") / _new_name(benchmark, strategies)
+    path = out if out is not None else _new_path(benchmark, strategies)
     job = make_job(path, record, inner=selection == "lodo", selection=selection, benchmark=benchmark)
     configs = [run.config for run in job.runs]
     check_settings(configs, needs_weights=needs_weights)
@@ -86,6 +87,9 @@ def plan_job(
     return replace(job, record=record)
 
 
-def _new_name(benchmark: Benchmark, strategies: Sequence[str]) -> str:
+def _new_path(benchmark: Benchmark, strategies: Sequence[str]) -> Path:
+    """Name a directory that does not exist: data, strategies and time, with a number where that is taken."""
     names = "-".join(map(slug, strategies))
-    return f"{slug(benchmark.title)}_{names}_{time.strftime('%Y%m%d-%H%M%S')}"
+    path = Path("runs") / f"{slug(benchmark.title)}_{names}_{time.strftime('%Y%m%d-%H%M%S')}"
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(other for other in numbered if not other.exists())

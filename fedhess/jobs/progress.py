@@ -1,4 +1,4 @@
-"""Say what a job is doing: a bar with the time left on a terminal, plain lines elsewhere, nothing when silent."""
+"""Show what a job is doing: a bar with the time left on a terminal, plain lines elsewhere, nothing when silent."""
 
 import sys
 import textwrap

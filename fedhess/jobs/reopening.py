@@ -50,11 +50,7 @@ def _job(path: Path, recorded: dict[str, Any]) -> Job:
 
 
 def require_inner_runs(job: Job) -> None:
-    """Check that every run that cross-validation needs has rows.
-
-    Raises:
-        UsageError: One has none, or there can be none; the message says what to do.
-    """
+    """Check that every run that cross-validation needs has rows; the message says what to do where one has none."""
     there = {(run.strategy, run.variant, frozenset(run.config.targets), run.config.seed) for run in job.runs}
     for run in job.outer_runs:
         if len(run.scenario.sources) < 3:
@@ -124,11 +120,7 @@ def _check_data(folder: Path, recorded: dict[str, Any], data_dir: Path | None) -
 
 
 def require_finished(run: PlannedRun) -> None:
-    """Check that a run has trained all of its rounds.
-
-    Raises:
-        UsageError: It has not.
-    """
+    """Check that a run has trained all of its rounds."""
     path, done = run.directory.path, run.directory.completed_round()
     if done is None:
         raise UsageError(f"{path} has no checkpoint, so there is no model to look at; train it with --resume first")
@@ -149,11 +141,7 @@ def _job_folder(path: Path) -> Path:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a job's config.json.
-
-    Raises:
-        UsageError: It is damaged.
-    """
+    """Read a job's config.json, and check that what describes the job is there."""
     try:
         recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         kinds = {"dataset": dict, "strategies": dict, "targets": list, "seeds": list, "settings": dict}

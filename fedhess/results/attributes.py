@@ -29,41 +29,22 @@ Kind = Literal["distance", "similarity"]
 
 @dataclass(frozen=True)
 class DomainAttributes:
-    """What one domain looks like to the head of one model.
-
-    Attributes:
-        batch: The head's view of the domain; the Hessian stays in it, unbuilt.
-        loss: Mean loss, ().
-        gradient: Gradient of the mean loss by the head, (C, K).
-        gradient_variance: Variance over examples of that gradient, (C, K).
-        feature_mean: (D,).
-        feature_covariance: (D, D), divided by B, so that one example has a covariance of zero.
-        class_means: Mean features of each class that the domain has, by class index, (D,) each.
-        hgp: Hessian-gradient product H[g], (C, K).
-        hessian_diagonal: (C, K).
-    """
+    """What one domain looks like to the head of one model."""
 
     batch: HeadBatch
-    loss: Tensor
-    gradient: Tensor
-    gradient_variance: Tensor
-    feature_mean: Tensor
-    feature_covariance: Tensor
-    class_means: Mapping[int, Tensor]
-    hgp: Tensor
-    hessian_diagonal: Tensor
+    loss: Tensor  # ()
+    gradient: Tensor  # of the mean loss by the head, (C, K)
+    gradient_variance: Tensor  # over examples, (C, K)
+    feature_mean: Tensor  # (D,)
+    feature_covariance: Tensor  # (D, D), divided by B, so that one example has a covariance of zero
+    class_means: Mapping[int, Tensor]  # by class that the domain has, (D,)
+    hgp: Tensor  # Hessian-gradient product H[g], (C, K)
+    hessian_diagonal: Tensor  # (C, K)
 
 
 @torch.no_grad()
 def measure_domain(batch: HeadBatch) -> DomainAttributes:
-    """Measure every attribute of a domain that does not need a second domain.
-
-    Args:
-        batch: The domain's features and labels with the model's head.
-
-    Returns:
-        The attributes.
-    """
+    """Measure every attribute of a domain that does not need a second domain."""
     features_BD = batch.features
     mean_D = features_BD.mean(0)
     centred_BD = features_BD - mean_D

@@ -12,8 +12,7 @@ from fedhess.base.tables import markdown_table
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.jobs.job import slug
 from fedhess.results.diagnosis import BASELINE, MIXED_PAIR, SOURCE_PAIR, mean
-from fedhess.results.figures import drawable
-from fedhess.results.heatmaps import draw_pairs, draw_strategies
+from fedhess.results.figures import draw_pairs, draw_strategies, drawable
 
 COLUMNS = ["dataset", "protocol", "strategy", "scenario", "seed", "domain_a", "role_a", "domain_b", "role_b"]
 COLUMNS += ["attribute", "kind", "value"]

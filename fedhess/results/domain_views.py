@@ -43,21 +43,13 @@ def load_model(run: PlannedRun) -> HeadedModel:
 
 @dataclass(frozen=True)
 class DomainView:
-    """What a final model's head sees of one domain.
-
-    Attributes:
-        domain: Its name.
-        role: Source or target of the run.
-        split: Which of its examples these are, in words.
-        accuracy: Fraction in [0, 1] that the model gets right.
-        batch: Features, labels and head, in float64 on the CPU.
-    """
+    """What a final model's head sees of one domain."""
 
     domain: str
-    role: str
-    split: str
-    accuracy: float
-    batch: HeadBatch
+    role: str  # source or target
+    split: str  # which of its examples these are, in words
+    accuracy: float  # in [0, 1]
+    batch: HeadBatch  # features, labels and head, in float64 on the CPU
 
 
 def view_domains(run: PlannedRun, *, most_examples: int) -> list[DomainView]:

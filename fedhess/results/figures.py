@@ -5,6 +5,7 @@ lasts for one figure.
 """
 
 import io
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedhess.base.averages import mean, mean_and_error
+import numpy as np
+
 from fedhess.base.files import replace_file
+from fedhess.base.tables import mean, mean_and_error
 from fedhess.federation.server.run_directory import Row
-from fedhess.results.candidates import Cell
-from fedhess.results.selection import mean_distance, target_accuracy
+from fedhess.results.diagnosis import BASELINE, MIXED_PAIR, SOURCE_PAIR
+from fedhess.results.selection import Cell, mean_distance, target_accuracy
 
 ENDINGS = (".png", ".svg")
 FONT = "DejaVu Sans"  # matplotlib brings it along
@@ -26,6 +29,7 @@ BOXES = "Last Resort"  # so does this one: a box with a number for every charact
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 STROKES = ("-", "--", "-.", ":")
+MAPS = 4  # heat maps in a row
 MARKS = 8  # on one line, whatever the number of its points
 
 Curve = Mapping[int, Mapping[str, Any]]  # by round, what `mean_and_error` returns
@@ -33,16 +37,10 @@ Curve = Mapping[int, Mapping[str, Any]]  # by round, what `mean_and_error` retur
 
 @dataclass(frozen=True)
 class Panel:
-    """One measure over the rounds.
+    """One measure over the rounds."""
 
-    Attributes:
-        label: Of the axis, with the unit; names in it are made :func:`drawable`.
-        curves: By strategy.
-        logarithmic: Whether its values span orders of magnitude.
-    """
-
-    label: str
-    curves: Mapping[str, Curve]
+    label: str  # of the axis, with the unit
+    curves: Mapping[str, Curve]  # by strategy
     logarithmic: bool = False
 
 
@@ -102,17 +100,7 @@ def _by_round(rows: Iterable[Row]) -> dict[int, list[Row]]:
 
 
 def draw_rounds(path: Path, *, title: str, note: str, panels: Sequence[Panel]) -> list[Path]:
-    """Draw one panel a measure, one line a strategy, over the rounds, with a band of the standard error.
-
-    Args:
-        path: The PNG file.
-        title: Names the data set, and a stand-in as one.
-        note: What a reader must know: seeds, what the band is, what was selected.
-        panels: The measures; a panel without a number says so.
-
-    Returns:
-        The files.
-    """
+    """Draw one panel a measure, one line a strategy, over the rounds, with a band of the standard error."""
     strategies = list(dict.fromkeys(name for panel in panels for name in panel.curves))
     names = (title, note, *strategies, *(panel.label for panel in panels))
     with drawing(path, (1, len(panels)), size=(5, 4), title=title, note=note, names=names) as axes:
@@ -142,7 +130,7 @@ def _draw_curve(axis: Any, curve: Curve, look: Mapping[str, Any], label: str) ->
 
 
 def line_look(number: int) -> dict[str, str]:
-    """Return colour, mark and stroke of a figure's line; the first 36 differ without their colours."""
+    """Return colour, mark and stroke of a line; the first 36 differ without their colours."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -172,16 +160,13 @@ def drawing(
         path: The PNG file; the SVG file has its name with another ending.
         grid: Rows and columns of panels.
         size: Width and height of a panel, in inches.
-        title: Names the data set, and a stand-in as one.
+        title: Names the data set.
         note: Second line of the title.
-        names: Texts that are drawn and that users choose: fonts that have their characters are looked for.
-        shared: As `matplotlib.figure.Figure.subplots` has it.
+        names: Texts that users choose: fonts that have their characters are looked for.
+        shared: For `matplotlib.figure.Figure.subplots`.
 
     Yields:
         The axes, an array of ``grid``'s shape.
-
-    Raises:
-        OSError: A file cannot be written.
     """
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
@@ -223,13 +208,7 @@ def _put_legend(figure: Any, axes: Any, width: float) -> None:
 
 
 def drawable(text: str, instead: str = "") -> str:
-    """Return a text as it can be drawn: itself where the installed fonts have its characters.
-
-    Args:
-        text: What users chose: names of domains, classes, strategies, folders.
-        instead: What stands for it otherwise, such as the number of its column in the table; by default the text with
-            the codes of its characters.
-    """
+    """Return a text if the installed fonts have its characters, else ``instead`` or the text with escapes."""
     if _fonts(text) is None:
         text = instead or text.encode("ascii", "backslashreplace").decode()
     return text.replace("$", r"\$")  # or it begins a formula
@@ -254,3 +233,78 @@ def _fonts(text: str) -> tuple[str, ...] | None:
             families += [entry.name] if found else []
             missing -= found
     return None if missing else tuple(families)
+
+
+def draw_pairs(
+    path: Path,
+    *,
+    title: str,
+    note: str,
+    domains: Mapping[str, str],
+    panels: Mapping[str, Mapping[tuple[int, int], float | None]],
+) -> list[Path]:
+    """Draw one symmetric map of domains by domains for every attribute, each with a scale of its own.
+
+    ``domains`` labels rows and columns, by the short name that the table has; ``panels`` has, by the attribute's label,
+    the value of each pair of positions, None where it is left blank.
+    """
+    columns = min(MAPS, len(panels))
+    shape = (math.ceil(len(panels) / columns), columns)
+    labels = [drawable(f"{short}: {name}", short) for short, name in domains.items()]
+    with drawing(path, shape, size=(3.4, 3.2), title=title, note=note, names=domains.values()) as axes:
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for number, (axis, (label, values)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
+            grid = np.full((len(domains), len(domains)), np.nan)
+            for (a, b), value in values.items():
+                grid[a, b] = grid[b, a] = np.nan if value is None else value
+            _draw_map(axis, grid, [f"{value:.3g}" for value in grid.flat], colours="viridis")
+            axis.set_title(label, fontsize=10)
+            first, last = number % columns == 0, number >= len(panels) - columns
+            axis.set_xticks(range(len(domains)), labels if last else [], rotation=40, ha="right", fontsize=8)
+            axis.set_yticks(range(len(domains)), labels if first else [], fontsize=8)
+    return written(path)
+
+
+def draw_strategies(path: Path, diagnosis: Mapping[str, Any], *, title: str) -> list[Path]:
+    """Draw the distances of every strategy relative to those of erm, among sources and between sources and targets."""
+    names = [name for name, attribute in diagnosis["attributes"].items() if attribute["kind"] == "distance"]
+    strategies = [strategy for strategy in diagnosis["strategies"] if strategy != BASELINE]
+    kinds = {"source pairs": SOURCE_PAIR, "source-target pairs": MIXED_PAIR}
+    size = (2 + 0.8 * len(strategies), 1.5 + 0.45 * len(names))
+    seeds = ", ".join(map(str, diagnosis["seeds"]))
+    note = f"seeds {seeds}; ratio of the mean distances; dark: closer than under erm, bright: farther"
+    labels = [drawable(strategy, f"strategy {n}") for n, strategy in enumerate(diagnosis["strategies"], start=1)]
+    labels.pop(list(diagnosis["strategies"]).index(BASELINE))
+    with drawing(path, (1, len(kinds)), size=size, title=title, note=note, names=strategies, sharey=True) as axes:
+        for axis, (label, kind) in zip(axes[0], kinds.items(), strict=True):
+            ratios = np.array(
+                [
+                    [
+                        np.nan
+                        if (ratio := diagnosis["strategies"][s][name][kind]["relative_to_erm"]) is None
+                        else ratio
+                        for s in strategies
+                    ]
+                    for name in names
+                ]
+            )
+            texts = [f"x{ratio:.2f}" for ratio in ratios.flat]
+            _draw_map(axis, np.log2(ratios), texts, colours="cividis", symmetric=1.0)
+            axis.set_title(label, fontsize=10)
+            axis.set_xticks(range(len(strategies)), labels, rotation=40, ha="right", fontsize=9)
+        axes[0, 0].set_yticks(range(len(names)), [diagnosis["attributes"][name]["label"] for name in names], fontsize=9)
+    return written(path)
+
+
+def _draw_map(axis: Any, grid: Any, texts: Sequence[str], *, colours: str, symmetric: float | None = None) -> None:
+    """Fill an axis with a grid; ``symmetric`` centres the colours on 0 and gives their least extent."""
+    finite = grid[np.isfinite(grid)]
+    extent = None if symmetric is None else max(symmetric, float(np.abs(finite).max(initial=0.0)))
+    image = axis.imshow(grid, cmap=colours, aspect="auto", vmin=None if extent is None else -extent, vmax=extent)
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+            text = texts[row * grid.shape[1] + column]
+            axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")

@@ -8,8 +8,8 @@ from fedhess.base.errors import UsageError
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.reopening import open_recorded
 from fedhess.models.headed import HeadedModel
-from fedhess.results.candidates import read_rows
 from fedhess.results.domain_views import load_model
+from fedhess.results.selection import read_rows
 from fedhess.results.summary import summarise, table, write_report
 
 if TYPE_CHECKING:

@@ -30,15 +30,10 @@ def optimizer_name(name: str) -> str:
 
 
 def check_optimizer(name: str, *, lr: float, args: Mapping[str, str | int | float | bool]) -> None:
-    """Take one step with a server optimizer on a toy parameter, so that its complaints come before any training.
-
-    Args:
-        name: A name that :func:`optimizer_name` returned.
-        lr: Learning rate.
-        args: Further arguments.
+    """Take one step with a server optimizer on a toy parameter, so that its errors come before any training.
 
     Raises:
-        UsageError: The optimizer has no such argument, or does not like a value.
+        UsageError: The optimizer has no such argument, or rejects a value.
     """
     factory = getattr(torch.optim, name)
     parameter = nn.Parameter(torch.zeros(2))
@@ -68,15 +63,7 @@ def check_optimizer(name: str, *, lr: float, args: Mapping[str, str | int | floa
 def client_optimizer(
     name: str, parameters: Sequence[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Make the optimizer of a client's round; it begins anew each round, since clients keep no state.
-
-    Args:
-        name: ``"SGD"`` or ``"Adam"``.
-        parameters: What is trained.
-        lr: Learning rate.
-        momentum: Of SGD; Adam has none to set.
-        weight_decay: Added to the gradient, times the parameter.
-    """
+    """Make the optimizer of a client's round, ``"SGD"`` or ``"Adam"``; it is new each round: clients keep no state."""
     if name == "Adam":
         return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)

@@ -28,7 +28,7 @@ from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.client import memory, training
 from fedhess.federation.client.batches import step_batches
-from fedhess.federation.engines.allocator import keep_freed_memory
+from fedhess.federation.engines.inprocess import keep_freed_memory
 from fedhess.models.headed import IMAGENET_MEAN, IMAGENET_STD, ScaleImages
 from fedhess.models.prepared import build_model, local_domain
 from fedhess.settings.run_config import RunConfig
@@ -157,7 +157,7 @@ def share_row(root: Path, *, rounds: int) -> Row:
 def throughput_row(root: Path, device: str, precision: str, *, repeats: int) -> Row:
     """Compare images a second of whole rounds with forward and backward alone on a batch that lies on the device."""
     config = _settings(root, device=device, precision=precision, rounds=repeats + 1)
-    memory.forget_everything()
+    memory.MEMORY.clear()
     images = BATCH * config.local_steps * len(SOURCES)
     whole = images / statistics.median(run_federation(config).seconds[1:])
     alone = statistics.median(_resident_throughput(config) for _ in range(repeats))

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhess.base.averages import shown
 from fedhess.base.files import writing
+from fedhess.base.tables import shown
 from fedhess.jobs.selectors import ORACLE
 from fedhess.results.figures import drawing, line_look, written
 from fedhess.simulations.scenarios.differences import own_particulars, shared_protocol

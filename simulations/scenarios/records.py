@@ -12,9 +12,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from fedhess.base.averages import mean_and_error
 from fedhess.base.errors import UsageError
 from fedhess.base.files import cache_directory, replace_file, writing
+from fedhess.base.tables import mean_and_error
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations.scenarios.outputs import is_reproducible
 

@@ -17,8 +17,7 @@ from fedhess.federation.client import memory
 from fedhess.federation.server.run_directory import Row, RunDirectory
 from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.selectors import ORACLE, SELECTORS
-from fedhess.results.candidates import cells_of, read_rows
-from fedhess.results.selection import choose
+from fedhess.results.selection import cells_of, choose, read_rows
 from tests.conftest import Outcome
 
 FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--rounds", "4", "--local-steps", "1"]
@@ -37,7 +36,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, s
         patch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
         patch.setattr(sys, "argv", ["simulate", *FULL, "--out", str(path)])
         out = path.parent / "out"
-        memory.forget_everything()
+        memory.MEMORY.clear()
         with out.open("w") as stream:
             patch.setattr(sys, "stdout", stream)
             assert run_command(simulate.cli) == 0

@@ -26,6 +26,7 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
     outcome = command(*TOY, "--strategy", "erm", "--out", "job")
     assert outcome.status == 0, outcome.err
     assert sorted(str(path.relative_to("job")) for path in Path("job").rglob("*") if path.is_file()) == [
+        ".lock",
         "config.json",
         "east/0/checkpoint/checkpoint.json",
         "east/0/checkpoint/round-000003.safetensors",
@@ -207,7 +208,7 @@ def test_a_job_that_ends_before_a_slow_target_ends_with_status_0(start: Start, t
         "    return real(message, context)\n"
         "running.client_app = app\n"
         "sys.argv = ['fedhess', '--domains', 'Toy', '--strategy', 'erm', '--target', 'east', '--rounds', '1',\n"
-        "            '--batch-size', '8', '--trials', '1', '--deadline', '3', '--quiet', '--out', sys.argv[1]]\n"
+        "            '--batch-size', '8', '--trials', '1', '--deadline', '1', '--quiet', '--out', sys.argv[1]]\n"
         "command.main()\n",
         encoding="utf-8",
     )

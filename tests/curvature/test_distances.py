@@ -1,8 +1,5 @@
 """Distances to references: against autograd, both forms against each other, and what rounding may do."""
 
-import gc
-import weakref
-
 import oracles
 import pytest
 import torch
@@ -11,8 +8,7 @@ from hypothesis import given, settings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedhess.curvature import HeadBatch, closed_form, distances
-from fedhess.curvature.distances import gram_is_cheaper, head_objective
+from fedhess.curvature import HeadBatch, closed_form, diagonal_distance, head_objective
 
 many = settings(max_examples=30, deadline=None, derandomize=True)
 
@@ -29,70 +25,29 @@ def oracle_terms(head: oracles.Head, gradient: Tensor, hgp: Tensor) -> tuple[Ten
 
 
 @pytest.mark.parametrize("gram", [True, False])
-@many
+@pytest.mark.parametrize("names", [("gradient",), ("hgp",), ("gradient", "hgp")])
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(head=heads())
-def test_objective_and_its_derivatives_match_double_backward(gram, head):
-    gradient, hgp = like_theta(head, seed=1), like_theta(head, seed=2)
-    ours = head_objective(head.batch, gradient=gradient, hgp=hgp, gram=gram)
-    oracle = oracle_terms(head, gradient, hgp)
-    for mine, theirs in zip(ours, oracle, strict=True):
+def test_objective_and_its_derivatives_match_double_backward(gram, names, head):
+    references = {"gradient": like_theta(head, seed=1), "hgp": like_theta(head, seed=2)}
+    ours = head_objective(head.batch, **{name: references[name] for name in names}, gram=gram)
+    oracle = oracle_terms(head, **references)
+    inputs = [head.features, head.theta]
+    for name, mine, theirs in zip(("loss", "gradient", "hgp"), ours, oracle, strict=True):
+        if name not in ("loss", *names):
+            assert mine == 0
+            continue
         assert_equal(mine, theirs)
-        inputs = [head.features, head.theta]
-        for got, expected in zip(
-            torch.autograd.grad(mine, inputs, retain_graph=True),
-            torch.autograd.grad(theirs, inputs, retain_graph=True),
-            strict=True,
-        ):
+        slopes = [torch.autograd.grad(value, inputs, retain_graph=True) for value in (mine, theirs)]
+        for got, expected in zip(*slopes, strict=True):
             assert_equal(got, expected)
-
-
-@pytest.mark.parametrize("gram", [True, False])
-@pytest.mark.parametrize("outputs", [1, 4])
-@pytest.mark.parametrize("given_names", [{"gradient"}, {"hgp"}, {"gradient", "hgp"}])
-def test_objective_passes_gradcheck(gram, outputs, given_names):
-    head = make_head(5, 3, outputs)
-    references = {name: like_theta(head, seed=len(name)) for name in given_names}
-
-    def terms(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        return tuple(head_objective(HeadBatch(features, head.labels, weight, bias), **references, gram=gram))
-
-    parts = (head.features, head.theta[:, :-1], head.theta[:, -1])
-    leaves = [part.detach().clone().requires_grad_() for part in parts]
-    assert torch.autograd.gradcheck(terms, leaves)
-    leaves[0].requires_grad_(requires_grad=False)
-    assert torch.autograd.gradcheck(terms, leaves)
-
-
-@pytest.mark.parametrize("shape", [(4, 9, 30), (32, 20, 2), (8, 6, 1), (1, 3, 2)])
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_both_forms_agree_to_1e_10(shape, has_bias):
-    head = make_head(*shape, has_bias)
-    references = {"gradient": like_theta(head, 1), "hgp": like_theta(head, 2)}
-    results = []
-    for gram in (True, False):
-        terms = head_objective(head.batch, **references, gram=gram)
-        total = terms.loss + 0.3 * terms.gradient_distance + 0.7 * terms.hgp_distance
-        results.append((*terms, *torch.autograd.grad(total, [head.features, head.theta])))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
-
-
-@pytest.mark.parametrize("outputs", [2, 60])
-def test_single_distances_are_those_of_the_objective(outputs):
-    head = make_head(4, 5, outputs)
-    gradient, hgp = like_theta(head, 1), like_theta(head, 2)
-    both = distances.alignment_distances(head.batch, gradient=gradient, hgp=hgp)
-    assert_equal(distances.gradient_distance(head.batch, gradient), both[0])
-    assert_equal(distances.hgp_distance(head.batch, hgp), both[1])
-    assert_equal(both[0], oracle_terms(head, gradient, hgp)[1])
-    assert_equal(both[1], oracle_terms(head, gradient, hgp)[2])
 
 
 @many
 @given(heads())
 def test_diagonal_distance_matches_the_dense_hessian(head):
     reference = like_theta(head)
-    ours = distances.diagonal_distance(head.batch, reference)
+    ours = diagonal_distance(head.batch, reference)
     oracle = (oracles.diagonal(head) - reference).square().sum()
     assert_equal(ours, oracle)
     inputs = [head.features, head.theta]
@@ -186,17 +141,8 @@ def test_squared_norms_of_a_million_float32_entries_keep_their_digits():
         torch.testing.assert_close(ours, exact, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
 
 
-def test_form_follows_the_shape():
-    def prefers_gram(examples: int, features: int, outputs: int) -> bool:
-        return gram_is_cheaper(make_head(examples, features, outputs).batch, hgp=True)
-
-    assert prefers_gram(32, 256, 345)
-    assert not prefers_gram(32, 256, 7)
-    assert not prefers_gram(500, 39, 1)
-
-
-class LargestTensors(TorchDispatchMode):
-    """Records the shapes that operations return."""
+class NewTensors(TorchDispatchMode):
+    """Records the shapes of what operations return, but for views of their arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +150,8 @@ class LargestTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and func is not torch.ops.aten.detach.default:
+        given = {part.untyped_storage().data_ptr() for part in args if isinstance(part, Tensor)}
+        if isinstance(out, Tensor) and out.untyped_storage().data_ptr() not in given:
             self.shapes.append(tuple(out.shape))
         return out
 
@@ -213,11 +160,11 @@ def test_gram_form_builds_no_matrix_of_the_parameters_shape():
     head = make_head(3, 40, 50)
     references = {"gradient": like_theta(head, 1), "hgp": like_theta(head, 2)}
     batch = head.batch
-    with LargestTensors() as seen:
+    with NewTensors() as seen:
         terms = head_objective(batch, **references)
         torch.autograd.grad(sum(terms), head.features)
     assert (50, 41) not in seen.shapes
-    with LargestTensors() as seen:
+    with NewTensors() as seen:
         head_objective(batch, **references, gram=False)
     assert (50, 41) in seen.shapes
 
@@ -226,44 +173,14 @@ def test_reference_is_held_fixed():
     head = make_head(4, 3, 2)
     reference = like_theta(head).requires_grad_()
     total = sum(head_objective(head.batch, gradient=reference, hgp=reference))
-    total = total + distances.diagonal_distance(head.batch, reference)
+    total = total + diagonal_distance(head.batch, reference)
     total.backward()
     assert reference.grad is None
     assert head.theta.grad is not None
 
 
-def test_writing_to_the_weights_before_backward_is_an_error():
-    head = make_head(4, 3, 2)
-    weight = head.theta.detach()[:, :-1].clone().requires_grad_()
-    terms = head_objective(HeadBatch(head.features, head.labels, weight), gradient=torch.zeros(2, 3).double())
-    with torch.no_grad():
-        weight += 1
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        terms.gradient_distance.backward()
-
-
-@pytest.mark.parametrize("name", ["gradient", "hgp", "diagonal"])
+@pytest.mark.parametrize("name", ["gradient", "hgp"])
 def test_reference_of_the_wrong_shape_is_named(name):
-    head = make_head(4, 3, 2)
     wrong = torch.zeros(2, 3, dtype=torch.float64)
-    distance = getattr(distances, f"{name}_distance")
     with pytest.raises(ValueError, match=rf"{name} reference: expected .*\(2, 4\).*got .*\(2, 3\).*last column"):
-        distance(head.batch, wrong)
-
-
-@pytest.mark.parametrize("outputs", [1, 3, 40])
-def test_nothing_of_a_step_outlives_it(outputs: int) -> None:
-    weight, bias = torch.randn(outputs, 5, requires_grad=True), torch.zeros(outputs, requires_grad=True)
-    features = torch.randn(8, 5, requires_grad=True).relu()
-    batch = HeadBatch(features, torch.zeros(8, dtype=torch.int64), weight, bias)
-    reference = torch.zeros(outputs, 6)
-    gc.collect()
-    gc.disable()
-    try:
-        terms = head_objective(batch, gradient=reference, hgp=reference)
-        torch.autograd.backward(terms.loss + terms.gradient_distance + terms.hgp_distance)
-        alive = weakref.ref(batch)
-        del batch, terms
-        assert alive() is None  # freed by counting references, not by some later garbage collection
-    finally:
-        gc.enable()
+        head_objective(make_head(4, 3, 2).batch, **{name: wrong})

@@ -5,7 +5,6 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,7 @@ def test_run_config_is_read_back_by_flower_and_gives_the_settings(tmp_path: Path
         run_dir=tmp_path,
         given=["threads=1 strategy-args='alpha=0.5'", 'references="previous"'],
     )
-    program = programs.run(REPOSITORY, flower_home=tmp_path / "home", run_config=plan.run_config)
+    program = programs.run(REPOSITORY, flower_home=tmp_path / "home", run_config=plan)
     arguments = shlex.split(str(program))
     assert arguments[:4] == [f"FLWR_HOME={tmp_path / 'home'}", "flwr", "run", str(REPOSITORY)]
     given = [arguments[i + 1] for i, argument in enumerate(arguments) if argument == "--run-config"]
@@ -76,10 +75,10 @@ def test_a_benchmark_is_planned_without_its_data(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("FEDHESS_DATA", raising=False)
     plan = plan_run("PACS", target="", strategy=None, rounds=None, run_dir=None, given=[])
-    assert plan.run_config == ['domains="PACS" sources="cartoon,photo,sketch" targets="art_painting" model="resnet18"']
+    assert plan == ['domains="PACS" sources="cartoon,photo,sketch" targets="art_painting" model="resnet18"']
     other = ["domains-options='form=domainbed'"]
     plan = plan_run("ColoredMNIST", target="flip-0.9", strategy=None, rounds=None, run_dir=None, given=other)
-    assert 'sources="flip-0.1,flip-0.2" targets="flip-0.9" model="mnist-cnn"' in plan.run_config[0]
+    assert 'sources="flip-0.1,flip-0.2" targets="flip-0.9" model="mnist-cnn"' in plan[0]
 
 
 def planned(*given: str) -> list[Place]:
@@ -106,9 +105,8 @@ def test_mistakes_in_the_run_config_are_named_before_anything_starts() -> None:
         planned("clients-per-domain=2")
     with pytest.raises(UsageError, match="--run-config: The provided configuration string is in an invalid format"):
         planned("quorum=two")
-    plan = plan_run("IconPACS", target="", strategy=None, rounds=None, run_dir=None, given=[])
     with pytest.raises(UsageError, match=r"--run-config: .*No such file.*'settings.toml'"):
-        read_settings(replace(plan, run_config=["settings.toml"]))
+        read_settings(["settings.toml"])
     for text, rest in (("quorum = 2", "quorum = 2"), ("quorum 2", "quorum 2"), ("quorum=2 extra", "extra")):
         with pytest.raises(UsageError, match=f"--run-config: expected key=value, .*, got '{rest}'"):
             planned(text)
@@ -148,7 +146,7 @@ def test_a_strategy_that_only_server_and_nodes_have_can_be_run() -> None:
 
 def test_the_job_directory_is_one_of_the_superlinks_machine_and_goes_as_it_stands() -> None:
     plan = plan_run("IconPACS", target="", strategy=None, rounds=None, run_dir=Path("runs/x"), given=[])
-    assert read_run_config(plan.run_config)["run-dir"] == "runs/x"
+    assert read_run_config(plan)["run-dir"] == "runs/x"
 
 
 def test_mistakes_about_the_run_are_named(tmp_path: Path) -> None:
@@ -169,7 +167,7 @@ def test_the_app_is_the_code_of_the_installed_package_with_its_strategies(tmp_pa
     assert written["config"] == app_config() == CONFIG
     checkout = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
     assert written["components"] == checkout["components"]
-    assert {file.suffix for file in app.rglob("*") if file.is_file()} == {".py", ".toml"}
+    assert not list(app.rglob("*.png"))
     code = "import fedhess.strategies.hgp as module; print(module.__file__)"
     environment = os.environ | {"PYTHONPATH": str(app)}
     command = [sys.executable, "-c", code]
@@ -201,8 +199,3 @@ def test_flowers_programs_neither_phone_home_nor_lack_their_fellows(monkeypatch:
     assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
     assert programs.Program("flwr", []).environment()["FLWR_TELEMETRY_ENABLED"] == "1", "the user decides"
-
-
-def test_a_program_that_is_not_installed_is_named() -> None:
-    with pytest.raises(UsageError, match="there is no program flower-nothing; it comes with Flower"):
-        programs.Program("flower-nothing", []).command()

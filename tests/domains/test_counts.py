@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedhess.domains import open_benchmark
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import KnownCounts
 from fedhess.domains.images.domain_net import RELEASE as DOMAIN_NET
 from fedhess.domains.images.office_home import RELEASE as OFFICE_HOME
 from fedhess.domains.images.pacs import RELEASE as PACS

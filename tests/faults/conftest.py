@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import pytest
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.processes import Processes, free_port, processes
-from fedhess.deploy.programs import Program
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
@@ -49,15 +49,16 @@ class Federation:
 
     def start_superlink(self, name: str = "superlink", **variables: str) -> None:
         """Start the SuperLink and wait until it answers."""
-        link = programs.superlink(self.keys, host=HOST, port=self.port, database=self.folder / "superlink.db")
-        self._start(name, Program(link.name, link.arguments, {"FLWR_HOME": str(self.home), **variables}))
+        database, variables = self.folder / "superlink.db", {"FLWR_HOME": str(self.home), **variables}
+        link = programs.superlink(self.keys, host=HOST, port=self.port, database=database, **variables)
+        self.running.start(name, link)
         context = ssl.create_default_context(cafile=str(self.keys.ca))
         self.wait(lambda: _answers(f"https://{HOST}:{self.port}/health", context), "the SuperLink answers", 90)
 
     def register(self, names: Sequence[str] = tuple(DOMAINS)) -> None:
         """Register nodes with the SuperLink."""
         for name in names:
-            self._start(f"register-{name}", programs.register(self.keys.public(name), flower_home=self.home))
+            self.running.start(f"register-{name}", programs.register(self.keys.public(name), flower_home=self.home))
         self.wait(lambda: all(f"register-{n}" in self.running.ended() for n in names), "the nodes are registered", 90)
         assert {self.running.ended()[f"register-{n}"] for n in names} == {0}
 
@@ -66,19 +67,18 @@ class Federation:
     ) -> None:
         """Start the SuperNode of a domain; ``log`` tells this start from others, ``script`` is run in its place."""
         own = {"role": DOMAINS[domain], "domain": domain, **{k.replace("_", "-"): v for k, v in node_config.items()}}
+        address, home = f"{HOST}:{self.port}", str(self.home)
         node = programs.supernode(
-            keys or self.keys, address=f"{HOST}:{self.port}", name=domain, port=free_port(), node_config=own
+            keys or self.keys, address=address, name=domain, port=free_port(), node_config=own, FLWR_HOME=home
         )
-        home = {"FLWR_HOME": str(self.home)}
-        if script is None:
-            self._start(log or domain, Program(node.name, node.arguments, home))
-        else:
-            self._start(log or domain, Program(sys.executable, [str(script), *node.arguments], home))
+        if script is not None:
+            node = replace(node, name=sys.executable, arguments=[str(script), *node.arguments])
+        self.running.start(log or domain, node)
 
     def start_run(self, name: str, *settings: str) -> "subprocess.Popen[bytes]":
         """Start a run, recorded in the folder of its name; its log is that of its name."""
         given = [SETTINGS, f'run-dir="{self.folder / name}"', *settings]
-        return self._start(f"run-{name}", programs.run(self.app, flower_home=self.home, run_config=given))
+        return self.running.start(f"run-{name}", programs.run(self.app, flower_home=self.home, run_config=given))
 
     def finish(self, name: str, seconds: float) -> str:
         """Wait for a run to end, and return its log."""
@@ -87,8 +87,8 @@ class Federation:
 
     def kill(self, name: str) -> None:
         """Kill a process and its session at once, as a power cut would."""
-        os.killpg(self.running.process(name).pid, signal.SIGKILL)
-        self.running.process(name).wait()
+        os.killpg(self.running.running[name].pid, signal.SIGKILL)
+        self.running.running[name].wait()
 
     def await_log(self, name: str, pattern: str, seconds: float, *, times: int = 1) -> None:
         """Wait until a pattern stands in a log so many times."""
@@ -128,9 +128,6 @@ class Federation:
                 ends = "".join(f"\n-- {name}{self.running.tail(name)}" for name in logs)
                 pytest.fail(f"not within {seconds:g} s: {what}{ends}")
             time.sleep(0.2)
-
-    def _start(self, name: str, program: Program) -> "subprocess.Popen[bytes]":
-        return self.running.start(name, program)
 
 
 def make_app(folder: Path) -> Path:

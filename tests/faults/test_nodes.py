@@ -28,7 +28,7 @@ def test_a_folder_of_which_each_node_holds_one_domain_and_the_server_none(starte
         started.start_node(domain, data_dir=str(write_tree(tmp_path / f"data of {domain}", [domain], {"x": 4, "y": 4})))
     named = f'domains-options="side=8,domains={"/".join(DOMAINS)},classes=x/y"'
     plan = plan_run("folder:photos", target="sketch", strategy="hgp", rounds=2, run_dir=None, given=[named])
-    started.start_run("job", *plan.run_config, 'model="mlp" batch-size=4 evaluate-every=1')
+    started.start_run("job", *plan, 'model="mlp" batch-size=4 evaluate-every=1')
     log = started.finish("job", 300)
     assert "fedhess: folder:photos: accuracy (%) on the target domain" in log
     assert started.completed_round("job") == 2

@@ -19,7 +19,7 @@ from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.augmentation import augment
 from fedhess.federation.client.batches import round_batch
 from fedhess.federation.client.evaluation import evaluate_model
-from fedhess.federation.protocol import encode_tensors
+from fedhess.federation.tensors import encode_tensors
 from fedhess.models import MODELS
 from fedhess.models.prepared import build_model, local_domain
 
@@ -122,7 +122,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_a_client_that_forgets_everything_ends_with_the_same_bits(name: str, run: Run, toy_run: Run) -> None:
     class Forgetful:
         def __call__(self, message: Message, context: Context) -> Message:
-            memory.forget_everything()
+            memory.MEMORY.clear()
             return client_app(message, context)
 
     kept = run(**SETTINGS[name]).tensors
@@ -132,7 +132,7 @@ def test_a_client_that_forgets_everything_ends_with_the_same_bits(name: str, run
 
 
 def test_a_model_that_runs_otherwise_is_another_working_model() -> None:
-    store = memory.ModelStore()
+    store = memory.Memory()
     received = store.receive("m", encode_tensors(build_model(pictures_config()).state_dict()))
     plain, rounded, averaged, again = (
         store.model(pictures_config(**changes), received, writable=False)

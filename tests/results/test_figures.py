@@ -13,10 +13,17 @@ from matplotlib.figure import Figure
 from rows import source, target
 
 from fedhess.domains import Scenario
-from fedhess.results.candidates import Cell
-from fedhess.results.figures import Panel, draw_rounds, drawable, drawing, line_look, trained_rounds
-from fedhess.results.heatmaps import draw_pairs, draw_strategies
-from fedhess.results.selection import Candidate
+from fedhess.results.figures import (
+    Panel,
+    draw_pairs,
+    draw_rounds,
+    draw_strategies,
+    drawable,
+    drawing,
+    line_look,
+    trained_rounds,
+)
+from fedhess.results.selection import Candidate, Cell
 from fedhess.simulations import load
 from fedhess.simulations.scenarios import comparison
 from fedhess.simulations.scenarios.comparison import Comparison

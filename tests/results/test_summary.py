@@ -16,7 +16,6 @@ from fedhess.domains import Benchmark, Scenario
 from fedhess.federation.server.run_directory import Row, RunDirectory
 from fedhess.jobs.description import header, stand_in_warning
 from fedhess.jobs.job import Job, PlannedRun, outline
-from fedhess.results.selection_report import write_selection
 from fedhess.results.summary import (
     _has_average,
     _note,
@@ -26,6 +25,7 @@ from fedhess.results.summary import (
     summarise,
     table,
     write_report,
+    write_selection,
 )
 
 DOMAINS = ("north", "south", "west", "east")

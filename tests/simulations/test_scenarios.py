@@ -51,7 +51,7 @@ def run(mnist_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ru
     """Run a scenario's command in an empty directory and return what it printed."""
     monkeypatch.setenv("FEDHESS_DATA", str(mnist_root))
     monkeypatch.chdir(tmp_path)
-    memory.forget_everything()
+    memory.MEMORY.clear()
 
     def command(scenario: Any, *arguments: str, status: int = 0) -> str:
         result = CliRunner().invoke(scenario.cli, arguments)

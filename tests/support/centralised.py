@@ -28,7 +28,7 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 
 from fedhess.base.seeds import batch_indices, derive_seed
-from fedhess.curvature.probes import draw_signs
+from fedhess.curvature.closed_form import draw_signs
 from fedhess.federation.server.discovery import draw_clients
 from fedhess.models.headed import HeadedModel
 from fedhess.settings.run_config import RunConfig

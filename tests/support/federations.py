@@ -33,7 +33,7 @@ class Finished:
 @pytest.fixture(autouse=True)
 def toy_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
-    memory.forget_everything()
+    memory.MEMORY.clear()
 
 
 @pytest.fixture

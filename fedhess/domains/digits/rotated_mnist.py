@@ -13,10 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fedhess.base.files import digest_of
-from fedhess.domains.benchmark import Benchmark, OptionValue, leave_one_out
-from fedhess.domains.counts import KnownCounts
-from fedhess.domains.digits.mnist import find_mnist, read_mnist
+from fedhess.domains.benchmark import Benchmark, KnownCounts, OptionValue, leave_one_out
+from fedhess.domains.digits.mnist import find_mnist, generator_of, read_whole_mnist
 from fedhess.domains.domain import TensorDomain
 from fedhess.domains.opening import Opening
 
@@ -39,8 +37,7 @@ def open_rotated_mnist(opening: Opening) -> Benchmark:
         UsageError: An unknown option, or no MNIST; see `find_mnist`.
     """
     opening, options = settle_rotated_mnist(opening)
-    where = opening.data_dir
-    root = find_mnist(opening, where) if opening.held != () else where or Path()  # a server reads no example
+    root = find_mnist(opening)
     return Benchmark(
         name="RotatedMNIST",
         domains=tuple(ANGLES),
@@ -61,24 +58,15 @@ def settle_rotated_mnist(opening: Opening) -> tuple[Opening, dict[str, OptionVal
 
 
 def _load(domain: str, *, root: Path, options: dict[str, OptionValue]) -> TensorDomain:
-    parts = (read_mnist(root), read_mnist(root, part="test"))
-    images, digits = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    generator = torch.Generator().manual_seed(int(digest_of(["RotatedMNIST", FORMAT, str(options["seed"])])[:15], 16))
-    order = torch.randperm(len(digits), generator=generator)
+    images, digits = read_whole_mnist(root)
+    order = torch.randperm(len(digits), generator=generator_of("RotatedMNIST", FORMAT, str(options["seed"])))
     mine = order[list(ANGLES).index(domain) :: len(ANGLES)]
     mine = mine[: int(options["per_domain"]) or len(mine)]
     return TensorDomain(domain, rotate(images[mine], ANGLES[domain]).unsqueeze(1), labels=digits[mine])
 
 
 def rotate(images: Tensor, degrees: float) -> Tensor:
-    """Turn images counter-clockwise about their centre, with bilinear interpolation; what comes in is black.
-
-    Args:
-        images: (N, H, W) uint8.
-        degrees: The angle.
-
-    Returns:
-        (N, H, W) uint8.
+    """Turn (N, H, W) uint8 images counter-clockwise about their centre: bilinear, on a black ground.
 
     >>> rotate(torch.tensor([[[1, 2], [3, 4]]], dtype=torch.uint8), 90).tolist()
     [[[2, 4], [1, 3]]]

@@ -4,15 +4,9 @@ It stands in for PACS where PACS cannot be had: the domains carry the same names
 nothing measured here is evidence about PACS. The images are fixed: they depend on no seed of the run.
 """
 
-import json
 import sys
 from functools import partial
-from importlib import resources
-from importlib.metadata import PackageNotFoundError, distribution
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import torch
 
@@ -36,9 +30,6 @@ def open_iconpacs(opening: Opening) -> Benchmark:
 
     Returns:
         The benchmark: four domains of 420 images, 3x96x96 uint8; groups are drawings.
-
-    Raises:
-        UsageError: An unknown option.
     """
     stand_in_for = str(opening.read_options(stand_in_for="")["stand_in_for"]) or None
     return Benchmark(
@@ -70,44 +61,21 @@ def _load(domain: str, *, cache_dir: Path | None, notify: Notify) -> TensorDomai
 
 
 def read_drawings(domain: str) -> dict[str, list[tuple[str, bytes]]]:
-    """Read the base drawings of one domain.
-
-    Args:
-        domain: One of ``DOMAINS``.
-
-    Returns:
-        Class -> (file name, PNG bytes), by name.
-    """
+    """Read the base drawings of one domain: class -> (file name, PNG bytes), by name."""
     root = drawings_folder() / domain
-    return {
-        c: sorted((file.name, file.read_bytes()) for file in (root / c).iterdir() if file.name.endswith(".png"))
-        for c in CLASSES
-    }
+    return {c: [(file.name, file.read_bytes()) for file in sorted((root / c).glob("*.png"))] for c in CLASSES}
 
 
-def drawings_folder() -> Traversable:
-    """Find the drawings: beside this file, else in the installed package.
-
-    The bundle of a Flower app holds code and no images: the code that a node runs may come from the bundle, while the
-    drawings are those that it has installed.
+def drawings_folder() -> Path:
+    """Find the drawings: beside this file, else in the installed package, since a Flower app's bundle holds only code.
 
     Raises:
         UsageError: They are nowhere.
     """
-    beside = resources.files(__name__) / "drawings"
-    if beside.is_dir():
-        return beside
-    roots = [Path(entry) for entry in sys.path]
-    try:
-        origin = json.loads(distribution("fedhess").read_text("direct_url.json") or "{}")
-    except PackageNotFoundError:
-        origin = {}
-    if str(origin.get("url", "")).startswith("file:"):  # an editable installation: the checkout that it points to
-        roots.append(Path(url2pathname(urlsplit(origin["url"]).path)))
-    for root in roots:
-        folder = root.joinpath(*__name__.split("."), "drawings")
-        if folder.is_dir():
-            return folder
+    places = [Path(__file__).parent, *(Path(entry, *__name__.split(".")) for entry in sys.path)]
+    for place in places:
+        if (place / "drawings").is_dir():
+            return place / "drawings"
     raise UsageError(
         "IconPACS: the drawings are not there; this code came without them, as in a Flower app's bundle: install "
         "fedhess on this machine (pip install fedhess)"
@@ -115,13 +83,10 @@ def drawings_folder() -> Traversable:
 
 
 def drawing_indices(counts: list[int]) -> torch.Tensor:
-    """Number the drawing that each image shows, over all classes of a domain.
+    """Number the drawing that each image shows, over all classes of a domain: (N,) int64.
 
     Args:
         counts: Drawings per class; a class uses its drawings in turn.
-
-    Returns:
-        (N,) int64.
 
     >>> drawing_indices([1, 3])[58:66].tolist()
     [0, 0, 1, 2, 3, 1, 2, 3]

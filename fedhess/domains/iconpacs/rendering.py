@@ -1,4 +1,4 @@
-"""Turn base drawings into images: seeded flip, rotation, size, shift and a background in the domain's manner."""
+"""Turn base drawings into images: seeded flip, rotation, size, shift and the domain's background."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ Image8 = npt.NDArray[np.uint8]
 def render(domain: str, *, drawings: Sequence[Sequence[bytes]]) -> Tensor:
     """Render every image of a domain.
 
-    Each image has its own generator, from (domain, class, number): the images of one class do not move when another
-    class gets a drawing more.
+    Each image has its own generator, from (domain, class, number): the images of one class do not depend on another's
+    drawings.
 
     Args:
         domain: Decides the background.
@@ -62,13 +62,13 @@ def _place(drawing: Image.Image, *, canvas: Image.Image, rng: np.random.Generato
 
 
 def _expose(pixels: Image8, rng: np.random.Generator) -> Image8:
-    """Photo: give an image a light of its own (a gain per channel) and the grain of a sensor."""
+    """Photo: a light for each image (a gain per channel) and the grain of a sensor."""
     gain = rng.uniform(0.6, 1.2) * rng.uniform(0.85, 1.15, 3)
     return np.clip(pixels * gain + rng.normal(0, GRAIN, pixels.shape), 0, 255).astype(np.uint8)
 
 
 def _noise(rng: np.random.Generator, cells: int) -> Pixels:
-    """Give smooth noise in [0, 1], (SIDE, SIDE): ``cells`` random values a side, interpolated."""
+    """Return smooth noise in [0, 1], (SIDE, SIDE): ``cells`` random values a side, interpolated."""
     coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
     return np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float64) / 255
 

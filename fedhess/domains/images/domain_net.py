@@ -7,8 +7,7 @@ The cleaned release, as DomainBed has it; the original one, with 596,010 images,
 from dataclasses import replace
 
 from fedhess.base.errors import UsageError
-from fedhess.domains.benchmark import Benchmark
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import Benchmark, KnownCounts
 from fedhess.domains.images.layout import Layout
 from fedhess.domains.images.release import Release, open_release
 from fedhess.domains.opening import Opening
@@ -45,41 +44,23 @@ TEN = (
     *("bird", "feather", "headphones", "ice_cream", "teapot"),
     *("tiger", "whale", "windmill", "wine_glass", "zebra"),
 )
+DOMAINS = {
+    "clipart": ("clip",),
+    "infograph": ("info",),
+    "painting": ("paint",),
+    "quickdraw": ("quick",),
+    "real": (),
+    "sketch": (),
+}
+CLEANED = (48129, 51605, 72266, 172500, 172947, 69128)  # images, in the order of the domains
+ORIGINAL = (48837, 53201, 75759, 172500, 175327, 70386)
 RELEASE = Release(
-    layout=Layout(
-        benchmark="DomainNet",
-        nestings=((), ("domain_net",)),
-        domains={
-            "clipart": ("clip",),
-            "infograph": ("info",),
-            "painting": ("paint",),
-            "quickdraw": ("quick",),
-            "real": (),
-            "sketch": (),
-        },
-        classes=CLASSES,
-    ),
+    layout=Layout(benchmark="DomainNet", nestings=((), ("domain_net",)), domains=DOMAINS, classes=CLASSES),
     source="Peng et al. 2019, cleaned",
     known=KnownCounts(
-        {
-            "clipart": 48129,
-            "infograph": 51605,
-            "painting": 72266,
-            "quickdraw": 172500,
-            "real": 172947,
-            "sketch": 69128,
-        },
+        dict(zip(DOMAINS, CLEANED, strict=True)),
         classes={"quickdraw": dict.fromkeys(CLASSES, 500)},
-        others={
-            "the original release, with duplicates": {
-                "clipart": 48837,
-                "infograph": 53201,
-                "painting": 75759,
-                "quickdraw": 172500,
-                "real": 175327,
-                "sketch": 70386,
-            }
-        },
+        others={"the original release, with duplicates": dict(zip(DOMAINS, ORIGINAL, strict=True))},
     ),
     repository="wltjr1007/DomainNet",
     size="18.5 GB",
@@ -90,13 +71,8 @@ RELEASE = Release(
 def open_domain_net(opening: Opening) -> Benchmark:
     """Open DomainNet; see `open_release`. The complete copy has 586,575 images.
 
-    The hub's 18.5 GB are downloaded by ``python -m fedhess.data prepare DomainNet`` only, not by a run.
-
-    Args:
-        opening: Its option ``classes`` is ``"ten"`` for those of Zhang et al., or empty for all.
-
-    Raises:
-        UsageError: As `open_release`; or ``classes`` is something else.
+    Option ``classes`` is ``"ten"`` for those of Zhang et al., or empty for all. The hub's 18.5 GB are downloaded by
+    ``python -m fedhess.data prepare DomainNet`` only, not by a run.
     """
     others = {key: value for key, value in opening.options.items() if key != "classes"}
     classes = opening.options.get("classes", "")

@@ -1,81 +1,54 @@
 """Fetch a benchmark from the hub, file by file, and lay it out as a local folder, once."""
 
+import hashlib
 import io
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from fedhess.domains.domain import Notify
-from fedhess.domains.download import download
-from fedhess.domains.images.layout import Layout
-from fedhess.domains.network import REQUEST_SECONDS, decide
-
-if sys.platform != "win32":
-    import fcntl
+from fedhess.domains.download import REQUEST_SECONDS, decide
+from fedhess.domains.images.layout import Layout, spelling
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-ENDPOINT_VARIABLE = "HF_ENDPOINT"
+FAILURES = (OSError, ValueError, LookupError, httpx.HTTPError)
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
 ROWS = 64  # unpacked at a time
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """A parquet file of a repository: its path there, size in bytes and sha256."""
-
-    name: str
-    size: int
-    sha256: str
-
-
 def why_unreachable(repository: str) -> str:
-    """Ask the hub for a data set's description, within `network.DECISION_SECONDS`.
+    """Return why a data set (``owner/name``) cannot be had, or nothing, within `download.DECISION_SECONDS`.
 
-    The hub's own libraries retry for minutes without a network.
-
-    Args:
-        repository: ``owner/name``.
-
-    Returns:
-        Why it cannot be had, or nothing when it can.
+    The hub's own library retries for minutes without a network.
     """
     for variable in OFFLINE_VARIABLES:
         if os.environ.get(variable, "").lower() in {"1", "true", "yes", "on"}:
             return f"{variable} is set"
-    return decide(lambda: _ask(repository))
 
+    def ask() -> str:
+        try:
+            _api().dataset_info(repository, timeout=REQUEST_SECONDS)
+        except FAILURES as error:
+            return f"the hub cannot be reached: {_first_line(error)}"
+        return ""
 
-def _ask(repository: str) -> str:
-    try:
-        _describe(repository)
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        return f"the hub cannot be reached: {_first_line(error)}"
-    return ""
-
-
-def _describe(repository: str, *, files: bool = False) -> Any:
-    """Ask the hub what is in a repository."""
-    from huggingface_hub import HfApi  # noqa: PLC0415 (slow to import, and needed only here)
-
-    api = HfApi(endpoint=os.environ.get(ENDPOINT_VARIABLE))
-    return api.dataset_info(repository, timeout=REQUEST_SECONDS, files_metadata=files)
+    return decide(ask)
 
 
 def fetch(repository: str, destination: Path, *, layout: Layout, notify: Notify) -> str:
     """Download a data set and write it to ``destination/DOMAIN/CLASS/``, images as they are encoded.
 
-    ``destination`` appears complete or not at all. Until then everything is in ``.NAME.partial`` beside it: an
-    interrupted download goes on there, within a file and from file to file. A file's sha256 is checked, then it is
-    unpacked a few rows at a time and deleted: the disk holds the images and one file, the memory a few images.
+    ``destination`` appears complete or not at all. Until then everything is in ``.NAME.partial`` beside it, and an
+    interrupted download continues there with the next file. A file's sha256 is checked, then it is unpacked a few rows
+    at a time and deleted: the disk holds the images and one file, the memory a few images.
 
     Args:
         repository: ``owner/name`` on the hub: parquet files with the columns image, domain and label.
@@ -89,79 +62,70 @@ def fetch(repository: str, destination: Path, *, layout: Layout, notify: Notify)
     staging = destination.with_name(f".{destination.name}.partial")
     try:
         staging.mkdir(parents=True, exist_ok=True)
-        with _alone(staging, notify):
-            if destination.is_dir() and not any(destination.iterdir()):
-                destination.rmdir()
-            if not destination.exists():  # else another process has been quicker
-                _fetch(repository, staging, layout=layout, notify=notify)
-                os.replace(staging / "images", destination)
+        with _locked(staging, notify):
+            if not destination.exists() or not any(destination.iterdir()):  # else another process was first
+                os.replace(_fetch(repository, staging, layout=layout, notify=notify), destination)
         shutil.rmtree(staging, ignore_errors=True)
-    except (OSError, ValueError, LookupError, httpx.HTTPError) as error:
+    except FAILURES as error:
         return f"the download of {repository} failed: {_first_line(error)}"
     return ""
 
 
-def _fetch(repository: str, staging: Path, *, layout: Layout, notify: Notify) -> None:
-    from huggingface_hub import get_token, hf_hub_url  # noqa: PLC0415
-
-    revision, shards = _shards(repository)
-    _keep_revision(staging, revision)
-    images, done = staging / "images", staging / "done"
-    for folder in (images, done):
-        folder.mkdir(exist_ok=True)
-    left = [shard for number, shard in enumerate(shards) if not (done / str(number)).exists()]
-    _require_space(staging, sum(shard.size for shard in left) + max((shard.size for shard in left), default=0))
-    endpoint, token = os.environ.get(ENDPOINT_VARIABLE), get_token()
-    for number, shard in enumerate(shards):
-        if (done / str(number)).exists():
-            continue
-        notify(f"{repository}: file {number + 1} of {len(shards)}, {shard.name}, {shard.size / 1e6:,.0f} MB")
-        packed = staging / f"{number}.parquet"
-        download(
-            hf_hub_url(repository, shard.name, repo_type="dataset", revision=revision, endpoint=endpoint),
-            packed,
-            checksum=f"sha256:{shard.sha256}",
-            size=shard.size,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            notify=notify,
-        )
-        count = _unpack(packed, images, prefix=f"{number:03d}", layout=layout)
-        notify(f"{repository}: {shard.name}, {count:,} images unpacked")
-        (done / str(number)).write_text(str(count))
-        packed.unlink()
-    record = {"repository": repository, "revision": revision, "sha256": {s.name: s.sha256 for s in shards}}
-    (images / "source.json").write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _shards(repository: str) -> tuple[str, list[_Shard]]:
-    """List a repository's parquet files at its present revision."""
-    info = _describe(repository, files=True)
-    shards = [
-        _Shard(name=file.rfilename, size=file.lfs.size, sha256=file.lfs.sha256)
-        for file in info.siblings or []
-        if file.rfilename.endswith(".parquet") and file.lfs is not None
-    ]
-    if not shards:
+def _fetch(repository: str, staging: Path, *, layout: Layout, notify: Notify) -> Path:
+    """Download and unpack what is still missing of a data set's present revision; returns the folder of the images."""
+    api = _api()
+    info = api.dataset_info(repository, timeout=REQUEST_SECONDS, files_metadata=True)
+    files = [file for file in info.siblings or [] if file.rfilename.endswith(".parquet") and file.lfs is not None]
+    if not files:
         raise ValueError(f"no parquet file with a checksum in it, revision {info.sha}")
-    return str(info.sha), sorted(shards, key=lambda shard: shard.name)
-
-
-def _keep_revision(staging: Path, revision: str) -> None:
-    """Begin anew if what is there was begun from another revision."""
-    note = staging / "revision"
-    if note.exists() and note.read_text() != revision:
-        for entry in staging.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.suffix in {".parquet", ".part"}:
-                entry.unlink()
-    note.write_text(revision)
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
+    files.sort(key=lambda file: file.rfilename)
+    work = staging / str(info.sha)
+    images = work / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    left = [file.lfs.size for number, file in enumerate(files) if not (work / f"{number}.done").exists()]
+    free, needed = shutil.disk_usage(staging).free, sum(left) + max(left, default=0)
     if free < needed:
-        raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
+        raise OSError(f"{staging.parent} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
+    for number, file in enumerate(files):
+        done = work / f"{number}.done"
+        if done.exists():
+            continue
+        name = file.rfilename
+        notify(f"{repository}: file {number + 1} of {len(files)}, {name}, {file.lfs.size / 1e6:,.0f} MB")
+        packed = Path(api.hf_hub_download(repository, name, repo_type="dataset", revision=info.sha, local_dir=work))
+        _check_sum(packed, file.lfs.sha256)
+        count = _unpack(packed, images, prefix=f"{number:03d}", layout=layout)
+        notify(f"{repository}: {name}, {count:,} images unpacked")
+        done.touch()
+        packed.unlink()
+    record = {"repository": repository, "revision": info.sha, "sha256": {f.rfilename: f.lfs.sha256 for f in files}}
+    (images / "source.json").write_text(json.dumps(record, indent=2) + "\n")
+    return images
+
+
+def _locked(folder: Path, notify: Notify) -> AbstractContextManager[object]:
+    lock = FileLock(folder / "lock")
+    try:
+        return lock.acquire(blocking=False)
+    except Timeout:
+        notify(f"another process downloads to {folder}: waiting for it")
+        return lock.acquire()
+
+
+def _api() -> Any:
+    from huggingface_hub import HfApi  # noqa: PLC0415 (slow to import, and needed only here)
+    from huggingface_hub.utils.tqdm import disable_progress_bars  # noqa: PLC0415
+
+    disable_progress_bars()
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+
+
+def _check_sum(packed: Path, expected: str) -> None:
+    with packed.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        packed.unlink()
+        raise OSError(f"{packed.name}: expected sha256 {expected}, got {found}; it is deleted, try again")
 
 
 def _unpack(packed: Path, folder: Path, *, prefix: str, layout: Layout) -> int:
@@ -173,15 +137,12 @@ def _unpack(packed: Path, folder: Path, *, prefix: str, layout: Layout) -> int:
     from pyarrow import parquet  # noqa: PLC0415
 
     number = 0
-    made: set[Path] = set()
     with parquet.ParquetFile(packed) as file:
         features: Mapping[str, Any] = datasets.Features.from_arrow_schema(file.schema_arrow)
         for batch in file.iter_batches(batch_size=ROWS, columns=["image", "domain", "label"]):
             for row in batch.to_pylist():
                 where = folder / _folder_of(features, row, layout)
-                if where not in made:
-                    where.mkdir(parents=True, exist_ok=True)
-                    made.add(where)
+                where.mkdir(parents=True, exist_ok=True)
                 content = row["image"]["bytes"]
                 if content is None:
                     raise ValueError(f"row {number} of {packed.name} has no image in it")
@@ -191,17 +152,16 @@ def _unpack(packed: Path, folder: Path, *, prefix: str, layout: Layout) -> int:
 
 
 def _folder_of(features: Mapping[str, Any], row: Mapping[str, Any], layout: Layout) -> Path:
-    """Give DOMAIN/CLASS of a row, by the layout's own names."""
-    given = {key: _named(features[key], row[key]) for key in ("domain", "label")}
-    domain, label = layout.domain_named(given["domain"]), layout.class_named(given["label"])
+    """Return DOMAIN/CLASS of a row, by the layout's own names."""
+    given = {}
+    for key in ("domain", "label"):
+        feature, value = features[key], row[key]
+        given[key] = str(feature.int2str(value) if hasattr(feature, "int2str") else value)
+    domain = layout.spelled_domains.get(spelling(given["domain"]))
+    label = layout.spelled_classes.get(spelling(given["label"]))
     if domain is None or label is None:
         raise ValueError(f"a row of domain {given['domain']!r}, class {given['label']!r}, not of {layout.benchmark}")
     return Path(domain, label)
-
-
-def _named(feature: Any, value: Any) -> str:
-    """Give the name of a class label, or the value itself."""
-    return str(feature.int2str(value) if hasattr(feature, "int2str") else value)
 
 
 def _suffix(content: bytes) -> str:
@@ -209,20 +169,7 @@ def _suffix(content: bytes) -> str:
         with Image.open(io.BytesIO(content)) as image:
             return SUFFIXES.get(image.format or "", "jpg")
     except OSError:
-        return "jpg"  # broken: `images.scan` will name it
-
-
-@contextmanager
-def _alone(folder: Path, notify: Notify) -> Iterator[None]:
-    """Keep other processes from the same download: they wait."""
-    with (folder / "lock").open("w") as held:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                notify(f"another process downloads to {folder}: waiting for it")
-                fcntl.flock(held, fcntl.LOCK_EX)
-        yield
+        return "jpg"  # broken: `image_files.scan` reports it
 
 
 def _first_line(error: BaseException) -> str:

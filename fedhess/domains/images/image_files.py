@@ -2,17 +2,17 @@
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from fedhess.base.errors import UsageError
@@ -27,8 +27,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class ImageFile:
+class ImageFile(NamedTuple):
     """One example: where it lies, its name inside the data set (``dog/a.jpg``) and its label."""
 
     path: Path
@@ -44,15 +43,20 @@ class Scan:
         digest: sha256 over names and contents of the files that can be decoded.
         bad: Position -> reason, of those that cannot.
         aspects: Width by height of those that can, in their order.
+        keys: The first 64 bits of their sha256.
     """
 
     digest: str
     bad: dict[int, str]
     aspects: list[float]
+    keys: list[int]
+
+
+SCANS = TypeAdapter(Scan)
 
 
 class ImageDomain:
-    """A domain whose images stay on disk until asked for, and are decoded each time they are.
+    """A domain whose images stay on disk until asked for, and are decoded each time they are; see `DomainData`.
 
     Args:
         name: The domain.
@@ -60,10 +64,9 @@ class ImageDomain:
         digest: Of their contents.
         side: Height and width of the decoded images, pixels.
         skipped: Number of images left out because they could not be decoded.
-        aspects: Width by height of the images as they lie on disk.
+        aspects: Width by height of the images on disk; as an attribute (N,) float64, or None where unknown.
 
     Attributes:
-        aspects: (N,) float64, or None where unknown.
         reads_files: Reading takes long enough to be done ahead; see `fedhess.base.prefetching`.
     """
 
@@ -89,17 +92,11 @@ class ImageDomain:
         self._files = files
 
     def __len__(self) -> int:
-        """Give N."""
+        """Return N."""
         return len(self._files)
 
     def inputs(self, indices: Tensor) -> Tensor:
-        """Decode images.
-
-        Args:
-            indices: (B,) int64.
-
-        Returns:
-            (B, 3, side, side) uint8 RGB; images of another size are resized, without keeping their proportions.
+        """Decode images to (B, 3, side, side) uint8 RGB, without keeping their proportions.
 
         Raises:
             UsageError: A file that could be decoded before no longer can.
@@ -109,7 +106,17 @@ class ImageDomain:
 
     def decode(self, index: int) -> Tensor:
         """Decode one image: (3, side, side) uint8 RGB; see `inputs`."""
-        return _decode(self._files[index], side=self.side)
+        path, size = self._files[index].path, (self.side, self.side)
+        try:
+            with Image.open(path) as image:
+                rgb = _to_rgb(image)
+        except DECODE_ERRORS as error:
+            raise UsageError(
+                f"{path} can no longer be decoded ({_reason(error)}); was it changed during the run?"
+            ) from error
+        if rgb.size != size:
+            rgb = rgb.resize(size, Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
 def load_images(
@@ -121,113 +128,78 @@ def load_images(
     cache_dir: Path | None,
     notify: Notify,
 ) -> ImageDomain:
-    """Check every image of a domain, so that a broken one shows now and not in the middle of training.
-
-    Args:
-        domain: The domain.
-        files: Its images.
-        side: Height and width to decode to, pixels.
-        skip_bad_images: Leave broken ones out instead of refusing.
-        cache_dir: Where the outcome is kept, so that the next process need not read the files again.
-        notify: Told about a first reading and about images left out.
-
-    Returns:
-        The domain.
+    """Check every image of a domain, so that a broken one shows now and not in the middle of training; see `scan`.
 
     Raises:
         UsageError: Broken images, named, unless they are to be skipped; or none left.
     """
     outcome = scan(domain, files, cache_dir=cache_dir, notify=notify)
     good = [file for position, file in enumerate(files) if position not in outcome.bad]
-    if outcome.bad:
+    skipped = len(outcome.bad)
+    if skipped:
         first = min(outcome.bad)
-        what = f"{len(outcome.bad)} of {len(files)} images of domain {domain!r} cannot be decoded"
+        what = f"{skipped} of {len(files)} images of domain {domain!r} cannot be decoded"
         if not skip_bad_images or not good:
             raise UsageError(
                 f"{what}, the first {files[first].path} ({outcome.bad[first]}); replace or delete "
-                f"{'it' if len(outcome.bad) == 1 else 'them'}, or leave such images out with --skip-bad-images"
+                f"{'it' if skipped == 1 else 'them'}, or leave such images out with --skip-bad-images"
             )
         notify(f"{what} and are left out, the first {files[first].path}")
-    skipped = len(outcome.bad)
     return ImageDomain(domain, good, digest=outcome.digest, side=side, skipped=skipped, aspects=outcome.aspects)
 
 
 def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, notify: Notify) -> Scan:
     """Read and decode every file once; the outcome is kept until a path, size or time of change differs.
 
-    Args:
-        domain: For the message.
-        files: The images.
-        cache_dir: Where the outcome is kept.
-        notify: Told about a first reading.
-
-    Returns:
-        The digest and the broken files.
+    It is not kept where a file could not be read at all, which may be otherwise the next time.
     """
-    stats = [(file, file.path.stat()) for file in files]
-    seen = digest_of([SCAN, *(f"{f.path} {f.name} {s.st_size} {s.st_mtime_ns}" for f, s in stats)])
+    seen = digest_of([SCAN, *map(_state, files)])
     path = cache_directory(cache_dir) / "scans" / f"{seen[:32]}.json"
-    kept = _kept(path, count=len(files))
-    if kept is not None:
-        return kept
+    try:
+        kept = SCANS.validate_json(path.read_bytes())
+        if len(kept.bad) + len(kept.aspects) == len(files):
+            return kept
+    except (OSError, ValueError):
+        pass  # none, or none whole: a machine may have lost power
     notify(f"checking {len(files)} images of {domain}")
     findings = in_threads(_check, files)
-    good = [finding for finding in findings if not finding.reason]
+    good = [
+        (file, sha256, aspect) for file, (reason, sha256, aspect) in zip(files, findings, strict=True) if not reason
+    ]
     outcome = Scan(
-        digest=digest_of(part for finding in good for part in (finding.name, finding.sha256)),
-        bad={position: finding.reason for position, finding in enumerate(findings) if finding.reason},
-        aspects=[finding.aspect for finding in good],
+        digest=digest_of(part for file, sha256, _ in good for part in (file.name, sha256)),
+        bad={position: reason for position, (reason, _, _) in enumerate(findings) if reason},
+        aspects=[aspect for _, _, aspect in good],
+        keys=[int(sha256[:16], 16) for _, sha256, _ in good],
     )
-    text = json.dumps(asdict(outcome))
-    write_atomically(path, lambda out: out.write(text.encode()))
+    if all(sha256 for _, sha256, _ in findings):
+        write_atomically(path, lambda out: out.write(SCANS.dump_json(outcome)))
     return outcome
 
 
-def _kept(path: Path, *, count: int) -> Scan | None:
-    """Read what an earlier scan has left; None if there is nothing, or nothing whole: a machine may have lost power."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        bad = {int(position): str(reason) for position, reason in dict(found["bad"]).items()}
-        kept = Scan(digest=found["digest"], bad=bad, aspects=list(found["aspects"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return kept if len(kept.bad) + len(kept.aspects) == count else None
-
-
-class _Finding(NamedTuple):
-    name: str
-    reason: str  # why it cannot be decoded, or nothing
-    sha256: str = ""
-    aspect: float = 1.0
-
-
-def _check(file: ImageFile) -> _Finding:
-    """Read and decode a file."""
+def _check(file: ImageFile) -> tuple[str, str, float]:
+    """Read and decode a file; returns why it cannot be decoded, its sha256 if it could be read, width by height."""
+    sha256 = ""
     try:
         content = file.path.read_bytes()
-        if not content:
-            return _Finding(file.name, "empty file")
+        sha256 = hashlib.sha256(content).hexdigest()
         with Image.open(io.BytesIO(content)) as image:
             aspect = image.width / image.height
             # JPEG: decodes every coefficient, but paints an eighth of the size. Other formats ignore it.
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             _to_rgb(image)
     except DECODE_ERRORS as error:
-        return _Finding(file.name, _reason(error))
-    return _Finding(file.name, "", hashlib.sha256(content).hexdigest(), aspect)
+        return "empty file" if sha256 and not content else _reason(error), sha256, 1.0
+    return "", sha256, aspect
 
 
-def _decode(file: ImageFile, *, side: int) -> Tensor:
-    """Decode one image to (3, side, side) uint8."""
+def _state(file: ImageFile) -> str:
+    """Describe a file's path, size and time of change."""
     try:
-        with Image.open(file.path) as image:
-            rgb = _to_rgb(image)
-    except DECODE_ERRORS as error:
-        reason = _reason(error)
-        raise UsageError(f"{file.path} can no longer be decoded ({reason}); was it changed during the run?") from error
-    if rgb.size != (side, side):
-        rgb = rgb.resize((side, side), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+        found = file.path.stat()
+    except OSError as error:
+        return f"{file.path} {file.name} {error.strerror}"
+    return f"{file.path} {file.name} {found.st_size} {found.st_mtime_ns}"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -238,10 +210,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: BaseException) -> str:
-    """Say why an image cannot be decoded, in words that are the same each time."""
-    if isinstance(error, UnidentifiedImageError):  # its own words have an address in memory
+    """Describe why an image cannot be decoded, without a path or an address in memory."""
+    if isinstance(error, UnidentifiedImageError):
         return "no image that Pillow knows"
-    if isinstance(error, OSError) and error.strerror:  # without the path
+    if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
 

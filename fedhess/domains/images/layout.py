@@ -1,13 +1,20 @@
-"""Find a benchmark in a local folder: ROOT/DOMAIN/CLASS/images, with the spellings and nestings that occur."""
+"""Image trees on disk, ROOT/DOMAIN/CLASS/image: how a benchmark's folders are spelled, nested, found and listed."""
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from fedhess.base.errors import UsageError
 from fedhess.domains.images.image_files import ImageFile
-from fedhess.domains.images.walking import IMAGE_SUFFIXES, images_in, subfolders, walk
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
+LITTER = "__macosx"  # what a Mac's zip leaves beside the data
+ClassFolders = Mapping[str, Sequence[Path]]  # class -> folders; several where a release keeps train and test apart
+Tree = Mapping[str, ClassFolders]  # domain -> its classes
 
 
 @dataclass(frozen=True)
@@ -34,228 +41,132 @@ class Layout:
     def expected(self, root: Path) -> str:
         """Describe what should have been there."""
         shown = [*self.classes[:10], "..."] if len(self.classes) > 10 else self.classes
-        where = Path(root, *self.nestings[-1])
-        return f"{where}/{{{','.join(self.domains)}}}/{{{','.join(shown)}}}/*.jpg"
+        return f"{Path(root, *self.nestings[-1])}/{{{','.join(self.domains)}}}/{{{','.join(shown)}}}/*.jpg"
 
-    def domain_named(self, text: str) -> str | None:
-        """Give a domain's own name for one of its spellings."""
-        return _spellings(self.domains).get(_key(text))
+    @cached_property
+    def spelled_domains(self) -> dict[str, str]:
+        """Spelling -> domain."""
+        return _by_spelling(self.domains)
 
-    def class_named(self, text: str) -> str | None:
-        """Give a class's own name for one of its spellings."""
-        return _spellings({name: self.class_spellings.get(name, ()) for name in self.classes}).get(_key(text))
-
-
-def survey_domains(root: Path, layout: Layout) -> dict[str, list[Path]]:
-    """Find every folder of every domain, at the nesting that has the most domains.
-
-    Args:
-        root: Where to look: there and in the layout's nestings.
-        layout: What to look for.
-
-    Returns:
-        Domain -> folders; empty when nothing of the benchmark is there.
-
-    Raises:
-        UsageError: ``root`` is no readable folder, or two places hold equally many domains.
-    """
-    best: dict[str, list[Path]] = {}
-    rivals: dict[Path, Path] = {}
-    for nesting in layout.nestings:
-        for folder in _descend(root, nesting):
-            found = _match(subfolders(folder), layout.domains)
-            if not found or len(found) < len(best):
-                continue
-            rivals = {**(rivals if len(found) == len(best) else {}), folder.resolve(): folder}
-            best = found if len(found) > len(best) else best
-    if len(rivals) > 1:
-        names = " and ".join(str(folder) for folder in rivals.values())
-        raise UsageError(f"{layout.benchmark} is there more than once: {names}; give one of them, or keep one")
-    return {domain: best[domain] for domain in layout.domains if domain in best}
+    @cached_property
+    def spelled_classes(self) -> dict[str, str]:
+        """Spelling -> class."""
+        return _by_spelling({name: self.class_spellings.get(name, ()) for name in self.classes})
 
 
 def find_domains(root: Path, layout: Layout) -> dict[str, Path]:
-    """Find the folder of each domain.
+    """Find the folders of a benchmark's domains, without those that are not there.
 
-    Args:
-        root: Where to look: there and in the layout's nestings.
-        layout: What to look for.
-
-    Returns:
-        Domain -> folder; empty when nothing of the benchmark is there.
+    Of ``root`` and the layout's nestings below it, the first that has the most domains is taken.
 
     Raises:
-        UsageError: ``root`` is no readable folder, some domains are there but not all, or one is there twice.
+        UsageError: ``root`` is no readable folder, or one place holds a domain under two spellings.
     """
-    best = survey_domains(root, layout)
-    missing = [domain for domain in layout.domains if domain not in best]
-    if best and missing:
-        where = next(iter(best.values()))[0].parent
-        raise UsageError(
-            f"{layout.benchmark} in {where} is incomplete: domain {', '.join(map(repr, missing))} is missing, "
-            f"{', '.join(best)} found; expected {layout.expected(root)}"
-        )
-    for domain, folders in best.items():
-        if len(folders) > 1:
-            names = " and ".join(str(folder) for folder in folders)
-            raise UsageError(f"domain {domain!r} of {layout.benchmark} is there more than once: {names}; keep one")
-    return {domain: folders[0] for domain, folders in best.items()}
+    best: dict[str, Path] = {}
+    for nesting in layout.nestings:
+        places = [root]
+        for name in nesting:
+            places = [
+                child for place in places for child in subfolders(place) if spelling(child.name) == spelling(name)
+            ]
+        for place in places:
+            found = folders_by_name(place, layout.spelled_domains)
+            best = found if len(found) > len(best) else best
+    return {domain: best[domain] for domain in layout.domains if domain in best}
 
 
-def require_domains(root: Path, layout: Layout) -> dict[str, Path]:
-    """Find the folder of each domain in a folder that must hold the benchmark.
-
-    Args:
-        root: As given by the user.
-        layout: What to look for.
-
-    Returns:
-        Domain -> folder.
-
-    Raises:
-        UsageError: As `find_domains`, and when nothing of the benchmark is there.
-    """
-    found = find_domains(root, layout)
-    if not found:
-        entries = sorted(entry.name for entry in root.iterdir())
-        listing = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") if entries else "nothing: it is empty"
-        raise UsageError(f"no {layout.benchmark} in {root}: expected {layout.expected(root)}, found {listing}")
-    return found
-
-
-def held_domains(root: Path, layout: Layout, held: Sequence[str]) -> dict[str, Path]:
-    """Find the folders of some domains, where a machine holds no others: ROOT/DOMAIN/CLASS/, nested as ever.
-
-    Args:
-        root: As given by the user; not looked at where nothing is held.
-        layout: What to look for.
-        held: Names of the domains.
-
-    Returns:
-        Domain -> folder.
-
-    Raises:
-        UsageError: ``root`` is no readable folder, or a domain is missing.
-    """
-    folders = {domain: found[0] for domain, found in survey_domains(root, layout).items()} if held else {}
-    missing = [domain for domain in held if domain not in folders]
-    if missing:
-        raise UsageError(
-            f"no domain {', '.join(map(repr, missing))} of {layout.benchmark} in {root}, found "
-            f"{', '.join(folders) or 'none'}; expected {layout.expected(root)}"
-        )
-    return {domain: folders[domain] for domain in held}
-
-
-def class_folders(domain: str, folder: Path, layout: Layout) -> dict[str, list[Path]]:
-    """Find the folders of each class of a domain; several where a release keeps parts (train, test) apart.
-
-    Args:
-        domain: For messages.
-        folder: Of the domain.
-        layout: What to look for.
-
-    Returns:
-        Class -> folders, in the order of the layout's classes, without the classes that are not there.
-
-    Raises:
-        UsageError: A class is there under two spellings, or a folder cannot be read.
-    """
-    spellings = {name: layout.class_spellings.get(name, ()) for name in layout.classes}
-    inside = subfolders(folder)
+def find_classes(folder: Path, layout: Layout) -> dict[str, list[Path]]:
+    """Find the folders of each class in a domain's folder, in the layout's order, without those that are not there."""
+    spelled = layout.spelled_classes
+    inside = {spelling(child.name): child for child in subfolders(folder)}
     bases = [folder]
-    if not _match(inside, spellings):
-        by_key = {_key(child.name): child for child in inside}
-        present = [parts for parts in layout.parts if all(_key(part) in by_key for part in parts)]
-        bases = [by_key[_key(part)] for part in present[0]] if present else bases
-    found: dict[str, list[Path]] = {}
-    for base in bases:
-        for name, folders in _match(subfolders(base), spellings).items():
-            if len(folders) > 1:
-                names = " and ".join(str(path) for path in folders)
-                raise UsageError(f"domain {domain!r}, class {name!r} is there more than once: {names}; keep one")
-            found.setdefault(name, []).append(folders[0])
-    return {name: found[name] for name in layout.classes if name in found}
+    if not spelled.keys() & inside.keys():
+        present = [parts for parts in layout.parts if inside.keys() >= set(parts)]
+        bases = [inside[part] for part in present[0]] if present else bases
+    found = [folders_by_name(base, spelled) for base in bases]
+    classes = {name: [each[name] for each in found if name in each] for name in layout.classes}
+    return {name: folders for name, folders in classes.items() if folders}
 
 
 def require_classes(domain: str, folder: Path, layout: Layout) -> dict[str, list[Path]]:
-    """Insist that every class is there and holds an image; stops at the first image, so it is quick.
-
-    Args:
-        domain: For messages.
-        folder: Of the domain.
-        layout: What to look for.
-
-    Returns:
-        Class -> folders.
-
-    Raises:
-        UsageError: A class is missing, empty or there twice.
-    """
-    found = class_folders(domain, folder, layout)
+    """Find the folders of each class, all of which must be there and hold an image."""
+    found = find_classes(folder, layout)
     for name in layout.classes:
         if name not in found:
-            others = ", ".join(sorted(found)) or "none"
             raise UsageError(
                 f"domain {domain!r} lacks class {name!r}: expected a folder {folder / name} with images; "
-                f"classes found: {others}; take a complete copy"
+                f"classes found: {', '.join(sorted(found)) or 'none'}; take a complete copy"
             )
-        if not any(True for where in found[name] for _ in walk(where)):
-            raise UsageError(
-                f"domain {domain!r}, class {name!r}: {found[name][0]} holds no image "
-                f"({', '.join(sorted(IMAGE_SUFFIXES))}); put the images there or take a complete copy"
-            )
+        if not any(True for where in found[name] for _ in images_in(where)):
+            raise no_image(domain, name, found[name][0])
     return found
 
 
-def list_images(domain: str, folder: Path, layout: Layout) -> list[ImageFile]:
-    """List the images of one domain, class by class, by name.
+def no_image(domain: str, name: str, folder: Path) -> UsageError:
+    """Return the error for a class without images."""
+    return UsageError(
+        f"domain {domain!r}, class {name!r}: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+    )
 
-    Args:
-        domain: For messages.
-        folder: Of the domain.
-        layout: Its classes; the label is the index.
 
-    Returns:
-        The files; nothing is opened.
-
-    Raises:
-        UsageError: A class is missing or empty, a link leads nowhere, or something is no regular file.
-    """
-    found = require_classes(domain, folder, layout)
+def list_images(folders: ClassFolders, classes: Sequence[str]) -> list[ImageFile]:
+    """List the images of a domain, class by class, by name; a label is an index into ``classes``; opens nothing."""
     files: list[ImageFile] = []
-    for label, name in enumerate(layout.classes):
-        for where in found[name]:
-            part = f"{where.parent.name}/" if len(found[name]) > 1 else ""
-            above = len(str(where)) + 1
-            for path in images_in(where):
-                files.append(ImageFile(path=path, name=f"{name}/{part}{str(path)[above:]}", label=label))
+    for label, name in enumerate(classes):
+        several = folders.get(name, ())
+        for where in several:
+            prefix = f"{name}/{where.parent.name}" if len(several) > 1 else name
+            above = len(str(where))
+            files += [ImageFile(path, composed(prefix + str(path)[above:]), label) for path in images_in(where)]
     return files
 
 
-def _key(name: str) -> str:
+def images_in(folder: Path) -> Iterator[Path]:
+    """Yield the images in a folder and below, by name; links to folders below are not followed: they may lead back."""
+    for entry in entries(folder):
+        if entry.is_dir():
+            if not entry.is_symlink():
+                yield from images_in(Path(entry.path))
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            yield Path(entry.path)
+
+
+def folders_by_name(folder: Path, spelled: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """Find the folders in a folder by their names, or where ``spelled`` is given by its names for them."""
+    found: dict[str, Path] = {}
+    for child in subfolders(folder):
+        name = composed(child.name) if spelled is None else spelled.get(spelling(child.name))
+        if name in found:
+            raise UsageError(f"{name!r} is there more than once: {found[name]} and {child}; keep one")
+        if name is not None:
+            found[name] = child
+    return found
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder, by name."""
+    return [Path(entry.path) for entry in entries(folder) if entry.is_dir()]
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """List what is in a folder, by name, without hidden entries and litter."""
+    try:
+        with os.scandir(folder) as found:
+            shown = [entry for entry in found if not entry.name.startswith(".") and entry.name.lower() != LITTER]
+    except OSError as error:
+        raise UsageError(f"data folder {folder} cannot be read: {error.strerror}; give an existing folder") from error
+    return sorted(shown, key=lambda entry: entry.name)
+
+
+def composed(name: str) -> str:
+    """Compose the accents of a name: a Mac stores them apart from their letters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def spelling(name: str) -> str:
     """Reduce a name to lower-case letters and digits."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _spellings(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Map the key of every spelling to its name."""
-    return {_key(spelling): name for name, others in names.items() for spelling in (name, *others)}
-
-
-def _match(folders: Sequence[Path], names: Mapping[str, tuple[str, ...]]) -> dict[str, list[Path]]:
-    """Find the folders of each name, under any of its spellings."""
-    by_key = _spellings(names)
-    found: dict[str, list[Path]] = {}
-    for folder in folders:
-        if name := by_key.get(_key(folder.name)):
-            found.setdefault(name, []).append(folder)
-    return found
-
-
-def _descend(root: Path, nesting: tuple[str, ...]) -> list[Path]:
-    """Follow folder names below ``root``, whatever their case."""
-    folders = [root]
-    for name in nesting:
-        folders = [child for folder in folders for child in subfolders(folder) if _key(child.name) == _key(name)]
-    return folders
+def _by_spelling(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    return {spelling(each): name for name, others in names.items() for each in (name, *others)}

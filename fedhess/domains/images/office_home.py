@@ -1,7 +1,6 @@
 """OfficeHome: 65 things of office and home (Venkateswara et al. 2017, "Deep hashing network")."""
 
-from fedhess.domains.benchmark import Benchmark
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import Benchmark, KnownCounts
 from fedhess.domains.images.layout import Layout
 from fedhess.domains.images.release import Release, open_release
 from fedhess.domains.opening import Opening

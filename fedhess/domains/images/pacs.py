@@ -2,12 +2,10 @@
 
 from dataclasses import replace
 
-from fedhess.base.errors import UsageError
-from fedhess.domains.benchmark import Benchmark
-from fedhess.domains.counts import KnownCounts, by_class
+from fedhess.domains.benchmark import Benchmark, KnownCounts, by_class
 from fedhess.domains.iconpacs import open_iconpacs
 from fedhess.domains.images.layout import Layout
-from fedhess.domains.images.release import Release, try_release
+from fedhess.domains.images.release import Release, open_release
 from fedhess.domains.opening import Opening
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
@@ -35,25 +33,10 @@ RELEASE = Release(
 
 
 def open_pacs(opening: Opening) -> Benchmark:
-    """Open PACS: from a local folder, else what an earlier run downloaded, else the hub, else IconPACS as a stand-in.
+    """Open PACS, or IconPACS where PACS cannot be had; see `open_release`. The complete copy has 9,991 images."""
 
-    Without a network the decision takes a few seconds, see `hub.why_unreachable`.
+    def stand_in(reason: str) -> Benchmark:
+        opening.notify(f"PACS cannot be had ({reason}): IconPACS stands in for it. Its results say nothing about PACS")
+        return open_iconpacs(replace(opening, benchmark="IconPACS", options={"stand_in_for": "PACS"}))
 
-    Args:
-        opening: Options ``data_dir`` and ``skip_bad_images`` overrule the arguments of the same name.
-
-    Returns:
-        PACS (9,991 images in the complete copy, decoded to 3x224x224 uint8), or IconPACS with ``stand_in_for`` set.
-
-    Raises:
-        UsageError: A folder was given and is missing, empty or incomplete; or PACS cannot be had and ``require_real``
-            is set.
-    """
-    found, reason = try_release(RELEASE, opening)
-    if found is not None:
-        return found
-    if opening.require_real:
-        lines = "".join(f"\n  {number}. {way}" for number, way in enumerate(RELEASE.ways(opening), start=1))
-        raise UsageError(f"PACS itself is required and cannot be had ({reason}). Three ways to get it:{lines}")
-    opening.notify(f"PACS cannot be had ({reason}): IconPACS stands in for it. Its results say nothing about PACS")
-    return open_iconpacs(replace(opening, benchmark="IconPACS", options={"stand_in_for": "PACS"}))
+    return open_release(RELEASE, opening, stand_in=stand_in)

@@ -1,8 +1,8 @@
 """The decoded images of a domain in one memory-mapped file, each decoded once.
 
-The file holds a checksum for every image, then the pixels of every image. An image is there when its checksum is: the
-pixels are written first. So a filling that was killed goes on where it stopped, two processes can fill one file at the
-same time (they would write the same bytes), and whoever reads an image that was cut off or overwritten notices.
+The file holds a checksum for every image, then the pixels of every image. The pixels are written first: an image is
+there when its checksum is. So a filling that was killed continues where it stopped, two processes can fill one file at
+the same time (they write the same bytes), and an image that was cut off or overwritten is found out when it is read.
 """
 
 import logging
@@ -10,7 +10,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +21,22 @@ from torch import Tensor
 from fedhess.base.errors import UsageError
 from fedhess.base.files import CACHE_VARIABLE, cache_directory, digest_of
 from fedhess.domains.domain import DomainData, Notify, keep_silent
-from fedhess.domains.images.image_files import THREADS, ImageDomain
+from fedhess.domains.images.image_files import ImageDomain, in_threads
 
 logger = logging.getLogger(__name__)
 
 DECODING = "1"  # change it whenever `ImageDomain.decode` does
 PAGE = 4096
-AT_ONCE = 64  # images between two words about the progress
+AT_ONCE = 64  # images between two reports of the progress
 CHANNELS = 3
 
 
 class StoredImages:
-    """A domain whose decoded images are read from a file; see `DomainData`.
+    """A domain whose decoded images are read from a file; see `DomainData` and `ImageDomain`.
 
     Args:
         images: The domain as it lies on disk; what the file lacks is decoded from it.
         path: The file; made if absent.
-
-    Attributes:
-        aspects: (N,) float64, see `ImageDomain`.
-        reads_files: See `ImageDomain`.
 
     Raises:
         UsageError: The file cannot be made or opened.
@@ -72,7 +67,7 @@ class StoredImages:
         self._checked = np.zeros(len(images), dtype=bool)
 
     def __len__(self) -> int:
-        """Give N."""
+        """Return N."""
         return len(self.labels)
 
     def missing(self) -> list[int]:
@@ -80,13 +75,7 @@ class StoredImages:
         return [int(number) for number in np.flatnonzero(self._sums == 0)]
 
     def inputs(self, indices: Tensor) -> Tensor:
-        """Read images; one that is damaged in the file is decoded again, and a warning is logged.
-
-        Args:
-            indices: (B,) int64.
-
-        Returns:
-            (B, 3, side, side) uint8 RGB, the same as `ImageDomain.inputs` gives.
+        """Read images, those of `ImageDomain.inputs`; one that is damaged in the file is decoded again, with a warning.
 
         Raises:
             UsageError: A damaged image cannot be decoded or written anew.
@@ -110,11 +99,7 @@ class StoredImages:
         return torch.from_numpy(found)
 
     def fill(self, number: int) -> npt.NDArray[np.uint8]:
-        """Decode one image and write it: the pixels, then the checksum that says they are there.
-
-        Raises:
-            UsageError: It cannot be decoded, or the disk is full or not writable.
-        """
+        """Decode one image and write it: the pixels, then their checksum."""
         pixels: npt.NDArray[np.uint8] = self._images.decode(number).contiguous().numpy()
         try:
             with self.path.open("r+b") as file:
@@ -128,13 +113,12 @@ class StoredImages:
         return pixels
 
     def fill_missing(self, numbers: Sequence[int]) -> None:
-        """Fill in images, in threads, but for those that another process has filled in by now."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(self.fill, [number for number in numbers if self._sums[number] == 0]))
+        """Fill in those images, in threads, that no other process has filled in by now."""
+        in_threads(self.fill, [number for number in numbers if self._sums[number] == 0])
 
 
 def store_bytes(images: ImageDomain) -> int:
-    """Give the size of a domain's file."""
+    """Return the size of a domain's file."""
     return _offset(len(images)) + len(images) * CHANNELS * images.side**2
 
 
@@ -145,19 +129,10 @@ def decode_once(
     limit_gb: float | None = None,
     notify: Notify = keep_silent,
 ) -> StoredImages:
-    """Decode every image of a domain that has not been decoded yet, and keep them.
-
-    Args:
-        images: The domain.
-        cache_dir: Where to keep them; see `cache_directory`.
-        limit_gb: Most room they may take, in 10^9 bytes.
-        notify: Told the size before it begins, and the progress.
-
-    Returns:
-        The same domain, with the same digest, read from the cache.
+    """Decode every image of a domain that has not been decoded yet, and keep them in the cache.
 
     Raises:
-        UsageError: They do not fit, or cannot be written, or one cannot be decoded.
+        UsageError: They do not fit (see `require_room`), or cannot be written, or one cannot be decoded.
     """
     require_room([images], cache_dir=cache_dir, limit_gb=limit_gb, notify=notify)
     stored = StoredImages(images, store_path(images, cache_dir))
@@ -173,11 +148,11 @@ def decode_once(
 def require_room(
     domains: Sequence[DomainData], *, cache_dir: Path | str | None = None, limit_gb: float | None = None, notify: Notify
 ) -> None:
-    """Say how much room the decoded images of several domains take, and insist that it is there.
+    """Check that there is room for the decoded images of those domains that are image files.
 
     Args:
-        domains: Those of image files count.
-        cache_dir: Where they are kept.
+        domains: Of a run.
+        cache_dir: See `fedhess.base.files.cache_directory`.
         limit_gb: Most room they may take, in 10^9 bytes.
         notify: Told the size, unless everything is decoded already.
 
@@ -187,7 +162,7 @@ def require_room(
     found = [images for images in domains if isinstance(images, ImageDomain)]
     total = sum(map(store_bytes, found))
     paths = {store_path(images, cache_dir): images for images in found}
-    needed = sum(store_bytes(images) - _held_bytes(path, images) for path, images in paths.items())
+    needed = sum(_missing_bytes(images, path) for path, images in paths.items())
     if needed == 0:
         return
     folder = cache_directory(cache_dir)
@@ -205,28 +180,25 @@ def require_room(
 
 
 def store_path(images: ImageDomain, cache_dir: Path | str | None) -> Path:
-    """Give the file of a domain; its name holds a digest of the images, their size and the decoder's version."""
+    """Return the file of a domain; its name holds a digest of the images, their size and the decoder's version."""
     key = digest_of([DECODING, PIL.__version__, images.digest, str(images.side)])
     return cache_directory(cache_dir) / "pixels" / f"{images.name.replace('/', '_')}-{key[:20]}.u8"
 
 
-def _held_bytes(path: Path, images: ImageDomain) -> int:
-    """Count the bytes of a domain's file that need not be written any more."""
-    if not path.exists() or path.stat().st_size < store_bytes(images):
-        return 0
-    sums = np.fromfile(path, np.uint32, count=len(images))
-    if sums.all():
-        return store_bytes(images)
-    return int(np.count_nonzero(sums)) * CHANNELS * images.side**2
+def _missing_bytes(images: ImageDomain, path: Path) -> int:
+    """Count the bytes of a domain's pixels that are still to be written."""
+    whole = path.exists() and path.stat().st_size >= store_bytes(images)
+    there = int(np.count_nonzero(np.fromfile(path, np.uint32, count=len(images)))) if whole else 0
+    return (len(images) - there) * CHANNELS * images.side**2
 
 
 def _offset(count: int) -> int:
-    """Give where the pixels begin: after a checksum of 4 bytes for each image, on a page of its own."""
+    """Return where the pixels begin: on the page after a checksum of 4 bytes for each image."""
     return -(-4 * count // PAGE) * PAGE
 
 
 def _checksum(pixels: npt.NDArray[np.uint8]) -> int:
-    """Give the CRC-32; 0 stands for an image that is not there."""
+    """Return the CRC-32; 0 stands for an image that is not there."""
     return zlib.crc32(pixels.data) or 1
 
 

@@ -1,26 +1,17 @@
 """An image benchmark as it is released: where it may lie, how it is downloaded, what its complete copy holds."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from fedhess.base.errors import UsageError
 from fedhess.base.files import cache_directory
-from fedhess.domains.benchmark import Benchmark, leave_one_out
-from fedhess.domains.counts import KnownCounts
+from fedhess.domains.benchmark import Benchmark, KnownCounts, OptionValue, leave_one_out
 from fedhess.domains.images.hub import fetch, why_unreachable
 from fedhess.domains.images.image_files import ImageDomain, load_images
-from fedhess.domains.images.layout import (
-    Layout,
-    find_domains,
-    held_domains,
-    list_images,
-    require_classes,
-    require_domains,
-    survey_domains,
-)
+from fedhess.domains.images.layout import Layout, Tree, entries, find_domains, list_images, require_classes
 from fedhess.domains.opening import DATA_VARIABLE, Opening
 
 SIDE = 224  # pixels
@@ -53,21 +44,13 @@ class Release:
 
     @property
     def about(self) -> str:
-        """Say in a few words what it is."""
+        """What it is, in a few words."""
         images = f", {self.known.total:,} images" if self.known else ""
         return f"{len(self.layout.domains)} domains, {len(self.layout.classes)} classes{images}: {self.source}"
 
     def cached(self, opening: Opening) -> Path:
-        """Give the folder that a download goes to."""
+        """Return the folder that a download goes to."""
         return cache_directory(opening.cache_dir) / self.name
-
-    def settle(self, opening: Opening) -> Opening:
-        """Check the options and do what they say: ``data_dir`` and ``skip_bad_images`` overrule the opening's own.
-
-        Raises:
-            UsageError: An unknown option, or a value of another type.
-        """
-        return opening.settled(skip_bad_images=opening.skip_bad_images)[0]
 
     def places(self, opening: Opening) -> list[Path]:
         """List the folders that are looked at, in order."""
@@ -76,48 +59,35 @@ class Release:
         named = [Path(os.environ[DATA_VARIABLE]).expanduser()] if os.environ.get(DATA_VARIABLE) else []
         return [*named, self.cached(opening)]
 
-    def locate(self, opening: Opening) -> Path | None:
-        """Find it without a network.
-
-        Args:
-            opening: Its ``data_dir`` is looked at alone when given.
-
-        Returns:
-            The folder that `find_domains` finds its domains in, or None.
-
-        Raises:
-            UsageError: A folder was given and holds no complete copy, or another holds a part of one.
-        """
-        if opening.data_dir is not None:
-            require_domains(opening.data_dir, self.layout)
-            return opening.data_dir
+    def find(self, opening: Opening) -> tuple[Path | None, dict[str, Path]]:
+        """Find the first place that holds any of its domains, and their folders."""
         for place in self.places(opening):
-            if (place != self.cached(opening) or place.exists()) and find_domains(place, self.layout):
-                return place
-        return None
+            if place != self.cached(opening) or place.exists():
+                folders = find_domains(place, self.layout)
+                if folders or opening.data_dir is not None:
+                    return place, folders
+        return None, {}
 
-    def locate_held(self, opening: Opening) -> Path:
-        """Find the folder that holds the domains of this machine: the first place that has one, else the first.
+    def locate(self, opening: Opening) -> Path | None:
+        """Find the place that holds all of its domains, without a network; a part of them is an error."""
+        place, folders = self.find(opening)
+        if place is not None:
+            self.require(self.layout.domains, folders, place)
+        return place
 
-        Args:
-            opening: As for `locate`; ``held`` names the domains, none of which need not be looked for.
-        """
-        places = self.places(opening)
-        there = [place for place in places if opening.held and place.is_dir()]
-        return next((place for place in there if survey_domains(place, self.layout)), places[0])
+    def require(self, domains: Iterable[str], folders: Mapping[str, Path], place: Path) -> None:
+        """Check that the folders found in a place are those of all the domains."""
+        missing = [domain for domain in domains if domain not in folders]
+        if missing:
+            there = list(folders) or [entry.name for entry in entries(place)] if place.is_dir() else []
+            found = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") if there else "nothing"
+            raise UsageError(
+                f"{self.name} in {place}: no domain {', '.join(map(repr, missing))}, found {found}; expected "
+                f"{self.layout.expected(place)}"
+            )
 
     def prepare(self, opening: Opening) -> str:
-        """Download it, unless it is there; what an interrupted download has fetched is kept and used.
-
-        Args:
-            opening: For the cache directory and ``notify``.
-
-        Returns:
-            Why it cannot be had, or nothing.
-
-        Raises:
-            UsageError: As `locate`.
-        """
+        """Download it unless it is there; returns why it cannot be had, or nothing."""
         if self.locate(opening) is not None:
             return ""
         if not self.repository:
@@ -129,78 +99,96 @@ class Release:
     def ways(self, opening: Opening) -> list[str]:
         """List the ways to get it, as lines for a message."""
         ways = [f"give a folder with {self.layout.expected(Path('ROOT'))}: --data-dir ROOT, or {DATA_VARIABLE}=ROOT"]
-        if self.repository:
-            ways.append(
-                f"run `python -m fedhess.data prepare {self.name}` where the hub can be reached ({self.repository}, "
-                f"{self.size}; HF_ENDPOINT names a mirror)"
-            )
-            ways.append(f"copy {self.cached(opening)} from a machine where that has been done")
-        else:
-            ways.append(f"get it by hand: {self.source}")
-        return ways
+        if not self.repository:
+            return [*ways, f"get it by hand: {self.source}"]
+        return [
+            *ways,
+            f"run `python -m fedhess.data prepare {self.name}` where the hub can be reached ({self.repository}, "
+            f"{self.size}; HF_ENDPOINT names a mirror)",
+            f"copy {self.cached(opening)} from a machine where that has been done",
+        ]
 
 
-def open_release(release: Release, opening: Opening) -> Benchmark:
+def open_release(
+    release: Release, opening: Opening, *, stand_in: Callable[[str], Benchmark] | None = None
+) -> Benchmark:
     """Open an image benchmark: from a local folder, else what was downloaded, else the hub.
 
     Args:
         release: What to open.
-        opening: Options ``data_dir`` and ``skip_bad_images`` overrule the arguments of the same name.
+        opening: Options ``data_dir`` and ``skip_bad_images`` overrule the arguments of the same name. With ``held``
+            only those domains are looked for, and nothing is downloaded.
+        stand_in: Returns what replaces it where it cannot be had for a reason, unless ``require_real`` is set.
 
     Returns:
         The benchmark, images decoded to 3x224x224 uint8.
 
     Raises:
-        UsageError: It cannot be had (said within seconds when there is no network), or a copy is incomplete.
+        UsageError: It cannot be had (known within seconds when there is no network), or a copy is incomplete.
     """
-    found, reason = try_release(release, opening)
-    if found is None:
-        lines = "".join(f"\n  {number}. {way}" for number, way in enumerate(release.ways(opening), start=1))
-        raise UsageError(f"{release.name} is not there and cannot be had ({reason}). Ways to get it:{lines}")
-    return found
-
-
-def try_release(release: Release, opening: Opening) -> tuple[Benchmark | None, str]:
-    """Open an image benchmark, or say why it cannot be had; see `open_release`."""
-    opening = release.settle(opening)
-    if opening.held is not None:  # a deployed machine: what it holds is there, and nothing is downloaded
-        where = release.locate_held(opening)
-        return _opened(release, where, opening, held_domains(where, release.layout, opening.held)), ""
-    root = release.locate(opening)
-    if root is None and release.repository and not release.unasked:
-        return None, f"{release.size} are not downloaded unasked"
-    if root is None:
-        if reason := release.prepare(opening):
-            return None, reason
-        root = release.cached(opening)
-    return _opened(release, root, opening, require_domains(root, release.layout)), ""
-
-
-def _opened(release: Release, root: Path, opening: Opening, folders: Mapping[str, Path]) -> Benchmark:
-    layout = release.layout
-    for domain, folder in folders.items():
-        require_classes(domain, folder, layout)
-    domains = tuple(layout.domains)
-    return Benchmark(
-        name=release.name,
-        domains=domains,
+    opening = opening.settled(skip_bad_images=opening.skip_bad_images)[0]
+    layout, wanted = release.layout, opening.held
+    if wanted is None:
+        wanted = tuple(layout.domains)
+        asked = release.unasked or not release.repository or release.locate(opening) is not None
+        reason = release.prepare(opening) if asked else f"{release.size} are not downloaded unasked"
+        if reason and stand_in is not None and not opening.require_real:
+            return stand_in(reason)
+        if reason:
+            ways = listed(release.ways(opening))
+            raise UsageError(f"{release.name} is not there and cannot be had ({reason}). {ways}")
+    place, folders = release.find(opening) if wanted else (None, {})
+    place = place or release.places(opening)[0]
+    release.require(wanted, folders, place)
+    return tree_benchmark(
+        release.name,
+        {domain: require_classes(domain, folders[domain], layout) for domain in wanted},
+        domains=tuple(layout.domains),
         classes=layout.classes,
-        input_shape=(3, SIDE, SIDE),
-        outputs=len(layout.classes),
-        default_model="resnet18",
-        scenarios=leave_one_out(domains),
-        options={"data_dir": str(root.resolve()), "skip_bad_images": opening.skip_bad_images},
-        loader=partial(_load, folders=folders, layout=layout, opening=opening),
+        side=SIDE,
+        opening=opening,
+        options={"data_dir": str(place.resolve()), "skip_bad_images": opening.skip_bad_images},
         known=release.known,
     )
 
 
-def _load(domain: str, *, folders: Mapping[str, Path], layout: Layout, opening: Opening) -> ImageDomain:
+def tree_benchmark(
+    name: str,
+    tree: Tree,
+    *,
+    domains: tuple[str, ...],
+    classes: tuple[str, ...],
+    side: int,
+    opening: Opening,
+    options: Mapping[str, OptionValue],
+    known: KnownCounts | None = None,
+) -> Benchmark:
+    """Return the benchmark of an image tree; those of its ``domains`` can be loaded that are in ``tree``."""
+    return Benchmark(
+        name=name,
+        domains=domains,
+        classes=classes,
+        input_shape=(3, side, side),
+        outputs=len(classes),
+        default_model="resnet18",
+        scenarios=leave_one_out(domains),
+        options=options,
+        loader=partial(_load, tree=tree, classes=classes, side=side, opening=opening),
+        known=known,
+    )
+
+
+def _load(domain: str, *, tree: Tree, classes: tuple[str, ...], side: int, opening: Opening) -> ImageDomain:
     return load_images(
         domain,
-        list_images(domain, folders[domain], layout),
-        side=SIDE,
+        list_images(tree[domain], classes),
+        side=side,
         skip_bad_images=opening.skip_bad_images,
         cache_dir=opening.cache_dir,
         notify=opening.notify,
     )
+
+
+def listed(ways: Iterable[str]) -> str:
+    """Lay out ways to get data as numbered lines."""
+    return "Ways to get it:" + "".join(f"\n  {number}. {way}" for number, way in enumerate(ways, start=1))

@@ -5,8 +5,7 @@ domain-generalization code, VLCS/{CALTECH,LABELME,SUN,PASCAL}/{full,train,crossv
 where it is there, else its three parts together.
 """
 
-from fedhess.domains.benchmark import Benchmark
-from fedhess.domains.counts import KnownCounts, by_class
+from fedhess.domains.benchmark import Benchmark, KnownCounts, by_class
 from fedhess.domains.images.layout import Layout
 from fedhess.domains.images.release import Release, open_release
 from fedhess.domains.opening import Opening

@@ -1,13 +1,13 @@
 """The ClientApp: thin handlers around the local work, behind the target firewall.
 
-A client computes from the message, the run config and its own data alone; what ``memory`` remembers only saves
-time.
+A client computes from the message, the run config and its own data alone; `memory.MEMORY` only saves time.
 """
 
 import time
 import traceback
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -26,26 +26,19 @@ from fedhess.federation import protocol
 from fedhess.federation.client.batches import joint_batch
 from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.client.examples import LocalClient, local_client
-from fedhess.federation.client.memory import FORWARDS, MODELS, ModelMissingError, ReceivedModel
+from fedhess.federation.client.memory import MEMORY, ModelMissingError, ReceivedModel
 from fedhess.federation.client.node import NotInRunError, place
 from fedhess.federation.client.training import Holding, train_locally, writes_parameters
+from fedhess.federation.protocol import decode_request, numbered, numbered_parts
 from fedhess.federation.run_settings import settings_of_run
-from fedhess.federation.statistic_requests import decode_request, numbered, numbered_parts
+from fedhess.federation.tensors import decode_tensors, encode_tensors
 from fedhess.settings.run_config import RunConfig, Scalar
 
 Handler = Callable[[Message, Context], Message]
 
 
-class BadRequestError(ValueError):
-    """A message asks for what this client does not offer."""
-
-
 def run_settings(context: Context) -> RunConfig:
-    """Return the settings of the run that a message belongs to, as they are on this node.
-
-    Raises:
-        UsageError: A value of the run config is out of range or of the wrong type.
-    """
+    """Return the settings of the run that a message belongs to, as they are on this node."""
     return _parsed(tuple(context.run_config.items()), tuple(context.node_config.items()))
 
 
@@ -56,25 +49,8 @@ def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple
     return config
 
 
-def own_threads(message: Message, context: Context, call_next: Handler) -> Message:
-    """Let torch use the threads that run or node say (a Flower mod)."""
-    with torch_threads(run_settings(context).threads):
-        return call_next(message, context)
-
-
-def firewall(message: Message, context: Context, call_next: Handler) -> Message:
-    """Let nothing but ``evaluate`` through to a target client (a Flower mod)."""
-    message_type = message.metadata.message_type
-    config = run_settings(context)
-    domain, role, _ = place(config, context)
-    if role == TARGET and message_type.partition(".")[0] != protocol.EVALUATE:
-        reason = f"{domain} is a target domain: its client answers evaluate messages only, refused {message_type!r}"
-        return Message(Error(protocol.REFUSED_BY_TARGET, reason), reply_to=message)
-    return call_next(message, context)
-
-
 def errors_as_replies(message: Message, context: Context, call_next: Handler) -> Message:
-    """Answer expected errors with their reason, and a missing model with the word that it is missing (a Flower mod).
+    """Reply to expected errors with their reason, and that the model is missing where it is (a Flower mod).
 
     The reason of an error in a strategy's own code ends with the traceback: the run may have its directory elsewhere.
     """
@@ -86,26 +62,37 @@ def errors_as_replies(message: Message, context: Context, call_next: Handler) ->
     except StrategyError as error:
         trace = "".join(traceback.format_exception(error.__cause__))
         return Message(Error(protocol.STRATEGY_RAISED, f"{error}\n{trace}"), reply_to=message)
-    except (BadRequestError, UsageError) as error:
+    except UsageError as error:
         code = protocol.NOT_IN_RUN if isinstance(error, NotInRunError) else protocol.BAD_REQUEST
         return Message(Error(code, str(error)), reply_to=message)
 
 
-def own_randomness(message: Message, context: Context, call_next: Handler) -> Message:
-    """Seed torch's global generators by (seed, domain, client, round), for strategies that draw from them (a mod)."""
+def firewall(message: Message, context: Context, call_next: Handler) -> Message:
+    """Let nothing but ``evaluate`` through to a target client (a Flower mod)."""
+    message_type = message.metadata.message_type
+    domain, role, _ = place(run_settings(context), context)
+    if role == TARGET and message_type.partition(".")[0] != protocol.EVALUATE:
+        reason = f"{domain} is a target domain: its client answers evaluate messages only, refused {message_type!r}"
+        return Message(Error(protocol.REFUSED_BY_TARGET, reason), reply_to=message)
+    return call_next(message, context)
+
+
+def own_torch_state(message: Message, context: Context, call_next: Handler) -> Message:
+    """Set torch's threads, and seed its global generators by (seed, domain, client, round) (a Flower mod)."""
     config = run_settings(context)
-    domain, _, client = place(config, context)
     server_round = message.content.config_records.get(protocol.CONFIG, ConfigRecord()).get(protocol.ROUND, 0)
-    with seeded_globally(config.seed, "client", domain, client, str(server_round), device=config.device):
-        return call_next(message, context)
+    with torch_threads(config.threads):
+        domain, _, client = place(config, context)
+        with seeded_globally(config.seed, "client", domain, client, str(server_round), device=config.device):
+            return call_next(message, context)
 
 
-app = ClientApp(mods=[errors_as_replies, own_threads, firewall, own_randomness])
+app = ClientApp(mods=[errors_as_replies, own_torch_state, firewall])
 
 
 @app.evaluate("identify")
 def identify(message: Message, context: Context) -> Message:
-    """Answer who this client is."""
+    """Reply with the client's identity."""
     config = run_settings(context)
     domain, role, client = place(config, context)
     identity = local_client(config, domain=domain, role=role, client=client).identity(role)
@@ -114,22 +101,22 @@ def identify(message: Message, context: Context) -> Message:
 
 @app.query("statistics")
 def statistics(message: Message, context: Context) -> Message:
-    """Answer the statistics that the message names, on the batch of the round's first local step."""
-    config, data, received, server_round = _open(message, context)
-    return Message(RecordDict(_answer(message.content, config, data, received, server_round)), reply_to=message)
+    """Reply with the statistics that the message names, on the batch of the round's first local step."""
+    return Message(RecordDict(_answer(message.content, _open(message, context))), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Take the round's local steps; answer with the update, or with the weights where a plain Flower strategy asks."""
+    """Take the round's local steps; reply with the update, or with the weights for a plain Flower strategy."""
     started = time.perf_counter()
-    config, data, received, server_round = _open(message, context)
-    asked = numbered_parts(message.content)  # before the steps: they may write to the working model
-    answers = [_answer(request, config, data, received, server_round) for request in asked]
-    carried = message.content.array_records.get(protocol.MOMENTUM)
-    writes = writes_parameters(config, carries_momentum=carried is not None)
-    model = MODELS.model(config, received, writable=writes)
-    holdings = _holdings(message.content, data, torch.device(config.device))
+    call = _open(message, context)
+    config, data, received = call.config, call.data, call.received
+    # Before the steps: they may write to the working model.
+    answers = [_answer(request, call) for request in numbered_parts(message.content)]
+    momentum = call.tensors(protocol.MOMENTUM)
+    writes = writes_parameters(config, carries_momentum=momentum is not None)
+    model = MEMORY.model(config, received, writable=writes)
+    holdings = _holdings(call)
     # The statistics were of all that the client holds: so is the pass behind them.
     reusable = not writes and len(holdings) == len(data.training_parts)
     local = train_locally(
@@ -138,29 +125,20 @@ def train(message: Message, context: Context) -> Message:
         before=received.tensors,
         config=config,
         strategy=client_half(config),
-        server_round=server_round,
-        momentum=None if carried is None else _on(torch.device(config.device), protocol.decode_tensors(carried)),
-        first=FORWARDS.take(received.model_id, data.key, model) if reusable else None,
+        server_round=call.server_round,
+        momentum=momentum,
+        first=MEMORY.take(received.model_id, data.key, model) if reusable else None,
     )
-    wants_weights = message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False)
-    if wants_weights:
-        update = local.update
-        tensors = {n: b - update[n] if n in update else b for n, b in received.tensors.items()}
-    else:
-        tensors = local.update
-    metrics = MetricRecord(
-        {
-            protocol.NUM_EXAMPLES: data.train_size,
-            "loss": local.loss,
-            "objective": local.objective,
-            "seconds": time.perf_counter() - started,
-        }
-    )
-    content = RecordDict({protocol.MODEL: protocol.encode_tensors(tensors), protocol.METRICS: metrics})
-    if carried is not None and local.momentum:
-        content[protocol.MOMENTUM] = protocol.encode_tensors(local.momentum)
-    for call, records in enumerate(answers):
-        content.update(numbered(records, call))
+    tensors = local.update
+    if message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False):
+        tensors = {n: b - tensors[n] if n in tensors else b for n, b in received.tensors.items()}
+    metrics = MetricRecord({protocol.NUM_EXAMPLES: data.train_size, "loss": local.loss, "objective": local.objective})
+    metrics["seconds"] = time.perf_counter() - started
+    content = RecordDict({protocol.MODEL: encode_tensors(tensors), protocol.METRICS: metrics})
+    if momentum is not None and local.momentum:
+        content[protocol.MOMENTUM] = encode_tensors(local.momentum)
+    for number, records in enumerate(answers):
+        content.update(numbered(records, number))
     return Message(content, reply_to=message)
 
 
@@ -170,14 +148,13 @@ def evaluate(message: Message, context: Context) -> Message:
 
     Only a source client adds the alignment statistics of its head.
     """
-    config, data, received, _ = _open(message, context)
-    _, role, _ = place(config, context)
+    config, data, role, received, _, _ = _open(message, context)
     key = data.identity(role).key
     content = RecordDict()
     for domain, part in data.parts.items():
         if len(part.evaluate_indices) == 0 and len(data.parts) > 1:
             continue
-        model = MODELS.model(config, received, writable=False)
+        model = MEMORY.model(config, received, writable=False)
         result = evaluate_model(model, part, with_alignment=role == SOURCE)
         metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
         if role == TARGET and config.splits_targets:
@@ -185,110 +162,108 @@ def evaluate(message: Message, context: Context) -> Message:
             metrics |= protocol.evaluation_metrics(out.examples, out.loss, out.accuracy, of=protocol.OUT)
         content[key(protocol.METRICS, domain)] = MetricRecord(dict(metrics))
         if result.alignment:
-            content[key(protocol.ALIGNMENT, domain)] = protocol.encode_tensors(result.alignment)
+            content[key(protocol.ALIGNMENT, domain)] = encode_tensors(result.alignment)
     return Message(content, reply_to=message)
 
 
-def _open(message: Message, context: Context) -> tuple[RunConfig, LocalClient, ReceivedModel, int]:
-    """Read what every request carries, and take in its model."""
+class _Call(NamedTuple):
+    """What every request but ``identify`` carries, and what this client holds for it."""
+
+    config: RunConfig
+    data: LocalClient
+    role: str
+    received: ReceivedModel
+    server_round: int
+    content: RecordDict
+
+    def tensors(self, record: str) -> dict[str, Tensor] | None:
+        """Read tensors of the message onto the device; None where it has no such record."""
+        arrays = self.content.array_records.get(record)
+        return None if arrays is None else _on(self.config.device, decode_tensors(arrays))
+
+
+def _open(message: Message, context: Context) -> _Call:
     config = run_settings(context)
     record = message.content.config_records.get(protocol.CONFIG, ConfigRecord())
     model_id, server_round = record.get(protocol.MODEL_ID), record.get(protocol.ROUND)
     if not isinstance(model_id, str) or not isinstance(server_round, int):
-        raise BadRequestError(f"expected {protocol.MODEL_ID} and {protocol.ROUND} in the message, got {sorted(record)}")
-    received = MODELS.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
+        raise UsageError(f"expected {protocol.MODEL_ID} and {protocol.ROUND} in the message, got {sorted(record)}")
+    received = MEMORY.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
     domain, role, client = place(config, context)
-    return config, local_client(config, domain=domain, role=role, client=client), received, server_round
+    data = local_client(config, domain=domain, role=role, client=client)
+    return _Call(config, data, role, received, server_round, message.content)
 
 
-def _holdings(content: RecordDict, data: LocalClient, device: torch.device) -> list[Holding]:
-    """Say what is trained on: everything, or what the server names; of several domains each by its weight."""
-    identity = data.identity(SOURCE)
-    record = content.config_records.get(protocol.CONFIG, ConfigRecord())
-    sizes = {domain: float(part.train_size) for domain, part in data.training_parts.items()}
-    domains, weights = record.get(protocol.TRAIN_DOMAINS), record.get(protocol.TRAIN_WEIGHTS)
-    if isinstance(domains, list) and isinstance(weights, list):
-        named = dict(zip(map(str, domains), map(float, weights), strict=True))
-        sizes = {domain: named.get(domain, 0.0) for domain in sizes}
-    total = sum(sizes.values())
-    if not total > 0 or min(sizes.values()) < 0:
-        raise BadRequestError(f"expected a domain of {', '.join(sizes)} that weighs more than nothing, got {record}")
-    arrays = content.array_records
-
-    def decoded(name: str) -> dict[str, Tensor]:
-        return _on(device, protocol.decode_tensors(arrays[name])) if name in arrays else {}
-
-    shared = decoded(protocol.REFERENCE)
-    own = {domain: decoded(identity.key(protocol.REFERENCE, domain)) if identity.several else {} for domain in sizes}
+def _holdings(call: _Call) -> list[Holding]:
+    """Return what is trained on: everything, or what the server names; of several domains each by its weight."""
+    identity = call.data.identity(SOURCE)
+    record = call.content.config_records[protocol.CONFIG]
+    weights = {domain: float(part.train_size) for domain, part in call.data.training_parts.items()}
+    domains, by_server = record.get(protocol.TRAIN_DOMAINS), record.get(protocol.TRAIN_WEIGHTS)
+    if isinstance(domains, list) and isinstance(by_server, list):
+        named = dict(zip(map(str, domains), map(float, by_server), strict=True))
+        weights = {domain: named.get(domain, 0.0) for domain in weights}
+    total = sum(weights.values())
+    shared = call.tensors(protocol.REFERENCE) or {}
+    own = {}
+    if identity.several:
+        own = {domain: call.tensors(identity.key(protocol.REFERENCE, domain)) or {} for domain in weights}
     return [
-        Holding(data.parts[domain], weight / total, shared | own[domain])
-        for domain, weight in sizes.items()
+        Holding(call.data.parts[domain], weight / total, shared | own.get(domain, {}))
+        for domain, weight in weights.items()
         if weight > 0
     ]
 
 
-def _statistics_pass(
-    config: RunConfig, data: LocalClient, received: ReceivedModel, server_round: int, *, with_graph: bool = False
-) -> Forward:
+def _statistics_pass(call: _Call, *, with_graph: bool = False) -> Forward:
     """Return the forward pass behind the round's statistics, made once a round.
 
     Where the round's only step takes the same batch and leaves the parameters alone, the pass keeps its graph for it.
     """
-    model = MODELS.model(config, received, writable=False)  # the steps of another client may have been its last use
-    found = FORWARDS.recall(received.model_id, data.key)
+    config, data, model_id = call.config, call.data, call.received.model_id
+    model = MEMORY.model(config, call.received, writable=False)  # another client's steps may have been its last use
+    found = MEMORY.recall(model_id, data.key)
     if found is not None and found.is_made_by(model) and (found.features.requires_grad or not with_graph):
         return found
     is_first_step = config.statistics_batches == 1 and not writes_parameters(config)
-    first = round_steps(config, train_size=data.train_size, server_round=server_round).start
+    first = round_steps(config, train_size=data.train_size, server_round=call.server_round).start
     parts = list(data.training_parts.values())
     inputs, labels, sizes = joint_batch(parts, config, step=first, batches=config.statistics_batches)
-    keeps_graph = is_first_step and FORWARDS.has_room_for_a_graph(received.model_id)
+    keeps_graph = is_first_step and MEMORY.has_room_for_a_graph(model_id)
     with torch.set_grad_enabled(keeps_graph or with_graph):
         forward = run_forward(model, inputs, labels, sizes=sizes)
     if keeps_graph or not with_graph:
-        FORWARDS.keep(received.model_id, data.key, forward)
+        MEMORY.keep(model_id, data.key, forward)
     return forward
 
 
-def _answer(
-    request: RecordDict, config: RunConfig, data: LocalClient, received: ReceivedModel, server_round: int
-) -> dict[str, protocol.Part]:
-    """Compute the statistics that a request names, on the batch of the round's first local step.
-
-    Returns:
-        One record a domain.
-
-    Raises:
-        BadRequestError: The strategy lists no such statistic.
-        StrategyError: One raised, or returned no tensor.
-    """
-    strategy = client_half(config)
+def _answer(request: RecordDict, call: _Call) -> dict[str, protocol.Part]:
+    """Compute the statistics that a request names on the batch of the round's first local step, one record a domain."""
+    config, strategy = call.config, client_half(call.config)
     names, given = decode_request(request)
-    given |= _on(torch.device(config.device), {name: v for name, v in given.items() if isinstance(v, Tensor)})
-    values: dict[str, dict[str, Tensor]] = {domain: {} for domain in data.training_parts}
+    given |= _on(config.device, {name: v for name, v in given.items() if isinstance(v, Tensor)})
+    values: dict[str, dict[str, Tensor]] = {domain: {} for domain in call.data.training_parts}
     for name in names:
         on_network = strategy.network_statistics.get(name)
         if on_network is None and name not in strategy.statistics:
             known = [*strategy.statistics, *strategy.network_statistics]
-            raise BadRequestError(
-                f"strategy {config.strategy!r} has no statistic {name!r}; {did_you_mean(name, known)}"
-            )
-        forward = _statistics_pass(config, data, received, server_round, with_graph=on_network is not None)
+            raise UsageError(f"strategy {config.strategy!r} has no statistic {name!r}; {did_you_mean(name, known)}")
+        forward = _statistics_pass(call, with_graph=on_network is not None)
         for own, part in zip(values.values(), forward.parts, strict=True):
             if on_network is not None:
                 own[name] = strategy_statistic(config.strategy, name, on_network, part)
                 continue
             with torch.no_grad():  # closed forms need no graph
                 own[name] = strategy_statistic(config.strategy, name, strategy.statistics[name], part.batch, **given)
-    key = data.identity(SOURCE).key
-    return {key(protocol.STATISTIC_VALUES, domain): protocol.encode_tensors(own) for domain, own in values.items()}
+    key = call.data.identity(SOURCE).key
+    return {key(protocol.STATISTIC_VALUES, domain): encode_tensors(own) for domain, own in values.items()}
 
 
-def _on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _on(device: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copy what a message holds to the device, but single whole numbers (a count, a seed) into the host's memory.
 
     There a strategy reads them without waiting for the device, and computes with them on any.
     """
     numbers = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 0 and not tensor.is_floating_point()}
     others = {name: tensor for name, tensor in tensors.items() if name not in numbers}
-    return copy_together(others, device) | copy_together(numbers, torch.device("cpu"))
+    return copy_together(others, torch.device(device)) | copy_together(numbers, torch.device("cpu"))

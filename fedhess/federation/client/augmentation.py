@@ -5,13 +5,10 @@ Each example gets what ``torchvision.transforms`` would do to it alone, with par
     RandomResizedCrop(side, scale=(0.7, 1), ratio=(3/4, 4/3)), RandomHorizontalFlip(), ColorJitter(.3, .3, .3, .3),
     RandomGrayscale(.1)
 
-Source: Gulrajani and Lopez-Paz 2021, "In search of lost domain generalization", released code, ``datasets.py``. The
-normalisation that ends the pipeline there is the first thing that every model here does (`models.headed.ScaleImages`).
-Deviations: colours stay floating-point numbers throughout, because rounding them gains nothing here (torchvision rounds
-to one of 256 after every operation on a PIL image); and crops are taken from the stored square, not from the file,
-because that is decoded once.
-
-Parameters are drawn on the CPU, so that every device gets the same; pixels then agree up to rounding.
+Source: Gulrajani and Lopez-Paz 2021, "In search of lost domain generalization", released code, ``datasets.py``; here
+the models normalise (`models.headed.ScaleImages`). Deviations: colours stay floating-point numbers throughout, where
+torchvision rounds to one of 256 after every operation on a PIL image; and crops are taken from the stored square, which
+is decoded once, not from the file. Parameters are drawn on the CPU, so that every device gets the same.
 
 Brightness, contrast, saturation and grayscale are one map, a blend of x with a target t: clamp(f x + (1 - f) t), where
 t is 0, the image's mean grey, or each pixel's grey. So a batch whose examples take their four jitters in different
@@ -34,34 +31,22 @@ from fedhess.base.transfers import send
 SCALE = (0.7, 1.0)  # of the area
 RATIO = (3 / 4, 4 / 3)  # width by height
 ATTEMPTS = 10  # at a crop that fits, as torchvision has it
-JITTER = 0.3
-GRAYSCALE = 0.1  # probability
+JITTER, GRAYSCALE = 0.3, 0.1  # most change of a factor; probability
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601-2, rounded as torchvision has it
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-BLENDS = 7  # three before the hue, three after it, grayscale
-HUE_AT = 3
+BLENDS, HUE_AT = 7, 3  # three before the hue, three after it, grayscale
 CPU_CHUNK = 4  # images cropped together on a CPU: what its cache holds
-
-Value = Tensor | float
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What happens to each example of a batch; all on the CPU.
+    """What happens to each example of a batch; all on the CPU."""
 
-    Attributes:
-        boxes: (B, 4) int64: top, left, height, width of the crop, pixels.
-        flips: (B,) bool.
-        order: (B, 4) int64, each row a permutation of ``BRIGHTNESS, CONTRAST, SATURATION, HUE``.
-        factors: (B, 4) float32 in that order of columns: three blend factors, then the hue's shift in turns.
-        greys: (B,) bool: whether the colour is taken away in the end.
-    """
-
-    boxes: Tensor
-    flips: Tensor
-    order: Tensor
-    factors: Tensor
-    greys: Tensor
+    boxes: Tensor  # (B, 4) int64: top, left, height, width of the crop, pixels
+    flips: Tensor  # (B,) bool
+    order: Tensor  # (B, 4) int64, each row a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE
+    factors: Tensor  # (B, 4) float32 in that order of columns: three blend factors, then the hue's shift in turns
+    greys: Tensor  # (B,) bool
 
 
 def augment(images: Tensor, *, generator: torch.Generator, aspects: Tensor | None = None) -> Tensor:
@@ -81,21 +66,12 @@ def augment(images: Tensor, *, generator: torch.Generator, aspects: Tensor | Non
     torch.Size([2, 3, 8, 8])
     """
     count, _, height, width = images.shape
-    return apply(images, draw(count, size=(height, width), generator=generator, aspects=aspects))
+    parameters = draw(count, size=(height, width), generator=generator, aspects=aspects)
+    return (apply_one_by_one if images.device.type == "cpu" else apply_at_once)(images, parameters)
 
 
 def draw(count: int, *, size: tuple[int, int], generator: torch.Generator, aspects: Tensor | None = None) -> Parameters:
-    """Draw the parameters of a batch; all distributions are those of torchvision.
-
-    Args:
-        count: B.
-        size: Height and width of the images, pixels.
-        generator: On the CPU.
-        aspects: As `augment`.
-
-    Returns:
-        The parameters.
-    """
+    """Draw the parameters of ``count`` images of (height, width) pixels, distributed as torchvision's."""
     boxes = _draw_boxes(count, size=size, generator=generator, aspects=aspects)
     flips = torch.rand(count, generator=generator) < 0.5
     order = torch.rand(count, 4, generator=generator).argsort(1)
@@ -105,22 +81,9 @@ def draw(count: int, *, size: tuple[int, int], generator: torch.Generator, aspec
     return Parameters(boxes=boxes, flips=flips, order=order, factors=factors, greys=greys)
 
 
-def apply(images: Tensor, parameters: Parameters) -> Tensor:
-    """Do to each example what its parameters say, in the way that suits the device.
-
-    Args:
-        images: (B, 3, H, W), uint8 or floating-point in [0, 1]; not written to.
-        parameters: Of B examples.
-
-    Returns:
-        As `augment`.
-    """
-    return (apply_one_by_one if images.device.type == "cpu" else apply_at_once)(images, parameters)
-
-
 def apply_at_once(images: Tensor, parameters: Parameters) -> Tensor:
-    """Do what `apply` does to all examples in the same operations, without ever waiting for the device."""
-    out = resample(images, boxes=parameters.boxes, flips=parameters.flips)
+    """Augment all examples in the same operations, without ever waiting for the device."""
+    out = _resample(images, boxes=parameters.boxes, flips=parameters.flips)
     blends = send(_blends(parameters), out.device).to(out.dtype)[:, :, :, None, None, None]
     turns = send(_hue_maps(parameters.factors[:, HUE]), out.device)
     _recolour(out, [blend.unbind(1) for blend in blends.unbind(1)], turns)
@@ -128,7 +91,7 @@ def apply_at_once(images: Tensor, parameters: Parameters) -> Tensor:
 
 
 def apply_one_by_one(images: Tensor, parameters: Parameters) -> Tensor:
-    """Do what `apply` does to one example after the other, each with the operations that it needs.
+    """Augment one example after the other, each with the operations that it needs.
 
     Colours on a single thread: an operation on one image is over before a second thread has woken up.
     """
@@ -136,25 +99,17 @@ def apply_one_by_one(images: Tensor, parameters: Parameters) -> Tensor:
     out = torch.empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32))
     for start in range(0, len(images), CPU_CHUNK):
         part = slice(start, start + CPU_CHUNK)
-        out[part] = resample(images[part], boxes=parameters.boxes[part], flips=parameters.flips[part])
+        out[part] = _resample(images[part], boxes=parameters.boxes[part], flips=parameters.flips[part])
     with torch_threads(1):
         for number, own in enumerate(blends.tolist()):
             _recolour(out[number : number + 1], own, turns[number : number + 1])
     return out
 
 
-def resample(images: Tensor, *, boxes: Tensor, flips: Tensor) -> Tensor:
-    """Crop each example and resize the crop to the size of the images, bilinearly.
+def _resample(images: Tensor, *, boxes: Tensor, flips: Tensor) -> Tensor:
+    """Crop each example, resize the crop to the size of the images, bilinearly, and mirror it.
 
     A crop is never larger than its image: resizing never shrinks, and antialiasing would change nothing.
-
-    Args:
-        images: (B, 3, H, W), uint8 or floating-point in [0, 1].
-        boxes: (B, 4) int64: top, left, height, width, pixels.
-        flips: (B,) bool: whether to mirror left and right afterwards.
-
-    Returns:
-        (B, 3, H, W) float32 in [0, 1] (float64 for float64 images), contiguous.
     """
     dtype = torch.promote_types(images.dtype, torch.float32)
     unit = images.to(dtype) if images.is_floating_point() else images / 255
@@ -170,10 +125,7 @@ def resample(images: Tensor, *, boxes: Tensor, flips: Tensor) -> Tensor:
 
 
 def _positions(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Say where the samples of a crop lie on an axis of ``size`` pixels: (B, size), in the [-1, 1] of ``grid_sample``.
-
-    Past the centre of the crop's outermost pixels, those go on; not what lies beside the crop.
-    """
+    """Return where the samples of a crop lie on an axis of ``size`` pixels: (B, size) in ``grid_sample``'s [-1, 1]."""
     centres = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5
     within = (centres * (length[:, None] / size) - 0.5).clamp_min(0).minimum(length[:, None] - 1)
     return (2 * (start[:, None] + within) + 1) / size - 1
@@ -199,11 +151,7 @@ def _draw_boxes(count: int, *, size: tuple[int, int], generator: torch.Generator
 
 
 def _blends(parameters: Parameters) -> Tensor:
-    """Write each example's colour changes as blends in their places.
-
-    Returns:
-        (B, 7, 3): x becomes clamp([0] x + [1] mean grey + [2] grey); rows that change nothing are 1, 0, 0.
-    """
+    """Write colour changes as blends, (B, 7, 3): x becomes clamp([0] x + [1] mean grey + [2] grey)."""
     count, factors = len(parameters.factors), parameters.factors[:, :HUE]
     kinds = torch.zeros(count, HUE, 3)
     kinds[:, :, 0] = factors
@@ -218,7 +166,7 @@ def _blends(parameters: Parameters) -> Tensor:
 
 
 def _hue_maps(shifts: Tensor) -> Tensor:
-    """Write a shift of the hue as a linear map of red, green, blue and of their largest plus smallest.
+    """Write shifts of the hue, (B,) in turns in [-1/2, 1/2], as (B, 3, 4) coefficients of r, g, b and v + m.
 
     Round the circle of hues each channel is at the largest value v for two sixths of a turn, falls for one, is at the
     smallest, m, for two and rises for one. With the other two at hand its value d sixths on, d in [0, 1], needs neither
@@ -229,12 +177,6 @@ def _hue_maps(shifts: Tensor) -> Tensor:
     Backwards g and b change places. Two sixths are a change of channels, so that any shift is some of those and a rest
     of at most one sixth. Up to rounding torchvision does the same through HSV (Smith 1978, "Color gamut transform
     pairs").
-
-    Args:
-        shifts: (B,) in turns, in [-1/2, 1/2].
-
-    Returns:
-        (B, 3, 4): coefficients of r, g, b and v + m for each new channel.
     """
     changes = (3 * shifts).round()
     rest = 6 * shifts - 2 * changes
@@ -247,14 +189,11 @@ def _hue_maps(shifts: Tensor) -> Tensor:
     return torch.cat([mixing, (1 - rest.abs())[:, None, None].expand(-1, 3, 1)], dim=2)
 
 
-def _recolour(images: Tensor, blends: Sequence[Sequence[Value]], turns: Tensor) -> None:
-    """Blend, turn the hue, blend: in place.
+def _recolour(images: Tensor, blends: Sequence[Sequence[Tensor | float]], turns: Tensor) -> None:
+    """Blend, turn the hue by `_hue_maps`, blend, in place.
 
-    Args:
-        images: (B, 3, H, W) in [0, 1], contiguous.
-        blends: Seven of ``(factor, by mean grey, by grey)``: (B, 1, 1, 1) each, or numbers for all examples. What the
-            numbers say is nothing is not done; on an accelerator nobody looks at them, which would make it wait.
-        turns: (B, 3, 4), see `_hue_maps`, on the images' device.
+    Of the seven blends ``(factor, by mean grey, by grey)`` each value is (B, 1, 1, 1), or a number for all examples:
+    then terms without effect are left out. On an accelerator none is: reading values would make the host wait.
     """
     for number, (factor, by_mean, by_grey) in enumerate(blends):
         if number == HUE_AT:
@@ -271,19 +210,16 @@ def _recolour(images: Tensor, blends: Sequence[Sequence[Value]], turns: Tensor) 
             images.clamp_(0, 1)
 
 
-def _matters(share: Value) -> bool:
-    """Whether a term must be computed: unless it is the number 0."""
+def _matters(share: Tensor | float) -> bool:
     return isinstance(share, Tensor) or share != 0
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Weigh red, green and blue: (B, 3, H, W) to (B, 1, H, W)."""
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
 def _turn_hue(images: Tensor, turns: Tensor) -> None:
-    """Apply the maps of `_hue_maps` in place."""
     largest, smallest = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     mixed = torch.matmul(turns[:, :, :3], images.flatten(2)).view_as(images)
     mixed.addcmul_(largest + smallest, turns[:, :, 3:, None])

@@ -8,36 +8,21 @@ import torch
 
 from fedhess.base.errors import UsageError
 from fedhess.domains.benchmark import SOURCE
-from fedhess.domains.partition import Examples, Share
-from fedhess.domains.shares import share_out
+from fedhess.domains.partition import Examples, Share, share_out
 from fedhess.domains.split import SplitRule
 from fedhess.federation.protocol import Held, Identity
-from fedhess.models.prepared import (
-    DOMAINS_KEPT,
-    DataKey,
-    LocalDomain,
-    data_key,
-    domain_split,
-    local_domain,
-    prepared,
-)
+from fedhess.models.prepared import DOMAINS_KEPT, DataKey, LocalDomain, data_key, domain_split, local_domain, prepared
 from fedhess.settings.partition import PartitionSettings
 from fedhess.settings.run_config import RunConfig
 
 CLIENTS_KEPT = 12  # each may keep its full batch; opening one again costs little
 
-ShareKey = tuple[PartitionSettings, tuple[str, ...], tuple[DataKey, ...]]
+ShareKey = tuple[PartitionSettings, tuple[DataKey, ...]]
 
 
 @dataclass(frozen=True)
 class LocalClient:
-    """One client's examples: of one domain, or of several.
-
-    Attributes:
-        domain: Its main domain.
-        client: Its number among the clients with that main domain.
-        parts: Its examples by domain, in domain order.
-    """
+    """One client's examples by domain, in domain order, with its main domain and its number among that one's."""
 
     domain: str
     client: int
@@ -45,7 +30,7 @@ class LocalClient:
 
     @property
     def key(self) -> tuple[str | int, ...]:
-        """What tells this client from the others of the process."""
+        """What distinguishes this client from the others of the process."""
         return (self.domain, self.client, *next(iter(self.parts.values())).key)
 
     @property
@@ -59,47 +44,34 @@ class LocalClient:
         return sum(part.train_size for part in self.parts.values())
 
     def identity(self, role: str) -> Identity:
-        """Say who this client is."""
-        held = [Held(name, part.train_size, len(part.evaluate_indices)) for name, part in self.parts.items()]
+        """Return what this client replies to ``identify``."""
+        held = tuple(Held(name, part.train_size, len(part.evaluate_indices)) for name, part in self.parts.items())
         return Identity(
             self.domain,
             role,
             self.client,
-            self.train_size,
-            sum(own.evaluate_examples for own in held),
-            all(part.holds_out for part in self.parts.values()),
-            () if list(self.parts) == [self.domain] else tuple(held),
+            train_examples=self.train_size,
+            evaluate_examples=sum(own.evaluate_examples for own in held),
+            holds_out=all(part.holds_out for part in self.parts.values()),
+            several=() if list(self.parts) == [self.domain] else held,
         )
 
 
 def local_client(config: RunConfig, *, domain: str, role: str, client: int) -> LocalClient:
-    """Open what a client holds; kept for the next message, unless too many others come between.
-
-    Args:
-        config: The settings of the run.
-        domain: Its main domain.
-        role: Source or target.
-        client: Its number among the clients with that main domain.
+    """Open what a client holds, by its main domain and its number there; kept for the next messages.
 
     Raises:
         UsageError: The partition has no such client, or there are too few examples for so many clients.
     """
     if role != SOURCE:
         return LocalClient(domain, client, {domain: local_domain(config, domain=domain, role=role)})
-    return _local_client(
-        _share_key(config, config.sources if config.partition == "lambda" else (domain,)),
-        rule=config.split,
-        domain=domain,
-        client=client,
-        dtype=config.torch_dtype,
-    )
+    mixed = config.partition == "lambda"
+    key = _share_key(config, config.sources if mixed else (domain,))
+    return _local_client(key, rule=config.split, domain=domain, client=client, dtype=config.torch_dtype)
 
 
 def source_shares(config: RunConfig) -> Mapping[tuple[str, int], Share]:
-    """Share out the source domains among the run's clients.
-
-    Returns:
-        By main domain and number, in the order of the simulated nodes.
+    """Share out the source domains among the clients: by main domain and number, in the order of the simulated nodes.
 
     Raises:
         UsageError: There are too few examples for so many clients.
@@ -113,7 +85,7 @@ def source_examples(config: RunConfig) -> dict[str, Examples]:
 
 
 def simulated_client(config: RunConfig, position: int) -> tuple[str, int]:
-    """Give main domain and number of the source client at a position among the simulated nodes.
+    """Return main domain and number of the source client at a position among the simulated nodes.
 
     No data is opened for it unless the partition mixes domains.
     """
@@ -130,14 +102,13 @@ def forget_clients() -> None:
 
 
 def _share_key(config: RunConfig, domains: tuple[str, ...]) -> ShareKey:
-    """Name a partition of some domains: all that are mixed, or one that is shared out by itself."""
-    return config.partition_settings, domains, tuple(data_key(config, domain) for domain in domains)
+    return config.partition_settings, tuple(data_key(config, domain) for domain in domains)
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
 def _shares(key: ShareKey, *, rule: SplitRule) -> dict[tuple[str, int], Share]:
-    settings, domains, data_keys = key
-    examples = {domain: domain_split(data, rule=rule) for domain, data in zip(domains, data_keys, strict=True)}
+    settings, data_keys = key
+    examples = {data.domain: domain_split(data, rule=rule) for data in data_keys}
     return {(share.domain, share.client): share for share in share_out(settings, examples, seed=data_keys[0].seed)}
 
 
@@ -149,20 +120,16 @@ def _local_client(key: ShareKey, *, rule: SplitRule, domain: str, client: int, d
             f"this node is client {client} of domain {domain!r}, which the run's partition does not have; start it "
             "with another client number, or give the run more clients"
         )
-    _, domains, data_keys = key
-    seed, device = data_keys[0].seed, data_keys[0].device
-    return LocalClient(
-        domain,
-        client,
-        {
-            name: LocalDomain(
-                prepared(*data_keys[domains.index(name)]),
+    parts = {}
+    for data in key[1]:
+        if data.domain in share.holdings:
+            holding, main = share.holdings[data.domain], data.domain == domain
+            parts[data.domain] = LocalDomain(
+                prepared(data),
                 train_indices=holding.train,
                 evaluate_indices=holding.evaluate,
-                key=(seed, name, client) if name == domain else (seed, name, domain, client),
-                device=torch.device(device),
+                key=(data.seed, data.domain, client) if main else (data.seed, data.domain, domain, client),
+                device=torch.device(data.device),
                 dtype=dtype,
             )
-            for name, holding in share.holdings.items()
-        },
-    )
+    return LocalClient(domain, client, parts)

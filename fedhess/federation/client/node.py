@@ -15,13 +15,7 @@ class NotInRunError(UsageError):
 
 
 class Place(NamedTuple):
-    """Who a node is.
-
-    Attributes:
-        domain: Its domain; the main one if it holds several.
-        role: Source or target.
-        client: Its number among the source clients of the domain.
-    """
+    """A node's (main) domain, its role, and its number among the source clients of the domain."""
 
     domain: str
     role: str
@@ -29,30 +23,27 @@ class Place(NamedTuple):
 
 
 def place(config: RunConfig, context: Context) -> Place:
-    """Say which domain this node holds, which role it plays, and which of the domain's clients it is.
+    """Return which domain this node holds, which role it plays, and which of the domain's clients it is.
 
     A deployed node is started with ``domain`` in its node config, and ``client`` where it is not the domain's first. A
     simulated one has a ``partition-id``, which counts the run's source clients, then its targets. A node started with
-    ``role="target"`` stays one whatever a run says.
+    ``role="target"`` stays one whatever the run's settings.
 
     Raises:
         NotInRunError: The node's domain is not part of the run.
-        UsageError: The node config names neither domain nor partition, or what it names makes no sense.
+        UsageError: The node config names neither domain nor partition, or a client number below 0.
     """
     domain, client = context.node_config.get("domain"), context.node_config.get("client", 0)
     if domain is None:
         position, nodes = context.node_config.get("partition-id"), config.source_clients + len(config.targets)
-        if not isinstance(position, int) or not 0 <= position < nodes:
-            raise UsageError(
-                f"the node config has no domain, and its partition-id is {position!r}; expected domain=NAME, or a "
-                f"partition-id from 0 to {nodes - 1}"
-            )
         count = context.node_config.get("num-partitions", nodes)
         if isinstance(count, int) and count < nodes:
             raise UsageError(
                 f"the simulation has {count} nodes, the run {nodes} clients of {', '.join(config.sources)} and targets "
                 f"{', '.join(config.targets)}; run it with --federation-config 'num-supernodes={nodes}'"
             )
+        if not isinstance(position, int) or not 0 <= position < nodes:
+            raise UsageError(f"the node config has no domain, and its partition-id is {position!r}; add domain=NAME")
         if position < config.source_clients:
             domain, client = simulated_client(config, position)
         else:

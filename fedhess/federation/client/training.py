@@ -2,35 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedhess.alignment.step import Forward, Step, round_steps, run_forward
+from fedhess.alignment.strategy import DomainStrategy
 from fedhess.alignment.strategy_code import strategy_code
-from fedhess.federation.client.batches import BatchSource, joint_batches
+from fedhess.federation.client.batches import joint_batches
 from fedhess.models.headed import HeadedModel
+from fedhess.models.prepared import LocalDomain
 from fedhess.settings.optimizers import client_optimizer
 from fedhess.settings.run_config import RunConfig
 
 
-class Objective(Protocol):
-    """The client half of a strategy, as the local steps need it."""
-
-    def objective(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
-        """Compute what the client minimises, ()."""
-
-
 @dataclass
 class LocalUpdate:
-    """What a client's local steps made.
+    """What a client's local steps made: ``before - after`` of parameters, then of buffers; and the first step's losses.
 
-    Attributes:
-        update: ``before - after`` by name: trained parameters, then buffers; the pseudo-gradient of the server.
-        loss: The loss L_e at the first step, on its batch.
-        objective: The objective at the first step.
-        momentum: The momentum buffers that the optimizer ended with, by parameter; none for plain SGD.
+    ``momentum`` holds the buffers that the optimizer ended with, by parameter; none for plain SGD.
     """
 
     update: dict[str, Tensor]
@@ -41,15 +31,12 @@ class LocalUpdate:
 
 @dataclass(frozen=True)
 class Holding:
-    """What a client trains on of one domain.
+    """What a client trains on of one domain: its examples, their weight in the objective, the round's references.
 
-    Attributes:
-        data: Its examples of the domain.
-        weight: How much their objective weighs in the client's; those of a client add up to 1.
-        reference: The references of the round for the domain; constants.
+    The weights of a client's domains add up to 1; references are constants.
     """
 
-    data: BatchSource
+    data: LocalDomain
     weight: float = 1.0
     reference: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -57,10 +44,7 @@ class Holding:
 def writes_parameters(config: RunConfig, *, carries_momentum: bool = False) -> bool:
     """Whether local training changes the parameters: not so for one step of SGD, see :func:`train_locally`.
 
-    Args:
-        config: The settings of the run.
-        carries_momentum: Whether the step begins with momentum buffers from elsewhere; a fresh optimizer has none, and
-            its first step is that of SGD without momentum.
+    With momentum it does only where the step begins with buffers from elsewhere: those of a fresh optimizer are zero.
     """
     one_step = config.local_steps == 1 and config.local_epochs == 0
     plain = config.client_optimizer == "SGD" and not (config.momentum and carries_momentum)
@@ -73,7 +57,7 @@ def train_locally(
     *,
     before: Mapping[str, Tensor],
     config: RunConfig,
-    strategy: Objective,
+    strategy: DomainStrategy,
     server_round: int,
     first: Forward | None = None,
     momentum: Mapping[str, Tensor] | None = None,
@@ -86,28 +70,22 @@ def train_locally(
 
     Args:
         model: The working model, loaded with the global one; its parameters are changed where
-            :func:`writes_parameters` says so.
+            :func:`writes_parameters` is true.
         holdings: The client's training data with the references of the round, by domain.
         before: The tensors of the global model, on the model's device.
         config: Steps, batch size, learning rate and the like.
-        strategy: The client half of the strategy.
+        strategy: The strategy, for its ``objective``.
         server_round: Number of the round, from 1.
         first: The forward pass of the first step, where an exchange of the round has made it already.
         momentum: Momentum buffers to begin with, by parameter, on the model's device; they are written to.
-
-    Returns:
-        The update and the first step's losses.
 
     Raises:
         StrategyError: The strategy's own code raised.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    lr, decay = config.lr_at(server_round), config.weight_decay
     optimizer = client_optimizer(
-        config.client_optimizer,
-        list(trained.values()),
-        lr=config.lr_at(server_round),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
+        config.client_optimizer, list(trained.values()), lr=lr, momentum=config.momentum, weight_decay=decay
     )
     for name, buffer in (momentum or {}).items():
         optimizer.state[trained[name]]["momentum_buffer"] = buffer
@@ -116,8 +94,8 @@ def train_locally(
     train_size = sum(holding.data.train_size for holding in holdings)
     indices = round_steps(config, train_size=train_size, server_round=server_round)
     batches = joint_batches([holding.data for holding in holdings], config, steps=indices[first is not None :])
-    for local_step, index in enumerate(indices):
-        forward = first if first is not None and local_step == 0 else None
+    for index in indices:
+        forward, first = first, None
         if forward is None:
             inputs, labels, sizes = next(batches)
             forward = run_forward(model, inputs, labels, sizes=sizes)
@@ -130,11 +108,13 @@ def train_locally(
         objective = _weighted(terms, holdings)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(objective)
-        if local_step == 0:
+        if not losses:
             losses = [_weighted([step.loss for step in steps], holdings).detach(), objective.detach()]
         if writes:
             optimizer.step()
-    update = _update(model, trained, before, config, lr=config.lr_at(server_round), writes=writes)
+    with torch.no_grad():
+        update = _differences(before, trained) if writes else _step_of_sgd(trained, config, lr)
+        update |= _differences(before, {name: own for name, own in model.named_buffers() if name in before})
     optimizer.zero_grad(set_to_none=True)
     buffers = {name: optimizer.state[parameter].get("momentum_buffer") for name, parameter in trained.items()}
     if all(buffer is None for buffer in buffers.values()):
@@ -144,35 +124,25 @@ def train_locally(
 
 
 def _weighted(terms: Sequence[Tensor], holdings: Sequence[Holding]) -> Tensor:
-    """Add up what a client has of each domain by its weight; of a single domain it is that itself."""
+    """Sum what a client has of each domain by its weight; of a single domain it is that itself."""
     if len(terms) == 1:
         return terms[0]
     return torch.stack([own.weight * term for term, own in zip(terms, holdings, strict=True)]).sum()
 
 
-@torch.no_grad()
-def _update(
-    model: HeadedModel,
-    trained: Mapping[str, Tensor],
-    before: Mapping[str, Tensor],
-    config: RunConfig,
-    *,
-    lr: float,
-    writes: bool,
-) -> dict[str, Tensor]:
-    """Return ``before - after`` of the trained parameters, then of the buffers."""
-    update: dict[str, Tensor] = {}
+def _differences(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: before[name] - value for name, value in after.items()}
+
+
+def _step_of_sgd(trained: Mapping[str, Tensor], config: RunConfig, lr: float) -> dict[str, Tensor]:
+    """Return ``lr * (gradient + weight_decay * weights)`` of the trained parameters, in place of their gradients."""
+    update = {}
     for name, parameter in trained.items():
-        if writes:
-            update[name] = before[name] - parameter
-        elif parameter.grad is None:
+        gradient = parameter.grad
+        if gradient is None:
             update[name] = torch.zeros_like(parameter)
-        else:
-            gradient = parameter.grad
-            if config.weight_decay:
-                gradient = gradient.add_(parameter, alpha=config.weight_decay)
-            update[name] = gradient.mul_(lr) if lr != 1.0 else gradient
-    for name, buffer in model.named_buffers():
-        if name in before:
-            update[name] = before[name] - buffer
+            continue
+        if config.weight_decay:
+            gradient.add_(parameter, alpha=config.weight_decay)
+        update[name] = gradient.mul_(lr) if lr != 1.0 else gradient
     return update

@@ -1,6 +1,7 @@
 """Turn ``--engine`` and its options into the engine that runs the clients."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,12 +15,9 @@ ENGINES = ("in-process", "ray")
 
 @dataclass(frozen=True)
 class Engine:
-    """Where clients run.
+    """Where clients run: ``run(server_app, client_app, run_config=..., node_configs=...)``, with a title for headers.
 
-    Attributes:
-        title: For headers.
-        run: ``run(server_app, client_app, run_config=..., node_configs=...)``.
-        gpus_per_client: GPUs that a client is given, or None where clients share what this process has.
+    ``gpus_per_client`` is None where clients share what this process has.
     """
 
     title: str
@@ -27,10 +25,7 @@ class Engine:
     gpus_per_client: float | None = None
 
     def device(self, name: str) -> str:
-        """Check the device of a run where clients run in this process; on Ray each worker does.
-
-        Args:
-            name: As ``--device``.
+        """Check the device of a run, ``--device``, where clients run in this process; on Ray each worker does.
 
         Raises:
             UsageError: It is unknown or absent, or clients would not see it.
@@ -55,31 +50,29 @@ IN_PROCESS = Engine("in-process", run_in_process)
 def choose_engine(
     name: str, *, cpus_per_client: int | None, gpus_per_client: float | None, ray_address: str | None
 ) -> Engine:
-    """Make the engine of a name.
-
-    Args:
-        name: ``in-process`` or ``ray``.
-        cpus_per_client: CPU cores for a client on Ray, by default 1.
-        gpus_per_client: GPUs for a client on Ray, by default 0.
-        ray_address: Address of a running cluster.
+    """Make the engine of a name; on Ray a client has 1 CPU core and no GPU by default.
 
     Raises:
-        UsageError: The name is unknown, Ray is not installed, or options of Ray are given to another engine.
+        UsageError: The name is unknown, Ray is not installed, or options of Ray are out of range or of no use.
     """
     if name not in ENGINES:
         raise UsageError(f"--engine: unknown engine {name!r}; {did_you_mean(name, ENGINES)}")
-    given = {
-        "--cpus-per-client": cpus_per_client,
-        "--gpus-per-client": gpus_per_client,
-        "--ray-address": ray_address,
-    }
     if name == "in-process":
-        for option, value in given.items():
+        for option, value in (
+            ("--cpus-per-client", cpus_per_client),
+            ("--gpus-per-client", gpus_per_client),
+            ("--ray-address", ray_address),
+        ):
             if value is not None:
                 raise UsageError(f"{option} is for --engine ray; leave it out, or add --engine ray")
         return IN_PROCESS
     require_ray()
-    cpus, gpus = cpus_per_client if cpus_per_client is not None else 1, gpus_per_client or 0.0
+    cpus, gpus = 1 if cpus_per_client is None else cpus_per_client, gpus_per_client or 0.0
+    if cpus < 1 or not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus)):
+        raise UsageError(
+            "expected --cpus-per-client of at least 1 and --gpus-per-client as a fraction below 1 or a whole number, "
+            f"got {cpus} and {gpus:g}"
+        )
     run = functools.partial(run_on_ray, cpus_per_client=cpus, gpus_per_client=gpus, address=ray_address)
     where = f" at {ray_address}" if ray_address else ""
     return Engine(f"Ray{where}, {cpus} CPU(s) and {gpus:g} GPU(s) a client", run, gpus)

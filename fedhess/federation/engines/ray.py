@@ -1,9 +1,9 @@
 """Run an unchanged ServerApp and ClientApp on Flower's Ray simulation, on this machine or on a cluster.
 
-Clients run side by side in Ray actors, which may lie on other machines. What the in-process engine promises holds here
-too: the run config and the node configs reach the clients, a deadline counts for each client from when it begins, what
-a client raises is a named failure, and the weights at the end are the same bits at equal torch thread counts. Any actor
-may serve any client, so a client may find that its process does not hold the model: it is then sent again.
+Clients run side by side in Ray actors. What the in-process engine promises holds here too: the run config and the node
+configs reach the clients, a deadline counts for each client from when it begins, what a client raises is a named
+failure, and the weights at the end are the same bits at equal torch thread counts. Any actor may serve any client, so a
+client may find that its process does not hold the model: it is then sent again.
 """
 
 import functools
@@ -15,7 +15,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import lru_cache
 from typing import Any
@@ -26,17 +27,19 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
-from fedhess.federation.engines.patient_grid import CLIENT_TIMED_OUT, PatientGrid
 from fedhess.federation.engines.worker import CLIENT_THREAD, Worker, answer
-from fedhess.federation.flower_compat import (
-    SUPERLINK_NODE_ID,
-    run_flower_simulation,
-    run_identity,
-)
+from fedhess.federation.flower_compat import SUPERLINK_NODE_ID, ForwardingGrid, run_flower_simulation, run_identity
 from fedhess.settings.run_config import RunConfig, Scalar
 
 CONNECT_SECONDS = 10.0
+POLL_SECONDS = 0.02
+GRACE_SECONDS = 60.0  # for actors that start and messages that wait, beside the clients' own time
+CLIENT_TIMED_OUT = 1003  # error code of a reply that stands for none; Flower's own stop well below 1000
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+
+class RunStoppedError(Exception):
+    """The simulation behind a waiting server has ended."""
 
 
 def run_on_ray(
@@ -49,7 +52,7 @@ def run_on_ray(
     gpus_per_client: float = 0.0,
     address: str | None = None,
 ) -> None:
-    """Run a federation to its end on Ray.
+    """Run a federation to its end on Ray, as :func:`run_in_process` does here.
 
     Args:
         server_app: The ServerApp; it runs in a thread of this process.
@@ -61,7 +64,7 @@ def run_on_ray(
         address: Address of a running Ray cluster; without one a cluster is started on this machine for the run.
 
     Raises:
-        UsageError: Ray is not installed, no cluster answers, or no machine of it has room for a client.
+        UsageError: No cluster answers, or no machine of it has room for a client.
         Exception: Whatever the ServerApp raises.
     """
     actors = _connect(cpus_per_client, gpus_per_client, len(node_configs), address)
@@ -70,7 +73,7 @@ def run_on_ray(
 
     @wrapped.main()
     def main(grid: Grid, context: Context) -> None:
-        server_app(PatientGrid(grid, stop, actors=actors), context)
+        server_app(_PatientGrid(grid, stop, actors=actors), context)
 
     run_id = 1
     before = set(threading.enumerate())
@@ -91,33 +94,22 @@ def run_on_ray(
 
 
 def require_ray() -> None:
-    """Insist that Ray is installed.
-
-    Raises:
-        UsageError: It is not.
-    """
+    """Raise a UsageError unless Ray is installed."""
     if importlib.util.find_spec("ray") is None:
         raise UsageError("--engine ray: Ray is not installed; pip install 'fedhess[ray]', or use --engine in-process")
 
 
 def _connect(cpus: int, gpus: float, clients: int, address: str | None) -> int:
     """Attach to a cluster or start one; return how many clients it runs side by side."""
-    require_ray()
-    if cpus < 1 or not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus)):
-        raise UsageError(
-            "expected --cpus-per-client of at least 1 and --gpus-per-client as a fraction below 1 or a whole number, "
-            f"got {cpus} and {gpus:g}"
-        )
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray: Any = importlib.import_module("ray")  # an extra, and slow to import
     if not ray.is_initialized():
-        if address:
-            _require_answer(address)
         # Actors do not see what this process added to its path, such as the folder of a user's strategy.
         path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
         own = {} if address else {"num_cpus": min(os.cpu_count() or 1, cpus * clients), "include_dashboard": False}
         try:
+            _await_answer(address or "local")
             ray.init(
                 address=address or "local",
                 runtime_env={"env_vars": {"PYTHONPATH": path}},
@@ -125,8 +117,11 @@ def _connect(cpus: int, gpus: float, clients: int, address: str | None) -> int:
                 log_to_driver=False,
                 **own,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise _no_cluster(address or "this machine", error) from error
+        except (OSError, OverflowError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"--ray-address: no Ray cluster answers at {address or 'this machine'} ({error}); start one with "
+                "`ray start --head`, or leave the option out"
+            ) from error
     actors = sum(_room(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
     if actors == 0:
         found = {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
@@ -138,22 +133,11 @@ def _connect(cpus: int, gpus: float, clients: int, address: str | None) -> int:
     return actors
 
 
-def _require_answer(address: str) -> None:
-    """Insist that somebody listens at an address; Ray itself would try for minutes."""
+def _await_answer(address: str) -> None:
+    """Connect to an address with a port and close again; Ray itself would try for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdecimal():
-        return  # "auto", or a name that Ray knows
-    try:
+    if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster(address, error) from error
-
-
-def _no_cluster(address: str, error: Exception) -> UsageError:
-    return UsageError(
-        f"--ray-address: no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or leave "
-        "the option out"
-    )
 
 
 def _room(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
@@ -161,40 +145,73 @@ def _room(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
     return min(room, int(resources.get("GPU", 0) / gpus)) if gpus else room
 
 
-class _Client:
-    """The ClientApp as an actor calls it: with the run's configs, and no longer than its deadline.
+class _PatientGrid(ForwardingGrid):
+    """The simulation's grid, whose deadlines count for each client, since more clients than actors take turns.
 
-    Args:
-        client_app: The ClientApp.
-        run_config: The run config; Flower's simulation gives an object none.
-        node_configs: By partition id.
+    ``clients_at_once`` messages are sent before the first replies are awaited: a few for each actor, so that it never
+    waits and memory does not grow with the number of clients.
     """
+
+    nodes_are_fixed = True
+
+    def __init__(self, grid: Grid, stop: threading.Event, *, actors: int) -> None:
+        super().__init__(grid)
+        self._stop = stop
+        self._actors = actors
+        self.clients_at_once = 4 * actors
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull replies, but for those that stand for none."""
+        return [reply for reply in self._grid.pull_messages(message_ids) if not _stands_for_none(reply)]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Push messages and lazily yield their replies as they come.
+
+        ``timeout`` counts for each client, enforced by the actors; a client that takes longer is left out.
+        """
+        waiting = set(self._grid.push_messages(list(messages)))
+        turns = math.ceil(len(waiting) / self._actors)
+        end = math.inf if timeout is None else time.monotonic() + turns * timeout + GRACE_SECONDS
+        return self._replies(waiting, end)
+
+    def _replies(self, waiting: set[str], end: float) -> Iterator[Message]:
+        while waiting and time.monotonic() < end:
+            for reply in self._grid.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                if not _stands_for_none(reply):
+                    yield reply
+            if waiting and self._stop.wait(POLL_SECONDS):
+                raise RunStoppedError("the simulation has ended")
+
+
+def _stands_for_none(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code == CLIENT_TIMED_OUT
+
+
+class _Client:
+    """The ClientApp as an actor calls it: with the run's configs, by partition id, and no longer than its deadline."""
 
     def __init__(
         self, client_app: ClientApp, run_config: Mapping[str, Scalar], node_configs: Sequence[Mapping[str, Scalar]]
     ) -> None:
         self._client_app = client_app
-        self._run_config = dict(run_config)
+        self._run_config = dict(run_config)  # Flower's simulation gives an object none
         self._node_configs = [dict(config) for config in node_configs]
 
     def __call__(self, message: Message, context: Context) -> Message:
         node_config = self._node_configs[int(context.node_config["partition-id"])]
         own = Context(context.run_id, context.node_id, node_config, context.state, self._run_config)
-        job = functools.partial(answer, self._client_app, message, own)
-        limit = self._limit(message.metadata.message_type)
+        whole = message.metadata.message_type in (protocol.TRAIN, protocol.EVALUATE)
+        phase = "deadline" if whole else "exchange_deadline"
+        limit = float(self._run_config.get(phase.replace("_", "-"), RunConfig.model_fields[phase].default))
         worker = _worker()
         try:
-            return worker.submit(job).result(timeout=limit)
+            return worker.submit(functools.partial(answer, self._client_app, message, own)).result(timeout=limit)
         except FutureTimeoutError:
             # The thread cannot be stopped; the actor's next client gets a fresh one.
             worker.stop(wait=False)
             _worker.cache_clear()
             return Message(Error(CLIENT_TIMED_OUT, f"no reply within {limit:g} s"), reply_to=message)
-
-    def _limit(self, message_type: str) -> float:
-        config = RunConfig.model_fields
-        phase = "deadline" if message_type in (protocol.TRAIN, protocol.EVALUATE) else "exchange_deadline"
-        return float(self._run_config.get(phase.replace("_", "-"), config[phase].default))
 
 
 @lru_cache(maxsize=1)

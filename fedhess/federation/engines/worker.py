@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def answer(client_app: ClientApp, message: Message, context: Context) -> Message:
-    """Have a client answer; what it raises becomes Flower's error reply, with the type and the words of the error."""
+    """Call a client; what it raises becomes Flower's error reply, with type and message of the error."""
     try:
         reply: Message = client_app(message, context)
     except Exception as error:
@@ -42,7 +42,7 @@ class Worker:
         return future
 
     def stop(self, *, wait: bool) -> None:
-        """End the thread after the job that it is at; wait for it unless that job hangs."""
+        """End the thread after its current job; wait for it unless that job hangs."""
         self._jobs.put(None)
         if wait:  # an interpreter that ends while this thread drops its last job's tensors aborts
             self._thread.join()
@@ -52,5 +52,5 @@ class Worker:
             future, job = work
             try:
                 future.set_result(job())
-            except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the result
+            except BaseException as error:  # noqa: BLE001 - passed to whoever waits for the result
                 future.set_exception(error)

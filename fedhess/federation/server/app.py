@@ -10,26 +10,22 @@ from functools import partial
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedhess.alignment.loading import load_strategy, resolved_args
-from fedhess.alignment.statistics import StatisticShapes
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
 from fedhess.base.errors import DivergedError, StrategyError, UsageError
 from fedhess.base.seeds import seeded_globally
-from fedhess.curvature import head_gradient, hessian_gradient_product
 from fedhess.federation.run_settings import settings_of_run
-from fedhess.federation.server.checkpoint import restore_previous, restore_strategy, snapshot
+from fedhess.federation.server.checkpoint import snapshot
 from fedhess.federation.server.clients import Federation
-from fedhess.federation.server.evaluation import evaluate_clients, make_rows
-from fedhess.federation.server.flower_round import run_flower_round
+from fedhess.federation.server.evaluation import alignment_shapes, evaluate_clients, make_rows
+from fedhess.federation.server.flower_round import FlowerRounds
 from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.health import remedy, sickness
 from fedhess.federation.server.local_training import RoundOutcome
-from fedhess.federation.server.previous_references import PreviousStatistics
-from fedhess.federation.server.round import run_round
+from fedhess.federation.server.round import DomainRounds
 from fedhess.federation.server.run_directory import TRAINED, Row, RunDirectory
 from fedhess.models.prepared import build_model
 from fedhess.settings.combinations import check_combinations
@@ -80,41 +76,27 @@ class Server:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.strategy: DomainStrategy | Strategy = load_strategy(config.strategy, config.strategy_args)
-        if isinstance(self.strategy, DomainStrategy):
-            self.strategy.check(config)
+        self.strategy = load_strategy(config.strategy, config.strategy_args)
         template = build_model(config.model_copy(update={"device": "cpu"}))  # the clients' device need not be here
+        self._rounds: DomainRounds | FlowerRounds
+        if isinstance(self.strategy, DomainStrategy):
+            self._rounds = DomainRounds(self.strategy, config, template)
+        else:
+            self._rounds = FlowerRounds(self.strategy)
         self.model = GlobalModel(
             template,
             optimizer=config.server_optimizer,
             lr=config.server_lr,
             optimizer_args=config.server_optimizer_args,
         )
-        half = self.strategy if isinstance(self.strategy, DomainStrategy) else DomainStrategy()
-        self.shapes = StatisticShapes(
-            half.statistics, template, half.network_statistics.keys(), strategy=config.strategy
-        )
-        self.alignment_shapes = StatisticShapes(
-            {"gradient": head_gradient, "hgp": hessian_gradient_product}, template
-        ).of(("gradient", "hgp"), {})
-        self.previous = PreviousStatistics() if config.references == "previous" else None
+        self.alignment_shapes = alignment_shapes(template)
+        log = None if self.directory is None else partial(self.directory.log, CLIENT_LOG)
+        self.federation = Federation(self.grid, config, on_traceback=log)
         self._seconds = 0.0  # of training since the last evaluation
         self._args = resolved_args(config.strategy, config.strategy_args)
         self._first_head = self._head().clone()
-        self._rows: list[Row] = []  # of the sources, until one sign of sickness is named
+        self._rows: list[Row] = []  # until one sign of failed training is logged
         self._named_sick = False
-        self.federation = Federation(
-            self.grid,
-            sources=config.sources,
-            targets=config.targets,
-            source_clients_expected=config.source_clients,
-            clients_per_round=config.clients_per_round,
-            seed=config.seed,
-            quorum=config.quorum,
-            deadline=config.deadline,
-            exchange_deadline=config.exchange_deadline,
-            on_traceback=None if self.directory is None else partial(self.directory.log, CLIENT_LOG),
-        )
 
     def run(self) -> GlobalModel:
         """Run every round that is not yet in the run directory's checkpoint; return the final model.
@@ -141,7 +123,7 @@ class Server:
             return self.model
         self.federation.discover()
         if finished < 0:
-            self._complete(0, RoundOutcome(participants=[]))
+            self._complete(0, RoundOutcome())
             finished = 0
         elif pending is not None:
             self._report(finished, pending)
@@ -150,51 +132,38 @@ class Server:
         return self.model
 
     def _restore(self) -> tuple[int, RoundOutcome | None]:
-        """Go back to the checkpoint; return its round, -1 without any, and what the round did if no row tells it."""
-        checkpoint = None if self.directory is None else self.directory.load_checkpoint()
-        if self.directory is not None:
-            self.directory.rewind()
-        if checkpoint is None or self.directory is None:
+        """Go back to the checkpoint; return its round, -1 without any, and what the round did if no row has it."""
+        if self.directory is None:
+            return -1, None
+        checkpoint = self.directory.load_checkpoint()
+        self.directory.rewind()
+        if checkpoint is None:
             return -1, None
         self._rows = self.directory.rows()
         self._named_sick = bool(self._sickness())
         checkpoint.restore(self.model)
-        restore_strategy(self.strategy, checkpoint)
-        if self.previous is not None:
-            restore_previous(self.previous, checkpoint)
-        self.federation.restore_unreported(checkpoint.unreported)
+        self._rounds.restore(checkpoint.tensors, checkpoint.plain)
+        self.federation.ledger.restore(checkpoint.unreported)
         self._seconds = checkpoint.unreported.get("seconds", 0.0)
         trained = checkpoint.unreported.get(TRAINED)
-        return checkpoint.server_round, None if trained is None else RoundOutcome([], trained)
+        return checkpoint.server_round, None if trained is None else RoundOutcome(metrics=trained)
 
     def _train(self, server_round: int) -> RoundOutcome:
         with seeded_globally(self.config.seed, "server", server_round):  # for strategies that draw from them
-            if isinstance(self.strategy, DomainStrategy):
-                return run_round(
-                    self.strategy,
-                    self.federation,
-                    self.model,
-                    shapes=self.shapes,
-                    config=self.config,
-                    server_round=server_round,
-                    previous=self.previous,
-                )
-            return run_flower_round(
-                self.strategy, self.federation, self.model, config=self.config, server_round=server_round
-            )
+            return self._rounds.run(self.federation, self.model, server_round)
 
     def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
         """Write a checkpoint every few rounds and at the end; then evaluate if it is the round's turn.
 
-        In this order an evaluation that fails takes nothing away that was trained.
+        In this order an evaluation that fails loses nothing that was trained.
         """
         self._seconds += outcome.seconds
         evaluated = self.config.is_evaluated(server_round)
         if self.directory is not None and self._is_kept(server_round):
-            unreported = self.federation.unreported() | {"seconds": self._seconds}
+            unreported = self.federation.ledger.unreported() | {"seconds": self._seconds}
             if evaluated:
                 unreported[TRAINED] = outcome.metrics
-            self.directory.save_checkpoint(snapshot(server_round, self.model, self.strategy, self.previous, unreported))
+            self.directory.save_checkpoint(snapshot(server_round, self.model, self._rounds.state(), unreported))
         if evaluated:
             self._report(server_round, outcome)
 
@@ -212,10 +181,21 @@ class Server:
                 self.directory.sync()
         if self.on_round is not None:
             self.on_round(server_round, rows)
-        self._look_for_sickness(rows)
+        self._warn_once(rows)
 
-    def _look_for_sickness(self, rows: list[Row]) -> None:
-        """Warn at the first sign that the run is sick, once."""
+    def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:
+        """Have every client evaluate the model; one row a client and domain, those that failed included."""
+        started = time.monotonic()
+        measured = evaluate_clients(
+            self.federation, self.model.payload(), alignment=self.alignment_shapes, server_round=server_round
+        )
+        rows = make_rows(self.federation, measured, outcome, server_round=server_round)
+        seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0
+        change = float((self._head() - self._first_head).norm() / self._first_head.norm())
+        return [row | {"seconds": seconds, "head_change": change} for row in rows]
+
+    def _warn_once(self, rows: list[Row]) -> None:
+        """Log the first sign of failed training."""
         if self._named_sick:
             return
         self._rows += rows
@@ -231,28 +211,6 @@ class Server:
     def _head(self) -> Tensor:
         """Return the head's parameters in one row."""
         return torch.cat([value.flatten() for name, value in self.model.tensors.items() if name.startswith("head.")])
-
-    def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:
-        """Have every client evaluate the model; one row a client and domain, those that failed included."""
-        started = time.monotonic()
-        evaluated = evaluate_clients(
-            self.federation,
-            self.model.payload(),
-            splits_targets=self.config.splits_targets,
-            alignment=self.alignment_shapes,
-            server_round=server_round,
-            deadline=self.config.deadline,
-        )
-        rows = make_rows(
-            self.federation,
-            evaluated,
-            outcome,
-            splits_targets=self.config.splits_targets,
-            server_round=server_round,
-        )
-        seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0
-        change = float((self._head() - self._first_head).norm() / self._first_head.norm())
-        return [row | {"seconds": seconds, "head_change": change} for row in rows]
 
 
 def log_round(server_round: int, rows: list[Row]) -> None:

@@ -1,19 +1,25 @@
 """What a run must remember to continue with the same bits: model, server optimizer, strategy, round."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedhess.alignment.strategy import DomainStrategy
-from fedhess.federation.server.flower_state import flower_state, restore_flower_state
 from fedhess.federation.server.global_model import GlobalModel
-from fedhess.federation.server.previous_references import PreviousStatistics
+from fedhess.federation.tensors import decode_tensors, encode_tensors
+
+logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
+State = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and what is none as JSON
 
 
 @dataclass
@@ -25,7 +31,7 @@ class Checkpoint:
         tensors: Everything that is a tensor, by ``"model/..."``, ``"optimizer/INDEX/..."``, ``"strategy/..."``,
             ``"previous/..."``.
         plain: State of optimizer and strategy that is no tensor, by the same names; JSON.
-        unreported: What no row of rounds.jsonl tells yet: failures, traffic and seconds since the last evaluation, and
+        unreported: What no row of rounds.jsonl has yet: failures, traffic and seconds since the last evaluation, and
             ``"trained"``, the clients' training metrics, where the round itself is yet to be evaluated; JSON.
     """
 
@@ -36,9 +42,9 @@ class Checkpoint:
 
     def restore(self, model: GlobalModel) -> None:
         """Put model and server optimizer back to this round."""
-        model.replace(_under(self.tensors, "model/"))
+        model.replace(below("model/", self.tensors))
         state: dict[int, dict[str, Any]] = {}
-        for name, value in (_under(self.tensors, "optimizer/") | _under(self.plain, "optimizer/")).items():
+        for name, value in (below("optimizer/", self.tensors) | below("optimizer/", self.plain)).items():
             index, _, key = name.partition("/")
             state.setdefault(int(index), {})[key] = value
         if state:
@@ -51,53 +57,82 @@ class Checkpoint:
 
 
 def snapshot(
-    server_round: int,
-    model: GlobalModel,
-    strategy: DomainStrategy | Strategy,
-    previous: PreviousStatistics | None = None,
-    unreported: Mapping[str, Any] | None = None,
+    server_round: int, model: GlobalModel, state: State, unreported: Mapping[str, Any] | None = None
 ) -> Checkpoint:
-    """Collect the state after a round; tensors are shared, so write it before the next round.
-
-    Args:
-        server_round: Number of the round.
-        model: Global model and server optimizer.
-        strategy: Of the run.
-        previous: Statistics for the next round's references, if the run uses those.
-        unreported: What no row of rounds.jsonl tells yet; JSON.
-    """
-    checkpoint = Checkpoint(server_round, unreported=dict(unreported or {}))
-    for name, tensor in model.tensors.items():
-        checkpoint.tensors[f"model/{name}"] = tensor
-    for index, state in model.optimizer.state_dict()["state"].items():
-        for key, value in state.items():
+    """Collect the state after a round; tensors are shared, so write it before the next round."""
+    tensors, plain = {f"model/{name}": tensor for name, tensor in model.tensors.items()}, dict(state[1])
+    for index, values in model.optimizer.state_dict()["state"].items():
+        for key, value in values.items():
             if isinstance(value, Tensor):
-                checkpoint.tensors[f"optimizer/{index}/{key}"] = value
+                tensors[f"optimizer/{index}/{key}"] = value
             elif value is not None:
-                checkpoint.plain[f"optimizer/{index}/{key}"] = value
-    tensors, plain = (strategy.state_dict(), {}) if isinstance(strategy, DomainStrategy) else flower_state(strategy)
-    checkpoint.tensors |= {f"strategy/{name}": tensor for name, tensor in tensors.items()}
-    checkpoint.plain |= {f"strategy/{name}": value for name, value in plain.items()}
-    if previous is not None:
-        held, calls = previous.state()
-        checkpoint.tensors |= {f"previous/{name}": tensor for name, tensor in held.items()}
-        checkpoint.plain["previous"] = calls
-    return checkpoint
+                plain[f"optimizer/{index}/{key}"] = value
+    return Checkpoint(server_round, tensors | state[0], plain, dict(unreported or {}))
 
 
-def restore_strategy(strategy: DomainStrategy | Strategy, checkpoint: Checkpoint) -> None:
-    """Give a strategy back what it remembered."""
-    tensors = _under(checkpoint.tensors, "strategy/")
-    if isinstance(strategy, DomainStrategy):
-        strategy.load_state_dict(tensors)
-    else:
-        restore_flower_state(strategy, tensors, _under(checkpoint.plain, "strategy/"))
-
-
-def restore_previous(previous: PreviousStatistics, checkpoint: Checkpoint) -> None:
-    """Give back the statistics that the next round uses; a checkpoint without any leaves it to ask for them."""
-    previous.restore(_under(checkpoint.tensors, "previous/"), checkpoint.plain.get("previous", []))
-
-
-def _under(values: Mapping[str, Value], prefix: str) -> dict[str, Value]:
+def below(prefix: str, values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the values whose names begin with a prefix, by the rest of the name."""
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+# -- Plain Flower strategies, which have no state_dict of their own ----------------------------------------------------
+
+
+def flower_state(strategy: Strategy) -> State:
+    """Read the state of a plain Flower strategy from its attributes.
+
+    These are numbers (an adaptive clipping norm), dictionaries of arrays (FedOpt's moments), lists of arrays (FedAvgM's
+    momentum), single arrays, and array records (its model); another kind is logged, unless it is a function or empty.
+    Tensors are stored by ``"ATTRIBUTE/KEY"``, and by attribute ``{"value": ...}`` or ``{"kind": ..., "keys": [...]}``.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for attribute, value in vars(strategy).items():
+        kind, arrays = _parts(value)
+        if kind:
+            plain[attribute] = {"kind": kind, "keys": list(arrays)}
+            tensors |= {f"{attribute}/{key}": array for key, array in arrays.items()}
+        elif value is None or isinstance(value, bool | int | float | str):
+            plain[attribute] = {"value": value}
+        elif not callable(value) and not (isinstance(value, dict | list | tuple) and not value):
+            _warn_once(type(strategy).__name__, attribute, type(value).__name__)
+    return tensors, plain
+
+
+@cache
+def _warn_once(strategy: str, attribute: str, kind: str) -> None:
+    logger.warning(
+        "%s.%s is a %s, which no checkpoint can hold: a resumed run has the constructor's", strategy, attribute, kind
+    )
+
+
+def restore_flower_state(strategy: Strategy, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    """Put back what :func:`flower_state` read."""
+    for attribute, entry in plain.items():
+        arrays = {key: tensors[f"{attribute}/{key}"] for key in entry.get("keys", ())}
+        kind, value = entry.get("kind"), entry.get("value")
+        if kind == "record":
+            value = encode_tensors(arrays)
+        elif kind == "array":
+            value = arrays[""].numpy()
+        elif kind == "list":
+            value = [array.numpy() for array in arrays.values()]
+        elif kind == "dict":
+            value = {key: array.numpy() for key, array in arrays.items()}
+        setattr(strategy, attribute, value)
+
+
+def _parts(value: object) -> tuple[str, dict[str, Tensor]]:
+    """Take arrays apart: their kind and tensors by key; an empty kind for anything else."""
+    if isinstance(value, ArrayRecord):
+        return "record", decode_tensors(value)
+    kind, arrays = "", {}
+    if isinstance(value, np.ndarray):
+        kind, arrays = "array", {"": value}
+    elif isinstance(value, dict):
+        kind, arrays = "dict", {str(key): inner for key, inner in value.items()}
+    elif isinstance(value, list | tuple):
+        kind, arrays = "list", {str(index): inner for index, inner in enumerate(value)}
+    if not arrays or not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        return "", {}
+    return kind, {key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}

@@ -19,145 +19,119 @@ from fedhess.federation.protocol import Identity
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
-ATTEMPTS = 3  # a node that cannot say who it is may still be starting; one that fails so often will not
-AGAIN_SECONDS = 1.0  # after which a node that could not say who it is is asked again
-SILENT_SECONDS = 30.0  # after which a node that says nothing is: it may have ended with the question and be back
-HOPELESS_SECONDS = 30.0  # without any news, while every node that could be a missing client has failed so often
+ATTEMPTS = 3  # questions to a node of a simulation: it may still be starting
+AGAIN_SECONDS = 1.0  # after which a node that replied with an error is asked again
+SILENT_SECONDS = 30.0  # after which a node that did not reply is: it may have restarted and lost the question
 
 
 @dataclass(frozen=True)
 class Client:
-    """A node of the grid and who it says it is."""
+    """A node of the grid and the client that it is."""
 
     node_id: int
     identity: Identity
 
     @property
     def label(self) -> str:
-        """The client's name in messages: its domain."""
+        """The client's name in messages."""
         return self.identity.label
 
 
 def discover(
     grid: Grid, *, sources: Sequence[str], targets: Sequence[str], deadline: float, clients: int = 0
 ) -> list[Client]:
-    """Ask every node who it is, until each domain of the run has a client and the run all of its clients.
+    """Ask every node which client it is, until each domain of the run has a client and the run all of its clients.
 
     The server of a deployment cannot see a node's configuration, so it asks. Nodes of domains that the run does not
-    name take no part, and nobody waits for their answers. Where a client is missing and nodes are there that fail to
-    say who they are, the run gives up before the deadline: at once where the grid's nodes are fixed (its attribute
-    ``nodes_are_fixed``), else after half a minute without news.
+    name take no part, and their answers are not waited for. Where nodes are fixed (the attribute ``nodes_are_fixed`` of
+    a simulation's grid), the search ends as soon as all have answered and a client is missing.
 
     Args:
         grid: Flower's grid.
         sources: Names of the source domains, in domain order.
         targets: Names of the target domains, in domain order.
-        deadline: Seconds to wait for the clients; where they take turns (``nodes_are_fixed``), for each.
+        deadline: Seconds to wait for the next client.
         clients: Number of source clients of the run; 0 for one a source domain.
 
     Returns:
         The clients, source domains first, in domain order and by client number: never in the order of node ids.
 
     Raises:
-        FederationError: A domain has no client or one of the source clients is missing when the deadline has passed, a
-            client plays another role than the run gives its domain or holds a domain that the run does not have, or two
-            nodes claim to be the same client.
+        FederationError: A client is missing when the deadline has passed, or contradicts the run or another node.
     """
     inquiry = _Inquiry(grid)
-    fixed = getattr(grid, "nodes_are_fixed", False)
-    patience = 0.0 if fixed else HOPELESS_SECONDS
     began = time.monotonic()
     while True:
-        inquiry.go_on()
+        inquiry.poll()
         known = inquiry.known
         missing = _missing(known.values(), sources=sources, targets=targets, clients=clients or len(sources))
         if not missing:
             return _roster(known, sources=sources, targets=targets)
-        since = inquiry.news if fixed else began  # clients that take turns have the time each
-        if time.monotonic() - since >= deadline or inquiry.is_hopeless(patience):
-            reasons = "".join(f"\n  node {node_id}: {reason}" for node_id, reason in inquiry.unknown().items())
+        failed = getattr(grid, "nodes_are_fixed", False) and inquiry.has_failed()
+        if failed or time.monotonic() - inquiry.last_found >= deadline:
+            reasons = "".join(f"\n  node {node}: {reason}" for node, reason in inquiry.reasons().items())
             raise FederationError(
                 f"{missing} after {time.monotonic() - began:.1f} s (exchange deadline: {deadline:g} s); {len(known)} "
-                f"nodes said who they are{reasons}"
+                f"nodes identified themselves{reasons}"
             )
         time.sleep(POLL_SECONDS)
 
 
 class _Inquiry:
-    """Asks the nodes of a grid who they are, those that come later and those that fail again; waits for none.
-
-    Args:
-        grid: Flower's grid.
-
-    Attributes:
-        known: Who the nodes say they are.
-        news: When something other than a further refusal came.
-    """
+    """Asks the nodes of a grid which clients they are, without waiting for any of them."""
 
     def __init__(self, grid: Grid) -> None:
         self.known: dict[int, Identity] = {}
+        self.last_found = time.monotonic()
         self._grid = grid
         self._questions: dict[str, int] = {}  # message id -> node
-        self._asked: dict[int, float] = {}  # when, the last time
-        self._refusals: dict[int, list[str]] = {}
+        self._asked: dict[int, float] = {}  # node -> when it was last asked
+        self._errors: dict[int, list[str]] = {}
         self._others: set[int] = set()  # nodes of domains that the run does not have
-        self._online: list[int] = []
-        self.news = time.monotonic()
 
-    def go_on(self) -> None:
-        """Ask whom it is time to ask, and take the answers that are there."""
-        self._online = list(self._grid.get_node_ids())
+    def poll(self) -> None:
+        """Ask the nodes that are due, and read the replies that are there."""
         silent = set(self._questions.values())
-        new = [node_id for node_id in self._online if self._is_due(node_id, silent=node_id in silent)]
-        messages = [Message(RecordDict(), dst_node_id=node, message_type=protocol.IDENTIFY) for node in new]
+        due = [node for node in self._grid.get_node_ids() if self._is_due(node, silent=node in silent)]
+        messages = [Message(RecordDict(), dst_node_id=node, message_type=protocol.IDENTIFY) for node in due]
         if messages:
             ids = self._grid.push_messages(messages)
-            self._questions |= {key: node for key, node in zip(ids, new, strict=True) if key}  # none if it was not sent
-        for node_id in new:
-            if node_id not in self._asked:
-                self.news = time.monotonic()
-            self._asked[node_id] = time.monotonic()
+            self._questions |= {key: node for key, node in zip(ids, due, strict=True) if key}  # none if it was not sent
+        self._asked |= dict.fromkeys(due, time.monotonic())
         for reply in self._grid.pull_messages(list(self._questions)) if self._questions else ():
             if reply.metadata.reply_to_message_id in self._questions:
-                self._take(self._questions.pop(reply.metadata.reply_to_message_id), reply)
+                self._read(self._questions.pop(reply.metadata.reply_to_message_id), reply)
 
-    def is_hopeless(self, patience: float) -> bool:
-        """Whether every node that is not known has failed too often, and nothing new has come for so many seconds."""
-        unknown = [node_id for node_id in self._online if node_id not in self.known.keys() | self._others]
-        failed = bool(unknown) and all(len(self._refusals.get(node_id, ())) >= ATTEMPTS for node_id in unknown)
-        return failed and time.monotonic() - self.news >= patience
+    def has_failed(self) -> bool:
+        """Whether every node that is not known has replied with an error often enough."""
+        unknown = self._asked.keys() - self.known.keys() - self._others
+        return bool(unknown) and all(len(self._errors.get(node, ())) >= ATTEMPTS for node in unknown)
 
-    def unknown(self) -> dict[int, str]:
-        """Return why each node is not known: its last refusal, or that it has not answered."""
-        asked = [node_id for node_id in self._asked if node_id not in self.known]
-        return {node_id: self._refusals.get(node_id, ["no answer"])[-1] for node_id in asked}
+    def reasons(self) -> dict[int, str]:
+        """Return why each node is not known: its last error, or that it has not answered."""
+        return {node: self._errors.get(node, ["no answer"])[-1] for node in self._asked if node not in self.known}
 
-    def _is_due(self, node_id: int, *, silent: bool) -> bool:
-        if node_id in self.known or node_id in self._others:
-            return False
+    def _is_due(self, node: int, *, silent: bool) -> bool:
         pause = SILENT_SECONDS if silent else AGAIN_SECONDS
-        return time.monotonic() - self._asked.get(node_id, -math.inf) >= pause
+        settled = node in self.known or node in self._others
+        return not settled and time.monotonic() - self._asked.get(node, -math.inf) >= pause
 
-    def _take(self, node_id: int, reply: Message) -> None:
-        if reply.has_error():
-            reason = reply.error.reason or f"error {reply.error.code}"
-            if reply.error.code == protocol.NOT_IN_RUN:
-                self._others.add(node_id)
-        else:
-            try:
-                self.known[node_id] = Identity.from_record(reply.content.config_records[protocol.CONFIG])
-            except (KeyError, ValueError) as error:
-                reason = str(error)
-            else:
-                self.news = time.monotonic()
-                return
-        if node_id not in self._refusals:
-            logger.warning("node %d cannot say which client it is: %s", node_id, reason)
-        self._refusals.setdefault(node_id, []).append(reason)
+    def _read(self, node: int, reply: Message) -> None:
+        try:
+            if reply.has_error():
+                if reply.error.code == protocol.NOT_IN_RUN:
+                    self._others.add(node)
+                raise ValueError(reply.error.reason or f"error {reply.error.code}")
+            self.known[node] = Identity.from_record(reply.content.config_records[protocol.CONFIG])
+            self.last_found = time.monotonic()
+        except (KeyError, ValueError) as error:
+            if node not in self._errors:
+                logger.warning("node %d does not identify itself: %s", node, error)
+            self._errors.setdefault(node, []).append(str(error))
 
 
 def _missing(identities: Collection[Identity], *, sources: Sequence[str], targets: Sequence[str], clients: int) -> str:
-    """Say who is not there yet; nothing if the run can begin."""
+    """Describe which clients are missing; "" if the run can begin."""
     held = {holding.domain for identity in identities for holding in identity.holdings}
     absent = sorted({*sources, *targets} - held - {identity.domain for identity in identities})
     if absent:
@@ -170,16 +144,7 @@ def draw_clients(clients: Sequence[Client], number: int, *, seed: int, server_ro
     """Draw the clients of a round, all with equal probability and none twice, by the seed and the round alone.
 
     As in McMahan et al. ("Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
-    algorithm 1) domains play no part: one may have no client in a round.
-
-    Args:
-        clients: All source clients, in domain order.
-        number: How many; 0 for all.
-        seed: Of the run.
-        server_round: Number of the round.
-
-    Returns:
-        The drawn clients, in domain order.
+    algorithm 1) domains play no part: one may have no client in a round. ``number`` 0 draws all.
     """
     if number == 0 or number >= len(clients):
         return list(clients)
@@ -190,25 +155,25 @@ def draw_clients(clients: Sequence[Client], number: int, *, seed: int, server_ro
 def _roster(known: Mapping[int, Identity], *, sources: Sequence[str], targets: Sequence[str]) -> list[Client]:
     roles = dict.fromkeys(sources, SOURCE) | dict.fromkeys(targets, TARGET)
     order = {domain: position for position, domain in enumerate(roles)}
-    roster: dict[tuple[str, int], Client] = {}
+    roster: dict[tuple[int, int], Client] = {}
     for node_id, identity in known.items():
-        if identity.domain not in roles:
-            logger.warning("client %s takes no part in this run: not one of its domains", identity.label)
+        label, role = identity.label, roles.get(identity.domain)
+        if role is None:
+            logger.warning("client %s takes no part in this run: not one of its domains", label)
             continue
-        if identity.role != roles[identity.domain]:
+        if identity.role != role:
             raise FederationError(
-                f"client {identity.label}: the run has it as {roles[identity.domain]}, the node says "
-                f"{identity.role}; start the node with the role that the run gives it"
+                f"client {label}: the run has it as {role}, the node as {identity.role}; start the node with the role "
+                "that the run gives it"
             )
-        unknown = sorted({holding.domain for holding in identity.holdings} - roles.keys())
-        if unknown:
-            raise FederationError(
-                f"client {identity.label}: it says that it holds examples of {', '.join(unknown)}, which the run does "
-                "not have; start the node with the run's domains"
-            )
-        if any(roles[holding.domain] != identity.role for holding in identity.holdings):
-            raise FederationError(f"client {identity.label}: it says that it holds a target domain beside a source's")
-        if (identity.domain, identity.client) in roster:
-            raise FederationError(f"two nodes say that they are client {identity.label}; stop one of them")
-        roster[identity.domain, identity.client] = Client(node_id, identity)
-    return sorted(roster.values(), key=lambda client: (order[client.identity.domain], client.identity.client))
+        for holding in identity.holdings:
+            if roles.get(holding.domain) != role:
+                raise FederationError(
+                    f"client {label}: it holds examples of {holding.domain}, which is no {role} domain of the run; "
+                    "start the node with the run's domains"
+                )
+        place = (order[identity.domain], identity.client)
+        if place in roster:
+            raise FederationError(f"two nodes are client {label}; stop one of them")
+        roster[place] = Client(node_id, identity)
+    return [roster[place] for place in sorted(roster)]

@@ -3,87 +3,68 @@
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
 from torch import Tensor
 
 from fedhess.alignment.means import DomainMeans, WeightedMean
+from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.errors import FederationError
+from fedhess.curvature import head_gradient, hessian_gradient_product
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
 from fedhess.federation.protocol import Held
-from fedhess.federation.server.clients import Failure, Federation, ModelPayload, Traffic
+from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
+from fedhess.federation.server.ledger import Failure, Traffic
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.run_directory import Row
-from fedhess.federation.validation import read_tensors
+from fedhess.federation.tensors import read_tensors
+from fedhess.models.headed import HeadedModel
 
 logger = logging.getLogger(__name__)
 
+ALIGNMENT = {"gradient": head_gradient, "hgp": hessian_gradient_product}
 
-@dataclass
-class Evaluated:
-    """What the clients measured.
+Measured = dict[tuple[str, str], dict[str, float]]  # by client and domain
 
-    Attributes:
-        metrics: Loss, accuracy and number of examples, by client and domain.
-        distances: Of each source domain's head statistics to their mean over the domains.
-    """
 
-    metrics: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
-    distances: dict[str, dict[str, float]] = field(default_factory=dict)
+def alignment_shapes(template: HeadedModel) -> dict[str, Tensor]:
+    """Return tensors of the shapes that a source client's alignment statistics must have."""
+    return StatisticShapes(ALIGNMENT, template).of(tuple(ALIGNMENT), {})
 
 
 def evaluate_clients(
-    federation: Federation,
-    model: ModelPayload,
-    *,
-    splits_targets: bool,
-    alignment: Mapping[str, Tensor],
-    server_round: int,
-    deadline: float,
-) -> Evaluated:
+    federation: Federation, model: ModelPayload, *, alignment: Mapping[str, Tensor], server_round: int
+) -> Measured:
     """Have every client that holds examples out, or is a target, evaluate the model.
 
-    Args:
-        federation: The clients.
-        model: The model.
-        splits_targets: Whether a target evaluates two splits.
-        alignment: Tensors of the shapes that a source client's alignment statistics must have.
-        server_round: Number of the round.
-        deadline: Seconds a client may take.
-
-    Fewer source clients than the quorum leave a gap: a warning names it, the rows have what did come, and no selector
+    If fewer source clients than the quorum answer, a warning names it, the rows have what did come, and no selector
     takes the round (see :func:`fedhess.results.selection.comparable_rounds`).
 
+    Returns:
+        Loss, accuracy, number of examples and, of a source domain, the distances of its head statistics to their mean.
+
     Raises:
-        FederationError: The same before training, when nothing is lost by it.
+        FederationError: Fewer source clients than the quorum answered before training.
     """
+    config = federation.config
 
     def read(client: Client, content: RecordDict) -> dict[str, tuple[dict[str, float], dict[str, Tensor]]]:
-        splits = ("", protocol.OUT) if splits_targets and client.identity.role == TARGET else ("",)
+        splits = ("", protocol.OUT) if config.splits_targets and client.identity.role == TARGET else ("",)
         return {held.domain: _read(client, held, content, alignment, splits) for held in _evaluates(client)}
 
     asked = [client for client in federation.clients if _evaluates(client)]
-    replies = federation.exchange(
-        "evaluate",
-        asked,
-        message_type=protocol.EVALUATE,
-        server_round=server_round,
-        model=model,
-        parts=lambda _: {},
-        read=read,
-        deadline=deadline,
-    )
     sources = [client for client in asked if client.identity.role == SOURCE]
     counts = [{held.domain: held.evaluate_examples for held in _evaluates(client)} for client in sources]
-    means = DomainMeans(federation.sources, counts)
-    evaluated, answered = Evaluated(), []
-    for client, answer in replies:
+    means = DomainMeans(config.sources, counts)
+    measured: Measured = {}
+    answered: list[Client] = []
+    request = Request("evaluate", protocol.EVALUATE, server_round, model, config.deadline, read=read)
+    for client, answer in federation.exchange(request, asked):
         for held in _evaluates(client):
             metrics, statistics = answer[held.domain]
-            evaluated.metrics[client.label, held.domain] = metrics
+            measured[client.label, held.domain] = metrics
             if statistics:
                 means.add(held.domain, statistics, held.evaluate_examples)
         if client.identity.role == SOURCE:
@@ -94,8 +75,11 @@ def evaluate_clients(
         if server_round == 0:
             raise
         logger.warning("%s\nThe run goes on; no table reports this round.", error)
-    evaluated.distances = alignment_distances(means.result())
-    return evaluated
+    distances = alignment_distances(means.result())
+    for client in answered:
+        for held in _evaluates(client):
+            measured[client.label, held.domain] |= distances[held.domain]
+    return measured
 
 
 def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
@@ -109,45 +93,38 @@ def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[
         By domain, ``"gradient_distance"`` = ||g_e - gbar||^2 and ``"hgp_distance"`` = ||H_e[g_e] - mean||^2: the terms
         that the penalties of Hemati et al. (arXiv 2308.11778) add up, here measured for every strategy.
     """
-    distances: dict[str, dict[str, float]] = {domain: {} for domain in statistics}
     if not statistics:
-        return distances
-    for name in ("gradient", "hgp"):
-        mean = WeightedMean()
-        for values in statistics.values():
-            mean.add({name: values[name]})
-        centre = mean.result()[name]
-        for domain, values in statistics.items():
-            distances[domain][f"{name}_distance"] = float((values[name] - centre).square().sum())
-    return distances
+        return {}
+    mean = WeightedMean()
+    for values in statistics.values():
+        mean.add(values)
+    centre = mean.result()
+    return {
+        domain: {f"{name}_distance": float((values[name] - centre[name]).square().sum()) for name in ALIGNMENT}
+        for domain, values in statistics.items()
+    }
 
 
-def make_rows(
-    federation: Federation, evaluated: Evaluated, outcome: RoundOutcome, *, splits_targets: bool, server_round: int
-) -> list[Row]:
+def make_rows(federation: Federation, measured: Measured, outcome: RoundOutcome, *, server_round: int) -> list[Row]:
     """Make the lines of rounds.jsonl: one a client and domain that it holds, those that failed included.
 
-    A target that evaluates two splits has a line for each.
-
-    What a client has once and not by domain (failures, bytes, losses of training) is in the first of its rows alone.
+    A target that evaluates two splits has a line for each. What a client has once and not by domain (failures, bytes,
+    losses of training) is in the first of its rows alone.
     """
-    traffic, failures = federation.take_traffic(), federation.take_failures()
-    missed: dict[str, list[Failure]] = {}
-    for failure in failures:
-        missed.setdefault(failure.client, []).append(failure)
+    failures, traffic = federation.ledger.take()
     rows: list[Row] = []
     for client in federation.clients:
-        label = client.label
-        for position, held in enumerate(client.identity.holdings):
-            measured = evaluated.metrics.get((label, held.domain), {})
-            if measured and client.identity.role == SOURCE:
-                measured = measured | evaluated.distances.get(held.domain, {})
-            once = (outcome.metrics.get(label, {}), missed.get(label, []), traffic.get(label, Traffic()))
-            rows.append(_row(server_round, client, held, measured, *(once if position == 0 else ({}, [], Traffic()))))
-            if splits_targets and client.identity.role == TARGET:
+        missed = [failure for failure in failures if failure.client == client.label]
+        moved, trained = traffic.get(client.label, Traffic()), outcome.metrics.get(client.label, {})
+        for held in client.identity.holdings:
+            metrics = measured.get((client.label, held.domain), {})
+            rows.append(_row(server_round, client, held, metrics, trained, missed, moved))
+            missed, moved, trained = [], Traffic(), {}
+            if federation.config.splits_targets and client.identity.role == TARGET:
                 rows[-1]["split"] = "in"
-                out = {key.removeprefix(protocol.OUT): v for key, v in measured.items() if key.startswith(protocol.OUT)}
-                rows.append(_row(server_round, client, held, out, {}, [], Traffic()) | {"split": "out"})
+                out = protocol.OUT
+                metrics = {key.removeprefix(out): value for key, value in metrics.items() if key.startswith(out)}
+                rows.append(_row(server_round, client, held, metrics, trained, missed, moved) | {"split": "out"})
     return rows
 
 
@@ -158,32 +135,19 @@ def _evaluates(client: Client) -> list[Held]:
 def _read(
     client: Client, held: Held, content: RecordDict, alignment: Mapping[str, Tensor], splits: Iterable[str]
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Read what a client says of one domain.
-
-    Raises:
-        ValueError: Something is missing or out of range.
-    """
+    """Read a client's metrics and statistics of one domain; ``ValueError`` where one is missing or out of range."""
     identity = client.identity
     statistics: dict[str, Tensor] = {}
     if identity.role == SOURCE:
         statistics = read_tensors(content, identity.key(protocol.ALIGNMENT, held.domain), like=alignment)
     metrics = protocol.metrics_of(content, identity.key(protocol.METRICS, held.domain))
     for split in splits:
-        _check_metrics(metrics, split)
+        loss, accuracy, examples = (f"{split}{name}" for name in ("loss", "accuracy", protocol.NUM_EXAMPLES))
+        if not {loss, accuracy, examples} <= metrics.keys():
+            raise ValueError(f"expected {loss}, {accuracy} and {examples}, got {sorted(metrics)}")
+        if not (0 <= metrics[accuracy] <= 1 and 1 <= metrics[examples] < math.inf):
+            raise ValueError(f"expected an {accuracy} in [0, 1] of at least one example, got {metrics}")
     return metrics, statistics
-
-
-def _check_metrics(metrics: Mapping[str, float], of: str) -> None:
-    """Insist on loss, accuracy and number of examples of one split.
-
-    Raises:
-        ValueError: One is missing or impossible.
-    """
-    loss, accuracy, examples = (f"{of}{name}" for name in ("loss", "accuracy", protocol.NUM_EXAMPLES))
-    if not {loss, accuracy, examples} <= metrics.keys():
-        raise ValueError(f"expected {loss}, {accuracy} and {examples}, got {sorted(metrics)}")
-    if not (0 <= metrics[accuracy] <= 1 and 1 <= metrics[examples] < math.inf):
-        raise ValueError(f"expected an {accuracy} in [0, 1] of at least one example, got {dict(metrics)}")
 
 
 def _row(
@@ -205,10 +169,7 @@ def _row(
         "role": identity.role,
         "split": split if held.evaluate_examples else "none",
         "examples": int(measured.get(protocol.NUM_EXAMPLES, 0)),
-        "loss": measured.get("loss"),
-        "accuracy": measured.get("accuracy"),
-        "gradient_distance": measured.get("gradient_distance"),
-        "hgp_distance": measured.get("hgp_distance"),
+        **{key: measured.get(key) for key in ("loss", "accuracy", "gradient_distance", "hgp_distance")},
         "train_loss": trained.get("loss"),
         "train_objective": trained.get("objective"),
         "failures": [{"round": f.round, "phase": f.phase, "reason": f.reason} for f in missed],

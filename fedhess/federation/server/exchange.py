@@ -1,4 +1,4 @@
-"""The server's question to the source clients: ``ask("gradient")`` returns that statistic of every domain."""
+"""The server's request to the source clients: ``ask("gradient")`` returns that statistic of every domain."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -9,88 +9,57 @@ from fedhess.alignment.means import DomainMeans, PerDomain
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
-from fedhess.federation.server.clients import Federation, ModelPayload
+from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
-from fedhess.federation.statistic_requests import encode_request
-from fedhess.federation.validation import read_tensors
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.federation.tensors import read_tensors
+from fedhess.settings.run_config import Scalar
 
 Answer = dict[str, dict[str, Tensor]]  # a client's statistics, by domain and name
 
 
 class Exchange:
-    """Ask the source clients of a round for statistics of their head, each call one exchange of messages.
-
-    Args:
-        federation: The clients.
-        shapes: The strategy's statistics and what shape each has.
-        model: The round's model.
-        config: The settings of the run.
-        server_round: Number of the round.
+    """Ask the source clients of a round for statistics, each call one exchange: :class:`fedhess.alignment.Ask`.
 
     Attributes:
-        domains: Names of the run's source domains. In a round without a client of a domain, no answer has it.
         participants: The source clients still in the round: those that answered every exchange so far.
-        seed: Seed that the round's domains share, for common random numbers.
-        server_round: Number of the round.
     """
 
-    def __init__(
-        self,
-        federation: Federation,
-        shapes: StatisticShapes,
-        model: ModelPayload,
-        config: RunConfig,
-        server_round: int,
-    ) -> None:
-        self.domains = tuple(config.sources)
+    def __init__(self, federation: Federation, shapes: StatisticShapes, model: ModelPayload, server_round: int) -> None:
+        self.domains = tuple(federation.config.sources)
         self.participants = federation.participants(server_round)
-        self.seed = derive_seed(config.seed, "round", server_round)
+        self.seed = derive_seed(federation.config.seed, "round", server_round)
         self.server_round = server_round
         self._asked = len(self.participants)
         self._federation = federation
         self._shapes = shapes
         self._model = model
-        self._config = config
 
     def __call__(self, name: str, **given: Tensor | Scalar) -> PerDomain:
-        """Ask for one statistic.
-
-        Args:
-            name: One of the strategy's statistics.
-            **given: Tensors and scalars that its function takes besides the batch.
-
-        Returns:
-            The statistic by domain: the mean over the domain's clients, weighted by their examples of it. A client that
-            holds several domains answers for each, and counts in each.
-
-        Raises:
-            FederationError: Fewer source clients than the quorum answered.
-        """
+        """Ask for one statistic: by domain, the mean over its clients, weighted by their examples of it."""
         return self.several(name, **given)[name]
 
     def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
         """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
-        return self._settled(names, self._ask(self.participants, names, given))
+        return self._average(names, self._answers(self.participants, names, given))
 
-    def _ask(
+    def _answers(
         self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
     ) -> Iterator[tuple[Client, Answer]]:
         """Send one message to each client and yield the good answers as they come, in domain order."""
-        parts = encode_request(names, given)
+        parts = protocol.encode_request(names, given)
         expected = self._shapes.of(names, given)
-        return self._federation.exchange(
+        request = Request(
             _phase(names),
-            clients,
-            message_type=protocol.STATISTICS,
-            server_round=self.server_round,
-            model=self._model,
-            parts=lambda _: parts,
+            protocol.STATISTICS,
+            self.server_round,
+            self._model,
+            self._federation.config.exchange_deadline,
             read=lambda client, content: read_answer(client, content, expected),
-            deadline=self._config.exchange_deadline,
+            parts=lambda _: parts,
         )
+        return self._federation.exchange(request, clients)
 
-    def _settled(self, names: Sequence[str], answers: Iterable[tuple[Client, Answer]]) -> dict[str, PerDomain]:
+    def _average(self, names: Sequence[str], answers: Iterable[tuple[Client, Answer]]) -> dict[str, PerDomain]:
         """Average by domain, and go on with the clients that answered, if they are enough."""
         means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants])
         answered: list[Client] = []
@@ -100,17 +69,14 @@ class Exchange:
                 means.add(domain, tensors, client.identity.trains_on[domain])
         self.participants = answered
         self._federation.require_quorum(_phase(names), self.server_round, answered, asked=self._asked)
-        by_domain, examples = means.result(), means.examples
-        weights = examples if self._config.weighting == "examples" else dict.fromkeys(by_domain, 1)
+        by_domain = means.result()
+        by_examples = self._federation.config.weighting == "examples"
+        weights = means.examples if by_examples else dict.fromkeys(by_domain, 1)
         return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights) for name in names}
 
 
 def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tensor]) -> Answer:
-    """Take a client's statistics out of a reply.
-
-    Raises:
-        ValueError: One is missing, not finite, or of another shape or dtype than expected.
-    """
+    """Read a client's statistics from a reply; see :func:`read_tensors` for the errors."""
     return {
         domain: read_tensors(content, client.identity.key(protocol.STATISTIC_VALUES, domain), like=expected)
         for domain in client.identity.trains_on

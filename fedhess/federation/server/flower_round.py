@@ -2,7 +2,8 @@
 
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
@@ -12,31 +13,25 @@ from torch import Tensor
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
-from fedhess.federation.flower_compat import NodeInfo
-from fedhess.federation.forwarding_grid import ForwardingGrid
-from fedhess.federation.server.clients import Federation
+from fedhess.federation.flower_compat import ForwardingGrid, NodeInfo
+from fedhess.federation.server.checkpoint import State, below, flower_state, restore_flower_state
+from fedhess.federation.server.clients import Federation, Request
 from fedhess.federation.server.discovery import Client
 from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.local_training import RoundOutcome
-from fedhess.federation.validation import read_tensors, training_metrics_of
-from fedhess.settings.run_config import RunConfig
+from fedhess.federation.tensors import decode_tensors, read_tensors
 
 
 class SourceGrid(ForwardingGrid):
     """The run's grid with the source clients of a round alone, in domain order; so their replies come back.
 
     Flower's strategies add replies up as they come and sample random node ids; behind this view both depend on the seed
-    and the domains only.
-
-    Args:
-        federation: The run's clients.
-        server_round: The round; where the run draws clients, the strategy sees those.
-        timeout: Seconds a phase may take.
+    and the domains only. A message to another node raises ``PermissionError``.
     """
 
-    def __init__(self, federation: Federation, *, server_round: int, timeout: float) -> None:
+    def __init__(self, federation: Federation, *, server_round: int) -> None:
         super().__init__(federation.grid)
-        self._timeout = timeout
+        self._timeout = federation.config.deadline
         self._pushed: set[str] = set()
         self.by_node = {client.node_id: client for client in federation.participants(server_round)}
 
@@ -49,11 +44,7 @@ class SourceGrid(ForwardingGrid):
         return [NodeInfo(node_id=node_id) for node_id in self.by_node]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages to source clients.
-
-        Raises:
-            PermissionError: A message is addressed to another node.
-        """
+        """Push messages to source clients."""
         ids = list(self._grid.push_messages(self._checked(messages)))
         self._pushed.update(ids)
         return ids
@@ -61,15 +52,6 @@ class SourceGrid(ForwardingGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pull replies to messages that were pushed through this view, and to no others."""
         return self._grid.pull_messages([message_id for message_id in message_ids if message_id in self._pushed])
-
-    def _checked(self, messages: Iterable[Message]) -> list[Message]:
-        checked = list(messages)
-        for message in checked:
-            if message.metadata.dst_node_id not in self.by_node:
-                raise PermissionError(
-                    f"node {message.metadata.dst_node_id} is no source client: a strategy reaches source clients only"
-                )
-        return checked
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send to source clients in domain order and return their replies in that order."""
@@ -79,142 +61,129 @@ class SourceGrid(ForwardingGrid):
         turn = {message.metadata.message_id: index for index, message in enumerate(ordered)}
         return sorted(replies, key=lambda reply: turn.get(reply.metadata.reply_to_message_id, len(turn)))
 
+    def _checked(self, messages: Iterable[Message]) -> list[Message]:
+        checked = list(messages)
+        for message in checked:
+            node = message.metadata.dst_node_id
+            if node not in self.by_node:
+                raise PermissionError(f"node {node} is no source client: a strategy reaches source clients only")
+        return checked
 
-def run_flower_round(
-    strategy: Strategy, federation: Federation, model: GlobalModel, *, config: RunConfig, server_round: int
-) -> RoundOutcome:
-    """Run one round of a plain Flower strategy with the source clients.
 
-    Its ``configure_train`` and ``aggregate_train`` are called as Flower's own ``start`` calls them; evaluation stays
-    with fedhess. ``random`` is seeded for the call, since Flower's node sampling draws from it.
+class FlowerRounds:
+    """The rounds of a plain Flower strategy, with the source clients, which train ERM."""
 
-    Raises:
-        FederationError: Fewer source clients than the quorum replied, or the strategy aggregated nothing.
-        UsageError: The strategy sends its clients settings that they do not read.
-    """
-    started = time.monotonic()
-    grid = SourceGrid(federation, server_round=server_round, timeout=config.deadline)
-    _require_clients(strategy, grid, server_round)
-    payload = model.payload()
-    train_config = ConfigRecord(
-        {protocol.ROUND: server_round, protocol.MODEL_ID: payload.model_id, protocol.REPLY_WEIGHTS: True}
-    )
-    outcome = RoundOutcome(participants=[])
-    random_state = random.getstate()
-    random.seed(derive_seed(config.seed, "flower-sampling", server_round))
-    try:
-        messages = list(strategy.configure_train(server_round, payload.arrays, train_config, grid))
-    finally:
-        random.setstate(random_state)
-    _require_erm(strategy, messages, server_round)
-    asked = len({message.metadata.dst_node_id for message in messages})
-    replies = list(_checked(grid, messages, federation, model, outcome, server_round))
-    federation.require_quorum("train", server_round, outcome.participants, asked=asked)
-    try:
-        arrays, _ = strategy.aggregate_train(server_round, replies)
-    except (AggregationError, InconsistentMessageReplies) as error:
-        raise FederationError(f"round {server_round}: {type(strategy).__name__}: {error}") from error
-    if arrays is None:
-        raise FederationError(
-            f"round {server_round}: {type(strategy).__name__} aggregated nothing from {len(replies)} replies"
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+        self._name = type(strategy).__name__
+
+    def run(self, federation: Federation, model: GlobalModel, server_round: int) -> RoundOutcome:
+        """Run one round.
+
+        The strategy's ``configure_train`` and ``aggregate_train`` are called as Flower's own ``start`` calls them;
+        evaluation stays with fedhess. ``random`` is seeded, since Flower's node sampling draws from it.
+
+        Raises:
+            FederationError: Fewer source clients than the quorum replied, or the strategy aggregated nothing.
+            UsageError: The strategy sends its clients settings that they do not read.
+        """
+        started = time.monotonic()
+        where = f"round {server_round}: {self._name}"
+        grid = SourceGrid(federation, server_round=server_round)
+        self._require_clients(grid, where)
+        payload = model.payload()
+        train_config = ConfigRecord(
+            {protocol.ROUND: server_round, protocol.MODEL_ID: payload.model_id, protocol.REPLY_WEIGHTS: True}
         )
-    model.replace(_aggregate(strategy, arrays, model, server_round))
-    model.require_finite(f"round {server_round}: {type(strategy).__name__}")
-    outcome.seconds = time.monotonic() - started
-    return outcome
-
-
-def _require_clients(strategy: Strategy, grid: SourceGrid, server_round: int) -> None:
-    """Insist on as many clients as the strategy samples from: Flower would wait for more without end.
-
-    Raises:
-        FederationError: Fewer take part in the round.
-    """
-    needed = {name: getattr(strategy, name, 0) for name in ("min_available_nodes", "min_train_nodes")}
-    for name, number in needed.items():
-        if number > len(grid.by_node):
-            raise FederationError(
-                f"round {server_round}: {type(strategy).__name__} waits for {name} = {number} clients, "
-                f"{len(grid.by_node)} take part; give it --strategy-args {name}={len(grid.by_node)}, or the run more "
-                "clients (--clients-per-round)"
-            )
-
-
-def _require_erm(strategy: Strategy, messages: Iterable[Message], server_round: int) -> None:
-    """Check that a strategy sends its clients no setting that they would not read: they train ERM.
-
-    Raises:
-        UsageError: It does.
-    """
-    read = {protocol.ROUND, protocol.MODEL_ID, protocol.REPLY_WEIGHTS, "server-round"}  # the last is FedAvg's own
-    unread = {
-        key for message in messages for record in message.content.config_records.values() for key in record
-    } - read
-    if unread:
-        raise UsageError(
-            f"round {server_round}: {type(strategy).__name__} sends its clients {', '.join(sorted(unread))}, which "
-            "they do not read: under a plain Flower strategy they train ERM; write both halves as a "
-            "fedhess.alignment.strategy.DomainStrategy"
-        )
-
-
-def _checked(
-    grid: SourceGrid,
-    messages: list[Message],
-    federation: Federation,
-    model: GlobalModel,
-    outcome: RoundOutcome,
-    server_round: int,
-) -> Iterator[Message]:
-    """Pass on the replies that can be trusted; name the clients of the others."""
-    silent: dict[str, Client] = {}
-    replies = grid.send_and_receive(messages)
-    for message in messages:
-        client = grid.by_node[message.metadata.dst_node_id]
-        federation.count(client, down=protocol.array_bytes(message.content))
-        silent[message.metadata.message_id] = client
-    for reply in replies:
-        if reply.metadata.reply_to_message_id not in silent:
-            continue  # a second reply to the same message
-        client = silent.pop(reply.metadata.reply_to_message_id)
-        if reply.has_error():
-            federation.fail(server_round, "train", client.label, f"error {reply.error.code}: {reply.error.reason}")
-            continue
-        federation.count(client, up=protocol.array_bytes(reply.content))
+        random_state = random.getstate()
+        random.seed(derive_seed(federation.config.seed, "flower-sampling", server_round))
         try:
-            outcome.metrics[client.label] = _read(reply.content, client, model)
-        except ValueError as error:
-            federation.fail(server_round, "train", client.label, str(error))
-            continue
-        outcome.participants.append(client)
-        yield reply
-    for client in silent.values():
-        federation.fail(server_round, "train", client.label, "no reply before the deadline")
+            messages = list(self._strategy.configure_train(server_round, payload.arrays, train_config, grid))
+        finally:
+            random.setstate(random_state)
+        _require_erm(messages, where)
+
+        request = Request(
+            "train",
+            protocol.TRAIN,
+            server_round,
+            payload,
+            federation.config.deadline,
+            read=lambda client, content: _read(content, client, model),
+        )
+        addressed = [(grid.by_node[message.metadata.dst_node_id], message) for message in messages]
+        outcome, replies = RoundOutcome(), []
+        for client, reply in federation.round_trip(request, addressed, grid):
+            metrics = None if reply is None else federation.accept(request, client, reply)
+            if reply is not None and metrics is not None:
+                outcome.metrics[client.label] = metrics
+                outcome.participants.append(client)
+                replies.append(reply)
+        federation.require_quorum("train", server_round, outcome.participants, asked=len(dict(addressed)))
+
+        try:
+            arrays, _ = self._strategy.aggregate_train(server_round, replies)
+        except (AggregationError, InconsistentMessageReplies) as error:
+            raise FederationError(f"{where}: {error}") from error
+        if arrays is None:
+            raise FederationError(f"{where} aggregated nothing from {len(replies)} replies")
+        model.replace(_aggregate(arrays, model, where))
+        model.require_finite(where)
+        outcome.seconds = time.monotonic() - started
+        return outcome
+
+    def state(self) -> State:
+        """Return what the strategy remembers."""
+        tensors, plain = flower_state(self._strategy)
+        return (
+            {f"strategy/{name}": tensor for name, tensor in tensors.items()},
+            {f"strategy/{name}": value for name, value in plain.items()},
+        )
+
+    def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` returned."""
+        restore_flower_state(self._strategy, below("strategy/", tensors), below("strategy/", plain))
+
+    def _require_clients(self, grid: SourceGrid, where: str) -> None:
+        """Check that as many clients take part as the strategy samples from: Flower would wait for more without end."""
+        there = len(grid.by_node)
+        for name in ("min_available_nodes", "min_train_nodes"):
+            number = getattr(self._strategy, name, 0)
+            if number > there:
+                raise FederationError(
+                    f"{where} waits for {name} = {number} clients, {there} take part; give it --strategy-args "
+                    f"{name}={there}, or the run more clients (--clients-per-round)"
+                )
+
+
+def _require_erm(messages: Iterable[Message], where: str) -> None:
+    """Check that a strategy sends its clients no setting that they would not read: they train ERM."""
+    read = {protocol.ROUND, protocol.MODEL_ID, protocol.REPLY_WEIGHTS, "server-round"}  # the last is FedAvg's own
+    sent = {key for message in messages for record in message.content.config_records.values() for key in record}
+    if sent - read:
+        raise UsageError(
+            f"{where} sends its clients {', '.join(sorted(sent - read))}, which they do not read: under a plain Flower "
+            "strategy they train ERM; write both halves as a fedhess.alignment.strategy.DomainStrategy"
+        )
 
 
 def _read(content: RecordDict, client: Client, model: GlobalModel) -> dict[str, float]:
-    """Check a reply as Flower's strategies will read it: one record of weights, one of metrics, a true count.
-
-    Raises:
-        ValueError: It is anything else.
-    """
+    """Check a reply as Flower's strategies will read it: one record of weights, one of metrics, the right count."""
     if len(content.array_records) != 1 or len(content.metric_records) != 1:
         raise ValueError(f"expected one record of arrays and one of metrics, got {sorted(content)}")
     read_tensors(content, protocol.MODEL, like=model.tensors)
-    metrics = training_metrics_of(content)
+    metrics = protocol.training_metrics_of(content)
     expected = client.identity.train_examples
-    if metrics.get(protocol.NUM_EXAMPLES) != expected:
-        raise ValueError(f"expected {protocol.NUM_EXAMPLES} = {expected} as it said at the start, got {metrics}")
+    if metrics[protocol.NUM_EXAMPLES] != expected:
+        raise ValueError(f"expected {protocol.NUM_EXAMPLES} = {expected} as at the start, got {metrics}")
     return metrics
 
 
-def _aggregate(strategy: Strategy, arrays: ArrayRecord, model: GlobalModel, server_round: int) -> dict[str, Tensor]:
+def _aggregate(arrays: ArrayRecord, model: GlobalModel, where: str) -> dict[str, Tensor]:
     """Decode an aggregate into the model's names, shapes and dtypes (averaging widens integers to floats)."""
-    tensors = protocol.decode_tensors(arrays)
+    tensors = decode_tensors(arrays)
     for name, like in model.tensors.items():
         if name not in tensors or tensors[name].shape != like.shape:
-            raise FederationError(
-                f"round {server_round}: {type(strategy).__name__} returned no {name!r} of shape {tuple(like.shape)}"
-            )
+            raise FederationError(f"{where} returned no {name!r} of shape {tuple(like.shape)}")
         tensors[name] = (tensors[name] if like.is_floating_point() else tensors[name].round()).to(like.dtype)
     return tensors

@@ -8,9 +8,8 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from fedhess.base.errors import DivergedError, UsageError
-from fedhess.federation.protocol import encode_tensors
 from fedhess.federation.server.clients import ModelPayload
-from fedhess.federation.validation import is_finite
+from fedhess.federation.tensors import encode_tensors, is_finite
 from fedhess.settings.run_config import Scalar
 
 
@@ -22,28 +21,24 @@ class GlobalModel:
     rate 1 sets the model to the mean of the clients' models: FedAvg.
 
     Args:
-        model: Gives the initial values; it is not kept.
+        model: Has the initial values; it is not kept.
         optimizer: Name of a class of ``torch.optim``.
         lr: Learning rate of the server.
-        optimizer_args: Further arguments of the optimizer.
-
-    Raises:
-        UsageError: The optimizer does not take an argument.
+        optimizer_args: Further arguments of the optimizer; one that it does not take is a ``UsageError``.
     """
 
     def __init__(
         self, model: nn.Module, *, optimizer: str = "SGD", lr: float = 1.0, optimizer_args: Mapping[str, Scalar] | None
     ) -> None:
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.tensors = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, value in model.state_dict().items()
         }
-        self._parameters = {name: nn.Parameter(self.tensors[name]) for name in self.tensors if name in trained}
+        trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        self._parameters = {name: nn.Parameter(self.tensors[name]) for name in self.tensors if trains.get(name)}
         for name, parameter in self._parameters.items():
             self.tensors[name] = parameter.data
-        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        self._buffers = [name for name in self.tensors if name not in trained and name not in frozen]
+        self._buffers = [name for name in self.tensors if name not in trains]
         self._nonce = uuid.uuid4().hex  # an id for caches, never a source of randomness
         self._version = 0
         self._arrays: ArrayRecord | None = None
@@ -72,11 +67,7 @@ class GlobalModel:
         return ModelPayload(f"{self._nonce}-{self._version}", self._arrays)
 
     def step(self, mean_update: Mapping[str, Tensor]) -> None:
-        """Take one step of the server optimizer along the mean update; buffers take their mean without it.
-
-        Args:
-            mean_update: Mean of ``before - after`` over the clients, by name, each of the model's shape.
-        """
+        """Take one step of the server optimizer along the mean of ``before - after``; buffers take their mean."""
         for name, parameter in self._parameters.items():
             parameter.grad = mean_update[name].to(parameter.dtype)
         self.optimizer.step()
@@ -92,24 +83,13 @@ class GlobalModel:
         self.optimizer.state.clear()
 
     def replace(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a model that a plain Flower strategy aggregated.
-
-        Args:
-            tensors: Every tensor of the model, each of its shape.
-        """
+        """Take over every tensor of a model that a plain Flower strategy aggregated."""
         for name, value in self.tensors.items():
             value.copy_(tensors[name])
         self._changed()
 
     def require_finite(self, cause: str) -> None:
-        """Insist that the model is finite, before a checkpoint is made of it.
-
-        Args:
-            cause: What computed the model, for the message.
-
-        Raises:
-            DivergedError: A tensor has a value that is not finite.
-        """
+        """Check that the model is finite, before a checkpoint is made of it; ``cause`` computed it."""
         for name, tensor in self.tensors.items():
             if not is_finite(tensor):
                 raise DivergedError(

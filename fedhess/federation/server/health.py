@@ -1,21 +1,21 @@
-"""Signs in a run's rows that it is sick: the penalty drowns the loss, nothing is learned, the head stands still."""
+"""Signs in a run's rows of failed training: the penalty drowns the loss, nothing is learned, the head stands still."""
 
 from collections.abc import Mapping, Sequence
 
-from fedhess.base.averages import mean
+from fedhess.base.tables import mean
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.server.run_directory import Row
 from fedhess.settings.run_config import RunConfig, Scalar
 
 DROWNED = 10.0  # penalty over loss
-FIRST = 3  # evaluated rounds, in which the penalty is looked at: later a small loss is a good sign
+FIRST = 3  # evaluated rounds in which the penalty is checked: later a small loss is a good sign
 STILL = 1e-4  # the head's change over its length
 
 
 def sickness(rows: Sequence[Row], config: RunConfig, *, args: Mapping[str, Scalar], classes: int) -> str:
-    """Say what is wrong with a run so far and which settings to change; nothing if it looks well.
+    """Describe what is wrong with a run so far and which settings to change; "" if nothing is.
 
-    Whether anything is learned, and whether the head moves, is asked from the middle of the run on.
+    Whether anything is learned, and whether the head moves, is checked from the middle of the run on.
 
     Args:
         rows: The run's rows so far, those of every client.
@@ -23,27 +23,27 @@ def sickness(rows: Sequence[Row], config: RunConfig, *, args: Mapping[str, Scala
         args: The strategy's arguments, defaults included.
         classes: Number of classes, 0 if that is not known.
     """
-    sources = [row for row in rows if row["role"] == SOURCE and row["round"] > 0]
-    rounds = sorted({row["round"] for row in sources})
-    for number in rounds[:FIRST]:
-        of_round = [row for row in sources if row["round"] == number]
-        loss, objective = (_mean(of_round, key) for key in ("train_loss", "train_objective"))
-        if loss is not None and objective is not None:
-            objective *= _divisor(number, config, args)
-        if loss is not None and objective is not None and objective - loss > DROWNED * loss:
-            times = (objective - loss) / loss
-            return f"the penalty is {times:.0f} times the loss in round {number}: {remedy(config, args)}"
-    for number in rounds:
+    rounds: dict[int, list[Row]] = {}
+    for row in rows:
+        if row["role"] == SOURCE and row["round"] > 0:
+            rounds.setdefault(row["round"], []).append(row)
+    for number in sorted(rounds)[:FIRST]:
+        loss, objective = _mean(rounds[number], "train_loss"), _mean(rounds[number], "train_objective")
+        if loss is None or objective is None:
+            continue
+        penalty = objective * _divisor(number, config, args) - loss
+        if penalty > DROWNED * loss:
+            return f"the penalty is {penalty / loss:.0f} times the loss in round {number}: {remedy(config, args)}"
+    for number in sorted(rounds):
         if 2 * number < config.rounds:
             continue
-        of_round = [row for row in sources if row["round"] == number]
-        moved = of_round[0].get("head_change")
+        moved = rounds[number][0].get("head_change")
         if moved is not None and moved < STILL:
             return (
                 f"the head has moved by {moved:.1g} of its length in {number} rounds: raise --lr "
                 f"({config.lr:g}) or --server-lr ({config.server_lr:g})"
             )
-        accuracy = _mean(of_round, "accuracy")
+        accuracy = _mean(rounds[number], "accuracy")
         if accuracy is not None and classes and accuracy <= 1 / classes:
             return (
                 f"accuracy on the sources is {100 * accuracy:.1f} % after round {number}, no better than chance with "

@@ -1,6 +1,6 @@
 """The server's side of local training: train messages with their references, and the mean of the updates."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -9,29 +9,24 @@ from torch import Tensor
 from fedhess.alignment.means import WeightedMean
 from fedhess.alignment.strategy import ClientUpdate, Reference
 from fedhess.federation import protocol
-from fedhess.federation.server.clients import Federation, ModelPayload
+from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
 from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.previous_references import PreviousStatistics
-from fedhess.federation.validation import read_tensors, training_metrics_of
+from fedhess.federation.tensors import encode_tensors, read_tensors
 from fedhess.settings.run_config import RunConfig
 
-# What a client holds of each domain, and how much that weighs.
+# By client and domain that it holds.
 Weights = Mapping[Client, Mapping[str, float]]
 
 
 def check_reference(reference: object) -> None:
-    """Check what a strategy's server half returned.
-
-    Raises:
-        TypeError: It is not a mapping of names to tensors, or to tensors by domain.
-    """
+    """Raise ``TypeError`` where a strategy's server half returned anything but tensors, or tensors by domain."""
     expected = "expected a mapping of names to tensors, or to tensors by domain, got"
     if not isinstance(reference, Mapping):
         raise TypeError(f"{expected} {type(reference).__name__}")
     for name, value in reference.items():
-        parts = list(value.values()) if isinstance(value, Mapping) else [value]
-        for part in parts:
+        for part in value.values() if isinstance(value, Mapping) else [value]:
             if not isinstance(part, Tensor):
                 raise TypeError(f"{expected} {type(part).__name__} for {name!r}")
 
@@ -46,25 +41,15 @@ class RoundOutcome:
         seconds: Wall time of the round's training.
     """
 
-    participants: list[Client]
+    participants: list[Client] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
 
 class LocalPhase:
-    """Have the source clients of a round train.
+    """Have the source clients of a round train: the server's :class:`fedhess.alignment.LocalTraining`.
 
-    Args:
-        federation: The clients.
-        model: The global model, which the round began from.
-        participants: Who takes part, in domain order.
-        reference: References of the round.
-        config: The settings of the run.
-        server_round: Number of the round.
-        previous: Asks in the train messages for the statistics of the next round's references, if anything does.
-
-    Attributes:
-        outcome: Who completed the phase, and their metrics.
+    With ``previous`` the train messages also ask for the statistics of the next round's references.
     """
 
     def __init__(
@@ -73,18 +58,16 @@ class LocalPhase:
         model: GlobalModel,
         participants: list[Client],
         reference: Reference,
-        config: RunConfig,
         server_round: int,
         previous: PreviousStatistics | None = None,
     ) -> None:
         self.model = model
         self.participants = participants
-        self.config = config
+        self.config = federation.config
         self.server_round = server_round
-        self.outcome = RoundOutcome(participants=[])
-        self._asked = len(federation.participants(server_round))
+        self.outcome = RoundOutcome()
         self._federation = federation
-        self._references = _ReferenceParts(reference)
+        self._reference_parts = _reference_parts(reference)
         self._previous = previous
 
     @property
@@ -94,15 +77,9 @@ class LocalPhase:
         return [domain for domain in self.config.sources if domain in held]
 
     def mean_update(self, domain_weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Train all clients at once from the global model and average their updates in domain order.
+        """Train all clients at once from the global model; see :meth:`fedhess.alignment.LocalTraining.mean_update`.
 
         Replies are added up as they come, one in memory at a time.
-
-        Args:
-            domain_weights: Weight of each domain, or None for the run's weighting.
-
-        Raises:
-            FederationError: Fewer source clients than the quorum trained.
         """
         mean = WeightedMean()
         weights = holding_weights(self.participants, self.config, domain_weights)
@@ -115,100 +92,80 @@ class LocalPhase:
         self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
     ) -> ClientUpdate | None:
         """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`."""
-        payload = self.model.payload()
-        started_from = ModelPayload(f"{payload.model_id}-{name}", protocol.encode_tensors(position))
+        start = ModelPayload(f"{self.model.payload().model_id}-{name}", encode_tensors(position))
         counts = {client: client.identity.trains_on.get(domain, 0) for client in self.participants}
         total = sum(counts.values())
         weights = {client: {domain: count / total} for client, count in counts.items() if count}
         update, buffers = WeightedMean(), WeightedMean()
-        any_update = any_momentum = False
-        for client, result in self._train(weights, started_from, momentum):
+        result = None
+        for client, result in self._train(weights, start, momentum):
             update.add(result.update, weights[client][domain])
-            any_update = True
             if result.momentum:
                 buffers.add(result.momentum, weights[client][domain])
-                any_momentum = True
-        if not any_update:
+        if result is None:
             return None
-        return ClientUpdate(update.result(), buffers.result() if any_momentum else {})
+        return ClientUpdate(update.result(), buffers.result() if result.momentum else {})
 
     def require_quorum(self) -> None:
-        """Insist that enough clients have trained.
-
-        Raises:
-            FederationError: Fewer source clients than the quorum did.
-        """
-        self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=self._asked)
+        """Check that enough clients have trained."""
+        asked = len(self._federation.participants(self.server_round))
+        self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=asked)
 
     def _train(
         self, weights: Weights, payload: ModelPayload, momentum: Mapping[str, Tensor] | None
     ) -> Iterator[tuple[Client, ClientUpdate]]:
         expected = {name: self.model.tensors[name] for name in self.model.update_names}
-        carried = {} if momentum is None else {protocol.MOMENTUM: protocol.encode_tensors(momentum)}
+        carried = {} if momentum is None else {protocol.MOMENTUM: encode_tensors(momentum)}
         has_momentum = momentum is not None and self.config.client_optimizer == "SGD" and self.config.momentum > 0
         trained = {name: expected[name] for name in self.model.trained_names} if has_momentum else {}
 
-        # A model that went through other domains is not the one that the statistics are to be of: they are left for an
-        # exchange of the next round.
+        # Statistics are of the round's model: where clients start from another one, the next round asks for them.
         previous = self._previous if payload.model_id == self.model.payload().model_id else None
         requests = {} if previous is None else previous.requests()
 
         def parts(client: Client) -> dict[str, protocol.Part]:
-            return {**self._references(client), **carried, **_weights_part(client, weights[client]), **requests}
+            return {**self._reference_parts(client), **carried, **_weights_part(client, weights[client]), **requests}
 
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
             buffers = read_tensors(content, protocol.MOMENTUM, like=trained) if trained else {}
-            metrics = training_metrics_of(content)
+            metrics = protocol.training_metrics_of(content)
             if previous is not None:
                 previous.read(client, content)
             return ClientUpdate(update, buffers), metrics
 
-        replies = self._federation.exchange(
-            "train",
-            weights,
-            message_type=protocol.TRAIN,
-            server_round=self.server_round,
-            model=payload,
-            parts=parts,
-            read=read,
-            deadline=self.config.deadline,
+        request = Request(
+            "train", protocol.TRAIN, self.server_round, payload, self.config.deadline, read=read, parts=parts
         )
-        for client, (result, metrics) in replies:
+        for client, (result, metrics) in self._federation.exchange(request, weights):
             if client.label not in self.outcome.metrics:  # else it has trained on another of its domains before
                 self.outcome.participants.append(client)
             self.outcome.metrics[client.label] = metrics
             yield client, result
 
 
-class _ReferenceParts:
-    """The references of a round as the records of each client's message; what all share is encoded once.
+def _reference_parts(reference: Reference) -> Callable[[Client], dict[str, ArrayRecord]]:
+    """Return a function that makes the references' records for a client; what all share is encoded once."""
+    shared = encode_tensors({name: value.detach() for name, value in reference.items() if isinstance(value, Tensor)})
+    by_domain = {name: value for name, value in reference.items() if not isinstance(value, Tensor)}
 
-    Args:
-        reference: What the strategy's server half returned.
-    """
-
-    def __init__(self, reference: Reference) -> None:
-        shared = {name: value.detach() for name, value in reference.items() if isinstance(value, Tensor)}
-        self._shared = protocol.encode_tensors(shared)
-        self._by_domain = {name: value for name, value in reference.items() if not isinstance(value, Tensor)}
-
-    def __call__(self, client: Client) -> dict[str, ArrayRecord]:
-        """Return the records of one client."""
+    def parts(client: Client) -> dict[str, ArrayRecord]:
         identity = client.identity
         own = {
-            identity.key(protocol.REFERENCE, domain): protocol.encode_tensors(
-                {name: values[domain].detach() for name, values in self._by_domain.items() if domain in values}
+            identity.key(protocol.REFERENCE, domain): encode_tensors(
+                {name: values[domain].detach() for name, values in by_domain.items() if domain in values}
             )
             for domain in identity.trains_on
         }
         if not identity.several:
-            return {protocol.REFERENCE: ArrayRecord({**self._shared, **own[protocol.REFERENCE]})}
-        return {protocol.REFERENCE: self._shared, **own}
+            return {protocol.REFERENCE: ArrayRecord({**shared, **own[protocol.REFERENCE]})}
+        return {protocol.REFERENCE: shared, **own}
+
+    return parts
 
 
 def _weights_part(client: Client, weights: Mapping[str, float]) -> dict[str, ConfigRecord]:
-    """Tell a client of several domains what each weighs in its loss; nothing to a client of one."""
+    """Send a client of several domains what each weighs in its loss; nothing to a client of one."""
     if not client.identity.several:
         return {}
     if not any(weights.values()):  # its update will not count, but it has to make one
@@ -223,15 +180,8 @@ def holding_weights(
     """Weigh what each client holds of each domain: domains share the weight, then clients a domain's by examples.
 
     The weights of a client's domains add up to its own in the mean, and are how its loss weighs them: so the mean of
-    the clients' gradients is the gradient of the weighted mean over domains, whoever holds what.
-
-    Args:
-        clients: Who takes part.
-        config: Weighting by domain (each the same), or by examples (each example the same).
-        by_domain: Weights of the domains from the strategy, in place of the run's.
-
-    Returns:
-        By client and domain.
+    the clients' gradients is the gradient of the weighted mean over domains, whoever holds what. A strategy's weights
+    of the domains, ``by_domain``, replace those of the run.
     """
     held = {client: client.identity.trains_on for client in clients}
     if config.weighting == "examples" and by_domain is None:

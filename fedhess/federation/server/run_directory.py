@@ -24,16 +24,16 @@ ROW: dict[str, type | tuple[type, ...]] = {
     **{"gradient_distance": NUMBER, "hgp_distance": NUMBER, "failures": list},
 }
 
-TRAINED = "trained"  # key of what is unreported: the training metrics of a round that is yet to be evaluated
+TRAINED = "trained"  # key of what no row has yet: the training metrics of a round that is yet to be evaluated
 
 
 class RunDirectory:
     """One run's directory, ``runs/NAME/TARGET/SEED``, below a directory for the strategy if a job has several.
 
     A checkpoint is a safetensors file and a small ``checkpoint.json`` that names it together with the length of
-    rounds.jsonl at that moment and what no row has told yet. The JSON file is replaced atomically and last, so that
-    whatever instant the process is killed at, file, checkpoint and rows agree after :meth:`rewind`: later rows are cut
-    off and made again. Nothing but the methods that say so writes.
+    rounds.jsonl at that moment and what no row has yet. The JSON file is replaced atomically and last, so that whatever
+    instant the process is killed at, file, checkpoint and rows agree after :meth:`rewind`: later rows are cut off and
+    made again. What cannot be written raises ``StorageError``, what cannot be read ``UsageError``.
 
     Args:
         path: The directory; made when first written to.
@@ -46,33 +46,11 @@ class RunDirectory:
         self._index = self._checkpoint_dir / "checkpoint.json"
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Append rows to rounds.jsonl; a number that is not finite becomes null, which is what JSON has for it.
-
-        Raises:
-            StorageError: They cannot be written.
-        """
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            with self.rounds_file.open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
-
-    def rows(self) -> list[Row]:
-        """Read every row; none if the run has not begun. A line cut short by a kill is left out.
-
-        Raises:
-            UsageError: A line is no row, or may not be read.
-        """
-        if not self.rounds_file.exists():
-            return []
-        with _reading(self.rounds_file), self.rounds_file.open(encoding="utf-8") as stream:
-            return [_row(line, number) for number, line in enumerate(stream, start=1) if line.endswith("\n")]
+        """Append rows to rounds.jsonl; a number that is not finite becomes null, which is what JSON has for it."""
+        self.log(self.rounds_file.name, "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows))
 
     def log(self, name: str, text: str) -> Path:
-        """Append to a log for people, and return its path.
-
-        Raises:
-            StorageError: It cannot be written.
-        """
+        """Append to a file of the directory, and return its path."""
         file = self.path / name
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -80,12 +58,15 @@ class RunDirectory:
                 stream.write(text)
         return file
 
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and drop the one before it.
+    def rows(self) -> list[Row]:
+        """Read every row; none if the run has not begun. A line cut short by a kill is left out."""
+        if not self.rounds_file.exists():
+            return []
+        with _reading(self.rounds_file), self.rounds_file.open(encoding="utf-8") as stream:
+            return [_row(line, number) for number, line in enumerate(stream, start=1) if line.endswith("\n")]
 
-        Raises:
-            StorageError: It cannot be written; the one before it is still there.
-        """
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and delete the one before it."""
         with writing(self.path):
             self._checkpoint_dir.mkdir(parents=True, exist_ok=True)
             name = f"round-{checkpoint.server_round:06d}.safetensors"
@@ -95,21 +76,13 @@ class RunDirectory:
             self.tidy()
 
     def settle(self) -> None:
-        """Note that the rows so far hold all that the last checkpoint's round has to tell.
-
-        Raises:
-            StorageError: It cannot be written; the round is then evaluated again.
-        """
+        """Record that the rows have all that the last checkpoint's round reports; else it is evaluated again."""
         index = self._read_index()
         with writing(self.path):
             self._write_index(index["round"], index["file"], {})
 
     def sync(self) -> None:
-        """Wait until the rows and the last checkpoint are on the disk, which a power cut could take before.
-
-        Raises:
-            StorageError: The disk fails.
-        """
+        """Wait until the rows and the last checkpoint are on the disk, which a power cut could take before."""
         checkpoint = self._checkpoint_dir / str(self._read_index()["file"])
         with writing(self.path):
             for path in (self.rounds_file, checkpoint, self._index, self._checkpoint_dir, self.path):
@@ -120,11 +93,7 @@ class RunDirectory:
                     os.close(descriptor)
 
     def tidy(self) -> None:
-        """Drop what belongs to no completed round: the checkpoint before the last, and what a kill left half written.
-
-        Raises:
-            StorageError: A file cannot be deleted.
-        """
+        """Delete what belongs to no completed round: the checkpoint before the last, and files half written."""
         if not self._index.exists():
             return
         kept = (self._read_index()["file"], self._index.name)
@@ -142,29 +111,18 @@ class RunDirectory:
         return completed if completed >= 0 else None
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """Read the last checkpoint, or return None where there is none.
-
-        Raises:
-            UsageError: A file is damaged or may not be read.
-        """
+        """Read the last checkpoint, or return None where there is none."""
         if not self._index.exists():
             return None
         index = self._read_index()
         file = self._checkpoint_dir / str(index["file"])
-        with _reading(file):
-            file.open("rb").close()  # safe_open calls a file absent that it may not read
-            with safe_open(file, framework="pt") as stored:
-                header = json.loads(stored.metadata()["fedhess"])
-                tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118 - no mapping
-                return Checkpoint(int(header["round"]), tensors, header["plain"], index["unreported"])
+        with _reading(file), safe_open(file, framework="pt") as stored:
+            header = json.loads(stored.metadata()["fedhess"])
+            tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118 - no mapping
+            return Checkpoint(int(header["round"]), tensors, header["plain"], index["unreported"])
 
     def rewind(self) -> None:
-        """Cut rounds.jsonl back to the last checkpoint, or delete it where there is none: the run goes on from there.
-
-        Raises:
-            UsageError: It is damaged.
-            StorageError: It cannot be written.
-        """
+        """Cut rounds.jsonl back to the last checkpoint, or delete it where there is none: the run continues there."""
         length = int(self._read_index()["rounds_jsonl_bytes"]) if self._index.exists() else 0
         with _reading(self.rounds_file):
             if self._rows_length() < length:
@@ -193,31 +151,22 @@ class RunDirectory:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except PermissionError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}; change its permissions") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         run = path.parent.parent if path.parent.name == "checkpoint" else path.parent
         raise UsageError(
-            f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy, or delete {run} to make "
-            "this run anew"
+            f"{path} is damaged or cannot be read ({type(error).__name__}: {error}); restore it from a copy, or delete "
+            f"{run} to make this run anew"
         ) from error
 
 
 def _row(line: str, number: int) -> Row:
-    """Read a line of rounds.jsonl.
-
-    Raises:
-        ValueError: It is no JSON, or not what every reader of rows needs.
-    """
     row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError(f"line {number}: expected a row, got {type(row).__name__}")
-    wrong = [key for key, kinds in ROW.items() if not isinstance(row.get(key, ...), kinds)]
+    wrong = [key for key, kinds in ROW.items() if not isinstance(row, dict) or not isinstance(row.get(key, ...), kinds)]
     if wrong:
         raise ValueError(
             f"line {number}: expected a row of {', '.join(ROW)}; missing or of another type: {', '.join(wrong)}"
         )
-    return row
+    return dict(row)
 
 
 def _finite(value: Any) -> Any:

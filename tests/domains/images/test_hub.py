@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from hub_server import REPOSITORY, Hub, parquet, serving
 from image_trees import write_image
 
-from fedhess.domains import download, open_benchmark
+from fedhess.domains import open_benchmark
 from fedhess.domains.images import domain_net, hub, office_home, pacs
 from fedhess.domains.images.hub import fetch, why_unreachable
 from fedhess.domains.images.pacs import RELEASE
@@ -23,8 +24,12 @@ from fedhess.domains.images.pacs import RELEASE
 CLASSES = list(RELEASE.layout.classes)
 
 
-def silent(message: str) -> None:
-    del message
+def fetched(root: Path) -> str:
+    return fetch(REPOSITORY, root / "PACS", layout=RELEASE.layout, notify=lambda _: None)
+
+
+def images(root: Path) -> int:
+    return len(list((root / "PACS").rglob("*.*g")))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,8 @@ def files(complete_pacs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 @pytest.fixture
 def running(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     with serving(Hub(dict(files))) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
         yield hub
@@ -50,6 +56,7 @@ def test_a_download_becomes_a_local_copy_with_the_same_images(
     running: Hub, complete_pacs: Path, tmp_path: Path
 ) -> None:
     messages: list[str] = []
+    (tmp_path / "PACS").mkdir()  # an empty folder is no finished download
     assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=messages.append) == ""
     fetched, original = (open_benchmark("PACS", data_dir=root) for root in (tmp_path / "PACS", complete_pacs))
     for domain in original.domains:
@@ -60,6 +67,8 @@ def test_a_download_becomes_a_local_copy_with_the_same_images(
         assert len(pictures[0]) == 21
         assert pictures[0] == pictures[1]
         assert torch.equal(fetched.load(domain).labels, original.load(domain).labels)
+    dogs = sorted(path.name for path in (tmp_path / "PACS" / "art_painting" / "dog").iterdir())
+    assert dogs == ["000_000000.jpg", "000_000001.png", "001_000000.jpg"]
     assert [path.name for path in tmp_path.iterdir()] == ["PACS"], "nothing is left over"
     record = json.loads((tmp_path / "PACS" / "source.json").read_text())
     assert (record["repository"], record["revision"]) == (REPOSITORY, running.revision)
@@ -73,37 +82,13 @@ def test_pacs_is_downloaded_once_and_then_opened_from_the_cache(
 ) -> None:
     monkeypatch.setattr(pacs, "RELEASE", replace(RELEASE, repository=REPOSITORY))
     first = open_benchmark("PACS", cache_dir=tmp_path / "cache", require_real=True)
-    asked = len(running.asked)
     again = open_benchmark("PACS", cache_dir=tmp_path / "cache")
     assert first.title == again.title == "PACS"
     assert first.identity() == again.identity()
-    assert (asked, len(running.asked)) == (2, 2)
+    assert len(running.asked) == 2
 
 
-def test_an_interrupted_download_goes_on_within_the_file(running: Hub, tmp_path: Path) -> None:
-    first, second = running.files
-    running.cut_after = 30_000
-    reason = fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
-    assert f"the download of {REPOSITORY} failed: " in reason
-    assert "30,000 bytes are kept: the next attempt continues there" in reason
-    assert not (tmp_path / "PACS").exists()
-    running.cut_after = None
-    running.asked.clear()
-    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent) == ""
-    assert running.asked == [(first, "bytes=30000-"), (second, None)]
-    assert len(list((tmp_path / "PACS").rglob("*.*g"))) == 84
-
-
-def test_an_empty_folder_in_its_place_is_no_finished_download(running: Hub, tmp_path: Path) -> None:
-    (tmp_path / "PACS").mkdir()
-    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent) == ""
-    assert len(list((tmp_path / "PACS").rglob("*.*g"))) == 84
-
-
-def test_files_that_are_unpacked_are_not_downloaded_again(
-    running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = running.files
+def test_a_new_revision_begins_anew(running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = hub._unpack
 
     def fail(packed: Path, folder: Path, *, prefix: str, **arguments: object) -> int:
@@ -112,28 +97,20 @@ def test_files_that_are_unpacked_are_not_downloaded_again(
         return whole(packed, folder, prefix=prefix, **arguments)
 
     monkeypatch.setattr(hub, "_unpack", fail)
-    assert "the disk is full" in fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
+    assert "the disk is full" in fetched(tmp_path)
     monkeypatch.setattr(hub, "_unpack", whole)
-    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent) == ""
-    assert [name for name, _ in running.asked] == [first, second]
-    assert len(list((tmp_path / "PACS").rglob("*.*g"))) == 84
-
-
-def test_a_new_revision_begins_anew(running: Hub, tmp_path: Path) -> None:
-    running.cut_after = 30_000
-    fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
-    running.cut_after, running.revision = None, "b" * 40
-    running.asked.clear()
-    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent) == ""
-    assert [asked for _, asked in running.asked] == [None, None]
+    running.revision = "b" * 40
+    assert fetched(tmp_path) == ""
+    assert running.asked == list(running.files) * 2
+    assert images(tmp_path) == 84
 
 
 def test_a_file_with_another_checksum_is_refused(running: Hub, tmp_path: Path) -> None:
     running.wrong_checksum = True
-    reason = fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
+    reason = fetched(tmp_path)
     assert "expected sha256 " in reason
     assert "it is deleted, try again" in reason
-    assert not list(tmp_path.rglob("*.parquet*"))
+    assert not list(tmp_path.rglob("*.parquet"))
     assert not (tmp_path / "PACS").exists()
 
 
@@ -148,31 +125,24 @@ def test_a_row_of_another_kind_ends_it(running: Hub, tmp_path: Path, domain: str
     image = next(iter((tmp_path / "x.png",)))
     write_image(image, 1)
     running.files = {"a.parquet": parquet(tmp_path / "x.parquet", [(image.read_bytes(), domain, label)], [label], None)}
-    reason = fetch(REPOSITORY, tmp_path / "deep" / "er" / "PACS", layout=RELEASE.layout, notify=silent)
+    reason = fetched(tmp_path / "deep" / "er")
     assert message in reason
     assert not list(tmp_path.rglob("cat"))
 
 
-def test_a_file_that_is_no_parquet_and_none_at_all(running: Hub, tmp_path: Path) -> None:
-    running.files = {"a.parquet": b"not parquet at all"}
-    assert "failed: " in fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
-    running.files = {"a.zip": b"zip"}
-    reason = fetch(REPOSITORY, tmp_path / "other" / "PACS", layout=RELEASE.layout, notify=silent)
-    assert "no parquet file with a checksum in it" in reason
-
-
-def test_too_little_space_is_said_before_anything_is_downloaded(
+def test_too_little_space_is_reported_before_anything_is_downloaded(
     running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    reason = fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent)
+    reason = fetched(tmp_path)
     assert f"{tmp_path} has 0.0 GB free, 0.0 GB are needed" in reason
     assert running.asked == []
 
 
 def test_a_second_process_waits_and_downloads_nothing(running: Hub, tmp_path: Path) -> None:
     messages: list[str] = []
-    with hub._alone(_made(tmp_path / ".PACS.partial"), silent):
+    (tmp_path / ".PACS.partial").mkdir()
+    with FileLock(tmp_path / ".PACS.partial" / "lock"):
         arguments = {"layout": RELEASE.layout, "notify": messages.append}
         waiting = threading.Thread(target=fetch, args=(REPOSITORY, tmp_path / "PACS"), kwargs=arguments)
         waiting.start()
@@ -182,11 +152,6 @@ def test_a_second_process_waits_and_downloads_nothing(running: Hub, tmp_path: Pa
     waiting.join(10)
     assert messages == [f"another process downloads to {tmp_path / '.PACS.partial'}: waiting for it"]
     assert running.asked == []
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 @pytest.mark.parametrize(("module", "name"), [(office_home, "OfficeHome"), (domain_net, "DomainNet")])
@@ -211,11 +176,11 @@ def test_other_copies_of_the_hub_are_laid_out_by_their_own_names(
     assert sorted(path.name for path in (tmp_path / "cache" / name).iterdir() if path.is_dir()) == sorted(domains)
 
 
+@pytest.mark.parametrize("files", [{"a.parquet": b"not parquet"}, {"a.zip": b"zip"}])
 def test_a_failed_download_ends_in_the_stand_in_with_the_reason(
     running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pacs, "RELEASE", replace(RELEASE, repository=REPOSITORY))
-    running.files = {"a.parquet": b"not parquet"}
     messages: list[str] = []
     assert open_benchmark("PACS", cache_dir=tmp_path, notify=messages.append).stand_in_for == "PACS"
     assert "the download of" in messages[-1]
@@ -253,9 +218,9 @@ def test_killed_in_the_middle_it_goes_on(running: Hub, tmp_path: Path, complete_
     assert done.returncode == -9, done.stderr
     assert not (tmp_path / "PACS").exists()
     running.asked.clear()
-    assert fetch(REPOSITORY, tmp_path / "PACS", layout=RELEASE.layout, notify=silent) == ""
+    assert fetched(tmp_path) == ""
     assert running.asked == [], "both files had come whole"
-    assert len(list((tmp_path / "PACS").rglob("*.*g"))) == 84
+    assert images(tmp_path) == 84
 
 
 @pytest.mark.network

@@ -30,7 +30,7 @@ SHORT += ["--rounds", 2, "--local-steps", 2, "--batch-size", 5]
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "SIDE", 32)
     monkeypatch.setitem(MODELS, "tiny", "pictures:create_tiny")
-    memory.forget_everything()
+    memory.MEMORY.clear()
 
 
 def config(root: Path, **changes: Any) -> RunConfig:
@@ -58,7 +58,7 @@ def test_cached_and_streamed_images_train_the_same_model(
     assert "decoded to" not in again.out
     for file in files:
         file.unlink()
-    memory.forget_everything()
+    memory.MEMORY.clear()
     streamed = command(*SHORT, "--data-dir", complete_pacs, "--images", "streamed", "--out", tmp_path / "streamed")
     assert streamed.status == 0, streamed.err
     assert "images decoded whenever used\n" in streamed.out

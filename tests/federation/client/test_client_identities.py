@@ -51,20 +51,22 @@ def test_a_client_that_the_partition_does_not_have_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"held-train-examples": [5]}, "each domain once with its counts"),
-        ({"held-domains": ["north", "north"]}, "each domain once with its counts"),
-        ({"held-evaluate-examples": [3, -3]}, "each domain once with its counts"),
-        ({"held-train-examples": [5, 6]}, "add up to the client's"),
-        ({"role": "target"}, "add up to the client's"),
+        {"held-train-examples": [5]},
+        {"held-domains": ["north", "north"]},
+        {"held-evaluate-examples": [3, -3]},
+        {"held-train-examples": [5, 6]},
+        {"role": "target"},
+        {"role": "judge"},
+        {"client": "0"},
     ],
 )
-def test_an_identity_whose_domains_make_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_an_identity_whose_domains_make_no_sense_is_refused(changes: dict[str, Any]) -> None:
     held = (Held("north", 5, 2), Held("south", 5, 1))
     record = dict(Identity("north", "source", 0, 10, 3, True, held).to_record())
     assert Identity.from_record(record).several == held
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"counts that add up, each domain once|no negative count"):
         Identity.from_record(record | changes)
 
 
@@ -76,9 +78,9 @@ def test_a_client_of_a_domain_that_the_run_does_not_have_is_an_error() -> None:
     with run_identity(1):
         args = {"sources": ("north", "south"), "targets": ("east",), "deadline": 5}
         assert len(discover(FixedNodes(told("south")), **args)) == 3  # type: ignore[arg-type]
-        with pytest.raises(FederationError, match="client north: it says that it holds examples of west, which"):
+        with pytest.raises(FederationError, match="client north: it holds examples of west, which is no source"):
             discover(FixedNodes(told("west")), **args)  # type: ignore[arg-type]
-        with pytest.raises(FederationError, match="client north: it says that it holds a target domain"):
+        with pytest.raises(FederationError, match="client north: it holds examples of east, which is no source"):
             discover(FixedNodes(told("east")), **args)  # type: ignore[arg-type]
 
 
@@ -87,24 +89,8 @@ def test_the_run_waits_for_all_of_its_clients() -> None:
     with run_identity(1):
         args = {"sources": ("north",), "targets": (), "deadline": 0.1}
         assert len(discover(FixedNodes(two), **args, clients=2)) == 2  # type: ignore[arg-type]
-        with pytest.raises(FederationError, match=r"2 of 3 source clients after 0\.\d s .*; 2 nodes said who"):
+        with pytest.raises(FederationError, match=r"2 of 3 source clients after 0\.\d s .*; 2 nodes identified"):
             discover(FixedNodes(two), **args, clients=3)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("domains", "weights"), [(["elsewhere"], [1.0]), (["north", "south", "west"], [2.0, -1.0, 0.0])]
-)
-def test_weights_that_make_no_sense_are_refused(toy_run: Run, domains: list[str], weights: list[float]) -> None:
-    class Strange:
-        def __call__(self, message: Message, context: Context) -> Message:
-            if message.metadata.message_type == protocol.TRAIN and context.node_config["partition-id"] == 0:
-                config = message.content.config_records[protocol.CONFIG]
-                config[protocol.TRAIN_DOMAINS], config[protocol.TRAIN_WEIGHTS] = domains, weights
-            return client_app(message, context)
-
-    rows = toy_run(app=Strange(), **MIXED, quorum=6, rounds=1).rows
-    (reason,) = {failure["reason"] for row in rows for failure in row["failures"]}
-    assert "expected a domain of north, south, west that weighs more than nothing" in reason
 
 
 def test_a_deployed_node_says_which_client_of_its_domain_it_is() -> None:
@@ -127,5 +113,5 @@ def test_a_deployed_node_says_which_client_of_its_domain_it_is() -> None:
     assert answer.error.code == protocol.NOT_IN_RUN
     with pytest.raises(UsageError, match="the node config's client is -1; expected its number among the domain's"):
         place(config, node(domain="south", client=-1))
-    with pytest.raises(UsageError, match="expected domain=NAME, or a partition-id from 0 to 6"):
+    with pytest.raises(UsageError, match="the node config has no domain, and its partition-id is 7"):
         place(config, node(**{"partition-id": 7}))

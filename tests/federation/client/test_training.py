@@ -34,7 +34,7 @@ from fedhess.settings.run_config import RunConfig
 @pytest.fixture(autouse=True)
 def toy_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
-    memory.forget_everything()
+    memory.MEMORY.clear()
 
 
 # -- How many steps ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The in-process grid keeps Flower's contract: isolation, error replies, timeouts, contexts, lazy replies."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -220,3 +221,29 @@ def test_what_the_server_raises_comes_out_and_the_identity_is_put_back() -> None
         run_in_process(server_app, app, run_config={"key": "value"}, node_configs=[{"name": "a"}])
     with pytest.raises(RuntimeError, match="not set"):
         ask("echo", 7)
+
+
+MEMORY = """
+import resource
+from fedhess.federation.engines.inprocess import keep_freed_memory
+import torch
+kept = keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(16):  # until its blocks have settled
+    torch.ones(2**24)
+before = faults()
+for _ in range(10):
+    torch.ones(2**24)
+print(kept, (faults() - before) * resource.getpagesize() / 2**20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux's")
+@pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}], ids=["ours", "the user's"])
+def test_large_blocks_are_used_again_unless_the_user_has_set_the_allocator_up(own: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, env=os.environ | own
+    )
+    kept, cleared = done.stdout.split()  # MiB that the kernel cleared while ten tensors of 64 MiB came and went
+    assert kept == str(not own)
+    assert float(cleared) > 600 if own else float(cleared) < 64

@@ -101,21 +101,6 @@ def test_below_the_quorum_the_error_of_the_server_comes_out() -> None:
         run(run_on_ray, ToyClient("raise"), toy_config(**HGP))
 
 
-def test_a_missing_extra_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"--engine ray: Ray is not installed; pip install 'fedhess\[ray\]'"):
-        run(run_on_ray, client_app, toy_config())
-
-
-@needs_ray
-def test_resources_that_cannot_be_are_said() -> None:
-    nodes = {"run_config": {}, "node_configs": [{}]}
-    with pytest.raises(UsageError, match=r"expected --cpus-per-client of at least 1 .* got 0 and 0"):
-        run_on_ray(ServerApp(), client_app, cpus_per_client=0, **nodes)
-    with pytest.raises(UsageError, match=r"a whole number, got 1 and 1.5"):
-        run_on_ray(ServerApp(), client_app, gpus_per_client=1.5, **nodes)
-
-
 def await_port(address: str) -> None:
     host, _, port = address.rpartition(":")
     for _ in range(300):

@@ -1,0 +1,107 @@
+"""What went wrong and what was sent in a run: failures by client, and bytes, until a row reports them."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fedhess.base.errors import DivergedError, FederationError, StrategyError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One client that did not complete one phase of a round, and why.
+
+    ``by_strategy`` where the strategy raised, ``diverged`` where it sent values that are not finite.
+    """
+
+    round: int
+    phase: str
+    client: str
+    reason: str
+    by_strategy: bool = False
+    diverged: bool = False
+
+
+@dataclass
+class Traffic:
+    """Bytes of arrays exchanged with one client."""
+
+    down: int = 0
+    up: int = 0
+
+
+@dataclass
+class Ledger:
+    """Failures and traffic of a run.
+
+    Attributes:
+        failures: All of them, in order.
+        traffic: By client, since the last row.
+    """
+
+    failures: list[Failure] = field(default_factory=list)
+    traffic: dict[str, Traffic] = field(default_factory=dict)
+    _reported: int = 0  # failures that are in rows
+    _named: int = 0  # failures that a warning or an error has named
+
+    def count(self, client: str, *, down: int = 0, up: int = 0) -> None:
+        """Add bytes to the traffic of a client."""
+        traffic = self.traffic.setdefault(client, Traffic())
+        traffic.down += down
+        traffic.up += up
+
+    def require_quorum(self, phase: str, server_round: int, completed: int, *, asked: int, quorum: int) -> None:
+        """Check that at least ``quorum`` (0: all) of the clients asked completed a phase; log new failures.
+
+        Raises:
+            FederationError: Fewer than the quorum did; the message lists the failures of the round.
+            StrategyError: The same, where it was the strategy that raised on every client that failed.
+            DivergedError: The same, where every client that failed sent values that are not finite.
+        """
+        needed = min(quorum or asked, asked)
+        fresh, self._named = self.failures[self._named :], len(self.failures)
+        if completed >= max(needed, 1):
+            for line in _lines(fresh):
+                logger.warning("%s", line)
+            return
+        of_round = [failure for failure in self.failures if failure.round == server_round]
+        kind: type[Exception] = FederationError
+        if of_round and all(failure.by_strategy for failure in of_round):
+            kind = StrategyError
+        elif of_round and all(failure.diverged for failure in of_round):
+            kind = DivergedError
+        raise kind(
+            f"round {server_round}: {completed} of {asked} source clients completed phase {phase!r}, {needed} are "
+            "needed (--quorum).\n  " + "\n  ".join(_lines(of_round))
+        )
+
+    def take(self) -> tuple[list[Failure], dict[str, Traffic]]:
+        """Return the failures and the traffic since the last call."""
+        failures, self._reported = self.failures[self._reported :], len(self.failures)
+        traffic, self.traffic = self.traffic, {}
+        return failures, traffic
+
+    def unreported(self) -> dict[str, Any]:
+        """Return the failures and the traffic since the last row, for a checkpoint; JSON."""
+        failures = [asdict(failure) for failure in self.failures[self._reported :]]
+        return {"failures": failures, "traffic": {client: asdict(moved) for client, moved in self.traffic.items()}}
+
+    def restore(self, recorded: Mapping[str, Any]) -> None:
+        """Continue from :meth:`unreported` of the process before."""
+        self.failures += [Failure(**failure) for failure in recorded.get("failures", ())]
+        self._named = len(self.failures)
+        self.traffic = {client: Traffic(**moved) for client, moved in recorded.get("traffic", {}).items()}
+
+
+def _lines(failures: Iterable[Failure]) -> list[str]:
+    """Write a line for all clients that have the same reason."""
+    clients: dict[tuple[int, str, str], list[str]] = {}
+    for failure in failures:
+        clients.setdefault((failure.round, failure.phase, failure.reason), []).append(failure.client)
+    return [
+        f"round {number}, {phase}, client{'s' if len(names) > 1 else ''} {', '.join(sorted(names))}: {reason}"
+        for (number, phase, reason), names in clients.items()
+    ]
