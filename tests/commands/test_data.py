@@ -103,23 +103,6 @@ def test_prepare_fetches_anew_what_is_damaged_where_it_would_go(
     assert elsewhere.exists()
 
 
-def test_prepare_downloads_a_damaged_part_of_mnist_again(
-    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:1/"])
-    name = Path("MNIST", "raw", "train-labels-idx1-ubyte")
-    for root in (tmp_path / "cache" / "mnist", tmp_path / "mine"):
-        (root / name).parent.mkdir(parents=True)
-        (root / name).write_bytes(b"short")
-    outcome = run("prepare", "RotatedMNIST")
-    assert f"{tmp_path / 'cache' / 'mnist' / name} is damaged and deleted" in outcome.out
-    assert "RotatedMNIST cannot be had: MNIST is not there and cannot be downloaded" in outcome.err
-    assert not (tmp_path / "cache" / "mnist" / name).exists()
-    outcome = run("prepare", "RotatedMNIST", "--data-dir", tmp_path / "mine")
-    assert "is damaged: expected 60008 bytes, got 5" in outcome.err
-    assert (tmp_path / "mine" / name).exists(), "a folder of the user's is left as it is"
-
-
 def test_options_name_the_folder(run: Command, tree: Path, tmp_path: Path) -> None:
     outcome = run("check", "VLCS", "--domains-args", f"data_dir={tree}")
     assert f"VLCS in {tree}" in outcome.out

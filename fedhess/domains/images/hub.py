@@ -1,6 +1,5 @@
 """Fetch a benchmark from the hub, file by file, and lay it out as a local folder, once."""
 
-import hashlib
 import io
 import json
 import os
@@ -15,7 +14,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from fedhess.domains.domain import Notify
-from fedhess.domains.download import REQUEST_SECONDS, decide
+from fedhess.domains.download import REQUEST_SECONDS, decide, has_checksum
 from fedhess.domains.images.layout import Layout, spelling
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -93,7 +92,9 @@ def _fetch(repository: str, staging: Path, *, layout: Layout, notify: Notify) ->
         name = file.rfilename
         notify(f"{repository}: file {number + 1} of {len(files)}, {name}, {file.lfs.size / 1e6:,.0f} MB")
         packed = Path(api.hf_hub_download(repository, name, repo_type="dataset", revision=info.sha, local_dir=work))
-        _check_sum(packed, file.lfs.sha256)
+        if not has_checksum(packed, f"sha256:{file.lfs.sha256}"):
+            packed.unlink()
+            raise OSError(f"{name}: expected sha256 {file.lfs.sha256}, got another content; it is deleted, try again")
         count = _unpack(packed, images, prefix=f"{number:03d}", layout=layout)
         notify(f"{repository}: {name}, {count:,} images unpacked")
         done.touch()
@@ -118,14 +119,6 @@ def _api() -> Any:
 
     disable_progress_bars()
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-
-
-def _check_sum(packed: Path, expected: str) -> None:
-    with packed.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        packed.unlink()
-        raise OSError(f"{packed.name}: expected sha256 {expected}, got {found}; it is deleted, try again")
 
 
 def _unpack(packed: Path, folder: Path, *, prefix: str, layout: Layout) -> int:

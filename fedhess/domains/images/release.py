@@ -1,6 +1,5 @@
 """An image benchmark as it is released: where it may lie, how it is downloaded, what its complete copy holds."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -54,10 +53,7 @@ class Release:
 
     def places(self, opening: Opening) -> list[Path]:
         """List the folders that are looked at, in order."""
-        if opening.data_dir is not None:
-            return [opening.data_dir]
-        named = [Path(os.environ[DATA_VARIABLE]).expanduser()] if os.environ.get(DATA_VARIABLE) else []
-        return [*named, self.cached(opening)]
+        return opening.places(self.name)
 
     def find(self, opening: Opening) -> tuple[Path | None, dict[str, Path]]:
         """Find the first place that holds any of its domains, and their folders."""
