@@ -93,16 +93,15 @@ def open_benchmark(
         options: Of the benchmark; to open one again, its ``options``. They overrule the arguments above.
         notify: Called about stand-ins, downloads and other slow things.
 
-    Returns:
-        The benchmark.
-
     Raises:
         UsageError: An unknown name or option, or data that is missing, incomplete or refused.
     """
     from fedhess.domains.domain import keep_silent
     from fedhess.domains.opening import Opening
 
-    key, opener, path = _find(name)
+    key, path = find_benchmark(name)
+    module, _, function = BENCHMARKS[key].partition(":")
+    opener: Callable[[Opening], Benchmark] = getattr(import_module(module), function)
     if path is not None and "data_dir" not in (options or {}):
         if data_dir and "domains" not in (options or {}):
             raise UsageError(f"{name} and data folder {data_dir}: expected one of the two; leave the data folder out")
@@ -123,13 +122,7 @@ def open_benchmark(
 
 
 def find_benchmark(name: str) -> tuple[str, Path | None]:
-    """Return a benchmark's own spelling, and the path where ``name`` holds one.
-
-    Args:
-        name: As for `open_benchmark`.
-
-    Returns:
-        A key of ``BENCHMARKS``, and the path after ``folder:`` or None.
+    """Return a benchmark's own spelling, a key of ``BENCHMARKS``, and the path after ``folder:`` or None.
 
     Raises:
         UsageError: An unknown name.
@@ -143,11 +136,3 @@ def find_benchmark(name: str) -> tuple[str, Path | None]:
     if name.lower() not in known:
         raise UsageError(f"unknown benchmark {name!r}; {did_you_mean(name, BENCHMARKS)}")
     return known[name.lower()], None
-
-
-def _find(name: str) -> tuple[str, Callable[["Opening"], "Benchmark"], Path | None]:
-    """Return a benchmark's own spelling, its function, and the path in its name."""
-    key, path = find_benchmark(name)
-    module, _, function = BENCHMARKS[key].partition(":")
-    opener: Callable[[Opening], Benchmark] = getattr(import_module(module), function)
-    return key, opener, path

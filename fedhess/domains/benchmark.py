@@ -53,14 +53,11 @@ class KnownCounts:
     def differences(
         self, counts: Mapping[str, Mapping[str, int]], *, unreadable: Mapping[str, int] | None = None
     ) -> list[str]:
-        """Compare a copy with the complete one.
+        """Return a sentence for each domain that differs from the complete copy.
 
         Args:
             counts: Domain -> class -> number of examples that can be read.
             unreadable: Domain -> number of images that cannot be decoded; the domain's total includes them.
-
-        Returns:
-            A sentence for each domain that differs, naming its classes where they are known.
 
         >>> complete = KnownCounts({"photo": 3}, classes={"photo": {"dog": 2, "cat": 1}})
         >>> complete.differences({"photo": {"dog": 1, "cat": 1}})
@@ -148,14 +145,11 @@ class Benchmark:
         return self._loaded[domain]
 
     def identity(self) -> dict[str, object]:
-        """Describe the data for config.json; loads every domain.
+        """Describe the data for config.json; loads every domain, and raises what `load` raises.
 
         Returns:
-            JSON: name, whether real or a stand-in, options, examples per domain and class, a digest over
-                everything, and any differences from the complete copy, as sentences.
-
-        Raises:
-            UsageError: As `load`.
+            JSON: name, whether real or a stand-in, options, examples per domain and class, a digest over everything,
+            and any differences from the complete copy, as sentences.
         """
         loaded = {domain: self.load(domain) for domain in self.domains}
         counts: dict[str, dict[str, int]] = {}

@@ -80,15 +80,7 @@ def read_examples(benchmark: Benchmark, sources: Sequence[str], *, rule: SplitRu
 
 
 def share_out(settings: PartitionSettings, examples: Mapping[str, Examples], *, seed: int) -> list[Share]:
-    """Share the examples of source domains among clients.
-
-    Args:
-        settings: How.
-        examples: By source domain, in domain order.
-        seed: Of the run.
-
-    Returns:
-        The clients, by main domain in domain order.
+    """Share the examples of source domains, in domain order, among clients, by main domain in domain order.
 
     Raises:
         UsageError: There are too few examples for so many clients.
@@ -117,9 +109,7 @@ def require_room_for_domains(shares: Sequence[Share], *, batch_size: int) -> Non
 def batch_sizes(counts: Sequence[int], batch_size: int) -> list[int]:
     """Divide a batch among a client's domains: in proportion to its examples of each, but at least one of each.
 
-    Args:
-        counts: Training examples of each domain, none of them 0.
-        batch_size: Examples of the batch, at least the number of domains; 0 for all.
+    ``batch_size`` is at least the number of domains, or 0 for all examples; no count is 0.
 
     >>> batch_sizes([90, 9, 1], 10), batch_sizes([90, 9, 1], 0)
     ([8, 1, 1], [0, 0, 0])
@@ -210,12 +200,9 @@ def lambda_counts(
     """Compute how many examples of each domain each client gets; in fractions, so that sums are exact.
 
     Args:
-        sizes: Examples of each domain.
-        shares: From :func:`main_shares`.
+        sizes: Examples of each domain; the column of a domain adds up to its size.
+        shares: From :func:`main_shares`; rows and columns are the same.
         heterogeneity: lambda, in [0, 1].
-
-    Returns:
-        A row a client and a column a domain; every column adds up to the domain's size.
 
     >>> lambda_counts([30, 10], main_shares([30, 10], 3), heterogeneity=0.3)
     [[14, 1], [13, 1], [3, 8]]

@@ -59,7 +59,7 @@ def test_a_partition_is_shown_without_the_weights_that_a_run_needs(
     arguments = ["--domains", f"folder:{root}", "--target", "a", "--trials", 1, *MIXED, "--clients", 3]
     refused = command(*arguments)
     assert refused.status == 2
-    assert "--model resnet18: resnet18 needs its ImageNet weights and they cannot be had" in refused.err
+    assert "--model resnet18: resnet18 needs its ImageNet weights and they cannot be loaded" in refused.err
     shown = command(*arguments, "--show-partition")
     assert (shown.status, shown.err) == (0, "")
     assert "folder:mine, target a, seed 0: 3 clients" in shown.out

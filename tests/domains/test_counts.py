@@ -10,7 +10,6 @@ from fedhess.domains.images.domain_net import RELEASE as DOMAIN_NET
 from fedhess.domains.images.office_home import RELEASE as OFFICE_HOME
 from fedhess.domains.images.pacs import RELEASE as PACS
 from fedhess.domains.images.release import Release
-from fedhess.domains.images.terra_incognita import RELEASE as TERRA_INCOGNITA
 from fedhess.domains.images.vlcs import RELEASE as VLCS
 
 
@@ -29,10 +28,6 @@ def test_known_counts_add_up(release: Release, total: int) -> None:
 def test_where_classes_are_not_known_the_domain_counts() -> None:
     (sentence,) = KnownCounts({"photo": 3, "sketch": 2}).differences({"photo": {"dog": 2}, "sketch": {"dog": 2}})
     assert sentence == "domain 'photo': 2 images, the complete copy has 3"
-
-
-def test_no_count_of_terraincognita_is_expected() -> None:
-    assert TERRA_INCOGNITA.known is None
 
 
 def test_a_part_of_a_benchmark_is_told_from_the_whole(complete: dict[str, Path]) -> None:

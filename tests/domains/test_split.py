@@ -1,7 +1,6 @@
 import hashlib
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,12 +71,6 @@ def test_a_class_of_one_example_stays_in_training():
     assert len(held) == 4
 
 
-@pytest.mark.parametrize("holdout", [-0.1, 1.0])
-def test_a_holdout_that_leaves_nothing_is_refused(holdout):
-    with pytest.raises(AssertionError):
-        split_indices(domain(torch.zeros(3, dtype=torch.int64)), holdout=holdout, seed=0)
-
-
 # -- DomainBed's own draw ----------------------------------------------------------------------------------------------
 
 
@@ -103,17 +96,6 @@ def test_domainbeds_draw_has_every_example_on_exactly_one_side(size, holdout, se
     kept, held = split_as_domainbed(size, holdout=holdout, trial_seed=seed, position=position)
     assert torch.equal(torch.cat([kept, held]).sort().values, torch.arange(size))
     assert len(held) == int(size * holdout)
-    again = split_as_domainbed(size, holdout=holdout, trial_seed=seed, position=position)
-    assert torch.equal(again[0], kept)
-
-
-def test_domainbeds_draw_differs_by_seed_and_by_domain():
-    draws = {
-        tuple(split_as_domainbed(200, holdout=0.2, trial_seed=seed, position=position)[1].tolist())
-        for seed in range(3)
-        for position in range(4)
-    }
-    assert len(draws) == 12
 
 
 def test_rule_chooses_the_split():

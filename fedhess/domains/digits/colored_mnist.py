@@ -86,11 +86,7 @@ def open_colored_mnist(opening: Opening) -> Benchmark:
 
 
 def settle_colored_mnist(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
-    """Check the options; see `Opening.settled`.
-
-    Raises:
-        UsageError: An unknown form or option, a value out of range, or two that exclude each other.
-    """
+    """Check the options; see `Opening.settled`."""
     opening, options = opening.settled(form="irm", label_shift=False, per_domain=0, seed=opening.seed)
     if options["form"] not in FORMS:
         raise UsageError(f"ColoredMNIST has no form {options['form']!r}; {did_you_mean(str(options['form']), FORMS)}")

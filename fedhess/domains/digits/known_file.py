@@ -55,11 +55,7 @@ class KnownFile:
         return path
 
     def require(self, places: Sequence[Path]) -> Path:
-        """Return the first of the data folders' files.
-
-        Raises:
-            UsageError: It is not there, or damaged.
-        """
+        """Return the first of the data folders' files; raise UsageError if there is none, or it is damaged."""
         if found := self.find(places):
             return found
         raise UsageError(
