@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from fedhess.base.prefetching import AHEAD, read_ahead
 from fedhess.domains import open_benchmark
-from fedhess.domains.benchmark import SOURCE
+from fedhess.domains.benchmark import SOURCE, Benchmark
 from fedhess.domains.domain import DomainData
 from fedhess.domains.partition import Examples
 from fedhess.domains.split import SplitRule, split_domain
@@ -19,6 +20,9 @@ from fedhess.models.headed import HeadedModel
 from fedhess.settings.run_config import RunConfig
 
 DOMAINS_KEPT = 12  # four domains of three trials: a job comes back to them with its next strategy
+# By name and options: benchmarks of this process's jobs, whose loaded domains its clients share.
+_OF_JOBS: WeakValueDictionary[tuple[str, tuple[tuple[str, str | int | float | bool], ...]], Benchmark]
+_OF_JOBS = WeakValueDictionary()
 
 
 class DataKey(NamedTuple):
@@ -118,10 +122,15 @@ class LocalDomain:
         return (inputs.pin_memory(), labels.pin_memory()) if self._device.type == "cuda" else (inputs, labels)
 
 
+def share_loaded(benchmark: Benchmark) -> None:
+    """Let the clients of this process use the domains that a job has loaded, as long as the job keeps its benchmark."""
+    _OF_JOBS[benchmark.name, tuple(sorted(benchmark.options.items()))] = benchmark
+
+
 @lru_cache(maxsize=DOMAINS_KEPT)
 def prepared(key: DataKey) -> DomainData:
     """Load a domain as the model sees it; kept."""
-    benchmark = open_benchmark(
+    benchmark = _OF_JOBS.get((key.domains, key.options)) or open_benchmark(
         key.domains,
         data_dir=key.data_dir,
         seed=key.seed,
@@ -229,3 +238,4 @@ def forget_data() -> None:
     """Drop the examples and benchmarks that this process holds."""
     for kept in (prepared, _geometry, domain_split, _local_domain):
         kept.cache_clear()
+    _OF_JOBS.clear()
