@@ -79,24 +79,11 @@ def assert_pixels(apply: Apply, images: Tensor, parameters: Parameters) -> None:
 
 
 @both_ways
-def test_parameters_that_change_nothing_leave_the_pixels(apply: Apply, images: Tensor) -> None:
-    torch.testing.assert_close(apply(images, nothing(24)), images / 255, rtol=0, atol=1e-6)
-
-
-@both_ways
 def test_crop_is_torchvisions_antialiased_resize(apply: Apply, images: Tensor) -> None:
     boxes = draw(24, size=(SIDE, SIDE), generator=generator(1)).boxes
     boxes[5] = torch.tensor([3, 4, 1, 1])
     boxes[6] = torch.tensor([0, 5, SIDE, 2])
     assert_pixels(apply, images, replace(nothing(24), boxes=boxes))
-
-
-@both_ways
-def test_flip_mirrors_left_and_right(apply: Apply, images: Tensor) -> None:
-    flips = torch.arange(24) % 3 == 0
-    assert_pixels(apply, images, replace(nothing(24), flips=flips))
-    boxes = draw(24, size=(SIDE, SIDE), generator=generator(1)).boxes
-    assert_pixels(apply, images, replace(nothing(24), flips=flips, boxes=boxes))
 
 
 @both_ways
@@ -107,11 +94,6 @@ def test_each_jitter_is_torchvisions(apply: Apply, jitter: int, images: Tensor) 
     parameters.factors[:, jitter] = torch.linspace(low, high, 24)
     assert_pixels(apply, images, parameters)
     assert (apply(images, parameters)[:24:23] - images[:24:23] / 255).abs().max() > 0.1
-
-
-@both_ways
-def test_grayscale_is_torchvisions(apply: Apply, images: Tensor) -> None:
-    assert_pixels(apply, images, replace(nothing(24), greys=torch.arange(24) % 2 == 0))
 
 
 @both_ways
