@@ -40,7 +40,7 @@ imports: $(VENV)/.installed-dev ## Check who imports whom
 # Two processes, a file of tests in one of them, and one thread each: waiting for each other, the threads of tiny
 # operations would cost more than they do. PYTEST_ARGS="-n 0" takes one process.
 pytest: $(VENV)/.installed-dev ## Run the tests alone (options: make pytest PYTEST_ARGS="-k hgp")
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not network" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not network" $(PYTEST_ARGS)
 
 faults: $(VENV)/.installed-dev ## Kill, starve and mislead a real federation, an hour of it: docs/faults.md
 	$(BIN)/python -m pytest tests/faults -m "slow or not slow" $(PYTEST_ARGS)

@@ -37,6 +37,8 @@ TOY_OF_FLOWER = [
 TOY_OF_FLOWER += ["--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--trials", "1"]
 TOY = [*TOY_OF_FLOWER, "--server-optimizer", "SGD", "--server-lr", "1"]
 
+LONGEST = ("deploy/test_local", "promises/", "commands/")
+
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -44,6 +46,11 @@ def pytest_configure() -> None:
     """Let Ctrl-C interrupt the processes that tests start even where this one was started to ignore it (nohup, &)."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,9 @@ class Outcome:
 
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep derived data of the whole session in one place, empty at first, never the user's."""
-    path = tmp_path_factory.getbasetemp() / "cache"
+    """Keep derived data of the whole session, and of all its workers, in one place, empty at first."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     before = os.environ.get("FEDHESS_CACHE")
     os.environ["FEDHESS_CACHE"] = str(path)
     yield path

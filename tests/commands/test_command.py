@@ -11,6 +11,7 @@ import pytest
 import typer
 
 import fedhess
+from fedhess.__main__ import main
 from fedhess.base.errors import FederationError, StorageError, UsageError
 from fedhess.cli.command import Command, run_command
 
@@ -21,12 +22,17 @@ MODULES = [
 ]
 
 
-def test_every_command_is_a_subcommand_of_fedhess() -> None:
+def test_every_command_is_a_subcommand_of_fedhess(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def said(*arguments: str) -> str:
-        command = [sys.executable, "-m", "fedhess", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        monkeypatch.setattr(sys, "argv", ["fedhess", *arguments])
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main()
+        return capsys.readouterr().out
 
-    listing = said("--help")
+    command = [sys.executable, "-m", "fedhess", "--help"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(f"  {name}" in listing for name in ("simulate", "data", "report", "diagnose", "deploy"))
     assert "--strategy" in said("simulate", "--help")
     assert "superlink" in said("deploy", "--help")

@@ -74,8 +74,8 @@ def test_job_of_several_strategies_is_compared(job: Path, diagnosed: Command) ->
 
 
 def test_values_are_those_of_the_final_models(job: Path, diagnosed: Command) -> None:
-    diagnosed(job, "--quiet")
-    rows = read_csv(job / "diagnosis" / "diagnosis.csv")
+    diagnosed(job / "hgp", "--quiet")
+    rows = read_csv(job / "hgp" / "diagnosis" / "diagnosis.csv")
     run = next(run for run in open_finished(job).runs if run.strategy == "hgp" and run.config.seed == 1)
     views = {view.domain: measure_domain(view.batch) for view in view_domains(run, most_examples=2048)}
     for name, value in compare_domains(views["south"], views["east"]).items():
@@ -128,7 +128,7 @@ def test_diagnosed_job_is_unchanged_and_resumes(job: Path, diagnosed: Command, c
     whole = rounds.read_text(encoding="utf-8")
     rounds.write_text(whole + whole.splitlines(keepends=True)[-1], encoding="utf-8")  # more than the checkpoint counts
     before = contents()
-    assert diagnosed(job).status == 0
+    assert diagnosed(job / "erm").status == 0
     assert contents() == before
     again = command(*TOY[:-2], "--trials", 2, "--strategy", "erm,hgp", "--quiet", "--resume", "--out", job)
     assert again.status == 0, again.err

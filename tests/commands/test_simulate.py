@@ -208,7 +208,7 @@ def test_a_job_that_ends_before_a_slow_target_ends_with_status_0(start: Start, t
         "    return real(message, context)\n"
         "running.client_app = app\n"
         "sys.argv = ['fedhess', '--domains', 'Toy', '--strategy', 'erm', '--target', 'east', '--rounds', '1',\n"
-        "            '--batch-size', '8', '--trials', '1', '--deadline', '3', '--quiet', '--out', sys.argv[1]]\n"
+        "            '--batch-size', '8', '--trials', '1', '--deadline', '1', '--quiet', '--out', sys.argv[1]]\n"
         "command.main()\n",
         encoding="utf-8",
     )

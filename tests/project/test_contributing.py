@@ -1,24 +1,19 @@
 """The strategy printed in docs/write-a-strategy.md trains, and its coefficient matters."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedhess.domains import open_benchmark
+from tests.conftest import TOY, Outcome
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "write-a-strategy.md"
-IMAGES_PER_CLASS = 6
-SETTINGS = ["--model", "lite0-features", "--target", "sketch", "--rounds", "2", "--evaluate-every", "1"]
+Simulate = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -26,33 +21,15 @@ def code() -> str:
     return re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.S | re.M)[0]
 
 
-@pytest.fixture(scope="module")
-def pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as PACS comes in, ROOT/DOMAIN/CLASS/*.png, with a few images of IconPACS."""
-    root = tmp_path_factory.mktemp("pacs")
-    icons = open_benchmark("IconPACS")
-    for domain in icons.domains:
-        data = icons.load(domain)
-        for label, name in enumerate(icons.classes):
-            folder = root / domain / name
-            folder.mkdir(parents=True)
-            chosen = (data.labels == label).nonzero().flatten()[:IMAGES_PER_CLASS]
-            for number, image in enumerate(data.inputs(chosen)):
-                Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
-    return root
-
-
 @pytest.fixture
-def simulate(code: str, pacs: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Run the command in the folder of direction.py; it returns the job's directory."""
+def simulate(code: str, command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Simulate:
+    """Run the command on the toy benchmark beside direction.py; it returns the job's directory."""
     (tmp_path / "direction.py").write_text(code, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
-    environment |= {"FEDHESS_DATA": str(pacs), "FEDHESS_CACHE": str(pacs / "cache")}
+    monkeypatch.syspath_prepend(tmp_path)
 
     def run(*arguments: str, out: str) -> Path:
-        command = [sys.executable, "-m", "fedhess.simulate", *SETTINGS, *arguments, "--out", out]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        done = command(*arguments, *TOY, "--out", out)
+        assert done.status == 0, done.err
         return tmp_path / out
 
     return run
@@ -77,20 +54,18 @@ def test_strategy_takes_30_lines(code: str) -> None:
     assert len(code.splitlines()) <= 30
 
 
-def test_printed_strategy_trains_and_its_coefficient_matters(simulate: Callable[..., Path]) -> None:
+def test_printed_strategy_trains_and_its_coefficient_matters(simulate: Simulate) -> None:
     printed = re.findall(r"python -m fedhess.simulate (.*)$", PAGE.read_text(encoding="utf-8"), re.M)[0]
     job = simulate(*printed.split(), out="both")
-    baseline, aligned = job / "erm" / "sketch" / "0", job / "direction-Direction" / "sketch" / "0"
+    baseline, aligned = job / "erm" / "east" / "0", job / "direction-Direction" / "east" / "0"
     losses = source_losses(aligned)
-    assert len(losses) == 3
+    assert len(losses) == 4
     assert losses[-1] < losses[0]
     expected = weights(baseline)
     assert any(not torch.equal(value, expected[name]) for name, value in weights(aligned).items())
 
-    off = simulate(
-        "--domains", "PACS", "--strategy", "direction:Direction", "--strategy-args", "coefficient=0", out="off"
-    )
-    unaligned = weights(off / "sketch" / "0")
+    off = simulate("--strategy", "direction:Direction", "--strategy-args", "coefficient=0", out="off")
+    unaligned = weights(off / "east" / "0")
     assert unaligned.keys() == expected.keys()
     assert all(torch.equal(unaligned[name], value) for name, value in expected.items())
 
