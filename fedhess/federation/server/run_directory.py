@@ -18,8 +18,8 @@ from fedhess.federation.server.checkpoint import Checkpoint
 Row = dict[str, Any]
 
 # What every row has.
-ROW = ("round", "domain", "role", "split", "examples", "loss", "accuracy")
-ROW += ("gradient_distance", "hgp_distance", "failures")
+ROW = ["round", "domain", "role", "split", "examples", "loss", "accuracy"]
+ROW += ["gradient_distance", "hgp_distance", "failures"]
 
 TRAINED = "trained"  # key of what no row has yet: the training metrics of a round that is yet to be evaluated
 
