@@ -55,6 +55,8 @@ def _decode(array: Array) -> Tensor:
         if array.stype != "numpy.ndarray" or np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError(f"serialised as {array.stype}")
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+        if shape != tuple(array.shape):
+            raise ValueError(f"announced with shape {array.shape}, got {shape}")
         values = np.frombuffer(array.data, dtype=dtype, offset=stream.tell())
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
