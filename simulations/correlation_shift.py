@@ -20,22 +20,16 @@ import typer
 from fedhess.cli.command import Command, run_command
 from fedhess.simulations.scenarios.comparison import Comparison
 from fedhess.simulations.scenarios.measurement import Configuration
-from fedhess.simulations.scenarios.outputs import AllowDirtyOption, RenderOption
 from fedhess.simulations.scenarios.published_results import CORRELATION_SHIFT, CORRELATION_SHIFT_SCRIPTS
 from fedhess.simulations.scenarios.records import Cell
 from fedhess.simulations.scenarios.running import (
-    DeviceOption,
-    OutOption,
-    PerDomainOption,
-    QuickOption,
-    RunsOption,
+    Options,
     SeedsOption,
-    StrategyOption,
-    choose,
     plan,
     read_seeds,
     run_scenario,
     shorten,
+    with_options,
 )
 
 STRATEGIES = (
@@ -68,13 +62,13 @@ def quickened(jobs: Sequence[Configuration]) -> list[Configuration]:
 def judge(strategy: str, cells: Mapping[str, Cell]) -> str:
     """Hold means against the bar: near the published table (ERM, IRM, V-REx, Fishr), or at least 67 % on the target."""
     if strategy in AT_LEAST:
-        reached = "reached" if cells["flip-0.9"].mean >= AT_LEAST[strategy] else "MISSED"
+        reached = "reached" if cells["flip-0.9"]["mean"] >= AT_LEAST[strategy] else "MISSED"
         return f"{reached}: target at least {AT_LEAST[strategy]:g}"
     if strategy not in ("erm", "irm", "vrex", "fishr"):
         return ""
     for column, known in CORRELATION_SHIFT[strategy].items():
         allowed = max(POINTS, 2 * (known.deviation or 0.0))
-        if known.value is not None and abs(cells[column].mean - known.value) > allowed:
+        if known.value is not None and abs(cells[column]["mean"] - known.value) > allowed:
             return f"MISSED: {LABELS[column]} within {allowed:g}"
     return "reached: near the published"
 
@@ -91,24 +85,12 @@ COMPARISON = Comparison(
 
 
 @cli.command(cls=Command)
-def correlation_shift(
-    strategy: StrategyOption = "all",
-    seeds: SeedsOption = "0,1",
-    per_domain: PerDomainOption = 0,
-    quick: QuickOption = False,
-    out: OutOption = None,
-    runs: RunsOption = None,
-    device: DeviceOption = "auto",
-    allow_dirty: AllowDirtyOption = False,
-    render_only: RenderOption = False,
-) -> None:
+@with_options
+def correlation_shift(options: Options, seeds: SeedsOption = "0,1") -> None:
     """Train on ColoredMNIST, evaluate on train, target and grey target, and compare with the published table."""
-    examples = per_domain or (QUICK_EXAMPLES if quick else 0)
-    jobs = configurations(strategies=choose(strategy, STRATEGIES), seeds=read_seeds(seeds), per_domain=examples)
-    jobs = quickened(jobs) if quick else jobs
-    how = {"allow_dirty": allow_dirty, "render_only": render_only}
-    if not run_scenario(COMPARISON, jobs, quick=quick, out=out, runs=runs, device=device, **how):
-        raise typer.Exit(1)
+    examples = options.examples(quick=QUICK_EXAMPLES)
+    jobs = configurations(strategies=options.strategies(STRATEGIES), seeds=read_seeds(seeds), per_domain=examples)
+    run_scenario(COMPARISON, quickened(jobs) if options.quick else jobs, options)
 
 
 if __name__ == "__main__":

@@ -13,33 +13,22 @@ protocols.
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.errors import UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import BENCHMARKS
 from fedhess.settings.run_config import Scalar
 from fedhess.simulations.scenarios.comparison import Comparison
 from fedhess.simulations.scenarios.measurement import Configuration
-from fedhess.simulations.scenarios.outputs import AllowDirtyOption, RenderOption
+from fedhess.simulations.scenarios.outputs import chosen_names
 from fedhess.simulations.scenarios.presets import comparison_of, find_protocol
 from fedhess.simulations.scenarios.presets import configurations as preset_configurations
 from fedhess.simulations.scenarios.published_protocols import PROTOCOLS
 from fedhess.simulations.scenarios.published_results import DIVERSITY_SHIFT
-from fedhess.simulations.scenarios.running import (
-    DeviceOption,
-    OutOption,
-    PerDomainOption,
-    QuickOption,
-    RunsOption,
-    StrategyOption,
-    choose,
-    plan,
-    read_seeds,
-    run_scenario,
-    shorten,
-)
+from fedhess.simulations.scenarios.running import Options, plan, read_seeds, run_scenario, shorten, with_options
 
 STRATEGIES = (
     *("erm", "hgp", "hutchinson", "irm", "vrex", "coral", "iga", "fish", "fishr"),
@@ -74,80 +63,67 @@ def configurations(
 
 
 def choose_domains(given: str, among: Iterable[str] = BENCHMARKS) -> list[str]:
-    """Read ``--domains``.
-
-    Args:
-        given: Names separated by commas.
-        among: The benchmarks that may be named.
+    """Read ``--domains``, names in any case.
 
     Raises:
         UsageError: A benchmark is unknown, or fixes its targets.
     """
     known = {name.lower(): name for name in among if name not in OTHERS and ":" not in name}
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    for name in names:
-        if name.lower() not in known:
-            raise UsageError(
-                f"--domains: {name!r} is no benchmark whose domains can each be left out; "
-                f"{did_you_mean(name, known.values())}"
-            )
-    if not names:
-        raise UsageError(f"--domains: expected some of {', '.join(known.values())}, got nothing")
-    return list(dict.fromkeys(known[name.lower()] for name in names))
+    names = [known.get(name.strip().lower(), name.strip()) for name in given.split(",")]
+    return chosen_names("--domains", ",".join(names), list(known.values()))
 
 
 @cli.command(cls=Command)
+@with_options
 def diversity_shift(
-    domains: str | None = typer.Option(
-        None, help=f"Benchmarks, separated by commas. [default: {','.join(DOMAINS)}; PACS with a preset]"
-    ),
-    strategy: StrategyOption = "all",
-    seeds: str | None = typer.Option(None, help="Seeds, separated by commas. [default: 0,1,2; a preset's own]"),
-    per_domain: PerDomainOption = 0,
-    preset: str = typer.Option("", help=f"A published protocol: {', '.join(PROTOCOLS)}."),
-    target: str = typer.Option("all", help="With a preset: the domains to leave out, as fedhess.simulate takes them."),
-    selection: str = typer.Option("source", help="With a preset: source, or lodo for cross-validation."),
-    data_dir: Path | None = typer.Option(None, help="With a preset: folder with the data. [default: $FEDHESS_DATA]"),  # noqa: B008 - typer's way
-    quick: QuickOption = False,
-    out: OutOption = None,
-    runs: RunsOption = None,
-    device: DeviceOption = "auto",
-    allow_dirty: AllowDirtyOption = False,
-    render_only: RenderOption = False,
+    options: Options,
+    domains: Annotated[
+        str | None,
+        typer.Option(help=f"Benchmarks, separated by commas. [default: {','.join(DOMAINS)}; PACS with a preset]"),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds, separated by commas. [default: 0,1,2; a preset's own]")
+    ] = None,
+    preset: Annotated[str, typer.Option(help=f"A published protocol: {', '.join(PROTOCOLS)}.")] = "",
+    target: Annotated[
+        str, typer.Option(help="With a preset: the domains to leave out, as fedhess.simulate takes them.")
+    ] = "all",
+    selection: Annotated[str, typer.Option(help="With a preset: source, or lodo for cross-validation.")] = "source",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="With a preset: folder with the data. [default: $FEDHESS_DATA]")
+    ] = None,
 ) -> None:
     """Leave every domain out once; print accuracy on each, beside what is published. --quick takes the first seed."""
-    protocol = find_protocol(preset) if preset else None
-    trials = list(protocol.seeds if protocol else SEEDS) if seeds is None else read_seeds(seeds)
-    trials = trials[:1] if quick else trials
-    comparison = comparison_of(protocol) if protocol else COMPARISON
     of_presets = {"--target": target != "all", "--selection": selection != "source", "--data-dir": data_dir is not None}
     for option, given in of_presets.items():
         if given and not preset:
             raise UsageError(f"{option} goes with --preset; without one every domain is left out, by source validation")
-    if preset and per_domain:
+    if preset and options.per_domain:
         raise UsageError("--per-domain does not go with --preset, which takes whole benchmarks; --quick is short")
+    protocol = find_protocol(preset) if preset else None
+    trials = list(protocol.seeds if protocol else SEEDS) if seeds is None else read_seeds(seeds)
+    trials = trials[:1] if options.quick else trials
     if protocol:
         jobs = preset_configurations(
             protocol,
             domains=choose_domains("PACS" if domains is None else domains, protocol.benchmarks),
-            strategies=list(protocol.strategies) if strategy == "all" else choose(strategy, STRATEGIES),
+            strategies=list(protocol.strategies) if options.strategy == "all" else options.strategies(STRATEGIES),
             seeds=trials,
             target=target,
             selection=selection,
             data_dir=data_dir,
-            quick=quick,
+            quick=options.quick,
         )
     else:
         jobs = configurations(
             domains=choose_domains(",".join(DOMAINS) if domains is None else domains),
-            strategies=choose(strategy, STRATEGIES),
+            strategies=options.strategies(STRATEGIES),
             seeds=trials,
-            per_domain=per_domain or (QUICK_EXAMPLES if quick else 0),
+            per_domain=options.examples(quick=QUICK_EXAMPLES),
         )
-        jobs = [shorten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs] if quick else jobs
-    how = {"allow_dirty": allow_dirty, "render_only": render_only}
-    if not run_scenario(comparison, jobs, quick=quick, out=out, runs=runs, device=device, **how):
-        raise typer.Exit(1)
+        if options.quick:
+            jobs = [shorten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs]
+    run_scenario(comparison_of(protocol) if protocol else COMPARISON, jobs, options)
 
 
 if __name__ == "__main__":

@@ -21,20 +21,8 @@ from fedhess.simulations import correlation_shift
 from fedhess.simulations.correlation_shift import LABELS, QUICK_EXAMPLES, STRATEGIES, quickened
 from fedhess.simulations.scenarios.comparison import Comparison, class_balance
 from fedhess.simulations.scenarios.measurement import Configuration
-from fedhess.simulations.scenarios.outputs import AllowDirtyOption, RenderOption
 from fedhess.simulations.scenarios.published_results import LABEL_SHIFT
-from fedhess.simulations.scenarios.running import (
-    DeviceOption,
-    OutOption,
-    PerDomainOption,
-    QuickOption,
-    RunsOption,
-    SeedsOption,
-    StrategyOption,
-    choose,
-    read_seeds,
-    run_scenario,
-)
+from fedhess.simulations.scenarios.running import Options, SeedsOption, read_seeds, run_scenario, with_options
 
 COMPARISON = Comparison(
     name="label_shift",
@@ -57,30 +45,18 @@ def configurations(
 
 
 @cli.command(cls=Command)
-def label_shift(
-    strategy: StrategyOption = "all",
-    seeds: SeedsOption = "0,1",
-    per_domain: PerDomainOption = 0,
-    quick: QuickOption = False,
-    out: OutOption = None,
-    runs: RunsOption = None,
-    device: DeviceOption = "auto",
-    allow_dirty: AllowDirtyOption = False,
-    render_only: RenderOption = False,
-) -> None:
+@with_options
+def label_shift(options: Options, seeds: SeedsOption = "0,1") -> None:
     """Train on the imbalanced ColoredMNIST, evaluate on train, target and grey target."""
-    examples = per_domain or (QUICK_EXAMPLES if quick else 0)
-    jobs = configurations(strategies=choose(strategy, STRATEGIES), seeds=read_seeds(seeds), per_domain=examples)
-    jobs = quickened(jobs) if quick else jobs
-    if not render_only:
+    examples = options.examples(quick=QUICK_EXAMPLES)
+    jobs = configurations(strategies=options.strategies(STRATEGIES), seeds=read_seeds(seeds), per_domain=examples)
+    if not options.render_only:
         first = jobs[0]
         benchmark = open_benchmark(first.benchmark, seed=first.seed, options=first.options)
         typer.echo(f"classes of every client, seed {first.seed}:")
         for domain, balance in class_balance(benchmark.identity()).items():
             typer.echo(f"  {domain}: {balance}")
-    how = {"allow_dirty": allow_dirty, "render_only": render_only}
-    if not run_scenario(COMPARISON, jobs, quick=quick, out=out, runs=runs, device=device, **how):
-        raise typer.Exit(1)
+    run_scenario(COMPARISON, quickened(jobs) if options.quick else jobs, options)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Two loads of a small model (0.7 MB on the wire, IconPACS): many clients in one process, and real SuperNodes on loopback
 with TLS and authentication. Every process is watched from outside, and the last third of the rounds is compared with
-the third before; the first third warms up. Linux only, since it looks into /proc.
+the third before; the first third warms up.
 """
 
 import statistics
@@ -15,21 +15,21 @@ from typing import Annotated, Any
 import typer
 
 from fedhess.base.environment import describe_environment
-from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.files import writing
 from fedhess.cli.command import Command, run_command
 from fedhess.results.figures import drawing, line_look, marked
 from fedhess.simulations.benchmarks.watching import Watched, watch
 from fedhess.simulations.scenarios.outputs import (
+    RESULTS,
     AllowDirtyOption,
     RenderOption,
+    chosen_names,
     describe_revision,
     read_results,
     require_ready,
     write_results,
 )
 
-RESULTS = Path(__file__).parent / "results"
 TARGET = "sketch"
 IN_PROCESS, DEPLOYED = "in-process", "deployed"
 # How much more of each the last third may need than the middle third.
@@ -52,14 +52,7 @@ def load(
     render_only: RenderOption = False,
 ) -> None:
     """Run both loads, print what grew, and write it down with a plot."""
-    names = [name.strip() for name in only.split(",") if name.strip()]
-    if not names:
-        raise UsageError(f"--only: expected {IN_PROCESS}, {DEPLOYED}, or both, got nothing")
-    for name in names:
-        if name not in (IN_PROCESS, DEPLOYED):
-            raise UsageError(f"--only: unknown load {name!r}; {did_you_mean(name, (IN_PROCESS, DEPLOYED))}")
-    if not Path("/proc/self/environ").exists():
-        raise UsageError("fedhess.simulations.load looks into /proc, which this system does not have; run it on Linux")
+    names = chosen_names("--only", only, (IN_PROCESS, DEPLOYED))
     require_ready(out, allow_dirty=allow_dirty, render_only=render_only)
     recorded = read_results(out, render)
     if render_only:
@@ -112,13 +105,13 @@ def growth(values: Sequence[float]) -> float:
     >>> growth([9, 9, 1, 1, 1.5, 1.5]), growth([4, 4, 4])
     (1.5, 1.0)
     """
+    middle, last = _thirds(values)
+    return last / middle
+
+
+def _thirds(values: Sequence[float]) -> tuple[float, float]:
     third = len(values) // 3
-    return statistics.mean(values[-third:]) / statistics.mean(values[-2 * third : -third])
-
-
-def bar(label: str) -> float:
-    """Return how much a series may grow."""
-    return next(most for ending, most in BARS.items() if label.endswith(ending))
+    return statistics.mean(values[-2 * third : -third]), statistics.mean(values[-third:])
 
 
 def render(recorded: Mapping[str, Any]) -> str:
@@ -138,13 +131,10 @@ def render(recorded: Mapping[str, Any]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         for label, values in result["series"].items():
-            third = len(values) // 3
-            ratio, most = growth(values), bar(label)
-            middle, last = statistics.mean(values[-2 * third : -third]), statistics.mean(values[-third:])
-            reached = "yes" if ratio <= most else "NO"
-            lines.append(
-                f"| {label} | {values[0]:.4g} | {middle:.4g} | {last:.4g} | {ratio:.3f} | {most} | {reached} |"
-            )
+            (middle, last), ratio = _thirds(values), growth(values)
+            most = BARS[label.rpartition(": ")[2]]
+            cells = [label, *(f"{value:.4g}" for value in (values[0], middle, last)), f"{ratio:.3f}", str(most)]
+            lines.append(f"| {' | '.join(cells)} | {'yes' if ratio <= most else 'NO'} |")
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -173,10 +163,5 @@ def draw(path: Path, recorded: Mapping[str, Any]) -> None:
             column[-1].set_xlabel("round")
 
 
-def main() -> None:
-    """Run the command; every mistake of the user ends with one message and status 2."""
-    sys.exit(run_command(cli, "load"))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(cli, "load"))

@@ -14,29 +14,27 @@ from typing import Annotated, Any
 import typer
 
 from fedhess.base.environment import describe_environment
-from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.command import Command, run_command
 from fedhess.simulations.scenarios.outputs import (
+    RESULTS,
     AllowDirtyOption,
     RenderOption,
+    chosen_names,
     describe_revision,
     read_results,
     require_ready,
     write_results,
 )
 
-RESULTS = Path(__file__).parent / "results"
-
-# Name -> module:function(repeats) -> rows; imported when asked for.
+# Name -> module:function(repeats) -> rows, in fedhess.simulations.benchmarks; imported when asked for.
 BENCHMARKS: dict[str, str] = {
-    "head": "fedhess.simulations.benchmarks.head:head_rows",
-    "engine": "fedhess.simulations.benchmarks.engine:engine_rows",
-    "rounds": "fedhess.simulations.benchmarks.rounds:round_rows",
-    "main-job": "fedhess.simulations.benchmarks.jobs:main_job_rows",
-    "clients": "fedhess.simulations.benchmarks.clients:clients_rows",
-    "images": "fedhess.simulations.benchmarks.images:image_rows",
-    "colored-mnist": "fedhess.simulations.benchmarks.jobs:colored_mnist_rows",
-    "references": "fedhess.simulations.benchmarks.jobs:references_rows",
+    "head": "head:head_rows",
+    "engine": "engine:engine_rows",
+    "rounds": "rounds:round_rows",
+    "main-job": "jobs:main_job_rows",
+    "clients": "clients:clients_rows",
+    "images": "images:image_rows",
+    "references": "jobs:references_rows",
 }
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -44,31 +42,26 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @cli.command(cls=Command)
 def timing(
-    only: Annotated[str, typer.Option(help=f"Benchmarks, separated by commas: {', '.join(BENCHMARKS)}.")] = "",
+    only: Annotated[str, typer.Option(help="Benchmarks, separated by commas.")] = ",".join(BENCHMARKS),
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions behind each median.")] = 7,
     out: Annotated[Path, typer.Option(help="File for the rows; Markdown goes beside it.")] = RESULTS / "timing.json",
     allow_dirty: AllowDirtyOption = False,
     render_only: RenderOption = False,
 ) -> None:
     """Run the benchmarks, print a table and write it down."""
-    names = [name.strip() for name in only.split(",") if name.strip()] if only else list(BENCHMARKS)
-    if not names:
-        raise UsageError(f"--only: expected some of {', '.join(BENCHMARKS)}, got nothing")
-    for name in names:
-        if name not in BENCHMARKS:
-            raise UsageError(f"--only: unknown benchmark {name!r}; {did_you_mean(name, BENCHMARKS)}")
+    names = chosen_names("--only", only, BENCHMARKS)
     require_ready(out, allow_dirty=allow_dirty, render_only=render_only)
     recorded = read_results(out, render)
     if render_only:
-        write_results(out, recorded, render(recorded), indent=2)
+        write_results(out, recorded, render(recorded))
         return
     for name in names:
         module, _, function = BENCHMARKS[name].partition(":")
-        measure: Callable[..., list[dict[str, Any]]] = getattr(import_module(module), function)
+        measure: Callable[..., Any] = getattr(import_module(f"fedhess.simulations.benchmarks.{module}"), function)
         environment = describe_environment()  # before the measurement, whose code it names
         recorded[name] = {"environment": environment, "repeats": repeats, "rows": measure(repeats=repeats)}
         typer.echo(render({name: recorded[name]}))
-        write_results(out, recorded, render(recorded), indent=2)
+        write_results(out, recorded, render(recorded))
 
 
 def render(recorded: dict[str, Any]) -> str:
@@ -88,26 +81,21 @@ def render(recorded: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|",
         ]
         for row in result["rows"]:
-            cells = [row["what"], _shown(row["ours"]), _shown(row.get("other")), _shown(row.get("ratio"))]
-            lines.append(
-                "| "
-                + " | ".join([*cells, str(row["target"]), {True: "yes", False: "NO", None: ""}[row["pass"]]])
-                + " |"
-            )
+            figures = [row["ours"], row.get("other"), row.get("ratio")]
+            cells = [
+                row["what"],
+                *map(_shown, figures),
+                row["target"],
+                {True: "yes", False: "NO", None: ""}[row["pass"]],
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines).rstrip()
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def main() -> None:
-    """Run the command; a mistake of the user ends with one message and status 2."""
-    sys.exit(run_command(cli, "timing"))
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(cli, "timing"))

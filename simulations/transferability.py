@@ -4,7 +4,6 @@
 
 For every method the transfer measure from the mean of the source domains to the target domain, over balls of heads
 around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see ``transfer/ascent.py`` for what each figure assumes.
-A quadratic example with known answers comes first and shows that measure and bound are right.
 """
 
 import sys
@@ -13,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from fedhess.base.environment import describe_environment
@@ -28,12 +26,17 @@ from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_finished
 from fedhess.jobs.running import run_job
 from fedhess.results.domain_views import view_domains
-from fedhess.settings.run_config import RunConfig
-from fedhess.simulations.scenarios.outputs import AllowDirtyOption, RenderOption, require_ready, write_results
+from fedhess.simulations.scenarios.outputs import (
+    QUICK_RESULTS,
+    RESULTS,
+    AllowDirtyOption,
+    RenderOption,
+    require_ready,
+    write_results,
+)
 from fedhess.simulations.scenarios.records import load_record
-from fedhess.simulations.scenarios.running import QUICK_RESULTS, RESULTS
 from fedhess.simulations.transfer.ascent import transfer_curve
-from fedhess.simulations.transfer.landscapes import DomainLandscape, QuadraticLandscape, minimum_loss, stacked_head
+from fedhess.simulations.transfer.landscapes import DomainLandscape, minimum_loss, stacked_head
 from fedhess.simulations.transfer.report import draw, render
 
 METHODS = ("erm", "irm", "vrex", "coral", "fishr", "hgp", "hutchinson")
@@ -44,22 +47,12 @@ METHOD_ARGS = {
 DELTAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 QUICK_METHODS, QUICK_TARGET, QUICK_DELTAS = ("erm", "hgp", "hutchinson"), "sketch", (0.001, 0.01, 0.1, 1.0)
 MOST_EXAMPLES = 1024  # of a domain
-EXAMPLE_SIZE = 5
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-def configurations(*, quick: bool) -> tuple[RunConfig, ...]:
-    """Return the settings of every run: IconPACS, each domain held out in turn, every method, one trial.
-
-    Args:
-        quick: Three methods and one target only.
-    """
-    return tuple(run.config for run in plan(Path("runs") / "transferability", quick=quick).runs)
-
-
 def plan(folder: Path, *, quick: bool) -> Job:
-    """Plan the runs of :func:`configurations` below a folder."""
+    """Plan the runs below a folder: IconPACS, each domain held out in turn, every method, one trial."""
     methods = QUICK_METHODS if quick else METHODS
     return plan_job(
         open_benchmark("IconPACS"),
@@ -73,11 +66,7 @@ def plan(folder: Path, *, quick: bool) -> Job:
 
 
 def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
-    """Measure every run of a finished job, and the quadratic example.
-
-    Returns:
-        JSON: title, protocol, seeds, the example, and every run with its points over delta.
-    """
+    """Measure every run of a finished job; the result is JSON."""
     deltas = QUICK_DELTAS if quick else DELTAS
     runs: list[dict[str, Any]] = []
     for number, run in enumerate(job.runs, start=1):
@@ -93,7 +82,6 @@ def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
         "examples": f"sources' held-out split, the whole target, at most {MOST_EXAMPLES} examples a domain",
         "published": "not verified: the paper's figures could not be read",
         "environment": describe_environment(),
-        "example": quadratic_example(),
         "runs": runs,
     }
 
@@ -101,58 +89,26 @@ def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
 def measure_run(run: PlannedRun, *, deltas: tuple[float, ...]) -> dict[str, Any]:
     """Measure the transfer from the mean of a run's sources to the mean of its targets, under its final model.
 
-    Args:
-        run: A finished run.
-        deltas: Radii of the balls of heads, ascending.
-
     Returns:
         JSON: losses, excess gap and target accuracy at the trained head, and the points over delta.
     """
     views = view_domains(run, most_examples=MOST_EXAMPLES)
     source, target = (DomainLandscape([view.batch for view in views if view.role == role]) for role in (SOURCE, TARGET))
     head = stacked_head(views[0].batch)
-    losses = {
-        role: float(landscape.value_and_gradient(head[None])[0][0])
-        for role, landscape in ((SOURCE, source), (TARGET, target))
-    }
-    excess = {
-        role: losses[role] - minimum_loss(landscape, head) for role, landscape in ((SOURCE, source), (TARGET, target))
-    }
+    source_loss, target_loss = (float(each.value_and_gradient(head[None])[0][0]) for each in (source, target))
+    excess_gap = (target_loss - minimum_loss(target, head)) - (source_loss - minimum_loss(source, head))
     accuracies = [view.accuracy for view in views if view.role == TARGET]
     return {
         "strategy": run.strategy,
         "scenario": run.scenario.name,
         "seed": run.config.seed,
         "target_accuracy": sum(accuracies) / len(accuracies),
-        "source_loss": losses[SOURCE],
-        "target_loss": losses[TARGET],
-        "excess_gap": excess[TARGET] - excess[SOURCE],
+        "source_loss": source_loss,
+        "target_loss": target_loss,
+        "excess_gap": excess_gap,
         "head_norm": float(head.norm()),
         "points": [asdict(p) for p in transfer_curve(source, target, head, deltas=deltas, seed=run.config.seed)],
     }
-
-
-def quadratic_example() -> dict[str, Any]:
-    """Measure two quadratic losses with a common minimum, whose transfer measure is known: delta^2 / 2 * lambda_max.
-
-    H_T - H_S has the eigenvalues 4, 2, 1, 0, -1 in an arbitrary basis, so ||H_T - H_S||_2 = 4 = lambda_max: bound and
-    measure agree. The other way round lambda_max = 1 and the bound is four times the measure.
-
-    Returns:
-        JSON: for both directions and several radii the measure found, the measure known, and the bound.
-    """
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(EXAMPLE_SIZE, EXAMPLE_SIZE, generator=generator, dtype=torch.float64)).Q
-    gap = torch.tensor([4.0, 2.0, 1.0, 0.0, -1.0], dtype=torch.float64)
-    minimum = torch.randn(1, EXAMPLE_SIZE, generator=generator, dtype=torch.float64)
-    flat = QuadraticLandscape(basis @ torch.diag(torch.full_like(gap, 2.0)) @ basis.T, minimum)
-    steep = QuadraticLandscape(basis @ torch.diag(2 + gap) @ basis.T, minimum)
-    rows: list[dict[str, Any]] = []
-    for name, source, target, largest in (("S to T", flat, steep, 4.0), ("T to S", steep, flat, 1.0)):
-        for point in transfer_curve(source, target, minimum, deltas=(0.1, 1.0, 10.0), seed=0):
-            known = point.delta**2 / 2 * largest
-            rows.append({"direction": name, "known": known, **asdict(point)})
-    return {"eigenvalues": gap.tolist(), "rows": rows}
 
 
 @cli.command(cls=Command)
@@ -186,15 +142,10 @@ def transferability(
             run_job(job, progress)
             result = measure_job(job, quick=quick, progress=progress)
     typer.echo(render(result))
-    write_results(path, result, render(result), indent=2)
+    write_results(path, result, render(result))
     with writing(path):
         draw(path.with_suffix(".png"), result)
 
 
-def main() -> None:
-    """Run the command; a mistake of the user ends with one message and status 2, a stopped federation with 1."""
-    sys.exit(run_command(cli, "transferability"))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(cli, "transferability"))

@@ -38,9 +38,6 @@ class CORAL(DomainStrategy):
 
     Args:
         gamma: Coefficient of the mean over pairs of domains (DomainBed: 1).
-
-    Raises:
-        ValueError: The coefficient is negative.
     """
 
     statistics = {"mean": feature_mean, "covariance": feature_covariance}
@@ -60,9 +57,7 @@ class CORAL(DomainStrategy):
 
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
         """Return gamma * 2E/(E-1) * d_e."""
-        if self.gamma == 0:
-            return None
-        count = int(reference["domains"])
+        count = int(reference["domains"]) if reference else 0
         if count < 2:
             return None  # a single domain left by the quorum has no pair
         mean_gap = step.statistic(feature_mean) - reference["mean"]

@@ -25,9 +25,6 @@ class FedIIR(DomainStrategy):
     Args:
         gamma: Coefficient of the squared distance.
         ema: Share of the old reference in the new one, in [0, 1).
-
-    Raises:
-        ValueError: A number is out of range.
     """
 
     statistics = {"gradient": head_gradient}
@@ -36,26 +33,19 @@ class FedIIR(DomainStrategy):
         if gamma < 0 or not 0 <= ema < 1:
             raise ValueError(f"expected gamma >= 0 and 0 <= ema < 1, got {gamma} and {ema}")
         self.gamma, self.ema = gamma, ema
-        self._average: Tensor | None = None
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for g_e and move the average."""
         if self.gamma == 0:
             return {}
-        mean = ask("gradient").mean()
-        self._average = mean if self._average is None else self.ema * self._average + (1 - self.ema) * mean
-        return {"gradient": self._average}
+        average = ask("gradient").mean()
+        if self.state:
+            average = self.ema * self.state["average"] + (1 - self.ema) * average
+        self.state["average"] = average
+        return {"gradient": average}
 
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
         """Return gamma ||g - r||^2."""
         if self.gamma == 0:
             return None
         return self.gamma * step.distances(gradient=reference["gradient"]).gradient_distance
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the moving average."""
-        return {} if self._average is None else {"average": self._average}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the moving average."""
-        self._average = state.get("average")

@@ -23,9 +23,6 @@ class FedProx(DomainStrategy):
 
     Args:
         mu: Coefficient of the proximal term.
-
-    Raises:
-        ValueError: The coefficient is negative.
     """
 
     def __init__(self, *, mu: float = 0.01) -> None:

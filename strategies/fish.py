@@ -20,8 +20,6 @@ On the wire a round:     as ERM, but one domain after the other; with momentum i
 Discloses:               what ERM does, to the server.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -37,16 +35,12 @@ class Fish(DomainStrategy):
     Args:
         eps: Part of the way that the model takes (DomainBed: 0.5).
         shuffle: Whether each round draws its own order of the domains.
-
-    Raises:
-        ValueError: The part is not in (0, 1].
     """
 
     def __init__(self, *, eps: float = 0.5, shuffle: bool = False) -> None:
         if not 0 < eps <= 1:
             raise ValueError(f"expected 0 < eps <= 1, got {eps}")
         self.eps, self.shuffle = eps, shuffle
-        self._momentum: dict[str, Tensor] = {}
 
     def check(self, config: RunConfig) -> None:
         """Check both optimizers.
@@ -73,13 +67,13 @@ class Fish(DomainStrategy):
         start = phase.model.tensors
         position = {name: value.clone() for name, value in start.items()}
         for domain in self._order(phase):
-            result = phase.train_domain(domain, position, momentum=self._momentum, name=f"relay-{domain}")
+            result = phase.train_domain(domain, position, momentum=self.state, name=f"relay-{domain}")
             if result is None:
                 continue
             for name, update in result.update.items():
                 whole = update if position[name].is_floating_point() else update.round()
                 position[name] -= whole.to(position[name].dtype)
-            self._momentum = {name: value.clone() for name, value in result.momentum.items()}
+            self.load_state_dict({name: value.clone() for name, value in result.momentum.items()})
         return {name: self.eps * (start[name] - position[name]) for name in phase.model.update_names}
 
     def _order(self, phase: LocalTraining) -> list[str]:
@@ -88,11 +82,3 @@ class Fish(DomainStrategy):
             return domains
         generator = seeded_generator(phase.config.seed, "relay", phase.server_round)
         return [domains[index] for index in torch.randperm(len(domains), generator=generator).tolist()]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the momentum that travels along the relay."""
-        return dict(self._momentum)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the momentum."""
-        self._momentum = dict(state)

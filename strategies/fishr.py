@@ -34,9 +34,6 @@ class Fishr(DomainStrategy):
         ema: Share of the old variance in the moving average, in [0, 1) (DomainBed: 0.95).
         annealing: ``"reset"`` as DomainBed, ``"rescale"`` as the ColoredMNIST script; see ``PenaltySchedule``.
         coefficient: Factor c of the distance at every step, not part of what ``"rescale"`` divides by.
-
-    Raises:
-        ValueError: A number is out of range.
     """
 
     statistics = {"variance": gradient_variance}
@@ -57,31 +54,20 @@ class Fishr(DomainStrategy):
         before = 0.0 if annealing == "reset" else 1.0
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, before)
         self.ema, self.coefficient = ema, coefficient
-        self._averages: dict[str, Tensor] = {}
 
     def reference(self, ask: Ask) -> Reference:
         """Ask for the variances, move the averages, and hand each client its own old one with the mean of the new."""
         if self.schedule.is_off:
             return {}
         variances = ask("variance")
-        past = {
-            domain: self.ema / (1 - self.ema) * self._averages.get(domain, torch.zeros_like(value))
-            for domain, value in variances.items()
-        }
+        past = {}
         for domain, value in variances.items():
-            before = self._averages.get(domain, torch.zeros_like(value))
-            self._averages[domain] = self.ema * before + (1 - self.ema) * value
+            before = self.state.get(domain, torch.zeros_like(value))
+            past[domain] = self.ema / (1 - self.ema) * before
+            self.state[domain] = self.ema * before + (1 - self.ema) * value
         return {"mean": variances.with_values({d: v + past[d] for d, v in variances.items()}).mean(), "past": past}
 
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
         """Return c times the mean squared distance of the corrected moving average to its mean over the domains."""
         gap = step.statistic(gradient_variance) + reference["past"] - reference["mean"]
         return self.coefficient * gap.square().mean()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the moving averages by domain."""
-        return dict(self._averages)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the moving averages."""
-        self._averages = dict(state)

@@ -17,7 +17,6 @@ On the wire a round:     beside ERM's, one number up.
 Discloses:               each client's loss on one batch.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -32,9 +31,6 @@ class GroupDRO(DomainStrategy):
     Args:
         eta: Step of the weights (DomainBed: 0.01).
         form: ``"exponential"`` for GroupDRO, ``"projection"`` for AFL.
-
-    Raises:
-        ValueError: The step is negative.
     """
 
     statistics = {"loss": head_loss}
@@ -43,7 +39,6 @@ class GroupDRO(DomainStrategy):
         if eta < 0:
             raise ValueError(f"expected eta >= 0, got {eta}")
         self.eta, self.form = eta, form
-        self._weights: dict[str, Tensor] = {}
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for the losses and move the weights: of all domains, since what one gains the others lose."""
@@ -51,30 +46,20 @@ class GroupDRO(DomainStrategy):
             return {}
         losses = ask("loss")
         uniform = torch.tensor(1.0 / len(ask.domains), dtype=torch.float64)
-        old = torch.stack([self._weights.get(domain, uniform) for domain in ask.domains])
+        old = torch.stack([self.state.get(domain, uniform) for domain in ask.domains])
         zero = torch.zeros((), dtype=torch.float64)
         loss = torch.stack([losses[domain].double() if domain in losses else zero for domain in ask.domains])
         if self.form == "exponential":
             new = torch.softmax(old.log() + self.eta * loss, 0)
         else:
             new = project_to_simplex(old + self.eta * loss)
-        self._weights = dict(zip(ask.domains, new, strict=True))
+        self.state.update(zip(ask.domains, new, strict=True))
         return {}
 
     def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
         """Weigh the clients' updates by q; with eta 0 by the run's own weights."""
         del reference
-        if self.eta == 0:
-            return phase.mean_update()
-        return phase.mean_update({domain: float(weight) for domain, weight in self._weights.items()})
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return q by domain."""
-        return dict(self._weights)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore q."""
-        self._weights = dict(state)
+        return phase.mean_update({domain: float(weight) for domain, weight in self.state.items()} or None)
 
 
 def project_to_simplex(point: Tensor) -> Tensor:

@@ -46,9 +46,6 @@ class HGP(DomainStrategy):
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
         anneal_steps: Local steps before the weight applies.
         annealing: ``"rescale"`` as the paper's scripts, ``"reset"`` as DomainBed; see ``PenaltySchedule``.
-
-    Raises:
-        ValueError: A coefficient is negative.
     """
 
     statistics = {"gradient": head_gradient, "hvp": head_hvp, "hgp": hessian_gradient_product}
@@ -64,14 +61,11 @@ class HGP(DomainStrategy):
         anneal_steps: int = 0,
         annealing: Annealing = "rescale",
     ) -> None:
-        alpha = DEFAULTS[scale]["alpha"] if alpha is None else alpha
-        beta = DEFAULTS[scale]["beta"] if beta is None else beta
-        if min(alpha, beta, weight, anneal_steps) < 0:
-            raise ValueError(
-                f"expected alpha, beta, weight, anneal_steps >= 0, got {(alpha, beta, weight, anneal_steps)}"
-            )
-        self.alpha, self.beta, self.form, self.scale = alpha, beta, form, PenaltyScale(scale)
-        self.limited = scale == "relative"
+        self.alpha = DEFAULTS[scale]["alpha"] if alpha is None else alpha
+        self.beta = DEFAULTS[scale]["beta"] if beta is None else beta
+        if min(self.alpha, self.beta) < 0:
+            raise ValueError(f"expected alpha, beta >= 0, got {self.alpha}, {self.beta}")
+        self.form, self.scale, self.limited = form, PenaltyScale(scale, self.state), scale == "relative"
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
@@ -95,11 +89,3 @@ class HGP(DomainStrategy):
         parts = {"gradient": terms.gradient_distance, "hgp": terms.hgp_distance}
         first, *rest = (wanted[name] * self.scale.scaled(parts[name], name, reference) for name in wanted)
         return sum(rest, start=first)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the largest sizes so far, where penalties are relative."""
-        return self.scale.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the sizes."""
-        self.scale.load_state_dict(state)

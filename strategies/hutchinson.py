@@ -33,8 +33,7 @@ from torch import Tensor
 
 from fedhess.alignment import Annealing, Ask, DomainStrategy, PenaltyScale, PenaltySchedule, Scale, Step
 from fedhess.base.seeds import derive_seed
-from fedhess.curvature import HeadBatch, head_gradient, hessian_diagonal, hutchinson_diagonal
-from fedhess.curvature.distances import diagonal_distance
+from fedhess.curvature import HeadBatch, diagonal_distance, head_gradient, hessian_diagonal, hutchinson_diagonal
 
 DEFAULTS = {"relative": {"alpha": 1.0, "beta": 0.3}, "absolute": {"alpha": 1e-3, "beta": 5e-3}}
 
@@ -57,9 +56,6 @@ class Hutchinson(DomainStrategy):
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
         anneal_steps: Local steps before the weight applies.
         annealing: ``"rescale"`` as the paper's scripts, ``"reset"`` as DomainBed; see ``PenaltySchedule``.
-
-    Raises:
-        ValueError: An argument is negative, or there are no probes to be independent.
     """
 
     statistics = {"gradient": head_gradient, "diagonal": hessian_diagonal, "probed": probed_diagonal}
@@ -76,15 +72,14 @@ class Hutchinson(DomainStrategy):
         anneal_steps: int = 0,
         annealing: Annealing = "rescale",
     ) -> None:
-        alpha = DEFAULTS[scale]["alpha"] if alpha is None else alpha
-        beta = DEFAULTS[scale]["beta"] if beta is None else beta
-        given = (alpha, beta, probes, weight, anneal_steps)
-        if min(given) < 0:
-            raise ValueError(f"expected alpha, beta, probes, weight, anneal_steps >= 0, got {given}")
+        self.alpha = DEFAULTS[scale]["alpha"] if alpha is None else alpha
+        self.beta = DEFAULTS[scale]["beta"] if beta is None else beta
+        if min(self.alpha, self.beta, probes) < 0:
+            raise ValueError(f"expected alpha, beta, probes >= 0, got {self.alpha}, {self.beta}, {probes}")
         if independent and not probes:
             raise ValueError("independent=true: expected probes=N with N > 0 (the released code: 300), got probes=0")
-        self.alpha, self.beta, self.probes, self.independent = alpha, beta, probes, independent
-        self.scale, self.limited = PenaltyScale(scale), scale == "relative"
+        self.probes, self.independent = probes, independent
+        self.scale, self.limited = PenaltyScale(scale, self.state), scale == "relative"
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
@@ -114,11 +109,3 @@ class Hutchinson(DomainStrategy):
             distance = step.distances(gradient=reference["gradient"]).gradient_distance
             terms.append(self.beta * self.scale.scaled(distance, "gradient", reference))
         return sum(terms[1:], start=terms[0]) if terms else None
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the largest sizes so far, where penalties are relative."""
-        return self.scale.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the sizes."""
-        self.scale.load_state_dict(state)

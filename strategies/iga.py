@@ -42,9 +42,6 @@ class IGA(DomainStrategy):
     Args:
         coefficient: lambda (DomainBed: 1000).
         form: Whether the squared distances are added up over the domains, as in DomainBed, or averaged.
-
-    Raises:
-        ValueError: The coefficient is negative.
     """
 
     network_statistics = {"network_gradient": network_gradient}

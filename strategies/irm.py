@@ -33,9 +33,6 @@ class IRM(DomainStrategy):
         anneal_steps: Local steps with coefficient 1 before (DomainBed: 500).
         form: ``"halves"`` or ``"squared"``.
         annealing: ``"reset"`` as DomainBed, ``"rescale"`` as the paper's script; see ``PenaltySchedule``.
-
-    Raises:
-        ValueError: A number is negative.
     """
 
     def __init__(

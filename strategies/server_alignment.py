@@ -31,9 +31,6 @@ class ServerAlignment(DomainStrategy):
 
     Args:
         step: Length of the step along that gradient.
-
-    Raises:
-        ValueError: The step is negative.
     """
 
     statistics = {"gradient": head_gradient, "pull": pull}

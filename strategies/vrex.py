@@ -27,9 +27,6 @@ class VREx(DomainStrategy):
         anneal_steps: Local steps with coefficient 1 before (DomainBed: 500).
         annealing: ``"reset"`` as DomainBed, ``"rescale"`` as the paper's script; see ``PenaltySchedule``.
         coefficient: Factor c of the variance at every step, not part of what ``"rescale"`` divides by.
-
-    Raises:
-        ValueError: A number is negative, or the factor not positive.
     """
 
     statistics = {"loss": head_loss}

@@ -2,7 +2,7 @@
 
 Derive from :class:`DomainStrategy`. Its ``reference`` asks the source clients for statistics through :class:`Ask` and
 gets a :class:`PerDomain` for each; its ``penalty`` sees each local step of a client as a :class:`Step`; its
-``local_training`` directs the clients through :class:`LocalTraining`.
+``local_training`` directs the clients through :class:`LocalTraining`; its ``state`` goes into checkpoints.
 """
 
 from fedhess.alignment.means import PerDomain

@@ -3,8 +3,6 @@
 import importlib
 import importlib.util
 import inspect
-import re
-import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -12,11 +10,11 @@ from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from flwr.serverapp import strategy as flower
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedProx, Strategy
 
 from fedhess.alignment.strategy import DomainStrategy
-from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.alignment.strategy_code import strategy_code
+from fedhess.base.errors import StrategyError, UsageError, did_you_mean
 from fedhess.settings.run_config import RunConfig, Scalar
 
 ENTRY_POINT_GROUP = "fedhess.strategies"
@@ -36,13 +34,6 @@ BUILT_IN = {
     "groupdro": "fedhess.strategies.groupdro:GroupDRO",
     "fedprox": "fedhess.strategies.fedprox:FedProx",
     "fedadam": "fedhess.strategies.fedadam:FedAdam",
-}
-
-# Flower's strategies that are one half of a method, with what their clients must do: ours train ERM under them.
-_HALVES: Mapping[type[Strategy], str] = {
-    flower.FedProx: "add its proximal term to their loss; use --strategy fedprox",
-    flower.FedXgbBagging: "train trees; use a strategy for networks",
-    flower.FedXgbCyclic: "train trees; use a strategy for networks",
 }
 
 
@@ -73,12 +64,11 @@ def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Str
     """
     strategy_class = load_class(name)
     checked = _checked_args(strategy_class, name, args)
-    try:
-        return strategy_class(**checked)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"--strategy-args: strategy {name!r} rejects its arguments: {error}") from error
-    except Exception as error:  # whatever a constructor that is not ours may raise
-        raise UsageError(f"--strategy: building {name!r} failed: {_described(error)}; mend it there") from error
+    with strategy_code(name, "constructor", strategy_class):
+        try:
+            return strategy_class(**checked)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"--strategy-args: strategy {name!r} rejects its arguments: {error}") from error
 
 
 def is_installed(name: str) -> bool:
@@ -96,51 +86,34 @@ def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
     path = name if ":" in name else known.get(name)
     if path is None:
         raise UsageError(f"--strategy: unknown strategy {name!r}; {did_you_mean(name, known)}, or package.module:Class")
-    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", path) is None:
-        raise UsageError(f"--strategy: expected a name or package.module:Class, got {path!r}")
     module_name, _, attribute = path.partition(":")
-    module = _import(module_name, name)
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise UsageError(f"--strategy: expected a name or package.module:Class, got {path!r}")
+    try:
+        with strategy_code(name, f"import of {module_name}"):
+            module = importlib.import_module(module_name)
+    except StrategyError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise UsageError(
+                f"--strategy: cannot import {module_name!r} for {name!r}: {error.__cause__}; is it installed, or on "
+                "PYTHONPATH?"
+            ) from error.__cause__
+        raise
     found = getattr(module, attribute, None)
     if found is None:
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]
         raise UsageError(f"--strategy: {module_name} has no {attribute!r}; {did_you_mean(attribute, classes)}")
     if not (inspect.isclass(found) and issubclass(found, DomainStrategy | Strategy)):
         raise UsageError(
-            f"--strategy: {path} is no strategy: expected a class derived from "
-            f"fedhess.alignment.strategy.DomainStrategy or flwr.serverapp.strategy.Strategy, got {found!r}"
+            f"--strategy: {path} is no strategy: expected a class derived from fedhess.alignment.DomainStrategy or "
+            f"flwr.serverapp.strategy.Strategy, got {found!r}"
         )
-    for half, duty in _HALVES.items():
-        if issubclass(found, half):
-            raise UsageError(
-                f"--strategy: {path} is the server half of {half.__name__}: its clients would have to {duty}"
-            )
-    if inspect.isabstract(found):
+    if issubclass(found, FedProx):
         raise UsageError(
-            f"--strategy: {path} is abstract; take a class derived from it that has "
-            f"{', '.join(sorted(getattr(found, '__abstractmethods__', ())))}"
+            f"--strategy: {path} is the server half of FedProx: its clients would have to add its proximal term to "
+            "their loss; use --strategy fedprox"
         )
     return found
-
-
-def _import(module_name: str, name: str) -> types.ModuleType:
-    try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(
-            f"--strategy: cannot import {module_name!r} for {name!r}: {error}; is it installed, or on PYTHONPATH?"
-        ) from error
-    except Exception as error:  # whatever a module that is not ours may raise while it is imported
-        raise UsageError(
-            f"--strategy: importing {module_name!r} for {name!r} failed: {_described(error)}; mend it there"
-        ) from error
-
-
-def _described(error: Exception) -> str:
-    """Give type, message and place of an error in somebody else's code."""
-    if isinstance(error, SyntaxError):
-        return f"SyntaxError: {error}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
 
 
 def client_half(config: RunConfig) -> DomainStrategy:
@@ -158,8 +131,7 @@ def _client_half(name: str, args: tuple[tuple[str, Scalar], ...]) -> DomainStrat
 def resolved_args(name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return a strategy's arguments, defaults included.
 
-    A default of None is what the strategy has made of it, the object's attribute of that name; without any it is left
-    out.
+    A default of None is replaced by the object's attribute of that name; without any it is left out.
     """
     strategy = load_strategy(name, args)
     parameters = strategy_parameters(type(strategy)).items()
@@ -170,67 +142,53 @@ def resolved_args(name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def strategy_parameters(strategy_class: type) -> dict[str, inspect.Parameter]:
-    """Return the constructor arguments of a strategy that text can set: those annotated with scalars.
-
-    Raises:
-        UsageError: An annotation names something that is not there.
-    """
+    """Return the constructor arguments of a strategy that text can set: those annotated with scalars."""
     constructor = inspect.getattr_static(strategy_class, "__init__")
     if constructor is object.__init__:
         return {}
-    try:
+    with strategy_code(strategy_class.__qualname__, "annotations of its constructor", constructor):
         hints = typing.get_type_hints(constructor)
-    except NameError as error:
-        raise UsageError(
-            f"--strategy: the annotations of {strategy_class.__qualname__}.__init__ cannot be read: {error}; import "
-            "what they name"
-        ) from error
-    parameters = {}
-    for name, parameter in inspect.signature(strategy_class).parameters.items():
-        annotation = hints.get(name)
-        if annotation is not None and _scalar_types(annotation):
-            parameters[name] = parameter.replace(annotation=annotation)
-    return parameters
+    return {
+        name: parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(strategy_class).parameters.items()
+        if name in hints and _scalar_types(hints[name])
+    }
 
 
 def _checked_args(strategy_class: type, name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
     parameters = strategy_parameters(strategy_class)
-    checked: dict[str, Scalar] = {}
-    for key, value in args.items():
+    for key in args:
         if key not in parameters:
             advice = did_you_mean(key, parameters) if parameters else "it takes none"
             raise UsageError(f"--strategy-args: strategy {name!r} has no argument {key!r}; {advice}")
-        checked[key] = _converted(name, key, value, parameters[key].annotation)
-    return checked
+    return {key: _converted(name, key, value, parameters[key].annotation) for key, value in args.items()}
 
 
 _WANTED = {int: "a whole number", float: "a finite number", bool: "true or false"}
 
 
 def _converted(name: str, key: str, value: Scalar, annotation: Any) -> Scalar:
-    choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
-    if choices:
+    accepted = _scalar_types(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        choices = typing.get_args(annotation)
         if value in choices:
             return value
-        raise UsageError(
-            f"--strategy-args: {key} of strategy {name!r}: expected {' or '.join(map(str, choices))}, got {value!r}"
-        )
-    accepted = _scalar_types(annotation)
-    if type(value) in accepted:
+        wanted = " or ".join(map(str, choices))
+    elif type(value) in accepted:
         return value
-    if float in accepted and isinstance(value, int) and not isinstance(value, bool):
+    elif float in accepted and type(value) is int:
         return float(value)
-    if str in accepted:
+    elif str in accepted:
         return str(value)
-    wanted = " or ".join(_WANTED[kind] for kind in accepted)
+    else:
+        wanted = " or ".join(_WANTED[kind] for kind in accepted)
     raise UsageError(f"--strategy-args: {key} of strategy {name!r}: expected {wanted}, got {value!r}")
 
 
 def _scalar_types(annotation: Any) -> tuple[type, ...]:
     """Return the scalar types of an annotation, none if text cannot give its value."""
-    origin = typing.get_origin(annotation)
+    origin, options = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return tuple({type(choice) for choice in typing.get_args(annotation)})
-    options = typing.get_args(annotation) if origin in (types.UnionType, typing.Union) else (annotation,)
-    kinds = tuple(option for option in options if option is not type(None))
-    return kinds if all(kind in (str, int, float, bool) for kind in kinds) else ()
+        return tuple({type(choice) for choice in options})
+    kinds = set(options if origin in (types.UnionType, typing.Union) else (annotation,)) - {type(None)}
+    return tuple(kinds) if kinds <= {str, int, float, bool} else ()

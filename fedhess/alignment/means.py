@@ -6,10 +6,9 @@ from torch import Tensor
 
 
 class WeightedMean:
-    """A weighted mean of named tensors, added up one contribution at a time.
+    """A weighted mean of named tensors, added up one contribution at a time, in the order of the calls.
 
-    The sum is taken in the order of the calls: call in domain order and the result does not depend on the order of
-    arrival. Memory: one set of tensors, whatever the number of contributions.
+    Memory: one set of tensors, whatever the number of contributions.
     """
 
     def __init__(self) -> None:
@@ -40,7 +39,7 @@ class WeightedMean:
             ValueError: Nothing was added.
         """
         if not self._sum:
-            raise ValueError("the mean of nothing was asked for")
+            raise ValueError("nothing was added to this mean")
         if self._weight not in (0.0, 1.0):
             for tensor in self._sum.values():
                 tensor.div_(self._weight)
@@ -67,7 +66,7 @@ class DomainMeans:
         self.examples: dict[str, int] = {}
 
     def add(self, domain: str, tensors: Mapping[str, Tensor], examples: int) -> None:
-        """Add what one client says of a domain."""
+        """Add one client's values of a domain."""
         self._means.setdefault(domain, WeightedMean()).add(tensors, examples / self._totals[domain])
         self.examples[domain] = self.examples.get(domain, 0) + examples
 
@@ -85,8 +84,7 @@ class PerDomain(Mapping[str, Tensor]):
     """
 
     def __init__(self, values: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
-        self._values = dict(values)
-        self._weights = dict(weights)
+        self._values, self._weights = dict(values), dict(weights)
 
     def __getitem__(self, domain: str) -> Tensor:
         return self._values[domain]

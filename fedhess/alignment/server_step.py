@@ -1,4 +1,4 @@
-"""Whose server step a strategy has: the run's optimizer along the mean update, or that of a plain Flower strategy."""
+"""Who takes the server step: the run's optimizer along the mean update, or a plain Flower strategy."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -34,19 +34,17 @@ def is_server_setting(key: str) -> bool:
 def require_server(
     strategies: Sequence[str], given: Mapping[str, object], variants: Sequence[Mapping[str, object]] = ()
 ) -> None:
-    """Insist that settings of the server, where they are given, mean something to at least one strategy.
+    """Check that settings of the server, where they are given, mean something to at least one strategy.
 
     Args:
         strategies: All of the job's.
-        given: Settings that somebody chose, by their name in ``RunConfig``; None is not chosen.
+        given: Settings that were chosen, by their name in ``RunConfig``; None is not chosen.
         variants: Settings to select among.
 
     Raises:
         UsageError: Every strategy is a plain Flower one.
     """
-    options = [
-        f"--{key.replace('_', '-')}" for key, value in given.items() if is_server_setting(key) and value is not None
-    ]
+    options = [f"--{key.replace('_', '-')}" for key in given if is_server_setting(key) and given[key] is not None]
     options += [f"--variants: {key}" for variant in variants for key in variant if is_server_setting(key)]
     if options and strategies and all(map(steps_itself, strategies)):
         raise UsageError(
@@ -57,11 +55,7 @@ def require_server(
 
 
 def describe_server(optimizer: str, args: Mapping[str, Mapping[str, Scalar]]) -> str:
-    """Say who takes the server's step.
-
-    Args:
-        optimizer: The run's server optimizer, in words.
-        args: Arguments of every strategy of the job, by its name.
+    """Describe who takes the server's step, given the run's optimizer and every strategy's arguments by its name.
 
     >>> describe_server("SGD lr 1", {"erm": {}, "fedadam": {}})
     'SGD lr 1 (fedadam: FedAdam of Flower, by examples)'

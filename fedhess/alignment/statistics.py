@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 
 from torch import Tensor
-from torch.nn import functional
 
 from fedhess.alignment.strategy_code import strategy_code
 from fedhess.base.errors import did_you_mean
@@ -22,33 +21,13 @@ def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatc
     return HeadBatch(features, labels, model.head.weight, model.head.bias)
 
 
-def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, or mean logistic loss for one logit, ()."""
-    if logits.shape[1] == 1:
-        return functional.binary_cross_entropy_with_logits(logits.squeeze(1), labels.to(logits.dtype))
-    return functional.cross_entropy(logits, labels)
-
-
 def compute_statistic(function: Statistic, batch: HeadBatch, **given: Tensor | Scalar) -> Tensor:
     """Evaluate a statistic of the head with those of the given tensors and scalars that it has a parameter for."""
     return function(batch, **{name: value for name, value in given.items() if name in _parameter_names(function)})
 
 
-def strategy_statistic(
-    strategy: str,
-    name: str,
-    function: Statistic,
-    of: object,
-    **given: Tensor | Scalar,
-) -> Tensor:
-    """Evaluate one of a strategy's statistics on a head batch, or on a whole pass, detached from its graph.
-
-    Args:
-        strategy: The strategy as the run names it.
-        name: The statistic's name.
-        function: The statistic.
-        of: What it is a function of.
-        **given: Tensors and scalars that a statistic of the head takes besides.
+def strategy_statistic(strategy: str, name: str, function: Statistic, of: object, **given: Tensor | Scalar) -> Tensor:
+    """Evaluate a strategy's statistic on a head batch, or on a whole pass, detached from its graph.
 
     Raises:
         StrategyError: It raised, or returned no tensor.
@@ -88,18 +67,12 @@ class StatisticShapes:
         *,
         strategy: str = "",
     ) -> None:
-        self._strategy = strategy
-        self._statistics = statistics
-        self._network = network
-        self._template = template
+        self._strategy, self._statistics = strategy, statistics
+        self._network, self._template = network, template
         self._known: dict[str, Tensor] = {}
 
     def of(self, names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, Tensor]:
         """Return a tensor of the right shape and dtype for each statistic, computed once on one blank example.
-
-        Args:
-            names: Names of statistics.
-            given: What their functions take besides the batch.
 
         Raises:
             LookupError: The strategy lists no such statistic.

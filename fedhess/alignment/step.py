@@ -1,8 +1,8 @@
-"""One local step of a client as a strategy sees it: the forward pass, loss and statistics, and the steps of a round."""
+"""One local step of a client as a strategy sees it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Forward:
                 continue
             seen.add(node)
             ahead += [before for before, _ in node.next_functions]
-            saved = [getattr(node, name) for name in _saved_names(type(node))]
+            saved = [getattr(node, name) for name in vars(type(node)) if name.startswith("_saved_")]
             for value in (*saved, *getattr(node, "saved_tensors", ())):
                 for tensor in value if isinstance(value, list | tuple) else (value,):
                     if isinstance(tensor, Tensor):
@@ -70,24 +70,14 @@ class Forward:
 NetworkStatistic = Callable[[Forward], Tensor]
 
 
-@lru_cache(maxsize=256)
-def _saved_names(node: type) -> tuple[str, ...]:
-    """Name what autograd lets be seen of the values that a node of its graph keeps."""
-    return tuple(name for name in vars(node) if name.startswith("_saved_"))
-
-
 def _stamp(model: HeadedModel) -> tuple[tuple[int, int], ...]:
     return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
 
 
 def run_forward(model: HeadedModel, inputs: Tensor, labels: Tensor, *, sizes: Sequence[int] | None = None) -> Forward:
-    """Compute the features of a batch in training mode and pair them with the head.
+    """Compute the features of inputs (B, ...) in training mode and pair them with labels (B,) and head.
 
-    Args:
-        model: The model.
-        inputs: (B, ...).
-        labels: (B,).
-        sizes: How many examples of each domain follow each other in the batch, where it holds several domains.
+    ``sizes`` are the numbers of examples of the domains that follow each other in a batch of several.
     """
     model.train()
     before = [buffer._version for buffer in model.buffers()]
@@ -134,17 +124,17 @@ class Step:
 
     @property
     def features(self) -> Tensor:
-        """Features of the step's batch, (B, D), part of the autograd graph."""
+        """Features, (B, D), part of the autograd graph."""
         return self.forward.features
 
     @property
     def labels(self) -> Tensor:
-        """Class indices of the step's batch, (B,)."""
+        """Class indices, (B,)."""
         return self.forward.labels
 
     @property
     def logits(self) -> Tensor:
-        """Logits of the step's batch, (B, C) or (B, 1), part of the autograd graph."""
+        """Logits, (B, C) or (B, 1), part of the autograd graph."""
         logits: Tensor = self.model.head(self.forward.features)
         return logits
 
@@ -182,17 +172,17 @@ class Step:
             penalty: P, (), a function of features and head.
         """
         batch = self.batch
-        parts = {"features": [batch.features], "head": [batch.weight, *([] if batch.bias is None else [batch.bias])]}
-        trained = [tensor for part in parts.values() for tensor in part if tensor.requires_grad]
+        head = [batch.weight] if batch.bias is None else [batch.weight, batch.bias]
+        trained = [tensor for tensor in (batch.features, *head) if tensor.requires_grad]
         gradients = dict(zip(map(id, trained), torch.autograd.grad(penalty, trained, retain_graph=True), strict=True))
         with torch.no_grad():
-            of_loss = {"features": batch.basics.mean_residuals @ batch.weight, "head": head_gradient(batch)}
+            of_loss = (batch.basics.mean_residuals @ batch.weight, head_gradient(batch))
             factor = penalty.new_ones(())
-            for name, tensors in parts.items():
+            for tensors, loss_gradient in zip(([batch.features], head), of_loss, strict=True):
                 own = [gradients[id(tensor)].flatten() for tensor in tensors if id(tensor) in gradients]
                 if own:
                     length = torch.cat(own).norm().clamp_min(torch.finfo(penalty.dtype).tiny)
-                    factor = torch.minimum(factor, of_loss[name].norm() / length)
+                    factor = torch.minimum(factor, loss_gradient.norm() / length)
         return factor * penalty
 
     def distances(self, *, gradient: Tensor | None = None, hgp: Tensor | None = None) -> HeadTerms:
@@ -205,14 +195,9 @@ class Step:
 def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> range:
     """Number the steps that a client takes in a round, counted from 0 since the beginning of the run.
 
-    ``local_steps`` each round; or, with ``local_epochs``, as many as so many passes over its own examples take, the
-    last partial batch of a pass included: ``local_epochs * ceil(N / B)``, which differs from client to client. A client
-    of several domains takes the steps of all its examples, each domain's part of a batch from passes of its own.
-
-    Args:
-        config: Gives steps or epochs, and the batch size.
-        train_size: Number of the client's training examples N.
-        server_round: Number of the round, from 1.
+    ``local_steps`` each round; or, with ``local_epochs``, ``local_epochs * ceil(N / B)`` for the client's N training
+    examples. A client of several domains takes the steps of all its examples, each domain's part of a batch from passes
+    of its own.
     """
     each = config.local_steps
     if config.local_epochs:

@@ -7,6 +7,7 @@ Server and client build the object from the same run config.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -27,18 +28,12 @@ Scale = Literal["relative", "absolute"]
 
 @dataclass(frozen=True)
 class PenaltySchedule:
-    """The weight of a penalty over the run: ``before`` at first, ``weight`` from step ``anneal_steps`` on.
+    """The weight of a penalty over the run: ``before`` at first, ``weight`` from local step ``anneal_steps`` on.
 
     Two ways to soften the jump are in use. ``"rescale"``: once the weight exceeds 1 the whole objective is divided by
     it, so that the step size stays what it was (the scripts of Arjovsky et al., "Invariant Risk Minimization", arXiv
     1907.02893, followed by those of V-REx, Fishr and Hessian alignment). ``"reset"``: the server optimizer forgets its
     moments at that step (DomainBed).
-
-    Attributes:
-        weight: Weight from the annealing step on, at least 0.
-        anneal_steps: Number of local steps (not rounds) with weight ``before``.
-        annealing: How the jump is softened.
-        before: Weight until the annealing step, at least 0.
 
     Raises:
         ValueError: A weight or the number of steps is negative.
@@ -86,11 +81,11 @@ class PenaltyScale:
 
     Args:
         kind: Which of the two.
+        sizes: Where the largest sizes are kept: the strategy's :attr:`DomainStrategy.state`.
     """
 
-    def __init__(self, kind: Scale) -> None:
-        self.kind = kind
-        self._sizes: dict[str, Tensor] = {}
+    def __init__(self, kind: Scale, sizes: dict[str, Tensor]) -> None:
+        self.kind, self.sizes = kind, sizes
 
     def references(self, answers: Mapping[str, PerDomain]) -> dict[str, Tensor]:
         """Return the mean of each statistic by its name, and where relative its size as ``NAME_size``, ()."""
@@ -98,9 +93,9 @@ class PenaltyScale:
             for name, values in answers.items():
                 squares = {domain: value.square().sum() for domain, value in values.items()}
                 size, key = values.with_values(squares).mean(), f"{name}_size"
-                self._sizes[key] = torch.maximum(size, self._sizes.get(key, size))
+                self.sizes[key] = torch.maximum(size, self.sizes.get(key, size))
         means = {name: values.mean() for name, values in answers.items()}
-        return means | {f"{name}_size": self._sizes[f"{name}_size"] for name in means if self._sizes}
+        return means | {f"{name}_size": self.sizes[f"{name}_size"] for name in means if self.sizes}
 
     def scaled(self, distance: Tensor, name: str, reference: Mapping[str, Tensor]) -> Tensor:
         """Divide a squared distance to the reference of that name, ()."""
@@ -108,45 +103,29 @@ class PenaltyScale:
             return distance
         return distance / reference[f"{name}_size"].clamp_min(torch.finfo(distance.dtype).tiny)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the sizes so far."""
-        return dict(self._sizes)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the sizes."""
-        self._sizes = dict(state)
-
 
 @dataclass
 class ClientUpdate:
-    """What the local steps of a client, or of the clients of a domain, made.
-
-    Attributes:
-        update: ``before - after`` by name.
-        momentum: The momentum buffers the optimizer ended with, where they were asked for.
-    """
+    """Mean of what local steps made: ``before - after`` by name, and the optimizers' momentum where it was wanted."""
 
     update: dict[str, Tensor]
     momentum: dict[str, Tensor]
 
 
 class Ask(Protocol):
-    """The server's question to the source clients of a round, each call one exchange of messages.
-
-    Attributes:
-        domains: Names of the run's source domains. In a round without a client of a domain, no answer has it.
-        seed: Seed that the round's domains share, for common random numbers.
-        server_round: Number of the round, from 1.
-    """
+    """The server's question to the source clients of a round, each call one exchange of messages."""
 
     @property
-    def domains(self) -> Sequence[str]: ...  # noqa: D102 - see above
+    def domains(self) -> Sequence[str]:
+        """Names of the run's source domains. In a round without a client of a domain, no answer has it."""
 
     @property
-    def seed(self) -> int: ...  # noqa: D102
+    def seed(self) -> int:
+        """Seed that the round's domains share, for common random numbers."""
 
     @property
-    def server_round(self) -> int: ...  # noqa: D102
+    def server_round(self) -> int:
+        """Number of the round, from 1."""
 
     def __call__(self, name: str, **given: Tensor | Scalar) -> PerDomain:
         """Ask for one of the strategy's statistics; ``given`` is what its function takes besides the batch."""
@@ -156,41 +135,35 @@ class Ask(Protocol):
 
 
 class GlobalTensors(Protocol):
-    """The global model as tensors by name.
-
-    Attributes:
-        tensors: Parameters and buffers.
-        update_names: The tensors that an update has: trained parameters and buffers.
-    """
+    """The global model as tensors by name."""
 
     @property
-    def tensors(self) -> Mapping[str, Tensor]: ...  # noqa: D102 - see above
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Parameters and buffers."""
 
     @property
-    def update_names(self) -> Sequence[str]: ...  # noqa: D102
+    def update_names(self) -> Sequence[str]:
+        """The tensors that an update has: trained parameters and buffers."""
 
 
 class LocalTraining(Protocol):
-    """The local training of a round, as a strategy's server half directs it.
-
-    Attributes:
-        model: The global model, which the round began from.
-        config: The settings of the run.
-        server_round: Number of the round, from 1.
-        domains: The domains of which a participant has training examples, in domain order.
-    """
+    """The local training of a round, as a strategy's server half directs it."""
 
     @property
-    def model(self) -> GlobalTensors: ...  # noqa: D102 - see above
+    def model(self) -> GlobalTensors:
+        """The global model, which the round began from."""
 
     @property
-    def config(self) -> RunConfig: ...  # noqa: D102
+    def config(self) -> RunConfig:
+        """The settings of the run."""
 
     @property
-    def server_round(self) -> int: ...  # noqa: D102
+    def server_round(self) -> int:
+        """Number of the round, from 1."""
 
     @property
-    def domains(self) -> list[str]: ...  # noqa: D102
+    def domains(self) -> list[str]:
+        """The domains of which a participant has training examples, in domain order."""
 
     def mean_update(self, domain_weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """Train all clients at once and average their updates; None is the run's weighting of the domains."""
@@ -221,12 +194,18 @@ class DomainStrategy:
         schedule: Weight of the penalty over the run.
         limited: Whether the gradient of the weighted penalty is limited to the loss's, :meth:`Step.limited`. The
             objective is then not divided by the weight: the limit does what ``"rescale"`` is for.
+        state: What the server half remembers between rounds (moving averages and the like); saved in checkpoints.
     """
 
     statistics: ClassVar[Mapping[str, Statistic]] = {}
     network_statistics: ClassVar[Mapping[str, NetworkStatistic]] = {}
     schedule: PenaltySchedule = PenaltySchedule()
     limited: bool = False
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """Tensors by name, empty at the start of a run."""
+        return {}
 
     def check(self, config: RunConfig) -> None:
         """Check, before anything runs, that the run's settings suit the strategy; by default that its schedule does.
@@ -268,11 +247,9 @@ class DomainStrategy:
         return None
 
     def objective(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
-        """Combine loss and penalty: ``(L + w * penalty) / divisor`` with the schedule's weight w; L without penalty.
+        """Combine loss and penalty: ``(L + w * penalty) / divisor`` with the schedule's weight w.
 
-        Where the penalty is :attr:`limited` it is ``L + step.limited(w * penalty)``.
-
-        Where the weight is 0 the penalty is not computed.
+        Where the penalty is :attr:`limited` it is ``L + step.limited(w * penalty)``; where w is 0, L.
 
         Raises:
             UsageError: The penalty is not a tensor (), or nothing that is trained can change it.
@@ -309,9 +286,10 @@ class DomainStrategy:
         return phase.mean_update()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what the server half remembers between rounds (moving averages and the like); saved in checkpoints."""
-        return {}
+        """Return a copy of :attr:`state`."""
+        return dict(self.state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        assert not state, f"{type(self).__name__} keeps no state, got {sorted(state)}"
+        self.state.clear()
+        self.state.update(state)

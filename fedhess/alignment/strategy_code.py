@@ -2,7 +2,7 @@
 
 import inspect
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -13,7 +13,7 @@ from fedhess.base.errors import FederationError, StrategyError, UsageError
 
 
 @contextmanager
-def strategy_code(strategy: str, hook: str, code: Any, *, calls: Any = None) -> Iterator[None]:
+def strategy_code(strategy: str, hook: str, code: Any = None, *, calls: Any = None) -> Iterator[None]:
     """Turn whatever a strategy's own code raises into one message that names strategy, hook and place.
 
     Args:
@@ -35,12 +35,11 @@ def strategy_code(strategy: str, hook: str, code: Any, *, calls: Any = None) -> 
         if calls is not None and any(_module(frame) == calls.__module__ for frame, _ in frames):
             raise
         what = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise StrategyError(
-            f"strategy {strategy!r}, {hook}: {what} ({_place(frames, code)}); correct it there"
-        ) from error
+        where = "" if isinstance(error, SyntaxError) else f" ({_place(frames, code)})"  # its message has the place
+        raise StrategyError(f"strategy {strategy!r}, {hook}: {what}{where}; correct it there") from error
 
 
-def _place(frames: Sequence[tuple[FrameType, int]], code: Any) -> str:
+def _place(frames: list[tuple[FrameType, int]], code: Any) -> str:
     """Name file and line: the innermost frame in the package of the code, else where the code is defined."""
     package = str(getattr(code, "__module__", "")).partition(".")[0]
     own = [at for at in frames if _module(at[0]).partition(".")[0] == package]

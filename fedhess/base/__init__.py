@@ -1,1 +1,4 @@
-"""Errors, files, seeds, tables, the environment: what every part uses and what knows no other part."""
+"""What every other package uses: errors for the user, files and caches, seeds, tables, threads and devices.
+
+It imports no other package of fedhess.
+"""

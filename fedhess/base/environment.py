@@ -22,10 +22,8 @@ QUICK_MODELS = ("mlp", "lite0-features")  # a step on a batch takes a CPU less t
 def resolve_device(name: str, *, model: str = "", batch_size: int = 0) -> str:
     """Turn ``--device`` into a device that is there.
 
-    Args:
-        name: As the option.
-        model: What is trained: ``auto`` takes the CPU for :data:`QUICK_MODELS`, unless on all examples at once.
-        batch_size: Examples a step, 0 for all: those of ColoredMNIST keep a CPU busy for half a second.
+    ``auto`` takes the CPU for :data:`QUICK_MODELS`, unless on all examples at once (``batch_size`` 0): those of
+    ColoredMNIST keep a CPU busy for half a second.
 
     Raises:
         UsageError: The device is unknown or absent.
@@ -47,11 +45,7 @@ def resolve_device(name: str, *, model: str = "", batch_size: int = 0) -> str:
 
 
 def check_device(name: str) -> str:
-    """Return the name of a device that is there, or ``auto``, which is resolved where a model is trained.
-
-    Raises:
-        UsageError: The device is unknown or absent.
-    """
+    """Return the name of a device that is there, as `resolve_device`; ``auto`` stays ``auto``."""
     return name if name == "auto" else resolve_device(name)
 
 

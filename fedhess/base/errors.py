@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the nearest-name advice that goes with them."""
+"""Errors that a user can correct, and the nearest-name advice that goes with them."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
@@ -28,14 +28,7 @@ class StorageError(Exception):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """List the known names, those nearest to ``name`` first.
-
-    Args:
-        name: What the user wrote.
-        known: Every name that would have been accepted.
-
-    Returns:
-        ``"did you mean 'PACS'? known: PACS, VLCS"``, or only the list when nothing is near.
+    """List the known names, those nearest to ``name`` first; only the list when none is near.
 
     >>> did_you_mean("pacz", ["VLCS", "PACS"])
     "did you mean 'PACS'? known: PACS, VLCS"

@@ -19,13 +19,7 @@ CACHE_VARIABLE = "FEDHESS_CACHE"
 
 
 def cache_directory(cache_dir: Path | str | None = None) -> Path:
-    """Give the cache directory, created if absent.
-
-    Args:
-        cache_dir: Used when given; else ``$FEDHESS_CACHE``, else ``~/.cache/fedhess``.
-
-    Returns:
-        An existing directory.
+    """Return the cache directory, created if absent: the given one, else ``$FEDHESS_CACHE``, else ``~/.cache/fedhess``.
 
     Raises:
         UsageError: It cannot be created.
@@ -41,7 +35,7 @@ def cache_directory(cache_dir: Path | str | None = None) -> Path:
 
 
 def digest_of(parts: Iterable[bytes | str]) -> str:
-    """Give the sha256 of several parts, each prefixed with its length so that they cannot run into each other.
+    """Return the sha256 of several parts, each prefixed with its length so that they cannot run into each other.
 
     >>> digest_of(["ab", "c"]) == digest_of(["a", "bc"])
     False
@@ -59,7 +53,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     Args:
         path: The file; its directory is created.
-        write: Gets an open binary file in the same directory, which then replaces ``path``.
+        write: Writes to an open binary file, which then replaces ``path``.
 
     Raises:
         UsageError: The directory is not writable or the disk is full.
@@ -82,14 +76,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def cached_tensor(path: Path, compute: Callable[[], Tensor]) -> Tensor:
     """Read a tensor from ``path`` (npy), or compute and keep it there.
 
-    A file that cannot be read (cut off by an earlier crash of the disk, say) is computed anew.
+    A file that cannot be read is computed anew.
 
     Args:
         path: The file; its name must contain a digest of everything the tensor depends on.
-        compute: Called when the file is absent or unreadable.
-
-    Returns:
-        The tensor, on the CPU.
+        compute: Returns the tensor, on the CPU.
     """
     if path.exists():
         try:
@@ -105,9 +96,8 @@ def cached_tensor(path: Path, compute: Callable[[], Tensor]) -> Tensor:
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that it is seen either whole or not at all, whenever the process is killed.
 
-    The system writes it to the disk in its own time: to wait for that would cost 8 ms a file, as much as a round of a
-    small model. So a power cut can take the last seconds, and with them a checkpoint that was written in them, until a
-    completed run is synced.
+    To wait for the disk would cost 8 ms a file, as much as a round of a small model: a power cut can take what was
+    written in the last seconds, until a completed run is synced.
 
     Raises:
         OSError: It cannot be written; the one before it is still there.

@@ -1,4 +1,4 @@
-"""Read what comes next while the present is worked on."""
+"""Read the next items while the caller works on the present one."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,15 +11,14 @@ AHEAD = 2
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = AHEAD) -> Iterator[Result]:
-    """Read items in a thread of its own, some before they are asked for.
+    """Yield ``read(item)`` in the order of the items, read in a thread of its own, some before they are requested.
+
+    An error in ``read`` is raised where its result would have come.
 
     Args:
         read: Reads one item; it should let other threads run while it waits or decodes.
         items: What to read.
-        ahead: How many results wait at most; 0 reads each when it is asked for, without a thread.
-
-    Yields:
-        ``read(item)``, in the order of the items. An error in ``read`` is raised where its result would have come.
+        ahead: How many results wait at most; 0 reads each when it is requested, without a thread.
 
     >>> list(read_ahead(str, [1, 2, 3]))
     ['1', '2', '3']
@@ -36,5 +35,5 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], *, ahead: 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:  # also where nobody asks any more
+    finally:  # also where the caller stops early
         pool.shutdown(wait=False, cancel_futures=True)

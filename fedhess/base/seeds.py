@@ -11,16 +11,9 @@ from torch import Tensor
 def derive_seed(*parts: str | int) -> int:
     """Hash the parts of a random decision's name into a 63-bit seed.
 
-    The value depends on the parts alone, never on process, platform or the order of calls.
+    The value depends on the parts alone, for example ``(seed, "batches", domain, client, epoch)``, never on process,
+    platform or the order of calls.
 
-    Args:
-        *parts: What names the decision, for example ``(seed, "batches", domain, client, epoch)``.
-
-    Returns:
-        An integer in [0, 2^63).
-
-    >>> derive_seed(0, "batches", "photo") == derive_seed(0, "batches", "photo")
-    True
     >>> derive_seed(0, "batches", "photo") == derive_seed(1, "batches", "photo")
     False
     """
@@ -35,20 +28,16 @@ def seeded_generator(*parts: str | int) -> torch.Generator:
 
 @contextmanager
 def seeded_globally(*parts: str | int, device: str = "cpu") -> Iterator[None]:
-    """Seed torch's global generators with :func:`derive_seed` of the parts, and restore them afterwards.
+    """Seed torch's global generators, and that of a CUDA ``device``, with the parts, and restore them afterwards.
 
     For code that is not ours and may draw from them; ours takes a generator.
-
-    Args:
-        *parts: What names the work.
-        device: Its generator is seeded too, if it is CUDA.
     """
     seed = derive_seed(*parts)
-    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    cuda = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
         torch.default_generator.manual_seed(seed)
-        for each in cuda:
-            with torch.cuda.device(each):
+        if cuda:
+            with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
 
@@ -74,15 +63,15 @@ def batch_indices(
 ) -> Tensor:
     """Choose the examples of one training step: shuffled passes over the data, the last partial batch dropped or kept.
 
-    Stateless: step ``s`` belongs to pass ``s // steps_per_pass``, whose permutation is drawn from ``key`` and that
-    number. A client that restarts continues with the same batches.
+    Stateless, so that a client that restarts continues with the same batches: step ``s`` belongs to pass
+    ``s // steps_per_pass``, whose permutation is drawn from ``key`` and that number.
 
     Args:
         size: Number of examples N.
         batch_size: Examples a step B; 0, or any B >= N, means all examples in their order.
         step: Number of the step since the beginning of the run, from 0.
         key: What identifies the stream, for example ``(seed, domain, client)``.
-        keeps_rest: Whether the last partial batch of a pass is a step too: then a pass is an epoch, every example once.
+        keeps_rest: Whether the last partial batch of a pass is a step too.
 
     Returns:
         Indices in [0, N), shape (min(B, N),), int64; fewer for a partial batch.

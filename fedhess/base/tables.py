@@ -1,23 +1,61 @@
-"""Markdown tables that also read well on a terminal."""
+"""Markdown tables that also read well on a terminal, and the means over trials that stand in them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Render a table with aligned columns.
+def mean(values: Sequence[float | None]) -> float | None:
+    """Average values; None where one is missing, or there are none."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present and len(present) == len(values) else None
 
-    Args:
-        heads: The columns' heads.
-        lines: Cells, one row each.
-        left: How many of the first columns are aligned to the left; numbers are aligned to the right.
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Return the standard error of the mean, sqrt(sum (x - mean)^2 / (n - 1) / n); None for a single value.
+
+    It is what ``+-`` means in every table, and what a band or an error bar means in every figure.
+    """
+    if len(values) < 2:
+        return None
+    centre = sum(values) / len(values)
+    return math.sqrt(sum((value - centre) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def mean_and_error(values: Sequence[float | None], *, unit: float = 100.0) -> dict[str, Any]:
+    """Return mean and standard error of one value a trial, multiplied by ``unit``; None where a value is missing."""
+    centre = mean(values)
+    present = [value for value in values if value is not None]
+    error = None if centre is None else standard_error(present)
+    return {
+        "mean": None if centre is None else unit * centre,
+        "standard_error": None if error is None else unit * error,
+        "trials": len(present),
+    }
+
+
+def shown(cell: Mapping[str, Any]) -> str:
+    """Show a mean with its standard error."""
+    if cell["mean"] is None:
+        return "n/a"
+    error = cell["standard_error"]
+    return f"{cell['mean']:.1f}" + (f" +- {error:.1f}" if error is not None else "")
+
+
+def short(value: float | None) -> str:
+    """Show a number with three digits."""
+    return "n/a" if value is None else f"{value:.3g}"
+
+
+def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Render a table whose first ``left`` columns are aligned to the left, the others, of numbers, to the right.
 
     >>> print(markdown_table(["name", "n"], [["a", "10"]]))
     | name |  n |
     |------|----|
     | a    | 10 |
     """
-    widths = [max(len(row[column]) for row in [heads, *lines]) for column in range(len(heads))]
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
 
     def rendered(cells: Sequence[str]) -> str:
         padded = [
@@ -31,10 +69,7 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """List below a table what its numbers rest on: the strategies' arguments, signs of sick runs, and gaps.
-
-    Gaps are rounds that too few source clients evaluated.
-    """
+    """List below a table the strategies' arguments, signs of sick runs, and gaps: rounds of too few source clients."""
     strategies = summary["strategies"].items()
     sections = {
         "arguments, defaults included:": [f"- {name}: {text}" for name, text in summary["arguments"].items()],

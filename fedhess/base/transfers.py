@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# In bytes, of every tensor in a piece: what torch's own allocator aligns to on the CPU and more than kernels ask for on
-# a GPU. On unaligned memory kernels may take another path and round differently.
+# Bytes that every tensor in a piece is aligned to: on unaligned memory kernels may take another path and round
+# differently.
 ALIGNMENT = 512
 
 
@@ -22,13 +22,8 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 def copy_together(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Copy named tensors to a device, all of one type in one transfer.
 
-    Args:
-        tensors: On the host or on a device.
-        device: Where the copies go.
-
-    Returns:
-        Copies of the same names, shapes and types, in the same order; those of one type share a storage. Images and
-        convolutions (four dimensions) are channels last, see `models.headed.ScaleImages`; others are contiguous.
+    The copies have the same order, names, shapes and types; those of one type share a storage. Images and convolutions
+    (four dimensions) are channels last, see `models.headed.ScaleImages`; others are contiguous.
 
     >>> copy_together({"a": torch.ones(2), "b": torch.arange(3)}, torch.device("cpu"))
     {'a': tensor([1., 1.]), 'b': tensor([0, 1, 2])}

@@ -1,1 +1,4 @@
-"""Options of the commands, how they end, what --list prints."""
+"""What the commands share: options made from the run settings, headers, exit statuses, and what ``--list`` prints.
+
+In come a command's arguments; out come an exit status (0, 1, or 2 for a mistake of the user) and text.
+"""

@@ -14,7 +14,7 @@ from fedhess.curvature.closed_form import (
     spectral_distance,
 )
 from fedhess.curvature.distances import HeadTerms, diagonal_distance, head_objective
-from fedhess.curvature.head_batch import HeadBatch
+from fedhess.curvature.head_batch import HeadBatch, mean_loss
 from fedhess.curvature.lanczos import dominant_eigenvector
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "hessian_diagonal",
     "hessian_gradient_product",
     "hutchinson_diagonal",
+    "mean_loss",
     "spectral_distance",
 ]

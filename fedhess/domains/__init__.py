@@ -1,5 +1,6 @@
-"""Benchmarks: domains of labelled examples, by name.
+"""Benchmarks by name: domains of labelled examples, their splits, partitions and scenarios.
 
+In come a name of :data:`BENCHMARKS`, a data directory and options; out comes a benchmark whose domains load one by one.
 Opening one is cheap and reads no example, so every client process opens it again and loads its own domain only.
 """
 

@@ -16,14 +16,7 @@ def keep_silent(message: str) -> None:
 
 
 class DomainData(Protocol):
-    """The examples of one domain. ``inputs`` may read and decode files; everything else is in memory.
-
-    Attributes:
-        name: The domain.
-        labels: (N,) int64, in [0, C).
-        groups: (N,) int64 or None; examples of one group show the same drawing and belong on one side of a split.
-        digest: sha256 that changes when any example or label does.
-    """
+    """The examples of one domain. ``inputs`` may read and decode files; everything else is in memory."""
 
     @property
     def name(self) -> str:
@@ -31,28 +24,21 @@ class DomainData(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64."""
+        """(N,) int64, in [0, C)."""
 
     @property
     def groups(self) -> Tensor | None:
-        """(N,) int64, or None when every example stands for itself."""
+        """(N,) int64 or None; examples of one group show the same drawing and belong on one side of a split."""
 
     @property
     def digest(self) -> str:
-        """Sha256 of the content's identity."""
+        """Sha256 that changes when any example or label does."""
 
     def __len__(self) -> int:
-        """Give N."""
+        """Return N."""
 
     def inputs(self, indices: Tensor) -> Tensor:
-        """Fetch examples.
-
-        Args:
-            indices: (B,) int64.
-
-        Returns:
-            (B, ...) images as uint8 (B, 3 or 1, H, W), or float32.
-        """
+        """Fetch examples by (B,) int64 indices: images as uint8 (B, 3 or 1, H, W), or float32 (B, ...)."""
 
 
 class TensorDomain:
@@ -63,7 +49,7 @@ class TensorDomain:
         examples: (N, ...) uint8 or float32.
         labels: (N,) int64.
         groups: (N,) int64 or None.
-        digest: Its sha256; computed from the tensors when left out.
+        digest: Computed from the tensors when left out.
     """
 
     def __init__(
@@ -84,7 +70,7 @@ class TensorDomain:
         )
 
     def __len__(self) -> int:
-        """Give N."""
+        """Return N."""
         return len(self.labels)
 
     def inputs(self, indices: Tensor) -> Tensor:

@@ -20,18 +20,10 @@ SplitRule = Literal["sources", "every", "domainbed"]
 def split_domain(
     data: DomainData, *, rule: SplitRule, holdout: float, seed: int, position: int
 ) -> tuple[Tensor, Tensor]:
-    """Split a domain by a run's rule.
+    """Split a domain into kept and held-out indices by a run's rule.
 
-    Args:
-        data: The domain.
-        rule: ``"domainbed"`` for :func:`split_as_domainbed`; else :func:`split_indices` (which domains are split, the
-            sources or every one, is the caller's to decide).
-        holdout: Fraction held out, in [0, 1).
-        seed: Of the run.
-        position: Of the domain in the benchmark, from 0; DomainBed's draw depends on it.
-
-    Returns:
-        (kept, held out), sorted int64.
+    That is :func:`split_as_domainbed` for ``"domainbed"``, else :func:`split_indices`; which domains are split, the
+    sources or every one, is the caller's to decide.
     """
     if rule == "domainbed":
         return split_as_domainbed(len(data), holdout=holdout, trial_seed=seed, position=position)
@@ -49,7 +41,7 @@ def split_as_domainbed(size: int, *, holdout: float, trial_seed: int, position: 
     Args:
         size: Number of examples N.
         holdout: Fraction held out, in [0, 1); DomainBed's is 0.2.
-        trial_seed: Of the trial: DomainBed's 0, 1, 2.
+        trial_seed: DomainBed's are 0, 1, 2.
         position: Of the domain among the benchmark's sorted domains, from 0.
 
     Returns:
@@ -70,13 +62,12 @@ def split_indices(data: DomainData, *, holdout: float, seed: int) -> tuple[Tenso
     """Split a domain, class by class, into kept and held-out indices.
 
     A class with three or more groups (drawings) is split by group: whole groups are held out, at least one, in
-    number the nearest to ``holdout``. A class with fewer is split by example, which tells little about new drawings
-    but is all that it allows. DomainBed splits by example, ignoring classes. Deviation: stratified,
-    because a class has few drawings.
+    number the nearest to ``holdout``; a class with fewer by example. Deviation: DomainBed splits by example, ignoring
+    classes; stratified here, because a class has few drawings.
 
     Args:
         data: The domain.
-        holdout: Fraction held out, in [0, 1). With 0 the validation split *is* the training split, the whole domain.
+        holdout: Fraction held out, in [0, 1). With 0 the validation split is the training split, the whole domain.
         seed: Of the run; the split depends on it and on the domain's name alone.
 
     Returns:

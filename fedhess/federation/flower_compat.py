@@ -89,14 +89,8 @@ def run_flower_simulation(
 ) -> None:
     """Run Flower's simulation, the one behind ``flwr run`` on a local connection, with objects instead of a bundle.
 
-    The public ``run_simulation`` is deprecated and gives the ServerApp an empty run config.
-
-    Args:
-        server_app: The ServerApp.
-        client_app: The ClientApp; its clients see a run config of their own, empty here.
-        context: The ServerApp's context.
-        nodes: Number of simulated nodes.
-        client_resources: ``num_cpus`` and ``num_gpus`` of a client.
+    The public ``run_simulation`` is deprecated and passes an empty run config to the ServerApp, as this one does to
+    clients. ``client_resources`` are ``num_cpus`` and ``num_gpus`` of a client.
     """
     from flwr.simulation.run_simulation import _run_simulation  # noqa: PLC0415 - takes a second, and few runs need it
     from flwr.supercore.constant import NOOP_FEDERATION_ID  # noqa: PLC0415
@@ -117,11 +111,7 @@ def run_flower_simulation(
 
 
 class ForwardingGrid(Grid):
-    """Hands every call but ``send_and_receive`` to the grid behind.
-
-    Args:
-        grid: The grid behind.
-    """
+    """Hands every call but ``send_and_receive`` to the grid behind."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid

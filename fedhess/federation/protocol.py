@@ -86,25 +86,15 @@ class Held:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which client a node is.
+    """Which client a node is."""
 
-    Attributes:
-        domain: Name of the domain whose examples it holds; the main one if it holds several.
-        role: ``"source"`` or ``"target"``.
-        client: Index among the clients of the domain, 0 when the domain has one.
-        train_examples: Number of examples it trains on (0 for a target client).
-        evaluate_examples: Number of examples it evaluates on.
-        holds_out: Whether these are held out of training.
-        several: What it holds by domain, in domain order; empty where all of it is of its main domain.
-    """
-
-    domain: str
+    domain: str  # the main one if it holds several
     role: str
-    client: int
-    train_examples: int
+    client: int  # index among the clients of the domain
+    train_examples: int  # 0 for a target client
     evaluate_examples: int
-    holds_out: bool
-    several: tuple[Held, ...] = ()
+    holds_out: bool  # whether these are held out of training
+    several: tuple[Held, ...] = ()  # in domain order; empty where all of it is of its main domain
 
     @property
     def label(self) -> str:
@@ -145,11 +135,7 @@ class Identity:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Identity":
-        """Read what :meth:`to_record` wrote.
-
-        Raises:
-            ValueError: A field is missing or of the wrong type, or the counts contradict each other.
-        """
+        """Read what :meth:`to_record` wrote; ``ValueError`` where a field is missing or contradicts another."""
         unclear = f"expected an identity with domain, role and counts that add up, each domain once, got {dict(record)}"
         try:
             domain, role = record["domain"], record["role"]
@@ -205,14 +191,7 @@ def numbered_parts(content: RecordDict) -> list[RecordDict]:
 
 
 def evaluation_metrics(examples: int, loss: float, accuracy: float, *, of: str = "") -> dict[str, int | float]:
-    """Name what a client measured on one split, as the reply to an evaluate message does.
-
-    Args:
-        examples: Number of examples evaluated.
-        loss: Their mean loss.
-        accuracy: In [0, 1].
-        of: Empty, or :data:`OUT` for the out split of a target.
-    """
+    """Return the metrics of a split as an evaluate reply names them; ``of`` is :data:`OUT` for an out split."""
     return {f"{of}{NUM_EXAMPLES}": examples, f"{of}loss": loss, f"{of}accuracy": accuracy}
 
 
@@ -225,11 +204,7 @@ def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
 
 
 def training_metrics_of(content: RecordDict) -> dict[str, float]:
-    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
-
-    Raises:
-        ValueError: One is missing, unexpected or a list.
-    """
+    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client."""
     metrics = metrics_of(content)
     names = set(content.metric_records[METRICS])
     if not names == metrics.keys() == set(TRAINING_METRICS):

@@ -15,13 +15,9 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
     """Read a run config, in which an empty text stands for the default.
 
     Defaults are those of the commands: by benchmark and model, and for ``strategy-args`` by benchmark and strategy.
-    ``strategy-args`` written as ``key=value,...`` goes over these defaults; a JSON object is taken as it stands, since
-    that is how a resolved run travels. The device ``auto`` is resolved where clients run. Where the server reads them
-    (no node config), settings of its optimizer are refused beside a plain Flower strategy, as by the commands.
-
-    Args:
-        run_config: Flower's run config.
-        node_config: A node's own configuration; its ``data-dir``, ``device`` and ``threads`` come first.
+    ``strategy-args`` written as ``key=value,...`` goes over these defaults; a JSON object, as in a resolved run, is
+    complete. The device ``auto`` is resolved where clients run. Settings of a node's own configuration come first; the
+    server, which has none, refuses settings of its optimizer beside a plain Flower strategy.
 
     Raises:
         UsageError: A value is missing, out of range, of the wrong type, or without effect.

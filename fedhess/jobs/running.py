@@ -22,6 +22,7 @@ from fedhess.jobs.progress import Progress
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import describe, parse_variants
 from fedhess.models import keeps_images, prepare_inputs
+from fedhess.models.prepared import share_loaded
 from fedhess.settings.run_config import RunConfig, parse_assignments
 
 
@@ -136,6 +137,7 @@ def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:
         UsageError: There is no room for it.
     """
     assert job.benchmark is not None, "a job that runs was planned with its data"
+    share_loaded(job.benchmark)
     domains = [job.benchmark.load(domain) for domain in job.benchmark.domains]
     if keeps_images(config.model, images=config.images):
         require_room(domains, limit_gb=config.image_cache_gb, notify=progress.note)

@@ -1,4 +1,8 @@
-"""Models: a featurizer and a linear head, by name."""
+"""Models by name: a featurizer, (B, ...) to (B, D), and a linear head, (B, D) to (B, C).
+
+In come a name of :data:`MODELS`, the shape of an example and a seed; out comes a :class:`HeadedModel`.
+:func:`prepare_inputs` does what a model wants done with a domain once, before training.
+"""
 
 import threading
 from collections.abc import Callable
@@ -47,7 +51,7 @@ def create_model(
         The model, on the CPU in the default dtype, in training mode.
 
     Raises:
-        UsageError: An unknown name, inputs that the model cannot take, or weights that cannot be had.
+        UsageError: An unknown name, inputs that the model cannot take, or weights that cannot be loaded.
     """
     module, _, function = MODELS[_known(name)].partition(":")
     create: Callable[..., HeadedModel] = getattr(import_module(module), function)
@@ -57,17 +61,10 @@ def create_model(
 
 
 def prepared_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Give the shape of one example after `prepare_inputs`.
-
-    Args:
-        name: One of ``MODELS``.
-        input_shape: Of one example of the benchmark.
-
-    Returns:
-        The same shape, or that of an embedding.
+    """Return the shape of one example after `prepare_inputs`: the same, or that of an embedding.
 
     Raises:
-        UsageError: An unknown name, or images expected and not given.
+        UsageError: An unknown name, or examples that are not images where the model takes images.
     """
     return embedded_shape(input_shape) if _known(name) == "lite0-features" else input_shape
 
@@ -82,22 +79,16 @@ def prepare_inputs(
     image_cache_gb: float | None = None,
     notify: Notify = keep_silent,
 ) -> DomainData:
-    """Do what a model wants done once per domain, before training: embed or decode the images.
-
-    For lite0-features images are embedded. For other models image files are decoded, unless they are to be streamed.
-    Anything else is left as it is.
+    """Do what a model wants done once per domain, before training: embed images, or decode image files.
 
     Args:
-        name: One of ``MODELS``.
+        name: One of ``MODELS``. Images are embedded for lite0-features.
         data: The domain.
         device: Where to compute.
         cache_dir: Where results are kept.
         images: ``"cached"``: decode image files once; ``"streamed"``: whenever they are used.
         image_cache_gb: Most room that decoded images may take.
-        notify: Told the progress.
-
-    Returns:
-        The domain whose examples the model takes.
+        notify: Receives the progress.
 
     Raises:
         UsageError: An unknown name, or no room for what is to be kept.

@@ -1,9 +1,9 @@
-"""How a model runs: precision, batch norms, compiled or not; and whether the settings go together."""
+"""How a model runs: precision, batch norms, compiled or not."""
 
 import os
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedhess.base.errors import UsageError
 from fedhess.models.headed import FrozenNorms, HeadedModel
@@ -15,13 +15,6 @@ def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
 
     What is float32 is computed in float32 on a GPU too, not in TF32, which torch takes for convolutions. This and
     ``deterministic`` are switches of the process; the latter stays on once a run has asked for it.
-
-    Args:
-        model: The model, on its device.
-        config: Gives ``precision``, ``batchnorm``, ``compile`` and ``deterministic``.
-
-    Returns:
-        The same model.
 
     Raises:
         UsageError: Batch norms are to be averaged and the model has none.
@@ -44,15 +37,7 @@ def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
 
 
 def check_execution(config: RunConfig, input_shape: tuple[int, ...]) -> None:
-    """Insist that settings go together, with the device where it is here, and with what the model sees.
-
-    Args:
-        config: The settings.
-        input_shape: Of one example as the model sees it.
-
-    Raises:
-        UsageError: They do not.
-    """
+    """Raise UsageError unless settings fit each other, the device, and an example's shape as the model sees it."""
     device = config.device_here
     kind = torch.device(device).type
     if config.precision == "bf16":
@@ -72,16 +57,12 @@ def check_execution(config: RunConfig, input_shape: tuple[int, ...]) -> None:
 
 
 def _check_compiler(device: str) -> None:
-    """Compile a trifle, so that a missing compiler shows before anything runs."""
+    """Compile something small, so that a missing compiler shows before anything runs."""
     try:
-        torch.compile(_double)(torch.ones(2, device=device))
+        torch.compile(lambda values: values * 2)(torch.ones(2, device=device))
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UsageError(
             f"--compile: torch cannot compile here ({' '.join(lines[:2])[:200]}); install a C++ compiler (on a GPU "
             "also Triton), or leave the option out"
         ) from error
-
-
-def _double(values: Tensor) -> Tensor:
-    return values * 2

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from fedhess.base.errors import UsageError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -41,12 +43,7 @@ class HeadedModel(nn.Module):
 
 
 class ScaleImages(nn.Module):
-    """Scale (B, 3, H, W) images: uint8 in 0..255, or float in [0, 1], to (x - mean) / std.
-
-    Args:
-        mean: Per channel, in units of [0, 1].
-        std: Per channel.
-    """
+    """Scale (B, 3, H, W) images, uint8 in 0..255 or float in [0, 1], to (x - mean) / std by channel."""
 
     mean: Tensor
     std: Tensor
@@ -85,3 +82,9 @@ class FrozenNorms(nn.Module):
             if self.frozen and isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+
+def require_images(name: str, input_shape: tuple[int, ...]) -> None:
+    """Raise UsageError unless examples are RGB images (3, H, W); ``name`` is the model's."""
+    if len(input_shape) != 3 or input_shape[0] != 3:
+        raise UsageError(f"{name} takes RGB images (3, H, W), got examples of shape {input_shape}; choose --model mlp")

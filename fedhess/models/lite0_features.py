@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from fedhess.base.files import cache_directory, cached_tensor, digest_of
 from fedhess.base.prefetching import AHEAD, read_ahead
 from fedhess.domains.domain import DomainData, Notify, TensorDomain, keep_silent
-from fedhess.models.headed import HeadedModel
-from fedhess.models.lite0 import WIDTH, Lite0Featurizer, require_images, weights_digest
+from fedhess.models.headed import HeadedModel, require_images
+from fedhess.models.lite0 import WIDTH, Lite0Featurizer, weights_digest
 
 EMBEDDING = "1"  # change it whenever embeddings do: cached ones are keyed by it
 BOTTLENECK = 64
@@ -28,10 +28,6 @@ class Adapter(nn.Module):
     turn it over. A penalty on head statistics can be met by shorter features: on IconPACS HGP and Hutchinson reduce
     their distances in this way (docs/method.md). Source: Houlsby et al. 2019, "Parameter-efficient transfer learning
     for NLP", section 2.1.
-
-    Args:
-        width: D.
-        bottleneck: Rows of V.
     """
 
     def __init__(self, width: int, bottleneck: int) -> None:
@@ -51,33 +47,14 @@ class Adapter(nn.Module):
 
 
 def create_lite0_features(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create the adapter and head that learn from embeddings.
-
-    Args:
-        input_shape: (1280,), as `prepared_shape` gives it.
-        outputs: Logits.
-        pretrained: Makes no difference here: the pretrained part is in the embeddings.
-
-    Returns:
-        The model; its inputs are embeddings, not images.
-    """
+    """Create the adapter and head that learn from embeddings, which hold all that is pretrained."""
     del pretrained
     assert input_shape == (WIDTH,), input_shape
     return HeadedModel(Adapter(WIDTH, BOTTLENECK), nn.Linear(WIDTH, outputs))
 
 
 def embedded_shape(input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Give the shape of an embedding.
-
-    Args:
-        input_shape: Of an image, (3, H, W).
-
-    Returns:
-        (1280,).
-
-    Raises:
-        UsageError: Inputs that are no RGB images.
-    """
+    """Return the shape of an embedding, (1280,), or raise UsageError for examples that are not RGB images."""
     require_images("lite0-features", input_shape)
     return (WIDTH,)
 
@@ -85,18 +62,9 @@ def embedded_shape(input_shape: tuple[int, ...]) -> tuple[int, ...]:
 def embed(
     data: DomainData, *, device: torch.device | str, cache_dir: Path | str | None, notify: Notify = keep_silent
 ) -> TensorDomain:
-    """Replace the images of a domain by their frozen embeddings.
+    """Replace the images of a domain by their frozen embeddings, (N, 1280) float32.
 
     They are kept on disk under a digest of images, weights and this code's version, so that each is computed once.
-
-    Args:
-        data: A domain of images.
-        device: Where to compute.
-        cache_dir: Where to keep them; see `cache_directory`.
-        notify: Told the progress.
-
-    Returns:
-        The domain with (N, 1280) float32 examples.
     """
     key = digest_of([EMBEDDING, data.digest, weights_digest(), torch.device(device).type])
     path = cache_directory(cache_dir) / "lite0" / f"{data.name}-{key[:20]}.npy"

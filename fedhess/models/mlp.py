@@ -11,11 +11,7 @@ HIDDEN = 390
 
 
 class MlpFeaturizer(nn.Module):
-    """Two layers with ReLU; pixels as uint8 become floats in [0, 1].
-
-    Args:
-        width: Numbers in one example.
-    """
+    """Two layers with ReLU; pixels as uint8 become floats in [0, 1]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -34,14 +30,6 @@ def create_mlp(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) 
 
     The featurizer is the first two layers with their ReLU, the head the last. Source: Arjovsky et al. 2019,
     "Invariant risk minimization", the released ColoredMNIST script, as the Hessian-alignment scripts use it.
-
-    Args:
-        input_shape: Of one example, (2, 14, 14) for ColoredMNIST.
-        outputs: Logits.
-        pretrained: Makes no difference: there are no weights to load.
-
-    Returns:
-        The model.
     """
     del pretrained
     featurizer, head = MlpFeaturizer(math.prod(input_shape)), nn.Linear(HIDDEN, outputs)

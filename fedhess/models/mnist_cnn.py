@@ -12,11 +12,7 @@ GROUPS = 8
 
 
 class MnistCnnFeaturizer(nn.Module):
-    """Four 3x3 convolutions, each with ReLU and group norm, and a mean over the image; uint8 becomes [0, 1].
-
-    Args:
-        channels: Of the images.
-    """
+    """Four 3x3 convolutions, each with ReLU and group norm, and a mean over the image; uint8 becomes [0, 1]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -40,17 +36,6 @@ def create_mnist_cnn(*, input_shape: tuple[int, ...], outputs: int, pretrained: 
 
     Source: Gulrajani and Lopez-Paz, "In search of lost domain generalization", ICLR 2021, appendix, the network for
     ColoredMNIST and RotatedMNIST. Weights are drawn as torch draws them.
-
-    Args:
-        input_shape: (channels, H, W); (2, 28, 28) or (1, 28, 28) there.
-        outputs: Logits.
-        pretrained: Makes no difference: there are no weights to load.
-
-    Returns:
-        The model.
-
-    Raises:
-        UsageError: Examples that are no images.
     """
     del pretrained
     if len(input_shape) != 3:

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from fedhess.base.prefetching import AHEAD, read_ahead
 from fedhess.domains import open_benchmark
-from fedhess.domains.benchmark import SOURCE
+from fedhess.domains.benchmark import SOURCE, Benchmark
 from fedhess.domains.domain import DomainData
 from fedhess.domains.partition import Examples
 from fedhess.domains.split import SplitRule, split_domain
@@ -19,10 +20,13 @@ from fedhess.models.headed import HeadedModel
 from fedhess.settings.run_config import RunConfig
 
 DOMAINS_KEPT = 12  # four domains of three trials: a job comes back to them with its next strategy
+# By name and options: benchmarks of this process's jobs, whose loaded domains its clients share.
+_OF_JOBS: WeakValueDictionary[tuple[str, tuple[tuple[str, str | int | float | bool], ...]], Benchmark]
+_OF_JOBS = WeakValueDictionary()
 
 
 class DataKey(NamedTuple):
-    """What names a domain's examples as a run sees them, for caches: settings of ``RunConfig``, options sorted."""
+    """The settings of ``RunConfig`` that a domain's examples depend on, for caches; options sorted."""
 
     domains: str
     options: tuple[tuple[str, str | int | float | bool], ...]
@@ -36,14 +40,7 @@ class DataKey(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """What a benchmark says of its data without reading it.
-
-    Attributes:
-        shape: Of an input as the model sees it.
-        outputs: Number of the head's outputs.
-        holdout: Fraction of a domain that is held out.
-        domains: Every domain.
-    """
+    """What a benchmark states about its data without reading it; the shape is of an input as the model sees it."""
 
     shape: tuple[int, ...]
     outputs: int
@@ -58,10 +55,10 @@ class LocalDomain:
         data: The domain's examples, as the model sees them.
         train_indices: Which of them are trained on.
         evaluate_indices: Which of them are evaluated.
-        out_indices: A target's out split, for the oracle alone; empty unless the run splits targets.
         key: What names the client's stream of batches.
         device: Where batches go.
         dtype: Floating-point type of batches; images stay uint8 and are scaled by the model.
+        out_indices: A target's out split, for the oracle alone; empty unless the run splits targets.
     """
 
     def __init__(
@@ -75,13 +72,10 @@ class LocalDomain:
         dtype: torch.dtype,
         out_indices: Tensor | None = None,
     ) -> None:
-        self.data = data
-        self.train_indices = train_indices
-        self.evaluate_indices = evaluate_indices
+        self.data, self.key = data, key
+        self.train_indices, self.evaluate_indices = train_indices, evaluate_indices
         self.out_indices = train_indices[:0] if out_indices is None else out_indices
-        self.key = key
-        self._device = device
-        self._dtype = dtype
+        self._device, self._dtype = device, dtype
         self._everything: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -106,7 +100,7 @@ class LocalDomain:
             yield self._everything
 
     def train_aspects(self, positions: Tensor) -> Tensor | None:
-        """Give width by height of training images as they lie on disk, by position; None where that is unknown."""
+        """Return width by height of training images on disk, by position; None where that is unknown."""
         aspects: Tensor | None = getattr(self.data, "aspects", None)
         return None if aspects is None else aspects[self.train_indices[positions]]
 
@@ -128,29 +122,40 @@ class LocalDomain:
         return (inputs.pin_memory(), labels.pin_memory()) if self._device.type == "cuda" else (inputs, labels)
 
 
+def share_loaded(benchmark: Benchmark) -> None:
+    """Let the clients of this process use the domains that a job has loaded, as long as the job keeps its benchmark."""
+    _OF_JOBS[benchmark.name, tuple(sorted(benchmark.options.items()))] = benchmark
+
+
 @lru_cache(maxsize=DOMAINS_KEPT)
-def prepared(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
-             domain: str, model: str, device: str, seed: int, images: str,
-             image_cache_gb: float | None) -> DomainData:  # fmt: skip
-    """Load a domain as the model sees it, by its :func:`data_key`; kept."""
-    benchmark = open_benchmark(
-        domains, data_dir=data_dir, seed=seed, options=dict(options), require_real=True, held=(domain,)
+def prepared(key: DataKey) -> DomainData:
+    """Load a domain as the model sees it; kept."""
+    benchmark = _OF_JOBS.get((key.domains, key.options)) or open_benchmark(
+        key.domains,
+        data_dir=key.data_dir,
+        seed=key.seed,
+        options=dict(key.options),
+        require_real=True,
+        held=(key.domain,),
     )
     return prepare_inputs(
-        model, benchmark.load(domain), device=torch.device(device), images=images, image_cache_gb=image_cache_gb
+        key.model,
+        benchmark.load(key.domain),
+        device=torch.device(key.device),
+        images=key.images,
+        image_cache_gb=key.image_cache_gb,
     )
-
-
-@lru_cache(maxsize=64)
-def _geometry(domains: str, options: tuple[tuple[str, str | int | float | bool], ...], data_dir: str | None,
-              model: str, seed: int) -> Geometry:  # fmt: skip
-    benchmark = open_benchmark(domains, data_dir=data_dir, seed=seed, options=dict(options), held=())
-    shape = prepared_shape(model, benchmark.input_shape)
-    return Geometry(shape, benchmark.outputs, benchmark.holdout, benchmark.domains)
 
 
 def _geometry_of(key: DataKey) -> Geometry:
-    return _geometry(key.domains, key.options, key.data_dir, key.model, key.seed)
+    return _geometry(key._replace(domain="", device="", images="", image_cache_gb=None))
+
+
+@lru_cache(maxsize=64)
+def _geometry(key: DataKey) -> Geometry:
+    benchmark = open_benchmark(key.domains, data_dir=key.data_dir, seed=key.seed, options=dict(key.options), held=())
+    shape = prepared_shape(key.model, benchmark.input_shape)
+    return Geometry(shape, benchmark.outputs, benchmark.holdout, benchmark.domains)
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
@@ -159,29 +164,36 @@ def domain_split(key: DataKey, *, rule: SplitRule) -> Examples:
 
     A benchmark that holds nothing out evaluates what it trains on.
     """
-    data, geometry = prepared(*key), _geometry_of(key)
+    data, geometry = prepared(key), _geometry_of(key)
     if geometry.holdout > 0:
         position = geometry.domains.index(key.domain)
-        return Examples(
-            data.labels,
-            *split_domain(data, rule=rule, holdout=geometry.holdout, seed=key.seed, position=position),
-        )
+        parts = split_domain(data, rule=rule, holdout=geometry.holdout, seed=key.seed, position=position)
+        return Examples(data.labels, *parts)
     everything = torch.arange(len(data))
     return Examples(data.labels, everything, everything)
 
 
+def local_domain(config: RunConfig, *, domain: str, role: str) -> LocalDomain:
+    """Open a whole domain, whoever its clients are; kept.
+
+    A source holds out the benchmark's fraction for evaluation (a benchmark without one evaluates the training
+    examples); a target has no training examples, and two splits to evaluate where the run splits targets.
+    """
+    return _local_domain(data_key(config, domain), rule=config.split, role=role, dtype=config.torch_dtype)
+
+
 @lru_cache(maxsize=DOMAINS_KEPT)
 def _local_domain(key: DataKey, *, rule: SplitRule, role: str, dtype: torch.dtype) -> LocalDomain:
-    data = prepared(*key)
+    data = prepared(key)
     if role == SOURCE:
         examples = domain_split(key, rule=rule)
-        train, evaluate, out = examples.train, examples.evaluate, examples.train[:0]
+        train, evaluate, out = examples.train, examples.evaluate, None
     elif rule != "sources" and _geometry_of(key).holdout > 0:
         examples = domain_split(key, rule=rule)
         train, evaluate, out = examples.train[:0], examples.train, examples.evaluate
     else:
         evaluate = torch.arange(len(data))
-        train = out = evaluate[:0]
+        train, out = evaluate[:0], None
     return LocalDomain(
         data,
         train_indices=train,
@@ -193,33 +205,18 @@ def _local_domain(key: DataKey, *, rule: SplitRule, role: str, dtype: torch.dtyp
     )
 
 
-def local_domain(config: RunConfig, *, domain: str, role: str) -> LocalDomain:
-    """Open a whole domain, whoever its clients are; kept for the next time.
-
-    A source holds out the benchmark's fraction for evaluation (a benchmark without one evaluates the training
-    examples); a target has no training examples at all, and two splits to evaluate where the run splits targets.
-    """
-    return _local_domain(
-        data_key(config, domain),
-        rule=config.split,
-        role=role,
-        dtype=config.torch_dtype,
-    )
-
-
 def data_key(config: RunConfig, domain: str) -> DataKey:
     """Name a domain's examples as a run sees them, for caches."""
-    options = tuple(sorted(config.domains_options.items()))
     return DataKey(
-        config.domains,
-        options,
-        config.data_dir,
-        domain,
-        config.model,
-        config.device_here,
-        config.seed,
-        config.images,
-        config.image_cache_gb,
+        domains=config.domains,
+        options=tuple(sorted(config.domains_options.items())),
+        data_dir=config.data_dir,
+        domain=domain,
+        model=config.model,
+        device=config.device_here,
+        seed=config.seed,
+        images=config.images,
+        image_cache_gb=config.image_cache_gb,
     )
 
 
@@ -239,7 +236,6 @@ def build_model(config: RunConfig) -> HeadedModel:
 
 def forget_data() -> None:
     """Drop the examples and benchmarks that this process holds."""
-    prepared.cache_clear()
-    _geometry.cache_clear()
-    domain_split.cache_clear()
-    _local_domain.cache_clear()
+    for kept in (prepared, _geometry, domain_split, _local_domain):
+        kept.cache_clear()
+    _OF_JOBS.clear()

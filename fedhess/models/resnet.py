@@ -10,18 +10,14 @@ from torch import Tensor, nn
 
 from fedhess.base.errors import UsageError
 from fedhess.domains.download import why_no_answer
-from fedhess.models.headed import FrozenNorms, HeadedModel, ScaleImages
+from fedhess.models.headed import FrozenNorms, HeadedModel, ScaleImages, require_images
 
 # Version 1 is what DomainBed trains from.
 WEIGHTS = {"resnet18": "ResNet18_Weights.IMAGENET1K_V1", "resnet50": "ResNet50_Weights.IMAGENET1K_V1"}
 
 
 class ResNetFeaturizer(FrozenNorms):
-    """A ResNet up to its average pool: D = 512 (18) or 2048 (50). Batch norms are frozen, see `FrozenNorms`.
-
-    Args:
-        network: A torchvision ResNet; its classifier is dropped.
-    """
+    """A torchvision ResNet up to its average pool: D = 512 (18) or 2048 (50). Batch norms are frozen."""
 
     def __init__(self, network: torchvision.models.ResNet) -> None:
         super().__init__()
@@ -38,32 +34,17 @@ class ResNetFeaturizer(FrozenNorms):
 
 
 def create_resnet18(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create a ResNet-18 (D = 512); see `_create`."""
-    return _create("resnet18", input_shape=input_shape, outputs=outputs, pretrained=pretrained)
+    """Create a ResNet-18 with a linear head (D = 512)."""
+    return _create("resnet18", input_shape, outputs, pretrained)
 
 
 def create_resnet50(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create a ResNet-50 (D = 2048); see `_create`."""
-    return _create("resnet50", input_shape=input_shape, outputs=outputs, pretrained=pretrained)
+    """Create a ResNet-50 with a linear head (D = 2048)."""
+    return _create("resnet50", input_shape, outputs, pretrained)
 
 
-def _create(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create a ResNet.
-
-    Args:
-        name: ``"resnet18"`` or ``"resnet50"``.
-        input_shape: (3, H, W).
-        outputs: Logits.
-        pretrained: Load ImageNet weights, from torch's hub directory or by download.
-
-    Returns:
-        The model.
-
-    Raises:
-        UsageError: Inputs that are no RGB images, or weights that are not there and cannot be downloaded.
-    """
-    if len(input_shape) != 3 or input_shape[0] != 3:
-        raise UsageError(f"{name} takes RGB images (3, H, W), got examples of shape {input_shape}; choose --model mlp")
+def _create(name: str, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    require_images(name, input_shape)
     network = getattr(torchvision.models, name)(weights=None)
     if pretrained:
         network.load_state_dict(_weights(name))
@@ -82,7 +63,7 @@ def _weights(name: str) -> dict[str, Tensor]:
         except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # a wrong hash, or a file cut short
             reason = f"{file}: {error}"
     raise UsageError(
-        f"{name} needs its ImageNet weights and they cannot be had ({reason}). "
+        f"{name} needs its ImageNet weights and they cannot be loaded ({reason}). "
         f"Put the file {file.name} (from {weights.url}) at {file}, "
         "or choose --model lite0 or lite0-features, whose weights are installed with the package"
     )

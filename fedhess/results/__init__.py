@@ -1,1 +1,4 @@
-"""From rows to tables and figures."""
+"""Rows of finished runs to selected rounds, tables, figures and diagnoses.
+
+In come job directories; out come Markdown, CSV, JSON and figures in PNG and SVG.
+"""

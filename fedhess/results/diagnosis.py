@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedhess.base.averages import standard_error
+from fedhess.base.tables import standard_error
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.job import Job, PlannedRun

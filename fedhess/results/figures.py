@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fedhess.base.averages import mean, mean_and_error
 from fedhess.base.files import replace_file
+from fedhess.base.tables import mean, mean_and_error
 from fedhess.federation.server.run_directory import Row
 from fedhess.results.diagnosis import BASELINE, MIXED_PAIR, SOURCE_PAIR
 from fedhess.results.selection import Cell, mean_distance, target_accuracy

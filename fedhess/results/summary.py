@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedhess.base.averages import mean, mean_and_error, short, shown
 from fedhess.base.files import replace_file, writing
-from fedhess.base.tables import markdown_table, notes
+from fedhess.base.tables import markdown_table, mean, mean_and_error, notes, short, shown
 from fedhess.domains import Scenario
 from fedhess.federation.server.health import sickness
 from fedhess.jobs.description import describe_arguments, protocol

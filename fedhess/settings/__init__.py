@@ -1,1 +1,4 @@
-"""The settings of a run: their types and ranges, defaults by benchmark and model, optimizers."""
+"""The settings of a run: name, type, range and default of each, defaults by benchmark and model, and optimizers.
+
+In come text, TOML or JSON; out comes a checked ``RunConfig``.
+"""

@@ -1,4 +1,4 @@
-"""Whole jobs by the real commands, each in a process of its own: the main job, ColoredMNIST, and old references."""
+"""Whole jobs by the real commands, each in a process of its own: the main job, and previous references."""
 
 import json
 import os
@@ -22,8 +22,6 @@ from fedhess.simulations.benchmarks.measuring import Row, in_turn, row, run_comm
 
 TRIALS = 3
 WALL_SECONDS, PEAK_GB, HGP_OVER_ERM, POINTS = 60.0, 2.0, 1.3, 3.0
-COLORED_SEEDS, COLORED_PER_DOMAIN, COLORED_TARGET = 2, 10_000, "flip-0.9"
-HGP_AT_LEAST, ERM_BELOW = 57.0, 32.0
 DEPLOYED_ROUNDS, DEPLOYED_TARGET = 4, "sketch"
 
 
@@ -43,24 +41,15 @@ def main_job_rows(*, repeats: int) -> list[Row]:
     wall, erm = statistics.median(found["hgp"]), statistics.median(found["erm"])
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # Linux counts kilobytes
     ratio = statistics.median(h / e for h, e in zip(found["hgp"], found["erm"], strict=True))
-    what = f"main job on IconPACS, 4 targets x {TRIALS} trials, cold cache (s)"
     rows = [
-        row(what, wall, WALL_SECONDS, target="at most 60 s", reached=wall <= WALL_SECONDS),
-        row("its peak memory (GB)", peak, PEAK_GB, target="at most 2 GB", reached=peak <= PEAK_GB),
-        row(
-            "HGP against ERM, whole main job (s)",
-            wall,
-            erm,
-            ratio=ratio,
-            target="ratio at most 1.3",
-            reached=ratio <= HGP_OVER_ERM,
-        ),
+        row(f"main job on IconPACS, 4 targets x {TRIALS} trials, cold cache (s)", wall, at_most=WALL_SECONDS),
+        row("its peak memory (GB)", peak, at_most=PEAK_GB),
+        row("HGP against ERM, whole main job (s)", wall, erm, ratio=ratio, at_most=HGP_OVER_ERM),
     ]
     for target, cell in accuracy.items():
         probe = 100 * statistics.mean(probe_accuracy(target, seed=seed, settings=settings) for seed in range(TRIALS))
-        what = f"accuracy on {target}, {TRIALS} trials, beside a linear probe (%)"
-        near = cell["mean"] >= probe - POINTS
-        rows.append(row(what, cell["mean"], probe, target="at least the probe's - 3 points", reached=near))
+        what = f"accuracy on {target}, {TRIALS} trials, less that of a linear probe (points)"
+        rows.append(row(what, cell["mean"] - probe, at_least=-POINTS))
     return rows
 
 
@@ -109,25 +98,6 @@ def _fit(features: Tensor, labels: Tensor, *, classes: int) -> nn.Linear:
     return head
 
 
-def colored_mnist_rows(*, repeats: int) -> list[Row]:
-    """Train on ColoredMNIST "irm", 501 steps, two seeds: HGP leaves the colour, ERM follows it.
-
-    10,000 of 25,000 images a source domain, everything else as the public scripts have it. The two seeds are the
-    repetitions.
-    """
-    del repeats
-    given = ("--domains", "ColoredMNIST", "--domains-args", f"per_domain={COLORED_PER_DOMAIN}")
-    with tempfile.TemporaryDirectory() as folder:
-        found = run_job(Path(folder) / "job", *given, "--strategy", "erm,hgp", "--trials", COLORED_SEEDS)
-    hgp, erm = (found[name]["accuracy"][COLORED_TARGET]["mean"] for name in ("hgp", "erm"))
-    images = f"{COLORED_PER_DOMAIN:,} images a domain"
-    what = f"ColoredMNIST irm, {images}, 501 steps, {COLORED_SEEDS} seeds, target accuracy"
-    return [
-        row(f"{what}, HGP (%)", hgp, target="at least 57 %", reached=hgp >= HGP_AT_LEAST),
-        row(f"{what}, ERM (%)", erm, target="below 32 %", reached=erm < ERM_BELOW),
-    ]
-
-
 def references_rows(*, repeats: int) -> list[Row]:
     """Compare ``references="previous"`` with the exact form: seconds a round deployed, and accuracy on IconPACS.
 
@@ -141,21 +111,12 @@ def references_rows(*, repeats: int) -> list[Row]:
         given = ("--domains", "IconPACS", "--strategy", "hgp", "--trials", TRIALS)
         exact, stale = (run_job(Path(folder) / form, *given, "--references", form)["hgp"]["accuracy"] for form in forms)
     seconds = {form: statistics.median(chain.from_iterable(several)) for form, several in deployed.items()}
-    faster = seconds["previous"] < seconds["current"]
-    rows = [
-        row(
-            "HGP with previous references, a deployed round after the first, evaluation included, "
-            f"{DEPLOYED_TARGET} (s)",
-            seconds["previous"],
-            seconds["current"],
-            target="less than with current ones",
-            reached=faster,
-        )
-    ]
+    what = f"HGP with previous references, a deployed round after the first, evaluation included, {DEPLOYED_TARGET} (s)"
+    rows = [row(what, seconds["previous"], seconds["current"], at_most=1.0)]
     for target, cell in exact.items():
-        what = f"its accuracy on {target}, {TRIALS} trials, beside that with current references (%)"
-        spread = f"no bar; standard error of the exact form {cell['standard_error']:.2g}"
-        rows.append(row(what, stale[target]["mean"], cell["mean"], target=spread))
+        spread = f"current references (%; standard error {cell['standard_error']:.2g})"
+        what = f"its accuracy on {target}, {TRIALS} trials, beside that with {spread}"
+        rows.append(row(what, stale[target]["mean"], cell["mean"]))
     return rows
 
 

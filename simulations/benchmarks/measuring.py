@@ -36,23 +36,23 @@ def row(
     ours: float,
     other: float | None = None,
     *,
-    target: str = "",
-    reached: bool | None = None,
     ratio: float | None = None,
+    at_most: float | None = None,
+    at_least: float | None = None,
 ) -> Row:
-    """Make a row of the table.
+    """Make a row of the table: our figure, what it is compared with, and a bar of their ratio (ours / other).
 
-    Args:
-        what: What was measured, with its unit.
-        ours: Our figure.
-        other: What it is compared with, or its bar.
-        target: The bar in words.
-        reached: Whether it is; None for a row without a bar.
-        ratio: By default ours / other.
+    Without ``other`` the bar is of our figure itself; without a bar the row is for information.
     """
-    ratio = ours / other if ratio is None and other is not None else ratio
-    compared = {"other": other, "ratio": ratio} if other is not None else {}
-    return {"what": what, "ours": ours, **compared, "target": target, "pass": reached}
+    if other is not None and ratio is None:
+        ratio = ours / other
+    measured, unit = (ours, "") if ratio is None else (ratio, "x")
+    target, reached = "for information", None
+    if at_most is not None:
+        target, reached = f"at most {at_most:g}{unit}", measured <= at_most
+    if at_least is not None:
+        target, reached = f"at least {at_least:g}{unit}", measured >= at_least
+    return {"what": what, "ours": ours, "other": other, "ratio": ratio, "target": target, "pass": reached}
 
 
 def in_turn(contestants: Mapping[K, Callable[[], T]], repeats: int) -> dict[K, list[T]]:
@@ -89,17 +89,11 @@ def run_job(out: Path, *arguments: object, environment: Mapping[str, str] | None
 
 @dataclass
 class Rounds:
-    """What the rounds of a federation took.
+    """What the rounds of a federation took."""
 
-    Attributes:
-        seconds: Of each round's exchanges, training and averaging, without evaluation.
-        marks: When each evaluation had ended, that before training included.
-        bytes: That went up and down.
-    """
-
-    seconds: list[float] = field(default_factory=list)
-    marks: list[float] = field(default_factory=list)
-    bytes: int = 0
+    seconds: list[float] = field(default_factory=list)  # of each round's exchanges, training and averaging
+    marks: list[float] = field(default_factory=list)  # when each evaluation had ended, that before training included
+    bytes: int = 0  # up and down
 
     def add_evaluation(self, server_round: int, rows: list[EvaluationRow]) -> None:
         """Count an evaluated round."""
@@ -122,12 +116,7 @@ class _TimedServer(Server):
 
 
 def run_federation(config: RunConfig, *, prepare: Callable[[Server], object] | None = None) -> Rounds:
-    """Run a federation in this process and time its rounds.
-
-    Args:
-        config: Its settings.
-        prepare: Called with the server before it runs.
-    """
+    """Run a federation in this process and time its rounds; ``prepare`` is called with the server before it runs."""
     rounds = Rounds()
     server_app = ServerApp()
 
@@ -153,15 +142,7 @@ def run_federation(config: RunConfig, *, prepare: Callable[[Server], object] | N
 def random_benchmark(
     name: str, draw: Callable[[int, torch.Generator], Tensor], *, images: int, input_shape: tuple[int, ...], **more: Any
 ) -> Benchmark:
-    """Make a benchmark of three sources and a target with 32 examples, four classes.
-
-    Args:
-        name: Its name.
-        draw: Draws so many inputs.
-        images: Examples of a source.
-        input_shape: Of an input.
-        more: As `Benchmark` has it.
-    """
+    """Make a benchmark of three sources of so many drawn inputs, and a target of 32, in four classes."""
 
     def load(domain: str) -> TensorDomain:
         generator = torch.Generator().manual_seed(DOMAINS.index(domain))

@@ -1,12 +1,12 @@
 """Show a scenario's results beside the published ones: Markdown tables and a figure."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedhess.base.files import writing
+from fedhess.base.tables import shown
 from fedhess.jobs.selectors import ORACLE
 from fedhess.results.figures import drawing, line_look, written
 from fedhess.simulations.scenarios.differences import own_particulars, shared_protocol
@@ -19,30 +19,17 @@ Judge = Callable[[str, Mapping[str, Cell]], str]
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a scenario's results are shown.
+    """How a scenario's results are shown."""
 
-    Attributes:
-        name: Of the scenario's module and files.
-        title: What it shows.
-        published: Published values by the benchmark's title.
-        scripts: What authors' code gave here, in the same form; in a column of its own, since nobody published it.
-        labels: Names of columns where they differ from the domain's.
-        average: Whether the mean over the targets says something.
-        balance: Whether the classes of every client are listed.
-        judge: Says of a strategy's means over all examples whether they reach what was set; None for nothing set.
-        variety: Tells one way to run the scenario from others, as the arguments of its command; empty for the usual.
-        notes: What a reader must know of every table.
-    """
-
-    name: str
+    name: str  # of the scenario's module and files
     title: str
-    published: Mapping[str, Table]
-    scripts: Mapping[str, Table] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    average: bool = True
-    balance: bool = False
-    judge: Judge | None = None
-    variety: str = ""
+    published: Mapping[str, Table]  # by the benchmark's title
+    scripts: Mapping[str, Table] = field(default_factory=dict)  # what authors' code gave here; nobody published it
+    labels: Mapping[str, str] = field(default_factory=dict)  # of columns, where they differ from the domain's
+    average: bool = True  # whether the mean over the targets says something
+    balance: bool = False  # whether the classes of every client are listed
+    judge: Judge | None = None  # tells of a strategy's means over all examples whether they reach a bar
+    variety: str = ""  # arguments of the command that tell this way to run the scenario from the usual one
     notes: tuple[str, ...] = ()
 
     @property
@@ -94,7 +81,8 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
     published, scripts = (each.get(rows[0]["benchmark"], {}) for each in (comparison.published, comparison.scripts))
     full = not quick and not rows[0]["per_domain"]
     judge = comparison.judge if full else None
-    lines, sources = lines_of(rows), _Sources()
+    lines = lines_of(rows)
+    cited: dict[str, int] = {}  # sources, in the order they are cited
     columns = comparison.columns(lines)
     compared = [column for column in columns if any(column in values for values in published.values())]
     heads = ["strategy", "seeds"]
@@ -107,58 +95,25 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
         known, script = published.get(line.strategy, {}), scripts.get(line.strategy, {})
         cells = [line.label, ", ".join(map(str, line.seeds)) or "none"]
         for column in columns:
-            cells += [_shown(line, column), *([_quoted(known.get(column))] if column in compared else [])]
+            cells.append(shown(line.cells[column]) if column in line.cells else "n/a")
+            cells += [_quoted(known.get(column))] if column in compared else []
         cells += [" / ".join(_quoted(script[column]) for column in columns if column in script)] if scripts else []
-        cells += [sources.marks([*known.values(), *script.values()])] if published else []
+        sources = dict.fromkeys(value.source for value in [*known.values(), *script.values()])
+        cells += [" ".join(f"[{cited.setdefault(each, len(cited) + 1)}]" for each in sources)] if published else []
         cells += [judge(line.strategy, line.cells) if line.cells else ""] if judge else []
         table.append("| " + " | ".join(cells) + " |")
-    notes = [f"- {line.label}, seed {seed}: stopped: {why}" for line in lines for seed, why in line.stopped.items()]
+    notes = own_particulars(lines)
+    notes += [f"{line.label}, seed {seed}: stopped: {why}" for line in lines for seed, why in line.stopped.items()]
     notes += [
-        f"- {line.label}, seed {seed}: UNCOMMITTED CHANGES, cannot be made again"
+        f"{line.label}, seed {seed}: UNCOMMITTED CHANGES, cannot be made again"
         for line in lines
         for seed in line.irreproducible
     ]
-    notes += sources.notes()
+    notes += [f"[{number}] {source}" for source, number in cited.items()]
     if published and not full:
-        notes.append("- the published values are of all examples and rounds: this table cannot be held against them")
-    return [
-        f"## {_heading(rows)}",
-        "",
-        shared_protocol(lines),
-        "",
-        *table,
-        "",
-        *(f"- {text}" for text in own_particulars(lines)),
-        *notes,
-        *(_balance(rows) if comparison.balance else []),
-        *_environments(rows),
-    ]
-
-
-class _Sources:
-    """Numbers the sources of a table in the order they are cited."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def marks(self, cited: Sequence[Published]) -> str:
-        sources = dict.fromkeys(value.source for value in cited)
-        return " ".join(f"[{self._numbers.setdefault(source, len(self._numbers) + 1)}]" for source in sources)
-
-    def notes(self) -> list[str]:
-        return [f"- [{number}] {source}" for source, number in self._numbers.items()]
-
-
-def _shown(line: Line, column: str) -> str:
-    if column not in line.cells:
-        return "n/a"
-    error = _standard_error(line, column)
-    return f"{line.cells[column].mean:.1f}" + ("" if error is None else f" +- {error:.1f}")
-
-
-def _standard_error(line: Line, column: str) -> float | None:
-    deviation = line.cells[column].deviation
-    return None if deviation is None else deviation / math.sqrt(len(line.seeds))
+        notes.append("the published values are of all examples and rounds: this table cannot be held against them")
+    notes += [*(_balance(rows) if comparison.balance else []), *dict.fromkeys(map(_environment, rows))]
+    return [f"## {_heading(rows)}", "", shared_protocol(lines), "", *table, "", *(f"- {note}" for note in notes)]
 
 
 def _quoted(value: Published | None) -> str:
@@ -172,8 +127,8 @@ def _quoted(value: Published | None) -> str:
 def _balance(rows: list[Row]) -> list[str]:
     """List the classes of every client, of the lowest seed."""
     row = min(rows, key=lambda row: int(row["seed"]))
-    lines = [f"- classes of {domain}: {balance}" for domain, balance in class_balance(row).items()]
-    return [*lines, f"- class counts are of seed {row['seed']}; noise and shuffle differ by seed"]
+    lines = [f"classes of {domain}: {balance}" for domain, balance in class_balance(row).items()]
+    return [*lines, f"class counts are of seed {row['seed']}; noise and shuffle differ by seed"]
 
 
 def class_balance(row: Row) -> dict[str, str]:
@@ -186,44 +141,35 @@ def class_balance(row: Row) -> dict[str, str]:
     return described
 
 
-def _environments(rows: list[Row]) -> list[str]:
-    places: dict[str, None] = {}
-    for row in rows:
-        machine = row["environment"]
-        versions = machine["versions"]
-        places[
-            f"- {machine['platform']}, {machine['cpu_count']} cores, {row['device']}, torch {versions['torch']}, "
-            f"flwr {versions['flwr']}, {describe_revision(machine)}"
-        ] = None
-    return list(places)
+def _environment(row: Row) -> str:
+    machine = row["environment"]
+    return (
+        f"{machine['platform']}, {machine['cpu_count']} cores, {row['device']}, torch {machine['versions']['torch']}, "
+        f"flwr {machine['versions']['flwr']}, {describe_revision(machine)}"
+    )
 
 
 def draw(comparison: Comparison, record: Record, path: Path) -> list[Path]:
     """Draw a row of panels for each table: our means with their standard errors, published values as marks.
 
-    Args:
-        comparison: How the results are shown.
-        record: The results.
-        path: The PNG file.
-
     Returns:
-        The files; none where there is nothing to show.
+        The files, PNG and SVG; none where there is nothing to show.
 
     Raises:
         StorageError: A file cannot be written.
     """
-    tables = [rows for rows in _tables(record) if any(line.cells for line in lines_of(rows))]
+    tables = [(rows, [line for line in lines_of(rows) if line.cells]) for rows in _tables(record)]
+    tables = [(rows, lines) for rows, lines in tables if lines]
     if not tables:
         return []
-    panels = [_panels(comparison, lines_of(rows)) for rows in tables]
-    most = max(len(lines_of(rows)) for rows in tables)
-    shape, size = (len(tables), max(map(len, panels))), (4, 1.2 + 0.22 * most)
+    panels = [_panels(comparison, lines) for _, lines in tables]
+    shape = len(tables), max(map(len, panels))
+    size = 4, 1.2 + 0.22 * max(len(lines) for _, lines in tables)
     title = comparison.title + (" (QUICK: no result)" if record["quick"] else "")
     note = "bars: standard error of the mean over seeds, where there are several; each panel has a scale of its own"
     with writing(path), drawing(path, shape, size=size, title=title, note=note, sharey="row") as axes:
-        for rows, columns, row_of_axes in zip(tables, panels, axes, strict=True):
+        for (rows, lines), columns, row_of_axes in zip(tables, panels, axes, strict=True):
             published = comparison.published.get(rows[0]["benchmark"], {})
-            lines = [line for line in lines_of(rows) if line.cells]
             for axis in row_of_axes[len(columns) :]:
                 axis.axis("off")
             for column, axis in zip(columns, row_of_axes, strict=False):
@@ -234,24 +180,22 @@ def draw(comparison: Comparison, record: Record, path: Path) -> list[Path]:
     return written(path)
 
 
-def _draw_column(axis: Any, lines: list[Line], column: str, published: Table) -> None:
-    ours, theirs = line_look(0), line_look(1)
-    places = [place for place, line in enumerate(lines) if column in line.cells]
-    means = [lines[place].cells[column].mean for place in places]
-    errors = [_standard_error(lines[place], column) or 0.0 for place in places]
-    axis.plot(means, places, ours["marker"], color=ours["color"], label="ours, mean over seeds")
-    axis.errorbar(means, places, xerr=errors, fmt="none", color=ours["color"], capsize=2)
-    known = {place: published.get(line.strategy, {}).get(column) for place, line in enumerate(lines)}
-    marks = [(each.value, place) for place, each in known.items() if each and each.value is not None]
-    if marks:
-        values, places = map(list, zip(*marks, strict=True))
-        axis.plot(
-            values, places, theirs["marker"], color=theirs["color"], fillstyle="none", markersize=8, label="published"
-        )
-    axis.set(xlabel="accuracy (%)")
-    axis.grid(alpha=0.3)
-
-
 def _panels(comparison: Comparison, lines: list[Line]) -> list[str]:
     columns = comparison.columns(lines)
     return ["sources", "average"] if "average" in columns else columns
+
+
+def _draw_column(axis: Any, lines: list[Line], column: str, published: Table) -> None:
+    ours, theirs = line_look(0), line_look(1)
+    cells = {place: line.cells[column] for place, line in enumerate(lines) if column in line.cells}
+    means = [cell["mean"] for cell in cells.values()]
+    errors = [cell["standard_error"] or 0.0 for cell in cells.values()]
+    axis.plot(means, list(cells), ours["marker"], color=ours["color"], label="ours, mean over seeds")
+    axis.errorbar(means, list(cells), xerr=errors, fmt="none", color=ours["color"], capsize=2)
+    known = {place: published.get(line.strategy, {}).get(column) for place, line in enumerate(lines)}
+    marks = {place: each.value for place, each in known.items() if each and each.value is not None}
+    if marks:
+        look = {"color": theirs["color"], "fillstyle": "none", "markersize": 8, "label": "published"}
+        axis.plot(list(marks.values()), list(marks), theirs["marker"], **look)
+    axis.set(xlabel="accuracy (%)")
+    axis.grid(alpha=0.3)

@@ -1,6 +1,6 @@
-"""What the strategies of a table have in common, said once, and what each has of its own: arguments, settings, server.
+"""What the strategies of a table have in common, and what each has of its own: arguments, settings, server, selection.
 
-Both are read from the recorded rows: their settings, and the protocol line that `fedhess.report.protocol` made.
+Both are read from the recorded rows: their settings, and the protocol line that ``jobs.description`` made.
 """
 
 import json
@@ -17,13 +17,8 @@ BEYOND = ("strategy_args", "variants", "selection", "data")  # keys of a line's 
 
 
 def shared_protocol(lines: Sequence[Line]) -> str:
-    """Say what most lines of a table have in common: the protocol, and the rule of selection.
-
-    Args:
-        lines: The table's; empty text where none came to its end.
-    """
-    shared = filter(None, (_commonest(_parts(line)[number] for line in lines) for number in (0, 1)))
-    return ", selection ".join(shared)
+    """Return what most lines of a table have in common: the protocol, and the rule of selection."""
+    return ", selection ".join(filter(None, _usual_parts(lines)))
 
 
 def own_particulars(lines: Sequence[Line]) -> list[str]:
@@ -32,8 +27,9 @@ def own_particulars(lines: Sequence[Line]) -> list[str]:
     Returns:
         Items of a list, as ``irm: weight=0.1, anneal_steps=0``.
     """
-    head, rule = (_commonest(_parts(line)[number] for line in lines) for number in (0, 1))
-    usual = _usual_settings(lines)
+    head, rule = _usual_parts(lines)
+    keys = dict.fromkeys(key for line in lines for key in line.settings if key not in BEYOND)
+    usual = {key: json.loads(_commonest(json.dumps(line.settings.get(key)) for line in lines)) for key in keys}
     listed: list[str] = []
     for line in lines:
         own_head, own_rule, args = _parts(line)
@@ -56,9 +52,14 @@ def _parts(line: Line) -> tuple[str, str, str]:
     return head, rule, "; ".join(text.removeprefix(f"{line.strategy} ") for text in own)
 
 
-def _usual_settings(lines: Sequence[Line]) -> dict[str, Any]:
-    keys = dict.fromkeys(key for line in lines for key in line.settings if key not in BEYOND)
-    return {key: json.loads(_commonest(json.dumps(line.settings.get(key)) for line in lines)) for key in keys}
+def _usual_parts(lines: Sequence[Line]) -> tuple[str, str]:
+    heads, rules, _ = zip(*map(_parts, lines), strict=True)
+    return _commonest(heads), _commonest(rules)
+
+
+def _commonest(texts: Iterable[str]) -> str:
+    counted = Counter(filter(None, texts))
+    return counted.most_common(1)[0][0] if counted else ""
 
 
 def _overrides(line: Line, usual: Mapping[str, Any]) -> list[str]:
@@ -69,7 +70,7 @@ def _overrides(line: Line, usual: Mapping[str, Any]) -> list[str]:
 
 
 def _server(line: Line, head: str) -> list[str]:
-    """Say what steps in a plain Flower strategy's place of the server, where the table's protocol does not."""
+    """Describe what steps in a plain Flower strategy's place of the server, where the table's protocol does not."""
     if not _is_plain(line.strategy):
         return []
     server = f"server {describe_server('', {line.strategy: line.settings.get('strategy_args', {})})}"
@@ -78,11 +79,6 @@ def _server(line: Line, head: str) -> list[str]:
 
 def _is_plain(strategy: str) -> bool:
     return strategy in known_strategies() and steps_itself(strategy)
-
-
-def _commonest(texts: Iterable[str]) -> str:
-    counted = Counter(text for text in texts if text)
-    return counted.most_common(1)[0][0] if counted else ""
 
 
 def _short(value: Any) -> str:

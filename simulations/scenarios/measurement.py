@@ -28,42 +28,23 @@ from fedhess.simulations.scenarios.records import Row
 
 @dataclass(frozen=True)
 class Configuration:
-    """One job of a scenario: one strategy, one seed, every target.
-
-    Attributes:
-        benchmark: A benchmark's name.
-        strategy: A strategy's name.
-        seed: Of the run, and of the benchmark where that is made at random.
-        options: Options of the benchmark.
-        strategy_args: Arguments of the strategy beside those of the recipes.
-        overrides: Settings beside those of the recipes, by their name in ``RunConfig``.
-        target: As ``--target`` of ``fedhess.simulate``.
-        variants: Settings to select among, as ``--variants`` has them.
-        selection: As ``--selection`` of ``fedhess.simulate``.
-        oracle: Whether the oracle's average stands in a column of its own.
-        require_real: Whether a stand-in will not do.
-    """
+    """One job of a scenario: one strategy, one seed, every target; settings beside those of the recipes."""
 
     benchmark: str
     strategy: str
-    seed: int
-    options: Mapping[str, Scalar] = field(default_factory=dict)
+    seed: int  # of the run, and of the benchmark where that is made at random
+    options: Mapping[str, Scalar] = field(default_factory=dict)  # of the benchmark
     strategy_args: Mapping[str, Scalar] = field(default_factory=dict)
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # settings, by their name in RunConfig
     target: str = "all"
     variants: Sequence[Mapping[str, Scalar]] = ()
     selection: str = DEFAULT
-    oracle: bool = False
-    require_real: bool = False
+    oracle: bool = False  # whether the oracle's average stands in a column of its own
+    require_real: bool = False  # whether a stand-in will not do
 
 
 def measure(configuration: Configuration, *, folder: Path, device: str = "auto") -> Row:
-    """Run one job, or continue it, and sum it up.
-
-    Args:
-        configuration: The job.
-        folder: Where the job's directory is or will be; its name tells configurations apart.
-        device: As ``--device``.
+    """Run one job, or continue it, in a directory below ``folder`` whose name tells configurations apart.
 
     Returns:
         JSON: what ran on which data, settings, environment, accuracy (percent) on sources and targets; or the reason

@@ -1,4 +1,4 @@
-"""The files a measurement ends in: what is there is read, and that they can be written is known, before it begins.
+"""The files a measurement ends in, which are read, and known to be writable, before it begins.
 
 Results name the revision that made them. Only a measuring command writes them, and it refuses a tree with uncommitted
 changes, whose results nobody could make again, unless ``--allow-dirty`` is given; tables then say so.
@@ -6,17 +6,18 @@ changes, whose results nobody could make again, unless ``--allow-dirty`` is give
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fedhess.base.environment import describe_environment
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.files import replace_file, writing
 
-BESIDE = (".md", ".png", ".svg")  # endings of what goes beside the JSON file
+RESULTS = Path(__file__).parents[1] / "results"
+QUICK_RESULTS = Path("runs") / "quick"  # what is measured in a hurry is no result
 
 AllowDirtyOption = Annotated[
     bool, typer.Option("--allow-dirty", help="Measure with uncommitted changes too; the table says so.")
@@ -26,20 +27,35 @@ RenderOption = Annotated[
 ]
 
 
+def chosen_names(option: str, given: str, known: Collection[str]) -> list[str]:
+    """Read names separated by commas, each once.
+
+    Raises:
+        UsageError: One is unknown, or there is none.
+    """
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{option}: {name!r} is none of this command's; {did_you_mean(name, known)}")
+    if not names:
+        raise UsageError(f"{option}: expected some of {', '.join(known)}, got nothing")
+    return list(dict.fromkeys(names))
+
+
 def require_ready(path: Path, *, allow_dirty: bool, render_only: bool, quick: bool = False) -> None:
     """Check that a measurement may begin: its files can be written, and made again from the revision they name.
 
     Args:
-        path: The JSON file.
+        path: The JSON file; tables and figures go beside it.
         allow_dirty: Whether results may come from a tree with uncommitted changes.
         render_only: Whether nothing is measured; then the file must be there.
         quick: Whether what is measured is no result, and may come from any tree.
 
     Raises:
-        UsageError: As `require_writable`; tracked files differ from the commit, or there is no git checkout; or there
-            is nothing to render.
+        UsageError: The file cannot be written; there is nothing to render; tracked files differ from the commit, or
+            there is no git checkout.
     """
-    require_writable(path)
+    _require_writable(path)
     if render_only and not path.exists():
         raise UsageError(f"--render: there is no {path}; give the --out of a measurement")
     if render_only or quick or allow_dirty:
@@ -53,27 +69,9 @@ def require_ready(path: Path, *, allow_dirty: bool, render_only: bool, quick: bo
         )
 
 
-def is_reproducible(environment: Mapping[str, Any]) -> bool:
-    """Return whether an environment names a revision without changes."""
-    return not (environment["git_revision"] or "-dirty").endswith("-dirty")
-
-
-def describe_revision(environment: Mapping[str, Any]) -> str:
-    """Return a table's words for the revision, saying where the results cannot be made again from it."""
-    revision = f"revision {environment['git_revision']}"
-    return revision if is_reproducible(environment) else f"{revision} (UNCOMMITTED CHANGES: cannot be made again)"
-
-
-def require_writable(path: Path) -> None:
-    """See that a file can be written, in the nearest folder that is there; nothing is left behind.
-
-    Args:
-        path: The JSON file; tables and figures beside it have its name with another ending.
-
-    Raises:
-        UsageError: It cannot, or the name is that of a folder, or of the table or figure beside it.
-    """
-    if path.suffix in BESIDE:
+def _require_writable(path: Path) -> None:
+    """Check that a file can be written, in the nearest folder that is there; nothing is left behind."""
+    if path.suffix in (".md", ".png", ".svg"):
         raise UsageError(f"--out: expected a name in .json, got {path}, which is the name of what goes beside it")
     try:
         if path.is_dir():
@@ -85,24 +83,29 @@ def require_writable(path: Path) -> None:
         raise UsageError(f"--out: cannot write to {path}: {error.strerror or error}; give another --out") from error
 
 
+def is_reproducible(environment: Mapping[str, Any]) -> bool:
+    """Return whether an environment names a revision without changes."""
+    return not (environment["git_revision"] or "-dirty").endswith("-dirty")
+
+
+def describe_revision(environment: Mapping[str, Any]) -> str:
+    """Return a table's words for the revision, saying where the results cannot be made again from it."""
+    revision = f"revision {environment['git_revision']}"
+    return revision if is_reproducible(environment) else f"{revision} (UNCOMMITTED CHANGES: cannot be made again)"
+
+
 def read_results(path: Path, render: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
     """Read results that others are added to; none where there is no file.
 
-    Args:
-        path: The JSON file.
-        render: Makes the table of them; what it cannot show is none of its results.
-
     Raises:
-        UsageError: The file cannot be read, is damaged, or holds something else.
+        UsageError: The file is damaged, or holds what ``render`` cannot show.
     """
     if not path.exists():
         return {}
     try:
         recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         render(recorded)
-    except OSError as error:
-        raise UsageError(f"--out: cannot read {path}: {error.strerror or error}; give another --out") from error
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StopIteration) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UsageError(
             f"--out: {path} is damaged, or holds other results ({type(error).__name__}: {error}); delete it, or give "
             "another --out"
@@ -110,7 +113,7 @@ def read_results(path: Path, render: Callable[[dict[str, Any]], str]) -> dict[st
     return recorded
 
 
-def write_results(path: Path, results: dict[str, Any], text: str, *, indent: int) -> None:
+def write_results(path: Path, results: dict[str, Any], text: str, *, indent: int = 2) -> None:
     """Write results and, beside them, their table.
 
     Raises:

@@ -14,13 +14,9 @@ from fedhess.simulations.scenarios.measurement import Configuration
 from fedhess.simulations.scenarios.published_protocols import PROTOCOLS, Protocol
 
 QUICK: Mapping[str, Any] = {
-    "model": "resnet18",
-    "pretrained": False,
-    "rounds": 2,
-    "batch_size": 32,
-    "evaluate_every": 1,
-    "checkpoint_every": 2,
-}
+    "model": "resnet18", "pretrained": False,
+    "rounds": 2, "batch_size": 32, "evaluate_every": 1, "checkpoint_every": 2,
+}  # fmt: skip
 QUICK_CLIENTS, QUICK_DRAWS = 4, 2
 
 
@@ -60,16 +56,7 @@ def configurations(
 ) -> list[Configuration]:
     """List a protocol's jobs: every benchmark with every strategy and seed.
 
-    Args:
-        protocol: The protocol.
-        domains: Benchmarks of the protocol.
-        strategies: Strategies.
-        seeds: Seeds of the trials.
-        target: Domains to leave out.
-        selection: ``"source"``, or ``"lodo"`` for cross-validation.
-        data_dir: Folder with the data.
-        quick: Whether it is only to see that it works: small network without pretrained weights, two rounds of small
-            batches, few clients and settings.
+    With ``quick``, a small network without pretrained weights, two rounds of small batches, few clients and settings.
 
     Raises:
         UsageError: The protocol draws settings of the server, and a strategy has a server of its own.

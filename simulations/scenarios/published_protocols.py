@@ -21,51 +21,31 @@ from fedhess.simulations.scenarios.published_results import (
 
 BENCHMARKS = ("PACS", "VLCS", "OfficeHome", "DomainNet")
 WITH_TERRA = (*BENCHMARKS, "TerraIncognita")
+FEDAVG: Mapping[str, Any] = {"server_optimizer": "SGD", "server_lr": 1.0, "augment": "domainbed"}
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a publication trains, selects and reports.
+    """How a publication trains, selects and reports."""
 
-    Attributes:
-        name: As ``--preset`` takes it.
-        title: Authors and venue.
-        source: Where its facts are from.
-        settings: By their name in ``RunConfig``.
-        of_benchmark: Those that differ by benchmark.
-        of_strategy: Those that differ by strategy.
-        each: Settings that everything is run with, one after the other.
-        options: Options of benchmarks.
-        seeds: Of its trials.
-        ours: Benchmarks that it was not run on as far as we know; they have the settings of PACS.
-        strategies: What ``--strategy all`` takes.
-        strategy_args: By strategy, then by benchmark.
-        published: Its own results, by benchmark.
-        differences: What differs from the publication, one sentence each.
-        draws: Settings to select among, drawn as DomainBed draws them; 0 for one.
-        ranges: Which ranges they are drawn from: a key of `fedhess.simulations.scenarios.draws.RANGES`.
-        oracle: Whether it reports the oracle too.
-        benchmarks: What it is a preset for.
-    """
-
-    name: str
-    title: str
-    source: str
-    settings: Mapping[str, Any]
-    strategies: tuple[str, ...]
-    published: Mapping[str, Table]
-    differences: tuple[str, ...]
-    of_benchmark: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    of_strategy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    each: tuple[Mapping[str, Any], ...] = ({},)
-    options: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    name: str  # as --preset takes it
+    title: str  # authors and venue
+    source: str  # of its facts
+    settings: Mapping[str, Any]  # by their name in RunConfig
+    strategies: tuple[str, ...]  # what --strategy all takes
+    published: Mapping[str, Table]  # its own results, by benchmark
+    differences: tuple[str, ...]  # from the publication, one sentence each
+    of_benchmark: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings that differ by benchmark
+    of_strategy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings that differ by strategy
+    each: tuple[Mapping[str, Any], ...] = ({},)  # settings that everything is run with, one after the other
+    options: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)  # of benchmarks
     seeds: tuple[int, ...] = (0, 1, 2)
-    ours: tuple[str, ...] = ()
-    strategy_args: Mapping[str, Mapping[str, Mapping[str, Scalar]]] = field(default_factory=dict)
-    draws: int = 0
-    ranges: str = "released"
-    oracle: bool = False
-    benchmarks: tuple[str, ...] = BENCHMARKS
+    ours: tuple[str, ...] = ()  # benchmarks that it was not run on as far as we know; they have the settings of PACS
+    strategy_args: Mapping[str, Mapping[str, Mapping[str, Scalar]]] = field(default_factory=dict)  # then by benchmark
+    draws: int = 0  # settings to select among, drawn as DomainBed draws them; 0 for one
+    ranges: str = "released"  # which they are drawn from, a key of draws.RANGES
+    oracle: bool = False  # whether it reports the oracle too
+    benchmarks: tuple[str, ...] = BENCHMARKS  # what it is a preset for
 
     def settings_of(self, benchmark: str, strategy: str = "") -> dict[str, Any]:
         """Return every setting on a benchmark, for a strategy where those of one differ."""
@@ -78,25 +58,15 @@ class Protocol:
         return (f"protocol: {self.title}; {self.source}", *self.differences, *untried)
 
 
+# One step of SGD with learning rate 1 hands the gradient to the server's Adam: the centralised algorithm.
 _DOMAINBED = Protocol(
     name="domainbed",
     title="DomainBed (Gulrajani and Lopez-Paz, ICLR 2021)",
     source="released code: scripts/train.py, scripts/sweep.py, datasets.py, hparams_registry.py, model_selection.py",
     settings={
-        "model": "resnet50",
-        "split": "domainbed",
-        "rounds": 5001,
-        "local_steps": 1,
-        "batch_size": 32,
-        "lr": 1.0,  # one step of SGD hands the gradient to the server's Adam: the centralised algorithm
-        "momentum": 0.0,
-        "weight_decay": 0.0,
-        "server_optimizer": "Adam",
-        "server_lr": 5e-5,
-        "evaluate_every": 300,
-        "checkpoint_every": 300,
-        "augment": "domainbed",
-        "batchnorm": "frozen",
+        "model": "resnet50", "split": "domainbed", "rounds": 5001, "local_steps": 1, "batch_size": 32,
+        "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "server_optimizer": "Adam", "server_lr": 5e-5,
+        "evaluate_every": 300, "checkpoint_every": 300, "augment": "domainbed", "batchnorm": "frozen",
     },
     of_benchmark={"DomainNet": {"evaluate_every": 1000, "checkpoint_every": 1000}},
     strategies=("erm", "irm", "coral", "vrex", "fishr", "hgp", "hutchinson"),
@@ -115,7 +85,7 @@ _DOMAINBED = Protocol(
         "HGP and Hutchinson draw from their authors' ranges, under names of ours; Hutchinson's lie far above its "
         "defaults, and preset domainbed-default-ranges has those that stand commented out beside them",
     ),
-)
+)  # fmt: skip
 _DOMAINBED_DEFAULT_RANGES = replace(
     _DOMAINBED,
     name="domainbed-default-ranges",
@@ -134,20 +104,9 @@ _GA = Protocol(
     title="Generalization Adjustment (Zhang et al., CVPR 2023)",
     source="released code: algorithms/fedavg/train_pacs.py, train_pacs_GA.py, utils/trainval_func.py, data/",
     settings={
-        "model": "resnet18",
-        "rounds": 40,
-        "local_epochs": 5,
-        "batch_size": 16,
-        "lr": 1e-3,
-        "lr_drop_after": 0.8,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "server_optimizer": "SGD",
-        "server_lr": 1.0,
-        "weighting": "examples",
-        "evaluate_every": 1,
-        "augment": "domainbed",
-        "batchnorm": "averaged",
+        **FEDAVG, "model": "resnet18", "rounds": 40, "local_epochs": 5, "batch_size": 16, "lr": 1e-3,
+        "lr_drop_after": 0.8, "momentum": 0.9, "weight_decay": 5e-4, "weighting": "examples",
+        "evaluate_every": 1, "batchnorm": "averaged",
     },
     strategies=("erm", "fedprox", "fediir", "hgp", "hutchinson"),
     published=GA_PROTOCOL,
@@ -166,29 +125,16 @@ _GA = Protocol(
         "whose training is released",
         "seeds 0, 1, 2 are ours; the code sets none",
     ),
-)
+)  # fmt: skip
 
 _FEDIIR = Protocol(
     name="fediir",
     title="FedIIR (Guo et al., ICML 2023)",
     source="released code: main.py, domainbed/algorithms.py, domainbed/hparams_registry.py",
     settings={
-        "model": "resnet18",
-        "partition": "lambda",
-        "clients": 10,
-        "heterogeneity": 0.0,
-        "clients_per_round": 3,
-        "rounds": 100,
-        "local_epochs": 1,
-        "batch_size": 32,
-        "lr": 2.5e-3,
-        "momentum": 0.9,
-        "weight_decay": 0.0,
-        "server_optimizer": "SGD",
-        "server_lr": 1.0,
-        "weighting": "domain",
-        "evaluate_every": 10,
-        "augment": "domainbed",
+        **FEDAVG, "model": "resnet18", "partition": "lambda", "clients": 10, "heterogeneity": 0.0,
+        "clients_per_round": 3, "rounds": 100, "local_epochs": 1, "batch_size": 32, "lr": 2.5e-3,
+        "momentum": 0.9, "weight_decay": 0.0, "weighting": "domain", "evaluate_every": 10,
         "batchnorm": "frozen",
     },
     of_benchmark={
@@ -216,29 +162,16 @@ _FEDIIR = Protocol(
         "evaluated after 0, 10, 20, ... rounds; there after 1, 11, 21, ...",
         "seeds 0, 1, 2 are ours",
     ),
-)
+)  # fmt: skip
 
 _BAI = Protocol(
     name="bai",
     title="Benchmarking algorithms for federated domain generalization (Bai et al., ICLR 2024)",
     source="released code, June 2025: sweep/random_seeds/pacs/, main.py, src/client.py, src/server.py, src/splitter.py",
     settings={
-        "model": "resnet50",
-        "partition": "lambda",
-        "clients": 100,
-        "rounds": 80,
-        "local_epochs": 1,
-        "batch_size": 32,
-        "client_optimizer": "Adam",
-        "lr": 3e-5,
-        "momentum": 0.0,
-        "weight_decay": 0.0,
-        "server_optimizer": "SGD",
-        "server_lr": 1.0,
-        "weighting": "examples",
-        "evaluate_every": 1,
-        "augment": "domainbed",
-        "batchnorm": "frozen",
+        **FEDAVG, "model": "resnet50", "partition": "lambda", "clients": 100, "rounds": 80,
+        "local_epochs": 1, "batch_size": 32, "client_optimizer": "Adam", "lr": 3e-5, "momentum": 0.0,
+        "weight_decay": 0.0, "weighting": "examples", "evaluate_every": 1, "batchnorm": "frozen",
     },
     of_strategy={"fedprox": {"lr": 1e-5}},
     each=({"heterogeneity": 1.0}, {"heterogeneity": 0.1}, {"heterogeneity": 0.0}),
@@ -269,7 +202,7 @@ _BAI = Protocol(
         "weight decay 5e-5; it is groupdro with form=projection), and Fish (0.1), whose relay has no Adam of a client",
         "OfficeHome: its configuration is gone from their code; settings of PACS",
     ),
-)
+)  # fmt: skip
 
 _ALL = (_DOMAINBED, _DOMAINBED_DEFAULT_RANGES, _GA, _FEDIIR, _BAI)
 PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in _ALL}

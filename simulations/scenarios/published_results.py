@@ -23,17 +23,11 @@ FEDERATED_PACS = "as quoted in later federated work: ResNet-18, one client a dom
 
 @dataclass(frozen=True)
 class Published:
-    """A published accuracy.
-
-    Attributes:
-        value: Percent, or None where the source has one that could not be verified.
-        deviation: Its standard deviation over restarts, where it was given.
-        source: Where it is from, with its protocol.
-    """
+    """A published accuracy, in percent; None where the source has one that could not be verified."""
 
     value: float | None
-    deviation: float | None
-    source: str
+    deviation: float | None  # over restarts, where it was given
+    source: str  # with its protocol
 
 
 Table = Mapping[str, Mapping[str, Published]]  # strategy -> column -> value
@@ -125,7 +119,7 @@ GA_PROTOCOL: Mapping[str, Table] = {"PACS": FEDERATED_ON_PACS}
 FEDIIR_PROTOCOL: Mapping[str, Table] = {
     "PACS": {"erm": _unread(FEDIIR_PAPER, "average"), "fediir": PACS["fediir"]},
     **{
-        name: {"erm": _unread(FEDIIR_PAPER, "average"), "fediir": _unread(FEDIIR_PAPER, "average")}
+        name: {strategy: _unread(FEDIIR_PAPER, "average") for strategy in ("erm", "fediir")}
         for name in ("VLCS", "OfficeHome")
     },
 }

@@ -1,69 +1,92 @@
-"""What the scenarios share: their options, the jobs run one after the other, and the command's frame."""
+"""What the scenario commands share: their options, and their jobs run one after the other into the results."""
 
+import dataclasses
+import inspect
 import tempfile
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fedhess.alignment.loading import resolved_args
-from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.errors import UsageError
 from fedhess.base.files import replace_file, writing
 from fedhess.domains import open_benchmark
 from fedhess.settings.defaults import default_strategy_args
 from fedhess.settings.run_config import Scalar
 from fedhess.simulations.scenarios.comparison import Comparison, draw, render
 from fedhess.simulations.scenarios.measurement import Configuration, measure
-from fedhess.simulations.scenarios.outputs import require_ready
-from fedhess.simulations.scenarios.records import Record, Row, add_row, load_record
+from fedhess.simulations.scenarios.outputs import (
+    QUICK_RESULTS,
+    RESULTS,
+    AllowDirtyOption,
+    RenderOption,
+    chosen_names,
+    require_ready,
+)
+from fedhess.simulations.scenarios.records import Row, add_row, load_record
 
-RESULTS = Path(__file__).parents[1] / "results"
-QUICK_RESULTS = Path("runs") / "quick"  # what is measured in a hurry is no result
-
-StrategyOption = Annotated[str, typer.Option(help="Strategies, separated by commas; all takes each of the scenario.")]
 SeedsOption = Annotated[str, typer.Option(help="Seeds, separated by commas.")]
-PerDomainOption = Annotated[int, typer.Option(help="The first so many examples of each domain; 0 takes all.")]
-QuickOption = Annotated[bool, typer.Option("--quick", help="Few examples and rounds, to see that it works.")]
-OutOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder for NAME.json, .md, .png and .svg. [default: simulations/results, quick: runs/quick]"),
-]
-RunsOption = Annotated[
-    Path | None, typer.Option(help="Keep the jobs' directories here, and continue interrupted ones. [default: dropped]")
-]
-DeviceOption = Annotated[str, typer.Option(help="As --device of python -m fedhess.simulate.")]
 
 
-def plan(
-    benchmarks: Mapping[str, Mapping[str, Scalar]], strategies: Sequence[str], seeds: Sequence[int]
-) -> list[Configuration]:
-    """Combine benchmarks (with their options), strategies and seeds; the first seed of everything comes first."""
-    return [
-        Configuration(benchmark, strategy, seed, options)
-        for seed in seeds
-        for benchmark, options in benchmarks.items()
-        for strategy in strategies
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options that every scenario command has."""
+
+    strategy: Annotated[str, typer.Option(help="Strategies, separated by commas; all takes each of the scenario.")] = (
+        "all"
+    )
+    per_domain: Annotated[int, typer.Option(help="The first so many examples of each domain; 0 takes all.")] = 0
+    quick: Annotated[bool, typer.Option("--quick", help="Few examples and rounds, to see that it works.")] = False
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for NAME.json, .md, .png and .svg. [default: simulations/results, quick: runs/quick]"
+        ),
+    ] = None
+    runs: Annotated[
+        Path | None,
+        typer.Option(help="Keep the jobs' directories here, and continue interrupted ones. [default: dropped]"),
+    ] = None
+    device: Annotated[str, typer.Option(help="As --device of python -m fedhess.simulate.")] = "auto"
+    allow_dirty: AllowDirtyOption = False
+    render_only: RenderOption = False
+
+    def strategies(self, known: Sequence[str]) -> list[str]:
+        """Return the chosen strategies of a scenario.
+
+        Raises:
+            UsageError: One is not part of it.
+        """
+        return list(known) if self.strategy.strip() == "all" else chosen_names("--strategy", self.strategy, known)
+
+    def examples(self, *, quick: int) -> int:
+        """Return how many examples of each domain are taken; 0 for all."""
+        return self.per_domain or (quick if self.quick else 0)
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every option of :class:`Options`, which it takes as its first argument, before its own."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    hints = typing.get_type_hints(Options, include_extras=True)
+    shared = [
+        inspect.Parameter(each.name, keyword, default=each.default, annotation=hints[each.name])
+        for each in dataclasses.fields(Options)
     ]
+    own = list(inspect.signature(function).parameters.values())[1:]
 
+    def command(**given: Any) -> None:
+        options = Options(**{each.name: given.pop(each.name) for each in shared})
+        function(options, **given)
 
-def choose(given: str, known: Sequence[str]) -> list[str]:
-    """Read ``--strategy``.
-
-    Raises:
-        UsageError: A strategy is not part of the scenario, or none is left.
-    """
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    if names == ["all"]:
-        return list(known)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"--strategy: {name!r} is not part of this scenario; {did_you_mean(name, known)}, or all")
-    if not names:
-        raise UsageError(f"--strategy: expected all or some of {', '.join(known)}, got nothing")
-    return list(dict.fromkeys(names))
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in (*own, *shared)}
+    return command
 
 
 def read_seeds(given: str) -> list[int]:
@@ -78,72 +101,16 @@ def read_seeds(given: str) -> list[int]:
     return list(dict.fromkeys(map(int, parts)))
 
 
-def run_scenario(
-    comparison: Comparison,
-    configurations: Sequence[Configuration],
-    *,
-    quick: bool,
-    out: Path | None,
-    runs: Path | None,
-    device: str,
-    allow_dirty: bool,
-    render_only: bool,
-) -> bool:
-    """Run the jobs of a scenario; after each, merge its row into the results, so that little is lost by stopping.
-
-    Args:
-        comparison: How the results are shown.
-        configurations: The jobs.
-        quick: Whether they are only to show that it works.
-        out: Folder of the results.
-        runs: Folder of the jobs' directories.
-        device: As ``--device``.
-        allow_dirty: Whether results, other than quick ones, may come from a tree with uncommitted changes.
-        render_only: Whether table and figure are made of the results there are, and no job is run.
-
-    Returns:
-        Whether every job came to its end.
-
-    Raises:
-        UsageError: Data, settings or the folder are not possible.
-        StorageError: Results could not be written.
-    """
-    folder = out or (QUICK_RESULTS if quick else RESULTS)
-    path = folder / f"{comparison.file}.json"
-    require_ready(path, allow_dirty=allow_dirty, render_only=render_only, quick=quick)
-    record = load_record(path, quick=quick)  # before anything is run
-    if render_only:
-        configurations = ()
-        _write_table(comparison, record, path)
-    complete = True
-    with ExitStack() as stack:
-        jobs = runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for number, configuration in enumerate(configurations, start=1):
-            row = measure(configuration, folder=jobs, device=device)
-            complete = complete and "stopped" not in row
-            typer.echo(f"[{number}/{len(configurations)}] {_said(row, comparison)}")
-            record = add_row(path, row, quick=quick)
-            _write_table(comparison, record, path)
-    typer.echo("\n" + render(comparison, record))
-    figure = draw(comparison, record, path.with_suffix(".png"))
-    typer.echo(f"\nresults: {', '.join(map(str, [path, path.with_suffix('.md'), *figure]))}")
-    return complete
-
-
-def _write_table(comparison: Comparison, record: Record, path: Path) -> None:
-    with writing(path):
-        replace_file(path.with_suffix(".md"), (render(comparison, record) + "\n").encode())
-
-
-def _said(row: Row, comparison: Comparison) -> str:
-    what = f"{row['benchmark']}, {row['strategy']}, seed {row['seed']}"
-    if "stopped" in row:
-        return f"{what}: {row['stopped']}"
-    cells = [
-        f"{comparison.label(column)} {'n/a' if value is None else format(value, '.1f')}"
-        for column, value in row["accuracy"].items()
+def plan(
+    benchmarks: Mapping[str, Mapping[str, Scalar]], strategies: Sequence[str], seeds: Sequence[int]
+) -> list[Configuration]:
+    """Combine benchmarks (with their options), strategies and seeds; the first seed of everything comes first."""
+    return [
+        Configuration(benchmark, strategy, seed, options)
+        for seed in seeds
+        for benchmark, options in benchmarks.items()
+        for strategy in strategies
     ]
-    return f"{what}: {', '.join(cells)} ({row['seconds']:.0f} s)"
 
 
 def shorten(configuration: Configuration, *, rounds: int, annealed: int) -> Configuration:
@@ -155,3 +122,49 @@ def shorten(configuration: Configuration, *, rounds: int, annealed: int) -> Conf
     args = {"anneal_steps": annealed} if resolved.get("anneal_steps") else {}
     overrides = {**configuration.overrides, "rounds": rounds}
     return replace(configuration, overrides=overrides, strategy_args={**configuration.strategy_args, **args})
+
+
+def run_scenario(comparison: Comparison, configurations: Sequence[Configuration], options: Options) -> None:
+    """Run the jobs of a scenario; after each, merge its row into the results, so that little is lost by stopping.
+
+    Raises:
+        UsageError: Data, settings or the folder are not possible.
+        StorageError: Results could not be written.
+        typer.Exit: A job was stopped: status 1.
+    """
+    path = (options.out or (QUICK_RESULTS if options.quick else RESULTS)) / f"{comparison.file}.json"
+    require_ready(path, allow_dirty=options.allow_dirty, render_only=options.render_only, quick=options.quick)
+    record = load_record(path, quick=options.quick)  # before anything is run
+    if options.render_only:
+        configurations = ()
+        _write_table(path, render(comparison, record))
+    stopped = False
+    with ExitStack() as stack:
+        jobs = options.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for number, configuration in enumerate(configurations, start=1):
+            row = measure(configuration, folder=jobs, device=options.device)
+            stopped = stopped or "stopped" in row
+            typer.echo(f"[{number}/{len(configurations)}] {_described(row, comparison)}")
+            record = add_row(path, row, quick=options.quick)
+            _write_table(path, render(comparison, record))
+    typer.echo("\n" + render(comparison, record))
+    figure = draw(comparison, record, path.with_suffix(".png"))
+    typer.echo(f"\nresults: {', '.join(map(str, [path, path.with_suffix('.md'), *figure]))}")
+    if stopped:
+        raise typer.Exit(1)
+
+
+def _write_table(path: Path, text: str) -> None:
+    with writing(path):
+        replace_file(path.with_suffix(".md"), (text + "\n").encode())
+
+
+def _described(row: Row, comparison: Comparison) -> str:
+    what = f"{row['benchmark']}, {row['strategy']}, seed {row['seed']}"
+    if "stopped" in row:
+        return f"{what}: {row['stopped']}"
+    cells = [
+        f"{comparison.label(column)} {'n/a' if value is None else format(value, '.1f')}"
+        for column, value in row["accuracy"].items()
+    ]
+    return f"{what}: {', '.join(cells)} ({row['seconds']:.0f} s)"

@@ -47,19 +47,6 @@ LONGEST = 1024.0  # step length in radii: as good as infinite
 
 
 @dataclass(frozen=True)
-class Ascent:
-    """Result of a search for the supremum.
-
-    Attributes:
-        value: The largest value found, at least the one at the centre.
-        point: Where, as the step d from the centre, (C, K).
-    """
-
-    value: float
-    point: Tensor
-
-
-@dataclass(frozen=True)
 class TransferPoint:
     """Transfer measures and bounds at one radius.
 
@@ -94,8 +81,12 @@ def transfer_curve(
         One point a radius. Each search also starts from the best point of the radius before, so measures never fall.
     """
     slope_CK = target.gradient(centre) - source.gradient(centre)
-    eigenvector_CK = curvature_direction(source, target, centre)
-    norm = spectral_gap(source, target, centre, eigenvector_CK)
+
+    def curvature_gap(vector_CK: Tensor) -> Tensor:
+        return target.hvp(centre, vector_CK) - source.hvp(centre, vector_CK)
+
+    eigenvector_CK = dominant_eigenvector(curvature_gap, centre)
+    norm = abs(float((eigenvector_CK * curvature_gap(eigenvector_CK)).sum()))
     at_centre = target.value_and_gradient(centre[None])[0] - source.value_and_gradient(centre[None])[0]
 
     def difference(steps_RCK: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,32 +101,15 @@ def transfer_curve(
     points: list[TransferPoint] = []
     starts: dict[str, list[Tensor]] = {"tilted": [eigenvector_CK], "actual": [eigenvector_CK, slope_CK]}
     for delta in deltas:
-        found = {}
+        values: dict[str, float] = {}
         for name, objective in (("tilted", tilted), ("actual", difference)):
-            found[name] = ascend(objective, centre, delta=delta, starts=starts[name], seed=seed)
-            if float(found[name].point.norm()) > 0:
-                starts[name] = [*starts[name][:2], found[name].point]
+            values[name], best_CK = ascend(objective, centre, delta=delta, starts=starts[name], seed=seed)
+            if float(best_CK.norm()) > 0:
+                starts[name] = [*starts[name][:2], best_CK]
         bound = delta**2 / 2 * norm
-        points.append(
-            TransferPoint(
-                delta=delta,
-                tilted=found["tilted"].value,
-                bound=bound,
-                actual=found["actual"].value,
-                actual_bound=delta * float(slope_CK.norm()) + bound,
-            )
-        )
+        actual_bound = delta * float(slope_CK.norm()) + bound
+        points.append(TransferPoint(delta, values["tilted"], bound, values["actual"], actual_bound))
     return points
-
-
-def curvature_direction(source: Landscape, target: Landscape, centre: Tensor) -> Tensor:
-    """Find the unit eigenvector of largest |eigenvalue| of H_T - H_S at the centre, (C, K), by Lanczos."""
-    return dominant_eigenvector(lambda v: target.hvp(centre, v) - source.hvp(centre, v), centre)
-
-
-def spectral_gap(source: Landscape, target: Landscape, centre: Tensor, direction: Tensor) -> float:
-    """Compute ||H_T - H_S||_2 at the centre from its :func:`curvature_direction`."""
-    return abs(float((direction * (target.hvp(centre, direction) - source.hvp(centre, direction))).sum()))
 
 
 @torch.no_grad()
@@ -146,7 +120,7 @@ def ascend(
     delta: float,
     starts: Sequence[Tensor],
     seed: int,
-) -> Ascent:
+) -> tuple[float, Tensor]:
     """Maximise over the ball |d| <= delta by projected gradient ascent from several starts, all at once.
 
     A step goes along the gradient and back onto the ball; it is kept only if it does not lower the value, and the step
@@ -161,7 +135,7 @@ def ascend(
         seed: For the random ones.
 
     Returns:
-        The best value and point.
+        The largest value found, and where, as the step d from the centre, (C, K).
     """
     generator = torch.Generator().manual_seed(seed)
     drawn_RCK = torch.randn(RESTARTS, *centre.shape, generator=generator, dtype=torch.float64).to(centre)
@@ -185,7 +159,7 @@ def ascend(
         if still == PATIENCE:
             break
     best = int(values_R.argmax())
-    return Ascent(float(values_R[best]), points_RCK[best])
+    return float(values_R[best]), points_RCK[best]
 
 
 def _project(steps_RCK: Tensor, delta: float) -> Tensor:

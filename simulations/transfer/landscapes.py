@@ -1,11 +1,10 @@
-"""Losses as functions of the head alone: of domains with fixed features, and quadratic ones with known answers.
+"""Losses as functions of the head alone: of domains with fixed features.
 
 Shape suffixes: B examples, R heads at once, C classes, K = D + 1 with the bias column.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,24 +13,24 @@ from torch.nn import functional
 from fedhess.curvature import HeadBatch, head_hvp
 
 
-class Landscape(Protocol):
+class Landscape:
     """A loss as a function of the head theta = [W | b], (C, K)."""
 
     def value_and_gradient(self, heads: Tensor) -> tuple[Tensor, Tensor]:
         """Return values (R,) and gradients (R, C, K) at several heads (R, C, K)."""
-        ...
+        raise NotImplementedError
 
     def gradient(self, head: Tensor) -> Tensor:
         """Return the gradient at one head, (C, K)."""
-        ...
+        return self.value_and_gradient(head[None])[1][0]
 
     def hvp(self, head: Tensor, vector: Tensor) -> Tensor:
         """Multiply the Hessian at one head by a vector (C, K)."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class DomainLandscape:
+class DomainLandscape(Landscape):
     """Mean of the domains' losses, each a mean over its examples, as a function of a linear head.
 
     Args:
@@ -41,29 +40,23 @@ class DomainLandscape:
     batches: Sequence[HeadBatch]
 
     def value_and_gradient(self, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values (R,) and gradients (R, C, K)."""
+        """Return values and gradients."""
         values_R, gradients_RCK = heads.new_zeros(heads.shape[0]), torch.zeros_like(heads)
         for batch in self.batches:
             inputs_BK = batch.basics.inputs
             logits_RBC = (inputs_BK @ heads.flatten(0, 1).T).view(batch.size, *heads.shape[:2]).transpose(0, 1)
             if batch.is_logistic:
                 targets_RB1 = batch.labels.to(heads)[None, :, None].expand_as(logits_RBC)
-                losses_RB = functional.binary_cross_entropy_with_logits(logits_RBC, targets_RB1, reduction="none")[
-                    ..., 0
-                ]
+                losses_RB1 = functional.binary_cross_entropy_with_logits(logits_RBC, targets_RB1, reduction="none")
                 residuals_RBC = logits_RBC.sigmoid() - targets_RB1
             else:
                 chosen_RB1 = batch.labels[None, :, None].expand(heads.shape[0], -1, 1)
                 logs_RBC = logits_RBC.log_softmax(2)
-                losses_RB = -logs_RBC.gather(2, chosen_RB1)[..., 0]
+                losses_RB1 = -logs_RBC.gather(2, chosen_RB1)
                 residuals_RBC = logs_RBC.exp().scatter_add(2, chosen_RB1, heads.new_full(chosen_RB1.shape, -1.0))
-            values_R += losses_RB.mean(1)
+            values_R += losses_RB1[..., 0].mean(1)
             gradients_RCK += residuals_RBC.transpose(1, 2) @ inputs_BK / batch.size
         return values_R / len(self.batches), gradients_RCK / len(self.batches)
-
-    def gradient(self, head: Tensor) -> Tensor:
-        """Return the gradient at one head, (C, K)."""
-        return self.value_and_gradient(head[None])[1][0]
 
     def hvp(self, head: Tensor, vector: Tensor) -> Tensor:
         """Multiply the Hessian at one head by a vector (C, K)."""
@@ -71,44 +64,8 @@ class DomainLandscape:
         return torch.stack(images).mean(0)
 
 
-@dataclass(frozen=True)
-class QuadraticLandscape:
-    """The quadratic loss (theta - m)^T A (theta - m) / 2 + <slope, theta - m>, whose every derivative is known.
-
-    Args:
-        hessian: A, (CK, CK), symmetric.
-        minimum: m, (C, K): the minimum if the slope is zero and A is positive definite.
-        slope: Gradient at m, (C, K), or None for zero.
-    """
-
-    hessian: Tensor
-    minimum: Tensor
-    slope: Tensor | None = None
-
-    def value_and_gradient(self, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values (R,) and gradients (R, C, K)."""
-        steps_RCK = heads - self.minimum
-        curved_RCK = (steps_RCK.flatten(1) @ self.hessian).view_as(heads)
-        slope_CK = torch.zeros_like(self.minimum) if self.slope is None else self.slope
-        return (steps_RCK * (curved_RCK / 2 + slope_CK)).sum((1, 2)), curved_RCK + slope_CK
-
-    def gradient(self, head: Tensor) -> Tensor:
-        """Return the gradient at one head, (C, K)."""
-        return self.value_and_gradient(head[None])[1][0]
-
-    def hvp(self, head: Tensor, vector: Tensor) -> Tensor:
-        """Multiply A by a vector (C, K); the head does not matter."""
-        del head
-        return (self.hessian @ vector.flatten()).view_as(vector)
-
-
 def minimum_loss(landscape: Landscape, start: Tensor, *, steps: int = 200) -> float:
-    """Minimise a convex loss over heads by L-BFGS, without a penalty.
-
-    Args:
-        landscape: The loss.
-        start: Where to begin, (C, K).
-        steps: Most iterations.
+    """Minimise a convex loss over heads by L-BFGS from a head (C, K), without a penalty.
 
     Returns:
         The smallest value found: an upper bound of the minimum; for classes that the features separate, whose

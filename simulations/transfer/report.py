@@ -14,10 +14,6 @@ COLUMNS = 4
 
 def render(result: Mapping[str, Any]) -> str:
     """Render the results of :mod:`fedhess.simulations.transferability` as Markdown."""
-    example = [
-        [row["direction"], f"{row['delta']:g}", *(f"{row[key]:.6g}" for key in ("tilted", "known", "bound"))]
-        for row in result["example"]["rows"]
-    ]
     points, heads = [], []
     for strategy, runs in by_strategy(result).items():
         heads.append([strategy, *(_mean(runs, key, digits=3) for key in ("source_loss", "target_loss", "excess_gap"))])
@@ -36,11 +32,6 @@ def render(result: Mapping[str, Any]) -> str:
             f"{scope}{result['protocol']}; targets {', '.join(result['targets'])}; {result['examples']}",
             f"{describe_revision(machine)}, torch {machine['versions']['torch']}",
             f"published: {result['published']}",
-            "",
-            "Two quadratic losses with one minimum, eigenvalues of H_T - H_S "
-            f"{', '.join(f'{value:g}' for value in result['example']['eigenvalues'])}:",
-            "",
-            markdown_table(["direction", "delta", "measure found", "measure known", "bound"], example),
             "",
             f"At the trained heads (mean over {len(result['targets'])} target(s), {len(result['seeds'])} trial(s)):",
             "",
@@ -61,12 +52,7 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def draw(path: Path, result: Mapping[str, Any]) -> None:
-    """Draw measures and bounds over delta, one panel a method, all on one scale.
-
-    Args:
-        path: The PNG file.
-        result: From :func:`fedhess.simulations.transferability.measure_job`.
-    """
+    """Draw measures and bounds over delta, one panel a method, all on one scale."""
     groups = by_strategy(result)
     columns = min(COLUMNS, len(groups))
     shape = (math.ceil(len(groups) / columns), columns)

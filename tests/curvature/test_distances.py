@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedhess.curvature import HeadBatch, closed_form, diagonal_distance, head_objective
-from fedhess.curvature.distances import gram_is_cheaper
 
 many = settings(max_examples=30, deadline=None, derandomize=True)
 
@@ -26,52 +25,22 @@ def oracle_terms(head: oracles.Head, gradient: Tensor, hgp: Tensor) -> tuple[Ten
 
 
 @pytest.mark.parametrize("gram", [True, False])
-@many
+@pytest.mark.parametrize("names", [("gradient",), ("hgp",), ("gradient", "hgp")])
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(head=heads())
-def test_objective_and_its_derivatives_match_double_backward(gram, head):
-    gradient, hgp = like_theta(head, seed=1), like_theta(head, seed=2)
-    ours = head_objective(head.batch, gradient=gradient, hgp=hgp, gram=gram)
-    oracle = oracle_terms(head, gradient, hgp)
-    for mine, theirs in zip(ours, oracle, strict=True):
+def test_objective_and_its_derivatives_match_double_backward(gram, names, head):
+    references = {"gradient": like_theta(head, seed=1), "hgp": like_theta(head, seed=2)}
+    ours = head_objective(head.batch, **{name: references[name] for name in names}, gram=gram)
+    oracle = oracle_terms(head, **references)
+    inputs = [head.features, head.theta]
+    for name, mine, theirs in zip(("loss", "gradient", "hgp"), ours, oracle, strict=True):
+        if name not in ("loss", *names):
+            assert mine == 0
+            continue
         assert_equal(mine, theirs)
-        inputs = [head.features, head.theta]
-        for got, expected in zip(
-            torch.autograd.grad(mine, inputs, retain_graph=True),
-            torch.autograd.grad(theirs, inputs, retain_graph=True),
-            strict=True,
-        ):
+        slopes = [torch.autograd.grad(value, inputs, retain_graph=True) for value in (mine, theirs)]
+        for got, expected in zip(*slopes, strict=True):
             assert_equal(got, expected)
-
-
-@pytest.mark.parametrize("gram", [True, False])
-@pytest.mark.parametrize("outputs", [1, 4])
-@pytest.mark.parametrize("given_names", [{"gradient"}, {"hgp"}, {"gradient", "hgp"}])
-def test_objective_passes_gradcheck(gram, outputs, given_names):
-    head = make_head(5, 3, outputs)
-    references = {name: like_theta(head, seed=len(name)) for name in given_names}
-
-    def terms(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        return tuple(head_objective(HeadBatch(features, head.labels, weight, bias), **references, gram=gram))
-
-    parts = (head.features, head.theta[:, :-1], head.theta[:, -1])
-    leaves = [part.detach().clone().requires_grad_() for part in parts]
-    assert torch.autograd.gradcheck(terms, leaves)
-    leaves[0].requires_grad_(requires_grad=False)
-    assert torch.autograd.gradcheck(terms, leaves)
-
-
-@pytest.mark.parametrize("shape", [(4, 9, 30), (32, 20, 2), (8, 6, 1), (1, 3, 2)])
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_both_forms_agree_to_1e_10(shape, has_bias):
-    head = make_head(*shape, has_bias)
-    references = {"gradient": like_theta(head, 1), "hgp": like_theta(head, 2)}
-    results = []
-    for gram in (True, False):
-        terms = head_objective(head.batch, **references, gram=gram)
-        total = terms.loss + 0.3 * terms.gradient_distance + 0.7 * terms.hgp_distance
-        results.append((*terms, *torch.autograd.grad(total, [head.features, head.theta])))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
 
 
 @many
@@ -170,15 +139,6 @@ def test_squared_norms_of_a_million_float32_entries_keep_their_digits():
     for gram in (True, False):
         ours = head_objective(batch, gradient=reference, gram=gram).gradient_distance.double()
         torch.testing.assert_close(ours, exact, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
-
-
-def test_form_follows_the_shape():
-    def prefers_gram(examples: int, features: int, outputs: int) -> bool:
-        return gram_is_cheaper(make_head(examples, features, outputs).batch, hgp=True)
-
-    assert prefers_gram(32, 256, 345)
-    assert not prefers_gram(32, 256, 7)
-    assert not prefers_gram(500, 39, 1)
 
 
 class NewTensors(TorchDispatchMode):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message, MetricRecord
+from misbehaving import Misbehaving
 from toy import DOMAINS, TARGET, toy_config
 
 from fedhess.domains.benchmark import SOURCE
@@ -17,7 +18,6 @@ from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.flower_compat import run_identity
 from fedhess.models.prepared import local_domain
 from fedhess.settings.run_config import RunConfig
-from tests.promises.test_failures import Misbehaving
 from tests.promises.test_firewall import SOURCE_NODE, STUBBORN_NODE, TARGET_NODE, request, send
 
 Run = Callable[..., Any]
@@ -123,7 +123,7 @@ def with_impossible_out_split(message: Message, reply: Message) -> Message:
     ],
 )
 def test_target_that_does_not_answer_both_is_a_failure(toy_run: Run, act: Any, reason: str) -> None:
-    app = Misbehaving(protocol.EVALUATE, act, partition=DOMAINS.index(TARGET))
+    app = Misbehaving(protocol.EVALUATE, act, partitions=[DOMAINS.index(TARGET)])
     rows = toy_run(app=app, rounds=1, split="every", **HELD_OUT).rows
     inside, outside = (row for row in rows if row["domain"] == TARGET and row["round"] == 1)
     assert (inside["split"], outside["split"]) == ("in", "out")

@@ -33,7 +33,7 @@ def test_weights_in_place_are_loaded(checkpoints: Path):
 
 
 def test_without_weights_and_network_it_says_where_to_put_them(checkpoints: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(download, "_ask", lambda urls: f"{urls[0]} cannot be reached: no network here")
+    monkeypatch.setattr(download, "_request", lambda urls: f"{urls[0]} cannot be reached: no network here")
     with pytest.raises(UsageError) as caught:
         create()
     message = str(caught.value)
@@ -45,5 +45,5 @@ def test_without_weights_and_network_it_says_where_to_put_them(checkpoints: Path
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 cut short"])
 def test_a_damaged_weight_file_is_named(checkpoints: Path, content: bytes):
     (checkpoints / FILE).write_bytes(content)
-    with pytest.raises(UsageError, match=f"cannot be had .*{FILE}"):
+    with pytest.raises(UsageError, match=f"cannot be loaded .*{FILE}"):
         create()

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from centralised import cross_entropy, gradient_and_hgp, matrix
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from misbehaving import ALL, BAD, TARGET_PARTITION, Misbehaving, crash
 
 from fedhess.base.errors import FederationError
 from fedhess.domains.benchmark import SOURCE
@@ -19,34 +20,7 @@ from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.models.prepared import build_model
 
 Run = Callable[..., Any]
-BAD = 1  # partition of the client that misbehaves: domain "south"
 HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05}}
-
-
-class Misbehaving:
-    """The real ClientApp, except that one client does something else for one message type from one round on."""
-
-    def __init__(
-        self,
-        message_type: str,
-        act: Callable[[Message, Message], Message],
-        *,
-        first_round: int = 1,
-        partition: int = BAD,
-    ) -> None:
-        self.message_type, self.act, self.first_round, self.partition = message_type, act, first_round, partition
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        reply = client_app(message, context)
-        config = message.content.config_records.get(protocol.CONFIG, {})
-        chosen = (
-            context.node_config["partition-id"] == self.partition and message.metadata.message_type == self.message_type
-        )
-        return self.act(message, reply) if chosen and config.get(protocol.ROUND, 0) >= self.first_round else reply
-
-
-def crash(message: Message, reply: Message) -> Message:
-    raise OSError("the disk is gone")
 
 
 def refuse(message: Message, reply: Message) -> Message:
@@ -126,6 +100,11 @@ FAULTS: dict[str, tuple[str, Callable[[Message, Message], Message], str]] = {
     "sends another dtype": (protocol.TRAIN, altered(MODEL, recast), "has dtype torch.float32, expected torch.float64"),
     "sends other names": (protocol.TRAIN, altered(MODEL, rename), "unexpected ['surprise']"),
     "sends too few bytes": (protocol.TRAIN, altered(MODEL, lie_about_shape), "expected a .npy array"),
+    "sends nothing": (
+        protocol.TRAIN,
+        lambda message, _: Message(RecordDict(), reply_to=message),
+        "expected arrays 'arra",
+    ),
     "sends garbage": (protocol.TRAIN, altered(MODEL, garbage), "expected a .npy array"),
 }
 IMPATIENT = {"rounds": 1, "deadline": 3.0, "exchange_deadline": 3.0}
@@ -190,61 +169,40 @@ def test_server_alignment_subtracts_like_from_like_when_a_client_drops_between_e
     torch.testing.assert_close(finished.server.strategy._direction, 2 * mean(pulls), rtol=0, atol=1e-12)
 
 
-def test_below_the_quorum_the_run_stops_and_says_who_when_and_why(toy_run: Run) -> None:
+def test_below_the_quorum_the_run_stops_and_names_who_when_and_why(toy_run: Run) -> None:
     with pytest.raises(FederationError) as caught:
         toy_run(app=Misbehaving(protocol.TRAIN, crash, first_round=2), **HGP)
     text = str(caught.value)
     assert "round 2: 2 of 3 source clients completed phase 'train', 3 are needed (--quorum)" in text
     assert "round 2, train, client south: error 2: OSError: the disk is gone" in text
-
-
-def test_an_empty_round_is_an_error(toy_run: Run) -> None:
-    class Everybody:
-        def __call__(self, message: Message, context: Context) -> Message:
-            if message.metadata.message_type == protocol.TRAIN:
-                raise OSError("power cut")
-            return client_app(message, context)
-
     with pytest.raises(FederationError, match="0 of 3 source clients completed phase 'train'"):
-        toy_run(app=Everybody(), quorum=1)
+        toy_run(app=Misbehaving(protocol.TRAIN, crash, partitions=ALL), quorum=1)
 
 
 def test_a_target_that_cannot_evaluate_is_reported_and_training_goes_on(toy_run: Run) -> None:
-    class NoTarget:
-        def __call__(self, message: Message, context: Context) -> Message:
-            if context.node_config["partition-id"] == 3 and message.metadata.message_type == protocol.EVALUATE:
-                raise OSError("camera off")
-            return client_app(message, context)
-
-    rows = toy_run(app=NoTarget()).rows
+    rows = toy_run(app=Misbehaving(protocol.EVALUATE, crash, first_round=0, partitions=[TARGET_PARTITION])).rows
     target = [row for row in rows if row["role"] == "target"]
     assert [row["accuracy"] for row in target] == [None] * 4
-    assert all("camera off" in row["failures"][0]["reason"] for row in target)
+    assert all("the disk is gone" in row["failures"][0]["reason"] for row in target)
 
 
-def test_a_missing_domain_is_an_error_at_the_start(toy_run: Run) -> None:
-    class NoIdentity:
-        def __call__(self, message: Message, context: Context) -> Message:
-            if context.node_config["partition-id"] == BAD:
-                raise OSError("unplugged")
-            return client_app(message, context)
-
-    with pytest.raises(FederationError, match=r"(?s)no client for south.*unplugged") as caught:
-        toy_run(app=NoIdentity())
-    assert "3 nodes identified themselves" in str(caught.value)
+def as_another(message: Message, reply: Message) -> Message:
+    record = dict(reply.content.config_records[protocol.CONFIG]) | {"domain": "north", "role": "source"}
+    reply.content[protocol.CONFIG] = ConfigRecord(record)
+    return reply
 
 
-def test_a_client_that_claims_another_domain_leaves_its_own_without_one(toy_run: Run) -> None:
-    class Impostor:
-        def __call__(self, message: Message, context: Context) -> Message:
-            reply = client_app(message, context)
-            if message.metadata.message_type == protocol.IDENTIFY and context.node_config["partition-id"] == 3:
-                record = dict(reply.content.config_records[protocol.CONFIG]) | {"domain": "north", "role": "source"}
-                reply.content[protocol.CONFIG] = ConfigRecord(record)
-            return reply
-
-    with pytest.raises(FederationError, match="no client for east"):
-        toy_run(app=Impostor(), exchange_deadline=3.0)
+@pytest.mark.parametrize(
+    ("act", "partition", "message"),
+    [
+        (crash, BAD, r"(?s)no client for south.*3 nodes identified themselves.*the disk is gone"),
+        (as_another, TARGET_PARTITION, "no client for east"),
+    ],
+)
+def test_a_missing_domain_is_an_error_at_the_start(toy_run: Run, act: Any, partition: int, message: str) -> None:
+    app = Misbehaving(protocol.IDENTIFY, act, first_round=0, partitions=[partition])
+    with pytest.raises(FederationError, match=message):
+        toy_run(app=app, exchange_deadline=3.0)
 
 
 def test_a_client_that_lost_the_model_is_sent_it_again(toy_run: Run) -> None:
@@ -254,11 +212,12 @@ def test_a_client_that_lost_the_model_is_sent_it_again(toy_run: Run) -> None:
 
     class Forgetful:
         def __call__(self, message: Message, context: Context) -> Message:
-            if context.node_config["partition-id"] == BAD:
+            partition = int(context.node_config["partition-id"])
+            if partition == BAD:
                 memory.MEMORY.clear()
             reply = client_app(message, context)
             if reply.content.config_records.get(protocol.CONFIG, {}).get(protocol.MODEL_MISSING):
-                complaints.append(int(context.node_config["partition-id"]))
+                complaints.append(partition)
             return reply
 
     remembered, forgotten = toy_run(**HGP), toy_run(app=Forgetful(), **HGP)
@@ -282,25 +241,6 @@ def test_a_model_that_is_held_is_sent_once_a_round(toy_run: Run) -> None:
             assert row["bytes_up"] < 1.05 * weights
     last = [row for row in rows if row["round"] == 4]
     assert all(row["bytes_down"] > 0.95 * weights for row in last)
-
-
-def test_metrics_that_are_missing_are_a_failure(toy_run: Run) -> None:
-    def strip(message: Message, reply: Message) -> Message:
-        reply.content[protocol.METRICS] = MetricRecord({"loss": 0.5})
-        return reply
-
-    rows = toy_run(app=Misbehaving(protocol.EVALUATE, strip), quorum=2).rows
-    (south,) = [row for row in rows if row["domain"] == "south" and row["round"] == 3]
-    assert south["accuracy"] is None
-    assert "expected loss, accuracy" in south["failures"][0]["reason"]
-
-
-def test_an_empty_reply_is_a_failure(toy_run: Run) -> None:
-    def empty(message: Message, reply: Message) -> Message:
-        return Message(RecordDict(), reply_to=message)
-
-    with pytest.raises(FederationError, match="expected arrays 'arrays' in the reply"):
-        toy_run(app=Misbehaving(protocol.TRAIN, empty))
 
 
 def test_a_second_reply_to_one_message_counts_for_nothing(toy_run: Run, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Context, Message
+from misbehaving import Misbehaving, crash
 
 from fedhess.base.errors import FederationError
 from fedhess.federation import protocol
@@ -98,19 +99,15 @@ def test_round_that_was_trained_is_only_evaluated_again(toy_run: Run, tmp_path: 
 def test_evaluation_below_the_quorum_is_a_gap_and_the_run_goes_on(
     toy_run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Blind:
-        def __init__(self, at: int) -> None:
-            self.at = at
+    def blind(at: int) -> Misbehaving:
+        def act(message: Message, reply: Message) -> Message:
+            number = message.content.config_records[protocol.CONFIG][protocol.ROUND]
+            return crash(message, reply) if number == at else reply
 
-        def __call__(self, message: Message, context: Context) -> Message:
-            number = message.content.config_records.get(protocol.CONFIG, {}).get(protocol.ROUND)
-            where = (message.metadata.message_type, number, context.node_config["partition-id"])
-            if where in {(protocol.EVALUATE, self.at, partition) for partition in (0, SOUTH)}:
-                raise OSError("camera off")
-            return client_app(message, context)
+        return Misbehaving(protocol.EVALUATE, act, first_round=0, partitions=[0, SOUTH])
 
     whole = toy_run()
-    gapped = toy_run(app=Blind(2), directory=tmp_path / "run")
+    gapped = toy_run(app=blind(2), directory=tmp_path / "run")
     assert all(torch.equal(gapped.tensors[name], whole.tensors[name]) for name in whole.tensors)
     assert RunDirectory(tmp_path / "run").completed_round() == 3
     accuracies = {row["domain"]: row["accuracy"] for row in gapped.rows if row["round"] == 2}
@@ -118,11 +115,11 @@ def test_evaluation_below_the_quorum_is_a_gap_and_the_run_goes_on(
     (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("fedhess")]
     assert said == (
         "round 2: 1 of 3 source clients completed phase 'evaluate', 3 are needed (--quorum).\n"
-        "  round 2, evaluate, clients north, south: error 2: OSError: camera off\n"
+        "  round 2, evaluate, clients north, south: error 2: OSError: the disk is gone\n"
         "The run goes on; no table reports this round."
     )
     with pytest.raises(FederationError, match="round 0: 1 of 3 source clients completed phase 'evaluate'"):
-        toy_run(app=Blind(0))
+        toy_run(app=blind(0))
 
 
 def test_last_checkpoint_is_on_the_disk_when_the_run_has_ended(

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Context, Message
-from flwr.serverapp import Grid
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from methods import METHODS, RELAYS
 from toy import SOURCES
@@ -23,50 +22,20 @@ from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.protocol import Identity
 from fedhess.federation.server.discovery import Client, draw_clients
 from fedhess.models.prepared import build_model
-from tests.promises.test_alive import Amnesia, ShuffledGrid, run_of, same
+from tests.promises.test_alive import KINDS, assert_undisturbed, run_of, same
 
 Run = Callable[..., Any]
 MIXED = {"partition": "lambda", "clients": 7, "heterogeneity": 0.5}
 DRAWN = {"partition": "dirichlet", "clients_per_domain": 3, "dirichlet_min_size": 2, "clients_per_round": 4}
 ALL = METHODS | RELAYS
-STATEFUL = ["fishr", "fediir-average", "groupdro", "groupdro-projection", "fish-momentum"]
-# One of each kind: two exchanges, the whole network, values by domain, weights on the server, a relay.
-KINDS = ["hgp-alpha", "hutchinson-probes", "iga", "fishr", "server_alignment", "groupdro", "fish-momentum"]
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    ids=st.lists(st.integers(2, 2**63), min_size=8, max_size=8, unique=True),
-    shuffle=st.randoms(use_true_random=False),
-    name=st.sampled_from(sorted(ALL)),
-)
-def test_reply_order_and_node_ids_do_not_matter(toy_run: Run, ids: list[int], shuffle: Any, name: str) -> None:
-    args = run_of(ALL[name], dtype="float32", rounds=2) | MIXED | {"clients_per_round": 5}
-
-    def wrap(grid: Grid) -> Grid:
-        grid.__class__ = ShuffledGrid
-        grid.order = lambda replies: shuffle.sample(replies, len(replies))  # type: ignore[attr-defined]
-        return grid
-
-    memory.MEMORY.clear()
-    ordered, shuffled = toy_run(**args), toy_run(node_ids=ids, wrap=wrap, **args)
-    assert same(ordered.tensors, shuffled.tensors)
-    strip = [[{key: row[key] for key in row if key != "seconds"} for row in run.rows] for run in (ordered, shuffled)]
-    assert strip[0] == strip[1]
-
-
+@pytest.mark.parametrize("many", [MIXED | {"clients_per_round": 5}, DRAWN], ids=["mixed", "drawn"])
 @pytest.mark.parametrize("name", KINDS)
-def test_a_client_that_restarts_before_every_message_loses_nothing(toy_run: Run, name: str) -> None:
-    args = run_of(ALL[name], dtype="float32", rounds=2) | MIXED
-    assert same(toy_run(**args).tensors, toy_run(app=Amnesia(), **args).tensors)
-
-
-@pytest.mark.parametrize("name", STATEFUL)
-def test_a_server_that_resumes_draws_the_same_clients(toy_run: Run, name: str, tmp_path: Path) -> None:
-    args = run_of(ALL[name], dtype="float32") | DRAWN
-    whole = toy_run(**args, rounds=4).tensors
-    toy_run(**args, rounds=2, directory=tmp_path / "run")
-    assert same(whole, toy_run(**args, rounds=4, directory=tmp_path / "run").tensors)
+def test_node_ids_reply_order_forgetful_clients_and_a_resumed_server_change_nothing(
+    toy_run: Run, name: str, many: dict[str, Any], tmp_path: Path
+) -> None:
+    assert_undisturbed(toy_run, tmp_path / "run", **run_of(ALL[name], dtype="float32") | many)
 
 
 @pytest.mark.parametrize("name", ALL)

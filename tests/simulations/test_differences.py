@@ -91,13 +91,6 @@ def test_a_rule_of_ones_own_and_varied_settings_are_said() -> None:
     assert told["hgp"].endswith(f"; {head}; selection among 2 settings by last round")
 
 
-def test_a_difference_of_the_data_is_not_lost() -> None:
-    other = row("coral")
-    other["protocol"] = f"not the complete Toy; {other['protocol']}"
-    (*_, told, _) = own_particulars(lines_of([row("erm"), row("hgp"), other]))
-    assert told == f"coral: gamma=1.0; {other['protocol'].partition(', seeds')[0]}"
-
-
 def test_strategies_that_stopped_show_their_arguments() -> None:
     stopped = row("irm", {"weight": 0.1}) | {"stopped": "diverged"}
     text = render(COMPARISON, {"quick": False, "rows": [stopped]})

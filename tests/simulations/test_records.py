@@ -10,8 +10,7 @@ from fedhess.base.errors import UsageError
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations import correlation_shift
 from fedhess.simulations.scenarios.comparison import render
-from fedhess.simulations.scenarios.published_results import CORRELATION_SHIFT, DIVERSITY_SHIFT, FEDIIR_PROTOCOL
-from fedhess.simulations.scenarios.records import Cell, add_row, lines_of, load_record
+from fedhess.simulations.scenarios.records import add_row, lines_of, load_record
 
 
 def row(seed: int, target: float, **changes: Any) -> dict[str, Any]:
@@ -29,9 +28,8 @@ def test_seeds_of_the_same_settings_are_one_line(tmp_path: Path) -> None:
     line, other = lines_of(record["rows"])
     assert line.seeds == (0, 1)
     assert (line.label, other.label) == ("irm (rounds=501)", "irm (rounds=3)")
-    assert line.cells["flip-0.9"].mean == 62.0
-    assert line.cells["flip-0.9"].deviation == pytest.approx(8**0.5)
-    assert other.cells["flip-0.9"] == Cell(10.0, None)
+    assert line.cells["flip-0.9"] == {"mean": 62.0, "standard_error": pytest.approx(2.0), "trials": 2}
+    assert other.cells["flip-0.9"] == {"mean": 10.0, "standard_error": None, "trials": 1}
     assert load_record(path, quick=False) == record
 
 
@@ -40,7 +38,7 @@ def test_job_run_again_after_a_new_setting_replaces_its_row_and_joins_older_seed
     for each in (row(0, 1.0), row(1, 60.0), row(0, 70.0, settings=newer)):
         record = add_row(tmp_path / "a.json", each, quick=False)
     (line,) = lines_of(record["rows"])
-    assert (line.label, line.seeds, line.cells["flip-0.9"].mean) == ("irm", (0, 1), 65.0)
+    assert (line.label, line.seeds, line.cells["flip-0.9"]["mean"]) == ("irm", (0, 1), 65.0)
     other_default = row(0, 50.0, settings={**newer, "rounds": 40})
     kept, changed = lines_of(add_row(tmp_path / "a.json", other_default, quick=False)["rows"])
     assert {kept.label: kept.seeds, changed.label: changed.seeds} == {"irm (rounds=501)": (1,), "irm (rounds=40)": (0,)}
@@ -77,7 +75,9 @@ def test_damaged_results_are_refused(tmp_path: Path, text: str) -> None:
 def test_bar_is_two_published_deviations_or_two_and_a_half_points() -> None:
     def judged(strategy: str, train: float, target: float, grey: float) -> str:
         values = {"sources": train, "flip-0.9": target, "grey": grey}
-        return correlation_shift.judge(strategy, {column: Cell(value, 0.1) for column, value in values.items()})
+        return correlation_shift.judge(
+            strategy, {column: {"mean": value, "standard_error": 0.1} for column, value in values.items()}
+        )
 
     assert judged("irm", 71.0, 62.1, 66.1).startswith("reached"), "3.6 = two deviations"
     assert judged("irm", 71.0, 61.9, 66.1) == "MISSED: target within 3.6"
@@ -85,21 +85,6 @@ def test_bar_is_two_published_deviations_or_two_and_a_half_points() -> None:
     assert judged("hgp", 0.0, 67.0, 0.0).startswith("reached")
     assert judged("hutchinson", 90.0, 66.9, 90.0) == "MISSED: target at least 67"
     assert judged("coral", 0.0, 0.0, 0.0) == ""
-
-
-def test_published_values_name_their_source_and_what_is_unread_has_no_value() -> None:
-    assert CORRELATION_SHIFT["fishr"]["flip-0.9"].value == 69.5
-    assert CORRELATION_SHIFT["hutchinson"]["flip-0.9"].value is None
-    assert {FEDIIR_PROTOCOL["PACS"]["fediir"][column].value for column in ("photo", "sketch", "average")} == {
-        94.2,
-        81.9,
-        83.7,
-    }
-    assert all("issue 2" in value.source for value in FEDIIR_PROTOCOL["PACS"]["fediir"].values())
-    assert DIVERSITY_SHIFT["PACS"]["erm"]["average"].value == 82.2
-    assert "IconPACS" not in DIVERSITY_SHIFT, "a stand-in has nothing published"
-    tables = [CORRELATION_SHIFT, *DIVERSITY_SHIFT.values()]
-    assert all(value.source for table in tables for columns in table.values() for value in columns.values())
 
 
 def test_run_of_the_authors_script_stands_in_a_column_of_its_own() -> None:

@@ -97,11 +97,10 @@ def locate_mnist(opening: Opening) -> Path | None:
 
 def prepare_mnist(opening: Opening) -> str:
     """Find MNIST or download it, damaged files of the cache anew; return why that failed, or nothing."""
-    cached = mnist_places(opening)[-1]
     try:
-        if opening.data_dir is None and (damaged := _damaged(cached)):
-            opening.notify(f"damaged and downloaded anew: {', '.join(map(str, damaged))}")
-            return _download(cached, opening)
+        for path in [] if opening.data_dir else _damaged(mnist_places(opening)[-1]):
+            opening.notify(f"{path} is damaged and deleted")
+            path.unlink()
         find_mnist(opening)
     except UsageError as error:
         return str(error)

@@ -163,43 +163,34 @@ def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, not
         pass  # none, or none whole: a machine may have lost power
     notify(f"checking {len(files)} images of {domain}")
     findings = in_threads(_check, files)
-    good = [finding for finding in findings if not finding.reason]
+    good = [
+        (file, sha256, aspect) for file, (reason, sha256, aspect) in zip(files, findings, strict=True) if not reason
+    ]
     outcome = Scan(
-        digest=digest_of(part for finding in good for part in (finding.name, finding.sha256)),
-        bad={position: finding.reason for position, finding in enumerate(findings) if finding.reason},
-        aspects=[finding.aspect for finding in good],
-        keys=[int(finding.sha256[:16], 16) for finding in good],
+        digest=digest_of(part for file, sha256, _ in good for part in (file.name, sha256)),
+        bad={position: reason for position, (reason, _, _) in enumerate(findings) if reason},
+        aspects=[aspect for _, _, aspect in good],
+        keys=[int(sha256[:16], 16) for _, sha256, _ in good],
     )
-    if all(finding.read for finding in findings):
+    if all(sha256 for _, sha256, _ in findings):
         write_atomically(path, lambda out: out.write(SCANS.dump_json(outcome)))
     return outcome
 
 
-class _Finding(NamedTuple):
-    name: str
-    reason: str = ""  # why it cannot be decoded, or nothing
-    read: bool = True
-    sha256: str = ""
-    aspect: float = 1.0
-
-
-def _check(file: ImageFile) -> _Finding:
-    """Read and decode a file."""
+def _check(file: ImageFile) -> tuple[str, str, float]:
+    """Read and decode a file; returns why it cannot be decoded, its sha256 if it could be read, width by height."""
+    sha256 = ""
     try:
         content = file.path.read_bytes()
-    except OSError as error:
-        return _Finding(file.name, _reason(error), read=False)
-    if not content:
-        return _Finding(file.name, "empty file")
-    try:
+        sha256 = hashlib.sha256(content).hexdigest()
         with Image.open(io.BytesIO(content)) as image:
             aspect = image.width / image.height
             # JPEG: decodes every coefficient, but paints an eighth of the size. Other formats ignore it.
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             _to_rgb(image)
     except DECODE_ERRORS as error:
-        return _Finding(file.name, _reason(error))
-    return _Finding(file.name, sha256=hashlib.sha256(content).hexdigest(), aspect=aspect)
+        return "empty file" if sha256 and not content else _reason(error), sha256, 1.0
+    return "", sha256, aspect
 
 
 def _state(file: ImageFile) -> str:

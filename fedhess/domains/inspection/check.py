@@ -34,27 +34,16 @@ BATCH = 1024  # examples
 
 @dataclass
 class Inspection:
-    """What was found.
-
-    Attributes:
-        benchmark: Its name.
-        root: Where it lies; "" when it is not here.
-        counts: Domain -> class -> examples, those that cannot be read included.
-        known: Of the complete copy, if that is known.
-        problems: What is wrong, a sentence each.
-        notes: What is passed over, a sentence each.
-        broken: File -> why it cannot be decoded.
-        duplicates: Groups of examples with the same bytes, each of more than one domain.
-    """
+    """What was found."""
 
     benchmark: str
-    root: str = ""
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    root: str = ""  # where it lies, if it is here
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # domain -> class, broken ones included
     known: KnownCounts | None = None
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    broken: dict[str, str] = field(default_factory=dict)
-    duplicates: list[list[str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # a sentence each
+    notes: list[str] = field(default_factory=list)  # what is passed over
+    broken: dict[str, str] = field(default_factory=dict)  # file -> why it cannot be decoded
+    duplicates: list[list[str]] = field(default_factory=list)  # examples with the same bytes in several domains
 
     @property
     def ok(self) -> bool:
@@ -73,10 +62,7 @@ def inspect(name: str, key: str, opening: Opening) -> Inspection:
     Args:
         name: The benchmark, as the user has named it.
         key: Of the benchmark in `fedhess.domains.BENCHMARKS`.
-        opening: Where to look, its options checked; ``notify`` is told the progress.
-
-    Raises:
-        UsageError: The folder given is none.
+        opening: Where to look, its options checked.
     """
     if opening.data_dir is not None and not opening.data_dir.is_dir():
         raise UsageError(f"{opening.data_dir} is no folder; give an existing one")
@@ -102,9 +88,8 @@ def _inspect_release(release: Release, opening: Opening) -> Inspection | None:
         release.require(layout.domains, folders, place)
     except UsageError as error:
         found.problems.append(str(error))
-    classes: dict[str, ClassFolders] = {}
+    classes = {domain: find_classes(folder, layout) for domain, folder in folders.items()}
     for domain, folder in folders.items():
-        classes[domain] = find_classes(folder, layout)
         known = {where for several in classes[domain].values() for where in several}
         above = {parent for where in known for parent in where.parents}
         if others := [path.name for path in subfolders(folder) if path not in known | above]:
@@ -189,15 +174,7 @@ def example_keys(data: DomainData) -> Keys:
 
 
 def shared(keys: Mapping[str, Keys], name: Callable[[str, int], str]) -> list[list[str]]:
-    """Find examples that are in more than one domain: memory grows with eight bytes an example, time with N log N.
-
-    Args:
-        keys: Domain -> number of each example.
-        name: Returns the name of a domain's example.
-
-    Returns:
-        Groups of names.
-    """
+    """Find examples that are in more than one domain, as groups of their names; time grows with N log N."""
     each = [np.unique(numbers) for numbers in keys.values()]
     values, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *each]), return_counts=True)
     groups: dict[int, list[str]] = {int(value): [] for value in values[counts > 1]}

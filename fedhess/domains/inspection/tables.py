@@ -13,19 +13,16 @@ MOST_LINES = 20  # of broken files or duplicates
 def listing(entries: Sequence[Mapping[str, Any]]) -> str:
     """Lay out the benchmarks, as ``fedhess.data list --json`` prints them, a few lines each."""
     lines: list[str] = []
-    width = max(len(str(entry["name"])) for entry in entries)
+    width = max(len(entry["name"]) for entry in entries)
     for entry in entries:
-        name, indent = str(entry["name"]).ljust(width), " " * (width + 2)
-        lines.append(f"{name}  {entry['about']}")
-        if entry["here"]:
-            lines.append(f"{indent}here: {entry['where']}")
-            continue
-        if entry["problem"]:
-            lines.append(f"{indent}WRONG: {entry['problem']}")
-        elif entry["looked_in"]:
-            lines.append(f"{indent}not here: looked in {', '.join(entry['looked_in'])}")
-        first, *others = entry["ways"]
-        lines += [f"{indent}to get it: {first}", *(f"{indent}       or: {way}" for way in others)]
+        below = [f"here: {entry['where']}"]
+        if not entry["here"]:
+            looked = entry["looked_in"] and f"not here: looked in {', '.join(entry['looked_in'])}"
+            first, *others = entry["ways"]
+            below = [f"WRONG: {entry['problem']}" if entry["problem"] else looked, f"to get it: {first}"]
+            below += [f"       or: {way}" for way in others]
+        lines.append(f"{entry['name'].ljust(width)}  {entry['about']}")
+        lines += [" " * (width + 2) + line for line in below if line]
     return "\n".join(lines)
 
 

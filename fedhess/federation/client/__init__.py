@@ -1,1 +1,5 @@
-"""A client: one domain's examples, local training, statistics, evaluation."""
+"""The ClientApp: statistics, local training and evaluation on the examples of one client.
+
+In come Flower messages with a model and references; out come statistics, updates and metrics. A target's client answers
+evaluate messages only.
+"""

@@ -38,11 +38,7 @@ Handler = Callable[[Message, Context], Message]
 
 
 def run_settings(context: Context) -> RunConfig:
-    """Return the settings of the run that a message belongs to, as they are on this node.
-
-    Raises:
-        UsageError: A value of the run config is out of range or of the wrong type.
-    """
+    """Return the settings of the run that a message belongs to, as they are on this node."""
     return _parsed(tuple(context.run_config.items()), tuple(context.node_config.items()))
 
 
@@ -71,12 +67,6 @@ def errors_as_replies(message: Message, context: Context, call_next: Handler) ->
         return Message(Error(code, str(error)), reply_to=message)
 
 
-def own_threads(message: Message, context: Context, call_next: Handler) -> Message:
-    """Let torch use the threads that run or node set (a Flower mod)."""
-    with torch_threads(run_settings(context).threads):
-        return call_next(message, context)
-
-
 def firewall(message: Message, context: Context, call_next: Handler) -> Message:
     """Let nothing but ``evaluate`` through to a target client (a Flower mod)."""
     message_type = message.metadata.message_type
@@ -87,16 +77,17 @@ def firewall(message: Message, context: Context, call_next: Handler) -> Message:
     return call_next(message, context)
 
 
-def own_randomness(message: Message, context: Context, call_next: Handler) -> Message:
-    """Seed torch's global generators by (seed, domain, client, round), for strategies that draw from them (a mod)."""
+def own_torch_state(message: Message, context: Context, call_next: Handler) -> Message:
+    """Set torch's threads, and seed its global generators by (seed, domain, client, round) (a Flower mod)."""
     config = run_settings(context)
-    domain, _, client = place(config, context)
     server_round = message.content.config_records.get(protocol.CONFIG, ConfigRecord()).get(protocol.ROUND, 0)
-    with seeded_globally(config.seed, "client", domain, client, str(server_round), device=config.device):
-        return call_next(message, context)
+    with torch_threads(config.threads):
+        domain, _, client = place(config, context)
+        with seeded_globally(config.seed, "client", domain, client, str(server_round), device=config.device):
+            return call_next(message, context)
 
 
-app = ClientApp(mods=[errors_as_replies, own_threads, firewall, own_randomness])
+app = ClientApp(mods=[errors_as_replies, own_torch_state, firewall])
 
 
 @app.evaluate("identify")
@@ -247,12 +238,7 @@ def _statistics_pass(call: _Call, *, with_graph: bool = False) -> Forward:
 
 
 def _answer(request: RecordDict, call: _Call) -> dict[str, protocol.Part]:
-    """Compute the statistics that a request names on the batch of the round's first local step, one record a domain.
-
-    Raises:
-        UsageError: The strategy lists no such statistic.
-        StrategyError: One raised, or returned no tensor.
-    """
+    """Compute the statistics that a request names on the batch of the round's first local step, one record a domain."""
     config, strategy = call.config, client_half(call.config)
     names, given = decode_request(request)
     given |= _on(config.device, {name: v for name, v in given.items() if isinstance(v, Tensor)})

@@ -31,15 +31,11 @@ from fedhess.base.transfers import send
 SCALE = (0.7, 1.0)  # of the area
 RATIO = (3 / 4, 4 / 3)  # width by height
 ATTEMPTS = 10  # at a crop that fits, as torchvision has it
-JITTER = 0.3
-GRAYSCALE = 0.1  # probability
+JITTER, GRAYSCALE = 0.3, 0.1  # most change of a factor; probability
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601-2, rounded as torchvision has it
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-BLENDS = 7  # three before the hue, three after it, grayscale
-HUE_AT = 3
+BLENDS, HUE_AT = 7, 3  # three before the hue, three after it, grayscale
 CPU_CHUNK = 4  # images cropped together on a CPU: what its cache holds
-
-Value = Tensor | float
 
 
 @dataclass(frozen=True)
@@ -193,7 +189,7 @@ def _hue_maps(shifts: Tensor) -> Tensor:
     return torch.cat([mixing, (1 - rest.abs())[:, None, None].expand(-1, 3, 1)], dim=2)
 
 
-def _recolour(images: Tensor, blends: Sequence[Sequence[Value]], turns: Tensor) -> None:
+def _recolour(images: Tensor, blends: Sequence[Sequence[Tensor | float]], turns: Tensor) -> None:
     """Blend, turn the hue by `_hue_maps`, blend, in place.
 
     Of the seven blends ``(factor, by mean grey, by grey)`` each value is (B, 1, 1, 1), or a number for all examples:
@@ -214,7 +210,7 @@ def _recolour(images: Tensor, blends: Sequence[Sequence[Value]], turns: Tensor) 
             images.clamp_(0, 1)
 
 
-def _matters(share: Value) -> bool:
+def _matters(share: Tensor | float) -> bool:
     return isinstance(share, Tensor) or share != 0
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedhess.alignment.statistics import head_batch, task_loss
+from fedhess.alignment.statistics import head_batch
 from fedhess.base.seeds import seeded_generator
 from fedhess.base.transfers import send
-from fedhess.curvature import head_gradient, head_hvp
+from fedhess.curvature import head_gradient, head_hvp, mean_loss
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import LocalDomain
 
@@ -52,7 +52,7 @@ def evaluate_model(
     for number, (inputs, labels) in enumerate(data.batches(parts)):
         features = model.features(inputs)
         logits = model.head(features)
-        losses.append(task_loss(logits, labels))
+        losses.append(mean_loss(logits, labels))
         hits.append((predictions(logits) == labels).sum())
         if with_alignment:
             positions = send(kept[number].nonzero().squeeze(1), labels.device)

@@ -125,7 +125,7 @@ def _local_client(key: ShareKey, *, rule: SplitRule, domain: str, client: int, d
         if data.domain in share.holdings:
             holding, main = share.holdings[data.domain], data.domain == domain
             parts[data.domain] = LocalDomain(
-                prepared(*data),
+                prepared(data),
                 train_indices=holding.train,
                 evaluate_indices=holding.evaluate,
                 key=(data.seed, data.domain, client) if main else (data.seed, data.domain, domain, client),

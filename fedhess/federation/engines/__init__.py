@@ -1,1 +1,1 @@
-"""Where clients run: in this process, on Ray; SuperNodes run them by themselves."""
+"""Where the clients of a run work: threads of this process, or Ray's processes; SuperNodes run them by themselves."""

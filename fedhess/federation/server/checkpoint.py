@@ -59,14 +59,7 @@ class Checkpoint:
 def snapshot(
     server_round: int, model: GlobalModel, state: State, unreported: Mapping[str, Any] | None = None
 ) -> Checkpoint:
-    """Collect the state after a round; tensors are shared, so write it before the next round.
-
-    Args:
-        server_round: Number of the round.
-        model: Global model and server optimizer.
-        state: Of the strategy.
-        unreported: What no row of rounds.jsonl has yet; JSON.
-    """
+    """Collect the state after a round; tensors are shared, so write it before the next round."""
     tensors, plain = {f"model/{name}": tensor for name, tensor in model.tensors.items()}, dict(state[1])
     for index, values in model.optimizer.state_dict()["state"].items():
         for key, value in values.items():
@@ -89,12 +82,8 @@ def flower_state(strategy: Strategy) -> State:
     """Read the state of a plain Flower strategy from its attributes.
 
     These are numbers (an adaptive clipping norm), dictionaries of arrays (FedOpt's moments), lists of arrays (FedAvgM's
-    momentum), single arrays, and array records (its model). An attribute of another kind, unless it is a function or
-    empty, cannot be written and is logged: a resumed run has the constructor's.
-
-    Returns:
-        Tensors by ``"ATTRIBUTE/KEY"``, and by attribute what is no tensor: ``{"value": ...}``, or ``{"kind": ...,
-        "keys": [...]}`` for what is made of tensors.
+    momentum), single arrays, and array records (its model); another kind is logged, unless it is a function or empty.
+    Tensors are stored by ``"ATTRIBUTE/KEY"``, and by attribute ``{"value": ...}`` or ``{"kind": ..., "keys": [...]}``.
     """
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}

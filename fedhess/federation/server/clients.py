@@ -92,42 +92,31 @@ class Federation:
         clients not known to hold it; one that lost it says so and is sent it again.
         """
         asked = list(clients)
-        for client, content in _in_order(asked, self._send(request, asked)):
-            if content is None:
+        for client, reply in _in_order(asked, self._send(request, asked)):
+            if reply is None:
                 continue
-            try:
-                if _model_is_missing(content):
-                    raise ValueError("it lost the model although it was just sent")
-                value = request.read(client, content)
-            except ValueError as error:
-                self._fail(request, client, str(error), diverged=isinstance(error, NotFiniteError))
-                continue
-            yield client, value
+            value = self.accept(request, client, reply)
+            if value is not None:
+                yield client, value
 
-    def require_quorum(self, phase: str, server_round: int, completed: Sequence[Client], *, asked: int) -> None:
-        """Check that enough source clients completed a phase: see :meth:`Ledger.require_quorum`."""
-        self.ledger.require_quorum(phase, server_round, len(completed), asked=asked, quorum=self.config.quorum)
+    def accept(self, request: Request[T], client: Client, reply: Message) -> T | None:
+        """Read a reply; return None and record the failure where it is rejected."""
+        try:
+            if _model_is_missing(reply):
+                raise ValueError("it lost the model although it was just sent")
+            return request.read(client, reply.content)
+        except ValueError as error:
+            self._fail(request, client, str(error), diverged=isinstance(error, NotFiniteError))
+            return None
 
-    def _send(self, request: Request[T], clients: Sequence[Client]) -> Iterator[tuple[Client, RecordDict | None]]:
-        """Send a request; yield each client once, with its reply or None, as the replies come."""
-        # Where clients run one after the other, messages that are not their turn yet would only take memory.
-        at_once = getattr(self.grid, "clients_at_once", len(clients)) or 1
-        for start in range(0, len(clients), at_once):
-            lost: list[Client] = []
-            for client, content in self._round_trip(request, clients[start : start + at_once]):
-                if content is not None and _model_is_missing(content) and client.node_id in self._holds:
-                    del self._holds[client.node_id]
-                    self._forgetful.add(client.node_id)
-                    lost.append(client)
-                else:
-                    yield client, content
-            if lost:
-                yield from self._round_trip(request, lost)
-
-    def _round_trip(self, request: Request[T], clients: Sequence[Client]) -> Iterator[tuple[Client, RecordDict | None]]:
-        messages = [self._message(request, client) for client in clients]
-        replies = self.grid.send_and_receive(messages, timeout=request.deadline)
-        by_id = {message.metadata.message_id: client for message, client in zip(messages, clients, strict=True)}
+    def round_trip(
+        self, request: Request[T], messages: Sequence[tuple[Client, Message]], grid: Grid
+    ) -> Iterator[tuple[Client, Message | None]]:
+        """Send messages; yield each one's client with its reply, or None where it failed, as the replies come."""
+        for addressee, message in messages:
+            self.ledger.count(addressee.label, down=array_bytes(message.content))
+        replies = grid.send_and_receive([message for _, message in messages], timeout=request.deadline)
+        by_id = {message.metadata.message_id: client for client, message in messages}
         for reply in replies:
             # By message id: when a node is gone, the SuperLink answers in its place, under its own node id.
             client = by_id.pop(reply.metadata.reply_to_message_id, None)
@@ -139,11 +128,33 @@ class Federation:
                 yield client, None
             else:
                 self.ledger.count(client.label, up=array_bytes(reply.content))
-                yield client, reply.content
+                yield client, reply
         for client in by_id.values():
             self._holds.pop(client.node_id, None)
             self._fail(request, client, f"no reply within {request.deadline:g} s")
             yield client, None
+
+    def require_quorum(self, phase: str, server_round: int, completed: Sequence[Client], *, asked: int) -> None:
+        """Check that enough source clients completed a phase: see :meth:`Ledger.require_quorum`."""
+        self.ledger.require_quorum(phase, server_round, len(completed), asked=asked, quorum=self.config.quorum)
+
+    def _send(self, request: Request[T], clients: Sequence[Client]) -> Iterator[tuple[Client, Message | None]]:
+        """Send a request; yield each client once, with its reply or None, as the replies come."""
+        # Where clients run one after the other, messages that are not their turn yet would only take memory.
+        at_once = getattr(self.grid, "clients_at_once", len(clients)) or 1
+        for start in range(0, len(clients), at_once):
+            lost: list[Client] = []
+            messages = [(client, self._message(request, client)) for client in clients[start : start + at_once]]
+            for client, reply in self.round_trip(request, messages, self.grid):
+                if reply is not None and _model_is_missing(reply) and client.node_id in self._holds:
+                    del self._holds[client.node_id]
+                    self._forgetful.add(client.node_id)
+                    lost.append(client)
+                else:
+                    yield client, reply
+            if lost:
+                again = [(client, self._message(request, client)) for client in lost]
+                yield from self.round_trip(request, again, self.grid)
 
     def _message(self, request: Request[T], client: Client) -> Message:
         content = RecordDict(dict(request.parts(client)))
@@ -153,7 +164,6 @@ class Federation:
         if self._holds.get(client.node_id) != request.model.model_id or client.node_id in self._forgetful:
             content[protocol.MODEL] = request.model.arrays
             self._holds[client.node_id] = request.model.model_id
-        self.ledger.count(client.label, down=array_bytes(content))
         return Message(
             content, dst_node_id=client.node_id, message_type=request.message_type, group_id=str(request.server_round)
         )
@@ -174,18 +184,19 @@ class Federation:
         self.ledger.failures.append(Failure(request.server_round, request.phase, client.label, reason, **kind))
 
 
-def _model_is_missing(content: RecordDict) -> bool:
-    return bool(content.config_records.get(protocol.CONFIG, ConfigRecord()).get(protocol.MODEL_MISSING, False))
+def _model_is_missing(reply: Message) -> bool:
+    config = reply.content.config_records.get(protocol.CONFIG, ConfigRecord())
+    return bool(config.get(protocol.MODEL_MISSING, False))
 
 
 def _in_order(
-    clients: Sequence[Client], replies: Iterable[tuple[Client, RecordDict | None]]
-) -> Iterator[tuple[Client, RecordDict | None]]:
+    clients: Sequence[Client], replies: Iterable[tuple[Client, Message | None]]
+) -> Iterator[tuple[Client, Message | None]]:
     """Yield the replies in the order of ``clients``, holding back those that come before their turn."""
     waiting = list(clients)
-    early: dict[Client, RecordDict | None] = {}
-    for client, content in replies:
-        early[client] = content
+    early: dict[Client, Message | None] = {}
+    for client, reply in replies:
+        early[client] = reply
         while waiting and waiting[0] in early:
             turn = waiting.pop(0)
             yield turn, early.pop(turn)

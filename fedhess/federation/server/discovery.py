@@ -57,9 +57,7 @@ def discover(
         The clients, source domains first, in domain order and by client number: never in the order of node ids.
 
     Raises:
-        FederationError: A domain has no client or one of the source clients is missing when the deadline has passed, a
-            client has another role than the run gives its domain or holds a domain that the run does not have, or two
-            nodes are the same client.
+        FederationError: A client is missing when the deadline has passed, or contradicts the run or another node.
     """
     inquiry = _Inquiry(grid)
     began = time.monotonic()
@@ -146,16 +144,7 @@ def draw_clients(clients: Sequence[Client], number: int, *, seed: int, server_ro
     """Draw the clients of a round, all with equal probability and none twice, by the seed and the round alone.
 
     As in McMahan et al. ("Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
-    algorithm 1) domains play no part: one may have no client in a round.
-
-    Args:
-        clients: All source clients, in domain order.
-        number: How many; 0 for all.
-        seed: Of the run.
-        server_round: Number of the round.
-
-    Returns:
-        The drawn clients, in domain order.
+    algorithm 1) domains play no part: one may have no client in a round. ``number`` 0 draws all.
     """
     if number == 0 or number >= len(clients):
         return list(clients)

@@ -42,12 +42,6 @@ def evaluate_clients(
     If fewer source clients than the quorum answer, a warning names it, the rows have what did come, and no selector
     takes the round (see :func:`fedhess.results.selection.comparable_rounds`).
 
-    Args:
-        federation: The clients.
-        model: The model.
-        alignment: From :func:`alignment_shapes`.
-        server_round: Number of the round.
-
     Returns:
         Loss, accuracy, number of examples and, of a source domain, the distances of its head statistics to their mean.
 
@@ -141,11 +135,7 @@ def _evaluates(client: Client) -> list[Held]:
 def _read(
     client: Client, held: Held, content: RecordDict, alignment: Mapping[str, Tensor], splits: Iterable[str]
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Read a client's metrics and statistics of one domain.
-
-    Raises:
-        ValueError: Something is missing or out of range.
-    """
+    """Read a client's metrics and statistics of one domain; ``ValueError`` where one is missing or out of range."""
     identity = client.identity
     statistics: dict[str, Tensor] = {}
     if identity.role == SOURCE:

@@ -18,19 +18,10 @@ Answer = dict[str, dict[str, Tensor]]  # a client's statistics, by domain and na
 
 
 class Exchange:
-    """Ask the source clients of a round for statistics of their head, each call one exchange of messages.
-
-    Args:
-        federation: The clients.
-        shapes: The strategy's statistics and what shape each has.
-        model: The round's model.
-        server_round: Number of the round.
+    """Ask the source clients of a round for statistics, each call one exchange: :class:`fedhess.alignment.Ask`.
 
     Attributes:
-        domains: Names of the run's source domains. In a round without a client of a domain, no answer has it.
         participants: The source clients still in the round: those that answered every exchange so far.
-        seed: Seed that the round's domains share, for common random numbers.
-        server_round: Number of the round.
     """
 
     def __init__(self, federation: Federation, shapes: StatisticShapes, model: ModelPayload, server_round: int) -> None:
@@ -44,19 +35,7 @@ class Exchange:
         self._model = model
 
     def __call__(self, name: str, **given: Tensor | Scalar) -> PerDomain:
-        """Ask for one statistic.
-
-        Args:
-            name: One of the strategy's statistics.
-            **given: Tensors and scalars that its function takes besides the batch.
-
-        Returns:
-            The statistic by domain: the mean over the domain's clients, weighted by their examples of it. A client that
-            holds several domains answers for each, and counts in each.
-
-        Raises:
-            FederationError: Fewer source clients than the quorum answered.
-        """
+        """Ask for one statistic: by domain, the mean over its clients, weighted by their examples of it."""
         return self.several(name, **given)[name]
 
     def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
@@ -97,11 +76,7 @@ class Exchange:
 
 
 def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tensor]) -> Answer:
-    """Read a client's statistics from a reply.
-
-    Raises:
-        ValueError: One is missing, not finite, or of another shape or dtype than expected.
-    """
+    """Read a client's statistics from a reply; see :func:`read_tensors` for the errors."""
     return {
         domain: read_tensors(content, client.identity.key(protocol.STATISTIC_VALUES, domain), like=expected)
         for domain in client.identity.trains_on

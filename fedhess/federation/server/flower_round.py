@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -15,12 +15,11 @@ from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
 from fedhess.federation.flower_compat import ForwardingGrid, NodeInfo
 from fedhess.federation.server.checkpoint import State, below, flower_state, restore_flower_state
-from fedhess.federation.server.clients import Federation
+from fedhess.federation.server.clients import Federation, Request
 from fedhess.federation.server.discovery import Client
 from fedhess.federation.server.global_model import GlobalModel
-from fedhess.federation.server.ledger import Failure
 from fedhess.federation.server.local_training import RoundOutcome
-from fedhess.federation.tensors import array_bytes, decode_tensors, read_tensors
+from fedhess.federation.tensors import decode_tensors, read_tensors
 
 
 class SourceGrid(ForwardingGrid):
@@ -103,10 +102,25 @@ class FlowerRounds:
         finally:
             random.setstate(random_state)
         _require_erm(messages, where)
-        asked = len({message.metadata.dst_node_id for message in messages})
-        outcome = RoundOutcome()
-        replies = list(_good_replies(grid, messages, federation, model, outcome, server_round))
-        federation.require_quorum("train", server_round, outcome.participants, asked=asked)
+
+        request = Request(
+            "train",
+            protocol.TRAIN,
+            server_round,
+            payload,
+            federation.config.deadline,
+            read=lambda client, content: _read(content, client, model),
+        )
+        addressed = [(grid.by_node[message.metadata.dst_node_id], message) for message in messages]
+        outcome, replies = RoundOutcome(), []
+        for client, reply in federation.round_trip(request, addressed, grid):
+            metrics = None if reply is None else federation.accept(request, client, reply)
+            if reply is not None and metrics is not None:
+                outcome.metrics[client.label] = metrics
+                outcome.participants.append(client)
+                replies.append(reply)
+        federation.require_quorum("train", server_round, outcome.participants, asked=len(dict(addressed)))
+
         try:
             arrays, _ = self._strategy.aggregate_train(server_round, replies)
         except (AggregationError, InconsistentMessageReplies) as error:
@@ -131,11 +145,7 @@ class FlowerRounds:
         restore_flower_state(self._strategy, below("strategy/", tensors), below("strategy/", plain))
 
     def _require_clients(self, grid: SourceGrid, where: str) -> None:
-        """Check that as many clients take part as the strategy samples from: Flower would wait for more without end.
-
-        Raises:
-            FederationError: Fewer take part in the round.
-        """
+        """Check that as many clients take part as the strategy samples from: Flower would wait for more without end."""
         there = len(grid.by_node)
         for name in ("min_available_nodes", "min_train_nodes"):
             number = getattr(self._strategy, name, 0)
@@ -147,11 +157,7 @@ class FlowerRounds:
 
 
 def _require_erm(messages: Iterable[Message], where: str) -> None:
-    """Check that a strategy sends its clients no setting that they would not read: they train ERM.
-
-    Raises:
-        UsageError: It does.
-    """
+    """Check that a strategy sends its clients no setting that they would not read: they train ERM."""
     read = {protocol.ROUND, protocol.MODEL_ID, protocol.REPLY_WEIGHTS, "server-round"}  # the last is FedAvg's own
     sent = {key for message in messages for record in message.content.config_records.values() for key in record}
     if sent - read:
@@ -161,51 +167,8 @@ def _require_erm(messages: Iterable[Message], where: str) -> None:
         )
 
 
-def _good_replies(
-    grid: SourceGrid,
-    messages: list[Message],
-    federation: Federation,
-    model: GlobalModel,
-    outcome: RoundOutcome,
-    server_round: int,
-) -> Iterator[Message]:
-    """Yield the replies that pass the checks; record the failures of the other clients."""
-    ledger = federation.ledger
-
-    def fail(client: Client, reason: str) -> None:
-        ledger.failures.append(Failure(server_round, "train", client.label, reason))
-
-    silent: dict[str, Client] = {}
-    replies = grid.send_and_receive(messages)
-    for message in messages:
-        client = grid.by_node[message.metadata.dst_node_id]
-        ledger.count(client.label, down=array_bytes(message.content))
-        silent[message.metadata.message_id] = client
-    for reply in replies:
-        if reply.metadata.reply_to_message_id not in silent:
-            continue  # a second reply to the same message
-        client = silent.pop(reply.metadata.reply_to_message_id)
-        if reply.has_error():
-            fail(client, f"error {reply.error.code}: {reply.error.reason}")
-            continue
-        ledger.count(client.label, up=array_bytes(reply.content))
-        try:
-            outcome.metrics[client.label] = _read(reply.content, client, model)
-        except ValueError as error:
-            fail(client, str(error))
-            continue
-        outcome.participants.append(client)
-        yield reply
-    for client in silent.values():
-        fail(client, "no reply before the deadline")
-
-
 def _read(content: RecordDict, client: Client, model: GlobalModel) -> dict[str, float]:
-    """Check a reply as Flower's strategies will read it: one record of weights, one of metrics, the right count.
-
-    Raises:
-        ValueError: It is anything else.
-    """
+    """Check a reply as Flower's strategies will read it: one record of weights, one of metrics, the right count."""
     if len(content.array_records) != 1 or len(content.metric_records) != 1:
         raise ValueError(f"expected one record of arrays and one of metrics, got {sorted(content)}")
     read_tensors(content, protocol.MODEL, like=model.tensors)

@@ -21,13 +21,10 @@ class GlobalModel:
     rate 1 sets the model to the mean of the clients' models: FedAvg.
 
     Args:
-        model: Gives the initial values; it is not kept.
+        model: Has the initial values; it is not kept.
         optimizer: Name of a class of ``torch.optim``.
         lr: Learning rate of the server.
-        optimizer_args: Further arguments of the optimizer.
-
-    Raises:
-        UsageError: The optimizer does not take an argument.
+        optimizer_args: Further arguments of the optimizer; one that it does not take is a ``UsageError``.
     """
 
     def __init__(
@@ -70,11 +67,7 @@ class GlobalModel:
         return ModelPayload(f"{self._nonce}-{self._version}", self._arrays)
 
     def step(self, mean_update: Mapping[str, Tensor]) -> None:
-        """Take one step of the server optimizer along the mean update; buffers take their mean without it.
-
-        Args:
-            mean_update: Mean of ``before - after`` over the clients, by name, each of the model's shape.
-        """
+        """Take one step of the server optimizer along the mean of ``before - after``; buffers take their mean."""
         for name, parameter in self._parameters.items():
             parameter.grad = mean_update[name].to(parameter.dtype)
         self.optimizer.step()
@@ -96,11 +89,7 @@ class GlobalModel:
         self._changed()
 
     def require_finite(self, cause: str) -> None:
-        """Check that the model is finite, before a checkpoint is made of it; ``cause`` computed it.
-
-        Raises:
-            DivergedError: A tensor has a value that is not finite.
-        """
+        """Check that the model is finite, before a checkpoint is made of it; ``cause`` computed it."""
         for name, tensor in self.tensors.items():
             if not is_finite(tensor):
                 raise DivergedError(

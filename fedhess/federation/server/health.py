@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedhess.base.averages import mean
+from fedhess.base.tables import mean
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.server.run_directory import Row
 from fedhess.settings.run_config import RunConfig, Scalar

@@ -54,14 +54,7 @@ class Ledger:
         traffic.up += up
 
     def require_quorum(self, phase: str, server_round: int, completed: int, *, asked: int, quorum: int) -> None:
-        """Check that enough source clients completed a phase, and log the failures since the last phase.
-
-        Args:
-            phase: Name of the phase.
-            server_round: Number of the round.
-            completed: How many completed it.
-            asked: How many take part: no more than these can be needed.
-            quorum: How many are needed; 0 for all.
+        """Check that at least ``quorum`` (0: all) of the clients asked completed a phase; log new failures.
 
         Raises:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.

@@ -21,11 +21,7 @@ Weights = Mapping[Client, Mapping[str, float]]
 
 
 def check_reference(reference: object) -> None:
-    """Check what a strategy's server half returned.
-
-    Raises:
-        TypeError: It is not a mapping of names to tensors, or to tensors by domain.
-    """
+    """Raise ``TypeError`` where a strategy's server half returned anything but tensors, or tensors by domain."""
     expected = "expected a mapping of names to tensors, or to tensors by domain, got"
     if not isinstance(reference, Mapping):
         raise TypeError(f"{expected} {type(reference).__name__}")
@@ -53,16 +49,7 @@ class RoundOutcome:
 class LocalPhase:
     """Have the source clients of a round train: the server's :class:`fedhess.alignment.LocalTraining`.
 
-    Args:
-        federation: The clients.
-        model: The global model, which the round began from.
-        participants: Who takes part, in domain order.
-        reference: References of the round.
-        server_round: Number of the round.
-        previous: Asks in the train messages for the statistics of the next round's references.
-
-    Attributes:
-        outcome: Who completed the phase, and their metrics.
+    With ``previous`` the train messages also ask for the statistics of the next round's references.
     """
 
     def __init__(
@@ -90,15 +77,9 @@ class LocalPhase:
         return [domain for domain in self.config.sources if domain in held]
 
     def mean_update(self, domain_weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Train all clients at once from the global model and average their updates in domain order.
+        """Train all clients at once from the global model; see :meth:`fedhess.alignment.LocalTraining.mean_update`.
 
         Replies are added up as they come, one in memory at a time.
-
-        Args:
-            domain_weights: Weight of each domain, or None for the run's weighting.
-
-        Raises:
-            FederationError: Fewer source clients than the quorum trained.
         """
         mean = WeightedMean()
         weights = holding_weights(self.participants, self.config, domain_weights)
@@ -116,23 +97,17 @@ class LocalPhase:
         total = sum(counts.values())
         weights = {client: {domain: count / total} for client, count in counts.items() if count}
         update, buffers = WeightedMean(), WeightedMean()
-        any_update = any_momentum = False
+        result = None
         for client, result in self._train(weights, start, momentum):
             update.add(result.update, weights[client][domain])
-            any_update = True
             if result.momentum:
                 buffers.add(result.momentum, weights[client][domain])
-                any_momentum = True
-        if not any_update:
+        if result is None:
             return None
-        return ClientUpdate(update.result(), buffers.result() if any_momentum else {})
+        return ClientUpdate(update.result(), buffers.result() if result.momentum else {})
 
     def require_quorum(self) -> None:
-        """Check that enough clients have trained.
-
-        Raises:
-            FederationError: Fewer source clients than the quorum did.
-        """
+        """Check that enough clients have trained."""
         asked = len(self._federation.participants(self.server_round))
         self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=asked)
 
@@ -205,15 +180,8 @@ def holding_weights(
     """Weigh what each client holds of each domain: domains share the weight, then clients a domain's by examples.
 
     The weights of a client's domains add up to its own in the mean, and are how its loss weighs them: so the mean of
-    the clients' gradients is the gradient of the weighted mean over domains, whoever holds what.
-
-    Args:
-        clients: Who takes part.
-        config: Weighting by domain (each the same), or by examples (each example the same).
-        by_domain: Weights of the domains from the strategy, in place of the run's.
-
-    Returns:
-        By client and domain.
+    the clients' gradients is the gradient of the weighted mean over domains, whoever holds what. A strategy's weights
+    of the domains, ``by_domain``, replace those of the run.
     """
     held = {client: client.identity.trains_on for client in clients}
     if config.weighting == "examples" and by_domain is None:

@@ -1,4 +1,3 @@
-import os
 import re
 from pathlib import Path
 
@@ -100,9 +99,6 @@ def test_bad_images_are_left_out_and_counted_when_asked(pacs: Path):
     assert identity["counts"]["photo"]["dog"] == 1
     again = open_benchmark(benchmark.name, options=benchmark.options)
     assert again.identity() == identity
-
-
-def test_nothing_but_bad_images_is_refused_even_when_skipping(pacs: Path):
     for path in (pacs / "photo").rglob("pic_*"):
         damage(path, "text")
     with pytest.raises(UsageError, match="21 of 21 images of domain 'photo'"):
@@ -132,7 +128,7 @@ def test_images_come_in_the_order_asked_for_and_show_what_the_file_shows(pacs: P
     assert data.inputs(torch.tensor([], dtype=torch.int64)).shape == (0, 3, 224, 224)
 
 
-def test_files_are_read_once_and_again_when_one_changes(pacs: Path):
+def test_files_are_read_once_and_again_when_one_changes(pacs: Path, complete_pacs: Path):
     messages: list[str] = []
 
     def digest() -> str:
@@ -141,16 +137,12 @@ def test_files_are_read_once_and_again_when_one_changes(pacs: Path):
     first = digest()
     assert digest() == first
     assert messages == ["checking 21 images of photo"]
+    elsewhere = open_benchmark("PACS", data_dir=complete_pacs).load("photo")
+    assert elsewhere.digest == first
     changed = pacs / "photo" / "dog" / "pic_000.jpg"
     Image.new("RGB", (227, 227)).save(changed)
     assert digest() != first
     assert len(messages) == 2
-
-
-def test_the_digest_does_not_depend_on_where_the_files_lie(pacs: Path, complete_pacs: Path):
-    os.utime(pacs / "photo" / "dog" / "pic_000.jpg", (1, 1))
-    here, there = (open_benchmark("PACS", data_dir=root).load("photo").digest for root in (pacs, complete_pacs))
-    assert here == there
 
 
 def test_an_image_damaged_during_the_run_is_named(pacs: Path):

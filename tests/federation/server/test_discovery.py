@@ -55,7 +55,7 @@ def find(grid: FixedNodes, *, deadline: float = 20.0) -> list[str]:
 
 
 @pytest.mark.parametrize("foreign", [silent, refusing, of_another_run])
-@pytest.mark.parametrize("comes_after", [0.0, 2.5])
+@pytest.mark.parametrize("comes_after", [0.0, 1.2])
 def test_a_foreign_node_keeps_nobody_waiting(foreign: Callable[[Message], Message | None], comes_after: float) -> None:
     began = time.monotonic()
     assert find(Nodes(foreign, comes_after=comes_after)) == ["north", "south"]
