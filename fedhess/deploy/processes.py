@@ -97,7 +97,9 @@ def processes(logs: Path) -> Iterator[Processes]:
 def marked_processes(mark: str, *, variable: str = MARK) -> list[psutil.Process]:
     """List the processes of this user that inherited an environment variable with that value."""
     return [
-        process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get(variable) == mark
+        process
+        for process in psutil.process_iter(["environ", "cmdline"])
+        if (process.info["environ"] or {}).get(variable) == mark
     ]
 
 

@@ -85,6 +85,7 @@ def test_the_job_directory_is_that_of_the_command(
     assert "fedhess: Toy: accuracy (%) on the target domain" in said
     config = json.loads(Path("ours/config.json").read_text())
     assert (config["dataset"]["digest"], config["strategies"]["hgp"]["beta"]) == ("", 0.3)
+    assert [run.strategy for run in open_finished(Path("ours")).runs] == ["hgp"]
 
 
 def test_where_no_directory_is_named_the_run_id_names_it(
@@ -128,11 +129,3 @@ def test_a_directory_that_cannot_be_written_is_named(settings: dict[str, Any], d
     Path("file").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match=r"run-dir: cannot write to file.job: Not a directory"):
         deployed(settings, os.path.join("file", "job"))
-
-
-def test_a_deployed_job_can_be_opened_where_its_data_is(
-    settings: dict[str, Any], deployed: Callable[..., None]
-) -> None:
-    deployed(settings, "ours")
-    job = open_finished(Path("ours"))
-    assert [run.strategy for run in job.runs] == ["hgp"]

@@ -12,7 +12,6 @@ from fedhess.alignment.loading import resolved_args
 from fedhess.domains import open_benchmark
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.jobs.plan import plan_job
-from fedhess.settings.run_config import RunConfig
 from tests.project.test_project import REPOSITORY, tracked_files
 
 APP = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
@@ -25,11 +24,6 @@ import fedhess, strategies
 from fedhess.domains.iconpacs import drawings_folder, read_drawings
 print(fedhess.__file__, strategies.__file__, drawings_folder(), sum(map(len, read_drawings("sketch").values())))
 """
-
-
-def test_every_setting_is_a_run_config_of_the_app() -> None:
-    settings = {key.replace("_", "-") for key in RunConfig.model_fields}
-    assert set(APP["config"]) == settings | {"run-dir"}
 
 
 def test_the_apps_defaults_are_those_of_the_command(tmp_path: Path) -> None:

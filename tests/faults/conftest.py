@@ -75,6 +75,11 @@ class Federation:
             node = replace(node, name=sys.executable, arguments=[str(script), *node.arguments])
         self.running.start(log or domain, node)
 
+    def start_nodes(self, **of_cartoon: Any) -> None:
+        """Start the SuperNode of every domain."""
+        for domain in DOMAINS:
+            self.start_node(domain, **(of_cartoon if domain == "cartoon" else {}))
+
     def start_run(self, name: str, *settings: str) -> "subprocess.Popen[bytes]":
         """Start a run, recorded in the folder of its name; its log is that of its name."""
         given = [SETTINGS, f'run-dir="{self.folder / name}"', *settings]

@@ -24,14 +24,9 @@ TRAIN_FAULTS = {
 ROUNDS = 13
 
 
-def start_all(federation: Federation, **of_cartoon: object) -> None:
-    for domain in DOMAINS:
-        federation.start_node(domain, **(of_cartoon if domain == "cartoon" else {}))
-
-
 def test_a_misbehaving_client_is_left_out_of_its_round_and_welcome_in_the_next(started: Federation) -> None:
     faults = ",".join(f"train@{number}={fault}" for number, (fault, _) in TRAIN_FAULTS.items())
-    start_all(started, faults=faults, late_seconds=50)
+    started.start_nodes(faults=faults, late_seconds=50)
     started.start_run("job", f"rounds={ROUNDS} quorum=2 deadline=40.0")
     log = started.finish("job", 900)
     failures = started.failures("job")
@@ -46,7 +41,7 @@ def test_a_misbehaving_client_is_left_out_of_its_round_and_welcome_in_the_next(s
 
 
 def test_a_client_that_hangs_in_an_exchange_ends_a_run_that_needs_everybody(started: Federation) -> None:
-    start_all(started, faults="query.statistics@2=hang")
+    started.start_nodes(faults="query.statistics@2=hang")
     started.start_run("job", 'rounds=3 exchange-deadline=45.0 strategy="hgp"')
     log = started.finish("job", 400)
     assert "round 2, exchange gradient, client cartoon: no reply within 45 s" in log
@@ -101,7 +96,7 @@ def test_a_strategy_that_only_the_server_has_is_said_with_what_to_do(federation:
     )
     federation.start_superlink(PYTHONPATH=str(tmp_path / "lonely"))
     federation.register()
-    start_all(federation)
+    federation.start_nodes()
     federation.start_run("job", 'rounds=2 strategy="lonely_strategy:Lonely"')
     log = federation.finish("job", 300)
     assert f"clients {', '.join(SOURCES)}: error 1002: --strategy: cannot import 'lonely_strategy'" in log

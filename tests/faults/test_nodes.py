@@ -18,11 +18,6 @@ PHASES = {
 }
 
 
-def start_all(federation: Federation) -> None:
-    for domain in DOMAINS:
-        federation.start_node(domain)
-
-
 def test_a_folder_of_which_each_node_holds_one_domain_and_the_server_none(started: Federation, tmp_path: Path) -> None:
     for domain in DOMAINS:
         started.start_node(domain, data_dir=str(write_tree(tmp_path / f"data of {domain}", [domain], {"x": 4, "y": 4})))
@@ -38,7 +33,7 @@ def test_a_folder_of_which_each_node_holds_one_domain_and_the_server_none(starte
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_node_killed_in_a_phase_and_gone_is_named_and_the_others_go_on(started: Federation, phase: str) -> None:
     pattern, times, name = PHASES[phase]
-    start_all(started)
+    started.start_nodes()
     started.start_run("job", 'rounds=2 evaluate-every=1 quorum=2 strategy="hgp"')
     started.await_log("cartoon", pattern, 240, times=times)
     started.kill("cartoon")
@@ -53,7 +48,7 @@ def test_a_node_killed_in_a_phase_and_gone_is_named_and_the_others_go_on(started
 
 
 def test_without_a_quorum_the_run_stops_with_the_reason_and_keeps_its_rounds(started: Federation) -> None:
-    start_all(started)
+    started.start_nodes()
     started.start_run("job", "rounds=5")
     started.await_log("cartoon", r"Receiving: train", 240, times=3)  # the first came twice: the model was lost
     started.kill("cartoon")
@@ -69,7 +64,7 @@ def test_a_node_that_comes_back_takes_part_again(started: Federation, seconds: i
     A message that it was working on is lost. The server hears that at once if it asks while the SuperLink misses the
     node; if the node is back before it asks, as one that tries all the time may be, only by the deadline.
     """
-    start_all(started)
+    started.start_nodes()
     started.start_run("job", "rounds=14 quorum=2 deadline=90.0")
     started.await_log("cartoon", r"Receiving: train", 240, times=2)
     started.kill("cartoon")

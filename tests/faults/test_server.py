@@ -1,46 +1,34 @@
 """The server's side fails: its process, the SuperLink, its disk; and two runs share one SuperLink."""
 
-import os
 import re
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from fedhess.deploy.processes import marked_processes
 from tests.faults.conftest import DOMAINS, Federation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROUNDS = "rounds=5"
 
 
-def start_all(federation: Federation) -> None:
-    for domain in DOMAINS:
-        federation.start_node(domain)
-
-
-def server_processes(federation: Federation) -> list[int]:
-    """Processes of Flower that run the ServerApp of this federation."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            environment, command = (entry / "environ").read_bytes(), (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"flwr-serverapp" in command and f"FLWR_HOME={federation.home}".encode() in environment.split(b"\0"):
-            found.append(int(entry.name))
-    return found
+def server_processes(federation: Federation) -> list[psutil.Process]:
+    """List the processes of Flower that run the ServerApp of this federation."""
+    ours = marked_processes(federation.running.mark)
+    return [process for process in ours if "flwr-serverapp" in " ".join(process.info["cmdline"] or [])]
 
 
 def test_a_killed_server_process_is_resumed_from_its_checkpoint_with_the_same_bits(started: Federation) -> None:
-    start_all(started)
+    started.start_nodes()
     started.start_run("straight", ROUNDS)
     started.finish("straight", 500)
     started.start_run("broken", ROUNDS)
     started.wait(lambda: started.completed_round("broken") >= 2, "round 2 of the run", 300)
-    for pid in server_processes(started):
-        os.kill(pid, signal.SIGKILL)
+    for process in server_processes(started):
+        process.kill()
     started.finish("broken", 300)
     done = started.completed_round("broken")
     assert 2 <= done < 5
@@ -52,7 +40,7 @@ def test_a_killed_server_process_is_resumed_from_its_checkpoint_with_the_same_bi
 
 
 def test_a_superlink_that_is_killed_comes_back_with_its_nodes_and_runs_can_be_resumed(started: Federation) -> None:
-    start_all(started)
+    started.start_nodes()
     started.start_run("job", ROUNDS)
     started.wait(lambda: started.completed_round("job") >= 2, "round 2 of the run", 300)
     started.kill("superlink")
@@ -81,7 +69,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_stops_the_run_with_the_reason_and_the_last_checkpoint_is_whole(
     started: Federation, small_disk: Path
 ) -> None:
-    start_all(started)
+    started.start_nodes()
     started.start_run("job", ROUNDS, f'run-dir="{small_disk}/job"')  # one checkpoint fits, a second beside it does not
     log = started.finish("job", 300)
     assert re.search(r"cannot write to .*small.job.*: No space left on device; free space or mend the permissions", log)
@@ -89,7 +77,7 @@ def test_a_full_disk_stops_the_run_with_the_reason_and_the_last_checkpoint_is_wh
 
 
 def test_two_runs_at_once_on_one_superlink_end_with_the_bits_of_one_alone(started: Federation) -> None:
-    start_all(started)
+    started.start_nodes()
     for name in ("one", "two"):
         started.start_run(name, "rounds=2")
     for name in ("one", "two"):
