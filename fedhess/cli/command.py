@@ -39,11 +39,13 @@ def run_command(cli: typer.Typer | click.Command, name: str = "fedhess") -> int:
     Returns:
         The exit status: 0 if results were written, 2 for a mistake of the user, 130 after Ctrl-C, else 1.
     """
-    add_version = click.version_option(package_name="fedhess", prog_name="fedhess", message="%(prog)s %(version)s")
+    version = click.version_option(package_name="fedhess", prog_name="fedhess", message="%(prog)s %(version)s")
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8; stderr escapes what is not anyway
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        command = add_version(typer.main.get_command(cli) if isinstance(cli, typer.Typer) else cli)
+        command = typer.main.get_command(cli) if isinstance(cli, typer.Typer) else cli
+        if not any(parameter.name == "version" for parameter in command.params):
+            version(command)
         return int(command.main(standalone_mode=False, help_option_names=["-h", "--help"], max_content_width=120) or 0)
     except UsageError as error:
         sys.stderr.write(f"{name}: {error}\n")

@@ -1,4 +1,4 @@
-"""The ClientApp for Ray actors, which learn of the toy benchmark by importing this; and clients that misbehave."""
+"""The ClientApp for Ray actors, which know the toy benchmark; and clients that misbehave."""
 
 import time
 
@@ -8,8 +8,6 @@ from fedhess.domains import BENCHMARKS
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app
 
-BENCHMARKS["Toy"] = "toy:open_toy"
-
 
 class ToyClient:
     """The real ClientApp; one client may do something else in training: raise or hang."""
@@ -18,6 +16,7 @@ class ToyClient:
         self.fault = fault
 
     def __call__(self, message: Message, context: Context) -> Message:
+        BENCHMARKS["Toy"] = "toy:open_toy"
         if self.fault and message.metadata.message_type == protocol.TRAIN and context.node_config["partition-id"] == 1:
             if self.fault == "hang":
                 time.sleep(3600)
