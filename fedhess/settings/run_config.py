@@ -63,18 +63,30 @@ class RunConfig(BaseModel):
         "oracle's); domainbed (every domain, by DomainBed's own draw).",
     )
     partition: Partition = _setting(
-        "domain",
+        PartitionSettings.partition,
         DATA,
         "How source domains are shared among clients: domain (one each), lambda (--clients over all of them), "
         "dirichlet (--clients-per-domain, of unlike classes).",
     )
-    clients: int = _setting(0, DATA, "Clients that share the source domains, with --partition lambda.", ge=0)
-    heterogeneity: float = _setting(
-        0.0, DATA, "Their lambda: 1 makes them all alike, 0 gives each one domain.", ge=0, le=1
+    clients: int = _setting(
+        PartitionSettings.clients, DATA, "Clients that share the source domains, with --partition lambda.", ge=0
     )
-    clients_per_domain: int = _setting(0, DATA, "Clients of each domain, with --partition dirichlet.", ge=0)
-    dirichlet_alpha: float = _setting(0.5, DATA, "Their concentration: the smaller, the fewer classes each has.", gt=0)
-    dirichlet_min_size: int = _setting(10, DATA, "Training examples that each of them gets at least.", ge=1)
+    heterogeneity: float = _setting(
+        PartitionSettings.heterogeneity,
+        DATA,
+        "Their lambda: 1 makes them all alike, 0 gives each one domain.",
+        ge=0,
+        le=1,
+    )
+    clients_per_domain: int = _setting(
+        PartitionSettings.clients_per_domain, DATA, "Clients of each domain, with --partition dirichlet.", ge=0
+    )
+    dirichlet_alpha: float = _setting(
+        PartitionSettings.dirichlet_alpha, DATA, "Their concentration: the smaller, the fewer classes each has.", gt=0
+    )
+    dirichlet_min_size: int = _setting(
+        PartitionSettings.dirichlet_min_size, DATA, "Training examples that each of them gets at least.", ge=1
+    )
     augment: Literal["none", "domainbed"] = _setting(
         "none", DATA, "Augmentation of training images: none or domainbed."
     )

@@ -175,6 +175,7 @@ def test_stand_in_is_named_on_stderr_when_quiet(command: Command, monkeypatch: p
 # -- In processes of their own -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_module_runs_and_the_user_can_interrupt_it(start: Start, tmp_path: Path) -> None:
     wrong = start(["--strategy", "hpg", "--domains", "IconPACS"], toy=False)
     long = start([*TOY, "--strategy", "erm", "--rounds", "100000", "--out", "job"])
@@ -191,6 +192,7 @@ def test_module_runs_and_the_user_can_interrupt_it(start: Start, tmp_path: Path)
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_job_that_ends_before_a_slow_target_ends_with_status_0(start: Start, tmp_path: Path) -> None:
     program = tmp_path / "slow.py"
     program.write_text(

@@ -32,7 +32,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("name", RELEASES)
+@pytest.mark.parametrize(
+    "name", [name if name == "VLCS" else pytest.param(name, marks=pytest.mark.slow) for name in RELEASES]
+)
 def test_image_benchmarks_run_and_are_called_incomplete(command: Command, tmp_path: Path, name: str) -> None:
     layout = RELEASES[name].layout
     counts = dict.fromkeys(layout.classes, 1) | dict.fromkeys(layout.classes[:2], 3)  # a class of one holds none out

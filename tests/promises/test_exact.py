@@ -29,6 +29,7 @@ from centralised import (
     train_in_rounds,
     vrex_objective,
 )
+from crossing import crossed
 from torch import Tensor
 from toy import FIVE, toy_config, toy_domains
 
@@ -121,8 +122,7 @@ def gap(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "arrangement"), crossed(METHODS, ARRANGEMENTS))
 def test_federated_equals_centralised_after_20_rounds(toy_run: Run, method: str, arrangement: str) -> None:
     name, args, _ = METHODS[method]
     check_same(
@@ -155,8 +155,7 @@ LOCALLY = {
 }
 
 
-@pytest.mark.parametrize("arrangement", LOCALLY)
-@pytest.mark.parametrize("method", SEVERAL_STEPS)
+@pytest.mark.parametrize(("method", "arrangement"), crossed(SEVERAL_STEPS, LOCALLY))
 def test_several_local_steps_are_a_plain_loop_towards_references_of_the_first(
     toy_run: Run, method: str, arrangement: str
 ) -> None:

@@ -59,6 +59,7 @@ def test_a_federation_is_watched_and_written_down(
     assert out.with_suffix(".png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_process_that_keeps_memory_and_files_is_found_out(tmp_path: Path) -> None:
     rows = tmp_path / "rounds.jsonl"
     watched = watch([sys.executable, "-c", LEAKS, str(rows)], rounds=rows)

@@ -20,7 +20,8 @@ MODULES = (pacs, vlcs, office_home, domain_net, terra_incognita)
 LAYOUTS = {module.RELEASE.name: module.RELEASE.layout for module in MODULES}
 OPEN = """
 import sys, time
-from fedhess.domains import open_benchmark
+from fedhess.domains import download, open_benchmark
+download.DECISION_SECONDS = 1.0
 start = time.monotonic()
 benchmark = open_benchmark("PACS", notify=lambda message: print(message, file=sys.stderr))
 print(benchmark.title, time.monotonic() - start, sep="|")
@@ -304,13 +305,13 @@ def test_a_folder_given_or_in_part_is_never_replaced_by_a_stand_in(
     assert "cannot be read" in refusal("PACS", None)
 
 
-def test_with_a_network_that_does_not_answer_the_decision_takes_under_ten_seconds(silent_server: str) -> None:
+def test_with_a_network_that_does_not_answer_the_decision_takes_what_it_may(silent_server: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     environment["HF_ENDPOINT"] = silent_server
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", OPEN], env=environment, capture_output=True, text=True, check=True)
     title, seconds = done.stdout.strip().split("|")
     assert title == "IconPACS (stand-in for PACS)"
-    assert float(seconds) < 10
+    assert float(seconds) < 5, "it may take one"
     assert time.monotonic() - start < 30, "a thread that still waits must not hold the process back"
     assert "cannot be reached" in done.stderr or "no answer" in done.stderr
