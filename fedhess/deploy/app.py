@@ -16,7 +16,6 @@ from fedhess.alignment.loading import resolved_args
 from fedhess.base.environment import torch_threads
 from fedhess.deploy.packing import RUN_DIR
 from fedhess.domains import open_benchmark
-from fedhess.federation.flower_compat import PollingGrid
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.app import Server, log_round
 from fedhess.federation.server.run_directory import RunDirectory
@@ -37,8 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     check_combinations([config])
 
     def train(directory: RunDirectory | None) -> None:
-        ours = getattr(grid, "nodes_are_fixed", False)  # an engine's, which yields replies as they come
-        Server(grid if ours else PollingGrid(grid), config, directory=directory, on_round=log_round).run()
+        Server(grid, config, directory=directory, on_round=log_round).run()
 
     path = run_directory(context.run_config, context.run_id)
     with torch_threads(config.threads):

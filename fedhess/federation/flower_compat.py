@@ -4,9 +4,7 @@ Written against flwr 1.41. The public API (``flwr.app``, ``flwr.clientapp``, ``f
 is needed; what is here has no public home in that version.
 """
 
-import math
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -24,7 +22,6 @@ __all__ = [
     "ErrorCode",
     "ForwardingGrid",
     "NodeInfo",
-    "PollingGrid",
     "Run",
     "copy_array_record",
     "empty_run",
@@ -33,10 +30,6 @@ __all__ = [
     "run_identity",
     "set_message_id",
 ]
-
-
-POLL_SECONDS = 0.2
-SLOWEST_POLL_SECONDS = 3.0
 
 
 def empty_run(run_id: int) -> Run:
@@ -153,24 +146,3 @@ class ForwardingGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pull replies."""
         return self._grid.pull_messages(message_ids)
-
-
-class PollingGrid(ForwardingGrid):
-    """Yields replies as they come, looking for them after a fifth of a second, then ever less often.
-
-    Flower's own looks every three seconds, and keeps all replies until the last one is there.
-    """
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Push messages and lazily yield their replies; those that come after ``timeout`` seconds are left out."""
-        waiting = set(self.push_messages(list(messages)))
-        return self._replies(waiting, math.inf if timeout is None else timeout)
-
-    def _replies(self, waiting: set[str], timeout: float) -> Iterator[Message]:
-        started = time.monotonic()
-        while waiting and (elapsed := time.monotonic() - started) < timeout:
-            for reply in self.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            if waiting:
-                time.sleep(min(SLOWEST_POLL_SECONDS, max(POLL_SECONDS, elapsed / 10)))

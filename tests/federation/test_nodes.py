@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from fedhess.base.errors import FederationError
 from fedhess.federation import protocol
 from fedhess.federation.client import app, memory
 from fedhess.federation.client.app import app as client_app
-from fedhess.federation.flower_compat import PollingGrid, run_identity, set_message_id
+from fedhess.federation.flower_compat import run_identity, set_message_id
 from fedhess.federation.server.discovery import discover
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.models import MODELS
@@ -183,23 +182,3 @@ def test_running_statistics_are_counted_once_and_averaged(toy_run: Run, normed: 
     means = [start.featurizer.linear(inputs).mean(0) for inputs, _ in toy_domains().values()]
     expected = 0.1 * torch.stack(means).mean(0)  # momentum 0.1 from zero, averaged over the domains
     torch.testing.assert_close(one["featurizer.norm.running_mean"], expected, rtol=0, atol=1e-12)
-
-
-def test_replies_are_yielded_as_they_come_and_late_ones_are_left_out() -> None:
-    begun = time.monotonic()
-
-    class Slow(FixedNodes):
-        """Node 1 replies at once, node 2 after 0.3 s, node 3 never."""
-
-        def answer(self, message: Message) -> Message | None:
-            node = message.metadata.dst_node_id
-            return super().answer(message) if node == 1 or (node == 2 and time.monotonic() > begun + 0.3) else None
-
-    clients = {number: protocol.Identity(str(number), "source", 0, 9, 3, True) for number in (1, 2, 3)}
-    with run_identity(1):
-        messages = [Message(RecordDict(), dst_node_id=number, message_type="query.statistics") for number in clients]
-        replies = PollingGrid(Slow(clients)).send_and_receive(messages, timeout=1.0)  # type: ignore[arg-type]
-        assert next(replies).metadata.src_node_id == 1
-        assert time.monotonic() < begun + 0.3, "nobody waits for the others"
-        assert [reply.metadata.src_node_id for reply in replies] == [2]
-        assert time.monotonic() > begun + 1.0
