@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,28 +52,29 @@ def job_directory(
     lock = FileLock(path / ".lock", timeout=0)
     if not resume:
         require_unused(path)
-    try:
-        if resume and _is_used(path) and not config_file.exists():
+    with ExitStack() as held:
+        try:
+            if resume and _is_used(path) and not config_file.exists():
+                raise UsageError(
+                    f"{of_resuming}: there is no {config_file}; give {of_directory} the directory of the job to "
+                    "continue"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock)
+            if not resume:
+                require_unused(path)  # another process may have been here since
+            if _is_used(path):
+                changes = _check_same(config_file, record, of_resuming)
+            else:
+                described = {**record, "selection": selection, "environment": describe_environment()}
+                _write(config_file, described | {"command": sys.argv})
+        except Timeout:
             raise UsageError(
-                f"{of_resuming}: there is no {config_file}; give {of_directory} the directory of the job to continue"
-            )
-        path.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        if not resume:
-            require_unused(path)  # another process may have been here since
-        if _is_used(path):
-            changes = _check_same(config_file, record, of_resuming)
-        else:
-            described = {**record, "selection": selection, "environment": describe_environment()}
-            _write(config_file, described | {"command": sys.argv})
-    except Timeout:
-        raise UsageError(f"{of_directory}: another process runs the job in {path}; wait for it, or stop it") from None
-    except OSError as error:
-        raise _unwritable(path, error, of_directory) from error
-    try:
+                f"{of_directory}: another process runs the job in {path}; wait for it, or stop it"
+            ) from None
+        except OSError as error:
+            raise _unwritable(path, error, of_directory) from error
         yield changes
-    finally:
-        lock.release()
 
 
 def recorded_selection(path: Path) -> str:

@@ -240,3 +240,12 @@ def test_environment_names_gpus_driver_and_cudnn(monkeypatch: pytest.MonkeyPatch
         assert "gpu.driver: None there, '570.86.10' now" in changes
     program.write_text("#!/bin/sh\nexit 9\n")
     assert describe_environment()["gpu"] == gpu | {"driver": None}
+
+
+def test_a_directory_that_is_refused_is_not_kept_locked(tmp_path: Path) -> None:
+    with job_directory(tmp_path / "job", {"rounds": 1}, resume=False):
+        pass
+    with pytest.raises(UsageError) as refused, job_directory(tmp_path / "job", {"rounds": 2}, resume=True):
+        pass
+    with job_directory(tmp_path / "job", {"rounds": 1}, resume=True):
+        assert refused.traceback, "the error, and all that it refers to, is still there, as in a notebook"
