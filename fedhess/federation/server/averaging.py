@@ -48,7 +48,7 @@ class EvaluatedModel:
 
     @property
     def follows_loss(self) -> bool:
-        """Whether the average needs the validation loss of the global model."""
+        """Whether the average needs the validation loss of the global model of this round."""
         return self._average.follows_loss
 
     @property
@@ -107,11 +107,14 @@ class NoAverage:
         count: Models in the average; 0 while the model itself is evaluated.
     """
 
-    follows_loss = False
-
     def __init__(self, args: Mapping[str, Any], *, rounds: int) -> None:
         self.args, self.rounds = args, rounds
         self.count = 0
+
+    @property
+    def follows_loss(self) -> bool:
+        """Whether the next model's loss is to be observed."""
+        return False
 
     def add(self, model: Tensors, server_round: int) -> None:
         """Take in a model; it is read, never kept."""
@@ -233,8 +236,6 @@ class Swad(NoAverage):
     Memory: a model for each of the last ``n_tolerance`` evaluations, and two sums in float64.
     """
 
-    follows_loss = True
-
     def __init__(self, args: Mapping[str, Any], *, rounds: int) -> None:
         super().__init__(args, rounds=rounds)
         self._since, self._valley = Mean(), Mean()  # since the last evaluation; what is in the mean for certain
@@ -242,19 +243,25 @@ class Swad(NoAverage):
         self._losses: list[float] = []
         self._threshold: float | None = None
         self._ended = False
+        self._loss: float | None = None  # of the model that was last added, if observed
         self._dtypes: dict[str, torch.dtype] = {}
+
+    @property
+    def follows_loss(self) -> bool:
+        """Whether the valley is yet to end."""
+        return not self._ended
 
     def add(self, model: Tensors, server_round: int) -> None:
         """Take in the model, unless the valley has ended."""
         del server_round
+        self._loss = None
         if not self._ended:
             self._since.add(model)
             self._dtypes = {name: value.dtype for name, value in model.items()}
 
     def observe(self, loss: float) -> None:
         """See whether the valley begins or ends with this loss."""
-        if self._ended:
-            return
+        self._loss = loss
         mean = {name: value.to(self._dtypes[name]) for name, value in self._since.result().items()}
         self._recent.append((mean, self._since.count))
         self._since = Mean()
@@ -283,9 +290,8 @@ class Swad(NoAverage):
         return mean.result()
 
     def row(self) -> dict[str, Any]:
-        """Return the number of models in it, and the loss that was last observed; none after the valley."""
-        known = self._losses and not self._ended
-        return {"averaged": self.count, "unaveraged_loss": self._losses[-1] if known else None}
+        """Return the number of models in it, and the loss of the model in training; none after the valley."""
+        return {"averaged": self.count, "unaveraged_loss": self._loss}
 
     def state(self) -> State:
         """Return everything but the arguments."""
@@ -294,7 +300,7 @@ class Swad(NoAverage):
         for place, (model, _) in enumerate(self._recent):
             tensors |= {f"recent/{place}/{name}": value for name, value in model.items()}
         counts = {"since": self._since.count, "valley": self._valley.count, "recent": [n for _, n in self._recent]}
-        found = {"losses": self._losses, "threshold": self._threshold, "ended": self._ended}
+        found = {"losses": self._losses, "threshold": self._threshold, "ended": self._ended, "loss": self._loss}
         return tensors, {"count": self.count, **counts, **found}
 
     def restore(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
@@ -303,7 +309,7 @@ class Swad(NoAverage):
         self._valley = Mean(below("valley/", tensors), plain["valley"])
         self._recent = deque((below(f"recent/{n}/", tensors), count) for n, count in enumerate(plain["recent"]))
         self._losses, self._threshold, self._ended = plain["losses"], plain["threshold"], plain["ended"]
-        self.count = plain["count"]
+        self.count, self._loss = plain["count"], plain["loss"]
 
 
 AVERAGES: Mapping[str, type[NoAverage]] = {"none": NoAverage, "swa": Swa, "swad": Swad, "ema": Ema}
