@@ -13,7 +13,19 @@ from fedhess.jobs.description import describe_arguments, protocol
 from fedhess.jobs.job import Job
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
+from fedhess.results.columns import (
+    MARKS,
+    accuracy_columns,
+    cell_of,
+    comparison_columns,
+    differences_of,
+    heading,
+    mark_best,
+    marked_text,
+    warnings,
+)
 from fedhess.results.figures import Panel, draw_rounds, drawable, trained_rounds
+from fedhess.results.paired import compare_paired, explain, shown_difference
 from fedhess.results.selection import (
     Recorded,
     cells_of,
@@ -22,6 +34,7 @@ from fedhess.results.selection import (
     selection_rule,
     source_accuracy,
     target_accuracy,
+    unfinished,
 )
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
@@ -37,9 +50,10 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
 
     Returns:
         JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
-        each target, their average, and on the sources, the alignment distances of the sources before and after
-        training, the selected rounds (and settings, where there are several) by target, the number of clients'
-        failures, and the gaps that they left in the evaluation.
+        each target, their average, and on the sources, seed by seed too, the alignment distances of the sources before
+        and after training, the selected rounds (and settings, where there are several) by target, the number of
+        clients' failures, and the gaps that they left in the evaluation. ``"comparison"`` is what
+        :func:`fedhess.results.paired.compare_paired` returns, ``"unfinished"`` lists runs that lack rounds.
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
@@ -47,6 +61,8 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
     rules = [SELECTORS[selection]]
     if selection == DEFAULT:
         rules = sorted({selection_rule(rows) for run, rows in recorded if rows and not run.inner}) or rules
+    strategies = {name: _summarise_strategy(job, recorded, name, columns, selection) for name in job.strategies}
+    compared = ["average"] if _has_average(columns) else list(columns.values())
     return {
         "title": job.data["title"],
         "stand_in_for": job.data["stand_in_for"],
@@ -56,30 +72,36 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         "targets": list(columns.values()),
         "averaged": _has_average(columns),
         "arguments": describe_arguments(job),
-        "strategies": {name: _summarise_strategy(job, recorded, name, columns, selection) for name in job.strategies},
+        "runs": len(recorded),
+        "unfinished": _unfinished(recorded),
+        "comparison": compare_paired(
+            {name: {column: of["by_seed"][column] for column in compared} for name, of in strategies.items()}
+        ),
+        "strategies": strategies,
     }
 
 
 def table(summary: Mapping[str, Any]) -> str:
     """Render the summary as a Markdown table that also reads well on a terminal."""
-    targets = list(summary["targets"])
-    several = bool(summary["averaged"])
-    heads = ["strategy", *targets, *(["average"] if several else []), *DISTANCES.values()]
+    columns = accuracy_columns(summary)
+    marks = mark_best(summary)
+    compared = summary["comparison"]
+    heads = ["strategy", *columns, *comparison_columns(summary), *DISTANCES.values()]
     lines: list[list[str]] = []
     for name, result in summary["strategies"].items():
-        cells = [name, *(shown(result["accuracy"][target]) for target in targets)]
-        cells += [shown(result["average"])] if several else []
+        cells = [name, *(marked_text(shown(cell_of(result, column)), marks[name, column]) for column in columns)]
+        cells += [shown_difference(cell) if cell else "" for cell in differences_of(summary, name)]
         cells += [f"{short(result[key]['before'])} -> {short(result[key]['after'])}" for key in DISTANCES]
         lines.append(cells)
-    failures = sum(result["failures"] for result in summary["strategies"].values())
-    trials = "one trial" if len(summary["seeds"]) == 1 else "mean +- standard error over trials"
     return "\n".join(
         [
-            f"{summary['title']}: accuracy (%) on the target domain, {trials}",
+            heading(summary),
             summary["protocol"],
+            *warnings(summary),
             "distances: squared, of the source domains' head statistics to their mean, averaged over the domains, "
             "before -> after training",
-            *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
+            *([f"in each column {MARKS}"] if any(marks.values()) else []),
+            *([explain(compared)] if compared else []),
             "",
             markdown_table(heads, lines),
             *notes(summary),
@@ -100,17 +122,29 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     Raises:
         StorageError: They cannot be written.
     """
-    as_json, as_text, figure = (job.path / name for name in ("summary.json", "summary.md", "figures/rounds.png"))
+    files = write_summary(job, summary)
+    figure = job.path / "figures" / "rounds.png"
+    with writing(job.path):
+        figure.parent.mkdir(exist_ok=True)
+        title = f"{summary['title']}: accuracy on the target and alignment distances, round by round"
+        panels = rounds_panels(job, summary, read_rows(job))
+        return [*files, *draw_rounds(figure, title=title, note=rounds_note(job, summary), panels=panels)]
+
+
+def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
+    """Write summary.json and summary.md.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    as_json, as_text = job.path / "summary.json", job.path / "summary.md"
     with writing(job.path):
         replace_file(as_json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (table(summary) + "\n").encode())
-        figure.parent.mkdir(exist_ok=True)
-        title = f"{summary['title']}: accuracy on the target and alignment distances, round by round"
-        files = draw_rounds(figure, title=title, note=_note(job, summary), panels=_panels(job, summary))
-    return [as_json, as_text, *files]
+    return [as_json, as_text]
 
 
-def _note(job: Job, summary: Mapping[str, Any]) -> str:
+def rounds_note(job: Job, summary: Mapping[str, Any]) -> str:
     """Describe the figure of the rounds: seeds, what the band is, what was selected."""
     seeds = ", ".join(map(str, summary["seeds"]))
     shown_as = "one trial" if len(summary["seeds"]) == 1 else "mean over trials, band: standard error of the mean"
@@ -123,7 +157,7 @@ def _note(job: Job, summary: Mapping[str, Any]) -> str:
     return f"seeds {seeds}: {shown_as}{selected}; round 0, the untrained model, is left out{numbered}"
 
 
-def _panels(job: Job, summary: Mapping[str, Any]) -> list[Panel]:
+def rounds_panels(job: Job, summary: Mapping[str, Any], recorded: Recorded) -> list[Panel]:
     """Make a panel of the accuracy on each target, or of their average where there is one, and of each distance."""
     columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
     if summary["averaged"]:
@@ -132,7 +166,6 @@ def _panels(job: Job, summary: Mapping[str, Any]) -> list[Panel]:
     else:
         numbered = enumerate(columns.values(), start=1)
         labels = {name: f"accuracy (%) on {drawable(name, f'target {number}')}" for number, name in numbered}
-    recorded = read_rows(job)
     curves = {
         name: trained_rounds(cells_of(recorded, name), job.selection, columns, DISTANCES) for name in job.strategies
     }
@@ -183,11 +216,14 @@ def _summarise_strategy(
     seeds = sorted(of_sources)
     whole = _has_average(columns)
     averages = [mean([by_seed[seed] for by_seed in accuracy.values()]) if whole else None for seed in seeds]
+    by_seed = {column: {str(seed): _percent(value) for seed, value in of.items()} for column, of in accuracy.items()}
+    by_seed |= {"average": {str(seed): _percent(value) for seed, value in zip(seeds, averages, strict=True)}}
     failures = sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows)
     return {
         "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
         "average": mean_and_error(averages),
         "sources": mean_and_error([mean(of_sources[seed]) for seed in seeds]),
+        "by_seed": by_seed,
         **{key: {when: mean(values) for when, values in found.items()} for key, found in before_after.items()},
         "selected_rounds": selected,
         **({"selected_settings": settings} if job.variants else {}),
@@ -195,6 +231,20 @@ def _summarise_strategy(
         "gaps": gaps,
         "sick": sick,
     }
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _unfinished(recorded: Recorded) -> list[str]:
+    """Name each run that has not come to its last round, and how far it is."""
+    came_to = {run.directory.path: max((row["round"] for row in rows), default=0) for run, rows in recorded}
+    return [
+        f"{run.strategy}, target {run.scenario.name}, seed {run.config.seed}: round {came_to[run.directory.path]} of "
+        f"{run.config.rounds}"
+        for run in unfinished(recorded)
+    ]
 
 
 def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:
