@@ -79,7 +79,9 @@ def report(
         return
     typer.echo(text)
     if not quiet:
-        typer.echo(f"\nwritten: {', '.join(str(path) for path in paths)}")
+        figures = [path for path in paths if path.parent != job.path]
+        more = f" and {len(figures)} figures in {figures[0].parent}" if figures else ""
+        typer.echo(f"\nwritten: {', '.join(str(path) for path in paths if path not in figures)}{more}")
 
 
 def _check_form(form: str, selectors: Sequence[str]) -> None:

@@ -214,13 +214,14 @@ def drawing(
 
 def panel_svg(panel: Panel, strategies: Sequence[str]) -> str:
     """Draw one measure as an ``svg`` element that stands in a page and has the page's font."""
-    size = 4.6, 2.9 + 0.15 * math.ceil(len(strategies) / _legend_columns(strategies, 4.6, 9.0))
+    wide, points = 4.0, 9.0
+    size = wide, 2.6 + 0.15 * math.ceil(len(strategies) / _legend_columns(strategies, wide, points))
     names = (*strategies, panel.label)
-    with _figure((1, 1), size=size, names=names, points=9.0) as (figure, axes):
+    with _figure((1, 1), size=size, names=names, points=points) as (figure, axes):
         import matplotlib as mpl  # noqa: PLC0415
 
         draw_panel(axes[0, 0], panel, strategies)
-        _put_legend(figure, axes, size[0], 9.0)
+        _put_legend(figure, axes, wide, points)
         stream = io.StringIO()
         with mpl.rc_context({"svg.fonttype": "none"}):
             figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
@@ -379,4 +380,6 @@ def draw_map(
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
             text = texts[row * grid.shape[1] + column]
-            axis.text(column, row, text, ha="center", va="center", fontsize=points, color="white" if dark else "black")
+            colour = "white" if dark else "black"
+            written_in = axis.text(column, row, text, ha="center", va="center", fontsize=points, color=colour)
+            written_in.set_in_layout(False)  # it is inside; to measure hundreds takes seconds

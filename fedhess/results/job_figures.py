@@ -1,6 +1,6 @@
 """The figures of a job beside its table: by round, by bytes, by domain, and which classes are taken for which.
 
-Each is written over two columns of a paper, and over one (``NAME-column``), as PNG, SVG and PDF.
+Each is written over two columns of a paper, and but for confusions over one (``NAME-column``), as PNG, SVG and PDF.
 """
 
 import math
@@ -16,6 +16,7 @@ from fedhess.jobs.job import Job, slug
 from fedhess.results.columns import Summary, accuracy_columns, cell_of
 from fedhess.results.figures import (
     COLOURS,
+    PANELS,
     SMALL,
     WIDTHS,
     WITH_PDF,
@@ -59,9 +60,8 @@ def draw_figures(job: Job, summary: Summary, panels: Sequence[Panel], confused: 
         title = f"{summary['title']}: accuracy on the target by what the sources have exchanged"
         files += draw_rounds(folder / f"bytes{ending}.png", title=title, note=note, panels=by_bytes, **shape)
         files += draw_domains(folder / f"domains{ending}.png", summary, width=width)
-        for target, by_strategy in confused.items():
-            path = folder / f"confusion-{slug(target)}{ending}.png"
-            files += draw_confusion(path, summary, target, by_strategy, job.classes, width=width)
+    for target, by_strategy in confused.items():
+        files += draw_confusion(folder / f"confusion-{slug(target)}.png", summary, target, by_strategy, job.classes)
     return files
 
 
@@ -148,23 +148,16 @@ def confusions(job: Job, recorded: Recorded) -> dict[str, dict[str, Any]]:
 
 
 def draw_confusion(
-    path: Path,
-    summary: Summary,
-    target: str,
-    by_strategy: Mapping[str, Any],
-    classes: Sequence[str],
-    *,
-    width: float = WIDTHS[""],
+    path: Path, summary: Summary, target: str, by_strategy: Mapping[str, Any], classes: Sequence[str]
 ) -> list[Path]:
     """Draw a map for each strategy: the share (%) of each true class that was taken for each class."""
-    across = 3 if width >= WIDTHS[""] else 1
-    across = min(across, len(by_strategy))
+    width, across = WIDTHS[""], min(PANELS, len(by_strategy))
     grid = math.ceil(len(by_strategy) / across), across
     title = f"{summary['title']}: classes predicted on {drawable(target, 'the target')}"
     note = "each row: the share (%) of a true class, over all trials"
     numbered = len(classes) <= MOST_NUMBERED
     labels = [drawable(name, str(number)) for number, name in enumerate(classes)] if numbered else []
-    shape = {"size": (width / across, 0.9 * width / across), "points": SMALL, "endings": WITH_PDF}
+    shape = {"size": (width / across, min(0.9 * width / across, 3.0)), "points": SMALL, "endings": WITH_PDF}
     with drawing(path, grid, title=title, note=note, names=[target, *classes, *by_strategy], **shape) as axes:
         for axis in axes.flat[len(by_strategy) :]:
             axis.axis("off")

@@ -131,24 +131,24 @@ def _published(summary: Summary) -> str:
             f"<p>None: this is a stand-in. What is published of {escape(summary['stand_in_for'])} cannot stand beside "
             "it.</p>"
         )
-    lines = []
+    lines, cited = [], dict[str, int]()  # sources, in the order they are cited
     for name, result in summary["strategies"].items():
         for column, published in published_values(summary["title"], name):
-            ours = result["sources"] if column == "sources" else None
-            ours = cell_of(result, column) if column in accuracy_columns(summary) else ours
-            if ours is not None:
+            if column in (*accuracy_columns(summary), "sources"):
+                ours = result["sources"] if column == "sources" else cell_of(result, column)
                 value = "not verified" if published.value is None else f"{published.value:.1f}"
                 value += "" if published.deviation is None else f" <small>(sd {published.deviation:.1f})</small>"
                 lines.append(
                     f'<th scope="row">{escape(name)}</th><td class="left">{escape(column)}</td>'
                     f'{_number(ours, frozenset())}<td data-value="{_value(published.value)}">{value}</td>'
-                    f'<td class="left wide">{escape(published.source)}</td>'
+                    f"<td>{cited.setdefault(published.source, len(cited) + 1)}</td>"
                 )
     if not lines:
         return ""
-    note = f"ours: {summary['protocol']}. A difference in protocol can be larger than one between methods."
-    heads = ["strategy", "column", "ours", "published", "source and protocol"]
-    return f'{_table(heads, lines)}<p class="faint">{escape(note)}</p>'
+    sources = "".join(f"<li>{escape(source)}</li>" for source in cited)
+    note = f"Ours: {summary['protocol']}. A difference in protocol can be larger than one between methods."
+    table = _table(["strategy", "column", "ours", "published", "source"], lines)
+    return f'{table}<p class="faint">{escape(note)} Sources, with their protocols:</p><ol class="faint">{sources}</ol>'
 
 
 def _bars(summary: Summary) -> str:
@@ -225,20 +225,21 @@ def _most_confused(counts: Any, classes: Sequence[str]) -> str:
 
 
 def _selected(summary: Summary) -> str:
+    """List the rounds (and settings) that were selected: a line for each strategy, a column for each target's run."""
+    scenarios = list(next(iter(summary["strategies"].values()))["selected_rounds"])
     lines = []
     for name, result in summary["strategies"].items():
-        settings = result.get("selected_settings", {})
-        for target, rounds in result["selected_rounds"].items():
-            chosen = ", ".join("none" if number is None else str(number) for number in rounds)
-            setting = ", ".join(str(each) for each in settings.get(target, []))
-            lines.append(
-                f'<th scope="row">{escape(name)}</th><td class="left">{escape(target)}</td>'
-                f'<td class="left">{chosen}</td>'
-                + (f'<td class="left wide">{escape(setting)}</td>' if settings else "")
-            )
+        cells = ""
+        for scenario in scenarios:
+            rounds = result["selected_rounds"][scenario]
+            settings = result.get("selected_settings", {}).get(scenario, [None] * len(rounds))
+            chosen = zip(rounds, settings, strict=True)
+            texts = [("none" if n is None else str(n)) + (f" ({setting})" if setting else "") for n, setting in chosen]
+            cells += f'<td class="left">{escape(", ".join(texts))}</td>'
+        lines.append(f'<th scope="row">{escape(name)}</th>{cells}')
     several = any("selected_settings" in result for result in summary["strategies"].values())
-    heads = ["strategy", "target", "round, by seed", *(["setting, by seed"] if several else [])]
-    return f"<p>By {escape(' and '.join(summary['selection']))}.</p>{_table(heads, lines)}"
+    note = f"Round{' (and setting)' if several else ''} of each seed, selected by {' and '.join(summary['selection'])}."
+    return f'<p class="faint">{escape(note)}</p>{_table(["strategy", *scenarios], lines)}'
 
 
 def _settings(job: Job, summary: Summary) -> str:
