@@ -13,6 +13,8 @@ from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
 from fedhess.base.files import replace_file
 from fedhess.jobs.selectors import DEFAULT
+from fedhess.settings.run_config import RunConfig
+from fedhess.settings.schedules import current_settings
 
 # A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
 FREE_SETTINGS = tuple(
@@ -147,6 +149,8 @@ def _check_same(config_file: Path, record: Mapping[str, Any], option: str) -> li
     """Compare with the recorded job; return how the environment has changed."""
     try:
         before = {"variants": []} | json.loads(config_file.read_text(encoding="utf-8"))
+        if "settings" in record:
+            before["settings"] = _with_defaults(current_settings(before["settings"]), record["settings"])
         different = _differences({key: before[key] for key in record}, record)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
@@ -160,6 +164,11 @@ def _check_same(config_file: Path, record: Mapping[str, Any], option: str) -> li
         )
     began, here = before.get("environment", {}), describe_environment()
     return _differences({key: began.get(key) for key in ENVIRONMENT}, {key: here[key] for key in ENVIRONMENT})
+
+
+def _with_defaults(settings: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the settings that the version which recorded them did not have: a run of it had their defaults."""
+    return {name: RunConfig.model_fields[name].default for name in now} | dict(settings)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
