@@ -15,6 +15,7 @@ from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import Variant, overridden
 from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.schedules import current_settings
 
 # What differs between the runs of a job, and is not among its settings.
 OF_A_RUN = {"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
@@ -146,7 +147,7 @@ def with_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
     """Complete a record that an earlier version wrote: a setting that is newer than it had its default there."""
     fields = {name: field for name, field in RunConfig.model_fields.items() if name not in OF_A_RUN}
     defaults = {name: field.default for name, field in fields.items() if not field.is_required()}
-    settings = {"settings": defaults | record["settings"]} if "settings" in record else {}
+    settings = {"settings": defaults | current_settings(record["settings"])} if "settings" in record else {}
     return {"variants": [], **record, **settings}
 
 
