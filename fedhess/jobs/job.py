@@ -51,6 +51,7 @@ class Job:
         record: What determines the results, as JSON; a resumed job must have the same.
         selection: How round and variant are selected, a key of `selectors.SELECTORS`.
         benchmark: Its data, opened, where the job is about to run.
+        trackers: Keys of `tracking.TRACKERS` that its rows are fed to.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Job:
     record: Mapping[str, Any] = field(repr=False)
     selection: str = DEFAULT
     benchmark: Benchmark | None = field(default=None, repr=False)
+    trackers: tuple[str, ...] = ()
 
     @property
     def data(self) -> Mapping[str, Any]:
