@@ -14,10 +14,11 @@ import os
 import re
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock
 
@@ -59,21 +60,24 @@ class About:
     first_round: int
 
 
-class Tracker(Protocol):
-    """One tracker run; ``run_id`` is what it is continued by."""
+class Tracker(ABC):
+    """One tracker run, made of an :class:`About`; ``run_id`` is what it is continued by."""
 
     run_id: str
 
+    @abstractmethod
     def __init__(self, about: About) -> None: ...
 
+    @abstractmethod
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
         """Record a round."""
 
+    @abstractmethod
     def close(self, *, failed: bool) -> None:
         """End it; ``failed`` where the run did not come to its last round."""
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files, a folder a run; settings are in the HPARAMS tab."""
 
     def __init__(self, about: About) -> None:
@@ -89,16 +93,18 @@ class TensorBoard:
                 file_writer.add_summary(summary)
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        """Add a scalar a metric, and write the file out."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, server_round)
         self._writer.flush()
 
     def close(self, *, failed: bool) -> None:
+        """Close the event file."""
         del failed
         self._writer.close()
 
 
-class MLflow:
+class MLflow(Tracker):
     """A run of the experiment that is named like the job; its file store, or what ``MLFLOW_TRACKING_URI`` names."""
 
     def __init__(self, about: About) -> None:
@@ -124,6 +130,7 @@ class MLflow:
             self._client.log_batch(self.run_id, params=settings[start : start + 100])
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics in one request."""
         from mlflow.entities import Metric  # noqa: PLC0415
 
         now = int(time.time() * 1000)
@@ -133,10 +140,11 @@ class MLflow:
         )
 
     def close(self, *, failed: bool) -> None:
+        """Set the status of the run."""
         self._client.set_terminated(self.run_id, status="FAILED" if failed else "FINISHED")
 
 
-class WandB:
+class WandB(Tracker):
     """A run in the group that is named like the job; offline unless ``WANDB_MODE`` says otherwise."""
 
     def __init__(self, about: About) -> None:
@@ -159,13 +167,15 @@ class WandB:
         )
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        """Add a step."""
         self._run.log(dict(metrics), step=server_round)
 
     def close(self, *, failed: bool) -> None:
+        """Finish the run."""
         self._run.finish(exit_code=int(failed))
 
 
-class Trackio:
+class Trackio(Tracker):
     """A run of the project that is named like the job; in its database, or where ``TRACKIO_...`` variables say."""
 
     def __init__(self, about: About) -> None:
@@ -192,9 +202,11 @@ class Trackio:
         self.run_id = self._run.id
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        """Add a step."""
         self._run.log(dict(metrics), step=server_round)
 
     def close(self, *, failed: bool) -> None:
+        """Finish the run, when all of it is in the database."""
         del failed
         with contextlib.redirect_stdout(io.StringIO()):
             self._run.finish()
@@ -241,50 +253,48 @@ class Tracking:
         if not self._job.trackers:
             yield on_round
             return
-        state_file = run.directory.path / STATE
-        state: dict[str, dict[str, Any]] = json.loads(state_file.read_text()) if state_file.exists() else {}
+        file = run.directory.path / STATE
+        state: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
         opened: dict[str, Tracker] = {}
+        for name in [name for name in self._job.trackers if name not in self._failed]:
+            with self._guarded(name):
+                opened[name] = TRACKERS[name](self._about(name, run, state.get(name, {})))
+                state.setdefault(name, {"round": -1})["run"] = opened[name].run_id
 
-        def attempt(name: str, act: Callable[[], None]) -> None:
-            if name in self._failed:
-                return
-            try:
-                act()
-            except Exception as error:  # noqa: BLE001 - whatever it is, training must not stop for it
-                self._failed.add(name)
-                self._warn(
-                    f"--track {name} failed, the job goes on without it: {type(error).__name__}: {error}\n"
-                    f"`fedhess report {self._job.path} --track {name}` adds what is missing."
-                )
-
-        def begin(name: str) -> None:
-            known = state.get(name, {})
-            opened[name] = TRACKERS[name](self._about(name, run, known))
-            state[name] = {"run": opened[name].run_id, "round": known.get("round", -1)}
-
-        def feed(name: str, server_round: int, rows: Sequence[Row]) -> None:
-            if server_round <= state[name]["round"]:
-                return  # made again after a resume, to the same bits
-            opened[name].log(server_round, metrics_of_round(rows, classes=len(self._job.classes)))
-            state[name]["round"] = server_round
-            replace_file(state_file, (json.dumps(state) + "\n").encode())
+        def feed(server_round: int, rows: Sequence[Row]) -> None:
+            metrics = metrics_of_round(rows, classes=len(self._job.classes))
+            for name, tracker in opened.items():
+                if name not in self._failed and server_round > state[name]["round"]:  # else made again after a resume
+                    with self._guarded(name):
+                        tracker.log(server_round, metrics)
+                        state[name]["round"] = server_round
+            replace_file(file, (json.dumps(state) + "\n").encode())
 
         def report(server_round: int, rows: list[Row]) -> None:
             on_round(server_round, rows)
-            for name in opened:
-                attempt(name, lambda name=name: feed(name, server_round, rows))
+            feed(server_round, rows)
 
-        for name in self._job.trackers:
-            attempt(name, lambda name=name: begin(name))
-        for server_round, rows in _by_round(run.directory.rows()).items():
-            for name in opened:
-                attempt(name, lambda name=name: feed(name, server_round, rows))
         try:
+            for server_round, rows in _by_round(run.directory.rows()).items():
+                feed(server_round, rows)
             yield report
         finally:
             for name, tracker in opened.items():
-                failed = state[name]["round"] < run.config.rounds
-                attempt(name, lambda tracker=tracker, failed=failed: tracker.close(failed=failed))
+                if name not in self._failed:
+                    with self._guarded(name):
+                        tracker.close(failed=state[name]["round"] < run.config.rounds)
+
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        """Turn a tracker's error into a warning; it is fed no more."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
+            self._failed.add(name)
+            self._warn(
+                f"--track {name} failed, the job goes on without it: {type(error).__name__}: {error}\n"
+                f"`fedhess report {self._job.path} --track {name}` adds what is missing."
+            )
 
     def _about(self, name: str, run: PlannedRun, known: Mapping[str, Any]) -> About:
         variant = [f"variant-{run.variant}"] if self._job.variants else []

@@ -42,7 +42,7 @@ def evaluate_clients(
     """Have every client that holds examples out, or is a target, evaluate the model.
 
     If fewer source clients than the quorum answer, a warning names it, the rows have what did come, and no selector
-    takes the round (see :func:`fedhess.results.selection.comparable_rounds`).
+    takes the round (see :func:`fedhess.federation.server.round_selection.comparable_rounds`).
 
     Args:
         federation: The clients.
