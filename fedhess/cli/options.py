@@ -109,6 +109,14 @@ class JobOptions:
             "more runs that leave out each source domain as well. [default: source, or what the job to resume has]",
         ),
     ] = None
+    track: Annotated[
+        str,
+        _option(
+            OUTPUT,
+            "Trackers to feed as the job goes, separated by commas: tensorboard, wandb, mlflow, trackio "
+            "(pip install 'fedhess[NAME]'). [default: none]",
+        ),
+    ] = ""
     engine: Annotated[
         str,
         _option(

@@ -1,6 +1,7 @@
 """Run every run of a job that is not complete yet."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedhess.alignment.server_step import require_server
@@ -21,6 +22,7 @@ from fedhess.jobs.partition_manifest import make_manifest, record_manifest
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.selectors import DEFAULT
+from fedhess.jobs.tracking import Tracking, read_trackers
 from fedhess.jobs.variants import describe, parse_variants
 from fedhess.models import keeps_images, prepare_inputs
 from fedhess.models.prepared import share_loaded
@@ -42,6 +44,7 @@ def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: boo
         UsageError: An option is wrong, or the data cannot be read.
     """
     options, settings = read_options(given)
+    trackers = read_trackers(options.track)
     recorded = None
     if options.resume or options.add:
         recorded = read_begun(options)
@@ -72,7 +75,7 @@ def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: boo
         progress.note(f"added to the job in {job.path}: {growth}\n")
     progress.warn(stand_in_warning(job))
     progress.warn(incomplete_warning(job))
-    return job, engine
+    return replace(job, trackers=trackers), engine
 
 
 def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) -> tuple[Benchmark, dict[str, Any]]:
@@ -128,12 +131,13 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> Non
     progress.header(header(job, engine=engine.title))
     prepare_domains(job, config, progress)
     progress.start([run.config.rounds for run in job.runs])
+    tracking = Tracking(job, progress.warn)
     try:
         with torch_threads(config.threads):
             for number, run in enumerate(job.runs):
                 label = f" ({describe(job.variants[run.variant])})" if job.variants else ""
                 try:
-                    _run(run, number, progress, engine, label=label, classes=job.classes)
+                    _run(run, number, progress, engine, label=label, classes=job.classes, tracking=tracking)
                 except FederationError as error:
                     if not job.variants:
                         raise
@@ -165,21 +169,30 @@ def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:
 
 
 def _run(
-    run: PlannedRun, number: int, progress: Progress, engine: Engine, *, label: str, classes: Sequence[str]
+    run: PlannedRun,
+    number: int,
+    progress: Progress,
+    engine: Engine,
+    *,
+    label: str,
+    classes: Sequence[str],
+    tracking: Tracking,
 ) -> None:
     run.directory.tidy()
     done = run.directory.completed_round() or 0
     progress.begin_run(number, f"{run.strategy}{label}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
         run.directory.load_checkpoint()  # so that damage shows
-        return
+        with tracking.follow(run, progress.update):
+            return
     shares = list(source_shares(run.config).values())
     manifest = make_manifest(run.config, shares, source_examples(run.config), classes=classes)
     record_manifest(run.directory.path, manifest)
     nodes = run.config.source_clients + len(run.config.targets)
-    engine.run(
-        make_server_app(run.directory, progress.update),
-        client_app,
-        run_config=run.config.to_run_config(),
-        node_configs=[{"partition-id": index, "num-partitions": nodes} for index in range(nodes)],
-    )
+    with tracking.follow(run, progress.update) as on_round:
+        engine.run(
+            make_server_app(run.directory, on_round),
+            client_app,
+            run_config=run.config.to_run_config(),
+            node_configs=[{"partition-id": index, "num-partitions": nodes} for index in range(nodes)],
+        )
