@@ -79,10 +79,24 @@ def job_directory(
 
 def recorded_selection(path: Path) -> str:
     """Return the selector that the job in a directory was last reported by, or the default."""
+    return str(_recorded(path).get("selection", DEFAULT))
+
+
+def recorded_threads(path: Path, *, otherwise: int) -> int:
+    """Return the threads of torch that the settings of the job in a directory name, 0 for none."""
     try:
-        return str(json.loads((path / "config.json").read_text(encoding="utf-8")).get("selection", DEFAULT))
-    except (OSError, ValueError, AttributeError):  # absent or damaged: resuming says so
-        return DEFAULT
+        return int(_recorded(path)["settings"]["threads"])
+    except (KeyError, TypeError, ValueError):
+        return otherwise
+
+
+def _recorded(path: Path) -> Mapping[str, Any]:
+    """Return what config.json holds; nothing where it is absent or damaged: resuming says so."""
+    try:
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def record_selection(path: Path, selection: str) -> None:
