@@ -6,6 +6,7 @@ Nothing here is needed while a job runs, and nothing but its rows afterwards: no
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from fedhess.jobs.description import stand_in_warning
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded, require_inner_runs
 from fedhess.jobs.selectors import read_selectors
+from fedhess.jobs.tracking import read_trackers, track_recorded
 from fedhess.results.files import write_all
 from fedhess.results.formats import FORMATS
 from fedhess.results.selection import read_rows, unfinished
@@ -38,6 +40,9 @@ def report(
         str | None,
         typer.Option("--format", help=f"Only print the table, as {', '.join(FORMATS)}."),
     ] = None,
+    track: Annotated[
+        str, typer.Option(help="Trackers to feed with what the rows have: tensorboard, wandb, mlflow, trackio.")
+    ] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the tables.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -49,7 +54,7 @@ def report(
     oracle looks at the target and stands in a column of its own that says so.
     """
     progress = Progress(silent=quiet or as_json)
-    job = open_recorded(run)
+    job = replace(open_recorded(run), trackers=read_trackers(track))
     selectors = [job.selection] if selection is None else read_selectors(selection)
     if form is not None:
         _check_form(form, selectors)
@@ -57,6 +62,7 @@ def report(
     progress.warn(stand_in_warning(job))
     if missing := unfinished(recorded):
         progress.warn(f"{len(missing)} of {len(recorded)} runs are not finished, the first {missing[0].directory.path}")
+    track_recorded(job, progress.warn)
     compared: dict[str, Any] = {}
     for name in selectors:
         try:

@@ -19,7 +19,9 @@ import numpy as np
 from fedhess.base.files import replace_file
 from fedhess.base.tables import mean, mean_and_error
 from fedhess.federation.server.run_directory import Row
-from fedhess.results.diagnosis import BASELINE, MIXED_PAIR, SOURCE_PAIR
+from fedhess.jobs.metrics import Confusion
+from fedhess.results.diagnosis import MIXED_PAIR, SOURCE_PAIR
+from fedhess.results.paired import BASELINE
 from fedhess.results.selection import Cell, mean_distance, target_accuracy
 
 ENDINGS = (".png", ".svg")
@@ -121,7 +123,7 @@ def draw_rounds(
     grid = math.ceil(len(panels) / across), across
     below = 0.13 * math.ceil(len(strategies) / _legend_columns(strategies, width, SMALL)) / grid[0]
     size = width / across, 2.1 + below
-    shape = {"size": size, "points": SMALL, "endings": endings}
+    shape: dict[str, Any] = {"size": size, "points": SMALL, "endings": endings}
     with drawing(path, grid, title=title, note=note, names=names, **shape) as axes:
         for axis in axes.flat[len(panels) :]:
             axis.axis("off")
@@ -320,7 +322,7 @@ def draw_pairs(
             grid = np.full((len(domains), len(domains)), np.nan)
             for (a, b), value in values.items():
                 grid[a, b] = grid[b, a] = np.nan if value is None else value
-            draw_map(axis, grid, [f"{value:.3g}" for value in grid.flat], colours="viridis")
+            _draw_map(axis, grid, [f"{value:.3g}" for value in grid.flat], colours="viridis")
             axis.set_title(label, fontsize=10)
             first, last = number % columns == 0, number >= len(panels) - columns
             axis.set_xticks(range(len(domains)), labels if last else [], rotation=40, ha="right", fontsize=8)
@@ -352,31 +354,80 @@ def draw_strategies(path: Path, diagnosis: Mapping[str, Any], *, title: str) -> 
                 ]
             )
             texts = [f"x{ratio:.2f}" for ratio in ratios.flat]
-            draw_map(axis, np.log2(ratios), texts, colours="cividis", symmetric=1.0)
+            _draw_map(axis, np.log2(ratios), texts, colours="cividis", symmetric=1.0)
             axis.set_title(label, fontsize=10)
             axis.set_xticks(range(len(strategies)), labels, rotation=40, ha="right", fontsize=9)
         axes[0, 0].set_yticks(range(len(names)), [diagnosis["attributes"][name]["label"] for name in names], fontsize=9)
     return written(path)
 
 
-def draw_map(
+def draw_confusions(
+    path: Path,
+    *,
+    title: str,
+    note: str,
+    classes: Sequence[str],
+    panels: Mapping[str, Confusion],
+    endings: Sequence[str] = ENDINGS,
+) -> list[Path]:
+    """Draw a confusion matrix a strategy: of the examples of each class (row), how many percent are predicted as which.
+
+    Args:
+        path: The PNG file.
+        title: Names the data set and the target.
+        note: Second line of the title.
+        classes: Their names; those of more than 20 are not written, nor are the numbers of more than 12.
+        panels: By strategy the counts; the row of a class without examples stays empty.
+        endings: Of the files.
+    """
+    columns = min(PANELS, len(panels))
+    shape = (math.ceil(len(panels) / columns), columns)
+    labels = [drawable(name, f"class {number}") for number, name in enumerate(classes, start=1)]
+    ticks = labels if len(labels) <= 20 else []
+    side = min(3.4, WIDTHS[""] / columns)
+    look: dict[str, Any] = {"size": (side, side), "points": SMALL, "endings": endings}
+    with drawing(path, shape, title=title, note=note, names=(title, *classes, *panels), **look) as axes:
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for number, (axis, (strategy, confusion)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
+            grid = np.zeros((len(classes), len(classes)))
+            for label, guess, count in confusion:
+                grid[label, guess] = count
+            total = grid.sum(1, keepdims=True)
+            shares = np.divide(100 * grid, total, out=np.full_like(grid, np.nan), where=total > 0)
+            texts = [f"{share:.0f}" if share else "" for share in shares.flat] if len(classes) <= 12 else []
+            _draw_map(axis, shares, texts, colours="cividis", limits=(0.0, 100.0), points=0.75 * SMALL)
+            axis.set_title(drawable(strategy, f"strategy {number + 1}"), fontsize=SMALL)
+            first, last = number % columns == 0, number >= len(panels) - columns
+            axis.set_xticks(range(len(ticks)), ticks if last else [""] * len(ticks), rotation=90, fontsize=0.8 * SMALL)
+            axis.set_yticks(range(len(ticks)), ticks if first else [""] * len(ticks), fontsize=0.8 * SMALL)
+            axis.set(xlabel="prediction" if last else "", ylabel="class" if first else "")
+    return written(path, endings)
+
+
+def _draw_map(
     axis: Any,
     grid: Any,
-    texts: Sequence[str] | None,
+    texts: Sequence[str],
     *,
     colours: str,
     symmetric: float | None = None,
+    limits: tuple[float | None, float | None] = (None, None),
     points: float = 8.0,
 ) -> None:
-    """Fill an axis with a grid, and its cells with texts where there are any.
+    """Fill an axis with a grid, and with a text a cell if there are any.
 
-    ``symmetric`` centres the colours on 0 and gives their least extent.
+    ``symmetric`` centres the colours on 0 and gives their least extent; ``limits`` are their ends.
     """
     finite = grid[np.isfinite(grid)]
-    extent = None if symmetric is None else max(symmetric, float(np.abs(finite).max(initial=0.0)))
-    image = axis.imshow(grid, cmap=colours, aspect="auto", vmin=None if extent is None else -extent, vmax=extent)
-    for (row, column), value in np.ndenumerate(grid if texts else np.empty((0, 0))):
-        if texts and np.isfinite(value):
+    if symmetric is not None:
+        extent = max(symmetric, float(np.abs(finite).max(initial=0.0)))
+        limits = (-extent, extent)
+    image = axis.imshow(grid, cmap=colours, aspect="auto", vmin=limits[0], vmax=limits[1])
+    if not texts:
+        return
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isfinite(value):
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
             text = texts[row * grid.shape[1] + column]

@@ -6,10 +6,10 @@ from fedhess.base.files import replace_file, writing
 from fedhess.jobs.job import Job
 from fedhess.results.columns import Summary
 from fedhess.results.formats import csv_table, latex_table
-from fedhess.results.job_figures import confusions, draw_figures, job_panels
+from fedhess.results.job_figures import draw_figures, job_panels
 from fedhess.results.page import render_page
 from fedhess.results.selection import Recorded
-from fedhess.results.summary import write_summary
+from fedhess.results.summary import target_confusions, write_summary
 
 
 def write_all(job: Job, recorded: Recorded, summary: Summary) -> list[Path]:
@@ -26,7 +26,7 @@ def write_all(job: Job, recorded: Recorded, summary: Summary) -> list[Path]:
     Raises:
         StorageError: They cannot be written.
     """
-    panels, confused = job_panels(job, recorded, summary), confusions(job, recorded)
+    panels, confused = job_panels(job, recorded, summary), target_confusions(job, recorded)
     texts = {
         "table.tex": latex_table(summary),
         "table.csv": csv_table(summary),
@@ -37,5 +37,5 @@ def write_all(job: Job, recorded: Recorded, summary: Summary) -> list[Path]:
         for name, text in texts.items():
             replace_file(job.path / name, (text.rstrip("\n") + "\n").encode())
             written.append(job.path / name)
-        written += draw_figures(job, summary, panels, confused)
+        written += draw_figures(job, recorded, summary, panels)
     return written

@@ -4,46 +4,40 @@ Each is written over two columns of a paper, and but for confusions over one (``
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fedhess.domains.benchmark import SOURCE, TARGET
+from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.server.run_directory import Row
-from fedhess.jobs.job import Job, slug
+from fedhess.jobs.job import Job
 from fedhess.results.columns import Summary, accuracy_columns, cell_of
 from fedhess.results.figures import (
     COLOURS,
-    PANELS,
     SMALL,
     WIDTHS,
     WITH_PDF,
     Panel,
-    draw_map,
     draw_rounds,
     drawable,
     drawing,
     written,
 )
-from fedhess.results.selection import Recorded, cells_of
-from fedhess.results.summary import name_columns, rounds_note, rounds_panels
+from fedhess.results.selection import Recorded
+from fedhess.results.summary import draw_targets, rounds_note, rounds_panels
 
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "---", "+++")  # tell bars apart without colour
 MEGABYTE = 1e6
-MOST_NUMBERED = 12  # classes whose counts are written into a map
-Confusions = Mapping[str, Mapping[str, Any]]  # by column and strategy: counts, (C, C), true by predicted
 
 
-def draw_figures(job: Job, summary: Summary, panels: Sequence[Panel], confused: Confusions) -> list[Path]:
+def draw_figures(job: Job, recorded: Recorded, summary: Summary, panels: Sequence[Panel]) -> list[Path]:
     """Draw every figure of a job into its folder ``figures``.
 
     Args:
         job: The job.
+        recorded: Its rows.
         summary: What `summary.summarise` returned for it by its own selector.
         panels: From :func:`job_panels`.
-        confused: From :func:`confusions`.
 
     Returns:
         The files.
@@ -60,9 +54,7 @@ def draw_figures(job: Job, summary: Summary, panels: Sequence[Panel], confused: 
         title = f"{summary['title']}: accuracy on the target by what the sources have exchanged"
         files += draw_rounds(folder / f"bytes{ending}.png", title=title, note=note, panels=by_bytes, **shape)
         files += draw_domains(folder / f"domains{ending}.png", summary, width=width)
-    for target, by_strategy in confused.items():
-        files += draw_confusion(folder / f"confusion-{slug(target)}.png", summary, target, by_strategy, job.classes)
-    return files
+    return files + draw_targets(job, recorded, summary, endings=WITH_PDF)
 
 
 def job_panels(job: Job, recorded: Recorded, summary: Summary) -> list[Panel]:
@@ -107,7 +99,7 @@ def draw_domains(path: Path, summary: Summary, *, width: float = WIDTHS[""]) -> 
     note = "bars: mean over trials, whiskers: standard error of the mean" if len(summary["seeds"]) > 1 else "one trial"
     title = f"{summary['title']}: accuracy on each target"
     labels = [drawable(name, f"strategy {number}") for number, name in enumerate(strategies, start=1)]
-    shape = {"size": size, "points": SMALL, "endings": WITH_PDF, "sharey": True, "sharex": True}
+    shape: dict[str, Any] = {"size": size, "points": SMALL, "endings": WITH_PDF, "sharey": True, "sharex": True}
     with drawing(path, grid, title=title, note=note, names=[*columns, *strategies], **shape) as axes:
         for number, (axis, column) in enumerate(zip(axes.flat, columns, strict=True), start=1):
             for place, result in enumerate(summary["strategies"].values()):
@@ -121,55 +113,6 @@ def draw_domains(path: Path, summary: Summary, *, width: float = WIDTHS[""]) -> 
             axis.set(ylim=(len(labels) - 0.4, -0.6), xlim=(0, 115 if across == 1 else 135), xticks=(0, 50, 100))
         for axis in axes[-1]:
             axis.set_xlabel("accuracy (%)")
-    return written(path, WITH_PDF)
-
-
-def confusions(job: Job, recorded: Recorded) -> dict[str, dict[str, Any]]:
-    """Add up, over seeds, what each strategy's selected model took the examples of each target for.
-
-    Returns:
-        By column of the target and by strategy, counts (C, C), true class by predicted; only what rows have.
-    """
-    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
-    found: dict[str, dict[str, Any]] = {}
-    for name in job.strategies:
-        for cell in cells_of(recorded, name):
-            choice, rows = cell.choose(job.selection)
-            number = choice.server_round if choice else None
-            for row in rows:
-                if row["role"] == TARGET and row["split"] in ("all", "in") and row["round"] == number:
-                    counted = row.get("confusion")
-                    if counted is not None:
-                        by_strategy = found.setdefault(columns[cell.scenario.name, row["domain"]], {})
-                        grid = by_strategy.setdefault(name, np.zeros((len(job.classes),) * 2, dtype=np.int64))
-                        for true, predicted, count in counted:
-                            grid[true, predicted] += count
-    return found
-
-
-def draw_confusion(
-    path: Path, summary: Summary, target: str, by_strategy: Mapping[str, Any], classes: Sequence[str]
-) -> list[Path]:
-    """Draw a map for each strategy: the share (%) of each true class that was taken for each class."""
-    width, across = WIDTHS[""], min(PANELS, len(by_strategy))
-    grid = math.ceil(len(by_strategy) / across), across
-    title = f"{summary['title']}: classes predicted on {drawable(target, 'the target')}"
-    note = "each row: the share (%) of a true class, over all trials"
-    numbered = len(classes) <= MOST_NUMBERED
-    labels = [drawable(name, str(number)) for number, name in enumerate(classes)] if numbered else []
-    shape = {"size": (width / across, min(0.9 * width / across, 3.0)), "points": SMALL, "endings": WITH_PDF}
-    with drawing(path, grid, title=title, note=note, names=[target, *classes, *by_strategy], **shape) as axes:
-        for axis in axes.flat[len(by_strategy) :]:
-            axis.axis("off")
-        for number, (axis, (name, counts)) in enumerate(zip(axes.flat, by_strategy.items(), strict=False)):
-            shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-            texts = [f"{share:.0f}" for share in shares.flat] if numbered else None
-            draw_map(axis, shares, texts, colours="cividis", points=0.7 * SMALL)
-            axis.set_title(drawable(name, f"strategy {number + 1}"), fontsize=SMALL)
-            last, first = number >= len(by_strategy) - across, number % across == 0
-            axis.set_xticks(range(len(labels)), labels if last else [], rotation=50, ha="right", fontsize=0.8 * SMALL)
-            axis.set_yticks(range(len(labels)), labels if first else [], fontsize=0.8 * SMALL)
-            axis.set(xlabel="predicted" if last else "", ylabel="true" if first else "")
     return written(path, WITH_PDF)
 
 

@@ -10,9 +10,12 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+import numpy as np
+
 from fedhess.base.tables import short
 from fedhess.jobs.description import incomplete_warning, stand_in_warning
 from fedhess.jobs.job import Job
+from fedhess.jobs.metrics import Confusion
 from fedhess.results.columns import (
     BEST,
     SECOND,
@@ -25,6 +28,7 @@ from fedhess.results.columns import (
     heading,
     mark_best,
 )
+from fedhess.results.counts import counts_lines
 from fedhess.results.figures import Panel, panel_svg
 from fedhess.results.paired import explain, shown_difference, stars
 from fedhess.results.published import published_values
@@ -35,7 +39,7 @@ MOST_PAIRS = 10
 
 
 def render_page(
-    job: Job, summary: Summary, panels: Sequence[Panel], confusions: Mapping[str, Mapping[str, Any]]
+    job: Job, summary: Summary, panels: Sequence[Panel], confusions: Mapping[str, Mapping[str, Confusion]]
 ) -> str:
     """Render the page of a job, finished or not.
 
@@ -43,7 +47,7 @@ def render_page(
         job: The job.
         summary: What `summary.summarise` returned for it.
         panels: What is drawn, from `job_figures.job_panels`.
-        confusions: From `job_figures.confusions`.
+        confusions: From `summary.target_confusions`.
     """
     charts = "".join(_chart(panel, list(summary["strategies"])) for panel in panels)
     sections = {
@@ -51,6 +55,7 @@ def render_page(
         "Published values": _published(summary),
         "Each domain": _bars(summary),
         "Round by round": f'<div class="grid">{charts}</div>',
+        "Balance and calibration": _counted(summary),
         "What is taken for what": _confusions(confusions, job.classes),
         "What was selected": _selected(summary),
         "Settings": _settings(job, summary),
@@ -179,16 +184,35 @@ def _chart(panel: Panel, strategies: Sequence[str]) -> str:
     return f"<figure>{svg}<figcaption>{what}</figcaption></figure>"
 
 
-def _confusions(confusions: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
+def _counted(summary: Summary) -> str:
+    """Show what is computed of counts of predictions, as the summary does below its table."""
+    found = counts_lines(summary)
+    if found is None:
+        return ""
+    note, heads, lines = found
+    rows = []
+    for line in lines:
+        cells = (f'<td class="left">{escape(cell)}</td>' for cell in line if isinstance(cell, str))
+        rows.append("".join(cells) + "".join(_number(cell, frozenset()) for cell in line if not isinstance(cell, str)))
+    return f'{_table(heads, rows)}<p class="faint">{escape(note)}</p>'
+
+
+def _confusions(confusions: Mapping[str, Mapping[str, Confusion]], classes: Sequence[str]) -> str:
     render = _confusion if len(classes) <= MOST_CLASSES else _most_confused
-    parts = []
-    for number, (target, by_strategy) in enumerate(confusions.items()):
-        cards = "".join(
-            f'<div class="card"><h3>{escape(name)}</h3><div class="scroll">{render(counts, classes)}</div></div>'
-            for name, counts in by_strategy.items()
-        )
-        opened = " open" if number == 0 else ""
-        parts.append(f'<details{opened}><summary>{escape(target)}</summary><div class="grid">{cards}</div></details>')
+    parts: list[str] = []
+    for target, by_strategy in confusions.items():
+        cards = ""
+        for name, confusion in by_strategy.items():
+            counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+            for label, guess, count in confusion:
+                counts[label, guess] = count
+            cards += (
+                f'<div class="card"><h3>{escape(name)}</h3><div class="scroll">{render(counts, classes)}</div></div>'
+            )
+        if cards:
+            opened = "" if parts else " open"
+            inside = f'<summary>{escape(target)}</summary><div class="grid">{cards}</div>'
+            parts.append(f"<details{opened}>{inside}</details>")
     note = "rows: true classes, columns: predicted; share (%) of the true class, over all trials, at the selected round"
     return f'<p class="faint">{note}</p>{"".join(parts)}' if parts else ""
 
@@ -209,17 +233,15 @@ def _confusion(counts: Any, classes: Sequence[str]) -> str:
 
 
 def _most_confused(counts: Any, classes: Sequence[str]) -> str:
-    wrong = counts.copy()
-    for label in range(len(classes)):
-        wrong[label, label] = 0
+    """List the pairs that are confused most often."""
+    wrong = counts - np.diag(np.diag(counts))
     lines = []
     for place in wrong.ravel().argsort(kind="stable")[::-1][:MOST_PAIRS].tolist():
         true, predicted = divmod(place, len(classes))
-        count, total = int(wrong[true, predicted]), int(counts[true].sum())
-        if count:
+        if count := int(wrong[true, predicted]):
             lines.append(
                 f'<th scope="row">{escape(classes[true])}</th><td class="left">{escape(classes[predicted])}</td>'
-                f"<td>{count}</td><td>{100 * count / total:.0f}</td>"
+                f"<td>{count}</td><td>{100 * count / int(counts[true].sum()):.0f}</td>"
             )
     return _table(["true", "predicted", "examples", "% of the class"], lines)
 

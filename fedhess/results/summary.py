@@ -10,7 +10,8 @@ from fedhess.base.tables import markdown_table, mean, mean_and_error, notes, sho
 from fedhess.domains import Scenario
 from fedhess.federation.server.health import sickness
 from fedhess.jobs.description import describe_arguments, protocol
-from fedhess.jobs.job import Job
+from fedhess.jobs.job import Job, slug
+from fedhess.jobs.metrics import Confusion
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
 from fedhess.results.columns import (
@@ -24,7 +25,8 @@ from fedhess.results.columns import (
     marked_text,
     warnings,
 )
-from fedhess.results.figures import Panel, draw_rounds, drawable, trained_rounds
+from fedhess.results.counts import confusions, counts_section, selected_rows, summarise_counts
+from fedhess.results.figures import ENDINGS, Panel, draw_confusions, draw_rounds, drawable, trained_rounds
 from fedhess.results.paired import compare_paired, explain, shown_difference
 from fedhess.results.selection import (
     Recorded,
@@ -50,10 +52,11 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
 
     Returns:
         JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
-        each target, their average, and on the sources, seed by seed too, the alignment distances of the sources before
-        and after training, the selected rounds (and settings, where there are several) by target, the number of
-        clients' failures, and the gaps that they left in the evaluation. ``"comparison"`` is what
-        :func:`fedhess.results.paired.compare_paired` returns, ``"unfinished"`` lists runs that lack rounds.
+        each target, their average, on the worst target of a trial, and on the sources, seed by seed too, what
+        `counts.summarise_counts` returns, the alignment distances of the sources before and after training, the
+        selected rounds (and settings, where there are several) by target, the number of clients' failures, and the gaps
+        that they left in the evaluation. ``"comparison"`` is what :func:`fedhess.results.paired.compare_paired`
+        returns, ``"unfinished"`` lists runs that lack rounds.
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
@@ -71,6 +74,7 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         "seeds": job.seeds,
         "targets": list(columns.values()),
         "averaged": _has_average(columns),
+        "classes": job.classes,
         "arguments": describe_arguments(job),
         "runs": len(recorded),
         "unfinished": _unfinished(recorded),
@@ -104,13 +108,16 @@ def table(summary: Mapping[str, Any]) -> str:
             *([explain(compared)] if compared else []),
             "",
             markdown_table(heads, lines),
+            *counts_section(summary),
             *notes(summary),
         ]
     )
 
 
 def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
-    """Write summary.json, summary.md and figures/rounds.png and .svg; the titles in them name a stand-in.
+    """Write summary.json, summary.md and, as PNG and SVG, figures/rounds and figures/confusion_TARGET.
+
+    Titles name a stand-in; a target of which a trial has no counts has no confusion matrix.
 
     Args:
         job: The job.
@@ -127,8 +134,10 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     with writing(job.path):
         figure.parent.mkdir(exist_ok=True)
         title = f"{summary['title']}: accuracy on the target and alignment distances, round by round"
-        panels = rounds_panels(job, summary, read_rows(job))
-        return [*files, *draw_rounds(figure, title=title, note=rounds_note(job, summary), panels=panels)]
+        recorded = read_rows(job)
+        panels = rounds_panels(job, summary, recorded)
+        files += draw_rounds(figure, title=title, note=rounds_note(job, summary), panels=panels)
+        return files + draw_targets(job, recorded, summary)
 
 
 def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
@@ -142,6 +151,31 @@ def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
         replace_file(as_json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (table(summary) + "\n").encode())
     return [as_json, as_text]
+
+
+def draw_targets(
+    job: Job, recorded: Recorded, summary: Mapping[str, Any], *, endings: Sequence[str] = ENDINGS
+) -> list[Path]:
+    """Draw the confusion matrices of each target, one a strategy."""
+    trials = "one trial" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} trials together"
+    files: list[Path] = []
+    for number, (target, maps) in enumerate(target_confusions(job, recorded).items(), start=1):
+        if maps:
+            title = f"{summary['title']}: predictions on {drawable(target, f'target {number}')}"
+            note = f"at the selected round, percent of the examples of each class, {trials}"
+            file = job.path / "figures" / f"confusion_{slug(target)}.png"
+            files += draw_confusions(file, title=title, note=note, classes=job.classes, panels=maps, endings=endings)
+    return files
+
+
+def target_confusions(job: Job, recorded: Recorded) -> dict[str, dict[str, Confusion]]:
+    """Add up confusion matrices over the trials: by column and strategy, those of which every trial has counts."""
+    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
+    found = {name: confusions(recorded, name, columns, job.selection) for name in job.strategies}
+    return {
+        target: {name: counts for name, of in found.items() if (counts := of[target]) is not None}
+        for target in columns.values()
+    }
 
 
 def rounds_note(job: Job, summary: Mapping[str, Any]) -> str:
@@ -218,10 +252,13 @@ def _summarise_strategy(
     averages = [mean([by_seed[seed] for by_seed in accuracy.values()]) if whole else None for seed in seeds]
     by_seed = {column: {str(seed): _percent(value) for seed, value in of.items()} for column, of in accuracy.items()}
     by_seed |= {"average": {str(seed): _percent(value) for seed, value in zip(seeds, averages, strict=True)}}
+    counted = selected_rows(recorded, name, columns, selection)
     failures = sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows)
     return {
         "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
         "average": mean_and_error(averages),
+        "worst_domain": mean_and_error([_worst([of[seed] for of in accuracy.values()]) for seed in seeds]),
+        **summarise_counts(counted, classes=len(job.classes), averaged=whole),
         "sources": mean_and_error([mean(of_sources[seed]) for seed in seeds]),
         "by_seed": by_seed,
         **{key: {when: mean(values) for when, values in found.items()} for key, found in before_after.items()},
@@ -245,6 +282,12 @@ def _unfinished(recorded: Recorded) -> list[str]:
         f"{run.config.rounds}"
         for run in unfinished(recorded)
     ]
+
+
+def _worst(accuracies: Sequence[float | None]) -> float | None:
+    """Return the lowest accuracy on a trial's targets; None where one is missing, or there is only one target."""
+    known = [value for value in accuracies if value is not None]
+    return min(known) if 1 < len(known) == len(accuracies) else None
 
 
 def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:
