@@ -1,12 +1,17 @@
 """A job as Python sees it: rows, table, figures and models. ``fedhess.run`` and ``fedhess.open`` return one."""
 
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import DivergedError, FederationError, StorageError, UsageError
+from fedhess.federation.engines.choice import Engine
+from fedhess.jobs.directory import job_directory, record_selection
 from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
+from fedhess.jobs.running import run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.domain_views import load_model
 from fedhess.results.selection import read_rows
@@ -109,3 +114,19 @@ def open_results(path: Path | str) -> Results:
         UsageError: There is no job, or its config.json is damaged.
     """
     return Results(open_recorded(Path(path)))
+
+
+def run_and_report(job: Job, progress: Progress, engine: Engine, *, resume: bool) -> tuple[Results, list[Path]]:
+    """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
+    with job_directory(job.path, job.record, resume=resume, selection=job.selection) as changes:
+        if changes:
+            progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
+        try:
+            run_job(job, progress, engine=engine)
+            record_selection(job.path, job.selection)
+            results = Results(job)
+            return results, results.write()
+        except (FederationError, StorageError, KeyboardInterrupt) as error:
+            kept = " in" if isinstance(error, DivergedError) else ": continue with --resume --out"
+            sys.stderr.write(f"fedhess: stopped; the completed rounds are kept{kept} {job.path}\n")
+            raise
