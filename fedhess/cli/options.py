@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -119,16 +119,21 @@ class JobOptions:
     ] = None
 
 
-def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
+def with_job_options(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:
     """Replace a command's ``**given`` by the options of a job; Typer reads signature and annotations of a command.
 
     A setting that is not given is None.
+
+    Args:
+        command: The command.
+        without: Names of options that it does not have.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(JobOptions, include_extras=True)
     parameters = [
         inspect.Parameter(each.name, keyword, default=each.default, annotation=hints[each.name])
         for each in dataclasses.fields(JobOptions)
+        if each.name not in without
     ]
     parameters += [inspect.Parameter(name, keyword, default=None, annotation=_annotation(name)) for name in SETTINGS]
     own = inspect.signature(command)

@@ -146,7 +146,7 @@ def _is_used(path: Path) -> bool:
 def _check_same(config_file: Path, record: Mapping[str, Any], option: str) -> list[str]:
     """Compare with the recorded job; return how the environment has changed."""
     try:
-        before = {"variants": []} | json.loads(config_file.read_text(encoding="utf-8"))
+        before = {"variants": [], "search": {}} | json.loads(config_file.read_text(encoding="utf-8"))
         different = _differences({key: before[key] for key in record}, record)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(

@@ -5,7 +5,7 @@ from typing import Any
 
 from fedhess.alignment.server_step import require_server
 from fedhess.base.environment import torch_threads
-from fedhess.base.errors import FederationError, UsageError
+from fedhess.base.errors import FederationError, StrategyError, UsageError
 from fedhess.cli.options import JobOptions, read_options
 from fedhess.domains import Benchmark, open_benchmark
 from fedhess.domains.images.pixels import require_room
@@ -19,6 +19,7 @@ from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.partition_manifest import make_manifest, record_manifest
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
+from fedhess.jobs.search import Search
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import describe, parse_variants
 from fedhess.models import keeps_images, prepare_inputs
@@ -26,12 +27,15 @@ from fedhess.models.prepared import share_loaded
 from fedhess.settings.run_config import RunConfig, parse_assignments
 
 
-def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: bool = True) -> tuple[Job, Engine]:
+def open_job(
+    given: Mapping[str, Any], progress: Progress, *, search: Search | None = None, needs_weights: bool = True
+) -> tuple[Job, Engine]:
     """Open the data, and plan the job that options describe.
 
     Args:
         given: Options of ``fedhess.simulate`` by their names, as :func:`fedhess.cli.options.read_options` reads them.
         progress: Where stand-ins, downloads and missing data are reported.
+        search: What a sweep searches.
         needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
 
     Returns:
@@ -74,6 +78,7 @@ def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: boo
         out=options.out,
         variants=variants,
         selection=options.selection or recorded,
+        search=search,
         needs_weights=needs_weights,
     )
     progress.warn(stand_in_warning(job))
@@ -110,6 +115,7 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> Non
     Raises:
         UsageError: The engine cannot run the job here.
         FederationError: A round could not be completed. Where settings are selected among, the others go on.
+        StrategyError: The code of a strategy raised. Where settings are selected among, the others go on.
         StorageError: A round could not be written.
     """
     config = job.runs[0].config
@@ -122,7 +128,7 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> Non
                 label = f" ({describe(job.variants[run.variant])})" if job.variants else ""
                 try:
                     _run(run, number, progress, engine, label=label, classes=job.classes)
-                except FederationError as error:
+                except (FederationError, StrategyError) as error:
                     if not job.variants:
                         raise
                     progress.warn(f"{run.directory.path}{label} stopped; the other settings go on. {error}")

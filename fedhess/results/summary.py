@@ -13,6 +13,7 @@ from fedhess.jobs.description import describe_arguments, protocol
 from fedhess.jobs.job import Job
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
+from fedhess.results.choices import choice_lines, choice_of, edge_warnings, incomplete
 from fedhess.results.figures import Panel, draw_rounds, drawable, trained_rounds
 from fedhess.results.selection import (
     Recorded,
@@ -38,8 +39,8 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
     Returns:
         JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
         each target, their average, and on the sources, the alignment distances of the sources before and after
-        training, the selected rounds (and settings, where there are several) by target, the number of clients'
-        failures, and the gaps that they left in the evaluation.
+        training, the selected rounds (and settings, where there are several) by target, what is incomplete, the
+        number of clients' failures, and the gaps that they left in the evaluation.
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
@@ -67,8 +68,9 @@ def table(summary: Mapping[str, Any]) -> str:
     heads = ["strategy", *targets, *(["average"] if several else []), *DISTANCES.values()]
     lines: list[list[str]] = []
     for name, result in summary["strategies"].items():
-        cells = [name, *(shown(result["accuracy"][target]) for target in targets)]
-        cells += [shown(result["average"])] if several else []
+        marks = ["*" if target in result["incomplete"] else "" for target in targets]
+        cells = [name, *(shown(result["accuracy"][each]) + mark for each, mark in zip(targets, marks, strict=True))]
+        cells += [shown(result["average"]) + ("*" if any(marks) else "")] if several else []
         cells += [f"{short(result[key]['before'])} -> {short(result[key]['after'])}" for key in DISTANCES]
         lines.append(cells)
     failures = sum(result["failures"] for result in summary["strategies"].values())
@@ -82,6 +84,7 @@ def table(summary: Mapping[str, Any]) -> str:
             *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
             "",
             markdown_table(heads, lines),
+            *choice_lines(summary["strategies"]),
             *notes(summary),
         ]
     )
@@ -115,7 +118,7 @@ def _note(job: Job, summary: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, summary["seeds"]))
     shown_as = "one trial" if len(summary["seeds"]) == 1 else "mean over trials, band: standard error of the mean"
     selected = (
-        f"; of {len(job.variants)} settings the one selected by {summary['selection'][0]}" if job.variants else ""
+        f"; of {job.settings_each} settings the one selected by {summary['selection'][0]}" if job.variants else ""
     )
     names = [*summary["strategies"], *([] if summary["averaged"] else summary["targets"])]
     unknown = any(drawable(name, "?") == "?" for name in names)
@@ -158,6 +161,7 @@ def _summarise_strategy(
     of_sources: dict[int, list[float | None]] = {}
     selected: dict[str, list[int | None]] = {}
     settings: dict[str, list[str | None]] = {}
+    choices: list[dict[str, Any]] = []
     gaps: list[str] = []
     sick: dict[str, str] = {}
     for run, rows in recorded:
@@ -174,6 +178,7 @@ def _summarise_strategy(
         settings.setdefault(cell.scenario.name, []).append(
             describe(job.variants[variant]) if job.variants and variant is not None else None
         )
+        choices += [choice_of(job, name, cell, variant)] if job.search else []
         of_sources.setdefault(cell.seed, []).append(source_accuracy(rows, chosen))
         for domain in cell.scenario.targets:
             accuracy[columns[cell.scenario.name, domain]][cell.seed] = target_accuracy(rows, chosen, domain)
@@ -191,6 +196,13 @@ def _summarise_strategy(
         **{key: {when: mean(values) for when, values in found.items()} for key, found in before_after.items()},
         "selected_rounds": selected,
         **({"selected_settings": settings} if job.variants else {}),
+        **({"choices": choices, "edges": edge_warnings(job, name, choices)} if job.search else {}),
+        "incomplete": {
+            column: text
+            for scenario, text in incomplete(recorded, name).items()
+            for (held_out, _), column in columns.items()
+            if held_out == scenario
+        },
         "failures": failures,
         "gaps": gaps,
         "sick": sick,
