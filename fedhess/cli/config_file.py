@@ -47,7 +47,7 @@ def options_of_job(recorded: Mapping[str, Any], known: Collection[str]) -> dict[
     settings = {key: value for key, value in recorded["settings"].items() if key in known and value is not None}
     settings = {key: joined(value) if isinstance(value, dict) else value for key, value in settings.items()}
     options = {key: value for key, value in dataset["options"].items() if key not in ("data_dir", "seed")}
-    several = {"variants": "; ".join(joined(each["settings"]) for each in recorded.get("variants", []))}
+    several: dict[str, Any] = {"variants": "; ".join(joined(each["settings"]) for each in recorded.get("variants", []))}
     if search := recorded.get("search"):
         if "draws" not in known:
             raise UsageError("--config: it is the config.json of a sweep; run it again with fedhess sweep --config")

@@ -77,6 +77,8 @@ def cost(job: Job) -> str:
     outer, rounds = len(job.outer_runs), sum(run.config.rounds for run in job.runs)
     inner = len(job.runs) - outer
     several = f", {job.settings_each} settings among them" if job.variants else ""
+    if job.search.get("kind") == "optuna":
+        return f"{outer}, then Optuna suggests up to {job.search['draws']} settings for each strategy, target and seed"
     more = f" and {inner} more for cross-validation" if inner else ""
     return f"{outer}{several}{more}: {len(job.runs)} runs, {rounds:,} rounds of training"
 

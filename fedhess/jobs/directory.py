@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
-from fedhess.base.files import replace_file
+from fedhess.base.files import replace_file, writing
 from fedhess.jobs.selectors import DEFAULT
 
 # A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
@@ -99,6 +99,27 @@ def record_selection(path: Path, selection: str) -> None:
         _write(config_file, recorded | {"selection": selection})
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def recorded_suggestions(path: Path) -> list[dict[str, Any]]:
+    """Return the variants that a search has added to the job in a directory since it was begun; none if it was not."""
+    try:
+        variants = json.loads((path / "config.json").read_text(encoding="utf-8"))["variants"]
+        return [variant for variant in variants if "targets" in variant]
+    except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: resuming says so
+        return []
+
+
+def record_variants(path: Path, variants: Sequence[Mapping[str, Any]]) -> None:
+    """Record all variants of a job, whose directory this process holds and whose search has come to more of them.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    config_file = path / "config.json"
+    recorded = json.loads(config_file.read_text(encoding="utf-8"))
+    with writing(path):
+        _write(config_file, recorded | {"variants": variants})
 
 
 def _write(config_file: Path, record: Mapping[str, Any]) -> None:

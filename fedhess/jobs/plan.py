@@ -11,6 +11,7 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.domains import Benchmark
 from fedhess.domains.scenarios import choose_scenarios, inner_scenarios
 from fedhess.jobs.checks import check_names, check_partitions, check_selection, check_settings, check_splits
+from fedhess.jobs.directory import recorded_suggestions
 from fedhess.jobs.job import Job, make_job, make_record, outline, slug
 from fedhess.jobs.search import Search, plan_search
 from fedhess.jobs.selectors import DEFAULT
@@ -78,6 +79,7 @@ def plan_job(
         args, of_variants, recorded = plan_search(
             search, strategy_args, overrides, first, defaults, benchmark=recipe, seeds=seeds
         )
+        of_variants += [] if out is None else recorded_suggestions(out)
     record = make_record(
         outline(benchmark),
         first,

@@ -51,7 +51,8 @@ class Search:
         Raises:
             UsageError: It is unknown, out of range, or excludes something else that was given.
         """
-        kind = next((each for each in KINDS if each == (search or ("grid" if grid else "random"))), None)
+        search = search or ("grid" if grid else "random")
+        kind = next((each for each in KINDS if each == search), None)
         if kind is None:
             raise UsageError(f"--search: unknown search {search!r}; {did_you_mean(search, KINDS)}")
         if (kind == "grid") != bool(grid):
@@ -256,10 +257,10 @@ def _require_ranges(method: Method, own: Space) -> None:
     """Check that something is drawn of a strategy's own, where it has something to draw."""
     if method.name in OF_METHOD:
         return
-    numbers = {key: value for key, value in method.args.items() if type(value) in (int, float)}
+    numbers = {key: float(value) for key, value in method.args.items() if type(value) in (int, float)}
     if numbers and not numbers.keys() & (own.keys() | method.fixed):
         key, value = next(iter(numbers.items()))
-        text = around(float(value)).describe() if value > 0 else "0:1"
+        text = around(value).describe() if value > 0 else "0:1"
         listed = ", ".join(f"{key}={value:.4g}" for key, value in numbers.items())
         raise UsageError(
             f"--strategy: no ranges are known for {method.name!r}, whose arguments are {listed}; give them, as in "

@@ -1,5 +1,6 @@
 """What a sweep searched and what was chosen: in words, with the choices that lie at the edge of what was searched."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,15 +90,14 @@ def _shown(choice: Mapping[str, Any]) -> list[str]:
     return [str(choice["number"]), describe(choice["settings"]), edges]
 
 
-def incomplete(recorded: Recorded, strategy: str) -> dict[str, str]:
+def incomplete(job: Job, recorded: Recorded, strategy: str) -> dict[str, str]:
     """Return by target what is missing of the runs of a strategy that its accuracy is chosen from."""
     mine = [(run, rows) for run, rows in recorded if run.strategy == strategy and not run.inner]
-    totals: dict[str, int] = {}
-    for run, _ in mine:
-        totals[run.scenario.name] = totals.get(run.scenario.name, 0) + 1
-    missing = [run.scenario.name for run in unfinished(mine)]
-    return {
-        name: f"{missing.count(name)} of {total} runs have not come to their end"
-        for name, total in totals.items()
-        if name in missing
-    }
+    missing = Counter(run.scenario.name for run in unfinished(mine))
+    totals = Counter(run.scenario.name for run, _ in mine)
+    if job.search.get("kind") == "optuna" and recorded_spaces(job.record)[strategy]:
+        for name, total in totals.items():  # those that no one has been asked for yet are missing, too
+            missing[name] += job.search["draws"] * len(job.seeds) - total
+            totals[name] = job.search["draws"] * len(job.seeds)
+    found = {name: f"{missing[name]} of {total} runs have not come to their end" for name, total in totals.items()}
+    return {name: text for name, text in found.items() if missing[name]}

@@ -15,6 +15,7 @@ from fedhess.jobs.running import run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.domain_views import load_model
 from fedhess.results.selection import read_rows
+from fedhess.results.studies import require_optuna, run_studies
 from fedhess.results.summary import summarise, table, write_report
 
 if TYPE_CHECKING:
@@ -118,11 +119,16 @@ def open_results(path: Path | str) -> Results:
 
 def run_and_report(job: Job, progress: Progress, engine: Engine, *, resume: bool) -> tuple[Results, list[Path]]:
     """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
+    if job.search.get("kind") == "optuna":
+        require_optuna()
     with job_directory(job.path, job.record, resume=resume, selection=job.selection) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
         try:
-            run_job(job, progress, engine=engine)
+            if job.search.get("kind") == "optuna":
+                job = run_studies(job, progress, engine=engine)
+            else:
+                run_job(job, progress, engine=engine)
             record_selection(job.path, job.selection)
             results = Results(job)
             return results, results.write()

@@ -199,7 +199,7 @@ def _summarise_strategy(
         **({"choices": choices, "edges": edge_warnings(job, name, choices)} if job.search else {}),
         "incomplete": {
             column: text
-            for scenario, text in incomplete(recorded, name).items()
+            for scenario, text in incomplete(job, recorded, name).items()
             for (held_out, _), column in columns.items()
             if held_out == scenario
         },
