@@ -74,18 +74,17 @@ def sweep(
     """
     from fedhess.jobs.progress import Progress
     from fedhess.jobs.running import open_job
-    from fedhess.jobs.search import Search
     from fedhess.results.choices import range_table
     from fedhess.results.results import run_and_report
 
     del config  # its options are defaults of the others
     progress = Progress(silent=quiet or as_json)
-    asked = Search.read(search=search, draws=draws, grid=grid, ranges=ranges)
+    asked = {"search": search, "draws": draws, "grid": grid, "ranges": ranges}
     job, engine = open_job(given, progress, search=asked, needs_weights=not show_ranges)
     if show_ranges:
         typer.echo(json.dumps(job.search, indent=2) if as_json else range_table(job))
         return
-    results, files = run_and_report(job, progress, engine, resume=given["resume"])
+    results, files = run_and_report(job, progress, engine, resume=given["resume"] or given["add"])
     if as_json:
         typer.echo(json.dumps(results.summary, indent=2, allow_nan=False))
         return
@@ -96,8 +95,8 @@ def sweep(
 
 def search(
     *,
-    domains: str = "PACS",
-    strategy: str | Sequence[str] = "hgp",
+    domains: str | None = None,
+    strategy: str | Sequence[str] | None = None,
     draws: int | None = None,
     search: str | None = None,
     grid: Mapping[str, Sequence[Any]] | str = "",
@@ -108,8 +107,8 @@ def search(
     """Search the settings of strategies as ``fedhess sweep`` does.
 
     Args:
-        domains: Name of a benchmark, or ``folder:PATH``.
-        strategy: One or several.
+        domains: Name of a benchmark, or ``folder:PATH``; by default PACS.
+        strategy: One or several; by default hgp.
         draws: Settings of each strategy, for each target and trial; by default 20.
         search: ``"random"``, the default, or ``"optuna"``.
         grid: Values in place of draws, as ``{"alpha": [1e-5, 1e-4]}``.
@@ -129,7 +128,6 @@ def search(
     """
     from fedhess.jobs.progress import Progress
     from fedhess.jobs.running import open_job
-    from fedhess.jobs.search import Search
     from fedhess.results.results import run_and_report
 
     def joined(values: Mapping[str, Any] | str) -> str:
@@ -138,10 +136,11 @@ def search(
         several = {key: each if isinstance(each, str) else ",".join(map(str, each)) for key, each in values.items()}
         return ",".join(f"{key}={text}" for key, text in several.items())
 
-    asked = Search.read(search=search, draws=draws, grid=joined(grid), ranges=joined(ranges))
+    asked = {"search": search, "draws": draws, "grid": joined(grid), "ranges": joined(ranges)}
     progress = Progress(silent=quiet)
-    job, engine = open_job({"domains": domains, "strategy": strategy} | options_and_settings, progress, search=asked)
-    results, _ = run_and_report(job, progress, engine, resume=bool(options_and_settings.get("resume")))
+    given = {"domains": domains, "strategy": strategy} | options_and_settings
+    job, engine = open_job(given, progress, search=asked)
+    results, _ = run_and_report(job, progress, engine, resume=bool(given.get("resume") or given.get("add")))
     return results
 
 

@@ -1,6 +1,7 @@
 """Run every run of a job that is not complete yet."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedhess.alignment.server_step import require_server
@@ -14,13 +15,15 @@ from fedhess.federation.client.examples import source_examples, source_shares
 from fedhess.federation.engines.choice import IN_PROCESS, Engine, choose_engine
 from fedhess.federation.server.app import make_server_app
 from fedhess.jobs.description import header, incomplete_warning, stand_in_warning
-from fedhess.jobs.directory import recorded_selection, require_begun, require_unused
+from fedhess.jobs.directory import require_unused
+from fedhess.jobs.growing import complete_options, describe_growth, open_again, read_begun
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.partition_manifest import make_manifest, record_manifest
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
-from fedhess.jobs.search import Search
+from fedhess.jobs.search import read_search
 from fedhess.jobs.selectors import DEFAULT
+from fedhess.jobs.tracking import Tracking, read_trackers
 from fedhess.jobs.variants import describe, parse_variants
 from fedhess.models import keeps_images, prepare_inputs
 from fedhess.models.prepared import share_loaded
@@ -28,14 +31,18 @@ from fedhess.settings.run_config import RunConfig, parse_assignments
 
 
 def open_job(
-    given: Mapping[str, Any], progress: Progress, *, search: Search | None = None, needs_weights: bool = True
+    given: Mapping[str, Any],
+    progress: Progress,
+    *,
+    search: Mapping[str, Any] | None = None,
+    needs_weights: bool = True,
 ) -> tuple[Job, Engine]:
     """Open the data, and plan the job that options describe.
 
     Args:
         given: Options of ``fedhess.simulate`` by their names, as :func:`fedhess.cli.options.read_options` reads them.
         progress: Where stand-ins, downloads and missing data are reported.
-        search: What a sweep searches.
+        search: Options of a sweep that are its own, as :meth:`fedhess.jobs.search.Search.read` reads them.
         needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
 
     Returns:
@@ -45,10 +52,13 @@ def open_job(
         UsageError: An option is wrong, or the data cannot be read.
     """
     options, settings = read_options(given)
-    if options.resume:
-        require_begun(options.out)
+    trackers = read_trackers(options.track)
+    recorded = None
+    if options.resume or options.add:
+        recorded = read_begun(options)
     elif options.out is not None:
         require_unused(options.out)  # before any download
+    asked = read_search(search, recorded, options)
     if "local_steps" in settings and settings.get("local_epochs"):
         raise UsageError(
             f"--local-epochs {settings['local_epochs']}: --local-steps {settings['local_steps']} is given too; give "
@@ -60,30 +70,41 @@ def open_job(
         gpus_per_client=options.gpus_per_client,
         ray_address=options.ray_address,
     )
-    settings["device"] = engine.device(settings.get("device", "auto"))
+    device = "auto" if recorded is None else recorded["settings"]["device"]
+    settings["device"] = engine.device(settings.get("device", device))
+    if recorded is None:
+        benchmark, planned = _new_job(options, settings, progress)
+    else:
+        benchmark = open_again(recorded, options, given, progress.note)
+        planned = complete_options(recorded, benchmark, options, given, settings)
+        require_server(planned["strategies"], settings, planned["variants"])
+    selection = options.selection or (recorded or {}).get("selection", DEFAULT)
+    job = plan_job(
+        benchmark, **planned, out=options.out, selection=selection, search=asked, needs_weights=needs_weights
+    )
+    if growth := describe_growth(job):
+        progress.note(f"added to the job in {job.path}: {growth}\n")
+    progress.warn(stand_in_warning(job))
+    progress.warn(incomplete_warning(job))
+    return replace(job, trackers=trackers), engine
+
+
+def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) -> tuple[Benchmark, dict[str, Any]]:
+    """Open the data of a new job, and return it with what `plan_job` takes besides."""
     names = [name.strip() for name in options.strategy.split(",") if name.strip()]
     variants = parse_variants(options.variants)
     require_server(names, settings, variants)
     benchmark = _open_data(options, int(settings.get("seed", 0)), progress)
     if options.data_dir is not None:
         settings["data_dir"] = str(options.data_dir.resolve())
-    recorded = recorded_selection(options.out) if options.resume and options.out is not None else DEFAULT
-    job = plan_job(
-        benchmark,
-        strategies=names,
-        strategy_args=parse_assignments(options.strategy_args, option="--strategy-args"),
-        target=options.target,
-        trials=options.trials,
-        overrides=settings,
-        out=options.out,
-        variants=variants,
-        selection=options.selection or recorded,
-        search=search,
-        needs_weights=needs_weights,
-    )
-    progress.warn(stand_in_warning(job))
-    progress.warn(incomplete_warning(job))
-    return job, engine
+    return benchmark, {
+        "strategies": names,
+        "strategy_args": parse_assignments(options.strategy_args, option="--strategy-args"),
+        "target": options.target,
+        "trials": options.trials,
+        "overrides": settings,
+        "variants": variants,
+    }
 
 
 def _open_data(options: JobOptions, seed: int, progress: Progress) -> Benchmark:
@@ -122,12 +143,13 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> Non
     progress.header(header(job, engine=engine.title))
     prepare_domains(job, config, progress)
     progress.start([run.config.rounds for run in job.runs])
+    tracking = Tracking(job, progress.warn)
     try:
         with torch_threads(config.threads):
             for number, run in enumerate(job.runs):
                 label = f" ({describe(job.variants[run.variant])})" if job.variants else ""
                 try:
-                    _run(run, number, progress, engine, label=label, classes=job.classes)
+                    _run(run, number, progress, engine, label=label, classes=job.classes, tracking=tracking)
                 except (FederationError, StrategyError) as error:
                     if not job.variants:
                         raise
@@ -159,21 +181,30 @@ def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:
 
 
 def _run(
-    run: PlannedRun, number: int, progress: Progress, engine: Engine, *, label: str, classes: Sequence[str]
+    run: PlannedRun,
+    number: int,
+    progress: Progress,
+    engine: Engine,
+    *,
+    label: str,
+    classes: Sequence[str],
+    tracking: Tracking,
 ) -> None:
     run.directory.tidy()
     done = run.directory.completed_round() or 0
     progress.begin_run(number, f"{run.strategy}{label}, target {run.scenario.name}, seed {run.config.seed}", done)
     if done == run.config.rounds:
         run.directory.load_checkpoint()  # so that damage shows
-        return
+        with tracking.follow(run, progress.update):
+            return
     shares = list(source_shares(run.config).values())
     manifest = make_manifest(run.config, shares, source_examples(run.config), classes=classes)
     record_manifest(run.directory.path, manifest)
     nodes = run.config.source_clients + len(run.config.targets)
-    engine.run(
-        make_server_app(run.directory, progress.update),
-        client_app,
-        run_config=run.config.to_run_config(),
-        node_configs=[{"partition-id": index, "num-partitions": nodes} for index in range(nodes)],
-    )
+    with tracking.follow(run, progress.update) as on_round:
+        engine.run(
+            make_server_app(run.directory, on_round),
+            client_app,
+            run_config=run.config.to_run_config(),
+            node_configs=[{"partition-id": index, "num-partitions": nodes} for index in range(nodes)],
+        )

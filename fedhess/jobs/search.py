@@ -8,12 +8,13 @@ the defaults.
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from fedhess.alignment.loading import load_class, strategy_parameters
 from fedhess.alignment.server_step import is_server_setting, steps_itself
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.cli.options import JobOptions
 from fedhess.jobs.variants import VARIED, Variant, args_for, is_run_setting
 from fedhess.settings.ranges import GIVEN, OF_METHOD, OF_STEPS, OURS, STEPS, Range, around, common_ranges
 from fedhess.settings.run_config import RunConfig, Scalar, parse_scalar
@@ -37,12 +38,16 @@ class Search:
         draws: Settings for each strategy, target and trial, the defaults among them; 0 for a grid.
         grid: ``key=value,value,...``, several keys for their product; ``NAME.key`` is for strategy NAME alone.
         ranges: ``key=low:high[:log],...`` in place of the known ranges, and for what has none.
+        fixed: Keys that were given a value, and so are not drawn.
+        spaces: By strategy what is searched already, in a sweep that continues or grows.
     """
 
     kind: Kind = "random"
     draws: int = DRAWS
     grid: str = ""
     ranges: str = ""
+    fixed: tuple[str, ...] = ()
+    spaces: Mapping[str, Space] = field(default_factory=dict)
 
     @classmethod
     def read(cls, *, search: str | None, draws: int | None, grid: str, ranges: str) -> "Search":
@@ -66,6 +71,42 @@ class Search:
         if draws is not None and not 1 <= draws <= MOST_DRAWS:
             raise UsageError(f"--draws: expected 1 to {MOST_DRAWS}, got {draws}")
         return cls(kind, 0 if kind == "grid" else DRAWS if draws is None else draws, grid, ranges)
+
+
+def read_search(
+    given: Mapping[str, Any] | None, recorded: Mapping[str, Any] | None, options: JobOptions
+) -> Search | None:
+    """Read what a sweep was asked for; what is left out of one that continues or grows is that sweep's own.
+
+    Args:
+        given: Options of :meth:`Search.read`; None where the command is no sweep.
+        recorded: Record of the job that is continued or added to.
+        options: Of the job.
+
+    Raises:
+        UsageError: As :meth:`Search.read`; or what was searched would be another than before.
+    """
+    if recorded is None:
+        return None if given is None else Search.read(**given)
+    option, there = "--add" if options.add else "--resume", recorded.get("search", {})
+    if bool(there) != (given is not None):
+        kind, command = ("a", "sweep") if there else ("no", "simulate")
+        raise UsageError(f"{option}: the job in {options.out} is {kind} sweep; use fedhess {command} {option}")
+    if given is None:
+        return None
+    draws, ranges = there["draws"], there["ranges"]
+    if options.add:  # both may grow
+        draws, ranges = max(draws, given["draws"] or 0), ",".join(filter(None, [ranges, given["ranges"]]))
+    kept = {"search": there["kind"], "draws": draws or None, "grid": there["grid"], "ranges": ranges}
+    for key, value in given.items():
+        if value and value != kept[key] and not (options.add and key == "ranges"):
+            name = "range" if key == "ranges" else key
+            raise UsageError(
+                f"{option}: the sweep in {options.out} has --{name} {kept[key] or 'not given'}, got {value}; leave the "
+                "option out"
+            )
+    asked = Search.read(**kept)
+    return replace(asked, fixed=tuple(there["fixed"]), spaces=recorded_spaces(recorded))
 
 
 @dataclass(frozen=True)
@@ -249,7 +290,13 @@ def spaces_of(search: Search, methods: Sequence[Method]) -> dict[str, dict[str, 
         own = _own_of(given, method, names)
         own = {key: replace(each, whole=_whole(method, key)) for key, each in own.items()}
         _require_ranges(method, own)
-        spaces[method.name] = {**known_space(method), **own}
+        before = search.spaces.get(method.name)
+        if before is not None and any(before.get(key) != each for key, each in own.items()):
+            raise UsageError(
+                f"{GIVEN}: what {method.name} draws from is recorded and stays; name the strategy that is added, as in "
+                f"NAME.{next(iter(own))}=..."
+            )
+        spaces[method.name] = {**known_space(method), **own} if before is None else dict(before)
     return spaces
 
 
@@ -300,8 +347,16 @@ def plan_search(
         UsageError: As :func:`spaces_of` and :func:`fedhess.jobs.variants.args_for`.
     """
     names = list(defaults)
+    of_server = (f"{SERVER_ARGS}.{key}" for key in overrides.get(SERVER_ARGS, ()))
+    fixed = {*search.fixed, *given, *overrides, *of_server}
     methods = [
-        Method(name, args_for(name, names, given, defaults[name]), config, _given_to(name, given, overrides), benchmark)
+        Method(
+            name,
+            args_for(name, names, given, defaults[name]),
+            config,
+            frozenset(key.removeprefix(f"{name}.") for key in fixed),
+            benchmark,
+        )
         for name in names
     ]
     spaces = spaces_of(search, methods)
@@ -317,13 +372,7 @@ def plan_search(
         for method in methods
     }
     described = {name: {key: asdict(each) for key, each in space.items()} for name, space in spaces.items()}
-    return shared, variants, {**asdict(search), "spaces": described}
-
-
-def _given_to(name: str, given: Iterable[str], overrides: Mapping[str, Any]) -> frozenset[str]:
-    """Return the keys that the command line gives a strategy a value of."""
-    args = {key.removeprefix(f"{name}.") for key in given}
-    return frozenset({*args, *overrides, *(f"server_optimizer_args.{key}" for key in overrides.get(SERVER_ARGS, ()))})
+    return shared, variants, {**asdict(search), "fixed": list(search.fixed) or sorted(fixed), "spaces": described}
 
 
 def _settings_of(

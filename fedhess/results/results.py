@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fedhess.base.errors import DivergedError, FederationError, StorageError, UsageError
 from fedhess.federation.engines.choice import Engine
 from fedhess.jobs.directory import job_directory, record_selection
+from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
@@ -121,9 +122,10 @@ def run_and_report(job: Job, progress: Progress, engine: Engine, *, resume: bool
     """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
     if job.search.get("kind") == "optuna":
         require_optuna()
-    with job_directory(job.path, job.record, resume=resume, selection=job.selection) as changes:
+    with job_directory(job.path, job.record, resume=resume, selection=job.selection, before=job.before) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
+        record_growth(job, changed=bool(changes))
         try:
             if job.search.get("kind") == "optuna":
                 job = run_studies(job, progress, engine=engine)
