@@ -88,8 +88,8 @@ class TensorBoard(Tracker):
         first = about.first_round
         self._writer = SummaryWriter(str(about.folder / self.run_id), purge_step=first if about.run_id else None)
         if about.run_id is None:
-            file_writer = self._writer._get_file_writer()
-            for summary in hparams(dict(about.settings), {"sources/accuracy": 0.0}):
+            file_writer = self._writer._get_file_writer()  # type: ignore[no-untyped-call]
+            for summary in hparams(dict(about.settings), {"sources/accuracy": 0.0}):  # type: ignore[no-untyped-call]
                 file_writer.add_summary(summary)
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
@@ -209,7 +209,7 @@ class Trackio(Tracker):
         """Finish the run, when all of it is in the database."""
         del failed
         with contextlib.redirect_stdout(io.StringIO()):
-            self._run.finish()
+            self._run.finish()  # type: ignore[no-untyped-call]
 
 
 # By the name that --track takes; the extra to install has the same.
@@ -284,6 +284,11 @@ class Tracking:
                     with self._guarded(name):
                         tracker.close(failed=state[name]["round"] < run.config.rounds)
 
+    def catch_up(self, run: PlannedRun) -> None:
+        """Bring the trackers up to the rows of a run that ran elsewhere."""
+        with self.follow(run, lambda *_: None):
+            pass
+
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
         """Turn a tracker's error into a warning; it is fed no more."""
@@ -313,8 +318,7 @@ def track_recorded(job: Job, warn: Callable[[str], None]) -> None:
     tracking = Tracking(job, warn)
     for run in job.runs:
         if run.directory.rounds_file.exists():
-            with tracking.follow(run, lambda *_: None):
-                pass
+            tracking.catch_up(run)
 
 
 def metrics_of_round(rows: Sequence[Row], *, classes: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
-from fedhess.jobs.running import run_job
+from fedhess.jobs.running import describe_failures, run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.domain_views import load_model
 from fedhess.results.selection import read_rows
@@ -128,12 +128,17 @@ def run_and_report(job: Job, progress: Progress, engine: Engine, *, resume: bool
         record_growth(job, changed=bool(changes))
         try:
             if job.search.get("kind") == "optuna":
-                job = run_studies(job, progress, engine=engine)
+                job, failures = run_studies(job, progress, engine=engine), {}
             else:
-                run_job(job, progress, engine=engine)
+                failures = run_job(job, progress, engine=engine)
+            if failures and not job.variants and len(failures) == len(job.runs):
+                raise FederationError(describe_failures(job, failures))
             record_selection(job.path, job.selection)
             results = Results(job)
-            return results, results.write()
+            files = results.write()
+            if failures and not job.variants:
+                raise FederationError(f"{describe_failures(job, failures)}\nThe table of the others is in {files[1]}.")
+            return results, files
         except (FederationError, StorageError, KeyboardInterrupt) as error:
             kept = " in" if isinstance(error, DivergedError) else ": continue with --resume --out"
             sys.stderr.write(f"fedhess: stopped; the completed rounds are kept{kept} {job.path}\n")
