@@ -27,7 +27,7 @@ class Progress:
     """
 
     def __init__(self, *, silent: bool = False) -> None:
-        self._silent = silent
+        self._silent, self._headed = silent, False
         self._console = Console(file=sys.stderr if silent else sys.stdout, highlight=False, soft_wrap=True)
         line = Column(no_wrap=True, overflow="ellipsis")
         self._bar = Bar(TextColumn("{task.description}", markup=False), BarColumn(12), console=self._console)
@@ -61,8 +61,9 @@ class Progress:
             self.note(message)
 
     def header(self, entries: Mapping[str, str]) -> None:
-        """Print what is about to run."""
-        if not self._silent:
+        """Print what is about to run, once: a search runs its job part by part."""
+        if not self._silent and not self._headed:
+            self._headed = True
             width = max(map(len, entries))
             text = "\n".join(f"{key.ljust(width)}  {value}" for key, value in entries.items())
             self._console.print(text + "\n", markup=False)

@@ -18,6 +18,7 @@ from fedhess.jobs.job import Job
 from fedhess.jobs.metrics import Confusion
 from fedhess.results.columns import (
     BEST,
+    INCOMPLETE,
     SECOND,
     TIED,
     Summary,
@@ -118,6 +119,7 @@ def _number(cell: Mapping[str, Any], marks: frozenset[str]) -> str:
     text = f"<b>{text}</b>" if BEST in marks else f"<u>{text}</u>" if SECOND in marks else text
     text += f" <small>&plusmn; {cell['standard_error']:.1f}</small>" if cell["standard_error"] is not None else ""
     text += ' <span title="within one standard error of the best">~</span>' if TIED in marks else ""
+    text += ' <span title="not all of its runs have ended">*</span>' if INCOMPLETE in marks else ""
     return f'<td data-value="{_value(cell["mean"])}">{text}</td>'
 
 

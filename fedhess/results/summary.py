@@ -14,6 +14,7 @@ from fedhess.jobs.job import Job, slug
 from fedhess.jobs.metrics import Confusion
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
+from fedhess.results.choices import choice_lines, choice_of, edge_warnings, incomplete
 from fedhess.results.columns import (
     MARKS,
     accuracy_columns,
@@ -54,9 +55,9 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
         each target, their average, on the worst target of a trial, and on the sources, seed by seed too, what
         `counts.summarise_counts` returns, the alignment distances of the sources before and after training, the
-        selected rounds (and settings, where there are several) by target, the number of clients' failures, and the gaps
-        that they left in the evaluation. ``"comparison"`` is what :func:`fedhess.results.paired.compare_paired`
-        returns, ``"unfinished"`` lists runs that lack rounds.
+        selected rounds (and settings, where there are several) by target, what is incomplete, the number of clients'
+        failures, and the gaps that they left in the evaluation. ``"comparison"`` is what
+        :func:`fedhess.results.paired.compare_paired` returns, ``"unfinished"`` lists runs that lack rounds.
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
@@ -108,6 +109,7 @@ def table(summary: Mapping[str, Any]) -> str:
             *([explain(compared)] if compared else []),
             "",
             markdown_table(heads, lines),
+            *choice_lines(summary["strategies"]),
             *counts_section(summary),
             *notes(summary),
         ]
@@ -183,7 +185,7 @@ def rounds_note(job: Job, summary: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, summary["seeds"]))
     shown_as = "one trial" if len(summary["seeds"]) == 1 else "mean over trials, band: standard error of the mean"
     selected = (
-        f"; of {len(job.variants)} settings the one selected by {summary['selection'][0]}" if job.variants else ""
+        f"; of {job.settings_each} settings the one selected by {summary['selection'][0]}" if job.variants else ""
     )
     names = [*summary["strategies"], *([] if summary["averaged"] else summary["targets"])]
     unknown = any(drawable(name, "?") == "?" for name in names)
@@ -225,6 +227,7 @@ def _summarise_strategy(
     of_sources: dict[int, list[float | None]] = {}
     selected: dict[str, list[int | None]] = {}
     settings: dict[str, list[str | None]] = {}
+    choices: list[dict[str, Any]] = []
     gaps: list[str] = []
     sick: dict[str, str] = {}
     for run, rows in recorded:
@@ -241,6 +244,7 @@ def _summarise_strategy(
         settings.setdefault(cell.scenario.name, []).append(
             describe(job.variants[variant]) if job.variants and variant is not None else None
         )
+        choices += [choice_of(job, name, cell, variant)] if job.search else []
         of_sources.setdefault(cell.seed, []).append(source_accuracy(rows, chosen))
         for domain in cell.scenario.targets:
             accuracy[columns[cell.scenario.name, domain]][cell.seed] = target_accuracy(rows, chosen, domain)
@@ -264,6 +268,13 @@ def _summarise_strategy(
         **{key: {when: mean(values) for when, values in found.items()} for key, found in before_after.items()},
         "selected_rounds": selected,
         **({"selected_settings": settings} if job.variants else {}),
+        **({"choices": choices, "edges": edge_warnings(job, name, choices)} if job.search else {}),
+        "incomplete": {
+            column: text
+            for scenario, text in incomplete(job, recorded, name).items()
+            for (held_out, _), column in columns.items()
+            if held_out == scenario
+        },
         "failures": failures,
         "gaps": gaps,
         "sick": sick,
