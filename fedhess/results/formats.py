@@ -94,8 +94,8 @@ def latex_table(summary: Summary) -> str:
 def csv_table(summary: Summary) -> str:
     """Render a row for each strategy and column, in full precision; data and protocol stand in each.
 
-    Columns: ``mean`` and ``standard_error`` in percent over ``trials``; ``mark`` is best, second, tied or incomplete, or several;
-
+    Columns: ``mean`` and ``standard_error`` in percent over ``trials``; ``mark`` is best, second,
+    tied or incomplete, or several of them;
     ``difference`` to the ``baseline`` with interval, p-values and number of pairs, where the column is compared.
     """
     marks, comparison = mark_best(summary), summary["comparison"] or {"baseline": "", "strategies": {}}
