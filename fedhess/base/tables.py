@@ -69,11 +69,14 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """List below a table the strategies' arguments, signs of sick runs, and gaps: rounds of too few source clients."""
+    """List below a table the strategies' arguments, signs of sick runs, unfinished ones, and gaps of the evaluation."""
     strategies = summary["strategies"].items()
     sections = {
         "arguments, defaults included:": [f"- {name}: {text}" for name, text in summary["arguments"].items()],
         "sick runs:": [f"- {name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
+        "unfinished runs (those that failed with the reason):": [
+            f"- {name}, {run}: {how}" for name, of in strategies for run, how in of["unfinished"].items()
+        ],
         "gaps (a round that fewer source clients evaluated than the quorum does not count):": [
             f"- {name}, {gap}" for name, of in strategies for gap in of["gaps"]
         ],

@@ -183,12 +183,15 @@ def _summarise_strategy(
     selected: dict[str, list[int | None]] = {}
     settings: dict[str, list[str | None]] = {}
     gaps: list[str] = []
-    sick: dict[str, str] = {}
-    for run, rows in recorded:
-        mine = run.strategy == name and not run.inner
-        if mine and (sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes))):
-            setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
-            sick[f"target {run.scenario.name}, seed {run.config.seed}{setting}"] = sign
+    sick, incomplete = dict[str, str](), dict[str, str]()
+    for run, rows in ((run, rows) for run, rows in recorded if run.strategy == name and not run.inner):
+        setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+        where, last = f"target {run.scenario.name}, seed {run.config.seed}{setting}", rows[-1]["round"] if rows else 0
+        if sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes)):
+            sick[where] = sign
+        if last < run.config.rounds:
+            why = " ".join((run.directory.failure() or "").split())
+            incomplete[where] = f"round {last} of {run.config.rounds}" + (f": {why}" if why else "")
     before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
     for cell in cells_of(recorded, name):
         choice, rows = cell.choose(selection)
@@ -221,6 +224,7 @@ def _summarise_strategy(
         "failures": failures,
         "gaps": gaps,
         "sick": sick,
+        "unfinished": incomplete,
     }
 
 
