@@ -93,6 +93,11 @@ def check_splits(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
     rule = configs[0].split
     if rule != "sources" and benchmark.holdout == 0:
         raise UsageError(f"--split {rule}: {benchmark.title} holds no examples out; leave the option out")
+    if configs[0].average == "swad" and benchmark.holdout == 0:
+        raise UsageError(
+            f"--average swad: it follows the loss on examples that the sources hold out, and {benchmark.title} holds "
+            "none out; give --average swa or ema"
+        )
     split = [config.sources + (config.targets if config.splits_targets else ()) for config in configs]
     for domain in dict.fromkeys(domain for domains in split for domain in domains):
         data = benchmark.load(domain)

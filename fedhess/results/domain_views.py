@@ -12,6 +12,7 @@ from fedhess.base.seeds import seeded_generator
 from fedhess.curvature import HeadBatch
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.client.evaluation import BATCH_SIZE, predictions
+from fedhess.federation.server.checkpoint import below
 from fedhess.jobs.job import PlannedRun
 from fedhess.jobs.reopening import require_finished
 from fedhess.models.headed import HeadedModel
@@ -19,7 +20,7 @@ from fedhess.models.prepared import LocalDomain, build_model, local_domain
 
 
 def load_model(run: PlannedRun) -> HeadedModel:
-    """Build a finished run's model with its final weights, in evaluation mode.
+    """Build a finished run's model with its final weights, or their average over rounds, in evaluation mode.
 
     Raises:
         UsageError: The checkpoint is absent, damaged, or of another model.
@@ -28,7 +29,7 @@ def load_model(run: PlannedRun) -> HeadedModel:
     checkpoint = run.directory.load_checkpoint()
     assert checkpoint is not None, "a finished run has a checkpoint"
     model = build_model(run.config)
-    stored = {name.partition("/")[2]: value for name, value in checkpoint.tensors.items() if name.startswith("model/")}
+    stored = below("model/", checkpoint.tensors) | below("evaluated/", checkpoint.tensors)
     wanted = model.state_dict()
     shapes, expected = ({name: value.shape for name, value in state.items()} for state in (stored, wanted))
     if shapes != expected:

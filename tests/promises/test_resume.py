@@ -21,6 +21,10 @@ HGP_ADAM = ["--strategy", "hgp", "--server-optimizer", "Adam", "--server-lr", "0
 SELDOM = [*HGP_ADAM, "--checkpoint-every", "9"]
 FED_ADAM = ["--strategy", "flwr.serverapp.strategy:FedAdam"]
 FED_AVG_M = ["--strategy", "flwr.serverapp.strategy:FedAvgM", "--strategy-args", "server_momentum=0.9"]
+SWA = ["--average", "swa", "--average-args", "start=0", "--strategy", "fedadam"]
+SWAD = [*HGP_ADAM, "--average", "swad", "--average-args", "n_converge=1,n_tolerance=1,tolerance_ratio=0"]
+EMA = [*HGP_ADAM, "--average", "ema", "--evaluate-every", "2", "--lr-schedule", "cosine", "--warmup-rounds", "1"]
+EMA += ["--server-lr-schedule", "step", "--lr-drop-after", "0.5"]
 
 
 def toy(method: list[str]) -> list[str]:
@@ -56,8 +60,9 @@ def assert_same(job: Path, reference: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "every"),
-    [pytest.param(HGP_ADAM, 1, marks=pytest.mark.slow), (FED_ADAM, 4), (FED_AVG_M, 4), (SELDOM, 5)],
-    ids=["hgp-adam", "fedadam", "fedavgm", "hgp, a checkpoint at the end"],
+    [pytest.param(HGP_ADAM, 1, marks=pytest.mark.slow), (FED_ADAM, 4), (FED_AVG_M, 4), (SELDOM, 5), (SWAD, 9)]
+    + [pytest.param(method, 1, marks=pytest.mark.slow) for method in (SWA, SWAD, EMA)],
+    ids=["hgp-adam", "fedadam", "fedavgm", "hgp, a checkpoint at the end", "swad", "swa", "swad all", "ema"],
 )
 def test_killed_anywhere_resumes_to_the_same_bytes(
     method: list[str], every: int, command: Command, monkeypatch: pytest.MonkeyPatch
