@@ -4,11 +4,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedhess.base.errors import UsageError
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.reopening import open_recorded
 from fedhess.models.headed import HeadedModel
-from fedhess.results.domain_views import load_model
+from fedhess.results.models import SELECTED, find_model, narrowed
 from fedhess.results.selection import read_rows
 from fedhess.results.summary import summarise, table, write_report
 
@@ -64,29 +63,30 @@ class Results:
         recorded = [(run, row) for run, rows in read_rows(self.job) if not run.inner for row in rows]
         return pd.DataFrame([_named(run) | row for run, row in recorded])
 
-    def model(self, strategy: str | None = None, target: str | None = None, seed: int | None = None) -> HeadedModel:
-        """Load the final model of a finished run, in evaluation mode.
+    def model(
+        self,
+        strategy: str | None = None,
+        target: str | None = None,
+        seed: int | None = None,
+        *,
+        round: str = SELECTED,
+    ) -> HeadedModel:
+        """Load the model that the table reports of a finished run, in evaluation mode.
+
+        It takes what clients train on, so embeddings with lite0-features; :func:`fedhess.load` has one for images.
 
         Args:
             strategy: Of the run; where the job has one it can be left out, like the following.
             target: Name of its target, or targets joined by ``+``.
             seed: Of the trial.
 
+            round: Which round's: ``"selected"``, ``"source"``, the one that the run kept by source validation, or
+                ``"last"``.
+
         Raises:
-            UsageError: No run or several are meant, or the run is not finished.
+            UsageError: No run or several are meant, the run is not finished, or did not keep the model.
         """
-        wanted = {"strategy": strategy, "scenario": target, "seed": seed}
-        runs = [
-            run
-            for run in self.job.outer_runs
-            if all(value is None or _named(run)[key] == value for key, value in wanted.items())
-        ]
-        if len(runs) != 1:
-            known = "; ".join(f"{run.strategy}, {run.scenario.name}, {run.config.seed}" for run in self.job.outer_runs)
-            raise UsageError(
-                f"model: expected strategy, target and seed of one run, got those of {len(runs)}; runs: {known}"
-            )
-        return load_model(runs[0])
+        return find_model(narrowed(self.job, strategy=strategy, target=target, seed=seed), round).load()
 
     def _repr_markdown_(self) -> str:
         return self.table
