@@ -149,10 +149,8 @@ def test_model_predicts_elsewhere_what_the_run_recorded(monkeypatch: pytest.Monk
         predicted, accuracy = evaluated(Path(name))
         assert answers[str(folder)] == predicted, name
         assert len(set(predicted)) > 1, name
-        (score,) = [
-            each for each in json.loads((folder / "config.json").read_text())["scores"] if each["role"] == "target"
-        ]
-        assert score["accuracy"] == accuracy
+        scores = json.loads((folder / "config.json").read_text())["scores"]
+        assert [each["accuracy"] for each in scores if each["role"] == "target"] == [accuracy]
 
 
 @pytest.mark.slow
@@ -291,7 +289,10 @@ def test_missing_extra_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         ([], "expected strategy, target and seed of one run of JOB, got several: erm, east, 0; hgp, east, 0"),
         (["--strategy", "irm"], "expected strategy, target and seed of a run of JOB: erm, east, 0; hgp, east, 0"),
-        (["--strategy", "erm", "--round", "best"], "--round: unknown 'best'; known: last, selected, source"),
+        (
+            ["--strategy", "erm", "--round", "best"],
+            "--round: unknown 'best'; did you mean 'last'? known: last, selected, source",
+        ),
         (["--strategy", "erm", "--out", "full"], "and full holds mine; name another"),
         (["--strategy", "erm", "--out", "full/mine"], "expected a folder, and full/mine is a file"),
     ],
@@ -365,18 +366,16 @@ def test_predict_prints_classes_and_names_what_it_cannot_read(monkeypatch: pytes
 
 def test_predict_wants_a_model_of_images(trained: Path) -> None:
     exported_round(trained, "out")
-    assert (
-        "out takes tensors of 12, not image files; use it from Python: fedhess.load"
-        in called("predict", "out", "x").err
-    )
+    refused = called("predict", "out", "x").err
+    assert "out takes tensors of 12, not image files; use it from Python: fedhess.load" in refused
     assert "--top: expected at least 1, got 0" in called("predict", "out", "x", "--top", 0).err
 
 
 def test_help_loads_no_torch() -> None:
-    code = "import sys; from fedhess.__main__ import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = "import sys; from fedhess.{0} import cli\ntry: cli(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules"
     for command in ("export", "predict"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=False
-        )
+        asked = [sys.executable, "-c", code.format(command)]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert f"Usage: fedhess {command}" in done.stdout
+        assert "Usage:" in done.stdout
