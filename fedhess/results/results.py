@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.reopening import open_recorded
 from fedhess.models.headed import HeadedModel
+from fedhess.results.export import export_model
 from fedhess.results.models import SELECTED, find_model, narrowed
 from fedhess.results.selection import read_rows
 from fedhess.results.summary import summarise, table, write_report
@@ -87,6 +88,36 @@ class Results:
             UsageError: No run or several are meant, the run is not finished, or did not keep the model.
         """
         return find_model(narrowed(self.job, strategy=strategy, target=target, seed=seed), round).load()
+
+    def export(
+        self,
+        out: Path | str | None = None,
+        *,
+        strategy: str | None = None,
+        target: str | None = None,
+        seed: int | None = None,
+        round: str = SELECTED,
+        onnx: bool = False,
+    ) -> Path:
+        """Write the model that the table reports of a finished run to a folder, for :func:`fedhess.load`.
+
+        Args:
+            out: The folder: new, empty or an earlier export; None is ``export`` in the run's directory.
+            strategy: Of the run, like the following; see `model`.
+            target: Name of its target, or targets joined by ``+``.
+            seed: Of the trial.
+            round: See `model`.
+            onnx: Write model.onnx too, and check it.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UsageError: As `model`; or the folder holds something else, or the extra ``onnx`` is missing.
+            StorageError: The folder cannot be written.
+        """
+        job = narrowed(self.job, strategy=strategy, target=target, seed=seed)
+        return export_model(job, out=None if out is None else Path(out), which=round, onnx=onnx)
 
     def _repr_markdown_(self) -> str:
         return self.table

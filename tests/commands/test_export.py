@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -279,6 +281,30 @@ def test_missing_extra_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch) 
     outcome = called("export", trained, "--strategy", "erm", "--out", "out", "--onnx")
     assert (outcome.status, Path("out").exists()) == (2, False)
     assert "pip install 'fedhess[onnx]'" in outcome.err
+
+
+def test_the_page_does_what_it_says() -> None:
+    page = (REPOSITORY / "docs" / "use-a-model.md").read_text()
+    commands = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert commands is not None
+    assert code is not None
+    Path("photos").mkdir()
+    for name, number in (("dog", 0), ("house", 300)):
+        pixels = fedhess.domains.open_benchmark("IconPACS").load("photo").inputs(torch.tensor([number]))[0]
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(f"photos/{name}.png")
+    said = ""
+    for line in commands[1].splitlines():
+        few = ["--rounds", "3", "--quiet"] if " simulate " in line else []
+        outcome = called(*shlex.split(line)[1:], *few)
+        assert outcome.status == 0, (line, outcome.err)
+        said = outcome.out
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    best = [line.split("|")[2].strip() for line in said.splitlines()[2::2]]
+    assert [names["model"].classes[number] for number in names["probabilities"].argmax(1)] == best
+    folder = fedhess.open("runs/first").export("again", strategy="hgp")
+    assert (folder / "model.safetensors").read_bytes() == Path("my-model/model.safetensors").read_bytes()
 
 
 # -- Mistakes ----------------------------------------------------------------------------------------------------------
