@@ -16,9 +16,9 @@ from fedhess.domains.domain import DomainData, Notify, keep_silent
 from fedhess.domains.images.image_files import ImageDomain
 from fedhess.domains.images.pixels import decode_once
 from fedhess.models.headed import HeadedModel
-from fedhess.models.lite0_features import embed, embedded_shape
+from fedhess.models.lite0_features import embed, embedded_shape, with_backbone
 
-__all__ = ["MODELS", "HeadedModel", "create_model", "keeps_images", "prepare_inputs", "prepared_shape"]
+__all__ = ["MODELS", "HeadedModel", "create_model", "keeps_images", "prepare_inputs", "prepared_shape", "whole_network"]
 
 # Name -> module:function; imported when asked for, since torchvision takes a second.
 MODELS: dict[str, str] = {
@@ -103,6 +103,17 @@ def prepare_inputs(
 def keeps_images(name: str, *, images: str) -> bool:
     """Whether `prepare_inputs` keeps decoded image files for a model."""
     return name != "lite0-features" and images == "cached"
+
+
+def whole_network(name: str, model: HeadedModel, *, pretrained: bool = True) -> HeadedModel:
+    """Put before a model what `prepare_inputs` computed once for a domain, so that it takes the domain's examples.
+
+    Args:
+        name: One of ``MODELS``.
+        model: Of that name.
+        pretrained: Load the ImageNet weights of what is put before it; else they must be loaded into the result.
+    """
+    return with_backbone(model, pretrained=pretrained) if _known(name) == "lite0-features" else model
 
 
 def _known(name: str) -> str:

@@ -59,6 +59,23 @@ def embedded_shape(input_shape: tuple[int, ...]) -> tuple[int, ...]:
     return (WIDTH,)
 
 
+class Backbone(Lite0Featurizer):
+    """What `embed` computes, as part of a network: never in another precision, whatever the rest computes in."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute (B, 1280) embeddings of (B, 3, H, W) images."""
+        if not torch.is_autocast_enabled(images.device.type):
+            return super().forward(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return super().forward(images)
+
+
+def with_backbone(model: HeadedModel, *, pretrained: bool) -> HeadedModel:
+    """Put the frozen backbone before a model of embeddings: it then takes images, in evaluation mode."""
+    backbone = Backbone(pretrained=pretrained).requires_grad_(False)
+    return HeadedModel(nn.Sequential(backbone, model.featurizer), model.head).eval()
+
+
 def embed(
     data: DomainData, *, device: torch.device | str, cache_dir: Path | str | None, notify: Notify = keep_silent
 ) -> TensorDomain:
