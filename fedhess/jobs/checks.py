@@ -50,7 +50,7 @@ def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) 
     for config in configs:
         client_half(config).check(config)
     try:
-        build_model(first if needs_weights else first.model_copy(update={"pretrained": False}))
+        build_model(first, initial=needs_weights)
     except UsageError as error:
         raise UsageError(f"--model {first.model}: {error}") from error
 

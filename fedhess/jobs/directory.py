@@ -17,7 +17,8 @@ from fedhess.jobs.selectors import DEFAULT
 
 # A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
 FREE_SETTINGS = tuple(
-    f"settings.{name}" for name in ("deadline", "exchange_deadline", "checkpoint_every", "images", "image_cache_gb")
+    f"settings.{name}"
+    for name in ("deadline", "exchange_deadline", "checkpoint_every", "images", "image_cache_gb", "weights:")
 )
 ENVIRONMENT = ("versions", "python", "torch_threads", "git_revision", "gpu")  # bits may differ with these
 
