@@ -57,7 +57,7 @@ def simulate(
     if show_partition:
         typer.echo(show_partitions(job, as_json=as_json))
         return
-    results, files = run_and_report(job, progress, engine, resume=given["resume"])
+    results, files = run_and_report(job, progress, engine, resume=given["resume"] or given["add"])
     if as_json:
         typer.echo(json.dumps(results.summary, indent=2, allow_nan=False))
         return
@@ -68,21 +68,22 @@ def simulate(
 
 def run(
     *,
-    domains: str = "PACS",
-    strategy: str | Sequence[str] = "hgp",
-    target: str | Sequence[str] = "all",
+    domains: str | None = None,
+    strategy: str | Sequence[str] | None = None,
+    target: str | Sequence[str] | None = None,
     quiet: bool = True,
     **options_and_settings: Any,
 ) -> "Results":
     """Train and evaluate as ``python -m fedhess.simulate`` does.
 
     Args:
-        domains: Name of a benchmark, or ``folder:PATH``.
-        strategy: One or several.
-        target: Domain never seen in training, several, or ``"all"`` in turn.
+        domains: Name of a benchmark, or ``folder:PATH``; by default PACS.
+        strategy: One or several; by default hgp.
+        target: Domain never seen in training, several, or ``"all"`` in turn, the default.
         quiet: Whether to print warnings only, on stderr.
         **options_and_settings: Every other option of the command, by its name with underscores: ``rounds=20``,
-            ``trials=1``, ``out="runs/mine"``, ``strategy_args={"hgp.alpha": 1.0}``.
+            ``trials=1``, ``out="runs/mine"``, ``strategy_args={"hgp.alpha": 1.0}``. With ``add=True`` the job in
+            ``out`` grows by what is given, and with ``resume=True`` it continues; what is left out is that job's.
 
     Returns:
         Rows, table, figures and models; they are in the job's directory too.
@@ -101,19 +102,21 @@ def run(
     given = {"domains": domains, "strategy": strategy, "target": target} | options_and_settings
     progress = Progress(silent=quiet)
     job, engine = open_job(given, progress)
-    results, _ = run_and_report(job, progress, engine, resume=bool(given.get("resume")))
+    results, _ = run_and_report(job, progress, engine, resume=bool(given.get("resume") or given.get("add")))
     return results
 
 
 def run_and_report(job: "Job", progress: "Progress", engine: "Engine", *, resume: bool) -> tuple["Results", list[Path]]:
     """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
     from fedhess.jobs.directory import job_directory, record_selection
+    from fedhess.jobs.growing import record_growth
     from fedhess.jobs.running import run_job
     from fedhess.results.results import Results
 
-    with job_directory(job.path, job.record, resume=resume, selection=job.selection) as changes:
+    with job_directory(job.path, job.record, resume=resume, selection=job.selection, before=job.before) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
+        record_growth(job, changed=bool(changes))
         try:
             run_job(job, progress, engine=engine)
             record_selection(job.path, job.selection)

@@ -71,7 +71,17 @@ class JobOptions:
     out: Annotated[
         Path | None, _option(MAIN, "Directory of the job. [default: a new one, runs/DATA_STRATEGIES_TIME]")
     ] = None
-    resume: Annotated[bool, _option(MAIN, "Continue the interrupted job in --out.", "--resume")] = False
+    resume: Annotated[
+        bool, _option(MAIN, "Continue the interrupted job in --out; options left out are that job's.", "--resume")
+    ] = False
+    add: Annotated[
+        bool,
+        _option(
+            MAIN,
+            "Add strategies, targets, trials, rounds or variants to the job in --out; options left out are that job's.",
+            "--add",
+        ),
+    ] = False
     data_dir: DataDir = None
     domains_args: DomainsArgs = ""
     require_real: Annotated[
@@ -122,12 +132,14 @@ class JobOptions:
 def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace a command's ``**given`` by the options of a job; Typer reads signature and annotations of a command.
 
-    A setting that is not given is None.
+    What is not given is None, and False of a flag.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(JobOptions, include_extras=True)
     parameters = [
-        inspect.Parameter(each.name, keyword, default=each.default, annotation=hints[each.name])
+        inspect.Parameter(
+            each.name, keyword, default=None if each.default is not False else False, annotation=hints[each.name]
+        )
         for each in dataclasses.fields(JobOptions)
     ]
     parameters += [inspect.Parameter(name, keyword, default=None, annotation=_annotation(name)) for name in SETTINGS]
@@ -142,7 +154,7 @@ SETTINGS = [name for name, field in RunConfig.model_fields.items() if isinstance
 
 
 def read_options(given: Mapping[str, Any]) -> tuple[JobOptions, dict[str, Any]]:
-    """Divide what was given into the options of a job and the settings that are not None, by their names.
+    """Divide what was given, all that is not None, into the options of a job and the settings, by their names.
 
     Dictionaries and lists are as text has them: ``"key=value,..."``, ``"erm,hgp"``.
 
@@ -153,7 +165,7 @@ def read_options(given: Mapping[str, Any]) -> tuple[JobOptions, dict[str, Any]]:
     for name in given:
         if name not in own and name not in SETTINGS:
             raise UsageError(f"there is no option {name!r}; {did_you_mean(name, [*own, *SETTINGS])}")
-    options = {name: _text(name, value) for name, value in given.items() if name in own}
+    options = {name: _text(name, value) for name, value in given.items() if name in own and value is not None}
     settings = {name: value for name, value in given.items() if name in SETTINGS and value is not None}
     for name, value in settings.items():
         if isinstance(RunConfig.model_fields[name].default, dict) and isinstance(value, str):

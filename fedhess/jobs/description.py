@@ -28,8 +28,8 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
     """Return what a reader must know about a job before its results."""
     config = job.runs[0].config
     args = {run.strategy: run.config.strategy_args for run in job.runs}
-    server = describe_server(f"{config.server_optimizer} lr {config.server_lr:.4g}", args)
-    lr = f"{config.lr:g}{config.lr_drop}"
+    server = describe_server(f"{config.server_optimizer} lr {config.server_lr:.4g}{config.server_rate.words}", args)
+    lr = f"{config.lr:g}{config.client_rate.words}"
     batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
     runs = {"runs": cost(job)} if job.variants or job.selection == "lodo" else {}
     return {
@@ -101,8 +101,9 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
         return "varied" if key in varied else value
 
     sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.outer_runs}))
-    server = f"{shown('server_optimizer', config.server_optimizer)} lr {shown('server_lr', f'{config.server_lr:.4g}')}"
-    lr = shown("lr", f"{config.lr:g}") + config.lr_drop
+    server_lr = shown("server_lr", f"{config.server_lr:.4g}") + config.server_rate.words
+    server = f"{shown('server_optimizer', config.server_optimizer)} lr {server_lr}"
+    lr = shown("lr", f"{config.lr:g}") + config.client_rate.words
     batch = shown("batch_size", "all" if config.batch_size == 0 else str(config.batch_size))
     adam = shown("client_optimizer", "Adam" if config.client_optimizer == "Adam" else "")
     adam += " " if adam else ""

@@ -15,6 +15,7 @@ from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import Variant, overridden
 from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.schedules import current_settings
 
 # What differs between the runs of a job, and is not among its settings.
 OF_A_RUN = {"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
@@ -51,6 +52,7 @@ class Job:
         record: What determines the results, as JSON; a resumed job must have the same.
         selection: How round and variant are selected, a key of `selectors.SELECTORS`.
         benchmark: Its data, opened, where the job is about to run.
+        before: The record of the job in ``path`` that this one continues or adds to, if it does.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Job:
     record: Mapping[str, Any] = field(repr=False)
     selection: str = DEFAULT
     benchmark: Benchmark | None = field(default=None, repr=False)
+    before: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -125,7 +128,7 @@ def make_record(
         config: Any run's; only what all runs share is taken from it.
         strategies: By name the arguments that all of its runs share, defaults included.
         targets: Names of scenarios.
-        seeds: Ascending.
+        seeds: Of the trials.
         variants: For each its ``settings``, the ``strategies`` that run it, and the ``arguments`` of each.
     """
     record = {
@@ -138,6 +141,14 @@ def make_record(
     }
     as_json: dict[str, Any] = json.loads(json.dumps(record))
     return as_json
+
+
+def with_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a record that an earlier version wrote: a setting that is newer than it had its default there."""
+    fields = {name: field for name, field in RunConfig.model_fields.items() if name not in OF_A_RUN}
+    defaults = {name: field.default for name, field in fields.items() if not field.is_required()}
+    settings = {"settings": defaults | current_settings(record["settings"])} if "settings" in record else {}
+    return {"variants": [], **record, **settings}
 
 
 def make_job(
@@ -185,30 +196,33 @@ def _runs(
     """Make the runs of one strategy on one scenario: number of the variant, settings, directory."""
     variants, options = record.get("variants", ()), record["dataset"]["options"]
     own = {number: each for number, each in enumerate(variants) if strategy in each["strategies"]}
-    several = len(record["strategies"]) > 1
+    first_seed = record["seeds"][0]  # a seed that is added may be lower
+    above = path / strategy_folders(record).get(strategy, slug(strategy))
     for number, variant in own.items() if variants else [(None, None)]:
         args, settings = record["strategies"][strategy], record["settings"]
         if variant is not None:
             args, settings = variant["arguments"][strategy], overridden(settings, variant["settings"], strategy)
         for seed in record["seeds"]:
-            trial = seed - min(record["seeds"])  # a benchmark that is made at random is made anew for each trial
-            made = {"seed": int(options["seed"]) + trial} if "seed" in options else {}
+            # A benchmark that is made at random is made anew for each trial.
+            made = {"seed": int(options["seed"]) + seed - first_seed} if "seed" in options else {}
             config = RunConfig.checked(
                 {**settings, "sources": scenario.sources, "targets": scenario.targets, "seed": seed}
                 | {"strategy": strategy, "strategy_args": args, "domains_options": options | made}
             )
-            folder = run_folder(path, strategy if several else None, number)
+            folder = above if variant is None else above / variant.get("folder", f"variant-{number}")
             yield number or 0, config, RunDirectory(folder / slug(scenario.name) / str(seed))
 
 
-def run_folder(path: Path, strategy: str | None, variant: int | None) -> Path:
-    """Name the directory above a run's target: one a strategy where a job has several, then one a variant.
+def strategy_folders(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the folders, below the job's, of strategies that have another than that of their name.
 
-    >>> run_folder(Path("runs/NAME"), "hgp", 3).as_posix()
-    'runs/NAME/hgp/variant-3'
+    A single strategy has none, and keeps it so when others are added; so it is with the folders of variants.
+
+    >>> strategy_folders({"strategies": {"hgp": {}}})
+    {'hgp': ''}
     """
-    folder = path if strategy is None else path / slug(strategy)
-    return folder if variant is None else folder / f"variant-{variant}"
+    only = len(record["strategies"]) == 1
+    return dict(record.get("folders") or (dict.fromkeys(record["strategies"], "") if only else {}))
 
 
 def slug(text: str) -> str:

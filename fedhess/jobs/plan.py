@@ -11,7 +11,9 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.domains import Benchmark
 from fedhess.domains.scenarios import choose_scenarios, inner_scenarios
 from fedhess.jobs.checks import check_names, check_partitions, check_selection, check_settings, check_splits
+from fedhess.jobs.growing import grown
 from fedhess.jobs.job import Job, make_job, make_record, outline, slug
+from fedhess.jobs.reopening import require_same_data
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import Variant, resolve_variants
 from fedhess.models import MODELS, prepared_shape
@@ -34,6 +36,7 @@ def plan_job(
     variants: Sequence[Variant] = (),
     selection: str = DEFAULT,
     needs_weights: bool = True,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Job:
     """Resolve defaults, plan every run, and build model, strategies and optimizer once to see that they can be.
 
@@ -48,6 +51,7 @@ def plan_job(
         variants: Settings of every strategy to select among.
         selection: ``"source"``; or ``"lodo"``, which adds the runs that cross-validation needs.
         needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
+        recorded: The record of the job in ``out`` that this one continues or adds to; its runs stay what they are.
 
     Raises:
         UsageError: A name is unknown, a value is out of range, or the data cannot be read.
@@ -76,15 +80,21 @@ def plan_job(
         seeds=[first.seed + trial for trial in range(trials)],
         variants=of_variants,
     )
+    if recorded is not None:
+        record = grown(recorded, record)
     path = out if out is not None else _new_path(benchmark, strategies)
     job = make_job(path, record, inner=selection == "lodo", selection=selection, benchmark=benchmark)
     configs = [run.config for run in job.runs]
     check_settings(configs, needs_weights=needs_weights)
     check_execution(first, prepared_shape(model, benchmark.input_shape))
-    record["dataset"] = benchmark.identity()
+    identity = benchmark.identity()
+    if recorded is not None:
+        require_same_data(path, recorded["dataset"], identity)
+    else:
+        record["dataset"] = identity
     check_splits(benchmark, configs)
     check_partitions(benchmark, configs)
-    return replace(job, record=record)
+    return replace(job, record=record, before=recorded)
 
 
 def _new_path(benchmark: Benchmark, strategies: Sequence[str]) -> Path:

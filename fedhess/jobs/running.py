@@ -14,7 +14,8 @@ from fedhess.federation.client.examples import source_examples, source_shares
 from fedhess.federation.engines.choice import IN_PROCESS, Engine, choose_engine
 from fedhess.federation.server.app import make_server_app
 from fedhess.jobs.description import header, incomplete_warning, stand_in_warning
-from fedhess.jobs.directory import recorded_selection, require_begun, require_unused
+from fedhess.jobs.directory import require_unused
+from fedhess.jobs.growing import complete_options, describe_growth, open_again, read_begun
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.partition_manifest import make_manifest, record_manifest
 from fedhess.jobs.plan import plan_job
@@ -41,8 +42,9 @@ def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: boo
         UsageError: An option is wrong, or the data cannot be read.
     """
     options, settings = read_options(given)
-    if options.resume:
-        require_begun(options.out)
+    recorded = None
+    if options.resume or options.add:
+        recorded = read_begun(options)
     elif options.out is not None:
         require_unused(options.out)  # before any download
     if "local_steps" in settings and settings.get("local_epochs"):
@@ -56,29 +58,39 @@ def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: boo
         gpus_per_client=options.gpus_per_client,
         ray_address=options.ray_address,
     )
-    settings["device"] = engine.device(settings.get("device", "auto"))
+    device = "auto" if recorded is None else recorded["settings"]["device"]
+    settings["device"] = engine.device(settings.get("device", device))
+    if recorded is None:
+        benchmark, planned = _new_job(options, settings, progress)
+    else:
+        benchmark = open_again(recorded, options, given, progress.note)
+        planned = complete_options(recorded, benchmark, options, given, settings)
+        require_server(planned["strategies"], settings, planned["variants"])
+    selection = options.selection or (recorded or {}).get("selection", DEFAULT)
+    job = plan_job(benchmark, **planned, out=options.out, selection=selection, needs_weights=needs_weights)
+    if growth := describe_growth(job):
+        progress.note(f"added to the job in {job.path}: {growth}\n")
+    progress.warn(stand_in_warning(job))
+    progress.warn(incomplete_warning(job))
+    return job, engine
+
+
+def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) -> tuple[Benchmark, dict[str, Any]]:
+    """Open the data of a new job, and return it with what `plan_job` takes besides."""
     names = [name.strip() for name in options.strategy.split(",") if name.strip()]
     variants = parse_variants(options.variants)
     require_server(names, settings, variants)
     benchmark = _open_data(options, int(settings.get("seed", 0)), progress)
     if options.data_dir is not None:
         settings["data_dir"] = str(options.data_dir.resolve())
-    recorded = recorded_selection(options.out) if options.resume and options.out is not None else DEFAULT
-    job = plan_job(
-        benchmark,
-        strategies=names,
-        strategy_args=parse_assignments(options.strategy_args, option="--strategy-args"),
-        target=options.target,
-        trials=options.trials,
-        overrides=settings,
-        out=options.out,
-        variants=variants,
-        selection=options.selection or recorded,
-        needs_weights=needs_weights,
-    )
-    progress.warn(stand_in_warning(job))
-    progress.warn(incomplete_warning(job))
-    return job, engine
+    return benchmark, {
+        "strategies": names,
+        "strategy_args": parse_assignments(options.strategy_args, option="--strategy-args"),
+        "target": options.target,
+        "trials": options.trials,
+        "overrides": settings,
+        "variants": variants,
+    }
 
 
 def _open_data(options: JobOptions, seed: int, progress: Progress) -> Benchmark:

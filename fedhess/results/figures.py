@@ -19,6 +19,7 @@ import numpy as np
 from fedhess.base.files import replace_file
 from fedhess.base.tables import mean, mean_and_error
 from fedhess.federation.server.run_directory import Row
+from fedhess.jobs.metrics import Confusion
 from fedhess.results.diagnosis import BASELINE, MIXED_PAIR, SOURCE_PAIR
 from fedhess.results.selection import Cell, mean_distance, target_accuracy
 
@@ -297,11 +298,63 @@ def draw_strategies(path: Path, diagnosis: Mapping[str, Any], *, title: str) -> 
     return written(path)
 
 
-def _draw_map(axis: Any, grid: Any, texts: Sequence[str], *, colours: str, symmetric: float | None = None) -> None:
-    """Fill an axis with a grid; ``symmetric`` centres the colours on 0 and gives their least extent."""
+def draw_confusions(
+    path: Path, *, title: str, note: str, classes: Sequence[str], panels: Mapping[str, Confusion]
+) -> list[Path]:
+    """Draw a confusion matrix a strategy: of the examples of each class (row), how many percent are predicted as which.
+
+    Args:
+        path: The PNG file.
+        title: Names the data set and the target.
+        note: Second line of the title.
+        classes: Their names; those of more than 40 are not written, nor are the numbers of more than 12.
+        panels: By strategy the counts; the row of a class without examples stays empty.
+    """
+    columns = min(MAPS, len(panels))
+    shape = (math.ceil(len(panels) / columns), columns)
+    labels = [drawable(name, f"class {number}") for number, name in enumerate(classes, start=1)]
+    ticks = labels if len(labels) <= 40 else []
+    side = min(5.0, max(3.2, 0.42 * len(classes)))
+    names = (title, *classes, *panels)
+    with drawing(path, shape, size=(side, side), title=title, note=note, names=names) as axes:
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for number, (axis, (strategy, confusion)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
+            grid = np.zeros((len(classes), len(classes)))
+            for label, guess, count in confusion:
+                grid[label, guess] = count
+            total = grid.sum(1, keepdims=True)
+            shares = np.divide(100 * grid, total, out=np.full_like(grid, np.nan), where=total > 0)
+            texts = [f"{share:.0f}" if share else "" for share in shares.flat] if len(classes) <= 12 else []
+            _draw_map(axis, shares, texts, colours="cividis", limits=(0.0, 100.0))
+            axis.set_title(drawable(strategy, f"strategy {number + 1}"), fontsize=10)
+            first, last = number % columns == 0, number >= len(panels) - columns
+            axis.set_xticks(range(len(ticks)), ticks if last else [""] * len(ticks), rotation=90, fontsize=8)
+            axis.set_yticks(range(len(ticks)), ticks if first else [""] * len(ticks), fontsize=8)
+            axis.set(xlabel="prediction" if last else "", ylabel="class" if first else "")
+    return written(path)
+
+
+def _draw_map(
+    axis: Any,
+    grid: Any,
+    texts: Sequence[str],
+    *,
+    colours: str,
+    symmetric: float | None = None,
+    limits: tuple[float | None, float | None] = (None, None),
+) -> None:
+    """Fill an axis with a grid, and with a text a cell if there are any.
+
+    ``symmetric`` centres the colours on 0 and gives their least extent; ``limits`` are their ends.
+    """
     finite = grid[np.isfinite(grid)]
-    extent = None if symmetric is None else max(symmetric, float(np.abs(finite).max(initial=0.0)))
-    image = axis.imshow(grid, cmap=colours, aspect="auto", vmin=None if extent is None else -extent, vmax=extent)
+    if symmetric is not None:
+        extent = max(symmetric, float(np.abs(finite).max(initial=0.0)))
+        limits = (-extent, extent)
+    image = axis.imshow(grid, cmap=colours, aspect="auto", vmin=limits[0], vmax=limits[1])
+    if not texts:
+        return
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
             red, green, blue, _ = image.cmap(image.norm(value))

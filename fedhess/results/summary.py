@@ -10,10 +10,11 @@ from fedhess.base.tables import markdown_table, mean, mean_and_error, notes, sho
 from fedhess.domains import Scenario
 from fedhess.federation.server.health import sickness
 from fedhess.jobs.description import describe_arguments, protocol
-from fedhess.jobs.job import Job
+from fedhess.jobs.job import Job, slug
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
-from fedhess.results.figures import Panel, draw_rounds, drawable, trained_rounds
+from fedhess.results.counts import confusions, counts_section, selected_rows, summarise_counts
+from fedhess.results.figures import Panel, draw_confusions, draw_rounds, drawable, trained_rounds
 from fedhess.results.selection import (
     Recorded,
     cells_of,
@@ -37,8 +38,9 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
 
     Returns:
         JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
-        each target, their average, and on the sources, the alignment distances of the sources before and after
-        training, the selected rounds (and settings, where there are several) by target, the number of clients'
+        each target, their average, on the worst target of a trial, and on the sources, what
+        `counts.summarise_counts` returns, the alignment distances of the sources before and after training, the
+        selected rounds (and settings, where there are several) by target, the number of clients'
         failures, and the gaps that they left in the evaluation.
     """
     recorded = read_rows(job) if recorded is None else recorded
@@ -55,6 +57,7 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         "seeds": job.seeds,
         "targets": list(columns.values()),
         "averaged": _has_average(columns),
+        "classes": job.classes,
         "arguments": describe_arguments(job),
         "strategies": {name: _summarise_strategy(job, recorded, name, columns, selection) for name in job.strategies},
     }
@@ -82,13 +85,16 @@ def table(summary: Mapping[str, Any]) -> str:
             *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
             "",
             markdown_table(heads, lines),
+            *counts_section(summary),
             *notes(summary),
         ]
     )
 
 
 def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
-    """Write summary.json, summary.md and figures/rounds.png and .svg; the titles in them name a stand-in.
+    """Write summary.json, summary.md and, as PNG and SVG, figures/rounds and figures/confusion_TARGET.
+
+    Titles name a stand-in; a target of which a trial has no counts has no confusion matrix.
 
     Args:
         job: The job.
@@ -107,7 +113,25 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
         figure.parent.mkdir(exist_ok=True)
         title = f"{summary['title']}: accuracy on the target and alignment distances, round by round"
         files = draw_rounds(figure, title=title, note=_note(job, summary), panels=_panels(job, summary))
+        files += _draw_targets(job, summary)
     return [as_json, as_text, *files]
+
+
+def _draw_targets(job: Job, summary: Mapping[str, Any]) -> list[Path]:
+    """Draw the confusion matrices of each target, one a strategy."""
+    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
+    recorded = read_rows(job)
+    found = {name: confusions(recorded, name, columns, job.selection) for name in job.strategies}
+    trials = "one trial" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} trials together"
+    files: list[Path] = []
+    for number, target in enumerate(columns.values(), start=1):
+        maps = {name: counts for name, of in found.items() if (counts := of[target]) is not None}
+        if maps:
+            title = f"{summary['title']}: predictions on {drawable(target, f'target {number}')} at the selected round"
+            note = f"percent of the examples of each class, {trials}"
+            file = job.path / "figures" / f"confusion_{slug(target)}.png"
+            files += draw_confusions(file, title=title, note=note, classes=job.classes, panels=maps)
+    return files
 
 
 def _note(job: Job, summary: Mapping[str, Any]) -> str:
@@ -183,10 +207,13 @@ def _summarise_strategy(
     seeds = sorted(of_sources)
     whole = _has_average(columns)
     averages = [mean([by_seed[seed] for by_seed in accuracy.values()]) if whole else None for seed in seeds]
+    counted = selected_rows(recorded, name, columns, selection)
     failures = sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows)
     return {
         "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
         "average": mean_and_error(averages),
+        "worst_domain": mean_and_error([_worst([of[seed] for of in accuracy.values()]) for seed in seeds]),
+        **summarise_counts(counted, classes=len(job.classes), averaged=whole),
         "sources": mean_and_error([mean(of_sources[seed]) for seed in seeds]),
         **{key: {when: mean(values) for when, values in found.items()} for key, found in before_after.items()},
         "selected_rounds": selected,
@@ -195,6 +222,12 @@ def _summarise_strategy(
         "gaps": gaps,
         "sick": sick,
     }
+
+
+def _worst(accuracies: Sequence[float | None]) -> float | None:
+    """Return the lowest accuracy on a trial's targets; None where one is missing, or there is only one target."""
+    known = [value for value in accuracies if value is not None]
+    return min(known) if 1 < len(known) == len(accuracies) else None
 
 
 def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:

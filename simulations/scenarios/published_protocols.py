@@ -105,7 +105,7 @@ _GA = Protocol(
     source="released code: algorithms/fedavg/train_pacs.py, train_pacs_GA.py, utils/trainval_func.py, data/",
     settings={
         **FEDAVG, "model": "resnet18", "rounds": 40, "local_epochs": 5, "batch_size": 16, "lr": 1e-3,
-        "lr_drop_after": 0.8, "momentum": 0.9, "weight_decay": 5e-4, "weighting": "examples",
+        "lr_schedule": "step", "lr_drop_after": 0.8, "momentum": 0.9, "weight_decay": 5e-4, "weighting": "examples",
         "evaluate_every": 1, "batchnorm": "averaged",
     },
     strategies=("erm", "fedprox", "fediir", "hgp", "hutchinson"),

@@ -32,6 +32,7 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
         "east/0/checkpoint/round-000003.safetensors",
         "east/0/partition.json",
         "east/0/rounds.jsonl",
+        "east/0/selected/round-000003.safetensors",
         "figures/rounds.png",
         "figures/rounds.svg",
         "summary.json",
@@ -80,7 +81,7 @@ def test_default_directory_is_named_by_data_strategies_and_time(command: Command
 def test_seed_decides_the_bytes(command: Command) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         command(*TOY, "--strategy", "hgp", "--seed", seed, "--out", name)
-    weights = {name: next(Path(name).rglob("*.safetensors")).read_bytes() for name in "abc"}
+    weights = {name: next(Path(name).rglob("checkpoint/*.safetensors")).read_bytes() for name in "abc"}
     assert weights["a"] == weights["b"]
     assert weights["a"] != weights["c"]
 

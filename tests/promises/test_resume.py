@@ -44,10 +44,12 @@ def results(job: Path) -> list[dict[str, object]]:
 
 
 def assert_same(job: Path, reference: Path) -> None:
-    (weights,) = job.rglob("*.safetensors")
-    (expected,) = reference.rglob("*.safetensors")
-    assert weights.name == expected.name
-    assert weights.read_bytes() == expected.read_bytes()
+    weights, expected = (
+        {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.safetensors")}
+        for folder in (job, reference)
+    )
+    assert len(expected) == 2, "the last round's checkpoint and the selected round's model"
+    assert weights == expected
     assert results(job) == results(reference)
     assert [path.name for path in job.rglob("*") if path.name.startswith(".")] == [".lock"]
 
@@ -118,7 +120,7 @@ def test_real_processes_survive_sigkill(start: Start, command: Command, tmp_path
 
 def test_finished_job_is_only_reported_again(command: Command) -> None:
     first = command(*TOY, "--strategy", "erm", "--out", "job", "--quiet")
-    weights = next(Path("job").rglob("*.safetensors"))
+    weights = next(Path("job").rglob("checkpoint/*.safetensors"))
     before = (weights.stat().st_mtime_ns, weights.read_bytes())
     again = command(*TOY, "--strategy", "erm", "--out", "job", "--quiet", "--resume")
     assert (again.status, again.out) == (0, first.out)
@@ -205,7 +207,7 @@ def test_second_process_is_kept_out(command: Command) -> None:
 def test_full_disk_keeps_the_last_round(command: Command) -> None:
     command(*TOY, *HGP_ADAM, "--out", "reference")
     # Adam's moments make every checkpoint but the first three times as large as the model: there the disk ends.
-    limit = next(Path("reference").rglob("*.safetensors")).stat().st_size * 2 // 3
+    limit = next(Path("reference").rglob("checkpoint/*.safetensors")).stat().st_size * 2 // 3
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:

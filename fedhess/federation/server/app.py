@@ -26,6 +26,7 @@ from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.health import remedy, sickness
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.round import DomainRounds
+from fedhess.federation.server.round_selection import BestSoFar
 from fedhess.federation.server.run_directory import TRAINED, Row, RunDirectory
 from fedhess.models.prepared import build_model
 from fedhess.settings.combinations import check_combinations
@@ -90,8 +91,10 @@ class Server:
             optimizer_args=config.server_optimizer_args,
         )
         self.alignment_shapes = alignment_shapes(template)
+        self._outputs = template.head.out_features
         log = None if self.directory is None else partial(self.directory.log, CLIENT_LOG)
         self.federation = Federation(self.grid, config, on_traceback=log)
+        self._best = BestSoFar(quorum=config.quorum)
         self._seconds = 0.0  # of training since the last evaluation
         self._args = resolved_args(config.strategy, config.strategy_args)
         self._first_head = self._head().clone()
@@ -140,6 +143,7 @@ class Server:
         if checkpoint is None:
             return -1, None
         self._rows = self.directory.rows()
+        self._best = BestSoFar(quorum=self.config.quorum, rows=self._rows)
         self._named_sick = bool(self._sickness())
         checkpoint.restore(self.model)
         self._rounds.restore(checkpoint.tensors, checkpoint.plain)
@@ -171,10 +175,12 @@ class Server:
         return server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds
 
     def _report(self, server_round: int, outcome: RoundOutcome) -> None:
-        """Evaluate and write the rows; after the last round wait for the disk."""
+        """Evaluate, write the rows, keep the model if it is the best so far; after the last round wait for the disk."""
         rows = self._evaluate(server_round, outcome)
         if self.directory is not None:
             self.directory.append(rows)
+            if self._best.add(rows):
+                self.directory.save_selected(server_round, self._evaluated.tensors)
             if self._is_kept(server_round):
                 self.directory.settle()
             if server_round == self.config.rounds:
@@ -183,11 +189,20 @@ class Server:
             self.on_round(server_round, rows)
         self._warn_once(rows)
 
+    @property
+    def _evaluated(self) -> GlobalModel:
+        """The model that clients evaluate, and that is kept where its round is selected."""
+        return self.model
+
     def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:
         """Have every client evaluate the model; one row a client and domain, those that failed included."""
         started = time.monotonic()
         measured = evaluate_clients(
-            self.federation, self.model.payload(), alignment=self.alignment_shapes, server_round=server_round
+            self.federation,
+            self._evaluated.payload(),
+            alignment=self.alignment_shapes,
+            outputs=self._outputs,
+            server_round=server_round,
         )
         rows = make_rows(self.federation, measured, outcome, server_round=server_round)
         seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0
