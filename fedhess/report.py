@@ -5,6 +5,7 @@ Nothing here is needed while a job runs, and nothing but its rows afterwards: no
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from fedhess.jobs.description import stand_in_warning
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded, require_inner_runs
 from fedhess.jobs.selectors import read_selectors
+from fedhess.jobs.tracking import read_trackers, track_recorded
 from fedhess.results.selection import read_rows, unfinished
 from fedhess.results.summary import selector_table, summarise, table, write_report, write_selection
 
@@ -31,6 +33,9 @@ def report(
             help="What to select by: source, lodo, oracle, several by commas, or all. [default: what the job has]"
         ),
     ] = None,
+    track: Annotated[
+        str, typer.Option(help="Trackers to feed with what the rows have: tensorboard, wandb, mlflow, trackio.")
+    ] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the tables.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -41,12 +46,13 @@ def report(
     target and stands in a column of its own that says so.
     """
     progress = Progress(silent=quiet or as_json)
-    job = open_recorded(run)
+    job = replace(open_recorded(run), trackers=read_trackers(track))
     selectors = [job.selection] if selection is None else read_selectors(selection)
     recorded = read_rows(job)
     progress.warn(stand_in_warning(job))
     if missing := unfinished(recorded):
         progress.warn(f"{len(missing)} of {len(recorded)} runs are not finished, the first {missing[0].directory.path}")
+    track_recorded(job, progress.warn)
     compared: dict[str, Any] = {}
     for name in selectors:
         try:

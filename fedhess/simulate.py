@@ -110,7 +110,7 @@ def run_and_report(job: "Job", progress: "Progress", engine: "Engine", *, resume
     """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
     from fedhess.jobs.directory import job_directory, record_selection
     from fedhess.jobs.growing import record_growth
-    from fedhess.jobs.running import run_job
+    from fedhess.jobs.running import describe_failures, run_job
     from fedhess.results.results import Results
 
     with job_directory(job.path, job.record, resume=resume, selection=job.selection, before=job.before) as changes:
@@ -118,10 +118,15 @@ def run_and_report(job: "Job", progress: "Progress", engine: "Engine", *, resume
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
         record_growth(job, changed=bool(changes))
         try:
-            run_job(job, progress, engine=engine)
+            failures = run_job(job, progress, engine=engine)
+            if failures and not job.variants and len(failures) == len(job.runs):
+                raise FederationError(describe_failures(job, failures))
             record_selection(job.path, job.selection)
             results = Results(job)
-            return results, results.write()
+            files = results.write()
+            if failures and not job.variants:
+                raise FederationError(f"{describe_failures(job, failures)}\nThe table of the others is in {files[1]}.")
+            return results, files
         except (FederationError, StorageError, KeyboardInterrupt) as error:
             kept = " in" if isinstance(error, DivergedError) else ": continue with --resume --out"
             sys.stderr.write(f"fedhess: stopped; the completed rounds are kept{kept} {job.path}\n")

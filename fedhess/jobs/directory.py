@@ -159,8 +159,8 @@ def require_unused(path: Path) -> None:
         raise _unwritable(path, error) from error
     if used:
         raise UsageError(
-            f"--out: {path} is already used; choose another directory, or give --resume as well to continue the job in "
-            "it, or --add to add to it"
+            f"--out: {path} is already used; choose another directory, or add --resume to continue the job in it, "
+            "or --add to let it grow"
         )
 
 

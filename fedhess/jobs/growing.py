@@ -152,12 +152,12 @@ def _owned(args: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, Scalar
 
 def depends_on_rounds(config: RunConfig, rounds: int) -> list[str]:
     """Say which setting would have made the rounds of a run others, had it had more rounds from the beginning."""
-    longer = config.model_copy(update={"rounds": max(rounds, config.rounds)})
-    if all(config.lr_at(number) == longer.lr_at(number) for number in range(1, config.rounds + 1)):
+    if rounds <= config.rounds or not config.bound_to_rounds:
         return []
+    values = ", ".join(f"{name}={getattr(config, name)}" for name in config.bound_to_rounds)
     return [
-        f"settings.rounds: {config.rounds} there, {rounds} now; lr_drop_after={config.lr_drop_after:g} is a share of "
-        "them, so that trained rounds would have had another learning rate"
+        f"settings.rounds: {config.rounds} there, {rounds} now; {values} depends on how many there are in all, so that "
+        "trained rounds would have been others"
     ]
 
 

@@ -53,6 +53,7 @@ class Job:
         selection: How round and variant are selected, a key of `selectors.SELECTORS`.
         benchmark: Its data, opened, where the job is about to run.
         before: The record of the job in ``path`` that this one continues or adds to, if it does.
+        trackers: Keys of `tracking.TRACKERS` that its rows are fed to.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Job:
     selection: str = DEFAULT
     benchmark: Benchmark | None = field(default=None, repr=False)
     before: Mapping[str, Any] | None = field(default=None, repr=False)
+    trackers: tuple[str, ...] = ()
 
     @property
     def data(self) -> Mapping[str, Any]:

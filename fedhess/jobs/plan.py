@@ -37,6 +37,7 @@ def plan_job(
     selection: str = DEFAULT,
     needs_weights: bool = True,
     recorded: Mapping[str, Any] | None = None,
+    threads: int = 0,
 ) -> Job:
     """Resolve defaults, plan every run, and build model, strategies and optimizer once to see that they can be.
 
@@ -52,6 +53,7 @@ def plan_job(
         selection: ``"source"``; or ``"lodo"``, which adds the runs that cross-validation needs.
         needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
         recorded: The record of the job in ``out`` that this one continues or adds to; its runs stay what they are.
+        threads: Of torch, for a model whose defaults have none; 0 leaves them to torch.
 
     Raises:
         UsageError: A name is unknown, a value is out of range, or the data cannot be read.
@@ -69,6 +71,7 @@ def plan_job(
     recipe = benchmark.recipe or benchmark.name
     base = default_settings(model, benchmark=recipe) | dict(overrides)
     base |= {"model": model, "domains": benchmark.name, "stand_in_for": benchmark.stand_in_for}
+    base["threads"] = base.get("threads") or threads
     defaults = {name: default_strategy_args(name, model=model, benchmark=recipe) for name in strategies}
     args, of_variants = resolve_variants(strategy_args, variants, base, defaults)
     first = RunConfig.checked(base | {"sources": outer[0].sources, "targets": outer[0].targets})

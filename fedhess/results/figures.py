@@ -316,6 +316,7 @@ def draw_confusions(
     ticks = labels if len(labels) <= 40 else []
     side = min(5.0, max(3.2, 0.42 * len(classes)))
     names = (title, *classes, *panels)
+    title = "\n".join(textwrap.wrap(title, int(14 * side * columns)))
     with drawing(path, shape, size=(side, side), title=title, note=note, names=names) as axes:
         for axis in axes.flat[len(panels) :]:
             axis.axis("off")

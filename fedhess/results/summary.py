@@ -127,8 +127,8 @@ def _draw_targets(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     for number, target in enumerate(columns.values(), start=1):
         maps = {name: counts for name, of in found.items() if (counts := of[target]) is not None}
         if maps:
-            title = f"{summary['title']}: predictions on {drawable(target, f'target {number}')} at the selected round"
-            note = f"percent of the examples of each class, {trials}"
+            title = f"{summary['title']}: predictions on {drawable(target, f'target {number}')}"
+            note = f"at the selected round, percent of the examples of each class, {trials}"
             file = job.path / "figures" / f"confusion_{slug(target)}.png"
             files += draw_confusions(file, title=title, note=note, classes=job.classes, panels=maps)
     return files
