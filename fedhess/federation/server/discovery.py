@@ -212,7 +212,5 @@ def _roster(
     there = [client for client in ordered if client.identity.role == SOURCE]
     if len(there) > clients:
         names = ", ".join(f"{client.label} (node {client.node_id})" for client in there)
-        raise FederationError(
-            f"the run has {clients} source clients, {len(there)} nodes are one: {names}; stop the others"
-        )
+        raise FederationError(f"{len(there)} nodes are source clients, the run has {clients}; stop one of {names}")
     return ordered
