@@ -193,6 +193,10 @@ def _read(
             raise ValueError(f"expected {loss}, {accuracy} and {examples}, got {sorted(metrics)}")
         if not (0 <= metrics[accuracy] <= 1 and 1 <= metrics[examples] < math.inf):
             raise ValueError(f"expected an {accuracy} in [0, 1] of at least one example, got {metrics}")
+        if metrics[loss] < 0:
+            raise ValueError(f"expected a {loss} of at least 0, got {metrics[loss]:g}")
+    if metrics[protocol.NUM_EXAMPLES] != held.evaluate_examples:
+        raise ValueError(f"expected {protocol.NUM_EXAMPLES} = {held.evaluate_examples} as at the start, got {metrics}")
     return metrics, statistics
 
 
