@@ -28,6 +28,7 @@ from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.health import remedy, sickness
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.round import DomainRounds
+from fedhess.federation.server.round_selection import BestSoFar
 from fedhess.federation.server.run_directory import TRAINED, Row, RunDirectory
 from fedhess.models.prepared import build_model
 from fedhess.settings.combinations import check_combinations
@@ -95,8 +96,10 @@ class Server:
         )
         self.evaluated = EvaluatedModel(self.model, config)
         self.alignment_shapes = alignment_shapes(template)
+        self._outputs = template.head.out_features
         log = None if self.directory is None else partial(self.directory.log, CLIENT_LOG)
         self.federation = Federation(self.grid, config, on_traceback=log)
+        self._best = BestSoFar(quorum=config.quorum)
         self._seconds = 0.0  # of training since the last evaluation
         self._args = resolved_args(config.strategy, config.strategy_args)
         self._first_head = self._head().clone()
@@ -146,6 +149,7 @@ class Server:
         if checkpoint is None:
             return -1, None
         self._rows = self.directory.rows()
+        self._best = BestSoFar(quorum=self.config.quorum, rows=self._rows)
         self._named_sick = bool(self._sickness())
         checkpoint.restore(self.model)
         self._rounds.restore(checkpoint.tensors, checkpoint.plain)
@@ -197,6 +201,7 @@ class Server:
             self.federation,
             self.model.payload(),
             alignment=self.alignment_shapes,
+            outputs=self._outputs,
             server_round=server_round,
             roles=(SOURCE,),
         )
@@ -219,10 +224,12 @@ class Server:
         return server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds
 
     def _report(self, server_round: int, outcome: RoundOutcome) -> None:
-        """Evaluate and write the rows; after the last round wait for the disk."""
+        """Evaluate, write the rows, keep the model if it is the best so far; after the last round wait for the disk."""
         rows = self._evaluate(server_round, outcome)
         if self.directory is not None:
             self.directory.append(rows)
+            if self._best.add(rows):
+                self.directory.save_selected(server_round, self.evaluated.tensors)
             if self._is_kept(server_round):
                 self.directory.settle()
             if server_round == self.config.rounds:
@@ -238,6 +245,7 @@ class Server:
             self.federation,
             self.evaluated.payload(),
             alignment=self.alignment_shapes,
+            outputs=self._outputs,
             server_round=server_round,
             roles=(TARGET,) if outcome.measured else (SOURCE, TARGET),
         )

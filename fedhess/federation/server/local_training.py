@@ -131,7 +131,7 @@ class LocalPhase:
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
             buffers = read_tensors(content, protocol.MOMENTUM, like=trained) if trained else {}
-            metrics = protocol.training_metrics_of(content)
+            metrics = protocol.training_metrics_of(content, examples=client.identity.train_examples)
             if previous is not None:
                 previous.read(client, content)
             return ClientUpdate(update, buffers), metrics

@@ -138,6 +138,38 @@ def test_rows_after_the_checkpoint_are_cut_off_where_the_run_goes_on(tmp_path: P
     assert directory.rows() == [FIRST]
 
 
+def test_selected_model_is_the_one_that_the_checkpoint_knows(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    model = {number: {"x": torch.tensor([float(number)])} for number in range(9)}
+
+    def evaluated(number: int) -> None:
+        directory.append([FIRST | {"round": number}])
+        directory.save_selected(number, model[number])
+
+    def files() -> list[int]:
+        return sorted(int(path.stem.partition("-")[2]) for path in (tmp_path / "selected").iterdir())
+
+    assert directory.selected_round() is None
+    directory.save_checkpoint(Checkpoint(0, {"x": torch.zeros(1)}))
+    for number in (1, 2):
+        evaluated(number)
+    assert files() == [2], "no checkpoint has come to either"
+    directory.save_checkpoint(Checkpoint(3, {"x": torch.zeros(1)}))
+    for number in (4, 5):
+        evaluated(number)
+    assert files() == [2, 5], "the run may go back to round 3"
+    (tmp_path / "selected" / ".half").write_text("left by a kill")
+    directory.rewind()
+    assert files() == [2]
+    assert torch.equal(directory.load_selected()["x"], model[2]["x"])
+    directory.save_checkpoint(Checkpoint(6, {"x": torch.zeros(1)}, unreported={"trained": {}}))
+    evaluated(6)
+    assert files() == [2, 6], "the evaluation is not settled"
+    directory.settle()
+    assert files() == [6]
+    assert (directory.selected_round(), directory.load_selected()) == (6, model[6])
+
+
 def test_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     directory = RunDirectory(tmp_path / "file" / "run")
