@@ -136,7 +136,16 @@ class HeadBatch:
     @property
     def loss(self) -> Tensor:
         """Mean cross-entropy, or mean logistic loss for a one-logit head, (): exactly torch's own losses."""
-        return mean_loss(self.basics.logits, self.labels)
+        # What is recorded is not remembered: then only the logits (C=345, D=2048, B=32: 0.91 of a step behind an MLP).
+        logits_BC = self._logits() if self._is_recorded else self.basics.logits
+        return mean_loss(logits_BC, self.labels)
+
+    @property
+    def _is_recorded(self) -> bool:
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._sources)
+
+    def _logits(self) -> Tensor:
+        return functional.linear(self.features, self.weight, self.bias)
 
     def check_like_parameters(self, name: str, tensor: Tensor) -> None:
         """Raise ValueError unless a tensor has shape (C, K), dtype and device of theta = [W | b]."""
@@ -150,8 +159,7 @@ class HeadBatch:
     def recall(self, name: str, compute: Callable[[], Value]) -> Value:
         """Return ``compute()``, or what it returned before if no tensor was written to since; for reading only."""
         sources = self._sources
-        recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in sources)
-        if recording or torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in sources):
+        if self._is_recorded or torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in sources):
             return compute()
         if name not in self._memory or self._memory[name][1] != _versions(sources, self._memory[name][0]):
             value = compute()
@@ -169,7 +177,7 @@ class HeadBatch:
         inputs_BK = features
         if self.bias is not None:
             inputs_BK = torch.cat([features, features.new_ones(self.size, 1)], dim=1)
-        logits_BC = functional.linear(features, self.weight, self.bias)
+        logits_BC = self._logits()
         if self.is_logistic:
             probabilities_BC = logits_BC.sigmoid()
             residuals_BC = probabilities_BC - labels_B1
