@@ -191,7 +191,8 @@ def rounds_note(job: Job, summary: Mapping[str, Any]) -> str:
     names = [*summary["strategies"], *([] if summary["averaged"] else summary["targets"])]
     unknown = any(drawable(name, "?") == "?" for name in names)
     numbered = "; a number stands for a name in the table that no installed font can draw" if unknown else ""
-    return f"seeds {seeds}: {shown_as}{selected}; round 0, the untrained model, is left out{numbered}"
+    lacking = f"; {len(summary['unfinished'])} of {summary['runs']} runs UNFINISHED" if summary["unfinished"] else ""
+    return f"seeds {seeds}: {shown_as}{selected}; round 0, the untrained model, is left out{numbered}{lacking}"
 
 
 def rounds_panels(job: Job, summary: Mapping[str, Any], recorded: Recorded) -> list[Panel]:
