@@ -47,14 +47,9 @@ def open_own(opening: Opening) -> Benchmark:
     names, classes = _split(ours.get("domain_names", "")), _split(ours.get("class_names", ""))
     shape = tuple(int(side) for side in str(ours.get("input_shape", "")).split("x") if side.isdigit())
     if names and classes and shape and opening.held == ():
-        return _benchmark(
-            opening,
-            _Own(opening.name, {}, SIDE),
-            names=names,
-            classes=classes,
-            shape=shape,
-            options=dict(opening.options),
-        )
+        known = dict(opening.options)
+        nothing = _Own(opening.name, {}, SIDE)
+        return _benchmark(opening, nothing, names=names, classes=classes, shape=shape, options=known)
     made, args = _make(opening)
     if isinstance(made, Benchmark):
         return replace(made, name=opening.name, options=args, recipe=made.recipe or made.name)

@@ -11,8 +11,9 @@ evaluate.identify    every     none; the reply names domain, role, client and ex
 query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic
 train                source    model, reference; reply: the update (or the weights) and metrics; with
                                ``references="previous"`` also requests for statistics, and their answers
-evaluate             every     model; reply: loss, accuracy, and (source clients only) alignment statistics; a
-                               target client of a run that splits targets adds loss and accuracy of its out split
+evaluate             every     model; reply: loss, accuracy, counts of predictions, and (source clients only)
+                               alignment statistics; a target client of a run that splits targets adds the loss,
+                               accuracy and counts of its out split
 ==================== ========= ===============================================================================
 
 A client that holds examples of several domains answers for each: its records of statistics, of evaluation and of
@@ -51,14 +52,19 @@ CALL = "call-"
 ROUND = "server-round"
 MODEL_ID = "model-id"
 MODEL_MISSING = "model-missing"
+NONCE = "nonce"  # of every message, and of its reply: a node that was not sent the message does not know it
 NAMES = "names"
 REPLY_WEIGHTS = "reply-weights"
 ALIGNMENT = "alignment"
+COUNTS = "counts"  # of an evaluation: two arrays
+CONFUSION = "confusion"  # (C, C) int32: examples by label and prediction
+CALIBRATION = "calibration"  # (BINS, 3) float64: examples, those predicted right and the sum of their confidences
+BINS = 15  # of the confidence, equally wide
 TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
 TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
-OUT = "out-"  # before the names of the metrics of a target's out split
+OUT = "out-"  # before the names of the metrics and counts of a target's out split
 
 
 # Error codes of our own replies; Flower's own stop well below 1000.
@@ -67,6 +73,7 @@ BAD_REQUEST = 1002
 NOT_IN_RUN = 1004  # the answer of a node whose domain the run does not have; 1003 is the Ray engine's
 STRATEGY_RAISED = 1005  # the strategy's own code did, on the client: the reason ends with its traceback
 
+LONGEST = 500  # characters of a text from a node in a log, on the terminal or in a table
 TRACEBACK = "Traceback (most recent call last):\n"  # where a traceback begins, as Python writes it
 
 
@@ -99,7 +106,8 @@ class Identity:
     @property
     def label(self) -> str:
         """The client as messages name it: the domain, and the client's number unless it is the first."""
-        return self.domain if self.client == 0 else f"{self.domain}[{self.client}]"
+        domain = printable(self.domain)
+        return domain if self.client == 0 else f"{domain}[{self.client}]"
 
     @property
     def holdings(self) -> tuple[Held, ...]:
@@ -203,10 +211,30 @@ def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
     return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}
 
 
-def training_metrics_of(content: RecordDict) -> dict[str, float]:
-    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client."""
+def training_metrics_of(content: RecordDict, *, examples: int) -> dict[str, float]:
+    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
+
+    Args:
+        content: The reply.
+        examples: How many training examples the client had at the start.
+
+    Raises:
+        ValueError: A metric is missing, or the examples are others.
+    """
     metrics = metrics_of(content)
     names = set(content.metric_records[METRICS])
     if not names == metrics.keys() == set(TRAINING_METRICS):
         raise ValueError(f"expected the metrics {', '.join(TRAINING_METRICS)}, a number each, got {sorted(names)}")
+    if metrics[NUM_EXAMPLES] != examples:
+        raise ValueError(f"expected {NUM_EXAMPLES} = {examples} as at the start, got {metrics}")
     return metrics
+
+
+def printable(text: str) -> str:
+    r"""Escape what a node wrote, so that it stays one line, and cut it to :data:`LONGEST` characters.
+
+    >>> printable("no data\nround 9: accuracy 1.0")
+    'no data\\nround 9: accuracy 1.0'
+    """
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[: LONGEST + 1])
+    return line if len(text) <= LONGEST else f"{line[:LONGEST]}..."

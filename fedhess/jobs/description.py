@@ -6,6 +6,7 @@ import torch
 
 from fedhess.alignment.server_step import describe_server
 from fedhess.jobs.job import Job
+from fedhess.jobs.variants import VARIED
 from fedhess.settings.run_config import RunConfig
 
 # What a protocol says of how domains are split; nothing of the usual way.
@@ -30,9 +31,9 @@ UNNAMED_OPTIONS = (
 def header(job: Job, *, engine: str) -> dict[str, str]:
     """Return what a reader must know about a job before its results."""
     config = job.runs[0].config
-    args = {run.strategy: run.config.strategy_args for run in job.runs}
-    server = describe_server(f"{config.server_optimizer} lr {config.server_lr:.4g}", args)
-    lr = f"{config.lr:g}{config.lr_drop}"
+    args = {run.config.strategy: run.config.strategy_args for run in job.runs}
+    server = describe_server(f"{config.server_optimizer} lr {config.server_lr:.4g}{config.server_rate.words}", args)
+    lr = f"{config.lr:g}{config.client_rate.words}"
     batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
     runs = {"runs": cost(job)} if job.variants or job.selection == "lodo" else {}
     return {
@@ -79,7 +80,9 @@ def cost(job: Job) -> str:
     """Count the runs of a job with several settings or with cross-validation."""
     outer, rounds = len(job.outer_runs), sum(run.config.rounds for run in job.runs)
     inner = len(job.runs) - outer
-    several = f", {len(job.variants)} settings among them" if job.variants else ""
+    several = f", {job.settings_each} settings among them" if job.variants else ""
+    if job.search.get("kind") == "optuna":
+        return f"{outer}, then Optuna suggests up to {job.search['draws']} settings for each strategy, target and seed"
     more = f" and {inner} more for cross-validation" if inner else ""
     return f"{outer}{several}{more}: {len(job.runs)} runs, {rounds:,} rounds of training"
 
@@ -98,14 +101,15 @@ def stand_in_warning(job: Job) -> str:
 def protocol(job: Job, rules: Sequence[str]) -> str:
     """Describe in one line how the numbers of a table came about."""
     config = job.runs[0].config
-    varied = {key for variant in job.variants for key in variant}
+    varied = {key for variant in job.variants for key in variant} | _differing(job)
 
     def shown(key: str, value: str) -> str:
         return "varied" if key in varied else value
 
     sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.outer_runs}))
-    server = f"{shown('server_optimizer', config.server_optimizer)} lr {shown('server_lr', f'{config.server_lr:.4g}')}"
-    lr = shown("lr", f"{config.lr:g}") + config.lr_drop
+    server_lr = shown("server_lr", f"{config.server_lr:.4g}") + config.server_rate.words
+    server = f"{shown('server_optimizer', config.server_optimizer)} lr {server_lr}"
+    lr = shown("lr", f"{config.lr:g}") + config.client_rate.words
     batch = shown("batch_size", "all" if config.batch_size == 0 else str(config.batch_size))
     adam = shown("client_optimizer", "Adam" if config.client_optimizer == "Adam" else "")
     adam += " " if adam else ""
@@ -116,18 +120,24 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
     if job.differences:
         data = f"not the complete {job.data['name']}; {data}"
-    args = {run.strategy: run.config.strategy_args for run in job.outer_runs}
+    args = {run.config.strategy: run.config.strategy_args for run in job.outer_runs}
     clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
     weights = "" if config.pretrained else " (not pretrained)"
     others_varied = sorted(key for key in varied if key in RunConfig.model_fields and key not in NAMED)
     others = f"; varied: {', '.join(others_varied)}" if others_varied else ""
-    among = f" among {len(job.variants)} settings" if job.variants else ""
+    kind = {"random": " drawn at random", "grid": " of a grid", "optuna": " suggested by Optuna"}
+    among = f" among {job.settings_each} settings{kind.get(job.search.get('kind', ''), '')}" if job.variants else ""
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "
         f"server {describe_server(server + weighting, args)}, seeds {', '.join(map(str, job.seeds))}, "
         f"selection{among} by {' and '.join(rules)}{others}"
     )
+
+
+def _differing(job: Job) -> set[str]:
+    """List the settings that differ between runs: of a merged job's strategies, as of one with several settings."""
+    return {key for key in VARIED if len({getattr(run.config, key) for run in job.outer_runs}) > 1}
 
 
 def whole_protocol(job: Job, rules: Sequence[str]) -> str:

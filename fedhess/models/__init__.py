@@ -19,7 +19,7 @@ from fedhess.domains.domain import DomainData, Notify, keep_silent
 from fedhess.domains.images.image_files import ImageDomain
 from fedhess.domains.images.pixels import decode_once
 from fedhess.models.headed import HeadedModel
-from fedhess.models.lite0_features import BACKBONES, embed, embedded_shape
+from fedhess.models.lite0_features import BACKBONES, embed, embedded_shape, with_backbone
 
 __all__ = [
     "MODELS",
@@ -30,6 +30,7 @@ __all__ = [
     "known_models",
     "prepare_inputs",
     "prepared_shape",
+    "whole_network",
 ]
 
 ENTRY_POINT_GROUP = "fedhess.models"
@@ -129,6 +130,18 @@ def prepare_inputs(
 def keeps_images(name: str, *, images: str) -> bool:
     """Whether `prepare_inputs` keeps decoded image files for a model."""
     return name not in BACKBONES and images == "cached"
+
+
+def whole_network(name: str, model: HeadedModel, *, pretrained: bool = True) -> HeadedModel:
+    """Put before a model what `prepare_inputs` computed once for a domain, so that it takes the domain's examples.
+
+    Args:
+        name: See `find_model`.
+        model: Of that name.
+        pretrained: Load the ImageNet weights of what is put before it; else they must be loaded into the result.
+    """
+    find_model(name)
+    return with_backbone(name, model, pretrained=pretrained) if name in BACKBONES else model
 
 
 def known_models() -> dict[str, str]:

@@ -63,6 +63,23 @@ def embedded_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     return (WIDTH,)
 
 
+class Backbone(LiteFeaturizer):
+    """What `embed` computes, as part of a network: never in another precision, whatever the rest computes in."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute (B, 1280) embeddings of (B, 3, H, W) images."""
+        if not torch.is_autocast_enabled(images.device.type):
+            return super().forward(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return super().forward(images)
+
+
+def with_backbone(name: str, model: HeadedModel, *, pretrained: bool) -> HeadedModel:
+    """Put the frozen backbone before a model of embeddings: it then takes images, in evaluation mode."""
+    backbone = Backbone(BACKBONES[name], pretrained=pretrained).requires_grad_(False)
+    return HeadedModel(nn.Sequential(backbone, model.featurizer), model.head).eval()
+
+
 def embed(
     model: str,
     data: DomainData,

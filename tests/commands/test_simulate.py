@@ -32,6 +32,7 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
         "east/0/checkpoint/round-000003.safetensors",
         "east/0/partition.json",
         "east/0/rounds.jsonl",
+        "east/0/selected/round-000003.safetensors",
         "figures/rounds.png",
         "figures/rounds.svg",
         "summary.json",
@@ -80,7 +81,7 @@ def test_default_directory_is_named_by_data_strategies_and_time(command: Command
 def test_seed_decides_the_bytes(command: Command) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         command(*TOY, "--strategy", "hgp", "--seed", seed, "--out", name)
-    weights = {name: next(Path(name).rglob("*.safetensors")).read_bytes() for name in "abc"}
+    weights = {name: next(Path(name).rglob("checkpoint/*.safetensors")).read_bytes() for name in "abc"}
     assert weights["a"] == weights["b"]
     assert weights["a"] != weights["c"]
 
@@ -198,17 +199,17 @@ def test_a_job_that_ends_before_a_slow_target_ends_with_status_0(start: Start, t
     program.write_text(
         "import sys, time, torch\n"
         "import fedhess.simulate as command\n"
-        "from fedhess.jobs import running\n"
+        "from fedhess.jobs.workers import worker\n"
         "from fedhess.domains import BENCHMARKS\n"
         "BENCHMARKS['Toy'] = 'toy:open_toy'\n"
-        "real = running.client_app\n"
+        "real = worker.client_app\n"
         "def app(message, context):\n"
         "    if context.node_config['partition-id'] == 3 and message.metadata.message_type == 'evaluate':\n"
         "        x, end = torch.randn(300, 300, requires_grad=True), time.monotonic() + 20\n"
         "        while time.monotonic() < end:\n"
         "            (x @ x).sum().backward()\n"
         "    return real(message, context)\n"
-        "running.client_app = app\n"
+        "worker.client_app = app\n"
         "sys.argv = ['fedhess', '--domains', 'Toy', '--strategy', 'erm', '--target', 'east', '--rounds', '1',\n"
         "            '--batch-size', '8', '--trials', '1', '--deadline', '1', '--quiet', '--out', sys.argv[1]]\n"
         "command.main()\n",

@@ -92,7 +92,7 @@ def test_a_deployed_run_ends_with_the_bits_of_the_in_process_run(begin: Begin, t
     assert there.returncode == 0, said
 
     paths = [tmp_path / "here" / "sketch" / "0", tmp_path / "there" / "results" / "sketch" / "0"]
-    weights = [next(path.rglob("round-000002.safetensors")).read_bytes() for path in paths]
+    weights = [next(path.rglob("checkpoint/round-000002.safetensors")).read_bytes() for path in paths]
     assert weights[0] == weights[1]
     assert rows(paths[0] / "rounds.jsonl") == rows(paths[1] / "rounds.jsonl")
 

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from fedhess.federation.server.round_selection import select_round
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.progress import scores
 from fedhess.jobs.rows import domain_rows
-from fedhess.results.selection import mean_distance, select_round, source_accuracy, target_accuracy
+from fedhess.results.selection import mean_distance, source_accuracy, target_accuracy
 
 
 def row(number: int, domain: str, client: int, accuracy: float | None, examples: int, **more: Any) -> Row:

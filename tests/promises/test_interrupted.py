@@ -128,4 +128,5 @@ def test_last_checkpoint_is_on_the_disk_when_the_run_has_ended(
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(Path(f"/proc/self/fd/{file}").readlink().name))
     toy_run(directory=tmp_path / "run")
-    assert synced == ["rounds.jsonl", "round-000003.safetensors", "checkpoint.json", "checkpoint", "run"]
+    names = ["rounds.jsonl", "round-000003.safetensors", "checkpoint.json", "checkpoint"]
+    assert synced == [*names, "round-000003.safetensors", "selected", "run"]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from rows import source, target
 
 from fedhess.domains import Scenario
+from fedhess.federation.server.round_selection import Candidate
 from fedhess.results.figures import (
     Panel,
     draw_pairs,
@@ -23,7 +24,7 @@ from fedhess.results.figures import (
     line_look,
     trained_rounds,
 )
-from fedhess.results.selection import Candidate, Cell
+from fedhess.results.selection import Cell
 from fedhess.simulations import load
 from fedhess.simulations.scenarios import comparison
 from fedhess.simulations.scenarios.comparison import Comparison

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 import pytest
 from rows import source, target
 
+from fedhess.federation.server.round_selection import Candidate, comparable_rounds, select_round
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.selectors import LAST_ROUND, SOURCE_VALIDATION
 from fedhess.results.selection import (
-    Candidate,
     Choice,
     choose,
-    comparable_rounds,
     mean_distance,
-    select_round,
     selection_rule,
     source_accuracy,
     target_accuracy,

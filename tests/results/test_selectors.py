@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from rows import source, target
 
 from fedhess.base.errors import UsageError
+from fedhess.federation.server.round_selection import Candidate, select_round
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.selectors import DEFAULT, SELECTORS, SOURCE_VALIDATION, read_selectors
-from fedhess.results.selection import Candidate, Choice, choose, select_round, target_accuracy
+from fedhess.results.selection import Choice, choose, target_accuracy
 from fedhess.results.summary import summarise
 
 # -- Settings ----------------------------------------------------------------------------------------------------------

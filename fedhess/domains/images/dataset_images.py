@@ -12,7 +12,7 @@ from torch import Tensor
 from fedhess.base.errors import UsageError
 from fedhess.base.files import digest_of
 from fedhess.base.users_code import users_code
-from fedhess.domains.images.image_files import DECODE_ERRORS, ImageDomain, ImageFile, in_threads, resized, to_rgb
+from fedhess.domains.images.image_files import DECODE_ERRORS, ImageDomain, ImageFile, in_threads, read_pixels, to_rgb
 
 
 class DatasetImages(ImageDomain):
@@ -47,7 +47,7 @@ class DatasetImages(ImageDomain):
 
     def decode(self, index: int) -> Tensor:
         """Decode one image: (3, side, side) uint8 RGB."""
-        return resized(self._read(index)[0], self.side)
+        return read_pixels(self._read(index)[0], self.side)
 
     def _look(self, index: int) -> tuple[int, str, float]:
         """Return label, digest of the pixels, width by height."""

@@ -49,6 +49,16 @@ def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple
     return config
 
 
+def return_nonce(message: Message, context: Context, call_next: Handler) -> Message:
+    """Return the message's nonce with the reply (a Flower mod)."""
+    nonce = message.content.config_records.get(protocol.CONFIG, ConfigRecord()).get(protocol.NONCE)
+    reply = call_next(message, context)
+    if nonce is not None and reply.has_content():
+        reply.content.setdefault(protocol.CONFIG, ConfigRecord())
+        reply.content.config_records[protocol.CONFIG][protocol.NONCE] = nonce
+    return reply
+
+
 def errors_as_replies(message: Message, context: Context, call_next: Handler) -> Message:
     """Reply to expected errors with their reason, and that the model is missing where it is (a Flower mod).
 
@@ -87,7 +97,7 @@ def own_torch_state(message: Message, context: Context, call_next: Handler) -> M
             return call_next(message, context)
 
 
-app = ClientApp(mods=[errors_as_replies, own_torch_state, firewall])
+app = ClientApp(mods=[return_nonce, errors_as_replies, own_torch_state, firewall])
 
 
 @app.evaluate("identify")
@@ -157,10 +167,13 @@ def evaluate(message: Message, context: Context) -> Message:
         model = MEMORY.model(config, received, writable=False)
         result = evaluate_model(model, part, with_alignment=role == SOURCE)
         metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
+        counts = result.counts
         if role == TARGET and config.splits_targets:
             out = evaluate_model(model, part, indices=part.out_indices)
             metrics |= protocol.evaluation_metrics(out.examples, out.loss, out.accuracy, of=protocol.OUT)
+            counts = counts | {f"{protocol.OUT}{name}": count for name, count in out.counts.items()}
         content[key(protocol.METRICS, domain)] = MetricRecord(dict(metrics))
+        content[key(protocol.COUNTS, domain)] = encode_tensors(counts)
         if result.alignment:
             content[key(protocol.ALIGNMENT, domain)] = encode_tensors(result.alignment)
     return Message(content, reply_to=message)

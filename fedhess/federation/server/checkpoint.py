@@ -51,6 +51,10 @@ class Checkpoint:
             groups = model.optimizer.state_dict()["param_groups"]
             model.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
+    def evaluated(self) -> dict[str, Tensor]:
+        """Return the tensors of the model that is evaluated at this round."""
+        return below("model/", self.tensors) | below("evaluated/", self.tensors)
+
     def header(self) -> str:
         """Return the state that is not tensors as JSON."""
         return json.dumps({"round": self.server_round, "plain": self.plain}, sort_keys=True)

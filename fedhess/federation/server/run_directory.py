@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from fedhess.base.errors import UsageError
 from fedhess.base.files import replace_file, writing
@@ -32,6 +33,9 @@ class RunDirectory:
     instant the process is killed at, file, checkpoint and rows agree after :meth:`rewind`: later rows are cut off and
     made again. What cannot be written raises ``StorageError``, what cannot be read ``UsageError``.
 
+    ``selected/`` holds the model of the selected round so far, in a file named by the round. One that is written
+    replaces the one before only once the checkpoint has come to it: the run may go back to the checkpoint.
+
     Args:
         path: The directory; made when first written to.
     """
@@ -39,8 +43,10 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rounds_file = path / "rounds.jsonl"
+        self._failure_file = path / "failure.txt"
         self._checkpoint_dir = path / "checkpoint"
         self._index = self._checkpoint_dir / "checkpoint.json"
+        self._selected_dir = path / "selected"
 
     def append(self, rows: Sequence[Row]) -> None:
         """Append rows to rounds.jsonl; a number that is not finite becomes null, which is what JSON has for it."""
@@ -55,6 +61,16 @@ class RunDirectory:
                 stream.write(text)
         return file
 
+    def record_failure(self, reason: str) -> None:
+        """Keep why the run stopped, until it begins again."""
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_file(self._failure_file, (reason + "\n").encode())
+
+    def failure(self) -> str | None:
+        """Return why the run stopped, or None: it has ended, was interrupted, runs or has not begun."""
+        return self._failure_file.read_text(encoding="utf-8").strip() if self._failure_file.exists() else None
+
     def rows(self) -> list[Row]:
         """Read every row; none if the run has not begun. A line cut short by a kill is left out."""
         if not self.rounds_file.exists():
@@ -66,7 +82,7 @@ class RunDirectory:
         """Write a checkpoint and delete the one before it."""
         with writing(self.path):
             self._checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            name = f"round-{checkpoint.server_round:06d}.safetensors"
+            name = _file_name(checkpoint.server_round)
             tensors = {key: value.detach().contiguous() for key, value in checkpoint.tensors.items()}
             replace_file(self._checkpoint_dir / name, save(tensors, metadata={"fedhess": checkpoint.header()}))
             self._write_index(checkpoint.server_round, name, checkpoint.unreported)
@@ -77,12 +93,36 @@ class RunDirectory:
         index = self._read_index()
         with writing(self.path):
             self._write_index(index["round"], index["file"], {})
+            self._tidy_selected()
+
+    def save_selected(self, server_round: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the model of a round that is the selected one so far, in place of others since the checkpoint."""
+        with writing(self.path):
+            self._selected_dir.mkdir(parents=True, exist_ok=True)
+            metadata = {"fedhess": json.dumps({"round": server_round})}
+            contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
+            replace_file(self._selected_dir / _file_name(server_round), save(contiguous, metadata=metadata))
+            completed = self.completed_round()
+            for other in self._selected_files():
+                if completed is not None and completed < other < server_round:
+                    self._selected_files()[other].unlink()
+
+    def selected_round(self) -> int | None:
+        """Return the round of the model in ``selected/``, or None where there is none."""
+        return max(self._selected_files(), default=None)
+
+    def load_selected(self) -> dict[str, Tensor]:
+        """Read the model in ``selected/``: its tensors by name."""
+        file = self._selected_files()[max(self._selected_files())]
+        with _reading(file), safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 - no mapping
 
     def sync(self) -> None:
         """Wait until the rows and the last checkpoint are on the disk, which a power cut could take before."""
         checkpoint = self._checkpoint_dir / str(self._read_index()["file"])
+        selected = [*self._selected_files().values(), self._selected_dir] if self._selected_dir.exists() else []
         with writing(self.path):
-            for path in (self.rounds_file, checkpoint, self._index, self._checkpoint_dir, self.path):
+            for path in (self.rounds_file, checkpoint, self._index, self._checkpoint_dir, *selected, self.path):
                 descriptor = os.open(path, os.O_RDONLY)
                 try:
                     os.fsync(descriptor)
@@ -90,7 +130,9 @@ class RunDirectory:
                     os.close(descriptor)
 
     def tidy(self) -> None:
-        """Delete what belongs to no completed round: the checkpoint before the last, and files half written."""
+        """Delete what belongs to no completed round: a failure, the checkpoint before the last, files half written."""
+        with writing(self.path):
+            self._failure_file.unlink(missing_ok=True)
         if not self._index.exists():
             return
         kept = (self._read_index()["file"], self._index.name)
@@ -98,6 +140,19 @@ class RunDirectory:
             for other in self._checkpoint_dir.iterdir():
                 if other.name not in kept:
                     other.unlink()
+            self._tidy_selected()
+
+    def _tidy_selected(self) -> None:
+        """Delete all models in ``selected/`` but the newest that the last checkpoint's rows have."""
+        completed = self.completed_round()
+        known = [number for number in self._selected_files() if completed is not None and number <= completed]
+        kept = _file_name(max(known)) if known else ""
+        for other in self._selected_dir.glob("*"):
+            if other.name != kept:
+                other.unlink()
+
+    def _selected_files(self) -> dict[int, Path]:
+        return {int(path.stem.partition("-")[2]): path for path in self._selected_dir.glob("round-*.safetensors")}
 
     def completed_round(self) -> int | None:
         """Return the number of the last round that is trained and, where it is its turn, evaluated; or None."""
@@ -129,6 +184,7 @@ class RunDirectory:
                 os.truncate(self.rounds_file, length)
             else:
                 self.rounds_file.unlink(missing_ok=True)
+            self._tidy_selected()
 
     def _rows_length(self) -> int:
         return self.rounds_file.stat().st_size if self.rounds_file.exists() else 0
@@ -144,12 +200,16 @@ class RunDirectory:
             return needed | {"unreported": dict(index.get("unreported", {}))}
 
 
+def _file_name(server_round: int) -> str:
+    return f"round-{server_round:06d}.safetensors"
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        run = path.parent.parent if path.parent.name == "checkpoint" else path.parent
+        run = path.parent.parent if path.parent.name in ("checkpoint", "selected") else path.parent
         raise UsageError(
             f"{path} is damaged or cannot be read ({type(error).__name__}: {error}); restore it from a copy, or delete "
             f"{run} to make this run anew"

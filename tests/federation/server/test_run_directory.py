@@ -96,7 +96,7 @@ def test_line_that_is_no_row_is_named(line: str, reason: str, tmp_path: Path) ->
 def test_every_optimizer_continues_with_the_same_bits(name: str, args: dict[str, Any], tmp_path: Path) -> None:
     model, directory = global_model(name, **args), RunDirectory(tmp_path)
     for number in range(3):
-        model.step(update(model, number))
+        model.step(update(model, number), lr=0.1)
     directory.append([])
     directory.save_checkpoint(snapshot(3, model, ({}, {})))
     resumed = global_model(name, **args)
@@ -104,8 +104,8 @@ def test_every_optimizer_continues_with_the_same_bits(name: str, args: dict[str,
     assert checkpoint is not None
     checkpoint.restore(resumed)
     for number in range(3, 6):
-        model.step(update(model, number))
-        resumed.step(update(resumed, number))
+        model.step(update(model, number), lr=0.1)
+        resumed.step(update(resumed, number), lr=0.1)
     assert model.tensors.keys() == resumed.tensors.keys()
     for key, value in model.tensors.items():
         assert torch.equal(value, resumed.tensors[key]), key
@@ -136,6 +136,38 @@ def test_rows_after_the_checkpoint_are_cut_off_where_the_run_goes_on(tmp_path: P
     assert directory.rows() == [FIRST, FIRST | {"round": 1}], "reading changes nothing"
     directory.rewind()
     assert directory.rows() == [FIRST]
+
+
+def test_selected_model_is_the_one_that_the_checkpoint_knows(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    model = {number: {"x": torch.tensor([float(number)])} for number in range(9)}
+
+    def evaluated(number: int) -> None:
+        directory.append([FIRST | {"round": number}])
+        directory.save_selected(number, model[number])
+
+    def files() -> list[int]:
+        return sorted(int(path.stem.partition("-")[2]) for path in (tmp_path / "selected").iterdir())
+
+    assert directory.selected_round() is None
+    directory.save_checkpoint(Checkpoint(0, {"x": torch.zeros(1)}))
+    for number in (1, 2):
+        evaluated(number)
+    assert files() == [2], "no checkpoint has come to either"
+    directory.save_checkpoint(Checkpoint(3, {"x": torch.zeros(1)}))
+    for number in (4, 5):
+        evaluated(number)
+    assert files() == [2, 5], "the run may go back to round 3"
+    (tmp_path / "selected" / ".half").write_text("left by a kill")
+    directory.rewind()
+    assert files() == [2]
+    assert torch.equal(directory.load_selected()["x"], model[2]["x"])
+    directory.save_checkpoint(Checkpoint(6, {"x": torch.zeros(1)}, unreported={"trained": {}}))
+    evaluated(6)
+    assert files() == [2, 6], "the evaluation is not settled"
+    directory.settle()
+    assert files() == [6]
+    assert (directory.selected_round(), directory.load_selected()) == (6, model[6])
 
 
 def test_unwritable_place_is_named(tmp_path: Path) -> None:
