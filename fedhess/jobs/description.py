@@ -22,7 +22,10 @@ NAMED = (
     "weighting",
     "lr",
 )
-UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for", "domains", "classes")  # named elsewhere, or of one machine
+UNNAMED_OPTIONS = (
+    *("data_dir", "seed", "stand_in_for", "dataset"),
+    *("domains", "classes", "domain_names", "class_names", "input_shape"),
+)  # named elsewhere, or of one machine
 
 
 def header(job: Job, *, engine: str) -> dict[str, str]:
