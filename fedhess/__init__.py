@@ -1,8 +1,9 @@
 """Federated domain generalization by aligning head gradients and Hessians across domains, on Flower.
 
-What a notebook needs is here, imported when it is used: :func:`run` trains and evaluates, :func:`open` reads a recorded
-job, both return :class:`Results`; :func:`load` loads an exported model. Strategies derive from :class:`DomainStrategy`
-and add a penalty to a client's :class:`Step`; the statistics they align are in :mod:`fedhess.curvature`.
+What a notebook needs is here, imported when it is used: :func:`run` trains and evaluates, :func:`search` tunes as well,
+:func:`open` reads a recorded job, and all return :class:`Results`; :func:`load` loads an exported model. Strategies
+derive from :class:`DomainStrategy` and add a penalty to a client's :class:`Step`; the statistics they align are in
+:mod:`fedhess.curvature`.
 """
 
 from pathlib import Path
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from fedhess.results.results import Results as Results
     from fedhess.results.results import open_results as open
     from fedhess.simulate import run as run
+    from fedhess.sweep import search as search
 
 __version__ = "0.1.0"
-__all__ = ["DomainStrategy", "Results", "Step", "load", "open", "run"]
+__all__ = ["DomainStrategy", "Results", "Step", "load", "open", "run", "search"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -30,6 +32,7 @@ __getattr__ = lazy_names(
         "load": "fedhess.models.exported:load_exported",
         "open": "fedhess.results.results:open_results",
         "run": "fedhess.simulate:run",
+        "search": "fedhess.sweep:search",
     },
 )
 

@@ -53,10 +53,11 @@ class Fish(DomainStrategy):
                 f"--strategy fish: its relay carries the state of SGD from domain to domain, that of "
                 f"{config.client_optimizer} would be lost; give --client-optimizer SGD, with --momentum if you like"
             )
-        if (config.server_optimizer, config.server_lr) != ("SGD", 1.0) or config.server_optimizer_args:
+        changes = config.server_rate.words
+        if (config.server_optimizer, config.server_lr) != ("SGD", 1.0) or config.server_optimizer_args or changes:
             raise UsageError(
                 f"--strategy fish: its server takes theta + eps (theta_relay - theta), which is --server-optimizer SGD "
-                f"--server-lr 1; got {config.server_optimizer} with lr {config.server_lr:g}"
+                f"--server-lr 1; got {config.server_optimizer} with lr {config.server_lr:g}{changes}"
                 f"{' and further arguments' if config.server_optimizer_args else ''}. Give these options, and an --lr "
                 "for the steps of the relay"
             )

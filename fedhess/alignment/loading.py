@@ -1,20 +1,17 @@
 """Turn the text of ``--strategy`` and ``--strategy-args`` into a strategy object."""
 
-import importlib
-import importlib.util
 import inspect
-import types
 import typing
 from collections.abc import Mapping
-from functools import cache, lru_cache
-from importlib.metadata import entry_points
+from functools import lru_cache
 from typing import Any
 
 from flwr.serverapp.strategy import FedProx, Strategy
 
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.alignment.strategy_code import strategy_code
-from fedhess.base.errors import StrategyError, UsageError, did_you_mean
+from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.loading import checked_arguments, find_object, installed, is_here, text_parameters
 from fedhess.settings.run_config import RunConfig, Scalar
 
 ENTRY_POINT_GROUP = "fedhess.strategies"
@@ -37,15 +34,9 @@ BUILT_IN = {
 }
 
 
-@cache
-def _installed() -> dict[str, str]:
-    """Read the installed entry points once: a search of all packages takes a tenth of a small run."""
-    return {entry.name: entry.value for entry in entry_points(group=ENTRY_POINT_GROUP)}
-
-
 def known_strategies() -> dict[str, str]:
     """Return every strategy that has a name: the built-in ones, then installed entry points, as ``module:Class``."""
-    return {**_installed(), **BUILT_IN}
+    return {**installed(ENTRY_POINT_GROUP), **BUILT_IN}
 
 
 def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Strategy:
@@ -73,11 +64,7 @@ def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Str
 
 def is_installed(name: str) -> bool:
     """Whether a strategy can be found on this machine; it may be on others."""
-    path = name if ":" in name else known_strategies().get(name, "")
-    try:
-        return importlib.util.find_spec(path.partition(":")[0]) is not None
-    except (ImportError, ValueError):  # of a parent package, or no name of a module
-        return False
+    return is_here(name if ":" in name else known_strategies().get(name, ""))
 
 
 def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
@@ -86,23 +73,7 @@ def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
     path = name if ":" in name else known.get(name)
     if path is None:
         raise UsageError(f"--strategy: unknown strategy {name!r}; {did_you_mean(name, known)}, or package.module:Class")
-    module_name, _, attribute = path.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise UsageError(f"--strategy: expected a name or package.module:Class, got {path!r}")
-    try:
-        with strategy_code(name, f"import of {module_name}"):
-            module = importlib.import_module(module_name)
-    except StrategyError as error:
-        if isinstance(error.__cause__, ImportError):
-            raise UsageError(
-                f"--strategy: cannot import {module_name!r} for {name!r}: {error.__cause__}; is it installed, or on "
-                "PYTHONPATH?"
-            ) from error.__cause__
-        raise
-    found = getattr(module, attribute, None)
-    if found is None:
-        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
-        raise UsageError(f"--strategy: {module_name} has no {attribute!r}; {did_you_mean(attribute, classes)}")
+    found: Any = find_object(path, name=name, kind="strategy")
     if not (inspect.isclass(found) and issubclass(found, DomainStrategy | Strategy)):
         raise UsageError(
             f"--strategy: {path} is no strategy: expected a class derived from fedhess.alignment.DomainStrategy or "
@@ -143,52 +114,9 @@ def resolved_args(name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 def strategy_parameters(strategy_class: type) -> dict[str, inspect.Parameter]:
     """Return the constructor arguments of a strategy that text can set: those annotated with scalars."""
-    constructor = inspect.getattr_static(strategy_class, "__init__")
-    if constructor is object.__init__:
-        return {}
-    with strategy_code(strategy_class.__qualname__, "annotations of its constructor", constructor):
-        hints = typing.get_type_hints(constructor)
-    return {
-        name: parameter.replace(annotation=hints[name])
-        for name, parameter in inspect.signature(strategy_class).parameters.items()
-        if name in hints and _scalar_types(hints[name])
-    }
+    return text_parameters(strategy_class, what=f"strategy {strategy_class.__qualname__!r}")
 
 
 def _checked_args(strategy_class: type, name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
     parameters = strategy_parameters(strategy_class)
-    for key in args:
-        if key not in parameters:
-            advice = did_you_mean(key, parameters) if parameters else "it takes none"
-            raise UsageError(f"--strategy-args: strategy {name!r} has no argument {key!r}; {advice}")
-    return {key: _converted(name, key, value, parameters[key].annotation) for key, value in args.items()}
-
-
-_WANTED = {int: "a whole number", float: "a finite number", bool: "true or false"}
-
-
-def _converted(name: str, key: str, value: Scalar, annotation: Any) -> Scalar:
-    accepted = _scalar_types(annotation)
-    if typing.get_origin(annotation) is typing.Literal:
-        choices = typing.get_args(annotation)
-        if value in choices:
-            return value
-        wanted = " or ".join(map(str, choices))
-    elif type(value) in accepted:
-        return value
-    elif float in accepted and type(value) is int:
-        return float(value)
-    elif str in accepted:
-        return str(value)
-    else:
-        wanted = " or ".join(_WANTED[kind] for kind in accepted)
-    raise UsageError(f"--strategy-args: {key} of strategy {name!r}: expected {wanted}, got {value!r}")
-
-
-def _scalar_types(annotation: Any) -> tuple[type, ...]:
-    """Return the scalar types of an annotation, none if text cannot give its value."""
-    origin, options = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return tuple({type(choice) for choice in options})
-    kinds = set(options if origin in (types.UnionType, typing.Union) else (annotation,)) - {type(None)}
-    return tuple(kinds) if kinds <= {str, int, float, bool} else ()
+    return checked_arguments(parameters, args, option="--strategy-args", what=f"strategy {name!r}")

@@ -10,7 +10,10 @@ from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError
 from fedhess.settings.run_config import Scalar
 
-SERVER_SETTINGS = ("server_optimizer", "server_lr", "server_optimizer_args", "weighting")
+SERVER_SETTINGS = (
+    *("server_optimizer", "server_lr", "server_lr_schedule", "server_warmup_rounds"),
+    *("server_optimizer_args", "weighting"),
+)
 
 # Flower's strategies whose aggregate is the weighted mean, or a step from it; FedMedian, Krum and others have none.
 _MEANS = (flower.FedAvg, flower.FedAvgM, flower.FedAdagrad, flower.FedAdam, flower.FedYogi)

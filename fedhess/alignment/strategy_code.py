@@ -1,54 +1,11 @@
-"""Errors in the code of a strategy, which may be a user's: one message that says where, instead of a traceback."""
+"""Errors in the code of a strategy, which may be a user's."""
 
-import inspect
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-
-from fedhess.base.errors import FederationError, StrategyError, UsageError
+from fedhess.base.users_code import users_code
 
 
-@contextmanager
-def strategy_code(strategy: str, hook: str, code: Any = None, *, calls: Any = None) -> Iterator[None]:
-    """Turn whatever a strategy's own code raises into one message that names strategy, hook and place.
-
-    Args:
-        strategy: The strategy as the run names it.
-        hook: Which part of it runs.
-        code: The function that runs, or the class it is of.
-        calls: A class that the code calls and whose errors are not the code's: a lost connection is not.
-
-    Raises:
-        StrategyError: The block raised something other than a message for the user, an error of the federation, or
-            that there is no memory left.
-    """
-    try:
-        yield
-    except (UsageError, FederationError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        frames = list(traceback.walk_tb(error.__traceback__))
-        if calls is not None and any(_module(frame) == calls.__module__ for frame, _ in frames):
-            raise
-        what = f"{type(error).__name__}: {error}".rstrip(": ")
-        where = "" if isinstance(error, SyntaxError) else f" ({_place(frames, code)})"  # its message has the place
-        raise StrategyError(f"strategy {strategy!r}, {hook}: {what}{where}; correct it there") from error
-
-
-def _place(frames: list[tuple[FrameType, int]], code: Any) -> str:
-    """Name file and line: the innermost frame in the package of the code, else where the code is defined."""
-    package = str(getattr(code, "__module__", "")).partition(".")[0]
-    own = [at for at in frames if _module(at[0]).partition(".")[0] == package]
-    defined = getattr(inspect.unwrap(code), "__code__", None)
-    if own or defined is None:
-        frame, line = (own or frames)[-1]
-        return f"{frame.f_code.co_filename}, line {line}, in {frame.f_code.co_name}"
-    return f"{defined.co_filename}, line {defined.co_firstlineno}, in {defined.co_name}"
-
-
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", ""))
+def strategy_code(strategy: str, hook: str, code: Any = None, *, calls: Any = None) -> AbstractContextManager[None]:
+    """Turn whatever a strategy's own code raises into one message that names strategy, hook and place: `users_code`."""
+    return users_code(f"strategy {strategy!r}", hook, code, calls=calls)

@@ -12,7 +12,10 @@ class UsageError(Exception):
 
 
 class StrategyError(UsageError):
-    """The code of a strategy raised, or returned what it may not; ``__cause__`` is what it raised in this process."""
+    """The code of a strategy, a model or a benchmark raised, or returned what it may not.
+
+    ``__cause__`` is what it raised in this process.
+    """
 
 
 class FederationError(RuntimeError):

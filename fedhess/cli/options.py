@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -71,7 +71,17 @@ class JobOptions:
     out: Annotated[
         Path | None, _option(MAIN, "Directory of the job. [default: a new one, runs/DATA_STRATEGIES_TIME]")
     ] = None
-    resume: Annotated[bool, _option(MAIN, "Continue the interrupted job in --out.", "--resume")] = False
+    resume: Annotated[
+        bool, _option(MAIN, "Continue the interrupted job in --out; options left out are that job's.", "--resume")
+    ] = False
+    add: Annotated[
+        bool,
+        _option(
+            MAIN,
+            "Add strategies, targets, trials, rounds or variants to the job in --out; options left out are that job's.",
+            "--add",
+        ),
+    ] = False
     data_dir: DataDir = None
     domains_args: DomainsArgs = ""
     require_real: Annotated[
@@ -99,6 +109,14 @@ class JobOptions:
             "more runs that leave out each source domain as well. [default: source, or what the job to resume has]",
         ),
     ] = None
+    track: Annotated[
+        str,
+        _option(
+            OUTPUT,
+            "Trackers to feed as the job goes, separated by commas: tensorboard, wandb, mlflow, trackio "
+            "(pip install 'fedhess[NAME]'). [default: none]",
+        ),
+    ] = ""
     engine: Annotated[
         str,
         _option(
@@ -115,20 +133,50 @@ class JobOptions:
         _option(MACHINE, "With --engine ray: GPUs for a client; 0.25 lets four share one. [default: 0]"),
     ] = None
     ray_address: Annotated[
-        str | None, _option(MACHINE, "With --engine ray: address of a running cluster. [default: one of its own]")
+        str | None,
+        _option(
+            MACHINE,
+            "Address of a running Ray cluster, for --engine ray or --parallel. [default: with --engine ray one of its "
+            "own]",
+        ),
     ] = None
+    parallel: Annotated[
+        int | None,
+        _option(
+            MACHINE,
+            "Runs of the job side by side, each on a worker: processes of this machine, or with --ray-address or "
+            "--slurm of a cluster. [default: one run after the other]",
+        ),
+    ] = None
+    gpus: Annotated[
+        str | None,
+        _option(MACHINE, "With --parallel: GPUs that the processes share, as 0,1. [default: all that are visible]"),
+    ] = None
+    slurm: Annotated[
+        bool, _option(MACHINE, "With --parallel: each run as a Slurm job (pip install 'fedhess[slurm]').", "--slurm")
+    ] = False
+    slurm_args: Annotated[
+        str, _option(MACHINE, "Options of sbatch: key=value,...; time in minutes. [default: time=60]")
+    ] = ""
 
 
-def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
+def with_job_options(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:
     """Replace a command's ``**given`` by the options of a job; Typer reads signature and annotations of a command.
 
-    A setting that is not given is None.
+    What is not given is None, and False of a flag.
+
+    Args:
+        command: The command.
+        without: Names of options that it does not have.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(JobOptions, include_extras=True)
     parameters = [
-        inspect.Parameter(each.name, keyword, default=each.default, annotation=hints[each.name])
+        inspect.Parameter(
+            each.name, keyword, default=None if each.default is not False else False, annotation=hints[each.name]
+        )
         for each in dataclasses.fields(JobOptions)
+        if each.name not in without
     ]
     parameters += [inspect.Parameter(name, keyword, default=None, annotation=_annotation(name)) for name in SETTINGS]
     own = inspect.signature(command)
@@ -142,7 +190,7 @@ SETTINGS = [name for name, field in RunConfig.model_fields.items() if isinstance
 
 
 def read_options(given: Mapping[str, Any]) -> tuple[JobOptions, dict[str, Any]]:
-    """Divide what was given into the options of a job and the settings that are not None, by their names.
+    """Divide what was given, all that is not None, into the options of a job and the settings, by their names.
 
     Dictionaries and lists are as text has them: ``"key=value,..."``, ``"erm,hgp"``.
 
@@ -153,7 +201,7 @@ def read_options(given: Mapping[str, Any]) -> tuple[JobOptions, dict[str, Any]]:
     for name in given:
         if name not in own and name not in SETTINGS:
             raise UsageError(f"there is no option {name!r}; {did_you_mean(name, [*own, *SETTINGS])}")
-    options = {name: _text(name, value) for name, value in given.items() if name in own}
+    options = {name: _text(name, value) for name, value in given.items() if name in own and value is not None}
     settings = {name: value for name, value in given.items() if name in SETTINGS and value is not None}
     for name, value in settings.items():
         if isinstance(RunConfig.model_fields[name].default, dict) and isinstance(value, str):
@@ -168,7 +216,7 @@ def _text(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return ",".join(f"{key}={each}" for key, each in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return (";" if name == "variants" else ",").join(_text(name, each) for each in value)
+        return (";" if name == "variants" else ",").join(str(_text(name, each)) for each in value)
     return value
 
 

@@ -11,8 +11,9 @@ evaluate.identify    every     none; the reply names domain, role, client and ex
 query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic
 train                source    model, reference; reply: the update (or the weights) and metrics; with
                                ``references="previous"`` also requests for statistics, and their answers
-evaluate             every     model; reply: loss, accuracy, and (source clients only) alignment statistics; a
-                               target client of a run that splits targets adds loss and accuracy of its out split
+evaluate             every     model; reply: loss, accuracy, counts of predictions, and (source clients only)
+                               alignment statistics; a target client of a run that splits targets adds the loss,
+                               accuracy and counts of its out split
 ==================== ========= ===============================================================================
 
 A client that holds examples of several domains answers for each: its records of statistics, of evaluation and of
@@ -54,11 +55,15 @@ MODEL_MISSING = "model-missing"
 NAMES = "names"
 REPLY_WEIGHTS = "reply-weights"
 ALIGNMENT = "alignment"
+COUNTS = "counts"  # of an evaluation: two arrays
+CONFUSION = "confusion"  # (C, C) int32: examples by label and prediction
+CALIBRATION = "calibration"  # (BINS, 3) float64: examples, those predicted right and the sum of their confidences
+BINS = 15  # of the confidence, equally wide
 TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
 TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
-OUT = "out-"  # before the names of the metrics of a target's out split
+OUT = "out-"  # before the names of the metrics and counts of a target's out split
 
 
 # Error codes of our own replies; Flower's own stop well below 1000.

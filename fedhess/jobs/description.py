@@ -28,8 +28,8 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
     """Return what a reader must know about a job before its results."""
     config = job.runs[0].config
     args = {run.strategy: run.config.strategy_args for run in job.runs}
-    server = describe_server(f"{config.server_optimizer} lr {config.server_lr:.4g}", args)
-    lr = f"{config.lr:g}{config.lr_drop}"
+    server = describe_server(f"{config.server_optimizer} lr {config.server_lr:.4g}{config.server_rate.words}", args)
+    lr = f"{config.lr:g}{config.client_rate.words}"
     batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
     runs = {"runs": cost(job)} if job.variants or job.selection == "lodo" else {}
     return {
@@ -76,7 +76,9 @@ def cost(job: Job) -> str:
     """Count the runs of a job with several settings or with cross-validation."""
     outer, rounds = len(job.outer_runs), sum(run.config.rounds for run in job.runs)
     inner = len(job.runs) - outer
-    several = f", {len(job.variants)} settings among them" if job.variants else ""
+    several = f", {job.settings_each} settings among them" if job.variants else ""
+    if job.search.get("kind") == "optuna":
+        return f"{outer}, then Optuna suggests up to {job.search['draws']} settings for each strategy, target and seed"
     more = f" and {inner} more for cross-validation" if inner else ""
     return f"{outer}{several}{more}: {len(job.runs)} runs, {rounds:,} rounds of training"
 
@@ -101,8 +103,9 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
         return "varied" if key in varied else value
 
     sources = " or ".join(sorted({str(len(run.config.sources)) for run in job.outer_runs}))
-    server = f"{shown('server_optimizer', config.server_optimizer)} lr {shown('server_lr', f'{config.server_lr:.4g}')}"
-    lr = shown("lr", f"{config.lr:g}") + config.lr_drop
+    server_lr = shown("server_lr", f"{config.server_lr:.4g}") + config.server_rate.words
+    server = f"{shown('server_optimizer', config.server_optimizer)} lr {server_lr}"
+    lr = shown("lr", f"{config.lr:g}") + config.client_rate.words
     batch = shown("batch_size", "all" if config.batch_size == 0 else str(config.batch_size))
     adam = shown("client_optimizer", "Adam" if config.client_optimizer == "Adam" else "")
     adam += " " if adam else ""
@@ -118,7 +121,8 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     weights = "" if config.pretrained else " (not pretrained)"
     others_varied = sorted(key for key in varied if key in RunConfig.model_fields and key not in NAMED)
     others = f"; varied: {', '.join(others_varied)}" if others_varied else ""
-    among = f" among {len(job.variants)} settings" if job.variants else ""
+    kind = {"random": " drawn at random", "grid": " of a grid", "optuna": " suggested by Optuna"}
+    among = f" among {job.settings_each} settings{kind.get(job.search.get('kind', ''), '')}" if job.variants else ""
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "

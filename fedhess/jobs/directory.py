@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from filelock import FileLock, Timeout
 
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
-from fedhess.base.files import replace_file
+from fedhess.base.files import replace_file, writing
+from fedhess.jobs.job import with_defaults
 from fedhess.jobs.selectors import DEFAULT
 
 # A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
@@ -29,6 +30,7 @@ def job_directory(
     resume: bool,
     selection: str = DEFAULT,
     options: tuple[str, str] = ("--out", "--resume"),
+    before: Mapping[str, Any] | None = None,
 ) -> Iterator[list[str]]:
     """Make a job's directory and its config.json, or check those of the job to resume; keep other processes out.
 
@@ -40,6 +42,7 @@ def job_directory(
         resume: Whether the directory may be that of an interrupted job.
         selection: How round and variant are selected, recorded when the job begins; see `record_selection`.
         options: The options that messages name: of the directory, and of resuming.
+        before: The record that the directory must still have, where the job was planned from it.
 
     Yields:
         What is different of the environment that the job was begun in: bits may differ then.
@@ -64,25 +67,42 @@ def job_directory(
             if not resume:
                 require_unused(path)  # another process may have been here since
             if _is_used(path):
-                changes = _check_same(config_file, record, of_resuming)
+                changes = _check_same(config_file, record if before is None else before, of_resuming)
             else:
                 described = {**record, "selection": selection, "environment": describe_environment()}
-                _write(config_file, described | {"command": sys.argv})
+                write_config(config_file, described | {"command": sys.argv})
         except Timeout:
-            raise UsageError(
-                f"{of_directory}: another process runs the job in {path}; wait for it, or stop it"
-            ) from None
+            raise _in_use(path, of_directory) from None
         except OSError as error:
             raise _unwritable(path, error, of_directory) from error
         yield changes
 
 
-def recorded_selection(path: Path) -> str:
-    """Return the selector that the job in a directory was last reported by, or the default."""
+def is_held(path: Path) -> bool:
+    """Whether a process runs the job in a directory."""
+    if not (path / ".lock").exists():
+        return False
     try:
-        return str(json.loads((path / "config.json").read_text(encoding="utf-8")).get("selection", DEFAULT))
-    except (OSError, ValueError, AttributeError):  # absent or damaged: resuming says so
-        return DEFAULT
+        with FileLock(path / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def require_free(path: Path) -> None:
+    """Check that no process runs the job in a directory, before anything is read for it.
+
+    Raises:
+        UsageError: One does.
+    """
+    if is_held(path):
+        raise _in_use(path, "--out")
+
+
+def _in_use(path: Path, option: str) -> UsageError:
+    return UsageError(
+        f"{option}: another process runs the job in {path}; wait for it, or stop it, and give this command again"
+    )
 
 
 def record_selection(path: Path, selection: str) -> None:
@@ -96,12 +116,29 @@ def record_selection(path: Path, selection: str) -> None:
     if recorded.get("selection", DEFAULT) == selection:
         return
     try:
-        _write(config_file, recorded | {"selection": selection})
+        write_config(config_file, recorded | {"selection": selection})
     except OSError as error:
         raise _unwritable(path, error) from error
 
 
-def _write(config_file: Path, record: Mapping[str, Any]) -> None:
+def record_variants(path: Path, variants: Sequence[Mapping[str, Any]]) -> None:
+    """Record all variants of a job, whose directory this process holds and whose search has come to more of them.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    config_file = path / "config.json"
+    recorded = json.loads(config_file.read_text(encoding="utf-8"))
+    with writing(path):
+        write_config(config_file, recorded | {"variants": variants})
+
+
+def write_config(config_file: Path, record: Mapping[str, Any]) -> None:
+    """Write a job's config.json, so that it is seen as it was or as it is.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     replace_file(config_file, (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -109,15 +146,17 @@ def _unwritable(path: Path, error: OSError, option: str = "--out") -> UsageError
     return UsageError(f"{option}: cannot write to {path}: {error.strerror}; choose another directory")
 
 
-def require_begun(path: Path | None) -> None:
-    """Check that there is a directory to resume.
+def require_begun(path: Path | None, option: str) -> Path:
+    """Return the directory of the job to resume or to add to.
 
     Raises:
         UsageError: None is given, or it is absent.
     """
     if path is None or not path.exists():
         found = "got none" if path is None else f"there is no {path}"
-        raise UsageError(f"--resume: expected --out with the directory of the job to continue, {found}")
+        what = "continue" if option == "--resume" else "add to"
+        raise UsageError(f"{option}: expected --out with the directory of the job to {what}, {found}")
+    return path
 
 
 def require_unused(path: Path) -> None:
@@ -132,7 +171,8 @@ def require_unused(path: Path) -> None:
         raise _unwritable(path, error) from error
     if used:
         raise UsageError(
-            f"--out: {path} is already used; choose another directory, or add --resume to continue the job in it"
+            f"--out: {path} is already used; choose another directory, or add --resume to continue the job in it, "
+            "or --add to let it grow"
         )
 
 
@@ -146,20 +186,37 @@ def _is_used(path: Path) -> bool:
 def _check_same(config_file: Path, record: Mapping[str, Any], option: str) -> list[str]:
     """Compare with the recorded job; return how the environment has changed."""
     try:
-        before = {"variants": []} | json.loads(config_file.read_text(encoding="utf-8"))
+        before, record = (with_defaults(each) for each in (json.loads(config_file.read_text(encoding="utf-8")), record))
         different = _differences({key: before[key] for key in record}, record)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{option}: {config_file} is damaged ({type(error).__name__}: {error}); restore it from a copy, or begin "
             "anew in another directory"
         ) from error
-    if lines := [f"\n  {line}" for line in different if not line.startswith(FREE_SETTINGS)]:
-        raise UsageError(
-            f"{option}: {config_file.parent} was made with another configuration; give the same options, or begin anew "
-            f"in another directory. What differs:{''.join(lines)}"
-        )
-    began, here = before.get("environment", {}), describe_environment()
+    _refuse(config_file.parent, different, option)
+    last, here = [before, *before.get("additions", [])][-1], describe_environment()
+    began = last.get("environment", {})
     return _differences({key: began.get(key) for key in ENVIRONMENT}, {key: here[key] for key in ENVIRONMENT})
+
+
+def refuse_differences(
+    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], option: str, *, more: Sequence[str] = ()
+) -> None:
+    """Check that two descriptions agree but for what does not change results.
+
+    Raises:
+        UsageError: They do not, or there is ``more``; every key is listed with both values.
+    """
+    _refuse(path, [*_differences(before, now), *more], option)
+
+
+def _refuse(path: Path, different: Sequence[str], option: str) -> None:
+    if lines := [f"\n  {line}" for line in different if not line.startswith(FREE_SETTINGS)]:
+        advice = "leave out what differs" if option == "--add" else "give the same options"
+        raise UsageError(
+            f"{option}: {path} was made with another configuration; {advice}, or begin anew in another directory. What "
+            f"differs:{''.join(lines)}"
+        )
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

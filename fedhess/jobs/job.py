@@ -15,6 +15,7 @@ from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import Variant, overridden
 from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.schedules import current_settings
 
 # What differs between the runs of a job, and is not among its settings.
 OF_A_RUN = {"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
@@ -51,6 +52,8 @@ class Job:
         record: What determines the results, as JSON; a resumed job must have the same.
         selection: How round and variant are selected, a key of `selectors.SELECTORS`.
         benchmark: Its data, opened, where the job is about to run.
+        before: The record of the job in ``path`` that this one continues or adds to, if it does.
+        trackers: Keys of `tracking.TRACKERS` that its rows are fed to.
     """
 
     path: Path
@@ -58,6 +61,8 @@ class Job:
     record: Mapping[str, Any] = field(repr=False)
     selection: str = DEFAULT
     benchmark: Benchmark | None = field(default=None, repr=False)
+    before: Mapping[str, Any] | None = field(default=None, repr=False)
+    trackers: tuple[str, ...] = ()
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -74,6 +79,17 @@ class Job:
     def variants(self) -> list[Variant]:
         """The settings to select among, or none."""
         return [variant["settings"] for variant in self.record.get("variants", ())]
+
+    @property
+    def search(self) -> Mapping[str, Any]:
+        """How a sweep's settings come about, see :func:`fedhess.jobs.search.plan_search`; empty for another job."""
+        found: Mapping[str, Any] = self.record.get("search", {})
+        return found
+
+    @property
+    def settings_each(self) -> int:
+        """How many settings are selected among for a strategy, target and seed, at most."""
+        return len({variant_number(number, each) for number, each in enumerate(self.record.get("variants", ()))})
 
     @property
     def outer_runs(self) -> list[PlannedRun]:
@@ -117,6 +133,7 @@ def make_record(
     targets: Sequence[str],
     seeds: Sequence[int],
     variants: Sequence[Mapping[str, Any]] = (),
+    search: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Collect what determines a job's results, as JSON has it.
 
@@ -125,8 +142,10 @@ def make_record(
         config: Any run's; only what all runs share is taken from it.
         strategies: By name the arguments that all of its runs share, defaults included.
         targets: Names of scenarios.
-        seeds: Ascending.
-        variants: For each its ``settings``, the ``strategies`` that run it, and the ``arguments`` of each.
+        seeds: Of the trials.
+        variants: For each its ``settings``, the ``strategies`` that run it, and the ``arguments`` of each; a sweep's
+            also have a ``number``, and the ``seeds`` and ``targets`` that alone run them.
+        search: Of a sweep, how its variants come about.
     """
     record = {
         "dataset": dataset,
@@ -135,9 +154,18 @@ def make_record(
         "seeds": seeds,
         "settings": config.model_dump(mode="json", exclude=OF_A_RUN),
         "variants": variants,
+        **({"search": search} if search else {}),
     }
     as_json: dict[str, Any] = json.loads(json.dumps(record))
     return as_json
+
+
+def with_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a record that an earlier version wrote: a setting that is newer than it had its default there."""
+    fields = {name: field for name, field in RunConfig.model_fields.items() if name not in OF_A_RUN}
+    defaults = {name: field.default for name, field in fields.items() if not field.is_required()}
+    settings = {"settings": defaults | current_settings(record["settings"])} if "settings" in record else {}
+    return {"variants": [], **record, **settings}
 
 
 def make_job(
@@ -182,33 +210,46 @@ def _scenario(domains: Sequence[str], targets: Iterable[str]) -> Scenario:
 def _runs(
     path: Path, record: Mapping[str, Any], strategy: str, scenario: Scenario
 ) -> Iterable[tuple[int, RunConfig, RunDirectory]]:
-    """Make the runs of one strategy on one scenario: number of the variant, settings, directory."""
+    """Make the runs of one strategy on one scenario: index of the variant, settings, directory."""
     variants, options = record.get("variants", ()), record["dataset"]["options"]
-    own = {number: each for number, each in enumerate(variants) if strategy in each["strategies"]}
-    several = len(record["strategies"]) > 1
-    for number, variant in own.items() if variants else [(None, None)]:
-        args, settings = record["strategies"][strategy], record["settings"]
-        if variant is not None:
+    above = path / strategy_folders(record).get(strategy, slug(strategy))
+    first_seed = record["seeds"][0]  # a seed that is added may be lower
+    for index, variant in enumerate(variants or [{}]):
+        if variants and not _runs_it(variant, strategy, scenario):
+            continue
+        args, settings, folder = record["strategies"][strategy], record["settings"], above
+        if variants:
             args, settings = variant["arguments"][strategy], overridden(settings, variant["settings"], strategy)
-        for seed in record["seeds"]:
-            trial = seed - min(record["seeds"])  # a benchmark that is made at random is made anew for each trial
-            made = {"seed": int(options["seed"]) + trial} if "seed" in options else {}
+            folder = above / variant.get("folder", f"variant-{variant_number(index, variant)}")
+        for seed in variant.get("seeds", record["seeds"]):
+            # A benchmark that is made at random is made anew for each trial.
+            made = {"seed": int(options["seed"]) + seed - first_seed} if "seed" in options else {}
             config = RunConfig.checked(
                 {**settings, "sources": scenario.sources, "targets": scenario.targets, "seed": seed}
                 | {"strategy": strategy, "strategy_args": args, "domains_options": options | made}
             )
-            folder = run_folder(path, strategy if several else None, number)
-            yield number or 0, config, RunDirectory(folder / slug(scenario.name) / str(seed))
+            yield index, config, RunDirectory(folder / slug(scenario.name) / str(seed))
 
 
-def run_folder(path: Path, strategy: str | None, variant: int | None) -> Path:
-    """Name the directory above a run's target: one a strategy where a job has several, then one a variant.
+def _runs_it(variant: Mapping[str, Any], strategy: str, scenario: Scenario) -> bool:
+    return strategy in variant["strategies"] and scenario.name in variant.get("targets", [scenario.name])
 
-    >>> run_folder(Path("runs/NAME"), "hgp", 3).as_posix()
-    'runs/NAME/hgp/variant-3'
+
+def variant_number(index: int, variant: Mapping[str, Any]) -> int:
+    """Return the number that a variant's directories have: its place in the record, or a sweep's own number."""
+    return int(variant.get("number", index))
+
+
+def strategy_folders(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the folders, below the job's, of strategies that have another than that of their name.
+
+    A single strategy has none, and keeps it so when others are added; so it is with the folders of variants.
+
+    >>> strategy_folders({"strategies": {"hgp": {}}})
+    {'hgp': ''}
     """
-    folder = path if strategy is None else path / slug(strategy)
-    return folder if variant is None else folder / f"variant-{variant}"
+    only = len(record["strategies"]) == 1
+    return dict(record.get("folders") or (dict.fromkeys(record["strategies"], "") if only else {}))
 
 
 def slug(text: str) -> str:

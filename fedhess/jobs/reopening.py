@@ -1,14 +1,14 @@
 """Open a recorded job from its directory: its runs and their settings, without models or checkpoints."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
-from fedhess.jobs.job import Job, PlannedRun, make_job
+from fedhess.jobs.job import Job, PlannedRun, make_job, with_defaults
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 
 LEVELS = 4  # from a run's directory up to its job's: STRATEGY/VARIANT/TARGET/SEED
@@ -146,7 +146,12 @@ def _check_data(folder: Path, recorded: dict[str, Any], data_dir: Path | None) -
     except UsageError as error:
         raise UsageError(f"{folder} cannot be opened as it was trained: {error}") from error
     unknown = not was["digest"]  # of a deployed run, whose data stayed on its nodes
-    if was["title"] != now["title"] or not (unknown or was["digest"] == now["digest"]):
+    require_same_data(folder, was, now | ({"digest": ""} if unknown else {}))
+
+
+def require_same_data(folder: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that data is what the job in a directory was trained on: title and digest."""
+    if was["title"] != now["title"] or was["digest"] != now["digest"]:
         raise UsageError(
             f"{folder} was trained on other data: on {was['title']} with digest {was['digest'][:12]}, found "
             f"{now['title']} with {str(now['digest'])[:12]}; name the folder of its data with --data-dir"
@@ -184,6 +189,6 @@ def read_config(file: Path) -> dict[str, Any]:
                 raise ValueError(f"{key}: expected a {kind.__name__} with entries")
         for key in ("name", "title", "options", "digest"):
             recorded["dataset"][key]
+        return with_defaults(recorded)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({type(error).__name__}: {error}); restore it from a copy") from error
-    return recorded

@@ -6,6 +6,7 @@ Selection, tables, figures and progress see domains, whatever the number of thei
 from collections.abc import Iterable, Sequence
 
 from fedhess.federation.server.run_directory import Row
+from fedhess.jobs.metrics import add_calibrations, add_confusions
 
 NOTHING = "none"  # the split of a row whose client has no example of the domain to evaluate
 
@@ -14,9 +15,9 @@ def domain_rows(rows: Iterable[Row]) -> list[Row]:
     """Put the rows of a round's clients together, so that each domain and split has one: every example counts once.
 
     Loss and accuracy are means over the clients by their examples, null where one of them is; distances are the
-    domain's anyway. What only single clients have (``train_loss``, ``train_objective``) is averaged over those that
-    have it, failures are listed and bytes added up. A domain of one client keeps its row, so that doing this twice
-    changes nothing.
+    domain's anyway. Counts of predictions are added up, null where one is. What only single clients have
+    (``train_loss``, ``train_objective``) is averaged over those that have it, failures are listed and bytes added up.
+    A domain of one client keeps its row, so that doing this twice changes nothing.
 
     >>> rows = [{"round": 1, "role": "source", "domain": "a", "client": 0, "split": "validation", "examples": 1,
     ...          "loss": 1.0, "accuracy": 1.0, "failures": []}]
@@ -47,6 +48,10 @@ def _merged(group: Sequence[Row]) -> Row:
     for key in ("loss", "accuracy", "gradient_distance", "hgp_distance"):
         if key in merged:
             merged[key] = _mean([(row[key], row["examples"]) for row in evaluating])
+    for key, add in {"confusion": add_confusions, "calibration": add_calibrations}.items():
+        if key in merged:
+            counts = [row[key] for row in evaluating if row.get(key) is not None]
+            merged[key] = add(counts) if len(counts) == len(evaluating) else None
     for key in ("train_loss", "train_objective"):
         if key in merged:
             merged[key] = _mean([(row[key], 1) for row in group if row[key] is not None])

@@ -19,11 +19,11 @@ SERVER_ARGS = ("server_optimizer_args", "server-optimizer-args")
 OPTION = "--variants"
 
 
-def parse_variants(text: str) -> list[dict[str, Scalar]]:
+def parse_variants(text: str, *, fewest: int = 2) -> list[dict[str, Scalar]]:
     """Read ``"lr=0.01; lr=0.1,alpha=1e-4"``: settings separated by semicolons, each as ``--strategy-args`` has them.
 
     Raises:
-        UsageError: A setting is empty or no assignment, or there is only one.
+        UsageError: A setting is empty or no assignment, or there are fewer than ``fewest``.
 
     >>> parse_variants("lr=0.01; lr=0.1,alpha=1e-4")
     [{'lr': 0.01}, {'lr': 0.1, 'alpha': 0.0001}]
@@ -32,7 +32,7 @@ def parse_variants(text: str) -> list[dict[str, Scalar]]:
     if parts == [""]:
         return []
     variants = [parse_assignments(part, option=OPTION) for part in parts]
-    if len(variants) < 2 or not all(variants):
+    if len(variants) < fewest or not all(variants):
         raise UsageError(
             f"{OPTION}: expected several settings separated by semicolons, as in 'lr=0.01; lr=0.1', got {text!r}"
         )
@@ -62,8 +62,15 @@ def describe(variant: Variant) -> str:
     >>> describe({"lr": 0.1, "alpha": 1e-4})
     'lr=0.1, alpha=0.0001'
     """
+    if not variant:
+        return "defaults"
     shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in variant.items()}
     return ", ".join(f"{key}={value}" for key, value in shown.items())
+
+
+def is_run_setting(key: str) -> bool:
+    """Whether a key of a variant is a setting of the run, not a strategy's argument."""
+    return key in VARIED or is_of_server_args(key)
 
 
 def overridden(settings: Mapping[str, Any], variant: Variant, strategy: str) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def overridden(settings: Mapping[str, Any], variant: Variant, strategy: str) -> 
     if any(map(is_server_setting, variant)) and steps_itself(strategy):
         variant = {key: value for key, value in variant.items() if not is_server_setting(key)}
     changed = dict(settings) | {key: value for key, value in variant.items() if key in VARIED}
-    server = {key.partition(".")[2]: value for key, value in variant.items() if _is_servers(key)}
+    server = {key.partition(".")[2]: value for key, value in variant.items() if is_of_server_args(key)}
     if server:
         changed["server_optimizer_args"] = {**settings.get("server_optimizer_args", {}), **server}
     return changed
@@ -106,7 +113,7 @@ def resolve_variants(
         made: list[tuple[dict[str, Any], dict[str, Scalar]]] = []
         resolved[name] = {}
         for number, variant in enumerate(variants or ({},)):
-            own = {key: value for key, value in variant.items() if key not in VARIED and not _is_servers(key)}
+            own = {key: value for key, value in variant.items() if not is_run_setting(key)}
             fixed = {key: value for key, value in given.items() if key not in own}
             args = args_for(name, list(defaults), fixed | own, defaults[name])
             run = overridden(base, variant, name), args
@@ -132,7 +139,8 @@ def resolve_variants(
     return shared, described
 
 
-def _is_servers(key: str) -> bool:
+def is_of_server_args(key: str) -> bool:
+    """Whether a variant's key is an argument of the server optimizer."""
     return key.partition(".")[0] in SERVER_ARGS
 
 

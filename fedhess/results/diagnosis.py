@@ -12,9 +12,9 @@ from fedhess.jobs.job import Job
 from fedhess.results.attributes import ATTRIBUTES, compare_domains, measure_domain
 from fedhess.results.domain_views import view_domains
 from fedhess.results.models import SELECTED, RunModel, find_models
+from fedhess.results.paired import BASELINE
 
 SOURCE_PAIR, MIXED_PAIR, TARGET_PAIR = "source-source", "source-target", "target-target"
-BASELINE = "erm"
 
 
 def diagnose_job(

@@ -27,6 +27,7 @@ from fedhess.federation.server.round_selection import (
 )
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.rows import domain_rows
 from fedhess.jobs.selectors import LAST_ROUND, SOURCE_VALIDATION
 from fedhess.jobs.variants import Variant, describe
 
@@ -129,6 +130,16 @@ def target_accuracy(rows: Sequence[Row], server_round: int | None, domain: str) 
         return None
     correct = sum(row["accuracy"] * row["examples"] for row in mine)
     return float(correct / sum(row["examples"] for row in mine))
+
+
+def target_row(rows: Sequence[Row], server_round: int, domain: str) -> Row | None:
+    """Return what a target domain's clients recorded together at a round, of its in split if it is split.
+
+    Returns:
+        One row, its counts of predictions added up; None where there is no row.
+    """
+    merged = domain_rows(row for row in _target_rows(rows, domain) if row["round"] == server_round)
+    return merged[0] if merged else None
 
 
 def source_accuracy(rows: Sequence[Row], server_round: int | None) -> float | None:

@@ -9,11 +9,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.errors import UsageError
+from fedhess.settings.mistakes import describe_error
 from fedhess.settings.partition import Partition, PartitionSettings
+from fedhess.settings.schedules import LearningRate, Schedule, average_args, current_settings
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 Scalar = str | int | float | bool
 
 # The groups of --help: what most people set first, then the rest.
-MAIN, DATA, METHOD, TRAINING, FEDERATION, MACHINE, OUTPUT = GROUPS = (
+MAIN, SEARCH, DATA, METHOD, TRAINING, FEDERATION, MACHINE, OUTPUT = GROUPS = (
     "Main options",
+    "Search",
     "Data",
     "Method",
     "Training",
@@ -121,8 +123,12 @@ class RunConfig(BaseModel):
         "SGD", TRAINING, "The clients' optimizer, new each round: SGD or Adam."
     )
     lr: float = _setting(0.01, MAIN, "Learning rate of the clients.", gt=0)
+    lr_schedule: Schedule = _setting(
+        "constant", TRAINING, "How it changes by round: constant, step (a tenth at the end) or cosine (towards zero)."
+    )
+    warmup_rounds: int = _setting(0, TRAINING, "First rounds in which it rises to its full value.", ge=0)
     lr_drop_after: float = _setting(
-        0.0, TRAINING, "Share of the rounds after which it is a tenth; 0 never.", ge=0, lt=1
+        0.8, TRAINING, "Share of the rounds after which a step schedule has a tenth.", gt=0, lt=1
     )
     momentum: float = _setting(0.0, TRAINING, "Momentum of the clients' SGD.", ge=0, lt=1)
     weight_decay: float = _setting(0.0, TRAINING, "Weight decay of the clients' optimizer.", ge=0)
@@ -144,7 +150,28 @@ class RunConfig(BaseModel):
         "themselves.",
     )
     server_lr: float = _setting(1.0, FEDERATION, "Its learning rate; SGD with 1 is federated averaging.", gt=0)
-    server_optimizer_args: dict[str, Scalar] = _setting({}, FEDERATION, "Its other arguments: key=value,...")
+    server_lr_schedule: Schedule = _setting(
+        "constant", FEDERATION, "How the server's learning rate changes by round: constant, step or cosine."
+    )
+    server_warmup_rounds: int = _setting(
+        0, FEDERATION, "First rounds in which the server's learning rate rises to its full value.", ge=0
+    )
+    server_optimizer_args: dict[str, Scalar] = _setting(
+        {}, FEDERATION, "Other arguments of the server's optimizer: key=value,..."
+    )
+    average: Literal["none", "swa", "swad", "ema"] = _setting(
+        "none",
+        FEDERATION,
+        "Average of the model over rounds, which is evaluated and reported in its place: swa (of the last rounds), "
+        "swad (from the start of a valley of the validation loss to its end) or ema (exponential moving average).",
+    )
+    average_args: dict[str, Scalar] = _setting(
+        {},
+        FEDERATION,
+        "Its arguments, key=value,...: of swa start=0.75 (share of the rounds), every=1 (rounds); of ema decay=0.9; of "
+        "swad n_converge=3, n_tolerance=6, tolerance_ratio=0.3 (0.2 on VLCS).",
+        validate_default=True,
+    )
     quorum: int = _setting(0, FEDERATION, "Source clients that every phase needs; 0 for all of them.", ge=0)
     deadline: float = _setting(3600.0, FEDERATION, "Seconds a client may take to train or evaluate.", gt=0)
     exchange_deadline: float = _setting(600.0, FEDERATION, "Seconds a client may take for statistics.", gt=0)
@@ -167,12 +194,24 @@ class RunConfig(BaseModel):
     evaluate_every: int = _setting(1, OUTPUT, "Rounds between evaluations.", ge=1)
     checkpoint_every: int = _setting(1, OUTPUT, "Rounds between checkpoints; the last is kept.", ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        return values if isinstance(values, cls) else current_settings(values)
+
     @field_validator("server_optimizer")
     @classmethod
     def _known_optimizer(cls, name: str) -> str:
         from fedhess.settings.optimizers import optimizer_name
 
         return optimizer_name(name)
+
+    @field_validator("average_args")
+    @classmethod
+    def _complete_average(cls, given: dict[str, Scalar], info: ValidationInfo) -> dict[str, Scalar]:
+        if "average" not in info.data:  # which is refused itself
+            return given
+        return average_args(info.data["average"], given, benchmark=info.data.get("domains", ""))
 
     @model_validator(mode="after")
     def _each_domain_once(self) -> "RunConfig":
@@ -182,6 +221,13 @@ class RunConfig(BaseModel):
                 f"--sources, --targets: expected each domain once, got {', '.join(self.sources)} and "
                 f"{', '.join(self.targets)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _possible_schedules(self) -> "RunConfig":
+        for option, warmup in (("warmup", self.warmup_rounds), ("server-warmup", self.server_warmup_rounds)):
+            if warmup >= self.rounds:
+                raise ValueError(f"--{option}-rounds: expected fewer than --rounds {self.rounds}, got {warmup}")
         return self
 
     @model_validator(mode="after")
@@ -218,9 +264,24 @@ class RunConfig(BaseModel):
         return self.split != "sources"
 
     @property
-    def lr_drop(self) -> str:
-        """Words that follow the clients' learning rate where it falls; else nothing."""
-        return f" (a tenth after {100 * self.lr_drop_after:g} % of the rounds)" if self.lr_drop_after else ""
+    def client_rate(self) -> LearningRate:
+        """The clients' learning rate by round."""
+        return LearningRate(self.lr, self.lr_schedule, self.rounds, self.warmup_rounds, self.lr_drop_after)
+
+    @property
+    def server_rate(self) -> LearningRate:
+        """The learning rate of the server's optimizer by round."""
+        warmup = self.server_warmup_rounds
+        return LearningRate(self.server_lr, self.server_lr_schedule, self.rounds, warmup, self.lr_drop_after)
+
+    @property
+    def bound_to_rounds(self) -> list[str]:
+        """Names of the settings by which the total of rounds decides what an early round does.
+
+        A finished run that has one cannot train further: with more rounds from the start it would be another run.
+        """
+        named = [name for name in ("lr_schedule", "server_lr_schedule") if getattr(self, name) != "constant"]
+        return [*named, "average_args"] if self.average_args.get("start", 0) else named
 
     @property
     def local_work(self) -> str:
@@ -233,11 +294,6 @@ class RunConfig(BaseModel):
         import torch
 
         return torch.float64 if self.dtype == "float64" else torch.float32
-
-    def lr_at(self, server_round: int) -> float:
-        """Return the clients' learning rate in a round, from 1: a tenth after ``lr_drop_after`` of the rounds."""
-        last = round(self.lr_drop_after * self.rounds) if self.lr_drop_after else self.rounds
-        return self.lr / 10 if server_round > last else self.lr
 
     @property
     def device_here(self) -> str:
@@ -303,40 +359,10 @@ class RunConfig(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise UsageError("\n".join(_described(detail) for detail in error.errors())) from None
+            raise UsageError("\n".join(describe_error(detail, cls.model_fields) for detail in error.errors())) from None
 
 
-# What a value was expected to be, by pydantic's name of the error.
-_EXPECTED = {
-    "greater_than_equal": "at least {ge}",
-    "greater_than": "more than {gt}",
-    "less_than_equal": "at most {le}",
-    "less_than": "less than {lt}",
-    "literal_error": "{expected}",
-    "finite_number": "a finite number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-}
 _JSON_NAMES = {list: "array", dict: "object"}
-
-
-def _described(detail: ErrorDetails) -> str:
-    if not detail["loc"]:  # of several settings together, which it names itself
-        return detail["msg"].removeprefix("Value error, ")
-    option = "--" + ".".join(str(part) for part in detail["loc"]).replace("_", "-")
-    if detail["type"] == "missing":
-        return f"{option}: it must be given"
-    if detail["type"] == "extra_forbidden":
-        return f"{option}: there is no such setting; {did_you_mean(str(detail['loc'][0]), RunConfig.model_fields)}"
-    if detail["type"] == "value_error":
-        return f"{option}: {detail['msg'].removeprefix('Value error, ')}"
-    template = _EXPECTED.get(detail["type"])
-    bounds = {key: f"{value:g}" if isinstance(value, float) else value for key, value in detail.get("ctx", {}).items()}
-    expected = f"expected {template.format(**bounds)}" if template else detail["msg"]
-    return f"{option}: {expected}, got {detail['input']!r}"
 
 
 def _decode(wire_key: str, text: Scalar) -> object:

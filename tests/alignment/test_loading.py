@@ -9,7 +9,7 @@ import pytest
 from flwr.serverapp.strategy import FedAdam, FedProx, Strategy
 from toy import toy_config
 
-from fedhess.alignment import loading
+from fedhess.alignment import loading as alignment_loading
 from fedhess.alignment.loading import (
     BUILT_IN,
     client_half,
@@ -19,6 +19,7 @@ from fedhess.alignment.loading import (
     strategy_parameters,
 )
 from fedhess.alignment.strategy import DomainStrategy
+from fedhess.base import loading
 from fedhess.base.errors import UsageError
 from fedhess.strategies.hgp import HGP
 
@@ -97,7 +98,7 @@ def test_entry_point_is_known_but_does_not_hide_a_built_in(monkeypatch: pytest.M
 
     entries = [Entry("mine", "fedhess.strategies.erm:ERM"), Entry("hgp", "fedhess.strategies.erm:ERM")]
     monkeypatch.setattr(loading, "entry_points", lambda group: entries if group == "fedhess.strategies" else [])
-    monkeypatch.setattr(loading, "_installed", loading._installed.__wrapped__)
+    monkeypatch.setattr(alignment_loading, "installed", loading.installed.__wrapped__)
     assert known_strategies()["hgp"] == BUILT_IN["hgp"]
     assert load_class("mine") is load_class("erm")
 

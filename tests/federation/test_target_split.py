@@ -16,6 +16,7 @@ from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.flower_compat import run_identity
+from fedhess.jobs.metrics import add_confusions
 from fedhess.models.prepared import local_domain
 from fedhess.settings.run_config import RunConfig
 from tests.promises.test_firewall import SOURCE_NODE, STUBBORN_NODE, TARGET_NODE, request, send
@@ -47,11 +48,12 @@ def grid(config: RunConfig) -> Iterator[InProcessGrid]:
 
 
 @pytest.mark.parametrize("node", [TARGET_NODE, STUBBORN_NODE])
-def test_target_discloses_loss_accuracy_and_count_of_two_splits_only(
+def test_target_discloses_loss_accuracy_and_counts_of_two_splits_only(
     grid: InProcessGrid, config: RunConfig, node: int
 ) -> None:
     reply = send(grid, "evaluate", node, request(config, names=["gradient"])).content
-    assert sorted(reply) == [protocol.METRICS]
+    assert sorted(reply) == [protocol.COUNTS, protocol.METRICS]
+    assert sorted(reply[protocol.COUNTS]) == ["calibration", "confusion", "out-calibration", "out-confusion"]
     assert sorted(reply[protocol.METRICS]) == sorted([*METRICS, *(f"out-{name}" for name in METRICS)])
     for message_type in ("train", "query.statistics"):
         refused = send(grid, message_type, node, request(config, names=["gradient"]))
@@ -100,6 +102,7 @@ def test_two_rows_of_the_target_and_training_is_unchanged(toy_run: Run) -> None:
         correct = sum(row["accuracy"] * row["examples"] for row in rows.values())
         assert correct == pytest.approx(before["accuracy"] * 48)
         assert rows["in"].keys() == rows["out"].keys() == before.keys()
+        assert add_confusions([row["confusion"] for row in rows.values()]) == before["confusion"]
         assert rows["out"]["bytes_down"] == rows["out"]["bytes_up"] == 0, "one message, counted once"
         assert rows["in"]["bytes_down"] == before["bytes_down"]
 

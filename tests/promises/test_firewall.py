@@ -1,4 +1,4 @@
-"""Promise 4: a target client answers evaluate and nothing else, and discloses nothing but loss and accuracy."""
+"""Promise 4: a target client answers evaluate and nothing else, and discloses nothing but loss, accuracy and counts."""
 
 from collections.abc import Iterator
 
@@ -69,12 +69,14 @@ def test_the_same_messages_are_answered_by_a_source_client(grid: InProcessGrid, 
     assert protocol.MODEL in send(grid, "train", SOURCE_NODE, training).content
 
 
-def test_a_target_client_discloses_loss_accuracy_and_count_only(grid: InProcessGrid, config: RunConfig) -> None:
+def test_a_target_client_discloses_loss_accuracy_and_counts_only(grid: InProcessGrid, config: RunConfig) -> None:
     target = send(grid, "evaluate", TARGET_NODE, request(config, names=["gradient"])).content
     source = send(grid, "evaluate", SOURCE_NODE, request(config, names=["gradient"])).content
-    assert sorted(target) == [protocol.METRICS]
+    assert sorted(target) == [protocol.COUNTS, protocol.METRICS]
     assert sorted(target[protocol.METRICS]) == ["accuracy", "loss", protocol.NUM_EXAMPLES]
-    assert sorted(source) == [protocol.ALIGNMENT, protocol.METRICS]
+    counts = {name: array.shape for name, array in target[protocol.COUNTS].items()}
+    assert counts == {"confusion": (4, 4), "calibration": (15, 3)}, "the same shapes, however many examples there are"
+    assert sorted(source) == [protocol.ALIGNMENT, protocol.COUNTS, protocol.METRICS]
 
 
 def test_a_target_client_identifies_itself_without_training_examples(grid: InProcessGrid) -> None:

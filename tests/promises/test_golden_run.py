@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fedhess.jobs.metrics import accuracy
 from tests.conftest import Start
 
 GOLDEN = Path(__file__).parent / "golden" / "rounds.jsonl"
@@ -52,6 +53,9 @@ def test_run_reproduces_the_committed_rows(start: Start, tmp_path: Path) -> None
                 assert row[key] == pytest.approx(expected[key], rel=tolerance), f"{where}, {key}"
         one_example = 1.0 / expected["examples"]
         assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=one_example * 1.01), where
+        assert accuracy(row["confusion"]) == row["accuracy"], where
+        confidence, recorded = (sum(sure for _, _, sure in of["calibration"]) for of in (row, expected))
+        assert confidence == pytest.approx(recorded, rel=1e-4), where
 
 
 def test_golden_rows_are_of_a_run_that_learns() -> None:

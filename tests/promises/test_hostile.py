@@ -91,6 +91,70 @@ def test_impossible_metrics_are_a_failure_of_their_client(
     assert (south["accuracy"] is None) == (message_type == protocol.EVALUATE)
 
 
+def _moved(confusion: np.ndarray, bins: np.ndarray) -> None:
+    right = np.flatnonzero(confusion.diagonal())[0]
+    confusion[right, right] -= 1
+    confusion[right, right - 1] += 1
+
+
+def _one_more(confusion: np.ndarray, bins: np.ndarray) -> None:
+    confusion[0, 1] += 1
+
+
+def _negative(confusion: np.ndarray, bins: np.ndarray) -> None:
+    confusion[0, 1] -= 100
+    confusion[0, 2] += 100
+
+
+def _half(confusion: np.ndarray, bins: np.ndarray) -> None:
+    bins[0, 0] += 0.5
+    bins[1, 0] -= 0.5
+
+
+def _another_bin(confusion: np.ndarray, bins: np.ndarray) -> None:
+    bins[0, 0] += 1
+
+
+def _more_right(confusion: np.ndarray, bins: np.ndarray) -> None:
+    bins[0, 1] -= 1000
+    bins[1, 1] += 1000
+
+
+def _too_sure(confusion: np.ndarray, bins: np.ndarray) -> None:
+    bins[:, 2] += 100
+
+
+def _no_number(confusion: np.ndarray, bins: np.ndarray) -> None:
+    bins[0, 2] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(change, "expected counts that add up to num-examples") for change in (_moved, _one_more, _negative, _half)]
+    + [(change, "expected counts that add up to num-examples") for change in (_another_bin, _more_right, _too_sure)]
+    + [(_no_number, "not finite"), (None, "expected arrays 'counts'")],
+)
+def test_counts_that_do_not_add_up_are_a_failure_of_their_client(
+    toy_run: Run, change: Callable[[np.ndarray, np.ndarray], None] | None, reason: str
+) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        record = reply.content.array_records[protocol.COUNTS]
+        arrays = {name: array.numpy().copy() for name, array in record.items()}
+        if change is None:
+            del reply.content[protocol.COUNTS]
+        else:
+            change(arrays[protocol.CONFUSION], arrays[protocol.CALIBRATION])
+            reply.content[protocol.COUNTS] = ArrayRecord({name: Array(values) for name, values in arrays.items()})
+        return reply
+
+    finished = toy_run(app=Misbehaving(protocol.EVALUATE, act), quorum=2, rounds=1)
+    (failure,) = finished.server.federation.ledger.failures
+    assert (failure.client, failure.phase) == ("south", "evaluate")
+    assert reason in failure.reason
+    (south,) = [row for row in finished.rows if row["domain"] == "south" and row["round"] == 1]
+    assert south["confusion"] is south["calibration"] is south["accuracy"] is None
+
+
 def test_further_records_do_not_reach_a_flower_strategy(toy_run: Run) -> None:
     def act(message: Message, reply: Message) -> Message:
         reply.content["more"] = MetricRecord({"a": 1})

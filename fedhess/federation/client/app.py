@@ -157,10 +157,13 @@ def evaluate(message: Message, context: Context) -> Message:
         model = MEMORY.model(config, received, writable=False)
         result = evaluate_model(model, part, with_alignment=role == SOURCE)
         metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
+        counts = result.counts
         if role == TARGET and config.splits_targets:
             out = evaluate_model(model, part, indices=part.out_indices)
             metrics |= protocol.evaluation_metrics(out.examples, out.loss, out.accuracy, of=protocol.OUT)
+            counts = counts | {f"{protocol.OUT}{name}": count for name, count in out.counts.items()}
         content[key(protocol.METRICS, domain)] = MetricRecord(dict(metrics))
+        content[key(protocol.COUNTS, domain)] = encode_tensors(counts)
         if result.alignment:
             content[key(protocol.ALIGNMENT, domain)] = encode_tensors(result.alignment)
     return Message(content, reply_to=message)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fedhess.alignment.statistics import head_batch
 from fedhess.base.seeds import seeded_generator
-from fedhess.base.transfers import send
+from fedhess.base.transfers import copy_together, send
 from fedhess.curvature import head_gradient, head_hvp, mean_loss
+from fedhess.federation.protocol import BINS, CALIBRATION, CONFUSION
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import LocalDomain
 
@@ -18,11 +19,15 @@ ALIGNMENT_EXAMPLES = 1024  # most examples that the alignment statistics are of
 
 @dataclass
 class Evaluation:
-    """Mean loss, accuracy in [0, 1] and number of examples; for alignment the head's gradient and HGP, (C, K) each."""
+    """Mean loss, accuracy in [0, 1] and number of examples; for alignment the head's gradient and HGP, (C, K) each.
+
+    ``counts`` is what :func:`count_predictions` returns.
+    """
 
     loss: float
     accuracy: float
     examples: int
+    counts: dict[str, Tensor]
     alignment: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -48,22 +53,31 @@ def evaluate_model(
     model.eval()
     parts = torch.split(chosen, BATCH_SIZE)
     kept = torch.split(_alignment_sample(len(chosen), data), BATCH_SIZE) if with_alignment else ()
-    losses, hits, features_kept, labels_kept = [], [], [], []
+    losses, seen, predicted, confidences, features_kept, labels_kept = [], [], [], [], [], []
     for number, (inputs, labels) in enumerate(data.batches(parts)):
         features = model.features(inputs)
         logits = model.head(features)
         losses.append(mean_loss(logits, labels))
-        hits.append((predictions(logits) == labels).sum())
+        seen.append(labels)
+        predicted.append(predictions(logits))
+        confidences.append(confidence(logits))
         if with_alignment:
             positions = send(kept[number].nonzero().squeeze(1), labels.device)
             features_kept.append(features[positions])
             labels_kept.append(labels[positions])
     # Only here does the host wait for the device.
-    loss_of_parts, hits_of_parts = torch.stack(losses).tolist(), torch.stack(hits).tolist()
+    here = copy_together(
+        {"losses": torch.stack(losses), "confidences": torch.cat(confidences)}
+        | {"labels": torch.cat(seen), "predicted": torch.cat(predicted)},
+        torch.device("cpu"),
+    )
     total_loss = 0.0
-    for loss, part in zip(loss_of_parts, parts, strict=True):
+    for loss, part in zip(here["losses"].tolist(), parts, strict=True):
         total_loss += loss * len(part)  # sum() would round differently from Python 3.12 on
-    result = Evaluation(total_loss / len(chosen), sum(hits_of_parts) / len(chosen), len(chosen))
+    classes = max(2, model.head.out_features)
+    counts = count_predictions(here["labels"], here["predicted"], here["confidences"], classes=classes)
+    hits = int(counts[CONFUSION].trace())
+    result = Evaluation(total_loss / len(chosen), hits / len(chosen), len(chosen), counts)
     if with_alignment:
         batch = head_batch(model, torch.cat(features_kept), torch.cat(labels_kept))
         gradient = head_gradient(batch)
@@ -74,6 +88,38 @@ def evaluate_model(
 def predictions(logits: Tensor) -> Tensor:
     """Return the most likely class of each example, (B,): the sign for one logit, the largest logit otherwise."""
     return (logits.squeeze(1) > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Return the probability of the most likely class of each example, (B,)."""
+    return logits.squeeze(1).abs().sigmoid() if logits.shape[1] == 1 else logits.softmax(1).amax(1)
+
+
+def count_predictions(labels: Tensor, predicted: Tensor, confidences: Tensor, *, classes: int) -> dict[str, Tensor]:
+    """Count examples by label and prediction, and by how confident the model was.
+
+    Args:
+        labels: (B,), integers in [0, C).
+        predicted: (B,), the same.
+        confidences: (B,), the probability in [0, 1] of the predicted class; one that is no number counts as 0.
+        classes: C.
+
+    Returns:
+        ``"confusion"``, (C, C) int32: examples of each label (row) by prediction (column). ``"calibration"``, (15, 3)
+        float64: of the examples whose confidence is in (b/15, (b+1)/15], their number, how many are predicted right,
+        and the sum of their confidences, added in the order given.
+
+    >>> labels, predicted = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0])
+    >>> counts = count_predictions(labels, predicted, torch.tensor([1.0, 0.75, 0.75]), classes=2)
+    >>> counts["confusion"].tolist(), counts["calibration"][[11, 14]].tolist()
+    ([[1, 0], [1, 1]], [[2.0, 1.0, 1.5], [1.0, 1.0, 1.0]])
+    """
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
+    sure = confidences.double().nan_to_num(nan=0.0).clamp_(0, 1)
+    bins = (sure * BINS).ceil().long().sub_(1).clamp_(min=0)
+    right = (labels == predicted).double()
+    columns = [torch.bincount(bins, weights=each, minlength=BINS) for each in (torch.ones_like(sure), right, sure)]
+    return {CONFUSION: confusion.int(), CALIBRATION: torch.stack(columns, dim=1)}
 
 
 def _alignment_sample(size: int, data: LocalDomain) -> Tensor:

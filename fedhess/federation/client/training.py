@@ -83,7 +83,7 @@ def train_locally(
         StrategyError: The strategy's own code raised.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    lr, decay = config.lr_at(server_round), config.weight_decay
+    lr, decay = config.client_rate.at(server_round), config.weight_decay
     optimizer = client_optimizer(
         config.client_optimizer, list(trained.values()), lr=lr, momentum=config.momentum, weight_decay=decay
     )

@@ -91,6 +91,7 @@ class Server:
             optimizer_args=config.server_optimizer_args,
         )
         self.alignment_shapes = alignment_shapes(template)
+        self._outputs = template.head.out_features
         log = None if self.directory is None else partial(self.directory.log, CLIENT_LOG)
         self.federation = Federation(self.grid, config, on_traceback=log)
         self._best = BestSoFar(quorum=config.quorum)
@@ -197,7 +198,11 @@ class Server:
         """Have every client evaluate the model; one row a client and domain, those that failed included."""
         started = time.monotonic()
         measured = evaluate_clients(
-            self.federation, self._evaluated.payload(), alignment=self.alignment_shapes, server_round=server_round
+            self.federation,
+            self._evaluated.payload(),
+            alignment=self.alignment_shapes,
+            outputs=self._outputs,
+            server_round=server_round,
         )
         rows = make_rows(self.federation, measured, outcome, server_round=server_round)
         seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0

@@ -3,7 +3,9 @@
 import logging
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
@@ -26,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 ALIGNMENT = {"gradient": head_gradient, "hgp": hessian_gradient_product}
 
-Measured = dict[tuple[str, str], dict[str, float]]  # by client and domain
+Measured = dict[tuple[str, str], dict[str, Any]]  # by client and domain
 
 
 def alignment_shapes(template: HeadedModel) -> dict[str, Tensor]:
@@ -35,24 +37,36 @@ def alignment_shapes(template: HeadedModel) -> dict[str, Tensor]:
 
 
 def evaluate_clients(
-    federation: Federation, model: ModelPayload, *, alignment: Mapping[str, Tensor], server_round: int
+    federation: Federation, model: ModelPayload, *, alignment: Mapping[str, Tensor], outputs: int, server_round: int
 ) -> Measured:
     """Have every client that holds examples out, or is a target, evaluate the model.
 
     If fewer source clients than the quorum answer, a warning names it, the rows have what did come, and no selector
     takes the round (see :func:`fedhess.federation.server.round_selection.comparable_rounds`).
 
+    Args:
+        federation: The clients.
+        model: The model.
+        alignment: From :func:`alignment_shapes`.
+        outputs: Number of logits of the model.
+        server_round: Number of the round.
+
     Returns:
-        Loss, accuracy, number of examples and, of a source domain, the distances of its head statistics to their mean.
+        Loss, accuracy, number of examples, counts and, of a source domain, the distances of its head statistics to
+        their mean.
 
     Raises:
         FederationError: Fewer source clients than the quorum answered before training.
     """
     config = federation.config
 
-    def read(client: Client, content: RecordDict) -> dict[str, tuple[dict[str, float], dict[str, Tensor]]]:
+    def read(client: Client, content: RecordDict) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
         splits = ("", protocol.OUT) if config.splits_targets and client.identity.role == TARGET else ("",)
-        return {held.domain: _read(client, held, content, alignment, splits) for held in _evaluates(client)}
+        found = {held.domain: _read(client, held, content, alignment, splits) for held in _evaluates(client)}
+        for held in _evaluates(client):
+            key = client.identity.key(protocol.COUNTS, held.domain)
+            found[held.domain][0].update(_read_counts(content, key, splits, found[held.domain][0], outputs=outputs))
+        return found
 
     asked = [client for client in federation.clients if _evaluates(client)]
     sources = [client for client in asked if client.identity.role == SOURCE]
@@ -134,7 +148,7 @@ def _evaluates(client: Client) -> list[Held]:
 
 def _read(
     client: Client, held: Held, content: RecordDict, alignment: Mapping[str, Tensor], splits: Iterable[str]
-) -> tuple[dict[str, float], dict[str, Tensor]]:
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a client's metrics and statistics of one domain; ``ValueError`` where one is missing or out of range."""
     identity = client.identity
     statistics: dict[str, Tensor] = {}
@@ -150,11 +164,49 @@ def _read(
     return metrics, statistics
 
 
+def _read_counts(
+    content: RecordDict, key: str, splits: Iterable[str], metrics: Mapping[str, float], *, outputs: int
+) -> dict[str, list[list[int | float]]]:
+    """Read a client's counts as rounds.jsonl has them: by label and prediction those that are not 0, and every bin.
+
+    Raises:
+        ValueError: They are missing or do not add up to the client's metrics.
+    """
+    classes = max(2, outputs)
+    empty = {
+        protocol.CONFUSION: torch.empty(classes, classes, dtype=torch.int32),
+        protocol.CALIBRATION: torch.empty(protocol.BINS, 3, dtype=torch.float64),
+    }
+    tensors = read_tensors(content, key, like={f"{s}{name}": like for s in splits for name, like in empty.items()})
+    found: dict[str, list[list[int | float]]] = {}
+    for split in splits:
+        confusion, bins = (tensors[f"{split}{name}"] for name in empty)
+        accuracy, examples = metrics[f"{split}accuracy"], metrics[f"{split}{protocol.NUM_EXAMPLES}"]
+        count, correct, confidence = bins.unbind(1)
+        hits = int(confusion.trace())
+        fits = [
+            bool((confusion >= 0).all()) and int(confusion.sum()) == examples and hits / examples == accuracy,
+            bool((bins[:, :2] % 1 == 0).all()) and float(count.sum()) == examples and float(correct.sum()) == hits,
+            bool(((correct >= 0) & (correct <= count) & (confidence >= 0) & (confidence <= count)).all()),
+        ]
+        if not all(fits):
+            raise ValueError(
+                f"{key}: expected counts that add up to {split}{protocol.NUM_EXAMPLES} {examples:g} and to "
+                f"{split}accuracy {accuracy:g}, got {int(confusion.sum())} predictions, {hits} of them right, and "
+                f"{float(count.sum()):g} confidences, {float(correct.sum()):g} of right ones"
+            )
+        places = confusion.nonzero()
+        numbers = confusion[places[:, 0], places[:, 1]]
+        found[f"{split}{protocol.CONFUSION}"] = torch.cat([places, numbers[:, None]], dim=1).tolist()
+        found[f"{split}{protocol.CALIBRATION}"] = [[int(n), int(right), sure] for n, right, sure in bins.tolist()]
+    return found
+
+
 def _row(
     server_round: int,
     client: Client,
     held: Held,
-    measured: Mapping[str, float],
+    measured: Mapping[str, Any],
     trained: Mapping[str, float],
     missed: list[Failure],
     moved: Traffic,
@@ -170,6 +222,7 @@ def _row(
         "split": split if held.evaluate_examples else "none",
         "examples": int(measured.get(protocol.NUM_EXAMPLES, 0)),
         **{key: measured.get(key) for key in ("loss", "accuracy", "gradient_distance", "hgp_distance")},
+        **{key: measured.get(key) for key in (protocol.CONFUSION, protocol.CALIBRATION)},
         "train_loss": trained.get("loss"),
         "train_objective": trained.get("objective"),
         "failures": [{"round": f.round, "phase": f.phase, "reason": f.reason} for f in missed],

@@ -66,8 +66,10 @@ class GlobalModel:
             self._arrays = encode_tensors(self.tensors)
         return ModelPayload(f"{self._nonce}-{self._version}", self._arrays)
 
-    def step(self, mean_update: Mapping[str, Tensor]) -> None:
+    def step(self, mean_update: Mapping[str, Tensor], *, lr: float) -> None:
         """Take one step of the server optimizer along the mean of ``before - after``; buffers take their mean."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         for name, parameter in self._parameters.items():
             parameter.grad = mean_update[name].to(parameter.dtype)
         self.optimizer.step()

@@ -72,7 +72,7 @@ class DomainRounds:
         phase.require_quorum()
 
         # -- One step of the server optimizer along the mean update
-        model.step(update)
+        model.step(update, lr=config.server_rate.at(server_round))
         model.require_finite(f"round {server_round}: the server's step ({config.server_optimizer}, {config.strategy})")
         phase.outcome.seconds = time.monotonic() - started
         return phase.outcome

@@ -96,7 +96,7 @@ def test_line_that_is_no_row_is_named(line: str, reason: str, tmp_path: Path) ->
 def test_every_optimizer_continues_with_the_same_bits(name: str, args: dict[str, Any], tmp_path: Path) -> None:
     model, directory = global_model(name, **args), RunDirectory(tmp_path)
     for number in range(3):
-        model.step(update(model, number))
+        model.step(update(model, number), lr=0.1)
     directory.append([])
     directory.save_checkpoint(snapshot(3, model, ({}, {})))
     resumed = global_model(name, **args)
@@ -104,8 +104,8 @@ def test_every_optimizer_continues_with_the_same_bits(name: str, args: dict[str,
     assert checkpoint is not None
     checkpoint.restore(resumed)
     for number in range(3, 6):
-        model.step(update(model, number))
-        resumed.step(update(resumed, number))
+        model.step(update(model, number), lr=0.1)
+        resumed.step(update(resumed, number), lr=0.1)
     assert model.tensors.keys() == resumed.tensors.keys()
     for key, value in model.tensors.items():
         assert torch.equal(value, resumed.tensors[key]), key

@@ -1,0 +1,264 @@
+"""Continue a recorded job, or add to it: what a command leaves out is the record's, and nothing recorded changes."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fedhess.alignment.loading import load_class, strategy_parameters
+from fedhess.base.environment import describe_environment
+from fedhess.base.errors import UsageError
+from fedhess.cli.options import JobOptions
+from fedhess.domains import FOLDER, Benchmark, find_benchmark, open_benchmark
+from fedhess.domains.domain import Notify
+from fedhess.domains.scenarios import choose_scenarios
+from fedhess.jobs.directory import refuse_differences, require_begun, require_free, write_config
+from fedhess.jobs.job import OF_A_RUN, Job, strategy_folders
+from fedhess.jobs.reopening import read_config
+from fedhess.jobs.variants import Variant, is_of_server_args, parse_variants
+from fedhess.settings.run_config import RunConfig, Scalar, parse_assignments
+
+Record = Mapping[str, Any]
+
+
+# -- What the command is about -----------------------------------------------------------------------------------------
+
+
+def read_begun(options: JobOptions) -> dict[str, Any] | None:
+    """Read the record of the job that ``--resume`` or ``--add`` is about; None where it was killed before it had one.
+
+    Raises:
+        UsageError: There is no such job, it is damaged, or another process runs it.
+    """
+    option = "--add" if options.add else "--resume"
+    path = require_begun(options.out, option)
+    require_free(path)
+    file = path / "config.json"
+    if file.exists():
+        return read_config(file)
+    if options.add:
+        raise UsageError(f"--add: there is no {file}; give --out the directory of the job to add to")
+    return None
+
+
+def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], notify: Notify) -> Benchmark:
+    """Open the data of a recorded job, as it is now.
+
+    Raises:
+        UsageError: Other data is asked for, or it cannot be opened.
+    """
+    was, changed = recorded["dataset"], parse_assignments(options.domains_args, option="--domains-args")
+    if options.require_real and was["stand_in_for"]:
+        raise UsageError(f"--require-real: the job in {options.out} is on {was['title']}; begin another one")
+    if given.get("domains") is not None:
+        name, folder = find_benchmark(options.domains)
+        if name not in (was["name"], was["stand_in_for"]) and not (folder and was["name"].startswith(FOLDER)):
+            raise UsageError(
+                f"--domains: the job in {options.out} is on {was['title']}, got {options.domains}; leave the option out"
+            )
+        changed |= {"data_dir": str(folder.resolve())} if folder else {}
+    if options.data_dir is not None:
+        if "data_dir" not in was["options"]:
+            raise UsageError(
+                f"--data-dir: {was['title']} reads no folder, got {options.data_dir}; leave the option out"
+            )
+        changed["data_dir"] = str(options.data_dir.resolve())
+    try:
+        benchmark = open_benchmark(was["name"], options=was["options"] | changed, notify=notify)
+    except UsageError as error:
+        raise UsageError(f"--domains {was['name']}: {error}") from error
+    return replace(benchmark, stand_in_for=was["stand_in_for"])
+
+
+def complete_options(
+    recorded: Record, benchmark: Benchmark, options: JobOptions, given: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what `plan_job` takes for a recorded job with all that is added to it.
+
+    Args:
+        recorded: From `read_begun`.
+        benchmark: From `open_again`.
+        options: As read from ``given``; a default in it means nothing.
+        given: What was given, by name; None was not.
+        settings: Those that were given.
+
+    Raises:
+        UsageError: What was given differs from the record in what it means; every key is listed.
+    """
+    assert options.out is not None, "its record was read"
+    chosen = {name for name, value in given.items() if value is not None}
+    known, changed = recorded["strategies"], parse_assignments(options.strategy_args, option="--strategy-args")
+    names = [name.strip() for name in options.strategy.split(",") if name.strip()] if "strategy" in chosen else [*known]
+    strategies = list(dict.fromkeys([*known, *names]))
+    args = _owned(changed, names)
+    before = {f"{name}.{key}": value for name, own in known.items() for key, value in own.items()}
+    targets = recorded["targets"]
+    if "target" in chosen:
+        targets = [scenario.name for scenario in choose_scenarios(benchmark, options.target)]
+    variants = parse_variants(options.variants, fewest=1 if options.add else 2)
+    first, trials = recorded["seeds"][0], 1
+    if {"seed", "trials"} & chosen:
+        first = settings.get("seed", first)
+        trials = options.trials if "trials" in chosen else len(recorded["seeds"])
+    old, now = _with_settings(recorded, {}), _with_settings(recorded, settings)
+
+    there: dict[str, Any] = {"dataset.options": recorded["dataset"]["options"]}
+    here: dict[str, Any] = {"dataset.options": dict(benchmark.options)}
+    there |= {f"settings.{key}": getattr(old, key) for key in settings if key != "seed"}
+    here |= {f"settings.{key}": getattr(now, key) for key in settings if key != "seed"}
+    there |= {f"strategies.{key}": before.get(key) for key in args if key.rpartition(".")[0] in known}
+    here |= {f"strategies.{key}": args[key] for key in args if key.rpartition(".")[0] in known}
+    if options.add:
+        refuse_differences(options.out, *_rounds_aside(there, here), "--add", more=depends_on_rounds(old, now.rounds))
+    else:
+        all_variants = [variant["settings"] for variant in recorded["variants"]]
+        seeds = list(range(first, first + trials)) if {"seed", "trials"} & chosen else recorded["seeds"]
+        there |= {"seeds": recorded["seeds"], "targets": sorted(recorded["targets"]), "strategies": sorted(known)}
+        here |= {"seeds": seeds, "targets": sorted(targets), "strategies": sorted(names)}
+        there, here = there | {"variants": all_variants}, here | {"variants": variants or all_variants}
+        refuse_differences(options.out, there, here, "--resume")
+    return {
+        "strategies": strategies,
+        "strategy_args": before | args,
+        "target": ",".join(dict.fromkeys([*recorded["targets"], *targets])),
+        "trials": trials,
+        "overrides": now.model_dump(exclude=OF_A_RUN) | {"seed": first},
+        "variants": [] if "search" in recorded else _all_variants(recorded, variants, strategies),
+        "recorded": recorded,
+    }
+
+
+def _rounds_aside(there: dict[str, Any], here: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Leave out the rounds where there are more of them: a run goes on from its last one."""
+    more = here.get("settings.rounds", 0) > there.get("settings.rounds", 0)
+    return there, here | {"settings.rounds": there["settings.rounds"]} if more else here
+
+
+def _with_settings(recorded: Record, settings: Mapping[str, Any]) -> RunConfig:
+    """Check settings over those of a recorded job; the domains are any run's."""
+    domains = tuple(recorded["dataset"]["counts"])
+    return RunConfig.checked({**recorded["settings"], **settings, "sources": domains, "targets": ()})
+
+
+def _owned(args: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, Scalar]:
+    """Name the strategies that arguments are for: an argument without an owner is for each that has it."""
+    owned: dict[str, Scalar] = {}
+    for key, value in args.items():
+        has_it = [name for name in names if key in strategy_parameters(load_class(name))]
+        owned |= {key: value} if "." in key else dict.fromkeys((f"{name}.{key}" for name in has_it or names), value)
+    return owned
+
+
+def depends_on_rounds(config: RunConfig, rounds: int) -> list[str]:
+    """Say which setting would have made the rounds of a run others, had it had more rounds from the beginning."""
+    if rounds <= config.rounds or not config.bound_to_rounds:
+        return []
+    values = ", ".join(f"{name}={getattr(config, name)}" for name in config.bound_to_rounds)
+    return [
+        f"settings.rounds: {config.rounds} there, {rounds} now; {values} depends on how many there are in all, so that "
+        "trained rounds would have been others"
+    ]
+
+
+# -- The record of both ------------------------------------------------------------------------------------------------
+
+
+def grown(recorded: Record, planned: Record) -> dict[str, Any]:
+    """Put the record of a job and what is planned beyond it together; every recorded run stays what and where it is.
+
+    Args:
+        recorded: From `read_begun`.
+        planned: Of all strategies, targets and variants, those that are recorded first.
+    """
+    known, variants = recorded["strategies"], [dict(variant) for variant in planned["variants"]]
+    before = recorded["variants"]
+    if "search" in planned:  # each of its variants is of one strategy
+        there = [_identity(variant) for variant in before]
+        variants, before = [*before, *(each for each in variants if _identity(each) not in there)], []
+    elif variants and not before:  # the job's one setting becomes the first of several
+        before = [{"strategies": list(known), "arguments": known, "folder": ""}]
+    for old, variant in zip(before, variants, strict=False):
+        added = [name for name in variant["strategies"] if name not in known]
+        arguments = {name: variant["arguments"][name] for name in added} | old["arguments"]
+        variant |= {**old, "strategies": sorted([*old["strategies"], *added]), "arguments": arguments}
+    folders = strategy_folders(recorded) if len(planned["strategies"]) > 1 else {}
+    return {
+        **planned,
+        "dataset": recorded["dataset"],
+        "strategies": planned["strategies"] if variants else {**planned["strategies"], **known},
+        "targets": list(dict.fromkeys([*recorded["targets"], *planned["targets"]])),
+        "seeds": list(dict.fromkeys([*recorded["seeds"], *planned["seeds"]])),
+        "variants": variants,
+        **({"folders": folders} if folders else {}),
+    }
+
+
+def _identity(variant: Mapping[str, Any]) -> list[Any]:
+    return [variant.get(key) for key in ("strategies", "number", "seeds", "targets")]
+
+
+def _all_variants(recorded: Record, added: Sequence[Variant], strategies: Sequence[str]) -> list[Variant]:
+    """List a job's settings to select among: those recorded, then those that are added and differ from them."""
+    there: list[Variant] = [variant["settings"] for variant in recorded["variants"]]
+    if added and not there:
+        there = [_as_variant(recorded, {key for variant in added for key in variant}, strategies)]
+    return [*there, *(variant for variant in added if variant not in there)]
+
+
+def _as_variant(recorded: Record, keys: set[str], strategies: Sequence[str]) -> Variant:
+    """Name the one setting of a recorded job by what others vary."""
+    settings, found = recorded["settings"], dict[str, Scalar]()
+    for key in sorted(keys):
+        owner, dot, name = key.rpartition(".")
+        if key in RunConfig.model_fields:
+            found[key] = settings[key]
+        elif is_of_server_args(key):
+            found |= {key: settings["server_optimizer_args"][name]} if name in settings["server_optimizer_args"] else {}
+        else:
+            values = {one: args[name] for one, args in recorded["strategies"].items() if name in args}
+            values = {one: value for one, value in values.items() if not dot or one == owner}
+            shared = not dot and len(set(values.values())) == 1 and set(strategies) == set(recorded["strategies"])
+            found |= (
+                {name: next(iter(values.values()))} if shared else {f"{one}.{name}": v for one, v in values.items()}
+            )
+    return found
+
+
+def describe_growth(job: Job) -> str:
+    """Say in a line what is added to a recorded job, and nothing where nothing is."""
+    return "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in _added(job).items())
+
+
+def record_growth(job: Job, *, changed: bool) -> None:
+    """Record what is added to a job, whose directory this process holds, and what its runs continue in.
+
+    ``additions`` of config.json gets an entry with the command, what it adds, the environment, and by directory the
+    round from which on it trains each run that is not complete; every round is then told by its environment. Nothing is
+    written where nothing is added and the environment is the one before.
+
+    Args:
+        job: The job, about to run.
+        changed: Whether the environment is another than before.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    rounds = {run.directory.path: (run.directory.completed_round() or 0, run.config.rounds) for run in job.runs}
+    left = {str(path.relative_to(job.path)): done for path, (done, last) in rounds.items() if done < last}
+    grows = job.before is not None and any(job.before.get(key) != value for key, value in job.record.items())
+    if not grows and not (changed and left):
+        return
+    file = job.path / "config.json"
+    recorded = json.loads(file.read_text(encoding="utf-8"))
+    entry = {"command": sys.argv, "adds": _added(job), "from_round": left, "environment": describe_environment()}
+    write_config(file, recorded | dict(job.record) | {"additions": [*recorded.get("additions", []), entry]})
+
+
+def _added(job: Job) -> dict[str, list[Any]]:
+    before, now = job.before or job.record, job.record
+    added = {key: [each for each in now[key] if each not in before[key]] for key in ("strategies", "targets", "seeds")}
+    more = now["variants"][len(before["variants"]) :]
+    added["variants"] = [len(more)] if more and "search" in now else [variant["settings"] for variant in more]
+    added["rounds"] = [now["settings"]["rounds"]] if now["settings"]["rounds"] != before["settings"]["rounds"] else []
+    return {key: values for key, values in added.items() if values}
