@@ -1,4 +1,4 @@
-"""Every command under one name: ``fedhess simulate``, ``sweep``, ``data``, ``report``, ``diagnose`` and so on."""
+"""Every command under one name: ``fedhess simulate``, ``sweep``, ``report``, ``export`` and the others."""
 
 import sys
 from importlib import import_module

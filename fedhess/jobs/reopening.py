@@ -14,13 +14,14 @@ from fedhess.jobs.selectors import DEFAULT, SELECTORS
 LEVELS = 4  # from a run's directory up to its job's: STRATEGY/VARIANT/TARGET/SEED
 
 
-def open_recorded(path: Path) -> Job:
+def open_recorded(path: Path, *, inner: bool = False) -> Job:
     """Open the job in a directory, finished or not; what it trained on is not needed.
 
     Runs for cross-validation are part of it where they have rows.
 
     Args:
         path: ``runs/NAME``.
+        inner: Whether those that the job is yet to run are part of it as well.
 
     Raises:
         UsageError: There is no job, or its config.json is damaged or of another version.
@@ -29,7 +30,9 @@ def open_recorded(path: Path) -> Job:
     if not file.is_file():
         raise UsageError(f"{path} is no job's directory: expected one that fedhess.simulate wrote, with a config.json")
     job = _job(path, read_config(file))
-    return replace(job, runs=tuple(run for run in job.runs if not run.inner or run.directory.rounds_file.exists()))
+    wanted = inner and job.selection == "lodo"
+    runs = (run for run in job.runs if wanted or not run.inner or run.directory.rounds_file.exists())
+    return replace(job, runs=tuple(runs))
 
 
 def _job(path: Path, recorded: dict[str, Any]) -> Job:

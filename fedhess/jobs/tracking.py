@@ -211,7 +211,8 @@ class Trackio(Tracker):
         import trackio  # noqa: PLC0415
 
         with contextlib.redirect_stdout(io.StringIO()):
-            trackio.finish()  # or it would finish the run once more when the process ends, and print
+            # The run's own finish would be called once more when the process ends, and print.
+            trackio.finish()  # type: ignore[no-untyped-call]
 
 
 # By the name that --track takes; the extra to install has the same.

@@ -7,7 +7,6 @@ Summary = Mapping[str, Any]  # what `summary.summarise` returns
 
 BEST, SECOND, TIED, INCOMPLETE = "best", "second", "tied", "incomplete"
 MARKS = "**best**, _second_, ~: within one standard error of the best, *: not all of its runs have ended"
-MOST_NAMED = 4  # unfinished runs
 SAME = 1e-9  # means, in percent, that are equal but for rounding
 
 
@@ -89,9 +88,8 @@ def heading(summary: Summary) -> str:
 def warnings(summary: Summary) -> list[str]:
     """List what a reader must not miss: runs that are not finished, clients that failed."""
     lacking = summary["unfinished"]
-    more = f"; and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
     failures = sum(result["failures"] for result in summary["strategies"].values())
-    unfinished = f"UNFINISHED: {len(lacking)} of {summary['runs']} runs ({'; '.join(lacking[:MOST_NAMED])}{more})"
+    unfinished = f"UNFINISHED: {len(lacking)} of {summary['runs']} runs"
     return [
         *([unfinished] if lacking else []),
         *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),

@@ -37,7 +37,6 @@ from fedhess.results.selection import (
     selection_rule,
     source_accuracy,
     target_accuracy,
-    unfinished,
 )
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
@@ -78,7 +77,9 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         "classes": job.classes,
         "arguments": describe_arguments(job),
         "runs": len(recorded),
-        "unfinished": _unfinished(recorded),
+        "unfinished": [
+            f"{name}, {run}: {how}" for name, of in strategies.items() for run, how in of["unfinished"].items()
+        ],
         "comparison": compare_paired(
             {name: {column: of["by_seed"][column] for column in compared} for name, of in strategies.items()}
         ),
@@ -229,12 +230,15 @@ def _summarise_strategy(
     settings: dict[str, list[str | None]] = {}
     choices: list[dict[str, Any]] = []
     gaps: list[str] = []
-    sick: dict[str, str] = {}
-    for run, rows in recorded:
-        mine = run.strategy == name and not run.inner
-        if mine and (sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes))):
-            setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
-            sick[f"target {run.scenario.name}, seed {run.config.seed}{setting}"] = sign
+    sick, unfinished_runs = dict[str, str](), dict[str, str]()
+    for run, rows in ((run, rows) for run, rows in recorded if run.strategy == name and not run.inner):
+        setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+        where, last = f"target {run.scenario.name}, seed {run.config.seed}{setting}", rows[-1]["round"] if rows else 0
+        if sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes)):
+            sick[where] = sign
+        if last < run.config.rounds:
+            why = " ".join((run.directory.failure() or "").split())
+            unfinished_runs[where] = f"round {last} of {run.config.rounds}" + (f": {why}" if why else "")
     before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
     for cell in cells_of(recorded, name):
         choice, rows = cell.choose(selection)
@@ -278,21 +282,12 @@ def _summarise_strategy(
         "failures": failures,
         "gaps": gaps,
         "sick": sick,
+        "unfinished": unfinished_runs,
     }
 
 
 def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
-
-
-def _unfinished(recorded: Recorded) -> list[str]:
-    """Name each run that has not come to its last round, and how far it is."""
-    came_to = {run.directory.path: max((row["round"] for row in rows), default=0) for run, rows in recorded}
-    return [
-        f"{run.strategy}, target {run.scenario.name}, seed {run.config.seed}: round {came_to[run.directory.path]} of "
-        f"{run.config.rounds}"
-        for run in unfinished(recorded)
-    ]
 
 
 def _worst(accuracies: Sequence[float | None]) -> float | None:

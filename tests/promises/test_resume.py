@@ -22,6 +22,10 @@ SELECTED_EARLIER = ["--strategy", "erm", "--server-optimizer", "SGD", "--lr", "0
 SELDOM = [*HGP_ADAM, "--checkpoint-every", "9"]
 FED_ADAM = ["--strategy", "flwr.serverapp.strategy:FedAdam"]
 FED_AVG_M = ["--strategy", "flwr.serverapp.strategy:FedAvgM", "--strategy-args", "server_momentum=0.9"]
+SWA = ["--average", "swa", "--average-args", "start=0", "--strategy", "fedadam"]
+SWAD = [*HGP_ADAM, "--average", "swad", "--average-args", "n_converge=1,n_tolerance=1,tolerance_ratio=0"]
+EMA = [*HGP_ADAM, "--average", "ema", "--evaluate-every", "2", "--lr-schedule", "cosine", "--warmup-rounds", "1"]
+EMA += ["--server-lr-schedule", "step", "--lr-drop-after", "0.5"]
 
 
 def toy(method: list[str]) -> list[str]:
@@ -62,6 +66,8 @@ def assert_same(job: Path, reference: Path) -> None:
         (FED_ADAM, 2, 4),
         (FED_AVG_M, 2, 4),
         (SELDOM, 2, 5),
+        (SWAD, 2, 9),
+        *(pytest.param(method, 2, 1, marks=pytest.mark.slow) for method in (SWA, SWAD, EMA)),
         pytest.param(SELECTED_EARLIER, 5, 1, marks=pytest.mark.slow),
         (SELECTED_EARLIER, 5, 6),
     ],
