@@ -266,6 +266,23 @@ def test_card_has_data_protocol_and_scores(trained: Path) -> None:
     assert "north 48" in card
 
 
+def test_network_of_the_users_own_code_is_built_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("its_net.py").write_text(
+        "from torch import nn\n\n\ndef net(num_classes):\n"
+        "    return nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    fedhess.run(**TOY_RUN | {"model": "its_net:net", "rounds": 2}, domains_args="holdout=0.25", out="job")
+    assert called("export", "job", "--out", "out").status == 0
+    inputs, kept = torch.randn(3, 12), fedhess.open("job").model()
+    assert torch.equal(fedhess.load("out")(inputs), kept(inputs))
+    assert "`its_net:net`, is not in the folder: install it too" in Path("out/README.md").read_text()
+    config = json.loads(Path("out/config.json").read_text())
+    Path("out/config.json").write_text(json.dumps(config | {"model": "its_net:gone"}))
+    with pytest.raises(UsageError, match="gone"):
+        fedhess.load("out")
+
+
 def test_onnx_computes_the_same(trained: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     exported_round(trained, "out", "--onnx")
