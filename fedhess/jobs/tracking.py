@@ -86,11 +86,10 @@ class TensorBoard(Tracker):
 
         self.run_id = "/".join(map(slug, about.name.split("/")))
         first = about.first_round
-        self._writer = SummaryWriter(str(about.folder / self.run_id), purge_step=first if about.run_id else None)
+        self._writer: Any = SummaryWriter(str(about.folder / self.run_id), purge_step=first if about.run_id else None)
         if about.run_id is None:
-            file_writer = self._writer._get_file_writer()
-            for summary in hparams(dict(about.settings), {"sources/accuracy": 0.0}):
-                file_writer.add_summary(summary)
+            for summary in hparams(dict(about.settings), {"sources/accuracy": 0.0}):  # type: ignore[no-untyped-call]
+                self._writer.file_writer.add_summary(summary)
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
         """Add a scalar a metric, and write the file out."""
@@ -211,7 +210,8 @@ class Trackio(Tracker):
         import trackio  # noqa: PLC0415
 
         with contextlib.redirect_stdout(io.StringIO()):
-            trackio.finish()  # or it would finish the run once more when the process ends, and print
+            # Not the run's own: that would be finished once more when the process ends, and print.
+            trackio.finish()  # type: ignore[no-untyped-call]
 
 
 # By the name that --track takes; the extra to install has the same.
