@@ -286,6 +286,11 @@ class Tracking:
                     with self._guarded(name):
                         tracker.close(failed=state[name]["round"] < run.config.rounds)
 
+    def catch_up(self, run: PlannedRun) -> None:
+        """Bring the trackers up to the rows of a run that ran elsewhere."""
+        with self.follow(run, lambda *_: None):
+            pass
+
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
         """Turn a tracker's error into a warning; it is fed no more."""
@@ -315,8 +320,7 @@ def track_recorded(job: Job, warn: Callable[[str], None]) -> None:
     tracking = Tracking(job, warn)
     for run in job.runs:
         if run.directory.rounds_file.exists():
-            with tracking.follow(run, lambda *_: None):
-                pass
+            tracking.catch_up(run)
 
 
 def metrics_of_round(rows: Sequence[Row], *, classes: int) -> dict[str, float]:

@@ -10,8 +10,8 @@ from flwr.app import Context, Message
 from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
-from fedhess.jobs import running
 from fedhess.jobs.reopening import open_finished, open_recorded, require_inner_runs
+from fedhess.jobs.workers import worker
 from fedhess.results.domain_views import view_domains
 from tests.conftest import Outcome
 
@@ -64,7 +64,7 @@ def test_source_that_evaluates_no_trained_model_does_not_bring_back_the_untraine
                 raise TimeoutError("still busy")
             return client_app(message, context)
 
-    monkeypatch.setattr(running, "client_app", Slow())
+    monkeypatch.setattr(worker, "client_app", Slow())
     outcome = command(*BRIEF, "--out", "job", "--quorum", "2")
     assert outcome.status == 0, outcome.err
     (selected,) = json.loads(Path("job/summary.json").read_text())["strategies"]["erm"]["selected_rounds"]["east"]

@@ -43,6 +43,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rounds_file = path / "rounds.jsonl"
+        self._failure_file = path / "failure.txt"
         self._checkpoint_dir = path / "checkpoint"
         self._index = self._checkpoint_dir / "checkpoint.json"
         self._selected_dir = path / "selected"
@@ -59,6 +60,16 @@ class RunDirectory:
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(text)
         return file
+
+    def record_failure(self, reason: str) -> None:
+        """Keep why the run stopped, until it begins again."""
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_file(self._failure_file, (reason + "\n").encode())
+
+    def failure(self) -> str | None:
+        """Return why the run stopped, or None: it has ended, was interrupted, runs or has not begun."""
+        return self._failure_file.read_text(encoding="utf-8").strip() if self._failure_file.exists() else None
 
     def rows(self) -> list[Row]:
         """Read every row; none if the run has not begun. A line cut short by a kill is left out."""
@@ -119,7 +130,9 @@ class RunDirectory:
                     os.close(descriptor)
 
     def tidy(self) -> None:
-        """Delete what belongs to no completed round: the checkpoint before the last, and files half written."""
+        """Delete what belongs to no completed round: a failure, the checkpoint before the last, files half written."""
+        with writing(self.path):
+            self._failure_file.unlink(missing_ok=True)
         if not self._index.exists():
             return
         kept = (self._read_index()["file"], self._index.name)
