@@ -86,11 +86,10 @@ class TensorBoard(Tracker):
 
         self.run_id = "/".join(map(slug, about.name.split("/")))
         first = about.first_round
-        self._writer = SummaryWriter(str(about.folder / self.run_id), purge_step=first if about.run_id else None)
+        self._writer: Any = SummaryWriter(str(about.folder / self.run_id), purge_step=first if about.run_id else None)
         if about.run_id is None:
-            file_writer = self._writer._get_file_writer()  # type: ignore[no-untyped-call]
             for summary in hparams(dict(about.settings), {"sources/accuracy": 0.0}):  # type: ignore[no-untyped-call]
-                file_writer.add_summary(summary)
+                self._writer.file_writer.add_summary(summary)
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
         """Add a scalar a metric, and write the file out."""
@@ -211,7 +210,7 @@ class Trackio(Tracker):
         import trackio  # noqa: PLC0415
 
         with contextlib.redirect_stdout(io.StringIO()):
-            # The run's own finish would be called once more when the process ends, and print.
+            # Not the run's own: that would be finished once more when the process ends, and print.
             trackio.finish()  # type: ignore[no-untyped-call]
 
 
