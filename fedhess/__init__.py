@@ -1,8 +1,8 @@
 """Federated domain generalization by aligning head gradients and Hessians across domains, on Flower.
 
-What a notebook needs is here, imported when it is used: :func:`run` trains and evaluates, :func:`open` reads a recorded
-job, both return :class:`Results`. Strategies derive from :class:`DomainStrategy` and add a penalty to a client's
-:class:`Step`; the statistics they align are in :mod:`fedhess.curvature`.
+What a notebook needs is here, imported when it is used: :func:`run` trains and evaluates, :func:`search` tunes as well,
+:func:`open` reads a recorded job, and all return :class:`Results`. Strategies derive from :class:`DomainStrategy` and
+add a penalty to a client's :class:`Step`; the statistics they align are in :mod:`fedhess.curvature`.
 """
 
 from pathlib import Path
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from fedhess.results.results import Results as Results
     from fedhess.results.results import open_results as open
     from fedhess.simulate import run as run
+    from fedhess.sweep import search as search
 
 __version__ = "0.1.0"
-__all__ = ["DomainStrategy", "Results", "Step", "open", "run"]
+__all__ = ["DomainStrategy", "Results", "Step", "open", "run", "search"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -28,6 +29,7 @@ __getattr__ = lazy_names(
         "Step": "fedhess.alignment.step:Step",
         "open": "fedhess.results.results:open_results",
         "run": "fedhess.simulate:run",
+        "search": "fedhess.sweep:search",
     },
 )
 

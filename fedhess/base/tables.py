@@ -69,14 +69,22 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """List below a table the strategies' arguments, signs of sick runs, unfinished ones, and gaps of the evaluation."""
+    """List below a table the strategies' arguments, and what a reader must know of its cells.
+
+    That is what is incomplete, choices at the edge of what was searched, signs of sick runs, and gaps: rounds of too
+    few source clients.
+    """
     strategies = summary["strategies"].items()
     sections = {
         "arguments, defaults included:": [f"- {name}: {text}" for name, text in summary["arguments"].items()],
-        "sick runs:": [f"- {name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
-        "unfinished runs (those that failed with the reason):": [
-            f"- {name}, {run}: {how}" for name, of in strategies for run, how in of["unfinished"].items()
+        "incomplete, marked with * (stopped, or not run yet):": [
+            f"- {name}, {target}: {text}" for name, of in strategies for target, text in of["incomplete"].items()
         ],
+        "at the edge of what was searched, so that a better value may lie beyond it:": [
+            f"- {name}, {key}: {text}" for name, of in strategies for key, text in of.get("edges", {}).items()
+        ],
+        "sick runs:": [f"- {name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
+        "failed runs, which --resume begins again:": [f"- {line}" for line in summary["failed"]],
         "gaps (a round that fewer source clients evaluated than the quorum does not count):": [
             f"- {name}, {gap}" for name, of in strategies for gap in of["gaps"]
         ],

@@ -1,11 +1,12 @@
 """A job in words: the header before it runs, warnings about its data, the protocol line above its tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from fedhess.alignment.server_step import describe_server
-from fedhess.jobs.job import Job
+from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.variants import describe
 from fedhess.settings.run_config import RunConfig
 
 # What a protocol says of how domains are split; nothing of the usual way.
@@ -76,7 +77,9 @@ def cost(job: Job) -> str:
     """Count the runs of a job with several settings or with cross-validation."""
     outer, rounds = len(job.outer_runs), sum(run.config.rounds for run in job.runs)
     inner = len(job.runs) - outer
-    several = f", {len(job.variants)} settings among them" if job.variants else ""
+    several = f", {job.settings_each} settings among them" if job.variants else ""
+    if job.search.get("kind") == "optuna":
+        return f"{outer}, then Optuna suggests up to {job.search['draws']} settings for each strategy, target and seed"
     more = f" and {inner} more for cross-validation" if inner else ""
     return f"{outer}{several}{more}: {len(job.runs)} runs, {rounds:,} rounds of training"
 
@@ -90,6 +93,22 @@ def stand_in_warning(job: Job) -> str:
         f"{name} stands in for {wanted}, which could not be had. The results below are about {name} and say nothing "
         f"about {wanted}. --require-real fails instead and lists the ways to get the data."
     )
+
+
+def name_run(job: Job, run: PlannedRun) -> str:
+    """Name a run: strategy, setting where there are several, target and seed."""
+    return f"{run.strategy}{describe_setting(job, run)}, target {run.scenario.name}, seed {run.config.seed}"
+
+
+def describe_failures(job: Job, failures: Mapping[int, str]) -> str:
+    """Name the runs that failed, each with the reason."""
+    lines = [f"\n  {name_run(job, job.runs[number])}: {failures[number]}" for number in sorted(failures)]
+    return f"{len(failures)} of {len(job.runs)} runs failed:{''.join(lines)}"
+
+
+def describe_setting(job: Job, run: PlannedRun) -> str:
+    """Return the setting of a run in brackets where its job has several, else nothing."""
+    return f" ({describe(job.variants[run.variant])})" if job.variants else ""
 
 
 def protocol(job: Job, rules: Sequence[str]) -> str:
@@ -119,7 +138,8 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     weights = "" if config.pretrained else " (not pretrained)"
     others_varied = sorted(key for key in varied if key in RunConfig.model_fields and key not in NAMED)
     others = f"; varied: {', '.join(others_varied)}" if others_varied else ""
-    among = f" among {len(job.variants)} settings" if job.variants else ""
+    kind = {"random": " drawn at random", "grid": " of a grid", "optuna": " suggested by Optuna"}
+    among = f" among {job.settings_each} settings{kind.get(job.search.get('kind', ''), '')}" if job.variants else ""
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
-from fedhess.base.files import replace_file
+from fedhess.base.files import replace_file, writing
 from fedhess.jobs.job import with_defaults
 from fedhess.jobs.selectors import DEFAULT
 
@@ -121,6 +121,18 @@ def record_selection(path: Path, selection: str) -> None:
         raise _unwritable(path, error) from error
 
 
+def record_variants(path: Path, variants: Sequence[Mapping[str, Any]]) -> None:
+    """Record all variants of a job, whose directory this process holds and whose search has come to more of them.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    config_file = path / "config.json"
+    recorded = json.loads(config_file.read_text(encoding="utf-8"))
+    with writing(path):
+        write_config(config_file, recorded | {"variants": variants})
+
+
 def write_config(config_file: Path, record: Mapping[str, Any]) -> None:
     """Write a job's config.json, so that it is seen as it was or as it is.
 
@@ -159,8 +171,8 @@ def require_unused(path: Path) -> None:
         raise _unwritable(path, error) from error
     if used:
         raise UsageError(
-            f"--out: {path} is already used; choose another directory, or give --resume as well to continue the job in "
-            "it, or --add to add to it"
+            f"--out: {path} is already used; choose another directory, or add --resume to continue the job in it, "
+            "or --add to let it grow"
         )
 
 

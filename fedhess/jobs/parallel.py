@@ -12,6 +12,7 @@ import torch
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.progress import Progress
+from fedhess.jobs.tracking import Tracking
 from fedhess.jobs.workers.pool import Pool, WorkerDiedError, Workers
 from fedhess.jobs.workers.worker import Result, Task
 
@@ -21,7 +22,9 @@ LOOK_SECONDS = 0.25  # between looks at what the runs have recorded
 logger = logging.getLogger(__name__)
 
 
-def run_side_by_side(job: Job, runs: Mapping[int, PlannedRun], workers: Workers, progress: Progress) -> dict[int, str]:
+def run_side_by_side(
+    job: Job, runs: Mapping[int, PlannedRun], workers: Workers, progress: Progress, tracking: Tracking
+) -> dict[int, str]:
     """Run several runs to their ends, so many at a time as there are workers.
 
     A worker that dies loses the round it was in: another goes on from the checkpoint. One run that fails does not stop
@@ -32,6 +35,7 @@ def run_side_by_side(job: Job, runs: Mapping[int, PlannedRun], workers: Workers,
         runs: Those to run, by their number in the job.
         workers: Who runs them.
         progress: Where progress is reported; it knows each run.
+        tracking: The job's trackers; they are fed a run once it has ended.
 
     Returns:
         By number why a run failed; nothing of those that ended.
@@ -54,6 +58,7 @@ def run_side_by_side(job: Job, runs: Mapping[int, PlannedRun], workers: Workers,
                 for future in ended:
                     number, result = futures.pop(future), future.result()
                     progress.end_run(number)
+                    tracking.catch_up(runs[number])
                     for warning in result.warnings:
                         logger.warning("%s", warning)
                     if result.failure is not None:

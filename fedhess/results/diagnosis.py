@@ -11,9 +11,9 @@ from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.results.attributes import ATTRIBUTES, compare_domains, measure_domain
 from fedhess.results.domain_views import view_domains
+from fedhess.results.paired import BASELINE
 
 SOURCE_PAIR, MIXED_PAIR, TARGET_PAIR = "source-source", "source-target", "target-target"
-BASELINE = "erm"
 
 
 def diagnose_job(job: Job, *, most_examples: int, notify: Callable[[str], None]) -> dict[str, Any]:

@@ -1,15 +1,23 @@
 """A job as Python sees it: rows, table, figures and models. ``fedhess.run`` and ``fedhess.open`` return one."""
 
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import DivergedError, FederationError, StorageError, UsageError
+from fedhess.federation.engines.choice import Engine
+from fedhess.jobs.description import describe_failures
+from fedhess.jobs.directory import job_directory, record_selection
+from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
+from fedhess.jobs.running import run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.domain_views import load_model
 from fedhess.results.selection import read_rows
+from fedhess.results.studies import require_optuna, run_studies
 from fedhess.results.summary import summarise, table, write_report
 
 if TYPE_CHECKING:
@@ -109,3 +117,30 @@ def open_results(path: Path | str) -> Results:
         UsageError: There is no job, or its config.json is damaged.
     """
     return Results(open_recorded(Path(path)))
+
+
+def run_and_report(job: Job, progress: Progress, engine: Engine, *, resume: bool) -> tuple[Results, list[Path]]:
+    """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
+    if job.search.get("kind") == "optuna":
+        require_optuna()
+    with job_directory(job.path, job.record, resume=resume, selection=job.selection, before=job.before) as changes:
+        if changes:
+            progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
+        record_growth(job, changed=bool(changes))
+        try:
+            if job.search.get("kind") == "optuna":
+                job, failures = run_studies(job, progress, engine=engine), {}
+            else:
+                failures = run_job(job, progress, engine=engine)
+            if failures and not job.variants and len(failures) == len(job.runs):
+                raise FederationError(describe_failures(job, failures))
+            record_selection(job.path, job.selection)
+            results = Results(job)
+            files = results.write()
+            if failures and not job.variants:
+                raise FederationError(f"{describe_failures(job, failures)}\nThe table of the others is in {files[1]}.")
+            return results, files
+        except (FederationError, StorageError, KeyboardInterrupt) as error:
+            kept = " in" if isinstance(error, DivergedError) else ": continue with --resume --out"
+            sys.stderr.write(f"fedhess: stopped; the completed rounds are kept{kept} {job.path}\n")
+            raise

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 Scalar = str | int | float | bool
 
 # The groups of --help: what most people set first, then the rest.
-MAIN, DATA, METHOD, TRAINING, FEDERATION, MACHINE, OUTPUT = GROUPS = (
+MAIN, SEARCH, DATA, METHOD, TRAINING, FEDERATION, MACHINE, OUTPUT = GROUPS = (
     "Main options",
+    "Search",
     "Data",
     "Method",
     "Training",

@@ -78,7 +78,7 @@ class BestSoFar:
         self._rows += group
         self._missed = self._missed or any(row["accuracy"] is None for row in group)
         if self._missed:
-            return select_round(self._rows, quorum=self._quorum) == server_round
+            return bool(select_round(self._rows, quorum=self._quorum) == server_round)
         if server_round == 0 or not group:
             return False
         merit = merit_of(group, server_round)
