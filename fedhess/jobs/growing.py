@@ -201,16 +201,14 @@ def grown(recorded: Record, planned: Record) -> dict[str, Any]:
 def _all_variants(recorded: Record, added: Sequence[Variant], strategies: Sequence[str]) -> list[Variant]:
     """List a job's settings to select among: those recorded, then those that are added and differ from them."""
     there: list[Variant] = [variant["settings"] for variant in recorded["variants"]]
-    known = _unvaried_args(recorded)
-    varied = {
-        f"{name}.{key}" for each in recorded["variants"] for name, args in each["arguments"].items() for key in args
-    }
+    arguments = {name: args for each in recorded["variants"] for name, args in each["arguments"].items()}
+    always = {f"{name}.{key}" for name, args in arguments.items() for key in args} - _unvaried_args(recorded).keys()
     for variant in added:
-        for key in sorted(varied - known.keys()):
+        for key in sorted(always):
             if not {key, key.rpartition(".")[2]} & variant.keys():
                 raise UsageError(
-                    f"--variants: {describe(variant)!r} leaves {key} open, which each of the job's settings has its own "
-                    "value of; expected a value for it too"
+                    f"--variants: {describe(variant)!r} leaves {key} open, of which each of the job's settings has its "
+                    "own value; expected a value of it too"
                 )
     if added and not there:
         there = [_as_variant(recorded, {key for variant in added for key in variant}, strategies)]
