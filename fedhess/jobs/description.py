@@ -77,7 +77,9 @@ def cost(job: Job) -> str:
     """Count the runs of a job with several settings or with cross-validation."""
     outer, rounds = len(job.outer_runs), sum(run.config.rounds for run in job.runs)
     inner = len(job.runs) - outer
-    several = f", {len(job.variants)} settings among them" if job.variants else ""
+    several = f", {job.settings_each} settings among them" if job.variants else ""
+    if job.search.get("kind") == "optuna":
+        return f"{outer}, then Optuna suggests up to {job.search['draws']} settings for each strategy, target and seed"
     more = f" and {inner} more for cross-validation" if inner else ""
     return f"{outer}{several}{more}: {len(job.runs)} runs, {rounds:,} rounds of training"
 
@@ -120,7 +122,8 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     weights = "" if config.pretrained else " (not pretrained)"
     others_varied = sorted(key for key in varied if key in RunConfig.model_fields and key not in NAMED)
     others = f"; varied: {', '.join(others_varied)}" if others_varied else ""
-    among = f" among {len(job.variants)} settings" if job.variants else ""
+    kind = {"random": " drawn at random", "grid": " of a grid", "optuna": " suggested by Optuna"}
+    among = f" among {job.settings_each} settings{kind.get(job.search.get('kind', ''), '')}" if job.variants else ""
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "

@@ -11,13 +11,14 @@ from filelock import FileLock, Timeout
 
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
-from fedhess.base.files import replace_file
+from fedhess.base.files import replace_file, writing
 from fedhess.jobs.job import with_defaults
 from fedhess.jobs.selectors import DEFAULT
 
 # A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
 FREE_SETTINGS = tuple(
-    f"settings.{name}" for name in ("deadline", "exchange_deadline", "checkpoint_every", "images", "image_cache_gb")
+    f"settings.{name}"
+    for name in ("deadline", "exchange_deadline", "checkpoint_every", "images", "image_cache_gb", "weights:")
 )
 ENVIRONMENT = ("versions", "python", "torch_threads", "git_revision", "gpu")  # bits may differ with these
 
@@ -119,6 +120,18 @@ def record_selection(path: Path, selection: str) -> None:
         write_config(config_file, recorded | {"selection": selection})
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def record_variants(path: Path, variants: Sequence[Mapping[str, Any]]) -> None:
+    """Record all variants of a job, whose directory this process holds and whose search has come to more of them.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    config_file = path / "config.json"
+    recorded = json.loads(config_file.read_text(encoding="utf-8"))
+    with writing(path):
+        write_config(config_file, recorded | {"variants": variants})
 
 
 def write_config(config_file: Path, record: Mapping[str, Any]) -> None:

@@ -128,7 +128,7 @@ def complete_options(
         "target": ",".join(dict.fromkeys([*recorded["targets"], *targets])),
         "trials": trials,
         "overrides": now.model_dump(exclude=OF_A_RUN) | {"seed": first},
-        "variants": _all_variants(recorded, variants, strategies),
+        "variants": [] if "search" in recorded else _all_variants(recorded, variants, strategies),
         "recorded": recorded,
     }
 
@@ -180,7 +180,10 @@ def grown(recorded: Record, planned: Record) -> dict[str, Any]:
     """
     known, variants = recorded["strategies"], [dict(variant) for variant in planned["variants"]]
     before = recorded["variants"]
-    if variants and not before:  # the job's one setting becomes the first of several
+    if "search" in planned:  # each of its variants is of one strategy
+        there = [_identity(variant) for variant in before]
+        variants, before = [*before, *(each for each in variants if _identity(each) not in there)], []
+    elif variants and not before:  # the job's one setting becomes the first of several
         before = [{"strategies": list(known), "arguments": known, "folder": ""}]
     for old, variant in zip(before, variants, strict=False):
         added = [name for name in variant["strategies"] if name not in known]
@@ -196,6 +199,10 @@ def grown(recorded: Record, planned: Record) -> dict[str, Any]:
         "variants": variants,
         **({"folders": folders} if folders else {}),
     }
+
+
+def _identity(variant: Mapping[str, Any]) -> list[Any]:
+    return [variant.get(key) for key in ("strategies", "number", "seeds", "targets")]
 
 
 def _all_variants(recorded: Record, added: Sequence[Variant], strategies: Sequence[str]) -> list[Variant]:
@@ -268,6 +275,7 @@ def record_growth(job: Job, *, changed: bool) -> None:
 def _added(job: Job) -> dict[str, list[Any]]:
     before, now = job.before or job.record, job.record
     added = {key: [each for each in now[key] if each not in before[key]] for key in ("strategies", "targets", "seeds")}
-    added["variants"] = [v["settings"] for v in now["variants"][len(before["variants"]) :]]
+    more = now["variants"][len(before["variants"]) :]
+    added["variants"] = [len(more)] if more and "search" in now else [variant["settings"] for variant in more]
     added["rounds"] = [now["settings"]["rounds"]] if now["settings"]["rounds"] != before["settings"]["rounds"] else []
     return {key: values for key, values in added.items() if values}

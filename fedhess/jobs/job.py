@@ -53,6 +53,7 @@ class Job:
         selection: How round and variant are selected, a key of `selectors.SELECTORS`.
         benchmark: Its data, opened, where the job is about to run.
         before: The record of the job in ``path`` that this one continues or adds to, if it does.
+        trackers: Keys of `tracking.TRACKERS` that its rows are fed to.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Job:
     selection: str = DEFAULT
     benchmark: Benchmark | None = field(default=None, repr=False)
     before: Mapping[str, Any] | None = field(default=None, repr=False)
+    trackers: tuple[str, ...] = ()
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -77,6 +79,17 @@ class Job:
     def variants(self) -> list[Variant]:
         """The settings to select among, or none."""
         return [variant["settings"] for variant in self.record.get("variants", ())]
+
+    @property
+    def search(self) -> Mapping[str, Any]:
+        """How a sweep's settings come about, see :func:`fedhess.jobs.search.plan_search`; empty for another job."""
+        found: Mapping[str, Any] = self.record.get("search", {})
+        return found
+
+    @property
+    def settings_each(self) -> int:
+        """How many settings are selected among for a strategy, target and seed, at most."""
+        return len({variant_number(number, each) for number, each in enumerate(self.record.get("variants", ()))})
 
     @property
     def outer_runs(self) -> list[PlannedRun]:
@@ -120,6 +133,7 @@ def make_record(
     targets: Sequence[str],
     seeds: Sequence[int],
     variants: Sequence[Mapping[str, Any]] = (),
+    search: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Collect what determines a job's results, as JSON has it.
 
@@ -129,7 +143,9 @@ def make_record(
         strategies: By name the arguments that all of its runs share, defaults included.
         targets: Names of scenarios.
         seeds: Of the trials.
-        variants: For each its ``settings``, the ``strategies`` that run it, and the ``arguments`` of each.
+        variants: For each its ``settings``, the ``strategies`` that run it, and the ``arguments`` of each; a sweep's
+            also have a ``number``, and the ``seeds`` and ``targets`` that alone run them.
+        search: Of a sweep, how its variants come about.
     """
     record = {
         "dataset": dataset,
@@ -138,6 +154,7 @@ def make_record(
         "seeds": seeds,
         "settings": config.model_dump(mode="json", exclude=OF_A_RUN),
         "variants": variants,
+        **({"search": search} if search else {}),
     }
     as_json: dict[str, Any] = json.loads(json.dumps(record))
     return as_json
@@ -193,24 +210,34 @@ def _scenario(domains: Sequence[str], targets: Iterable[str]) -> Scenario:
 def _runs(
     path: Path, record: Mapping[str, Any], strategy: str, scenario: Scenario
 ) -> Iterable[tuple[int, RunConfig, RunDirectory]]:
-    """Make the runs of one strategy on one scenario: number of the variant, settings, directory."""
+    """Make the runs of one strategy on one scenario: index of the variant, settings, directory."""
     variants, options = record.get("variants", ()), record["dataset"]["options"]
-    own = {number: each for number, each in enumerate(variants) if strategy in each["strategies"]}
-    first_seed = record["seeds"][0]  # a seed that is added may be lower
     above = path / strategy_folders(record).get(strategy, slug(strategy))
-    for number, variant in own.items() if variants else [(None, None)]:
-        args, settings = record["strategies"][strategy], record["settings"]
-        if variant is not None:
+    first_seed = record["seeds"][0]  # a seed that is added may be lower
+    for index, variant in enumerate(variants or [{}]):
+        if variants and not _runs_it(variant, strategy, scenario):
+            continue
+        args, settings, folder = record["strategies"][strategy], record["settings"], above
+        if variants:
             args, settings = variant["arguments"][strategy], overridden(settings, variant["settings"], strategy)
-        for seed in record["seeds"]:
+            folder = above / variant.get("folder", f"variant-{variant_number(index, variant)}")
+        for seed in variant.get("seeds", record["seeds"]):
             # A benchmark that is made at random is made anew for each trial.
             made = {"seed": int(options["seed"]) + seed - first_seed} if "seed" in options else {}
             config = RunConfig.checked(
                 {**settings, "sources": scenario.sources, "targets": scenario.targets, "seed": seed}
                 | {"strategy": strategy, "strategy_args": args, "domains_options": options | made}
             )
-            folder = above if variant is None else above / variant.get("folder", f"variant-{number}")
-            yield number or 0, config, RunDirectory(folder / slug(scenario.name) / str(seed))
+            yield index, config, RunDirectory(folder / slug(scenario.name) / str(seed))
+
+
+def _runs_it(variant: Mapping[str, Any], strategy: str, scenario: Scenario) -> bool:
+    return strategy in variant["strategies"] and scenario.name in variant.get("targets", [scenario.name])
+
+
+def variant_number(index: int, variant: Mapping[str, Any]) -> int:
+    """Return the number that a variant's directories have: its place in the record, or a sweep's own number."""
+    return int(variant.get("number", index))
 
 
 def strategy_folders(record: Mapping[str, Any]) -> dict[str, str]:

@@ -1,12 +1,13 @@
-"""Show what a job is doing: a bar with the time left on a terminal, plain lines elsewhere, nothing when silent."""
+"""Show what a job is doing: on a terminal a bar with the time left and a line a run, plain lines elsewhere."""
 
 import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
@@ -16,7 +17,6 @@ from fedhess.jobs.rows import domain_rows
 
 SECONDS_BETWEEN_LINES = 5.0
 BOX_WIDTH = 76
-WIDE = 120  # columns
 
 
 class Progress:
@@ -27,15 +27,17 @@ class Progress:
     """
 
     def __init__(self, *, silent: bool = False) -> None:
-        self._silent = silent
+        self._silent, self._headed = silent, False
         self._console = Console(file=sys.stderr if silent else sys.stdout, highlight=False, soft_wrap=True)
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
+        line = Column(no_wrap=True, overflow="ellipsis")
+        self._bar = Bar(TextColumn("{task.description}", markup=False), BarColumn(12), console=self._console)
+        self._lines = Bar(TextColumn("{task.description}", markup=False, table_column=line), console=self._console)
+        self._live: Live | None = None  # the bar of the job above a line for each run that goes on, on a terminal
         self._rounds: Sequence[int] = ()
-        self._run = 0
-        self._label = ""
-        self._round = 0
-        self._skipped = 0
+        self._labels: dict[int, str] = {}
+        self._done: dict[int, int] = {}  # rounds, by run
+        self._line_of: dict[int, TaskID] = {}
+        self._skipped = self._given_up = 0
         self._started = self._said = time.monotonic()
 
     def note(self, message: str) -> None:
@@ -59,8 +61,9 @@ class Progress:
             self.note(message)
 
     def header(self, entries: Mapping[str, str]) -> None:
-        """Print what is about to run."""
-        if not self._silent:
+        """Print what is about to run, once: a search runs its job part by part."""
+        if not self._silent and not self._headed:
+            self._headed = True
             width = max(map(len, entries))
             text = "\n".join(f"{key.ljust(width)}  {value}" for key, value in entries.items())
             self._console.print(text + "\n", markup=False)
@@ -70,58 +73,62 @@ class Progress:
         self._rounds = rounds
         self._started = self._said = time.monotonic()
         if not self._silent and self._console.is_terminal:
-            # Our own time left: rich's would take the rounds skipped on a resume for speed. It keeps its width; on a
-            # narrow terminal the description gives way, and scores need a wide one.
-            left = TextColumn("{task.fields[left]}", table_column=Column(min_width=11, no_wrap=True))
-            columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn(12), left]
-            if self._console.width >= WIDE:
-                columns.append(TextColumn("{task.fields[scores]}", markup=False))
-            self._bar = Bar(*columns, console=self._console, transient=True)
-            self._task = self._bar.add_task("", total=sum(rounds), scores="", left="")
-            self._bar.start()
+            self._bar.add_task("", total=sum(rounds))
+            self._live = Live(Group(self._bar, self._lines), console=self._console, transient=True)
+            self._live.start()
 
     def stop(self) -> None:
         """End the bar."""
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
-    def begin_run(self, number: int, label: str, done: int) -> None:
-        """Begin a run of which ``done`` rounds are in its checkpoint already."""
-        self._run, self._label, self._round = number, label, done
+    def add_run(self, number: int, label: str, done: int) -> None:
+        """Tell of a run of which ``done`` rounds are in its checkpoint already."""
+        self._labels[number], self._done[number] = label, done
         self._skipped += done
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._completed(), description=self._description())
+        self._show_job()
 
-    def update(self, server_round: int, rows: Sequence[Row]) -> None:
-        """Report an evaluated round."""
-        self._round = server_round
-        last = server_round == self._rounds[self._run]
-        left = f"{self._left():.0f} s left"
-        if self._bar is not None and self._task is not None:
-            self._bar.update(
-                self._task,
-                completed=self._completed(),
-                description=self._description(),
-                scores=scores(rows),
-                left=left,
-                refresh=True,
-            )
-        if self._silent or (self._bar is not None and not last):
+    def update(self, number: int, server_round: int, rows: Sequence[Row]) -> None:
+        """Report an evaluated round of a run."""
+        self._done[number] = server_round
+        self._show_job()
+        of = self._rounds[number]
+        text = f"[{number + 1}/{len(self._rounds)}] {self._labels[number]}, round {server_round}/{of}: {scores(rows)}"
+        if self._live is not None:
+            if number not in self._line_of:
+                self._line_of[number] = self._lines.add_task("")
+            self._lines.update(self._line_of[number], description=text)
+            self._live.refresh()
+        last = server_round == of
+        if self._silent or (self._live is not None and not last):
             return
         if last or time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
-            ending = "" if self._bar is not None else f", {left}"
-            self._console.print(f"{self._description()}: {scores(rows)}{ending}", markup=False)
+            self._console.print(text if self._live is not None else f"{text}, {self._left()}", markup=False)
 
-    def _description(self) -> str:
-        return f"[{self._run + 1}/{len(self._rounds)}] {self._label}, round {self._round}/{self._rounds[self._run]}"
+    def end_run(self, number: int) -> None:
+        """Tell that nothing more comes of a run, whether it is complete or failed; the time left is of the others."""
+        if number in self._line_of:
+            self._lines.remove_task(self._line_of.pop(number))
+        self._given_up += self._rounds[number] - self._done[number]
+        self._show_job()
 
-    def _completed(self) -> int:
-        return sum(self._rounds[: self._run]) + self._round
+    def _show_job(self) -> None:
+        if self._live is not None:
+            ended = sum(done == of for done, of in zip(self._done.values(), self._rounds, strict=False))
+            text = f"{ended} of {len(self._rounds)} runs, {self._left()}"
+            self._bar.update(TaskID(0), completed=sum(self._done.values()), description=text)
 
-    def _left(self) -> float:
-        fresh = max(1, self._completed() - self._skipped)
-        return (time.monotonic() - self._started) / fresh * (sum(self._rounds) - self._completed())
+    def _left(self) -> str:
+        """Estimate the time that the whole job still takes, at its speed so far, skipped rounds apart."""
+        done = sum(self._done.values())
+        fresh, left = done - self._skipped, sum(self._rounds) - done - self._given_up
+        if fresh <= 0:
+            return "time left unknown"
+        seconds = (time.monotonic() - self._started) / fresh * left
+        if seconds < 100:
+            return f"{seconds:.0f} s left"
+        return f"{seconds / 60:.0f} min left" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h left"
 
 
 def scores(rows: Sequence[Row]) -> str:

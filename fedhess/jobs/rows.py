@@ -50,8 +50,8 @@ def _merged(group: Sequence[Row]) -> Row:
             merged[key] = _mean([(row[key], row["examples"]) for row in evaluating])
     for key, add in {"confusion": add_confusions, "calibration": add_calibrations}.items():
         if key in merged:
-            counts = [row.get(key) for row in evaluating]
-            merged[key] = None if None in counts else add(counts)
+            counts = [row[key] for row in evaluating if row.get(key) is not None]
+            merged[key] = add(counts) if len(counts) == len(evaluating) else None
     for key in ("train_loss", "train_objective"):
         if key in merged:
             merged[key] = _mean([(row[key], 1) for row in group if row[key] is not None])

@@ -1,38 +1,48 @@
 """Run every run of a job that is not complete yet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fedhess.alignment.server_step import require_server
 from fedhess.base.environment import torch_threads
-from fedhess.base.errors import FederationError, UsageError
+from fedhess.base.errors import FederationError, StrategyError, UsageError
 from fedhess.cli.options import JobOptions, read_options
 from fedhess.domains import Benchmark, open_benchmark
 from fedhess.domains.images.pixels import require_room
-from fedhess.federation.client.app import app as client_app
-from fedhess.federation.client.examples import source_examples, source_shares
-from fedhess.federation.engines.choice import IN_PROCESS, Engine, choose_engine
-from fedhess.federation.server.app import make_server_app
+from fedhess.federation.engines.choice import IN_PROCESS, Engine
 from fedhess.jobs.description import header, incomplete_warning, stand_in_warning
 from fedhess.jobs.directory import require_unused
 from fedhess.jobs.growing import complete_options, describe_growth, open_again, read_begun
 from fedhess.jobs.job import Job, PlannedRun
-from fedhess.jobs.partition_manifest import make_manifest, record_manifest
+from fedhess.jobs.parallel import run_side_by_side
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
+from fedhess.jobs.search import read_search
 from fedhess.jobs.selectors import DEFAULT
+from fedhess.jobs.tracking import Tracking, read_trackers
 from fedhess.jobs.variants import describe, parse_variants
+from fedhess.jobs.workers.choice import SideBySide, choose_place
+from fedhess.jobs.workers.worker import run_to_end
 from fedhess.models import keeps_images, prepare_inputs
 from fedhess.models.prepared import share_loaded
 from fedhess.settings.run_config import RunConfig, parse_assignments
 
 
-def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: bool = True) -> tuple[Job, Engine]:
+def open_job(
+    given: Mapping[str, Any],
+    progress: Progress,
+    *,
+    search: Mapping[str, Any] | None = None,
+    needs_weights: bool = True,
+) -> tuple[Job, Engine]:
     """Open the data, and plan the job that options describe.
 
     Args:
         given: Options of ``fedhess.simulate`` by their names, as :func:`fedhess.cli.options.read_options` reads them.
         progress: Where stand-ins, downloads and missing data are reported.
+        search: Options of a sweep that are its own, as :meth:`fedhess.jobs.search.Search.read` reads them.
         needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
 
     Returns:
@@ -42,37 +52,37 @@ def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: boo
         UsageError: An option is wrong, or the data cannot be read.
     """
     options, settings = read_options(given)
+    trackers = read_trackers(options.track)
     recorded = None
     if options.resume or options.add:
         recorded = read_begun(options)
     elif options.out is not None:
         require_unused(options.out)  # before any download
+    asked = read_search(search, recorded, options)
     if "local_steps" in settings and settings.get("local_epochs"):
         raise UsageError(
             f"--local-epochs {settings['local_epochs']}: --local-steps {settings['local_steps']} is given too; give "
             "one of them"
         )
-    engine = choose_engine(
-        options.engine,
-        cpus_per_client=options.cpus_per_client,
-        gpus_per_client=options.gpus_per_client,
-        ray_address=options.ray_address,
-    )
+    engine = choose_place(options)
     device = "auto" if recorded is None else recorded["settings"]["device"]
     settings["device"] = engine.device(settings.get("device", device))
     if recorded is None:
         benchmark, planned = _new_job(options, settings, progress)
+        planned["threads"] = engine.workers.threads() if isinstance(engine, SideBySide) else 0
     else:
         benchmark = open_again(recorded, options, given, progress.note)
         planned = complete_options(recorded, benchmark, options, given, settings)
         require_server(planned["strategies"], settings, planned["variants"])
     selection = options.selection or (recorded or {}).get("selection", DEFAULT)
-    job = plan_job(benchmark, **planned, out=options.out, selection=selection, needs_weights=needs_weights)
+    job = plan_job(
+        benchmark, **planned, out=options.out, selection=selection, search=asked, needs_weights=needs_weights
+    )
     if growth := describe_growth(job):
         progress.note(f"added to the job in {job.path}: {growth}\n")
     progress.warn(stand_in_warning(job))
     progress.warn(incomplete_warning(job))
-    return job, engine
+    return replace(job, trackers=trackers), engine
 
 
 def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) -> tuple[Benchmark, dict[str, Any]]:
@@ -111,35 +121,86 @@ def _open_data(options: JobOptions, seed: int, progress: Progress) -> Benchmark:
     return benchmark
 
 
-def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> None:
+def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dict[int, str]:
     """Run every run of a job that is not complete yet.
 
     Args:
         job: From :func:`fedhess.jobs.plan.plan_job`.
         progress: Where progress is reported.
-        engine: Where clients run.
+        engine: Where clients run, and where runs go side by side.
+
+    Returns:
+        Of the runs that failed where others went on, by their number in the job, why: those of settings to select
+        among, and those side by side.
 
     Raises:
         UsageError: The engine cannot run the job here.
-        FederationError: A round could not be completed. Where settings are selected among, the others go on.
+        FederationError: A round could not be completed.
         StorageError: A round could not be written.
     """
     config = job.runs[0].config
     progress.header(header(job, engine=engine.title))
     prepare_domains(job, config, progress)
     progress.start([run.config.rounds for run in job.runs])
+    tracking = Tracking(job, progress.warn)
     try:
+        waiting = {number: run for number, run in enumerate(job.runs) if not _is_complete(job, number, progress)}
+        for number, run in enumerate(job.runs):
+            if number not in waiting:
+                tracking.catch_up(run)
+        if isinstance(engine, SideBySide):
+            failures = run_side_by_side(job, waiting, engine.workers, progress, tracking)
+            if failures and job.variants:
+                progress.warn(f"The other settings went on. {describe_failures(job, failures)}")
+            return failures
         with torch_threads(config.threads):
-            for number, run in enumerate(job.runs):
-                label = f" ({describe(job.variants[run.variant])})" if job.variants else ""
-                try:
-                    _run(run, number, progress, engine, label=label, classes=job.classes)
-                except FederationError as error:
-                    if not job.variants:
-                        raise
-                    progress.warn(f"{run.directory.path}{label} stopped; the other settings go on. {error}")
+            return _run_in_turn(job, waiting, engine, progress, tracking)
     finally:
         progress.stop()
+
+
+def _run_in_turn(
+    job: Job, runs: Mapping[int, PlannedRun], engine: Engine, progress: Progress, tracking: Tracking
+) -> dict[int, str]:
+    failures: dict[int, str] = {}
+    for number, run in runs.items():
+        try:
+            with tracking.follow(run, partial(progress.update, number)) as on_round:
+                run_to_end(run.directory, run.config, classes=job.classes, engine=engine, on_round=on_round)
+        except (FederationError, StrategyError) as error:
+            if not job.variants:
+                raise
+            failures[number] = str(error)
+            progress.warn(f"{run.directory.path}{_setting(job, run)} stopped; the other settings go on. {error}")
+        progress.end_run(number)
+    return failures
+
+
+def _is_complete(job: Job, number: int, progress: Progress) -> bool:
+    """Tell progress how far a run is; return whether there is nothing left of it."""
+    run = job.runs[number]
+    run.directory.tidy()
+    done = run.directory.completed_round() or 0
+    progress.add_run(number, name_run(job, run), done)
+    if done < run.config.rounds:
+        return False
+    run.directory.load_checkpoint()  # so that damage shows
+    return True
+
+
+def name_run(job: Job, run: PlannedRun) -> str:
+    """Name a run: strategy, setting where there are several, target and seed."""
+    return f"{run.strategy}{_setting(job, run)}, target {run.scenario.name}, seed {run.config.seed}"
+
+
+def describe_failures(job: Job, failures: Mapping[int, str]) -> str:
+    """Name the runs that failed, each with the reason."""
+    lines = [f"\n  {name_run(job, job.runs[number])}: {failures[number]}" for number in sorted(failures)]
+    return f"{len(failures)} of {len(job.runs)} runs failed:{''.join(lines)}"
+
+
+def _setting(job: Job, run: PlannedRun) -> str:
+    return f" ({describe(job.variants[run.variant])})" if job.variants else ""
 
 
 def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:
@@ -162,24 +223,3 @@ def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:
             image_cache_gb=config.image_cache_gb,
             notify=progress.tick,
         )
-
-
-def _run(
-    run: PlannedRun, number: int, progress: Progress, engine: Engine, *, label: str, classes: Sequence[str]
-) -> None:
-    run.directory.tidy()
-    done = run.directory.completed_round() or 0
-    progress.begin_run(number, f"{run.strategy}{label}, target {run.scenario.name}, seed {run.config.seed}", done)
-    if done == run.config.rounds:
-        run.directory.load_checkpoint()  # so that damage shows
-        return
-    shares = list(source_shares(run.config).values())
-    manifest = make_manifest(run.config, shares, source_examples(run.config), classes=classes)
-    record_manifest(run.directory.path, manifest)
-    nodes = run.config.source_clients + len(run.config.targets)
-    engine.run(
-        make_server_app(run.directory, progress.update),
-        client_app,
-        run_config=run.config.to_run_config(),
-        node_configs=[{"partition-id": index, "num-partitions": nodes} for index in range(nodes)],
-    )

@@ -34,10 +34,10 @@ def test_scores_are_the_sources_mean_and_each_target() -> None:
 def test_lines_are_seconds_apart_and_say_the_time_left(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
     progress.start([10, 10])
-    progress.begin_run(0, "hgp", 0)
+    progress.add_run(0, "hgp", 0)
     for server_round in range(11):
         clock[0] = float(server_round)
-        progress.update(server_round, ROWS)
+        progress.update(0, server_round, ROWS)
     assert capsys.readouterr().out.splitlines() == [
         "[1/2] hgp, round 5/10: sources 60.0 %, t 25.0 %, 15 s left",
         "[1/2] hgp, round 10/10: sources 60.0 %, t 25.0 %, 10 s left",
@@ -49,10 +49,10 @@ def test_rounds_done_before_a_resume_do_not_count_as_speed(
 ) -> None:
     progress = Progress()
     progress.start([10, 10])
-    progress.begin_run(0, "hgp", 10)
-    progress.begin_run(1, "hgp", 5)
+    progress.add_run(0, "hgp", 10)
+    progress.add_run(1, "hgp", 5)
     clock[0] = 8.0
-    progress.update(9, ROWS)
+    progress.update(1, 9, ROWS)
     assert capsys.readouterr().out.rstrip().endswith("2 s left"), "4 rounds took 8 s, 1 is left"
 
 
@@ -81,13 +81,38 @@ def test_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     progress.tick("x")
     progress.header({"x": "y"})
     progress.start([1])
-    progress.begin_run(0, "x", 0)
-    progress.update(1, ROWS)
+    progress.add_run(0, "x", 0)
+    progress.update(0, 1, ROWS)
+    progress.end_run(0)
     progress.stop()
     assert capsys.readouterr() == ("", "")
 
 
-def test_terminal_gets_a_bar_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_is_of_the_whole_job_and_of_what_is_still_to_come(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress()
+    progress.start([10, 10, 10])
+    for number in range(3):
+        progress.add_run(number, f"run {number}", 0)
+    clock[0] = 6.0
+    progress.update(0, 2, ROWS)  # side by side
+    clock[0] = 12.0
+    progress.update(1, 4, ROWS)
+    progress.end_run(0)  # failed: nothing more comes of it
+    clock[0] = 18.0
+    progress.update(2, 3, ROWS)
+    clock[0] = 9000.0
+    progress.update(2, 5, ROWS)
+    assert [line.rpartition(", ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "84 s left",  # 28 rounds at 3 s each
+        "48 s left",
+        "26 s left",  # 13 at 2 s
+        "2.5 h left",
+    ]
+
+
+def test_terminal_gets_a_bar_for_the_job_and_a_line_for_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     with open(slave, "w", encoding="utf-8") as terminal, open(master, "rb", buffering=0) as screen:
 
@@ -97,14 +122,21 @@ def test_terminal_gets_a_bar_with_the_time_left(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(progress_module, "Console", console)
         monkeypatch.setenv("TERM", "xterm")
         progress = Progress()
-        progress.start([2])
-        progress.begin_run(0, "hgp, target t, seed 0", 0)
-        progress.update(1, ROWS)
-        progress.update(2, ROWS)
+        progress.start([2, 2, 2])
+        for number in range(3):
+            progress.add_run(number, f"hgp, target t, seed {number}", 0)
+        progress.update(0, 1, ROWS)
+        progress.update(1, 1, ROWS)
+        progress.update(0, 2, ROWS)
+        progress.end_run(0)
+        progress.update(2, 1, ROWS)
         progress.stop()
         terminal.flush()
         shown = screen.read(100_000).decode()
-    assert "[1/1] hgp, target t, seed 0, round 2/2" in shown
+    *_, last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.replace("\r", "")).split(" runs, ")
+    assert re.match(r"\d+ s left", last), "at 80 columns the time left is not cut off"
     assert "━" in shown
-    assert re.search(r"round 1/2 [^\r]*\d s left", shown), "at 80 columns the time left is not cut off"
-    assert "t 25.0 %" in shown
+    assert "1 of 3" in shown
+    lines = [f"[{n}/3] hgp, target t, seed {n - 1}, round 1/2: sources 60.0 %, t 25.0 %" for n in (2, 3)]
+    assert [line.strip() for line in last.splitlines()[1:] if line.strip()] == lines, "the ended run has no line"
+    assert "[1/3] hgp, target t, seed 0, round 2/2: sources 60.0 %, t 25.0 %\r\n" in shown, "it stays above"

@@ -66,7 +66,7 @@ def choose_engine(
             if value is not None:
                 raise UsageError(f"{option} is for --engine ray; leave it out, or add --engine ray")
         return IN_PROCESS
-    require_ray()
+    require_ray("--engine ray", instead="use --engine in-process")
     cpus, gpus = 1 if cpus_per_client is None else cpus_per_client, gpus_per_client or 0.0
     if cpus < 1 or not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus)):
         raise UsageError(

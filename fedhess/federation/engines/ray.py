@@ -67,7 +67,8 @@ def run_on_ray(
         UsageError: No cluster answers, or no machine of it has room for a client.
         Exception: Whatever the ServerApp raises.
     """
-    actors = _connect(cpus_per_client, gpus_per_client, len(node_configs), address)
+    connect(cpus_per_client * len(node_configs), address)
+    actors = room(cpus_per_client, gpus_per_client, of="a client", lower="--cpus-per-client or --gpus-per-client")
     stop = threading.Event()
     wrapped = ServerApp()
 
@@ -93,44 +94,65 @@ def run_on_ray(
                 thread.name = CLIENT_THREAD
 
 
-def require_ray() -> None:
+def require_ray(option: str, *, instead: str) -> None:
     """Raise a UsageError unless Ray is installed."""
     if importlib.util.find_spec("ray") is None:
-        raise UsageError("--engine ray: Ray is not installed; pip install 'fedhess[ray]', or use --engine in-process")
+        raise UsageError(f"{option}: Ray is not installed; pip install 'fedhess[ray]', or {instead}")
 
 
-def _connect(cpus: int, gpus: float, clients: int, address: str | None) -> int:
-    """Attach to a cluster or start one; return how many clients it runs side by side."""
+def connect(most_cpus: int, address: str | None) -> None:
+    """Attach to a Ray cluster, or start one here of no more cores than are of use.
+
+    Raises:
+        UsageError: No cluster answers.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray: Any = importlib.import_module("ray")  # an extra, and slow to import
-    if not ray.is_initialized():
-        # Actors do not see what this process added to its path, such as the folder of a user's strategy.
-        path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
-        own = {} if address else {"num_cpus": min(os.cpu_count() or 1, cpus * clients), "include_dashboard": False}
-        try:
-            _await_answer(address or "local")
-            ray.init(
-                address=address or "local",
-                runtime_env={"env_vars": {"PYTHONPATH": path}},
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **own,
-            )
-        except (OSError, OverflowError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"--ray-address: no Ray cluster answers at {address or 'this machine'} ({error}); start one with "
-                "`ray start --head`, or leave the option out"
-            ) from error
-    actors = sum(_room(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
-    if actors == 0:
+    if ray.is_initialized():
+        return
+    # Actors do not see what this process added to its path, such as the folder of a user's strategy.
+    path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
+    starts = address in (None, "local")
+    own = {"num_cpus": min(os.cpu_count() or 1, most_cpus), "include_dashboard": False} if starts else {}
+    try:
+        _await_answer(address or "local")
+        ray.init(
+            address=address or "local",
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **own,
+        )
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"--ray-address: no Ray cluster answers at {address or 'this machine'} ({error}); start one with "
+            "`ray start --head`, or leave the option out"
+        ) from error
+
+
+def room(cpus: int, gpus: float, *, of: str, lower: str) -> int:
+    """Count what the connected cluster runs side by side of something that takes so many CPUs and GPUs.
+
+    Args:
+        cpus: CPU cores that one takes.
+        gpus: GPUs that one takes.
+        of: What it is, for the message.
+        lower: The options that the message names.
+
+    Raises:
+        UsageError: No machine has room for one.
+    """
+    ray: Any = importlib.import_module("ray")
+    count = sum(_room(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
+    if count == 0:
         found = {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
         ray.shutdown()
         raise UsageError(
-            f"no machine of the Ray cluster has room for a client of {cpus} CPUs and {gpus:g} GPUs: it has {found} in "
-            "all; lower --cpus-per-client or --gpus-per-client"
+            f"no machine of the Ray cluster has room for {of} of {cpus} CPUs and {gpus:g} GPUs: it has {found} in "
+            f"all; lower {lower}"
         )
-    return actors
+    return count
 
 
 def _await_answer(address: str) -> None:

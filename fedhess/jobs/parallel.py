@@ -1,0 +1,116 @@
+"""Run the runs of a job side by side: hand them to workers, show how far they are, bear with those that die."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+
+from fedhess.federation.server.run_directory import Row
+from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.progress import Progress
+from fedhess.jobs.tracking import Tracking
+from fedhess.jobs.workers.pool import Pool, WorkerDiedError, Workers
+from fedhess.jobs.workers.worker import Result, Task
+
+LIVES = 3  # workers that a run may have: what kills three of them would kill the next
+LOOK_SECONDS = 0.25  # between looks at what the runs have recorded
+
+logger = logging.getLogger(__name__)
+
+
+def run_side_by_side(
+    job: Job, runs: Mapping[int, PlannedRun], workers: Workers, progress: Progress, tracking: Tracking
+) -> dict[int, str]:
+    """Run several runs to their ends, so many at a time as there are workers.
+
+    A worker that dies loses the round it was in: another goes on from the checkpoint. One run that fails does not stop
+    the others. Ctrl-C stops all workers; every run can be resumed.
+
+    Args:
+        job: The job.
+        runs: Those to run, by their number in the job.
+        workers: Who runs them.
+        progress: Where progress is reported; it knows each run.
+        tracking: The job's trackers; they are fed a run once it has ended.
+
+    Returns:
+        By number why a run failed; nothing of those that ended.
+
+    Raises:
+        UsageError: The workers cannot be had.
+    """
+    tasks = {number: _task(job, run) for number, run in runs.items()}
+    watched = {number: _Watched(run) for number, run in runs.items()}
+    failures: dict[int, str] = {}
+    pool = workers.open(job.path.resolve(), job.runs[0].config)
+    with ThreadPoolExecutor(workers.count) as threads:
+        futures = {threads.submit(_see_through, pool, task, progress): number for number, task in tasks.items()}
+        try:
+            while futures:
+                ended = wait(futures, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED).done
+                for future, number in list(futures.items()):
+                    if (future.running() or future in ended) and (rows := watched[number].newest()):
+                        progress.update(number, rows[0]["round"], rows)
+                for future in ended:
+                    number, result = futures.pop(future), future.result()
+                    progress.end_run(number)
+                    tracking.catch_up(runs[number])
+                    for warning in result.warnings:
+                        logger.warning("%s", warning)
+                    if result.failure is not None:
+                        runs[number].directory.record_failure(result.failure)
+                        failures[number] = result.failure
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            pool.stop()
+            raise
+        pool.stop()
+    return failures
+
+
+def _task(job: Job, run: PlannedRun) -> Task:
+    path = job.path.resolve()
+    return Task(
+        job=str(path),
+        run=run.directory.path.resolve().relative_to(path).as_posix(),
+        config=run.config.model_dump(mode="json"),
+        classes=job.classes,
+        threads=torch.get_num_threads(),
+        folder=os.getcwd(),
+        path=[entry for entry in map(os.path.abspath, sys.path) if Path(entry).exists()],
+    )
+
+
+def _see_through(pool: Pool, task: Task, progress: Progress) -> Result:
+    """Have a run end, by another worker where one dies."""
+    for life in range(1, LIVES + 1):
+        try:
+            return pool.run(task)
+        except WorkerDiedError as error:
+            how = str(error)
+            if life < LIVES:
+                progress.note(f"{task.run}: {how}; another worker goes on from the checkpoint")
+    return Result(f"{LIVES} workers died in it, the last: {how}")
+
+
+class _Watched:
+    """The rows of a run that another process writes."""
+
+    def __init__(self, run: PlannedRun) -> None:
+        self._run = run
+        self._size = self._size_now()
+
+    def newest(self) -> list[Row]:
+        """Return the rows of the last round if there are more than there were when they were last looked at."""
+        before, self._size = self._size, self._size_now()
+        rows = self._run.directory.rows() if self._size > before else []
+        return [row for row in rows if row["round"] == rows[-1]["round"]]
+
+    def _size_now(self) -> int:
+        file = self._run.directory.rounds_file
+        return file.stat().st_size if file.exists() else 0
