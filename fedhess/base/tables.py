@@ -77,7 +77,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     strategies = summary["strategies"].items()
     sections = {
         "arguments, defaults included:": [f"- {name}: {text}" for name, text in summary["arguments"].items()],
-        "incomplete, marked with * (stopped, or not run yet):": [
+        "incomplete, marked with * (why a run failed is in its failure.txt):": [
             f"- {name}, {target}: {text}" for name, of in strategies for target, text in of["incomplete"].items()
         ],
         "at the edge of what was searched, so that a better value may lie beyond it:": [
