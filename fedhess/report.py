@@ -5,49 +5,71 @@ Nothing here is needed while a job runs, and nothing but its rows afterwards: no
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.command import Command, run_command
 from fedhess.jobs.description import stand_in_warning
+from fedhess.jobs.merging import merge_jobs
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded, require_inner_runs
 from fedhess.jobs.selectors import read_selectors
 from fedhess.jobs.tracking import read_trackers, track_recorded
+from fedhess.results.files import write_all
+from fedhess.results.formats import FORMATS
+from fedhess.results.run_states import list_runs, states_table
 from fedhess.results.selection import read_rows, unfinished
-from fedhess.results.summary import selector_table, summarise, table, write_report, write_selection
+from fedhess.results.summary import selector_table, summarise, table, write_selection
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @cli.command(cls=Command)
 def report(
-    run: Annotated[Path, typer.Argument(help="Directory of a job.")],
+    runs: Annotated[list[Path], typer.Argument(help="Directory of a job, or of several to put into one table.")],
     selection: Annotated[
         str | None,
         typer.Option(
             help="What to select by: source, lodo, oracle, several by commas, or all. [default: what the job has]"
         ),
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help=f"Only print the table, as {', '.join(FORMATS)}."),
+    ] = None,
     track: Annotated[
         str, typer.Option(help="Trackers to feed with what the rows have: tensorboard, wandb, mlflow, trackio.")
     ] = "",
+    states: Annotated[
+        bool, typer.Option("--list-runs", help="Print where every run is, and how accurate it is so far, and stop.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the tables.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Make the tables of a recorded job again, or compare what the selectors choose.
 
-    By the selector that the job was run with, its summary and figure are made again; otherwise selection.md has a
-    column for each selector; all leaves out one that the job has no runs for, and says so. The oracle looks at the
-    target and stands in a column of its own that says so.
+    By the selector that the job was run with, everything in the job's directory that shows its results is made again:
+    summary.md and .json, table.tex and .csv, report.html, which needs no other file, and the figures. Otherwise
+    selection.md has a column for each selector; all leaves out one that the job has no runs for, and says so. The
+    oracle looks at the target and stands in a column of its own that says so.
+
+    Several jobs of one protocol make one table, in a directory named after them all; jobs that differ in more than
+    strategies, targets, seeds and what a method does in a round are refused.
     """
     progress = Progress(silent=quiet or as_json)
-    job = replace(open_recorded(run), trackers=read_trackers(track))
+    if states:
+        listed = {str(path): list_runs(open_recorded(path, inner=True)) for path in runs}
+        typer.echo(json.dumps(listed, indent=2) if as_json else states_table(listed))
+        return
+    job = replace(merge_jobs([open_recorded(path) for path in runs]), trackers=read_trackers(track))
     selectors = [job.selection] if selection is None else read_selectors(selection)
+    if form is not None:
+        _check_form(form, selectors)
     recorded = read_rows(job)
     progress.warn(stand_in_warning(job))
     if missing := unfinished(recorded):
@@ -63,8 +85,11 @@ def report(
             if selection != "all":
                 raise
             compared[name] = {"left_out": str(error).removeprefix(f"--selection {name}: ")}
+    if form is not None:
+        typer.echo(FORMATS[form](compared[selectors[0]]))
+        return
     if selectors == [job.selection]:
-        text, paths = table(compared[job.selection]), write_report(job, compared[job.selection])
+        text, paths = table(compared[job.selection]), write_all(job, recorded, compared[job.selection])
     else:
         text, paths = selector_table(compared), write_selection(job, compared)
     if as_json:
@@ -72,7 +97,16 @@ def report(
         return
     typer.echo(text)
     if not quiet:
-        typer.echo(f"\nwritten: {', '.join(str(path) for path in paths)}")
+        figures = [path for path in paths if path.parent != job.path]
+        more = f" and {len(figures)} figures in {figures[0].parent}" if figures else ""
+        typer.echo(f"\nwritten: {', '.join(str(path) for path in paths if path not in figures)}{more}")
+
+
+def _check_form(form: str, selectors: Sequence[str]) -> None:
+    if form not in FORMATS:
+        raise UsageError(f"--format: unknown format {form!r}; {did_you_mean(form, FORMATS)}")
+    if len(selectors) > 1:
+        raise UsageError(f"--format: expected one selector to print, got {', '.join(selectors)}; name one: --selection")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from dataclasses import replace
 import typer
 
 from fedhess.cli.command import Command, run_command
+from fedhess.results.published import CORRELATION_SHIFT, CORRELATION_SHIFT_SCRIPTS
 from fedhess.simulations.scenarios.comparison import Comparison
 from fedhess.simulations.scenarios.measurement import Configuration
-from fedhess.simulations.scenarios.published_results import CORRELATION_SHIFT, CORRELATION_SHIFT_SCRIPTS
 from fedhess.simulations.scenarios.records import Cell
 from fedhess.simulations.scenarios.running import (
     Options,

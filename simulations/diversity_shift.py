@@ -20,6 +20,7 @@ import typer
 from fedhess.base.errors import UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import BENCHMARKS
+from fedhess.results.published import DIVERSITY_SHIFT
 from fedhess.settings.run_config import Scalar
 from fedhess.simulations.scenarios.comparison import Comparison
 from fedhess.simulations.scenarios.measurement import Configuration
@@ -27,7 +28,6 @@ from fedhess.simulations.scenarios.outputs import chosen_names
 from fedhess.simulations.scenarios.presets import comparison_of, find_protocol
 from fedhess.simulations.scenarios.presets import configurations as preset_configurations
 from fedhess.simulations.scenarios.published_protocols import PROTOCOLS
-from fedhess.simulations.scenarios.published_results import DIVERSITY_SHIFT
 from fedhess.simulations.scenarios.running import Options, plan, read_seeds, run_scenario, shorten, with_options
 
 STRATEGIES = (

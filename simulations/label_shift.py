@@ -17,11 +17,11 @@ import typer
 
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
+from fedhess.results.published import LABEL_SHIFT
 from fedhess.simulations import correlation_shift
 from fedhess.simulations.correlation_shift import LABELS, QUICK_EXAMPLES, STRATEGIES, quickened
 from fedhess.simulations.scenarios.comparison import Comparison, class_balance
 from fedhess.simulations.scenarios.measurement import Configuration
-from fedhess.simulations.scenarios.published_results import LABEL_SHIFT
 from fedhess.simulations.scenarios.running import Options, SeedsOption, read_seeds, run_scenario, with_options
 
 COMPARISON = Comparison(

@@ -77,8 +77,10 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     strategies = summary["strategies"].items()
     sections = {
         "arguments, defaults included:": [f"- {name}: {text}" for name, text in summary["arguments"].items()],
-        "incomplete, marked with * (why a run failed is in its failure.txt):": [
-            f"- {name}, {target}: {text}" for name, of in strategies for target, text in of["incomplete"].items()
+        "incomplete, marked with *; runs that failed with the reason:": [
+            f"- {name}, {where}: {text}"
+            for name, of in strategies
+            for where, text in [*of["incomplete"].items(), *of["unfinished"].items()]
         ],
         "at the edge of what was searched, so that a better value may lie beyond it:": [
             f"- {name}, {key}: {text}" for name, of in strategies for key, text in of.get("edges", {}).items()

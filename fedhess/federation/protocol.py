@@ -52,6 +52,7 @@ CALL = "call-"
 ROUND = "server-round"
 MODEL_ID = "model-id"
 MODEL_MISSING = "model-missing"
+NONCE = "nonce"  # of every message, and of its reply: a node that was not sent the message does not know it
 NAMES = "names"
 REPLY_WEIGHTS = "reply-weights"
 ALIGNMENT = "alignment"
@@ -72,6 +73,7 @@ BAD_REQUEST = 1002
 NOT_IN_RUN = 1004  # the answer of a node whose domain the run does not have; 1003 is the Ray engine's
 STRATEGY_RAISED = 1005  # the strategy's own code did, on the client: the reason ends with its traceback
 
+LONGEST = 500  # characters of a text from a node in a log, on the terminal or in a table
 TRACEBACK = "Traceback (most recent call last):\n"  # where a traceback begins, as Python writes it
 
 
@@ -104,7 +106,8 @@ class Identity:
     @property
     def label(self) -> str:
         """The client as messages name it: the domain, and the client's number unless it is the first."""
-        return self.domain if self.client == 0 else f"{self.domain}[{self.client}]"
+        domain = printable(self.domain)
+        return domain if self.client == 0 else f"{domain}[{self.client}]"
 
     @property
     def holdings(self) -> tuple[Held, ...]:
@@ -208,10 +211,30 @@ def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
     return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}
 
 
-def training_metrics_of(content: RecordDict) -> dict[str, float]:
-    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client."""
+def training_metrics_of(content: RecordDict, *, examples: int) -> dict[str, float]:
+    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
+
+    Args:
+        content: The reply.
+        examples: How many training examples the client had at the start.
+
+    Raises:
+        ValueError: A metric is missing, or the examples are others.
+    """
     metrics = metrics_of(content)
     names = set(content.metric_records[METRICS])
     if not names == metrics.keys() == set(TRAINING_METRICS):
         raise ValueError(f"expected the metrics {', '.join(TRAINING_METRICS)}, a number each, got {sorted(names)}")
+    if metrics[NUM_EXAMPLES] != examples:
+        raise ValueError(f"expected {NUM_EXAMPLES} = {examples} as at the start, got {metrics}")
     return metrics
+
+
+def printable(text: str) -> str:
+    r"""Escape what a node wrote, so that it stays one line, and cut it to :data:`LONGEST` characters.
+
+    >>> printable("no data\nround 9: accuracy 1.0")
+    'no data\\nround 9: accuracy 1.0'
+    """
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[: LONGEST + 1])
+    return line if len(text) <= LONGEST else f"{line[:LONGEST]}..."

@@ -6,6 +6,7 @@ import torch
 
 from fedhess.alignment.server_step import describe_server
 from fedhess.jobs.job import Job
+from fedhess.jobs.variants import VARIED
 from fedhess.settings.run_config import RunConfig
 
 # What a protocol says of how domains are split; nothing of the usual way.
@@ -27,7 +28,7 @@ UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for", "domains", "classes")  # 
 def header(job: Job, *, engine: str) -> dict[str, str]:
     """Return what a reader must know about a job before its results."""
     config = job.runs[0].config
-    args = {run.strategy: run.config.strategy_args for run in job.runs}
+    args = {run.config.strategy: run.config.strategy_args for run in job.runs}
     server = describe_server(f"{config.server_optimizer} lr {config.server_lr:.4g}{config.server_rate.words}", args)
     lr = f"{config.lr:g}{config.client_rate.words}"
     batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
@@ -97,7 +98,7 @@ def stand_in_warning(job: Job) -> str:
 def protocol(job: Job, rules: Sequence[str]) -> str:
     """Describe in one line how the numbers of a table came about."""
     config = job.runs[0].config
-    varied = {key for variant in job.variants for key in variant}
+    varied = {key for variant in job.variants for key in variant} | _differing(job)
 
     def shown(key: str, value: str) -> str:
         return "varied" if key in varied else value
@@ -116,7 +117,7 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
     if job.differences:
         data = f"not the complete {job.data['name']}; {data}"
-    args = {run.strategy: run.config.strategy_args for run in job.outer_runs}
+    args = {run.config.strategy: run.config.strategy_args for run in job.outer_runs}
     clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
     weights = "" if config.pretrained else " (not pretrained)"
     others_varied = sorted(key for key in varied if key in RunConfig.model_fields and key not in NAMED)
@@ -129,6 +130,11 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
         f"server {describe_server(server + weighting, args)}, seeds {', '.join(map(str, job.seeds))}, "
         f"selection{among} by {' and '.join(rules)}{others}"
     )
+
+
+def _differing(job: Job) -> set[str]:
+    """List the settings that differ between runs: of a merged job's strategies, as of one with several settings."""
+    return {key for key in VARIED if len({getattr(run.config, key) for run in job.outer_runs}) > 1}
 
 
 def whole_protocol(job: Job, rules: Sequence[str]) -> str:

@@ -208,8 +208,11 @@ class Trackio(Tracker):
     def close(self, *, failed: bool) -> None:
         """Finish the run, when all of it is in the database."""
         del failed
+        import trackio  # noqa: PLC0415
+
         with contextlib.redirect_stdout(io.StringIO()):
-            self._run.finish()  # type: ignore[no-untyped-call]
+            # The run's own finish would be called once more when the process ends, and print.
+            trackio.finish()  # type: ignore[no-untyped-call]
 
 
 # By the name that --track takes; the extra to install has the same.

@@ -90,31 +90,37 @@ def confusions(
 
 
 def counts_section(summary: Mapping[str, Any]) -> list[str]:
-    """Render the metrics that stand below the accuracies, a row a strategy; nothing where no run recorded counts.
+    """Render the metrics that stand below the accuracies, a row a strategy; nothing where no run recorded counts."""
+    found = counts_lines(summary)
+    if found is None:
+        return []
+    note, heads, lines = found
+    texts = [[cell if isinstance(cell, str) else shown(cell) for cell in line] for line in lines]
+    left = sum(isinstance(cell, str) for cell in lines[0])
+    return ["", f"the same models on the target domain (%): {note}", "", markdown_table(heads, texts, left=left)]
 
-    Where targets are not averaged, each has a row of its own.
+
+def counts_lines(summary: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]] | None:
+    """List the metrics of counts: what they are, heads, and a line a strategy, of names and then of means with errors.
+
+    Where targets are not averaged, each has a line of its own. None where no run recorded counts.
     """
     targets = list(summary["targets"])
     several = len(targets) > 1
     by_target = several and not summary["averaged"]
-    lines: list[list[str]] = []
+    lines: list[list[Any]] = []
     for name, result in summary["strategies"].items():
         for target in targets if by_target else [targets[0]]:
             of = result["averages"] if summary["averaged"] else {key: result[key][target] for key in HEADS}
-            lines.append([name, *([target] if by_target else []), *(shown(of[key]) for key in HEADS)])
-            lines[-1] += [shown(result["worst_domain"])] if several else []
+            lines.append([name, *([target] if by_target else []), *(of[key] for key in HEADS)])
+            lines[-1] += [result["worst_domain"]] if several else []
     left = 1 + by_target
-    if all(value == "n/a" for line in lines for value in line[left : left + len(HEADS)]):
-        return []
+    if all(cell["mean"] is None for line in lines for cell in line[left : left + len(HEADS)]):
+        return None
     heads = ["strategy", *(["target"] if by_target else []), *HEADS.values(), *(["worst target"] if several else [])]
     mean_of = "mean over the targets; " if summary["averaged"] else ""
     worst = "; worst target: the lowest accuracy of a trial's targets" if several else ""
-    return [
-        "",
-        f"the same models on the target domain (%): {mean_of}ECE: calibration error, 15 bins{worst}",
-        "",
-        markdown_table(heads, lines, left=left),
-    ]
+    return f"{mean_of}ECE: calibration error, 15 bins{worst}", heads, lines
 
 
 def _class_means(rows: Sequence[Row | None], classes: int) -> list[float | None]:

@@ -11,8 +11,9 @@ from fedhess.base.files import replace_file, writing
 from fedhess.base.tables import markdown_table
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.jobs.job import slug
-from fedhess.results.diagnosis import BASELINE, MIXED_PAIR, SOURCE_PAIR, mean
+from fedhess.results.diagnosis import MIXED_PAIR, SOURCE_PAIR, mean
 from fedhess.results.figures import draw_pairs, draw_strategies, drawable
+from fedhess.results.paired import BASELINE
 
 COLUMNS = ["dataset", "protocol", "strategy", "scenario", "seed", "domain_a", "role_a", "domain_b", "role_b"]
 COLUMNS += ["attribute", "kind", "value"]

@@ -1,4 +1,4 @@
-"""Figures of one look, as PNG and SVG: lines that greyscale keeps apart, a legend beside the data, fonts for names.
+"""Figures of one look, as PNG, SVG, PDF: lines that greyscale keeps apart, a legend beside the data, fonts for names.
 
 matplotlib is imported when something is drawn, since it takes a second. Nothing is set up for the process: the style
 lasts for one figure.
@@ -7,7 +7,7 @@ lasts for one figure.
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,10 +20,13 @@ from fedhess.base.files import replace_file
 from fedhess.base.tables import mean, mean_and_error
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.metrics import Confusion
-from fedhess.results.diagnosis import BASELINE, MIXED_PAIR, SOURCE_PAIR
+from fedhess.results.diagnosis import MIXED_PAIR, SOURCE_PAIR
+from fedhess.results.paired import BASELINE
 from fedhess.results.selection import Cell, mean_distance, target_accuracy
 
 ENDINGS = (".png", ".svg")
+WITH_PDF = (*ENDINGS, ".pdf")
+WIDTHS = {"": 7.0, "-column": 3.4}  # inches of a figure over two columns of a paper, and of one over one
 FONT = "DejaVu Sans"  # matplotlib brings it along
 BOXES = "Last Resort"  # so does this one: a box with a number for every character there is
 # Okabe and Ito's colours, which the colour-blind tell apart; nine marks and four strokes make 36 pairs without colour.
@@ -31,18 +34,22 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 STROKES = ("-", "--", "-.", ":")
 MAPS = 4  # heat maps in a row
+PANELS = 3  # of curves in a row over two columns
+SMALL = 7.5  # points, where a figure is as wide as it is printed
+LABEL = 24  # characters in a line of an axis's label
 MARKS = 8  # on one line, whatever the number of its points
 
-Curve = Mapping[int, Mapping[str, Any]]  # by round, what `mean_and_error` returns
+Curve = Mapping[float, Mapping[str, Any]]  # by round, what `mean_and_error` returns
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One measure over the rounds."""
+    """One measure over the rounds, or over what they cost."""
 
     label: str  # of the axis, with the unit
     curves: Mapping[str, Curve]  # by strategy
     logarithmic: bool = False
+    across: str = "round"
 
 
 def trained_rounds(
@@ -100,26 +107,45 @@ def _by_round(rows: Iterable[Row]) -> dict[int, list[Row]]:
     return groups
 
 
-def draw_rounds(path: Path, *, title: str, note: str, panels: Sequence[Panel]) -> list[Path]:
+def draw_rounds(
+    path: Path,
+    *,
+    title: str,
+    note: str,
+    panels: Sequence[Panel],
+    endings: Sequence[str] = ENDINGS,
+    width: float = WIDTHS[""],
+) -> list[Path]:
     """Draw one panel a measure, one line a strategy, over the rounds, with a band of the standard error."""
     strategies = list(dict.fromkeys(name for panel in panels for name in panel.curves))
     names = (title, note, *strategies, *(panel.label for panel in panels))
-    with drawing(path, (1, len(panels)), size=(5, 4), title=title, note=note, names=names) as axes:
-        for axis, panel in zip(axes.flat, panels, strict=True):
-            values = [cell["mean"] for curve in panel.curves.values() for cell in curve.values()]
-            present = [value for value in values if value is not None]
-            for number, name in enumerate(strategies):
-                label = drawable(name, f"strategy {number + 1}")
-                _draw_curve(axis, panel.curves.get(name, {}), line_look(number), label)
-            if panel.logarithmic and present and min(present) > 0:
-                axis.set(yscale="log", ylim=(min(present) / 1.5, None))
-            if not present:
-                axis.text(0.5, 0.5, "not recorded by every run", ha="center", va="center", transform=axis.transAxes)
-                axis.set(xlim=(0, 1), yticks=[])
-            axis.set(xlabel="round", ylabel=panel.label)
-            axis.xaxis.get_major_locator().set_params(integer=True)
-            axis.grid(alpha=0.3)
-    return written(path)
+    across = 1 if width < WIDTHS[""] else 2 if len(panels) == 4 else min(PANELS, len(panels))
+    grid = math.ceil(len(panels) / across), across
+    below = 0.13 * math.ceil(len(strategies) / _legend_columns(strategies, width, SMALL)) / grid[0]
+    size = width / across, 2.1 + below
+    shape: dict[str, Any] = {"size": size, "points": SMALL, "endings": endings}
+    with drawing(path, grid, title=title, note=note, names=names, **shape) as axes:
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for axis, panel in zip(axes.flat, panels, strict=False):
+            draw_panel(axis, panel, strategies)
+    return written(path, endings)
+
+
+def draw_panel(axis: Any, panel: Panel, strategies: Sequence[str]) -> None:
+    """Draw one measure; a strategy has the look of its place among ``strategies``."""
+    values = [cell["mean"] for curve in panel.curves.values() for cell in curve.values()]
+    present = [value for value in values if value is not None]
+    for number, name in enumerate(strategies):
+        _draw_curve(axis, panel.curves.get(name, {}), line_look(number), drawable(name, f"strategy {number + 1}"))
+    if panel.logarithmic and present and min(present) > 0:
+        axis.set(yscale="log", ylim=(min(present) / 1.5, None))
+    if not present:
+        axis.text(0.5, 0.5, "not recorded by every run", ha="center", va="center", transform=axis.transAxes)
+        axis.set(xlim=(0, 1), yticks=[])
+    axis.set(xlabel=panel.across, ylabel=textwrap.fill(panel.label, LABEL))
+    axis.xaxis.get_major_locator().set_params(integer=panel.across == "round")
+    axis.grid(alpha=0.3)
 
 
 def _draw_curve(axis: Any, curve: Curve, look: Mapping[str, Any], label: str) -> None:
@@ -153,59 +179,96 @@ def drawing(
     title: str,
     note: str = "",
     names: Iterable[str] = (),
+    points: float = 10.0,
+    endings: Sequence[str] = ENDINGS,
     **shared: Any,
 ) -> Iterator[Any]:
-    """Open a figure; when the block ends, its legend is put below the panels and it is written as PNG and SVG.
+    """Open a figure; when the block ends, its legend is put below the panels and it is written, as PNG and SVG.
 
     Args:
-        path: The PNG file; the SVG file has its name with another ending.
+        path: The PNG file; other files have its name with another ending.
         grid: Rows and columns of panels.
         size: Width and height of a panel, in inches.
         title: Names the data set.
         note: Second line of the title.
         names: Texts that users choose: fonts that have their characters are looked for.
+        points: Size of the text; a figure with small text is one for print, and has more dots an inch.
+        endings: Of the files.
         shared: For `matplotlib.figure.Figure.subplots`.
 
     Yields:
         The axes, an array of ``grid``'s shape.
     """
+    with _figure(grid, size=size, names=(title, *names), points=points, **shared) as (figure, axes):
+        yield axes
+        width = grid[1] * size[0]
+        lines = [line for text in (title, note) for line in textwrap.wrap(drawable(text), int(130 / points * width))]
+        figure.suptitle("\n".join(lines), fontsize=points)
+        _put_legend(figure, axes, width, points)
+        for ending in endings:
+            # The same figure is the same bytes.
+            metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending)
+            stream = io.BytesIO()
+            figure.savefig(stream, format=ending[1:], dpi=120 if points > SMALL else 250, metadata=metadata)
+            replace_file(path.with_suffix(ending), stream.getvalue())
+            figure.set_layout_engine("none")  # it has its layout now
+
+
+def panel_svg(panel: Panel, strategies: Sequence[str]) -> str:
+    """Draw one measure as an ``svg`` element that stands in a page and has the page's font."""
+    wide, points = 4.0, 9.0
+    size = wide, 2.6 + 0.15 * math.ceil(len(strategies) / _legend_columns(strategies, wide, points))
+    names = (*strategies, panel.label)
+    with _figure((1, 1), size=size, names=names, points=points) as (figure, axes):
+        import matplotlib as mpl  # noqa: PLC0415
+
+        draw_panel(axes[0, 0], panel, strategies)
+        _put_legend(figure, axes, wide, points)
+        stream = io.StringIO()
+        with mpl.rc_context({"svg.fonttype": "none"}):
+            figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
+
+
+@contextmanager
+def _figure(
+    grid: tuple[int, int], *, size: tuple[float, float], names: Iterable[str], points: float, **shared: Any
+) -> Iterator[tuple[Any, Any]]:
+    """Set up a figure and its axes; the style lasts as long as the block, at whose end the caller saves it."""
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    families = dict.fromkeys([FONT, *(family for name in (title, *names) for family in _fonts(name) or ())])
-    style: Any = {"font.family": list(families), "svg.hashsalt": "fedhess", "lines.markersize": 4.5}
+    families = dict.fromkeys([FONT, *(family for name in names for family in _fonts(name) or ())])
+    style: Any = {"font.family": list(families), "font.size": points, "svg.hashsalt": "fedhess", "pdf.fonttype": 42}
+    style |= {"lines.markersize": 0.45 * points, "lines.linewidth": 0.15 * points}
     with mpl.rc_context(style):
-        width, height = grid[1] * size[0], grid[0] * size[1]
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(*grid, squeeze=False, **shared)
-        yield axes
-        lines = [drawable(title), *textwrap.wrap(drawable(note), int(14 * width))]
-        figure.suptitle("\n".join(lines), fontsize=10)
-        _put_legend(figure, axes, width)
-        for ending in ENDINGS:
-            stream = io.BytesIO()
-            metadata = {"Date": None} if ending == ".svg" else None  # the same figure is the same bytes
-            figure.savefig(stream, format=ending[1:], dpi=120, metadata=metadata)
-            replace_file(path.with_suffix(ending), stream.getvalue())
+        figure = Figure(figsize=(grid[1] * size[0], grid[0] * size[1]), layout="constrained")
+        yield figure, figure.subplots(*grid, squeeze=False, **shared)
 
 
-def written(path: Path) -> list[Path]:
+def written(path: Path, endings: Sequence[str] = ENDINGS) -> list[Path]:
     """Name the files of a figure."""
-    return [path.with_suffix(ending) for ending in ENDINGS]
+    return [path.with_suffix(ending) for ending in endings]
 
 
-def _put_legend(figure: Any, axes: Any, width: float) -> None:
+def _put_legend(figure: Any, axes: Any, width: float, points: float) -> None:
     """Name each line once for all panels, below them."""
     handles: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        columns = max(1, int(15 * width / (max(map(len, handles)) + 10)))
+        columns = _legend_columns(handles, width, points)
         figure.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=min(columns, len(handles)),
-            fontsize=8, handlelength=3.5,
+            list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=0.8 * points,
+            handlelength=3.5,
         )  # fmt: skip
+
+
+def _legend_columns(names: Collection[str], width: float, points: float) -> int:
+    """Count the names that stand side by side in a legend ``width`` inches wide."""
+    return min(max(1, int(150 / points * width / (max(map(len, names)) + 10))), len(names))
 
 
 def drawable(text: str, instead: str = "") -> str:
@@ -299,7 +362,13 @@ def draw_strategies(path: Path, diagnosis: Mapping[str, Any], *, title: str) -> 
 
 
 def draw_confusions(
-    path: Path, *, title: str, note: str, classes: Sequence[str], panels: Mapping[str, Confusion]
+    path: Path,
+    *,
+    title: str,
+    note: str,
+    classes: Sequence[str],
+    panels: Mapping[str, Confusion],
+    endings: Sequence[str] = ENDINGS,
 ) -> list[Path]:
     """Draw a confusion matrix a strategy: of the examples of each class (row), how many percent are predicted as which.
 
@@ -307,17 +376,17 @@ def draw_confusions(
         path: The PNG file.
         title: Names the data set and the target.
         note: Second line of the title.
-        classes: Their names; those of more than 40 are not written, nor are the numbers of more than 12.
+        classes: Their names; those of more than 20 are not written, nor are the numbers of more than 12.
         panels: By strategy the counts; the row of a class without examples stays empty.
+        endings: Of the files.
     """
-    columns = min(MAPS, len(panels))
+    columns = min(PANELS, len(panels))
     shape = (math.ceil(len(panels) / columns), columns)
     labels = [drawable(name, f"class {number}") for number, name in enumerate(classes, start=1)]
-    ticks = labels if len(labels) <= 40 else []
-    side = min(5.0, max(3.2, 0.42 * len(classes)))
-    names = (title, *classes, *panels)
-    title = "\n".join(textwrap.wrap(title, int(14 * side * columns)))
-    with drawing(path, shape, size=(side, side), title=title, note=note, names=names) as axes:
+    ticks = labels if len(labels) <= 20 else []
+    side = min(3.4, WIDTHS[""] / columns)
+    look: dict[str, Any] = {"size": (side, side), "points": SMALL, "endings": endings}
+    with drawing(path, shape, title=title, note=note, names=(title, *classes, *panels), **look) as axes:
         for axis in axes.flat[len(panels) :]:
             axis.axis("off")
         for number, (axis, (strategy, confusion)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
@@ -327,13 +396,13 @@ def draw_confusions(
             total = grid.sum(1, keepdims=True)
             shares = np.divide(100 * grid, total, out=np.full_like(grid, np.nan), where=total > 0)
             texts = [f"{share:.0f}" if share else "" for share in shares.flat] if len(classes) <= 12 else []
-            _draw_map(axis, shares, texts, colours="cividis", limits=(0.0, 100.0))
-            axis.set_title(drawable(strategy, f"strategy {number + 1}"), fontsize=10)
+            _draw_map(axis, shares, texts, colours="cividis", limits=(0.0, 100.0), points=0.75 * SMALL)
+            axis.set_title(drawable(strategy, f"strategy {number + 1}"), fontsize=SMALL)
             first, last = number % columns == 0, number >= len(panels) - columns
-            axis.set_xticks(range(len(ticks)), ticks if last else [""] * len(ticks), rotation=90, fontsize=8)
-            axis.set_yticks(range(len(ticks)), ticks if first else [""] * len(ticks), fontsize=8)
+            axis.set_xticks(range(len(ticks)), ticks if last else [""] * len(ticks), rotation=90, fontsize=0.8 * SMALL)
+            axis.set_yticks(range(len(ticks)), ticks if first else [""] * len(ticks), fontsize=0.8 * SMALL)
             axis.set(xlabel="prediction" if last else "", ylabel="class" if first else "")
-    return written(path)
+    return written(path, endings)
 
 
 def _draw_map(
@@ -344,6 +413,7 @@ def _draw_map(
     colours: str,
     symmetric: float | None = None,
     limits: tuple[float | None, float | None] = (None, None),
+    points: float = 8.0,
 ) -> None:
     """Fill an axis with a grid, and with a text a cell if there are any.
 
@@ -361,4 +431,6 @@ def _draw_map(
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
             text = texts[row * grid.shape[1] + column]
-            axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+            colour = "white" if dark else "black"
+            written_in = axis.text(column, row, text, ha="center", va="center", fontsize=points, color=colour)
+            written_in.set_in_layout(False)  # it is inside; to measure hundreds takes seconds

@@ -11,11 +11,24 @@ from fedhess.domains import Scenario
 from fedhess.federation.server.health import sickness
 from fedhess.jobs.description import describe_arguments, protocol
 from fedhess.jobs.job import Job, slug
+from fedhess.jobs.metrics import Confusion
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
 from fedhess.results.choices import choice_lines, choice_of, edge_warnings, incomplete
+from fedhess.results.columns import (
+    MARKS,
+    accuracy_columns,
+    cell_of,
+    comparison_columns,
+    differences_of,
+    heading,
+    mark_best,
+    marked_text,
+    warnings,
+)
 from fedhess.results.counts import confusions, counts_section, selected_rows, summarise_counts
-from fedhess.results.figures import Panel, draw_confusions, draw_rounds, drawable, trained_rounds
+from fedhess.results.figures import ENDINGS, Panel, draw_confusions, draw_rounds, drawable, trained_rounds
+from fedhess.results.paired import compare_paired, explain, shown_difference
 from fedhess.results.selection import (
     Recorded,
     cells_of,
@@ -39,10 +52,11 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
 
     Returns:
         JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
-        each target, their average, on the worst target of a trial, and on the sources, what
+        each target, their average, on the worst target of a trial, and on the sources, seed by seed too, what
         `counts.summarise_counts` returns, the alignment distances of the sources before and after training, the
         selected rounds (and settings, where there are several) by target, what is incomplete, the number of clients'
-        failures, and the gaps that they left in the evaluation.
+        failures, and the gaps that they left in the evaluation. ``"comparison"`` is what
+        :func:`fedhess.results.paired.compare_paired` returns, ``"unfinished"`` lists runs that lack rounds.
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
@@ -50,6 +64,8 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
     rules = [SELECTORS[selection]]
     if selection == DEFAULT:
         rules = sorted({selection_rule(rows) for run, rows in recorded if rows and not run.inner}) or rules
+    strategies = {name: _summarise_strategy(job, recorded, name, columns, selection) for name in job.strategies}
+    compared = ["average"] if _has_average(columns) else list(columns.values())
     return {
         "title": job.data["title"],
         "stand_in_for": job.data["stand_in_for"],
@@ -60,31 +76,38 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         "averaged": _has_average(columns),
         "classes": job.classes,
         "arguments": describe_arguments(job),
-        "strategies": {name: _summarise_strategy(job, recorded, name, columns, selection) for name in job.strategies},
+        "runs": len(recorded),
+        "unfinished": [
+            f"{name}, {run}: {how}" for name, of in strategies.items() for run, how in of["unfinished"].items()
+        ],
+        "comparison": compare_paired(
+            {name: {column: of["by_seed"][column] for column in compared} for name, of in strategies.items()}
+        ),
+        "strategies": strategies,
     }
 
 
 def table(summary: Mapping[str, Any]) -> str:
     """Render the summary as a Markdown table that also reads well on a terminal."""
-    targets = list(summary["targets"])
-    several = bool(summary["averaged"])
-    heads = ["strategy", *targets, *(["average"] if several else []), *DISTANCES.values()]
+    columns = accuracy_columns(summary)
+    marks = mark_best(summary)
+    compared = summary["comparison"]
+    heads = ["strategy", *columns, *comparison_columns(summary), *DISTANCES.values()]
     lines: list[list[str]] = []
     for name, result in summary["strategies"].items():
-        marks = ["*" if target in result["incomplete"] else "" for target in targets]
-        cells = [name, *(shown(result["accuracy"][each]) + mark for each, mark in zip(targets, marks, strict=True))]
-        cells += [shown(result["average"]) + ("*" if any(marks) else "")] if several else []
+        cells = [name, *(marked_text(shown(cell_of(result, column)), marks[name, column]) for column in columns)]
+        cells += [shown_difference(cell) if cell else "" for cell in differences_of(summary, name)]
         cells += [f"{short(result[key]['before'])} -> {short(result[key]['after'])}" for key in DISTANCES]
         lines.append(cells)
-    failures = sum(result["failures"] for result in summary["strategies"].values())
-    trials = "one trial" if len(summary["seeds"]) == 1 else "mean +- standard error over trials"
     return "\n".join(
         [
-            f"{summary['title']}: accuracy (%) on the target domain, {trials}",
+            heading(summary),
             summary["protocol"],
+            *warnings(summary),
             "distances: squared, of the source domains' head statistics to their mean, averaged over the domains, "
             "before -> after training",
-            *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
+            *([f"in each column {MARKS}"] if any(marks.values()) else []),
+            *([explain(compared)] if compared else []),
             "",
             markdown_table(heads, lines),
             *choice_lines(summary["strategies"]),
@@ -109,35 +132,56 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     Raises:
         StorageError: They cannot be written.
     """
-    as_json, as_text, figure = (job.path / name for name in ("summary.json", "summary.md", "figures/rounds.png"))
+    files = write_summary(job, summary)
+    figure = job.path / "figures" / "rounds.png"
+    with writing(job.path):
+        figure.parent.mkdir(exist_ok=True)
+        title = f"{summary['title']}: accuracy on the target and alignment distances, round by round"
+        recorded = read_rows(job)
+        panels = rounds_panels(job, summary, recorded)
+        files += draw_rounds(figure, title=title, note=rounds_note(job, summary), panels=panels)
+        return files + draw_targets(job, recorded, summary)
+
+
+def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
+    """Write summary.json and summary.md.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    as_json, as_text = job.path / "summary.json", job.path / "summary.md"
     with writing(job.path):
         replace_file(as_json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (table(summary) + "\n").encode())
-        figure.parent.mkdir(exist_ok=True)
-        title = f"{summary['title']}: accuracy on the target and alignment distances, round by round"
-        files = draw_rounds(figure, title=title, note=_note(job, summary), panels=_panels(job, summary))
-        files += _draw_targets(job, summary)
-    return [as_json, as_text, *files]
+    return [as_json, as_text]
 
 
-def _draw_targets(job: Job, summary: Mapping[str, Any]) -> list[Path]:
+def draw_targets(
+    job: Job, recorded: Recorded, summary: Mapping[str, Any], *, endings: Sequence[str] = ENDINGS
+) -> list[Path]:
     """Draw the confusion matrices of each target, one a strategy."""
-    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
-    recorded = read_rows(job)
-    found = {name: confusions(recorded, name, columns, job.selection) for name in job.strategies}
     trials = "one trial" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} trials together"
     files: list[Path] = []
-    for number, target in enumerate(columns.values(), start=1):
-        maps = {name: counts for name, of in found.items() if (counts := of[target]) is not None}
+    for number, (target, maps) in enumerate(target_confusions(job, recorded).items(), start=1):
         if maps:
             title = f"{summary['title']}: predictions on {drawable(target, f'target {number}')}"
             note = f"at the selected round, percent of the examples of each class, {trials}"
             file = job.path / "figures" / f"confusion_{slug(target)}.png"
-            files += draw_confusions(file, title=title, note=note, classes=job.classes, panels=maps)
+            files += draw_confusions(file, title=title, note=note, classes=job.classes, panels=maps, endings=endings)
     return files
 
 
-def _note(job: Job, summary: Mapping[str, Any]) -> str:
+def target_confusions(job: Job, recorded: Recorded) -> dict[str, dict[str, Confusion]]:
+    """Add up confusion matrices over the trials: by column and strategy, those of which every trial has counts."""
+    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
+    found = {name: confusions(recorded, name, columns, job.selection) for name in job.strategies}
+    return {
+        target: {name: counts for name, of in found.items() if (counts := of[target]) is not None}
+        for target in columns.values()
+    }
+
+
+def rounds_note(job: Job, summary: Mapping[str, Any]) -> str:
     """Describe the figure of the rounds: seeds, what the band is, what was selected."""
     seeds = ", ".join(map(str, summary["seeds"]))
     shown_as = "one trial" if len(summary["seeds"]) == 1 else "mean over trials, band: standard error of the mean"
@@ -150,7 +194,7 @@ def _note(job: Job, summary: Mapping[str, Any]) -> str:
     return f"seeds {seeds}: {shown_as}{selected}; round 0, the untrained model, is left out{numbered}"
 
 
-def _panels(job: Job, summary: Mapping[str, Any]) -> list[Panel]:
+def rounds_panels(job: Job, summary: Mapping[str, Any], recorded: Recorded) -> list[Panel]:
     """Make a panel of the accuracy on each target, or of their average where there is one, and of each distance."""
     columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
     if summary["averaged"]:
@@ -159,7 +203,6 @@ def _panels(job: Job, summary: Mapping[str, Any]) -> list[Panel]:
     else:
         numbered = enumerate(columns.values(), start=1)
         labels = {name: f"accuracy (%) on {drawable(name, f'target {number}')}" for number, name in numbered}
-    recorded = read_rows(job)
     curves = {
         name: trained_rounds(cells_of(recorded, name), job.selection, columns, DISTANCES) for name in job.strategies
     }
@@ -187,12 +230,15 @@ def _summarise_strategy(
     settings: dict[str, list[str | None]] = {}
     choices: list[dict[str, Any]] = []
     gaps: list[str] = []
-    sick: dict[str, str] = {}
-    for run, rows in recorded:
-        mine = run.strategy == name and not run.inner
-        if mine and (sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes))):
-            setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
-            sick[f"target {run.scenario.name}, seed {run.config.seed}{setting}"] = sign
+    sick, unfinished_runs = dict[str, str](), dict[str, str]()
+    for run, rows in ((run, rows) for run, rows in recorded if run.strategy == name and not run.inner):
+        setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+        where, last = f"target {run.scenario.name}, seed {run.config.seed}{setting}", rows[-1]["round"] if rows else 0
+        if sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes)):
+            sick[where] = sign
+        if last < run.config.rounds:
+            why = " ".join((run.directory.failure() or "").split())
+            unfinished_runs[where] = f"round {last} of {run.config.rounds}" + (f": {why}" if why else "")
     before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
     for cell in cells_of(recorded, name):
         choice, rows = cell.choose(selection)
@@ -212,6 +258,8 @@ def _summarise_strategy(
     seeds = sorted(of_sources)
     whole = _has_average(columns)
     averages = [mean([by_seed[seed] for by_seed in accuracy.values()]) if whole else None for seed in seeds]
+    by_seed = {column: {str(seed): _percent(value) for seed, value in of.items()} for column, of in accuracy.items()}
+    by_seed |= {"average": {str(seed): _percent(value) for seed, value in zip(seeds, averages, strict=True)}}
     counted = selected_rows(recorded, name, columns, selection)
     failures = sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows)
     return {
@@ -220,6 +268,7 @@ def _summarise_strategy(
         "worst_domain": mean_and_error([_worst([of[seed] for of in accuracy.values()]) for seed in seeds]),
         **summarise_counts(counted, classes=len(job.classes), averaged=whole),
         "sources": mean_and_error([mean(of_sources[seed]) for seed in seeds]),
+        "by_seed": by_seed,
         **{key: {when: mean(values) for when, values in found.items()} for key, found in before_after.items()},
         "selected_rounds": selected,
         **({"selected_settings": settings} if job.variants else {}),
@@ -233,7 +282,12 @@ def _summarise_strategy(
         "failures": failures,
         "gaps": gaps,
         "sick": sick,
+        "unfinished": unfinished_runs,
     }
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
 
 
 def _worst(accuracies: Sequence[float | None]) -> float | None:

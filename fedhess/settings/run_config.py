@@ -102,10 +102,14 @@ class RunConfig(BaseModel):
     model: str = _setting(
         ...,
         MAIN,
-        "Model; --list names them. [default: resnet18 for images, lite0-features for IconPACS, mlp for digits, "
-        "mnist-cnn for ColoredMNIST form=domainbed]",
+        "Model: a name (see --list), timm:NAME or package.module:Class. [default: resnet18 for images, lite0-features "
+        "for IconPACS, mlp for digits, mnist-cnn for ColoredMNIST form=domainbed]",
     )
     pretrained: bool = _setting(True, METHOD, "Begin from ImageNet weights where the model has them.")
+    weights: str | None = _setting(
+        None, METHOD, "File of initial weights for the model: safetensors, or a state dict of torch. [default: none]"
+    )
+    weights_digest: str | None = None
     references: Literal["current", "previous"] = _setting(
         "current",
         METHOD,

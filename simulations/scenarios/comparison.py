@@ -9,9 +9,9 @@ from fedhess.base.files import writing
 from fedhess.base.tables import shown
 from fedhess.jobs.selectors import ORACLE
 from fedhess.results.figures import drawing, line_look, written
+from fedhess.results.published import Published, Table
 from fedhess.simulations.scenarios.differences import own_particulars, shared_protocol
 from fedhess.simulations.scenarios.outputs import describe_revision
-from fedhess.simulations.scenarios.published_results import Published, Table
 from fedhess.simulations.scenarios.records import Cell, Line, Record, Row, lines_of
 
 Judge = Callable[[str, Mapping[str, Cell]], str]

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedhess.settings.run_config import Scalar
-from fedhess.simulations.scenarios.published_results import (
+from fedhess.results.published import (
     BAI_PROTOCOL,
     DOMAINBED_SWEEP,
     FEDIIR_PROTOCOL,
     GA_PROTOCOL,
     Table,
 )
+from fedhess.settings.run_config import Scalar
 
 BENCHMARKS = ("PACS", "VLCS", "OfficeHome", "DomainNet")
 WITH_TERRA = (*BENCHMARKS, "TerraIncognita")

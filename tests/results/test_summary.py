@@ -16,12 +16,13 @@ from fedhess.domains import Benchmark, Scenario
 from fedhess.federation.server.run_directory import Row, RunDirectory
 from fedhess.jobs.description import header, stand_in_warning
 from fedhess.jobs.job import Job, PlannedRun, outline
+from fedhess.results.selection import read_rows
 from fedhess.results.summary import (
     _has_average,
-    _note,
-    _panels,
     mean_and_error,
     name_columns,
+    rounds_note,
+    rounds_panels,
     summarise,
     table,
     write_report,
@@ -234,10 +235,10 @@ def test_figure_averages_targets_where_the_table_does(
     make_job: Made, targets: tuple[str, ...], labels: dict[str, float]
 ) -> None:
     job = make_job({("erm", target, 0): (0.1, 0.3 + 0.2 * number) for number, target in enumerate(targets)})
-    *accuracies, gradient, _ = _panels(job, summarise(job))
+    *accuracies, gradient, _ = rounds_panels(job, summarise(job), read_rows(job))
     assert {panel.label: panel.curves["erm"][1]["mean"] for panel in accuracies} == pytest.approx(labels)
     numbered = "accuracy (%) on target 2" in labels
-    assert ("a number stands for a name in the table" in _note(job, summarise(job))) == numbered
+    assert ("a number stands for a name in the table" in rounds_note(job, summarise(job))) == numbered
     assert (gradient.label, gradient.curves["erm"][1]["mean"]) == ("gradient distance of the sources", 0.5)
 
 

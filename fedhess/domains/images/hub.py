@@ -23,10 +23,10 @@ SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
 ROWS = 64  # unpacked at a time
 
 
-def why_unreachable(repository: str) -> str:
-    """Return why a data set (``owner/name``) cannot be had, or nothing, within `download.DECISION_SECONDS`.
+def why_unreachable(repository: str, *, kind: str = "dataset") -> str:
+    """Return why a data set (``owner/name``), or a model, cannot be had, or nothing.
 
-    The hub's own library retries for minutes without a network.
+    It is known within `download.DECISION_SECONDS`: the hub's own library retries for minutes without a network.
     """
     for variable in OFFLINE_VARIABLES:
         if os.environ.get(variable, "").lower() in {"1", "true", "yes", "on"}:
@@ -34,7 +34,7 @@ def why_unreachable(repository: str) -> str:
 
     def ask() -> str:
         try:
-            _api().dataset_info(repository, timeout=REQUEST_SECONDS)
+            _api().repo_info(repository, repo_type=kind, timeout=REQUEST_SECONDS)
         except FAILURES as error:
             return f"the hub cannot be reached: {_first_line(error)}"
         return ""

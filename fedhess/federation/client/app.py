@@ -49,6 +49,16 @@ def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple
     return config
 
 
+def return_nonce(message: Message, context: Context, call_next: Handler) -> Message:
+    """Return the message's nonce with the reply (a Flower mod)."""
+    nonce = message.content.config_records.get(protocol.CONFIG, ConfigRecord()).get(protocol.NONCE)
+    reply = call_next(message, context)
+    if nonce is not None and reply.has_content():
+        reply.content.setdefault(protocol.CONFIG, ConfigRecord())
+        reply.content.config_records[protocol.CONFIG][protocol.NONCE] = nonce
+    return reply
+
+
 def errors_as_replies(message: Message, context: Context, call_next: Handler) -> Message:
     """Reply to expected errors with their reason, and that the model is missing where it is (a Flower mod).
 
@@ -87,7 +97,7 @@ def own_torch_state(message: Message, context: Context, call_next: Handler) -> M
             return call_next(message, context)
 
 
-app = ClientApp(mods=[errors_as_replies, own_torch_state, firewall])
+app = ClientApp(mods=[return_nonce, errors_as_replies, own_torch_state, firewall])
 
 
 @app.evaluate("identify")

@@ -127,3 +127,21 @@ BAI_PROTOCOL: Mapping[str, Table] = {name: {"erm": _unread(BAI_PAPER, "average")
 
 # By the benchmark's title: a stand-in has a title of its own, and nothing published.
 DIVERSITY_SHIFT: Mapping[str, Table] = {"RotatedMNIST": ROTATED_MNIST, "PACS": PACS}
+
+# Every table of a benchmark, whatever the protocol: a report names the source of each value.
+BY_BENCHMARK: Mapping[str, tuple[Table, ...]] = {
+    **{name: (table,) for name, table in DOMAINBED_SWEEP.items()},
+    "PACS": (PACS, SWEPT_PACS),
+    "RotatedMNIST": (ROTATED_MNIST,),
+    "ColoredMNIST": (CORRELATION_SHIFT,),
+}
+
+
+def published_values(title: str, strategy: str) -> list[tuple[str, Published]]:
+    """List what is published of a strategy on a benchmark, as column and value; nothing of a stand-in.
+
+    >>> [(column, each.value) for column, each in published_values("PACS", "coral")]
+    [('average', 86.2), ('oracle (looks at the target)', 87.1)]
+    """
+    found = [item for table in BY_BENCHMARK.get(title, ()) for item in table.get(strategy, {}).items()]
+    return list(dict.fromkeys(found))

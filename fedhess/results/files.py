@@ -1,0 +1,41 @@
+"""Everything that a job's directory holds of its results, written from the rows."""
+
+from pathlib import Path
+
+from fedhess.base.files import replace_file, writing
+from fedhess.jobs.job import Job
+from fedhess.results.columns import Summary
+from fedhess.results.formats import csv_table, latex_table
+from fedhess.results.job_figures import draw_figures, job_panels
+from fedhess.results.page import render_page
+from fedhess.results.selection import Recorded
+from fedhess.results.summary import target_confusions, write_summary
+
+
+def write_all(job: Job, recorded: Recorded, summary: Summary) -> list[Path]:
+    """Write the summary, table.tex, table.csv, report.html and every figure; the titles in them name a stand-in.
+
+    Args:
+        job: The job.
+        recorded: Its rows.
+        summary: What `summary.summarise` returned for it by its own selector.
+
+    Returns:
+        The files.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    panels, confused = job_panels(job, recorded, summary), target_confusions(job, recorded)
+    texts = {
+        "table.tex": latex_table(summary),
+        "table.csv": csv_table(summary),
+        "report.html": render_page(job, summary, panels, confused),
+    }
+    written = write_summary(job, summary)
+    with writing(job.path):
+        for name, text in texts.items():
+            replace_file(job.path / name, (text.rstrip("\n") + "\n").encode())
+            written.append(job.path / name)
+        written += draw_figures(job, recorded, summary, panels)
+    return written
