@@ -305,7 +305,7 @@ class Tracking:
             )
 
     def _about(self, name: str, run: PlannedRun, known: Mapping[str, Any]) -> About:
-        variant = [f"variant-{run.variant}"] if self._job.variants else []
+        variant = [f"variant-{run.number}"] if self._job.variants else []
         return About(
             folder=self._job.path / "tracking" / name,
             job=self._job.path.resolve().name,

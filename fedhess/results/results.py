@@ -136,7 +136,7 @@ class Results:
 
 
 def _named(run: PlannedRun) -> dict[str, Any]:
-    return {"strategy": run.strategy, "variant": run.variant, "scenario": run.scenario.name, "seed": run.config.seed}
+    return {"strategy": run.strategy, "variant": run.number, "scenario": run.scenario.name, "seed": run.config.seed}
 
 
 def open_results(path: Path | str) -> Results:

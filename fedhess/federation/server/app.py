@@ -15,7 +15,7 @@ from torch import Tensor
 from fedhess.alignment.loading import load_strategy, resolved_args
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
-from fedhess.base.errors import DivergedError, StrategyError, UsageError
+from fedhess.base.errors import DivergedError, StrategyError
 from fedhess.base.seeds import seeded_globally
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.run_settings import settings_of_run
@@ -111,7 +111,7 @@ class Server:
 
         Raises:
             FederationError: A round could not be completed; the rounds before it are in the checkpoint.
-            UsageError: The strategy's own code raised; the traceback is in server.log, or a client's in client.log.
+            StrategyError: The strategy's own code raised; the traceback is in server.log, or a client's in client.log.
         """
         try:
             return self._run()
@@ -123,7 +123,7 @@ class Server:
             file = self.directory.path / CLIENT_LOG  # unless it was here
             if error.__cause__ is not None:
                 file = self.directory.log(SERVER_LOG, "".join(traceback.format_exception(error.__cause__)))
-            raise UsageError(f"{error}, the full traceback is in {file}") from error
+            raise StrategyError(f"{error}, the full traceback is in {file}") from error
 
     def _run(self) -> GlobalModel:
         finished, pending = self._restore()
