@@ -99,9 +99,7 @@ def _files(model: str, *, onnx: bool) -> str:
     if onnx:
         lines.append("- `model.onnx`: the same network for ONNX Runtime, `inputs` to `logits`, any batch size")
     if model not in MODELS:
-        lines.append(
-            f"\nThe code that builds the network, `{find_model(model)}`, is not in the folder: install it too."
-        )
+        lines.append(f"\nThe network's code, `{find_model(model)}`, is not in the folder: install it too.")
     return "\n".join(lines)
 
 
