@@ -89,8 +89,10 @@ def test_every_tracker_has_each_round_of_an_interrupted_job_once(start: Start, t
 
 def test_report_feeds_a_finished_job_once(job: Job) -> None:
     names = ("tensorboard", "mlflow", "wandb")  # Trackio reads its directory once a process
-    for _ in range(2):
-        track_recorded(with_trackers(job, *names), pytest.fail)
+    track_recorded(with_trackers(job, *names), pytest.fail)
+    files = sorted((job.path / "tracking").rglob("*"))
+    track_recorded(with_trackers(job, *names), pytest.fail)
+    assert sorted((job.path / "tracking").rglob("*")) == files, "nothing is opened where nothing is to be added"
     for name in names:
         runs = READERS[name](job.path / "tracking" / name)
         assert {run.group for run in runs.values()} == {"job"}
