@@ -15,7 +15,7 @@ from tests.conftest import SUPPORT, TOY
 from tests.jobs.workers.test_processes import assert_same
 
 Begin = Callable[..., "subprocess.Popen[str]"]
-JOB = [*TOY, "--rounds", "150", "--strategy", "erm,hgp", "--quiet"]
+JOB = [*TOY, "--rounds", "80", "--strategy", "erm,hgp", "--quiet"]
 COMMAND = (
     "import sys; from fedhess.domains import BENCHMARKS; BENCHMARKS['Toy'] = 'toy:open_toy'; "
     "from fedhess.jobs.workers import processes; import toy_worker; "
