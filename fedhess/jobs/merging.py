@@ -9,7 +9,7 @@ from typing import Any
 from fedhess.alignment.server_step import is_server_setting, steps_itself
 from fedhess.base.errors import UsageError
 from fedhess.jobs.directory import FREE_SETTINGS, describe_differences
-from fedhess.jobs.job import Job, PlannedRun, with_defaults
+from fedhess.jobs.job import Job, PlannedRun, history, with_defaults
 from fedhess.jobs.variants import VARIED, describe
 from fedhess.settings.run_config import Scalar
 
@@ -75,16 +75,16 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
             key = (label, variant, run.scenario.name, run.config.seed)
             runs[key] = _further(runs.get(key), replace(run, strategy=label, variant=variant))
     known = next((job for job in jobs if job.data["digest"]), jobs[0])
+    kept = ("settings", "strategies", "arguments")
     record = {
-        **jobs[0].record,
         "dataset": known.data,
         "strategies": {label: method.args for label, method in zip(labels, methods, strict=True)},
         "targets": list(dict.fromkeys(name for job in jobs for name in job.record["targets"])),
         "seeds": sorted({seed for job in jobs for seed in job.seeds}),
-        "variants": [{key: each[key] for key in ("settings", "strategies", "arguments")} for each in variants]
-        if several
-        else [],
-        "jobs": [str(job.path) for job in jobs],
+        "settings": jobs[0].record["settings"],
+        "variants": [{key: each[key] for key in kept} for each in variants] if several else [],
+        "environment": {str(job.path): job.record.get("environment", {}) for job in jobs},
+        "additions": [entry for job in jobs for entry in history(job.record)],
     }
     return Job(_path(jobs), tuple(_ordered(runs.values(), labels)), record, jobs[0].selection)
 

@@ -148,6 +148,7 @@ def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     """
     as_json, as_text = job.path / "summary.json", job.path / "summary.md"
     with writing(job.path):
+        job.path.mkdir(parents=True, exist_ok=True)  # that of jobs put together
         replace_file(as_json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (table(summary) + "\n").encode())
     return [as_json, as_text]
@@ -255,7 +256,7 @@ def _summarise_strategy(
             found["after"].append(mean_distance(rows, cell.candidates[0].last_round, key))
     seeds = sorted(of_sources)
     whole = _has_average(columns)
-    averages = [mean([by_seed[seed] for by_seed in accuracy.values()]) if whole else None for seed in seeds]
+    averages = [mean([by_seed.get(seed) for by_seed in accuracy.values()]) if whole else None for seed in seeds]
     by_seed = {column: {str(seed): _percent(value) for seed, value in of.items()} for column, of in accuracy.items()}
     by_seed |= {"average": {str(seed): _percent(value) for seed, value in zip(seeds, averages, strict=True)}}
     counted = selected_rows(recorded, name, columns, selection)
@@ -263,7 +264,7 @@ def _summarise_strategy(
     return {
         "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
         "average": mean_and_error(averages),
-        "worst_domain": mean_and_error([_worst([of[seed] for of in accuracy.values()]) for seed in seeds]),
+        "worst_domain": mean_and_error([_worst([of.get(seed) for of in accuracy.values()]) for seed in seeds]),
         **summarise_counts(counted, classes=len(job.classes), averaged=whole),
         "sources": mean_and_error([mean(of_sources[seed]) for seed in seeds]),
         "by_seed": by_seed,
@@ -346,6 +347,7 @@ def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:
     """
     as_json, as_text = job.path / "selection.json", job.path / "selection.md"
     with writing(job.path):
+        job.path.mkdir(parents=True, exist_ok=True)  # that of jobs put together
         replace_file(as_json, (json.dumps(compared, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (selector_table(compared) + "\n").encode())
     return [as_json, as_text]
