@@ -15,7 +15,7 @@ from torch import Tensor
 from fedhess.alignment.loading import load_strategy, resolved_args
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
-from fedhess.base.errors import DivergedError, StrategyError
+from fedhess.base.errors import DivergedError, StrategyError, UsageError
 from fedhess.base.seeds import seeded_globally
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.run_settings import settings_of_run
