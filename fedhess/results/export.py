@@ -18,7 +18,7 @@ from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.job import Job
 from fedhess.models import whole_network
-from fedhess.models.exported import CONFIG_FILE, WEIGHTS_FILE, TrainedModel, load_exported
+from fedhess.models.exported import CONFIG_FILE, WEIGHTS_FILE, TrainedModel, load_exported, takes_images
 from fedhess.models.headed import HeadedModel, ScaleImages
 from fedhess.results.model_card import model_card
 from fedhess.results.models import SELECTED, RunModel, find_model
@@ -49,7 +49,7 @@ def export_model(job: Job, *, out: Path | None = None, which: str = SELECTED, on
     found = find_model(job, which)
     folder = found.run.directory.path / "export" if out is None else out
     _require_free(folder)
-    network = whole_network(found.run.config.model, found.load()).cpu()
+    network = whole_network(found.run.config.model, found.load(device="cpu"))
     config = _config(job, found, network)
     tensors = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     with writing(folder):
@@ -117,7 +117,7 @@ def _config(job: Job, found: RunModel, network: HeadedModel) -> dict[str, Any]:
 def _preprocessing(shape: Sequence[int], network: HeadedModel) -> dict[str, Any]:
     """Describe what is done to an example: by ``TrainedModel.transform``, then inside the network."""
     scaling = next((module for module in network.modules() if isinstance(module, ScaleImages)), None)
-    images = len(shape) == 3 and shape[0] == 3
+    images = takes_images(tuple(shape))
     return {
         "transform": {"mode": "RGB", "size": list(shape[1:]), "resize": "bilinear, proportions not kept"}
         if images

@@ -249,6 +249,17 @@ def test_selected_setting_is_exported() -> None:
 # -- The folder --------------------------------------------------------------------------------------------------------
 
 
+def test_run_of_another_device_is_exported_here(trained: Path) -> None:
+    shutil.copytree(trained, "job")
+    config = json.loads(Path("job/config.json").read_text())
+    config["settings"]["device"] = "cuda:7"
+    Path("job/config.json").write_text(json.dumps(config))
+    exported_round(Path("job"), "out")
+    exported_round(trained, "here")
+    assert torch.equal(weights("out")["head.weight"], weights("here")["head.weight"])
+    assert json.loads(Path("out/config.json").read_text())["run"]["settings"]["device"] == "cuda:7"
+
+
 def test_card_has_data_protocol_and_scores(trained: Path) -> None:
     exported_round(trained, "out")
     card = Path("out/README.md").read_text()
