@@ -88,9 +88,9 @@ def called(*arguments: object) -> Outcome:
     return Outcome(result.exit_code, result.stdout, result.stderr)
 
 
-def evaluated(job: Path) -> tuple[list[int], Tensor, float]:
+def evaluated(job: Path, which: str = "selected") -> tuple[list[int], Tensor, float]:
     """What the run's evaluation predicts for every example of its first target, the logits, the recorded accuracy."""
-    found = find_model(open_runs(job))
+    found = find_model(open_runs(job), which)
     config, network = found.run.config, found.load()
     target = config.targets[0]
     data = local_domain(config, domain=target, role="target")
@@ -234,6 +234,19 @@ def test_cross_validation_exports_what_is_there_and_names_what_was_selected() ->
         assert f"(--round last) and of round {other.server_round} (--round source:" in outcome.err
         assert called("export", model.run.directory.path, "--round", "source", "--quiet").status == 0
     assert kept["refused"] > 0, "else nothing is shown"
+
+
+def test_averaged_models_are_exported_as_they_were_evaluated() -> None:
+    options = TOY_RUN | {"rounds": 5, "lr": 1.5, "average": "swa"}
+    fedhess.run(**options, domains_args="holdout=0.25", out="job")
+    run = find_model(open_runs(Path("job")), "last").run
+    checkpoint = run.directory.load_checkpoint()
+    assert checkpoint is not None
+    assert not torch.equal(checkpoint.evaluated()["head.weight"], checkpoint.tensors["model/head.weight"])
+    for which in ("selected", "last"):
+        evaluated(Path("job"), which)
+        assert called("export", "job", "--round", which, "--out", which).status == 0
+    assert torch.equal(weights("last")["head.weight"], checkpoint.evaluated()["head.weight"])
 
 
 def test_selected_setting_is_exported() -> None:
