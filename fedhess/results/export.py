@@ -1,7 +1,7 @@
 """Write a finished run's model to a folder of its own, which :func:`fedhess.load` and other tools read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fedhess.domains import open_benchmark
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.job import Job
+from fedhess.jobs.rows import NOTHING, domain_rows
 from fedhess.models import whole_network
 from fedhess.models.exported import CONFIG_FILE, WEIGHTS_FILE, TrainedModel, load_exported, takes_images
 from fedhess.models.headed import HeadedModel, ScaleImages
@@ -105,7 +106,7 @@ def _config(job: Job, found: RunModel, network: HeadedModel) -> dict[str, Any]:
             "protocol": whole_protocol(job, [found.chosen_by]),
             "settings": config.model_dump(mode="json"),
         },
-        "scores": scores(rows),
+        "scores": _scores(rows),
         "dataset": dict(job.data),
         "trained_with": job.record.get("environment", {}),
         "exported_with": describe_environment()["versions"],
@@ -131,35 +132,11 @@ def _preprocessing(shape: Sequence[int], network: HeadedModel) -> dict[str, Any]
     }
 
 
-def scores(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Put the rows of a round together by domain and split: examples, and the means by examples over clients.
-
-    Returns:
-        Sources first; accuracy in [0, 1] and loss are None where a client failed.
-    """
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        if row["split"] != "none":
-            groups.setdefault((row["role"], row["domain"], row["split"]), []).append(row)
-
-    def mean(group: Sequence[Mapping[str, Any]], key: str) -> float | None:
-        if any(row[key] is None for row in group):
-            return None
-        if len(group) == 1:
-            return float(group[0][key])
-        return float(sum(row[key] * row["examples"] for row in group) / sum(row["examples"] for row in group))
-
-    return [
-        {
-            "domain": domain,
-            "role": role,
-            "split": split,
-            "examples": sum(row["examples"] for row in group),
-            "accuracy": mean(group, "accuracy"),
-            "loss": mean(group, "loss"),
-        }
-        for (role, domain, split), group in sorted(groups.items(), key=lambda item: item[0][0])
-    ]
+def _scores(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return what each domain and split has in a round's rows, sources first; null where a client failed."""
+    evaluated = [row for row in domain_rows(rows) if row["split"] != NOTHING]
+    keys = ("domain", "role", "split", "examples", "accuracy", "loss")
+    return [{key: row[key] for key in keys} for row in sorted(evaluated, key=lambda row: str(row["role"]))]
 
 
 def write_onnx(model: TrainedModel, file: Path) -> None:

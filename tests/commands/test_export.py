@@ -30,7 +30,7 @@ from fedhess.federation.client.evaluation import BATCH_SIZE, predictions
 from fedhess.jobs.reopening import open_runs
 from fedhess.models.prepared import local_domain
 from fedhess.results import export as export_module
-from fedhess.results.models import RunModel, find_model, find_models, narrowed
+from fedhess.results.models import RunModel, find_model, find_models
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -219,21 +219,20 @@ def test_cross_validation_exports_what_is_there_and_names_what_was_selected() ->
     job = open_runs(Path("job"))
     selected, by_sources = find_models(job), find_models(job, "source")
     assert len(selected) == len(by_sources) == 2
-    kept = {"there": 0, "refused": 0}
+    refused = 0
     for model, other in zip(selected, by_sources, strict=True):
         assert model.chosen_by == "leave-one-domain-out cross-validation"
         assert other.server_round == other.run.directory.selected_round()
         if model.server_round in (other.server_round, 6):
             model.load()
-            kept["there"] += 1
             continue
-        kept["refused"] += 1
+        refused += 1
         outcome = called("export", model.run.directory.path)
         assert outcome.status == 2
         assert f"round {model.server_round} is selected by leave-one-domain-out cross-validation" in outcome.err
         assert f"(--round last) and of round {other.server_round} (--round source:" in outcome.err
         assert called("export", model.run.directory.path, "--round", "source", "--quiet").status == 0
-    assert kept["refused"] > 0, "else nothing is shown"
+    assert refused > 0, "else nothing is shown"
 
 
 def test_averaged_models_are_exported_as_they_were_evaluated() -> None:
@@ -256,7 +255,6 @@ def test_selected_setting_is_exported() -> None:
     assert (found.run.variant, found.run.config.lr) == (1, 0.3)
     assert called("export", "job", "--out", "out").status == 0
     assert json.loads(Path("out/config.json").read_text())["run"]["settings"]["lr"] == 0.3
-    assert narrowed(open_runs(Path("job/variant-0")), target="east").outer_runs[0].config.lr == 0.0001
 
 
 # -- The folder --------------------------------------------------------------------------------------------------------
@@ -301,10 +299,6 @@ def test_network_of_the_users_own_code_is_built_by_it(tmp_path: Path, monkeypatc
     inputs, kept = torch.randn(3, 12), fedhess.open("job").model()
     assert torch.equal(fedhess.load("out")(inputs), kept(inputs))
     assert "`its_net:net`, is not in the folder: install it too" in Path("out/README.md").read_text()
-    config = json.loads(Path("out/config.json").read_text())
-    Path("out/config.json").write_text(json.dumps(config | {"model": "its_net:gone"}))
-    with pytest.raises(UsageError, match="gone"):
-        fedhess.load("out")
 
 
 def test_onnx_computes_the_same(trained: Path) -> None:
