@@ -1,4 +1,4 @@
-"""Every command under one name: ``fedhess simulate``, ``sweep``, ``data``, ``report``, ``diagnose`` and ``deploy``."""
+"""Every command under one name: ``fedhess simulate``, ``sweep``, ``report``, ``export`` and the others."""
 
 import sys
 from importlib import import_module
@@ -14,6 +14,8 @@ COMMANDS = {
     "data": ("fedhess.data", "Which data is here, what is missing or broken, how to get it."),
     "report": ("fedhess.report", "Make the tables of a recorded job again, or compare selectors."),
     "diagnose": ("fedhess.diagnose", "Measure what each method of a finished job aligned."),
+    "export": ("fedhess.export", "Write a finished run's model to a folder, with its classes and a card."),
+    "predict": ("fedhess.predict", "Classify images with an exported model."),
     "deploy": ("fedhess.deploy.__main__", "Run on real machines: keys, SuperLink, SuperNodes, runs."),
 }
 

@@ -50,7 +50,7 @@ def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) 
     for config in configs:
         client_half(config).check(config)
     try:
-        build_model(first if needs_weights else first.model_copy(update={"pretrained": False}))
+        build_model(first, initial=needs_weights)
     except UsageError as error:
         raise UsageError(f"--model {first.model}: {error}") from error
 
@@ -93,6 +93,11 @@ def check_splits(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
     rule = configs[0].split
     if rule != "sources" and benchmark.holdout == 0:
         raise UsageError(f"--split {rule}: {benchmark.title} holds no examples out; leave the option out")
+    if configs[0].average == "swad" and benchmark.holdout == 0:
+        raise UsageError(
+            f"--average swad: it follows the loss on examples that the sources hold out, and {benchmark.title} holds "
+            "none out; give --average swa or ema"
+        )
     split = [config.sources + (config.targets if config.splits_targets else ()) for config in configs]
     for domain in dict.fromkeys(domain for domains in split for domain in domains):
         data = benchmark.load(domain)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.errors import UsageError
 from fedhess.domains import Benchmark
 from fedhess.domains.scenarios import choose_scenarios, inner_scenarios
 from fedhess.jobs.checks import check_names, check_partitions, check_selection, check_settings, check_splits
@@ -17,8 +17,9 @@ from fedhess.jobs.reopening import require_same_data
 from fedhess.jobs.search import Search, plan_search
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import Variant, resolve_variants
-from fedhess.models import MODELS, prepared_shape
+from fedhess.models import find_model, prepared_shape
 from fedhess.models.execution import check_execution
+from fedhess.models.weights import with_recorded_weights
 from fedhess.settings.defaults import default_settings, default_strategy_args
 from fedhess.settings.run_config import RunConfig, Scalar
 
@@ -64,8 +65,7 @@ def plan_job(
     if not 1 <= trials <= MOST_TRIALS:
         raise UsageError(f"--trials: expected 1 to {MOST_TRIALS}, got {trials}")
     model = str(overrides.get("model", benchmark.default_model))
-    if model not in MODELS:
-        raise UsageError(f"--model: unknown model {model!r}; {did_you_mean(model, MODELS)}")
+    find_model(model)
     check_names(strategies)
     check_selection(selection, variants, benchmark, search=search)
     outer = choose_scenarios(benchmark, target)
@@ -77,6 +77,7 @@ def plan_job(
     base["threads"] = base.get("threads") or threads
     defaults = {name: default_strategy_args(name, model=model, benchmark=recipe) for name in strategies}
     first = RunConfig.checked(base | {"sources": outer[0].sources, "targets": outer[0].targets})
+    first = with_recorded_weights(first)
     seeds = [first.seed + trial for trial in range(trials)]
     searched: Mapping[str, Any] = {}
     if search is None:

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock
 
@@ -86,7 +86,8 @@ class TensorBoard(Tracker):
 
         self.run_id = "/".join(map(slug, about.name.split("/")))
         first = about.first_round
-        self._writer: Any = SummaryWriter(str(about.folder / self.run_id), purge_step=first if about.run_id else None)
+        purge_step = first if about.run_id else None
+        self._writer = cast(Any, SummaryWriter(str(about.folder / self.run_id), purge_step=purge_step))
         if about.run_id is None:
             for summary in hparams(dict(about.settings), {"sources/accuracy": 0.0}):  # type: ignore[no-untyped-call]
                 self._writer.file_writer.add_summary(summary)
@@ -318,7 +319,7 @@ class Tracking:
             )
 
     def _about(self, name: str, run: PlannedRun, known: Mapping[str, Any]) -> About:
-        variant = [f"variant-{run.variant}"] if self._job.variants else []
+        variant = [f"variant-{run.number}"] if self._job.variants else []
         return About(
             folder=self._job.path / "tracking" / name,
             job=self._job.path.resolve().name,
