@@ -1,8 +1,9 @@
 """Federated domain generalization by aligning head gradients and Hessians across domains, on Flower.
 
-What a notebook needs is here, imported when it is used: :func:`run` trains and evaluates, :func:`open` reads a recorded
-job, both return :class:`Results`. Strategies derive from :class:`DomainStrategy` and add a penalty to a client's
-:class:`Step`; the statistics they align are in :mod:`fedhess.curvature`.
+What a notebook needs is here, imported when it is used: :func:`run` trains and evaluates, :func:`search` tunes as well,
+:func:`open` reads a recorded job, and all return :class:`Results`; :func:`load` loads an exported model. Strategies
+derive from :class:`DomainStrategy` and add a penalty to a client's :class:`Step`; the statistics they align are in
+:mod:`fedhess.curvature`.
 """
 
 from pathlib import Path
@@ -13,12 +14,14 @@ from fedhess.base.lazy import lazy_names
 if TYPE_CHECKING:
     from fedhess.alignment.step import Step as Step
     from fedhess.alignment.strategy import DomainStrategy as DomainStrategy
+    from fedhess.models.exported import load_exported as load
     from fedhess.results.results import Results as Results
     from fedhess.results.results import open_results as open
     from fedhess.simulate import run as run
+    from fedhess.sweep import search as search
 
 __version__ = "0.1.0"
-__all__ = ["DomainStrategy", "Results", "Step", "open", "run"]
+__all__ = ["DomainStrategy", "Results", "Step", "load", "open", "run", "search"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -26,8 +29,10 @@ __getattr__ = lazy_names(
         "DomainStrategy": "fedhess.alignment.strategy:DomainStrategy",
         "Results": "fedhess.results.results:Results",
         "Step": "fedhess.alignment.step:Step",
+        "load": "fedhess.models.exported:load_exported",
         "open": "fedhess.results.results:open_results",
         "run": "fedhess.simulate:run",
+        "search": "fedhess.sweep:search",
     },
 )
 

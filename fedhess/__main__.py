@@ -1,4 +1,4 @@
-"""Every command under one name: ``fedhess simulate``, ``data``, ``report``, ``diagnose`` and ``deploy``."""
+"""Every command under one name: ``fedhess simulate``, ``sweep``, ``report``, ``export`` and the others."""
 
 import sys
 from importlib import import_module
@@ -10,9 +10,12 @@ from fedhess.cli.command import run_command
 
 COMMANDS = {
     "simulate": ("fedhess.simulate", "Train on some domains, evaluate on another; repeat for every target."),
+    "sweep": ("fedhess.sweep", "Search each method's settings, and compare the methods at their best."),
     "data": ("fedhess.data", "Which data is here, what is missing or broken, how to get it."),
     "report": ("fedhess.report", "Make the tables of a recorded job again, or compare selectors."),
     "diagnose": ("fedhess.diagnose", "Measure what each method of a finished job aligned."),
+    "export": ("fedhess.export", "Write a finished run's model to a folder, with its classes and a card."),
+    "predict": ("fedhess.predict", "Classify images with an exported model."),
     "deploy": ("fedhess.deploy.__main__", "Run on real machines: keys, SuperLink, SuperNodes, runs."),
 }
 

@@ -1,7 +1,7 @@
 """Compare the domains of finished runs: ``python -m fedhess.diagnose runs/NAME``.
 
-After training has ended: opens every domain, the target included and labelled so, and measures under the final models
-how far each pair is apart in every attribute that alignment methods bring together.
+After training has ended: opens every domain, the target included and labelled so, and measures under the models that
+the tables report how far each pair is apart in every attribute that alignment methods bring together.
 """
 
 import json
@@ -20,6 +20,7 @@ from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_finished
 from fedhess.results.diagnosis import diagnose_job
 from fedhess.results.diagnosis_tables import pair_tables, strategy_table, write_diagnosis
+from fedhess.results.models import ROUND_HELP, SELECTED
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -28,6 +29,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def diagnose(
     run: Annotated[Path, typer.Argument(help="Directory of a finished job, or of one strategy, target or run in it.")],
     examples: Annotated[int, typer.Option(help="At most so many examples of a domain, drawn by the seed.")] = 2048,
+    which: Annotated[str, typer.Option("--round", help=ROUND_HELP)] = SELECTED,
     out: Annotated[
         Path | None, typer.Option(help="Where to write. [default: RUN/diagnosis]", show_default=False)
     ] = None,
@@ -52,14 +54,14 @@ def diagnose(
             "data": job.data["title"],
             "model": config.model,
             "strategies": ", ".join(job.strategies),
-            "targets": ", ".join(dict.fromkeys(planned.scenario.name for planned in job.runs)),
+            "targets": ", ".join(dict.fromkeys(planned.scenario.name for planned in job.outer_runs)),
             "seeds": ", ".join(map(str, job.seeds)),
             "examples": f"at most {examples} of every domain's evaluation split",
             "device": f"{config.device_here}, statistics in float64 on the CPU",
             "directory": str(run),
         }
     )
-    diagnosis = diagnose_job(job, most_examples=examples, notify=progress.tick)
+    diagnosis = diagnose_job(job, most_examples=examples, notify=progress.tick, which=which)
     paths = write_diagnosis(out if out is not None else run / "diagnosis", diagnosis)
     if as_json:
         typer.echo(json.dumps(diagnosis, indent=2, allow_nan=False))

@@ -15,12 +15,14 @@ import typer
 from fedhess.base.errors import UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.jobs.description import stand_in_warning
+from fedhess.jobs.merging import merge_jobs
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded, require_inner_runs
 from fedhess.jobs.selectors import read_selectors
 from fedhess.jobs.tracking import read_trackers, track_recorded
 from fedhess.results.files import write_all
 from fedhess.results.formats import FORMATS, format_table
+from fedhess.results.run_states import list_runs, states_table
 from fedhess.results.selection import read_rows, unfinished
 from fedhess.results.summary import selector_table, summarise, table, write_selection
 
@@ -29,7 +31,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @cli.command(cls=Command)
 def report(
-    run: Annotated[Path, typer.Argument(help="Directory of a job.")],
+    runs: Annotated[list[Path], typer.Argument(help="Directory of a job, or of several to put into one table.")],
     selection: Annotated[
         str | None,
         typer.Option(
@@ -43,6 +45,9 @@ def report(
     track: Annotated[
         str, typer.Option(help="Trackers to feed with what the rows have: tensorboard, wandb, mlflow, trackio.")
     ] = "",
+    states: Annotated[
+        bool, typer.Option("--list-runs", help="Print where every run is, and how accurate it is so far, and stop.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the tables.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -52,9 +57,16 @@ def report(
     summary.md and .json, table.tex and .csv, report.html, which needs no other file, and the figures. Otherwise
     selection.md has a column for each selector; all leaves out one that the job has no runs for, and says so. The
     oracle looks at the target and stands in a column of its own that says so.
+
+    Several jobs of one protocol make one table, in a directory named after them all; jobs that differ in more than
+    strategies, targets, seeds and what a method does in a round are refused.
     """
     progress = Progress(silent=quiet or as_json)
-    job = replace(open_recorded(run), trackers=read_trackers(track))
+    if states:
+        listed = {str(path): list_runs(open_recorded(path, inner=True)) for path in runs}
+        typer.echo(json.dumps(listed, indent=2) if as_json else states_table(listed))
+        return
+    job = replace(merge_jobs([open_recorded(path) for path in runs]), trackers=read_trackers(track))
     selectors = [job.selection] if selection is None else read_selectors(selection)
     if form is not None:
         _check_form(form, selectors, as_json=as_json)

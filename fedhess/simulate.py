@@ -10,19 +10,14 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fedhess.base.errors import DivergedError, FederationError, StorageError
 from fedhess.cli import options
 from fedhess.cli.command import Command, run_command
 
 if TYPE_CHECKING:
-    from fedhess.federation.engines.choice import Engine
-    from fedhess.jobs.job import Job
-    from fedhess.jobs.progress import Progress
     from fedhess.results.results import Results
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -47,6 +42,7 @@ def simulate(
     from fedhess.jobs.partition_manifest import show_partitions
     from fedhess.jobs.progress import Progress
     from fedhess.jobs.running import open_job
+    from fedhess.results.results import run_and_report
 
     del config  # its options are defaults of the others
     if list_all:
@@ -98,39 +94,13 @@ def run(
     """
     from fedhess.jobs.progress import Progress
     from fedhess.jobs.running import open_job
+    from fedhess.results.results import run_and_report
 
     given = {"domains": domains, "strategy": strategy, "target": target} | options_and_settings
     progress = Progress(silent=quiet)
     job, engine = open_job(given, progress)
     results, _ = run_and_report(job, progress, engine, resume=bool(given.get("resume") or given.get("add")))
     return results
-
-
-def run_and_report(job: "Job", progress: "Progress", engine: "Engine", *, resume: bool) -> tuple["Results", list[Path]]:
-    """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
-    from fedhess.jobs.directory import job_directory, record_selection
-    from fedhess.jobs.growing import record_growth
-    from fedhess.jobs.running import describe_failures, run_job
-    from fedhess.results.results import Results
-
-    with job_directory(job.path, job.record, resume=resume, selection=job.selection, before=job.before) as changes:
-        if changes:
-            progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
-        record_growth(job, changed=bool(changes))
-        try:
-            failures = run_job(job, progress, engine=engine)
-            if failures and not job.variants and len(failures) == len(job.runs):
-                raise FederationError(describe_failures(job, failures))
-            record_selection(job.path, job.selection)
-            results = Results(job)
-            files = results.write()
-            if failures and not job.variants:
-                raise FederationError(f"{describe_failures(job, failures)}\nThe table of the others is in {files[1]}.")
-            return results, files
-        except (FederationError, StorageError, KeyboardInterrupt) as error:
-            kept = " in" if isinstance(error, DivergedError) else ": continue with --resume --out"
-            sys.stderr.write(f"fedhess: stopped; the completed rounds are kept{kept} {job.path}\n")
-            raise
 
 
 def main() -> None:

@@ -20,12 +20,13 @@ from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.jobs.description import whole_protocol
-from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.job import Job
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_finished
 from fedhess.jobs.running import run_job
 from fedhess.results.domain_views import view_domains
+from fedhess.results.models import ROUND_HELP, SELECTED, RunModel, find_models
 from fedhess.simulations.scenarios.outputs import (
     QUICK_RESULTS,
     RESULTS,
@@ -65,17 +66,19 @@ def plan(folder: Path, *, quick: bool) -> Job:
     )
 
 
-def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
+def measure_job(job: Job, *, quick: bool, progress: Progress, which: str = SELECTED) -> dict[str, Any]:
     """Measure every run of a finished job; the result is JSON."""
     deltas = QUICK_DELTAS if quick else DELTAS
     runs: list[dict[str, Any]] = []
-    for number, run in enumerate(job.runs, start=1):
-        progress.tick(f"[{number}/{len(job.runs)}] {run.strategy}, target {run.scenario.name}, seed {run.config.seed}")
-        runs.append(measure_run(run, deltas=deltas))
+    models = find_models(job, which)
+    for number, model in enumerate(models, start=1):
+        run = model.run
+        progress.tick(f"[{number}/{len(models)}] {run.strategy}, target {run.scenario.name}, seed {run.config.seed}")
+        runs.append(measure_run(model, deltas=deltas))
     return {
         "title": job.data["title"],
         "stand_in_for": job.data["stand_in_for"],
-        "protocol": whole_protocol(job, ["nothing: the last round's model"]),
+        "protocol": whole_protocol(job, sorted({model.chosen_by for model in models})),
         "seeds": job.seeds,
         "quick": quick,
         "targets": list(dict.fromkeys(run.scenario.name for run in job.runs)),
@@ -86,13 +89,13 @@ def measure_job(job: Job, *, quick: bool, progress: Progress) -> dict[str, Any]:
     }
 
 
-def measure_run(run: PlannedRun, *, deltas: tuple[float, ...]) -> dict[str, Any]:
-    """Measure the transfer from the mean of a run's sources to the mean of its targets, under its final model.
+def measure_run(model: RunModel, *, deltas: tuple[float, ...]) -> dict[str, Any]:
+    """Measure the transfer from the mean of a run's sources to the mean of its targets, under a model of it.
 
     Returns:
-        JSON: losses, excess gap and target accuracy at the trained head, and the points over delta.
+        JSON: the model's round, losses, excess gap and target accuracy at the trained head, and the points over delta.
     """
-    views = view_domains(run, most_examples=MOST_EXAMPLES)
+    run, views = model.run, view_domains(model, most_examples=MOST_EXAMPLES)
     source, target = (DomainLandscape([view.batch for view in views if view.role == role]) for role in (SOURCE, TARGET))
     head = stacked_head(views[0].batch)
     source_loss, target_loss = (float(each.value_and_gradient(head[None])[0][0]) for each in (source, target))
@@ -102,6 +105,7 @@ def measure_run(run: PlannedRun, *, deltas: tuple[float, ...]) -> dict[str, Any]
         "strategy": run.strategy,
         "scenario": run.scenario.name,
         "seed": run.config.seed,
+        "round": model.server_round,
         "target_accuracy": sum(accuracies) / len(accuracies),
         "source_loss": source_loss,
         "target_loss": target_loss,
@@ -117,6 +121,7 @@ def transferability(
     job_directory: Annotated[
         Path | None, typer.Option("--job", help="A finished job of fedhess.simulate to measure instead of training.")
     ] = None,
+    which: Annotated[str, typer.Option("--round", help=ROUND_HELP)] = SELECTED,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -135,12 +140,12 @@ def transferability(
     if render_only:
         result = recorded
     elif job_directory is not None:
-        result = measure_job(open_finished(job_directory), quick=quick, progress=progress)
+        result = measure_job(open_finished(job_directory), quick=quick, progress=progress, which=which)
     else:
         with tempfile.TemporaryDirectory() as folder:
             job = plan(Path(folder), quick=quick)
             run_job(job, progress)
-            result = measure_job(job, quick=quick, progress=progress)
+            result = measure_job(job, quick=quick, progress=progress, which=which)
     typer.echo(render(result))
     write_results(path, result, render(result))
     with writing(path):

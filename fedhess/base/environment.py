@@ -16,7 +16,8 @@ import torch
 from fedhess.base.errors import UsageError
 
 PACKAGES = ("fedhess", "flwr", "torchvision", "numpy")
-QUICK_MODELS = ("mlp", "lite0-features")  # a step on a batch takes a CPU less time than a GPU's kernels take to start
+# A step on a batch takes a CPU less time than a GPU's kernels take to start.
+QUICK_MODELS = ("mlp", "lite0-features", "lite1-features", "lite2-features")
 
 
 def resolve_device(name: str, *, model: str = "", batch_size: int = 0) -> str:

@@ -69,10 +69,22 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """List below a table the strategies' arguments, signs of sick runs, and gaps: rounds of too few source clients."""
+    """List below a table the strategies' arguments, and what a reader must know of its cells.
+
+    That is what is incomplete, choices at the edge of what was searched, signs of sick runs, and gaps: rounds of too
+    few source clients.
+    """
     strategies = summary["strategies"].items()
     sections = {
         "arguments, defaults included:": [f"- {name}: {text}" for name, text in summary["arguments"].items()],
+        "incomplete, marked with *; runs that failed with the reason:": [
+            f"- {name}, {where}: {text}"
+            for name, of in strategies
+            for where, text in [*of["incomplete"].items(), *of["unfinished"].items()]
+        ],
+        "at the edge of what was searched, so that a better value may lie beyond it:": [
+            f"- {name}, {key}: {text}" for name, of in strategies for key, text in of.get("edges", {}).items()
+        ],
         "sick runs:": [f"- {name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
         "gaps (a round that fewer source clients evaluated than the quorum does not count):": [
             f"- {name}, {gap}" for name, of in strategies for gap in of["gaps"]

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.settings.ranges import GIVEN
 
 
 def read_config_file(context: click.Context, path: Path | None) -> Path | None:
@@ -46,6 +47,16 @@ def options_of_job(recorded: Mapping[str, Any], known: Collection[str]) -> dict[
     settings = {key: value for key, value in recorded["settings"].items() if key in known and value is not None}
     settings = {key: joined(value) if isinstance(value, dict) else value for key, value in settings.items()}
     options = {key: value for key, value in dataset["options"].items() if key not in ("data_dir", "seed")}
+    several: dict[str, Any] = {"variants": "; ".join(joined(each["settings"]) for each in recorded.get("variants", []))}
+    if search := recorded.get("search"):
+        if "draws" not in known:
+            raise UsageError("--config: it is the config.json of a sweep; run it again with fedhess sweep --config")
+        searched = {
+            key for space in search["spaces"].values() for key, each in space.items() if each["source"] != GIVEN
+        }
+        settings = {key: value for key, value in settings.items() if key not in searched}  # what is given is not drawn
+        several = {"draws": search["draws"] or None, "grid": search["grid"], "ranges": search["ranges"]}
+        several |= {"search": search["kind"]}
     return settings | {
         "domains": dataset["name"],
         "domains_args": joined(options),
@@ -53,7 +64,7 @@ def options_of_job(recorded: Mapping[str, Any], known: Collection[str]) -> dict[
         "strategy_args": joined(
             {f"{name}.{key}": value for name, args in strategies.items() for key, value in args.items()}
         ),
-        "variants": "; ".join(joined(variant["settings"]) for variant in recorded.get("variants", [])),
+        **several,
         "target": ",".join(recorded["targets"]),
         "trials": len(recorded["seeds"]),
         "seed": min(recorded["seeds"]),

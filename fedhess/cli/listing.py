@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from fedhess.alignment.loading import known_strategies, load_class, strategy_parameters
-from fedhess.domains import BENCHMARKS
-from fedhess.models import MODELS
+from fedhess.base.loading import installed
+from fedhess.domains import BENCHMARKS, ENTRY_POINT_GROUP
+from fedhess.models import known_models
 from fedhess.settings.defaults import BENCHMARK_SETTINGS, BENCHMARK_STRATEGY_ARGS, STRATEGY_ARGS, default_settings
 
 
@@ -19,11 +20,13 @@ def list_everything() -> str:
         },
     }
     sections = {
-        "benchmarks (--domains)": dict.fromkeys(BENCHMARKS, ""),
+        "benchmarks (--domains)": dict.fromkeys(BENCHMARKS, "") | installed(ENTRY_POINT_GROUP),
         "strategies (--strategy), their arguments (--strategy-args)": {
             name: _parameters(name) for name in known_strategies()
         },
-        "models (--model), their settings": {name: _assigned(default_settings(name)) for name in MODELS},
+        "models (--model), their settings": {
+            name: _assigned(default_settings(name)) for name in [*known_models(), "timm:NAME", "package.module:Class"]
+        },
         "settings of a model that a benchmark replaces": {
             f"{benchmark} {model}": _assigned(settings)
             for benchmark, models in BENCHMARK_SETTINGS.items()

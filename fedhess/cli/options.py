@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -160,10 +160,14 @@ class JobOptions:
     ] = ""
 
 
-def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
+def with_job_options(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:
     """Replace a command's ``**given`` by the options of a job; Typer reads signature and annotations of a command.
 
     What is not given is None, and False of a flag.
+
+    Args:
+        command: The command.
+        without: Names of options that it does not have.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(JobOptions, include_extras=True)
@@ -172,6 +176,7 @@ def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
             each.name, keyword, default=None if each.default is not False else False, annotation=hints[each.name]
         )
         for each in dataclasses.fields(JobOptions)
+        if each.name not in without
     ]
     parameters += [inspect.Parameter(name, keyword, default=None, annotation=_annotation(name)) for name in SETTINGS]
     own = inspect.signature(command)

@@ -13,6 +13,7 @@ from fedhess.alignment.loading import is_installed, load_strategy
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.deploy import programs
+from fedhess.deploy.gateway import gateway
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.local import run_locally
 from fedhess.deploy.packing import pack_app
@@ -61,19 +62,43 @@ def keys(
 @cli.command(cls=Command)
 def superlink(
     folder: KeysFolder = Path("keys"),
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    database: Annotated[Path, typer.Option(help="Where runs and registered nodes survive a restart.")] = Path(
-        "superlink.db"
-    ),
+    host: Annotated[str, typer.Option(help="IP address that nodes reach; 0.0.0.0 is every one.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port that nodes reach.")] = 8000,
+    control_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port on loopback, for `register` and `run`.")
+    ] = 8001,
+    state: Annotated[
+        Path, typer.Option(help="Folder of runs, and of what survives a restart: registered nodes, past runs.")
+    ] = Path("superlink"),
+    further: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Further options of flower-superlink.")
+    ] = None,
 ) -> None:
-    """Start the SuperLink: TLS, authenticated nodes."""
+    """Start the SuperLink on loopback with TLS and authenticated nodes, and before it nginx, which lets only nodes in.
+
+    Ends when either of them does, and ends the other.
+    """
+    os.umask(0o077)
     require_free(host, port)
-    program = programs.superlink(Keys(folder), host=host, port=port, database=database)
-    typer.echo(f"$ {program}")
-    sys.stdout.flush()
-    command = program.command()
-    os.execve(command[0], command, program.environment())
+    require_free("127.0.0.1", control_port)
+    keys = Keys(folder.resolve())
+    front = gateway(keys, host=host, port=port, control_port=control_port, folder=state / "nginx")
+    database = state.resolve() / "superlink.db"
+    if database.exists():
+        database.chmod(0o600)
+    programs_by_name = {
+        "superlink": programs.superlink(
+            keys, host="127.0.0.1", port=control_port, database=database, further=further or ()
+        ),
+        "nginx": front,
+    }
+    with processes(state / "logs", folder=state) as running:
+        for name, program in programs_by_name.items():
+            typer.echo(f"$ {program}")
+            running.start(name, program, show=True)
+        while not (ended := running.ended()):
+            time.sleep(0.2)
+    raise typer.Exit(max(map(abs, ended.values())))
 
 
 @cli.command(cls=Command)
@@ -108,6 +133,9 @@ def supernode(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback for the node's own processes.")] = 9095,
     node_config: Annotated[str, typer.Option(help="Further settings of the node, as Flower takes them.")] = "",
     patience: Annotated[float, typer.Option(help="Seconds to try again if the SuperLink refuses the node.")] = 90.0,
+    further: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Further options of flower-supernode.")
+    ] = None,
 ) -> None:
     """Start the SuperNode of one domain.
 
@@ -118,8 +146,15 @@ def supernode(
     own |= {"device": device} if device else {}
     check_node_config(node_config, own)
     require_free("127.0.0.1", port)
+    os.umask(0o077)
     program = programs.supernode(
-        Keys(folder), address=address, name=name or domain, port=port, node_config=own, further=node_config
+        Keys(folder),
+        address=address,
+        name=name or domain,
+        port=port,
+        node_config=own,
+        more_config=node_config,
+        further=further or (),
     )
     typer.echo(f"$ {program}")
     end = time.monotonic() + patience

@@ -21,6 +21,7 @@ from fedhess.federation.server.app import Server, log_round
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory
 from fedhess.jobs.job import Job, make_job, make_record, outline
+from fedhess.models.weights import with_recorded_weights
 from fedhess.results.summary import summarise, table, write_report
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run, and record a whole job in the run config's ``run-dir``; nothing is written where that is absent."""
-    config = settings_of_run(context.run_config)
+    config = with_recorded_weights(settings_of_run(context.run_config))
     check_combinations([config])
 
     def train(directory: RunDirectory | None) -> None:

@@ -19,10 +19,14 @@ TAIL_LINES = 15
 
 
 class Processes:
-    """The processes of one deployment, by name; ``mark`` is in the environment of each and of all that they start."""
+    """The processes of one deployment, by name, started in ``folder``.
 
-    def __init__(self, logs: Path) -> None:
+    ``mark`` is in the environment of each and of all that they start.
+    """
+
+    def __init__(self, logs: Path, folder: Path | None = None) -> None:
         self._logs = logs
+        self._folder = folder
         self.mark = uuid.uuid4().hex
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -44,6 +48,7 @@ class Processes:
                 stdout=None if show else log,
                 stderr=None if show else subprocess.STDOUT,
                 env=program.environment() | {MARK: self.mark},
+                cwd=self._folder,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
             )
         return self.running[name]
@@ -63,12 +68,12 @@ class Processes:
 
     def stop(self) -> None:
         """End every process and all that they started, and wait until none is left."""
-        started = marked_processes(self.mark)
+        started = self._all()
         for process in started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
         psutil.wait_procs(started, timeout=TERM_SECONDS)
-        left = marked_processes(self.mark)
+        left = self._all()
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -77,11 +82,20 @@ class Processes:
             child.wait()
         self.running.clear()
 
+    def _all(self) -> list[psutil.Process]:
+        """List what was started here and runs, and its children: a program may overwrite its environment (nginx)."""
+        found = marked_processes(self.mark)
+        for child in self.running.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(child.pid)
+                found += [process, *process.children(recursive=True)] if child.poll() is None else []
+        return list(dict.fromkeys(found))
+
 
 @contextlib.contextmanager
-def processes(logs: Path) -> Iterator[Processes]:
+def processes(logs: Path, folder: Path | None = None) -> Iterator[Processes]:
     """Yield processes that are ended when the block is left; SIGTERM and SIGHUP leave it as Ctrl-C does."""
-    running = Processes(logs)
+    running = Processes(logs, folder)
     handlers = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
     handlers[signal.SIGINT] = signal.getsignal(signal.SIGINT)
     try:

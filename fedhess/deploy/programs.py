@@ -46,13 +46,15 @@ class Program:
         return [shutil.which(self.name, path=self.environment()["PATH"]) or self.name, *self.arguments]
 
 
-def superlink(keys: Keys, *, host: str, port: int, database: Path, **variables: str) -> Program:
+def superlink(
+    keys: Keys, *, host: str, port: int, database: Path, further: Sequence[str] = (), **variables: str
+) -> Program:
     """``flower-superlink`` with TLS and authenticated nodes; it installs nothing by itself."""
     keys.require(keys.ca, keys.server, keys.server_key)
     arguments = ["--ssl-ca-certfile", keys.ca, "--ssl-certfile", keys.server, "--ssl-keyfile", keys.server_key]
     arguments += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
     arguments += ["--host", host, "--port", port, "--database", database]
-    return Program("flower-superlink", list(map(str, arguments)), variables)
+    return Program("flower-superlink", [*map(str, arguments), *further], variables)
 
 
 def supernode(
@@ -62,15 +64,16 @@ def supernode(
     name: str,
     port: int,
     node_config: Mapping[str, Scalar],
-    further: str = "",
+    more_config: str = "",
+    further: Sequence[str] = (),
     **variables: str,
 ) -> Program:
-    """``flower-supernode`` of one domain; ``further`` is appended to its node config as it stands."""
+    """``flower-supernode`` of one domain; ``more_config`` is appended to its node config as it stands."""
     keys.require(keys.ca, keys.node(name))
-    settings = " ".join([*(f"{key}={toml(value)}" for key, value in node_config.items()), *filter(None, [further])])
+    settings = " ".join([*(f"{key}={toml(value)}" for key, value in node_config.items()), *filter(None, [more_config])])
     arguments = ["--root-certificates", keys.ca, "--superlink", address]
     arguments += ["--auth-supernode-private-key", keys.node(name), "--port", port, "--node-config", settings]
-    return Program("flower-supernode", list(map(str, arguments)), variables)
+    return Program("flower-supernode", [*map(str, arguments), *further], variables)
 
 
 def register(public_key: Path, *, flower_home: Path) -> Program:

@@ -52,6 +52,8 @@ CALL = "call-"
 ROUND = "server-round"
 MODEL_ID = "model-id"
 MODEL_MISSING = "model-missing"
+DATA_DIGEST = "data-digest"  # of a client's identity, in every message to it: its data may not change in a run
+NONCE = "nonce"  # of every message, and of its reply: a node that was not sent the message does not know it
 NAMES = "names"
 REPLY_WEIGHTS = "reply-weights"
 ALIGNMENT = "alignment"
@@ -72,6 +74,7 @@ BAD_REQUEST = 1002
 NOT_IN_RUN = 1004  # the answer of a node whose domain the run does not have; 1003 is the Ray engine's
 STRATEGY_RAISED = 1005  # the strategy's own code did, on the client: the reason ends with its traceback
 
+LONGEST = 500  # characters of a text from a node in a log, on the terminal or in a table
 TRACEBACK = "Traceback (most recent call last):\n"  # where a traceback begins, as Python writes it
 
 
@@ -100,11 +103,16 @@ class Identity:
     evaluate_examples: int
     holds_out: bool  # whether these are held out of training
     several: tuple[Held, ...] = ()  # in domain order; empty where all of it is of its main domain
+    classes: tuple[str, ...] = ()  # by label
+    inputs: str = ""  # how an example becomes what the model is given, frozen weights included
+    data_digest: str = ""  # of its examples
+    version: str = ""  # of fedhess and of torch
 
     @property
     def label(self) -> str:
         """The client as messages name it: the domain, and the client's number unless it is the first."""
-        return self.domain if self.client == 0 else f"{self.domain}[{self.client}]"
+        domain = printable(self.domain)
+        return domain if self.client == 0 else f"{domain}[{self.client}]"
 
     @property
     def holdings(self) -> tuple[Held, ...]:
@@ -130,6 +138,10 @@ class Identity:
                 "train-examples": self.train_examples,
                 "evaluate-examples": self.evaluate_examples,
                 "holds-out": self.holds_out,
+                "classes": list(self.classes),
+                "inputs": self.inputs,
+                DATA_DIGEST: self.data_digest,
+                "version": self.version,
             }
         )
         if self.several:
@@ -157,7 +169,15 @@ class Identity:
         if not isinstance(domain, str) or role not in (SOURCE, TARGET) or not adds_up or not once:
             raise ValueError(unclear)
         client, train, evaluate = counts
-        return cls(domain, role, client, train, evaluate, bool(record.get("holds-out", False)), several)
+        classes = tuple(map(str, record.get("classes", ())))
+        texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version"))
+        return cls(
+            domain, role, client, train, evaluate, bool(record.get("holds-out", False)), several, classes, *texts
+        )
+
+    def description(self) -> dict[str, Any]:
+        """Return what a record of the run keeps of it; JSON."""
+        return {"client": self.label, **self.to_record()}
 
 
 def encode_request(names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, ArrayRecord | ConfigRecord]:
@@ -208,10 +228,30 @@ def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
     return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}
 
 
-def training_metrics_of(content: RecordDict) -> dict[str, float]:
-    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client."""
+def training_metrics_of(content: RecordDict, *, examples: int) -> dict[str, float]:
+    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
+
+    Args:
+        content: The reply.
+        examples: How many training examples the client had at the start.
+
+    Raises:
+        ValueError: A metric is missing, or the examples are others.
+    """
     metrics = metrics_of(content)
     names = set(content.metric_records[METRICS])
     if not names == metrics.keys() == set(TRAINING_METRICS):
         raise ValueError(f"expected the metrics {', '.join(TRAINING_METRICS)}, a number each, got {sorted(names)}")
+    if metrics[NUM_EXAMPLES] != examples:
+        raise ValueError(f"expected {NUM_EXAMPLES} = {examples} as at the start, got {metrics}")
     return metrics
+
+
+def printable(text: str) -> str:
+    r"""Escape what a node wrote, so that it stays one line, and cut it to :data:`LONGEST` characters.
+
+    >>> printable("no data\nround 9: accuracy 1.0")
+    'no data\\nround 9: accuracy 1.0'
+    """
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[: LONGEST + 1])
+    return line if len(text) <= LONGEST else f"{line[:LONGEST]}..."

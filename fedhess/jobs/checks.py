@@ -7,6 +7,7 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.domains import Benchmark, split_domain
 from fedhess.domains.partition import read_examples, require_room_for_domains, share_out
 from fedhess.jobs.job import slug
+from fedhess.jobs.search import Search
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import Variant, check_variants
 from fedhess.models.prepared import build_model
@@ -49,13 +50,15 @@ def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) 
     for config in configs:
         client_half(config).check(config)
     try:
-        build_model(first if needs_weights else first.model_copy(update={"pretrained": False}))
+        build_model(first, initial=needs_weights)
     except UsageError as error:
         raise UsageError(f"--model {first.model}: {error}") from error
 
 
-def check_selection(selection: str, variants: Sequence[Variant], benchmark: Benchmark) -> None:
-    """Check that a selector does not look at the target, and that it can tell the variants apart.
+def check_selection(
+    selection: str, variants: Sequence[Variant], benchmark: Benchmark, *, search: Search | None = None
+) -> None:
+    """Check that a selector does not look at the target, and that it can tell the variants, or a sweep's, apart.
 
     Raises:
         UsageError: It does, or cannot.
@@ -69,10 +72,15 @@ def check_selection(selection: str, variants: Sequence[Variant], benchmark: Benc
         known = [name for name in SELECTORS if name != "oracle"]
         raise UsageError(f"--selection: unknown selector {selection!r}; {did_you_mean(selection, known)}")
     check_variants(variants)
-    if variants and selection == DEFAULT and benchmark.holdout == 0:
+    if search is not None and search.kind == "optuna" and selection != DEFAULT:
         raise UsageError(
-            f"--variants: {benchmark.title} holds no source examples out, by which settings could be told apart; add "
-            "--selection lodo"
+            f"--selection {selection}: Optuna's objective is source validation; leave the option out, or take --search "
+            "random"
+        )
+    if (variants or search) and selection == DEFAULT and benchmark.holdout == 0:
+        raise UsageError(
+            f"{'--variants' if variants else '--search'}: {benchmark.title} holds no source examples out, by which "
+            "settings could be told apart; add --selection lodo"
         )
 
 
@@ -85,6 +93,11 @@ def check_splits(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
     rule = configs[0].split
     if rule != "sources" and benchmark.holdout == 0:
         raise UsageError(f"--split {rule}: {benchmark.title} holds no examples out; leave the option out")
+    if configs[0].average == "swad" and benchmark.holdout == 0:
+        raise UsageError(
+            f"--average swad: it follows the loss on examples that the sources hold out, and {benchmark.title} holds "
+            "none out; give --average swa or ema"
+        )
     split = [config.sources + (config.targets if config.splits_targets else ()) for config in configs]
     for domain in dict.fromkeys(domain for domains in split for domain in domains):
         data = benchmark.load(domain)

@@ -1,11 +1,12 @@
 """A job in words: the header before it runs, warnings about its data, the protocol line above its tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from fedhess.alignment.server_step import describe_server
-from fedhess.jobs.job import Job
+from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.variants import VARIED, describe
 from fedhess.settings.run_config import RunConfig
 
 # What a protocol says of how domains are split; nothing of the usual way.
@@ -21,13 +22,16 @@ NAMED = (
     "weighting",
     "lr",
 )
-UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for", "domains", "classes")  # named elsewhere, or of one machine
+UNNAMED_OPTIONS = (
+    *("data_dir", "seed", "stand_in_for", "dataset"),
+    *("domains", "classes", "domain_names", "class_names", "input_shape"),
+)  # named elsewhere, or of one machine
 
 
 def header(job: Job, *, engine: str) -> dict[str, str]:
     """Return what a reader must know about a job before its results."""
     config = job.runs[0].config
-    args = {run.strategy: run.config.strategy_args for run in job.runs}
+    args = {run.config.strategy: run.config.strategy_args for run in job.runs}
     server = describe_server(f"{config.server_optimizer} lr {config.server_lr:.4g}{config.server_rate.words}", args)
     lr = f"{config.lr:g}{config.client_rate.words}"
     batch = "all examples" if config.batch_size == 0 else f"{config.batch_size} examples"
@@ -37,7 +41,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
         "domains": ", ".join(job.data["counts"]),
         "model": ", ".join([config.model, *_unusual(config)]),
         "strategies": ", ".join(job.strategies),
-        "federation": f"{config.rounds} rounds, server {server}",
+        "federation": f"{config.rounds} rounds, server {server}{config.average_words}",
         **({"partition": config.describe_clients()} if config.describe_clients() else {}),
         "clients": f"{config.local_work} a round on {batch}, {config.client_optimizer} lr {lr}",
         "engine": engine,
@@ -76,7 +80,9 @@ def cost(job: Job) -> str:
     """Count the runs of a job with several settings or with cross-validation."""
     outer, rounds = len(job.outer_runs), sum(run.config.rounds for run in job.runs)
     inner = len(job.runs) - outer
-    several = f", {len(job.variants)} settings among them" if job.variants else ""
+    several = f", {job.settings_each} settings among them" if job.variants else ""
+    if job.search.get("kind") == "optuna":
+        return f"{outer}, then Optuna suggests up to {job.search['draws']} settings for each strategy, target and seed"
     more = f" and {inner} more for cross-validation" if inner else ""
     return f"{outer}{several}{more}: {len(job.runs)} runs, {rounds:,} rounds of training"
 
@@ -92,10 +98,26 @@ def stand_in_warning(job: Job) -> str:
     )
 
 
+def name_run(job: Job, run: PlannedRun) -> str:
+    """Name a run: strategy, setting where there are several, target and seed."""
+    return f"{run.strategy}{describe_setting(job, run)}, target {run.scenario.name}, seed {run.config.seed}"
+
+
+def describe_failures(job: Job, failures: Mapping[int, str]) -> str:
+    """Name the runs that failed, each with the reason."""
+    lines = [f"\n  {name_run(job, job.runs[number])}: {failures[number]}" for number in sorted(failures)]
+    return f"{len(failures)} of {len(job.runs)} runs failed:{''.join(lines)}"
+
+
+def describe_setting(job: Job, run: PlannedRun) -> str:
+    """Return the setting of a run in brackets where its job has several, else nothing."""
+    return f" ({describe(job.variants[run.variant])})" if job.variants else ""
+
+
 def protocol(job: Job, rules: Sequence[str]) -> str:
     """Describe in one line how the numbers of a table came about."""
     config = job.runs[0].config
-    varied = {key for variant in job.variants for key in variant}
+    varied = {key for variant in job.variants for key in variant} | _differing(job)
 
     def shown(key: str, value: str) -> str:
         return "varied" if key in varied else value
@@ -114,18 +136,25 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     data = f"data {', '.join(f'{key}={value}' for key, value in options.items())}; " if options else ""
     if job.differences:
         data = f"not the complete {job.data['name']}; {data}"
-    args = {run.strategy: run.config.strategy_args for run in job.outer_runs}
+    args = {run.config.strategy: run.config.strategy_args for run in job.outer_runs}
     clients = "".join(f", {text}" for text in (config.describe_clients(),) if text)
     weights = "" if config.pretrained else " (not pretrained)"
     others_varied = sorted(key for key in varied if key in RunConfig.model_fields and key not in NAMED)
     others = f"; varied: {', '.join(others_varied)}" if others_varied else ""
-    among = f" among {len(job.variants)} settings" if job.variants else ""
+    kind = {"random": " drawn at random", "grid": " of a grid", "optuna": " suggested by Optuna"}
+    among = f" among {job.settings_each} settings{kind.get(job.search.get('kind', ''), '')}" if job.variants else ""
+    server = describe_server(server + weighting, args) + config.average_words
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "
-        f"server {describe_server(server + weighting, args)}, seeds {', '.join(map(str, job.seeds))}, "
+        f"server {server}, seeds {', '.join(map(str, job.seeds))}, "
         f"selection{among} by {' and '.join(rules)}{others}"
     )
+
+
+def _differing(job: Job) -> set[str]:
+    """List the settings that differ between runs: of a merged job's strategies, as of one with several settings."""
+    return {key for key in VARIED if len({getattr(run.config, key) for run in job.outer_runs}) > 1}
 
 
 def whole_protocol(job: Job, rules: Sequence[str]) -> str:

@@ -11,13 +11,14 @@ from filelock import FileLock, Timeout
 
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
-from fedhess.base.files import replace_file
+from fedhess.base.files import replace_file, writing
 from fedhess.jobs.job import with_defaults
 from fedhess.jobs.selectors import DEFAULT
 
 # A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
 FREE_SETTINGS = tuple(
-    f"settings.{name}" for name in ("deadline", "exchange_deadline", "checkpoint_every", "images", "image_cache_gb")
+    f"settings.{name}"
+    for name in ("deadline", "exchange_deadline", "checkpoint_every", "images", "image_cache_gb", "weights:")
 )
 ENVIRONMENT = ("versions", "python", "torch_threads", "git_revision", "gpu")  # bits may differ with these
 
@@ -121,6 +122,18 @@ def record_selection(path: Path, selection: str) -> None:
         raise _unwritable(path, error) from error
 
 
+def record_variants(path: Path, variants: Sequence[Mapping[str, Any]]) -> None:
+    """Record all variants of a job, whose directory this process holds and whose search has come to more of them.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    config_file = path / "config.json"
+    recorded = json.loads(config_file.read_text(encoding="utf-8"))
+    with writing(path):
+        write_config(config_file, recorded | {"variants": variants})
+
+
 def write_config(config_file: Path, record: Mapping[str, Any]) -> None:
     """Write a job's config.json, so that it is seen as it was or as it is.
 
@@ -175,7 +188,7 @@ def _check_same(config_file: Path, record: Mapping[str, Any], option: str) -> li
     """Compare with the recorded job; return how the environment has changed."""
     try:
         before, record = (with_defaults(each) for each in (json.loads(config_file.read_text(encoding="utf-8")), record))
-        different = _differences({key: before[key] for key in record}, record)
+        different = describe_differences({key: before[key] for key in record}, record)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{option}: {config_file} is damaged ({type(error).__name__}: {error}); restore it from a copy, or begin "
@@ -184,7 +197,7 @@ def _check_same(config_file: Path, record: Mapping[str, Any], option: str) -> li
     _refuse(config_file.parent, different, option)
     last, here = [before, *before.get("additions", [])][-1], describe_environment()
     began = last.get("environment", {})
-    return _differences({key: began.get(key) for key in ENVIRONMENT}, {key: here[key] for key in ENVIRONMENT})
+    return describe_differences({key: began.get(key) for key in ENVIRONMENT}, {key: here[key] for key in ENVIRONMENT})
 
 
 def refuse_differences(
@@ -195,7 +208,7 @@ def refuse_differences(
     Raises:
         UsageError: They do not, or there is ``more``; every key is listed with both values.
     """
-    _refuse(path, [*_differences(before, now), *more], option)
+    _refuse(path, [*describe_differences(before, now), *more], option)
 
 
 def _refuse(path: Path, different: Sequence[str], option: str) -> None:
@@ -207,10 +220,13 @@ def _refuse(path: Path, different: Sequence[str], option: str) -> None:
         )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def describe_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, words: tuple[str, str] = ("there", "now")
+) -> list[str]:
+    """Name each key, those of inner mappings included, in which two descriptions differ, with both values."""
     there, here = _flat(dict(before)), _flat(dict(now))
     return [
-        f"{key}: {there.get(key)!r} there, {here.get(key)!r} now"
+        f"{key}: {there.get(key)!r} {words[0]}, {here.get(key)!r} {words[1]}"
         for key in sorted(there.keys() | here.keys())
         if there.get(key) != here.get(key)
     ]

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fedhess.alignment.loading import load_class, strategy_parameters
@@ -16,7 +17,7 @@ from fedhess.domains.scenarios import choose_scenarios
 from fedhess.jobs.directory import refuse_differences, require_begun, require_free, write_config
 from fedhess.jobs.job import OF_A_RUN, Job, strategy_folders
 from fedhess.jobs.reopening import read_config
-from fedhess.jobs.variants import Variant, is_of_server_args, parse_variants
+from fedhess.jobs.variants import Variant, describe, is_of_server_args, parse_variants
 from fedhess.settings.run_config import RunConfig, Scalar, parse_assignments
 
 Record = Mapping[str, Any]
@@ -92,7 +93,7 @@ def complete_options(
     names = [name.strip() for name in options.strategy.split(",") if name.strip()] if "strategy" in chosen else [*known]
     strategies = list(dict.fromkeys([*known, *names]))
     args = _owned(changed, names)
-    before = {f"{name}.{key}": value for name, own in known.items() for key, value in own.items()}
+    before = _unvaried_args(recorded)
     targets = recorded["targets"]
     if "target" in chosen:
         targets = [scenario.name for scenario in choose_scenarios(benchmark, options.target)]
@@ -110,7 +111,10 @@ def complete_options(
     there |= {f"strategies.{key}": before.get(key) for key in args if key.rpartition(".")[0] in known}
     here |= {f"strategies.{key}": args[key] for key in args if key.rpartition(".")[0] in known}
     if options.add:
-        refuse_differences(options.out, *_rounds_aside(there, here), "--add", more=depends_on_rounds(old, now.rounds))
+        if now.rounds > old.rounds:
+            _require_unbound(options.out, old, now.rounds)
+            del there["settings.rounds"], here["settings.rounds"]
+        refuse_differences(options.out, there, here, "--add")
     else:
         all_variants = [variant["settings"] for variant in recorded["variants"]]
         seeds = list(range(first, first + trials)) if {"seed", "trials"} & chosen else recorded["seeds"]
@@ -124,21 +128,35 @@ def complete_options(
         "target": ",".join(dict.fromkeys([*recorded["targets"], *targets])),
         "trials": trials,
         "overrides": now.model_dump(exclude=OF_A_RUN) | {"seed": first},
-        "variants": _all_variants(recorded, variants, strategies),
+        "variants": [] if "search" in recorded else _all_variants(recorded, variants, strategies),
         "recorded": recorded,
     }
 
 
-def _rounds_aside(there: dict[str, Any], here: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Leave out the rounds where there are more of them: a run goes on from its last one."""
-    more = here.get("settings.rounds", 0) > there.get("settings.rounds", 0)
-    return there, here | {"settings.rounds": there["settings.rounds"]} if more else here
+def _require_unbound(path: Path, config: RunConfig, rounds: int) -> None:
+    """Check that trained rounds are what they would have been with more to come."""
+    if config.bound_to_rounds:
+        raise UsageError(
+            f"--rounds {rounds}: what the rounds of the job in {path} did depends on how many there are, "
+            f"{config.rounds}, through {' and '.join(config.bound_to_rounds)}; leave the option out, or begin another "
+            "job"
+        )
 
 
 def _with_settings(recorded: Record, settings: Mapping[str, Any]) -> RunConfig:
     """Check settings over those of a recorded job; the domains are any run's."""
     domains = tuple(recorded["dataset"]["counts"])
     return RunConfig.checked({**recorded["settings"], **settings, "sources": domains, "targets": ()})
+
+
+def _unvaried_args(recorded: Record) -> dict[str, Scalar]:
+    """Return the arguments of a job's strategies, by ``NAME.key``, in a variant that says nothing of them."""
+    found = {f"{name}.{key}": value for name, args in recorded["strategies"].items() for key, value in args.items()}
+    for variant in reversed(recorded["variants"]):
+        varied = () if variant.get("folder") == "" else variant["settings"]  # the former only setting
+        for name, args in variant["arguments"].items():
+            found |= {f"{name}.{key}": args[key] for key in args if not {key, f"{name}.{key}"} & set(varied)}
+    return found
 
 
 def _owned(args: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, Scalar]:
@@ -148,17 +166,6 @@ def _owned(args: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, Scalar
         has_it = [name for name in names if key in strategy_parameters(load_class(name))]
         owned |= {key: value} if "." in key else dict.fromkeys((f"{name}.{key}" for name in has_it or names), value)
     return owned
-
-
-def depends_on_rounds(config: RunConfig, rounds: int) -> list[str]:
-    """Say which setting would have made the rounds of a run others, had it had more rounds from the beginning."""
-    if rounds <= config.rounds or not config.bound_to_rounds:
-        return []
-    values = ", ".join(f"{name}={getattr(config, name)}" for name in config.bound_to_rounds)
-    return [
-        f"settings.rounds: {config.rounds} there, {rounds} now; {values} depends on how many there are in all, so that "
-        "trained rounds would have been others"
-    ]
 
 
 # -- The record of both ------------------------------------------------------------------------------------------------
@@ -173,7 +180,10 @@ def grown(recorded: Record, planned: Record) -> dict[str, Any]:
     """
     known, variants = recorded["strategies"], [dict(variant) for variant in planned["variants"]]
     before = recorded["variants"]
-    if variants and not before:  # the job's one setting becomes the first of several
+    if "search" in planned:  # each of its variants is of one strategy
+        there = [_identity(variant) for variant in before]
+        variants, before = [*before, *(each for each in variants if _identity(each) not in there)], []
+    elif variants and not before:  # the job's one setting becomes the first of several
         before = [{"strategies": list(known), "arguments": known, "folder": ""}]
     for old, variant in zip(before, variants, strict=False):
         added = [name for name in variant["strategies"] if name not in known]
@@ -191,9 +201,22 @@ def grown(recorded: Record, planned: Record) -> dict[str, Any]:
     }
 
 
+def _identity(variant: Mapping[str, Any]) -> list[Any]:
+    return [variant.get(key) for key in ("strategies", "number", "seeds", "targets")]
+
+
 def _all_variants(recorded: Record, added: Sequence[Variant], strategies: Sequence[str]) -> list[Variant]:
     """List a job's settings to select among: those recorded, then those that are added and differ from them."""
     there: list[Variant] = [variant["settings"] for variant in recorded["variants"]]
+    arguments = {name: args for each in recorded["variants"] for name, args in each["arguments"].items()}
+    always = {f"{name}.{key}" for name, args in arguments.items() for key in args} - _unvaried_args(recorded).keys()
+    for variant in added:
+        for key in sorted(always):
+            if not {key, key.rpartition(".")[2]} & variant.keys():
+                raise UsageError(
+                    f"--variants: {describe(variant)!r} leaves {key} open, of which each of the job's settings has its "
+                    "own value; expected a value of it too"
+                )
     if added and not there:
         there = [_as_variant(recorded, {key for variant in added for key in variant}, strategies)]
     return [*there, *(variant for variant in added if variant not in there)]
@@ -220,7 +243,8 @@ def _as_variant(recorded: Record, keys: set[str], strategies: Sequence[str]) -> 
 
 def describe_growth(job: Job) -> str:
     """Say in a line what is added to a recorded job, and nothing where nothing is."""
-    return "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in _added(job).items())
+    added = {key: map(describe, values) if key == "variants" else values for key, values in _added(job).items()}
+    return "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in added.items())
 
 
 def record_growth(job: Job, *, changed: bool) -> None:
@@ -251,6 +275,7 @@ def record_growth(job: Job, *, changed: bool) -> None:
 def _added(job: Job) -> dict[str, list[Any]]:
     before, now = job.before or job.record, job.record
     added = {key: [each for each in now[key] if each not in before[key]] for key in ("strategies", "targets", "seeds")}
-    added["variants"] = [v["settings"] for v in now["variants"][len(before["variants"]) :]]
+    more = now["variants"][len(before["variants"]) :]
+    added["variants"] = [len(more)] if more and "search" in now else [variant["settings"] for variant in more]
     added["rounds"] = [now["settings"]["rounds"]] if now["settings"]["rounds"] != before["settings"]["rounds"] else []
     return {key: values for key, values in added.items() if values}

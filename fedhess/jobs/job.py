@@ -31,6 +31,7 @@ class PlannedRun:
         config: Its settings.
         directory: Where it is recorded.
         variant: Which of the job's settings it has, by index; 0 where there is one.
+        number: Which its directory and tables call it: in a sweep the number of the setting, otherwise the index.
         inner: Whether it is there for cross-validation alone: it leaves out a target and one of its sources as well.
     """
 
@@ -39,6 +40,7 @@ class PlannedRun:
     config: RunConfig
     directory: RunDirectory
     variant: int = 0
+    number: int = 0
     inner: bool = False
 
 
@@ -79,6 +81,17 @@ class Job:
     def variants(self) -> list[Variant]:
         """The settings to select among, or none."""
         return [variant["settings"] for variant in self.record.get("variants", ())]
+
+    @property
+    def search(self) -> Mapping[str, Any]:
+        """How a sweep's settings come about, see :func:`fedhess.jobs.search.plan_search`; empty for another job."""
+        found: Mapping[str, Any] = self.record.get("search", {})
+        return found
+
+    @property
+    def settings_each(self) -> int:
+        """How many settings are selected among for a strategy, target and seed, at most."""
+        return len({variant_number(number, each) for number, each in enumerate(self.record.get("variants", ()))})
 
     @property
     def outer_runs(self) -> list[PlannedRun]:
@@ -122,6 +135,7 @@ def make_record(
     targets: Sequence[str],
     seeds: Sequence[int],
     variants: Sequence[Mapping[str, Any]] = (),
+    search: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Collect what determines a job's results, as JSON has it.
 
@@ -131,7 +145,9 @@ def make_record(
         strategies: By name the arguments that all of its runs share, defaults included.
         targets: Names of scenarios.
         seeds: Of the trials.
-        variants: For each its ``settings``, the ``strategies`` that run it, and the ``arguments`` of each.
+        variants: For each its ``settings``, the ``strategies`` that run it, and the ``arguments`` of each; a sweep's
+            also have a ``number``, and the ``seeds`` and ``targets`` that alone run them.
+        search: Of a sweep, how its variants come about.
     """
     record = {
         "dataset": dataset,
@@ -140,6 +156,7 @@ def make_record(
         "seeds": seeds,
         "settings": config.model_dump(mode="json", exclude=OF_A_RUN),
         "variants": variants,
+        **({"search": search} if search else {}),
     }
     as_json: dict[str, Any] = json.loads(json.dumps(record))
     return as_json
@@ -178,10 +195,10 @@ def make_job(
     more = [_scenario(domains, (*each.targets, source)) for each in outer for source in each.sources] if inner else []
     scenarios = dict.fromkeys([*outer, *more])
     runs = [
-        PlannedRun(strategy, scenario, config, directory, number, scenario not in outer)
+        PlannedRun(strategy, scenario, config, directory, index, number, scenario not in outer)
         for scenario in scenarios
         for strategy in record["strategies"]
-        for number, config, directory in _runs(path, record, strategy, scenario)
+        for index, number, config, directory in _runs(path, record, strategy, scenario)
     ]
     return Job(path, tuple(runs), record, selection, benchmark)
 
@@ -194,25 +211,36 @@ def _scenario(domains: Sequence[str], targets: Iterable[str]) -> Scenario:
 
 def _runs(
     path: Path, record: Mapping[str, Any], strategy: str, scenario: Scenario
-) -> Iterable[tuple[int, RunConfig, RunDirectory]]:
-    """Make the runs of one strategy on one scenario: number of the variant, settings, directory."""
+) -> Iterable[tuple[int, int, RunConfig, RunDirectory]]:
+    """Make the runs of one strategy on one scenario: index and number of the variant, settings, directory."""
     variants, options = record.get("variants", ()), record["dataset"]["options"]
-    own = {number: each for number, each in enumerate(variants) if strategy in each["strategies"]}
-    first_seed = record["seeds"][0]  # a seed that is added may be lower
     above = path / strategy_folders(record).get(strategy, slug(strategy))
-    for number, variant in own.items() if variants else [(None, None)]:
-        args, settings = record["strategies"][strategy], record["settings"]
-        if variant is not None:
+    first_seed = record["seeds"][0]  # a seed that is added may be lower
+    for index, variant in enumerate(variants or [{}]):
+        if variants and not _runs_it(variant, strategy, scenario):
+            continue
+        args, settings, folder = record["strategies"][strategy], record["settings"], above
+        number = variant_number(index, variant)
+        if variants:
             args, settings = variant["arguments"][strategy], overridden(settings, variant["settings"], strategy)
-        for seed in record["seeds"]:
+            folder = above / variant.get("folder", f"variant-{number}")
+        for seed in variant.get("seeds", record["seeds"]):
             # A benchmark that is made at random is made anew for each trial.
             made = {"seed": int(options["seed"]) + seed - first_seed} if "seed" in options else {}
             config = RunConfig.checked(
                 {**settings, "sources": scenario.sources, "targets": scenario.targets, "seed": seed}
                 | {"strategy": strategy, "strategy_args": args, "domains_options": options | made}
             )
-            folder = above if variant is None else above / variant.get("folder", f"variant-{number}")
-            yield number or 0, config, RunDirectory(folder / slug(scenario.name) / str(seed))
+            yield index, number, config, RunDirectory(folder / slug(scenario.name) / str(seed))
+
+
+def _runs_it(variant: Mapping[str, Any], strategy: str, scenario: Scenario) -> bool:
+    return strategy in variant["strategies"] and scenario.name in variant.get("targets", [scenario.name])
+
+
+def variant_number(index: int, variant: Mapping[str, Any]) -> int:
+    """Return the number that a variant's directories have: its place in the record, or a sweep's own number."""
+    return int(variant.get("number", index))
 
 
 def strategy_folders(record: Mapping[str, Any]) -> dict[str, str]:
@@ -225,6 +253,12 @@ def strategy_folders(record: Mapping[str, Any]) -> dict[str, str]:
     """
     only = len(record["strategies"]) == 1
     return dict(record.get("folders") or (dict.fromkeys(record["strategies"], "") if only else {}))
+
+
+def history(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return how a job came about, from its beginning on: entries with ``command`` and ``environment``."""
+    begun = {key: record[key] for key in ("command", "environment") if key in record}
+    return [*([begun] if "command" in begun else []), *record.get("additions", ())]
 
 
 def slug(text: str) -> str:

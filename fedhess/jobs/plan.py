@@ -7,17 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.errors import UsageError
 from fedhess.domains import Benchmark
 from fedhess.domains.scenarios import choose_scenarios, inner_scenarios
 from fedhess.jobs.checks import check_names, check_partitions, check_selection, check_settings, check_splits
 from fedhess.jobs.growing import grown
 from fedhess.jobs.job import Job, make_job, make_record, outline, slug
 from fedhess.jobs.reopening import require_same_data
+from fedhess.jobs.search import Search, plan_search
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import Variant, resolve_variants
-from fedhess.models import MODELS, prepared_shape
+from fedhess.models import find_model, prepared_shape
 from fedhess.models.execution import check_execution
+from fedhess.models.weights import with_recorded_weights
 from fedhess.settings.defaults import default_settings, default_strategy_args
 from fedhess.settings.run_config import RunConfig, Scalar
 
@@ -35,6 +37,7 @@ def plan_job(
     out: Path | None,
     variants: Sequence[Variant] = (),
     selection: str = DEFAULT,
+    search: Search | None = None,
     needs_weights: bool = True,
     recorded: Mapping[str, Any] | None = None,
     threads: int = 0,
@@ -51,6 +54,7 @@ def plan_job(
         out: The job's directory; by default a new one under ``runs/``.
         variants: Settings of every strategy to select among.
         selection: ``"source"``; or ``"lodo"``, which adds the runs that cross-validation needs.
+        search: What the settings of each strategy come from in place of ``variants``.
         needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
         recorded: The record of the job in ``out`` that this one continues or adds to; its runs stay what they are.
         threads: Of torch, for a model whose defaults have none; 0 leaves them to torch.
@@ -61,10 +65,9 @@ def plan_job(
     if not 1 <= trials <= MOST_TRIALS:
         raise UsageError(f"--trials: expected 1 to {MOST_TRIALS}, got {trials}")
     model = str(overrides.get("model", benchmark.default_model))
-    if model not in MODELS:
-        raise UsageError(f"--model: unknown model {model!r}; {did_you_mean(model, MODELS)}")
+    find_model(model)
     check_names(strategies)
-    check_selection(selection, variants, benchmark)
+    check_selection(selection, variants, benchmark, search=search)
     outer = choose_scenarios(benchmark, target)
     if selection == "lodo":
         inner_scenarios(benchmark, outer)  # raises where there can be none
@@ -73,15 +76,24 @@ def plan_job(
     base |= {"model": model, "domains": benchmark.name, "stand_in_for": benchmark.stand_in_for}
     base["threads"] = base.get("threads") or threads
     defaults = {name: default_strategy_args(name, model=model, benchmark=recipe) for name in strategies}
-    args, of_variants = resolve_variants(strategy_args, variants, base, defaults)
     first = RunConfig.checked(base | {"sources": outer[0].sources, "targets": outer[0].targets})
+    first = with_recorded_weights(first)
+    seeds = [first.seed + trial for trial in range(trials)]
+    searched: Mapping[str, Any] = {}
+    if search is None:
+        args, of_variants = resolve_variants(strategy_args, variants, base, defaults)
+    else:
+        args, of_variants, searched = plan_search(
+            search, strategy_args, {} if recorded else overrides, first, defaults, benchmark=recipe, seeds=seeds
+        )
     record = make_record(
         outline(benchmark),
         first,
         strategies=args,
         targets=[scenario.name for scenario in outer],
-        seeds=[first.seed + trial for trial in range(trials)],
+        seeds=seeds,
         variants=of_variants,
+        search=searched,
     )
     if recorded is not None:
         record = grown(recorded, record)

@@ -1,7 +1,7 @@
 """Open a recorded job from its directory: its runs and their settings, without models or checkpoints."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from fedhess.jobs.selectors import DEFAULT, SELECTORS
 LEVELS = 4  # from a run's directory up to its job's: STRATEGY/VARIANT/TARGET/SEED
 
 
-def open_recorded(path: Path) -> Job:
+def open_recorded(path: Path, *, inner: bool = False) -> Job:
     """Open the job in a directory, finished or not; what it trained on is not needed.
 
     Runs for cross-validation are part of it where they have rows.
 
     Args:
         path: ``runs/NAME``.
+        inner: Whether those that the job is yet to run are part of it as well.
 
     Raises:
         UsageError: There is no job, or its config.json is damaged or of another version.
@@ -29,7 +30,9 @@ def open_recorded(path: Path) -> Job:
     if not file.is_file():
         raise UsageError(f"{path} is no job's directory: expected one that fedhess.simulate wrote, with a config.json")
     job = _job(path, read_config(file))
-    return replace(job, runs=tuple(run for run in job.runs if not run.inner or run.directory.rounds_file.exists()))
+    wanted = inner and job.selection == "lodo"
+    runs = (run for run in job.runs if wanted or not run.inner or run.directory.rounds_file.exists())
+    return replace(job, runs=tuple(runs))
 
 
 def _job(path: Path, recorded: dict[str, Any]) -> Job:
@@ -78,7 +81,7 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
         device: Where the models will run.
 
     Returns:
-        The job with the runs that are in ``path``.
+        The job with the runs that are in ``path``, and those for cross-validation that belong to them.
 
     Raises:
         UsageError: There is no job, it is damaged, its data is other than it was, or a run of it is not finished.
@@ -87,18 +90,51 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
     recorded = read_config(folder / "config.json")
     _check_data(folder, recorded, data_dir)
     recorded["settings"]["device"] = device
-    job, inside = _job(folder, recorded), path.resolve()
-    runs = tuple(run for run in job.outer_runs if run.directory.path.resolve().is_relative_to(inside))
-    if not runs:
-        raise UsageError(f"{path} is no run of the job in {folder}; expected {folder} or a directory of its runs")
-    for run in runs:
+    job = _within(path, _job(folder, recorded))
+    for run in job.outer_runs:
         require_finished(run)
-    if len({run.variant for run in runs}) > 1:
+    if len({run.variant for run in job.outer_runs}) > 1:
         raise UsageError(
             f"{path} holds several settings of a strategy; name the directory of one, such as "
-            f"{runs[0].directory.path.parent.parent}"
+            f"{job.runs[0].directory.path if job.search else job.runs[0].directory.path.parent.parent}"
         )
-    return replace(job, path=path, runs=runs)
+    return job
+
+
+def open_runs(path: Path) -> Job:
+    """Open the runs in a directory, finished or not: of a whole job, or of a part of it down to a single run.
+
+    What they trained on is not needed. The runs for cross-validation that belong to them are there if they have rows.
+
+    Raises:
+        UsageError: There is no job, or its config.json is damaged or of another version.
+    """
+    folder = _job_folder(path)
+    return _within(path, _job(folder, read_config(folder / "config.json")))
+
+
+def _within(path: Path, job: Job) -> Job:
+    inside = path.resolve()
+    runs = [run for run in job.outer_runs if run.directory.path.resolve().is_relative_to(inside)]
+    if not runs:
+        raise UsageError(f"{path} is no run of the job in {job.path}; expected {job.path} or a directory of its runs")
+    return replace(with_inner_runs(job, runs), path=path)
+
+
+def with_inner_runs(job: Job, runs: Sequence[PlannedRun]) -> Job:
+    """Reduce a job to some of its outer runs and those for cross-validation that belong to them and have rows."""
+    groups = [(run.strategy, run.variant, run.config.seed, set(run.scenario.targets)) for run in runs]
+    inner = [
+        run
+        for run in job.runs
+        if run.inner
+        and run.directory.rounds_file.exists()
+        and any(
+            (run.strategy, run.variant, run.config.seed) == tuple(group) and left_out < set(run.scenario.targets)
+            for *group, left_out in groups
+        )
+    ]
+    return replace(job, runs=(*runs, *inner))
 
 
 def _check_data(folder: Path, recorded: dict[str, Any], data_dir: Path | None) -> None:

@@ -7,21 +7,29 @@ from typing import Any
 
 from fedhess.alignment.server_step import require_server
 from fedhess.base.environment import torch_threads
-from fedhess.base.errors import FederationError, UsageError
+from fedhess.base.errors import FederationError, StrategyError, UsageError
 from fedhess.cli.options import JobOptions, read_options
 from fedhess.domains import Benchmark, open_benchmark
 from fedhess.domains.images.pixels import require_room
 from fedhess.federation.engines.choice import IN_PROCESS, Engine
-from fedhess.jobs.description import header, incomplete_warning, stand_in_warning
+from fedhess.jobs.description import (
+    describe_failures,
+    describe_setting,
+    header,
+    incomplete_warning,
+    name_run,
+    stand_in_warning,
+)
 from fedhess.jobs.directory import require_unused
 from fedhess.jobs.growing import complete_options, describe_growth, open_again, read_begun
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.parallel import run_side_by_side
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
+from fedhess.jobs.search import read_search
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.tracking import Tracking, read_trackers
-from fedhess.jobs.variants import describe, parse_variants
+from fedhess.jobs.variants import parse_variants
 from fedhess.jobs.workers.choice import SideBySide, choose_place
 from fedhess.jobs.workers.worker import run_to_end
 from fedhess.models import keeps_images, prepare_inputs
@@ -29,12 +37,19 @@ from fedhess.models.prepared import share_loaded
 from fedhess.settings.run_config import RunConfig, parse_assignments
 
 
-def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: bool = True) -> tuple[Job, Engine]:
+def open_job(
+    given: Mapping[str, Any],
+    progress: Progress,
+    *,
+    search: Mapping[str, Any] | None = None,
+    needs_weights: bool = True,
+) -> tuple[Job, Engine]:
     """Open the data, and plan the job that options describe.
 
     Args:
         given: Options of ``fedhess.simulate`` by their names, as :func:`fedhess.cli.options.read_options` reads them.
         progress: Where stand-ins, downloads and missing data are reported.
+        search: Options of a sweep that are its own, as :meth:`fedhess.jobs.search.Search.read` reads them.
         needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
 
     Returns:
@@ -50,6 +65,7 @@ def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: boo
         recorded = read_begun(options)
     elif options.out is not None:
         require_unused(options.out)  # before any download
+    asked = read_search(search, recorded, options)
     if "local_steps" in settings and settings.get("local_epochs"):
         raise UsageError(
             f"--local-epochs {settings['local_epochs']}: --local-steps {settings['local_steps']} is given too; give "
@@ -66,7 +82,9 @@ def open_job(given: Mapping[str, Any], progress: Progress, *, needs_weights: boo
         planned = complete_options(recorded, benchmark, options, given, settings)
         require_server(planned["strategies"], settings, planned["variants"])
     selection = options.selection or (recorded or {}).get("selection", DEFAULT)
-    job = plan_job(benchmark, **planned, out=options.out, selection=selection, needs_weights=needs_weights)
+    job = plan_job(
+        benchmark, **planned, out=options.out, selection=selection, search=asked, needs_weights=needs_weights
+    )
     if growth := describe_growth(job):
         progress.note(f"added to the job in {job.path}: {growth}\n")
     progress.warn(stand_in_warning(job))
@@ -138,7 +156,10 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dic
             if number not in waiting:
                 tracking.catch_up(run)
         if isinstance(engine, SideBySide):
-            return run_side_by_side(job, waiting, engine.workers, progress, tracking)
+            failures = run_side_by_side(job, waiting, engine.workers, progress, tracking)
+            if failures and job.variants:
+                progress.warn(f"The other settings went on. {describe_failures(job, failures)}")
+            return failures
         with torch_threads(config.threads):
             return _run_in_turn(job, waiting, engine, progress, tracking)
     finally:
@@ -153,11 +174,13 @@ def _run_in_turn(
         try:
             with tracking.follow(run, partial(progress.update, number)) as on_round:
                 run_to_end(run.directory, run.config, classes=job.classes, engine=engine, on_round=on_round)
-        except FederationError as error:
+        except (FederationError, StrategyError) as error:
             if not job.variants:
                 raise
             failures[number] = str(error)
-            progress.warn(f"{run.directory.path}{_setting(job, run)} stopped; the other settings go on. {error}")
+            progress.warn(
+                f"{run.directory.path}{describe_setting(job, run)} stopped; the other settings go on. {error}"
+            )
         progress.end_run(number)
     return failures
 
@@ -172,21 +195,6 @@ def _is_complete(job: Job, number: int, progress: Progress) -> bool:
         return False
     run.directory.load_checkpoint()  # so that damage shows
     return True
-
-
-def name_run(job: Job, run: PlannedRun) -> str:
-    """Name a run: strategy, setting where there are several, target and seed."""
-    return f"{run.strategy}{_setting(job, run)}, target {run.scenario.name}, seed {run.config.seed}"
-
-
-def describe_failures(job: Job, failures: Mapping[int, str]) -> str:
-    """Name the runs that failed, each with the reason."""
-    lines = [f"\n  {name_run(job, job.runs[number])}: {failures[number]}" for number in sorted(failures)]
-    return f"{len(failures)} of {len(job.runs)} runs failed:{''.join(lines)}"
-
-
-def _setting(job: Job, run: PlannedRun) -> str:
-    return f" ({describe(job.variants[run.variant])})" if job.variants else ""
 
 
 def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:

@@ -57,13 +57,20 @@ def check_variants(variants: Sequence[Variant]) -> None:
 
 
 def describe(variant: Variant) -> str:
-    """Name a variant in tables.
+    """Name a variant in tables; one without settings of its own is as given.
 
     >>> describe({"lr": 0.1, "alpha": 1e-4})
     'lr=0.1, alpha=0.0001'
     """
+    if not variant:
+        return "defaults"
     shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in variant.items()}
-    return ", ".join(f"{key}={value}" for key, value in shown.items())
+    return ", ".join(f"{key}={value}" for key, value in shown.items()) or "as given"
+
+
+def is_run_setting(key: str) -> bool:
+    """Whether a key of a variant is a setting of the run, not a strategy's argument."""
+    return key in VARIED or is_of_server_args(key)
 
 
 def overridden(settings: Mapping[str, Any], variant: Variant, strategy: str) -> dict[str, Any]:
@@ -106,7 +113,7 @@ def resolve_variants(
         made: list[tuple[dict[str, Any], dict[str, Scalar]]] = []
         resolved[name] = {}
         for number, variant in enumerate(variants or ({},)):
-            own = {key: value for key, value in variant.items() if key not in VARIED and not is_of_server_args(key)}
+            own = {key: value for key, value in variant.items() if not is_run_setting(key)}
             fixed = {key: value for key, value in given.items() if key not in own}
             args = args_for(name, list(defaults), fixed | own, defaults[name])
             run = overridden(base, variant, name), args

@@ -1,24 +1,41 @@
 """Models by name: a featurizer, (B, ...) to (B, D), and a linear head, (B, D) to (B, C).
 
-In come a name of :data:`MODELS`, the shape of an example and a seed; out comes a :class:`HeadedModel`.
+In come a name of :data:`MODELS`, of an entry point of group ``fedhess.models``, ``package.module:Name`` or
+``timm:NAME``, the shape of an example and a seed; out comes a :class:`HeadedModel`.
 :func:`prepare_inputs` does what a model wants done with a domain once, before training.
 """
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.loading import installed
 from fedhess.domains.domain import DomainData, Notify, keep_silent
 from fedhess.domains.images.image_files import ImageDomain
 from fedhess.domains.images.pixels import decode_once
 from fedhess.models.headed import HeadedModel
-from fedhess.models.lite0_features import embed, embedded_shape
+from fedhess.models.lite0_features import BACKBONES, describe_backbone, embed, embedded_shape, with_backbone
 
-__all__ = ["MODELS", "HeadedModel", "create_model", "keeps_images", "prepare_inputs", "prepared_shape"]
+__all__ = [
+    "MODELS",
+    "HeadedModel",
+    "create_model",
+    "describe_preparation",
+    "find_model",
+    "keeps_images",
+    "known_models",
+    "prepare_inputs",
+    "prepared_shape",
+    "whole_network",
+]
+
+ENTRY_POINT_GROUP = "fedhess.models"
+TIMM = "timm:"  # what precedes the name of a network of timm
 
 # Name -> module:function; imported when asked for, since torchvision takes a second.
 MODELS: dict[str, str] = {
@@ -27,7 +44,11 @@ MODELS: dict[str, str] = {
     "resnet18": "fedhess.models.resnet:create_resnet18",
     "resnet50": "fedhess.models.resnet:create_resnet50",
     "lite0": "fedhess.models.lite0:create_lite0",
-    "lite0-features": "fedhess.models.lite0_features:create_lite0_features",
+    "lite1": "fedhess.models.lite0:create_lite1",
+    "lite2": "fedhess.models.lite0:create_lite2",
+    "lite0-features": "fedhess.models.lite0_features:create_features",
+    "lite1-features": "fedhess.models.lite0_features:create_features",
+    "lite2-features": "fedhess.models.lite0_features:create_features",
 }
 
 # Initial weights are drawn from torch's global random state, which all threads share: a client that was given up on and
@@ -41,7 +62,7 @@ def create_model(
     """Create a model; the same seed gives the same weights, and the global random state is left as it was.
 
     Args:
-        name: One of ``MODELS``.
+        name: See `find_model`.
         input_shape: Of one example as the model sees it: `prepared_shape` of the benchmark's.
         outputs: Logits: C, or 1 for the logistic form.
         seed: Decides every weight that is not pretrained.
@@ -51,10 +72,15 @@ def create_model(
         The model, on the CPU in the default dtype, in training mode.
 
     Raises:
-        UsageError: An unknown name, inputs that the model cannot take, or weights that cannot be loaded.
+        UsageError: An unknown name, inputs that the model cannot take, weights that cannot be loaded, or a network
+            that has no linear head.
     """
-    module, _, function = MODELS[_known(name)].partition(":")
+    path = find_model(name)
+    where = MODELS.get(name, "fedhess.models.own:" + ("create_timm" if name.startswith(TIMM) else "create_own"))
+    module, _, function = where.partition(":")
     create: Callable[..., HeadedModel] = getattr(import_module(module), function)
+    if name not in MODELS:
+        create = partial(create, name, path)
     with _one_at_a_time, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create(input_shape=input_shape, outputs=outputs, pretrained=pretrained)
@@ -66,7 +92,8 @@ def prepared_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     Raises:
         UsageError: An unknown name, or examples that are not images where the model takes images.
     """
-    return embedded_shape(input_shape) if _known(name) == "lite0-features" else input_shape
+    find_model(name)
+    return embedded_shape(name, input_shape) if name in BACKBONES else input_shape
 
 
 def prepare_inputs(
@@ -82,7 +109,7 @@ def prepare_inputs(
     """Do what a model wants done once per domain, before training: embed images, or decode image files.
 
     Args:
-        name: One of ``MODELS``. Images are embedded for lite0-features.
+        name: See `find_model`. Images are embedded for ``BACKBONES``.
         data: The domain.
         device: Where to compute.
         cache_dir: Where results are kept.
@@ -93,19 +120,52 @@ def prepare_inputs(
     Raises:
         UsageError: An unknown name, or no room for what is to be kept.
     """
-    if _known(name) == "lite0-features":
-        return embed(data, device=device, cache_dir=cache_dir, notify=notify)
+    find_model(name)
+    if name in BACKBONES:
+        return embed(name, data, device=device, cache_dir=cache_dir, notify=notify)
     if isinstance(data, ImageDomain) and keeps_images(name, images=images):
         return decode_once(data, cache_dir=cache_dir, limit_gb=image_cache_gb, notify=notify)
     return data
 
 
+def describe_preparation(name: str) -> str:
+    """Describe what `prepare_inputs` computes for a model: the frozen weights by their digest."""
+    return f"embedded by {describe_backbone(name)}" if name in BACKBONES else "as it is"
+
+
 def keeps_images(name: str, *, images: str) -> bool:
     """Whether `prepare_inputs` keeps decoded image files for a model."""
-    return name != "lite0-features" and images == "cached"
+    return name not in BACKBONES and images == "cached"
 
 
-def _known(name: str) -> str:
-    if name not in MODELS:
-        raise UsageError(f"unknown model {name!r}; {did_you_mean(name, MODELS)}")
-    return name
+def whole_network(name: str, model: HeadedModel, *, pretrained: bool = True) -> HeadedModel:
+    """Put before a model what `prepare_inputs` computed once for a domain, so that it takes the domain's examples.
+
+    Args:
+        name: See `find_model`.
+        model: Of that name.
+        pretrained: Load the ImageNet weights of what is put before it; else they must be loaded into the result.
+    """
+    find_model(name)
+    return with_backbone(name, model, pretrained=pretrained) if name in BACKBONES else model
+
+
+def known_models() -> dict[str, str]:
+    """Return every model that has a name: the built-in ones, then installed entry points, as ``module:function``."""
+    return {**MODELS, **{name: path for name, path in installed(ENTRY_POINT_GROUP).items() if name not in MODELS}}
+
+
+def find_model(name: str) -> str:
+    """Return ``module:function`` of a model: a name of `known_models`, ``package.module:Name`` or ``timm:NAME``.
+
+    Nothing is imported: it may be installed elsewhere.
+
+    Raises:
+        UsageError: An unknown name.
+    """
+    known = known_models()
+    if name not in known and ":" not in name:
+        raise UsageError(
+            f"--model: unknown model {name!r}; {did_you_mean(name, known)}, timm:NAME, or package.module:Class"
+        )
+    return known.get(name, name)

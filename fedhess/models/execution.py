@@ -3,10 +3,9 @@
 import os
 
 import torch
-from torch import nn
 
 from fedhess.base.errors import UsageError
-from fedhess.models.headed import FrozenNorms, HeadedModel
+from fedhess.models.headed import BATCH_NORMS, FrozenNorms, HeadedModel
 from fedhess.settings.run_config import RunConfig
 
 
@@ -25,7 +24,7 @@ def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
         torch.use_deterministic_algorithms(True)
     model.autocast = torch.bfloat16 if config.precision == "bf16" else None
     if config.batchnorm == "averaged":
-        if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        if not any(isinstance(module, BATCH_NORMS) for module in model.modules()):
             raise UsageError(f"--batchnorm averaged: {config.model} has no batch norm; leave the option out")
         for module in model.modules():
             if isinstance(module, FrozenNorms):

@@ -7,6 +7,7 @@ from fedhess.base.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class HeadedModel(nn.Module):
@@ -15,16 +16,19 @@ class HeadedModel(nn.Module):
     Args:
         featurizer: (B, ...) inputs, uint8 or float, to (B, D) features; scales its inputs itself.
         head: (B, D) to (B, C) logits, or (B, 1) for the logistic form.
+        head_name: What the head is called in the network that it was taken out of, ``featurizer.network``: files of
+            weights have its name.
 
     Attributes:
         autocast: The type that the featurizer computes in where that is safe, None for the parameters' own. Features
             leave it as float32, so that the head and its statistics never know.
     """
 
-    def __init__(self, featurizer: nn.Module, head: nn.Linear) -> None:
+    def __init__(self, featurizer: nn.Module, head: nn.Linear, *, head_name: str = "") -> None:
         super().__init__()
         self.featurizer = featurizer
         self.head = head
+        self.head_name = head_name
         self.autocast: torch.dtype | None = None
 
     def features(self, inputs: Tensor) -> Tensor:
@@ -43,13 +47,26 @@ class HeadedModel(nn.Module):
 
 
 class ScaleImages(nn.Module):
-    """Scale (B, 3, H, W) images, uint8 in 0..255 or float in [0, 1], to (x - mean) / std by channel."""
+    """Scale (B, 3, H, W) images, uint8 in 0..255 or float in [0, 1], to (x - mean) / std by channel.
+
+    Args:
+        mean: By channel.
+        std: By channel.
+        size: Height and width that images of others are resized to, bilinearly; None leaves them.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> None:
+    def __init__(
+        self,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
+        self.size = size
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -58,6 +75,8 @@ class ScaleImages(nn.Module):
         unit = images.to(self.mean.dtype)
         if not images.is_floating_point():
             unit = unit / 255
+        if self.size is not None and unit.shape[-2:] != self.size:
+            unit = nn.functional.interpolate(unit, size=self.size, mode="bilinear", antialias=True)
         return (unit - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
 
@@ -79,7 +98,7 @@ class FrozenNorms(nn.Module):
         """Set the mode of everything but frozen batch norms."""
         super().train(mode)
         for module in self.modules():
-            if self.frozen and isinstance(module, nn.BatchNorm2d):
+            if self.frozen and isinstance(module, BATCH_NORMS):
                 module.eval()
         return self
 

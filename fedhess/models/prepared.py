@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -14,9 +15,10 @@ from fedhess.domains.benchmark import SOURCE, Benchmark
 from fedhess.domains.domain import DomainData
 from fedhess.domains.partition import Examples
 from fedhess.domains.split import SplitRule, split_domain
-from fedhess.models import create_model, prepare_inputs, prepared_shape
+from fedhess.models import create_model, describe_preparation, prepare_inputs, prepared_shape
 from fedhess.models.execution import set_execution
 from fedhess.models.headed import HeadedModel
+from fedhess.models.weights import load_weights
 from fedhess.settings.run_config import RunConfig
 
 DOMAINS_KEPT = 12  # four domains of three trials: a job comes back to them with its next strategy
@@ -46,6 +48,7 @@ class Geometry(NamedTuple):
     outputs: int
     holdout: float
     domains: tuple[str, ...]
+    classes: tuple[str, ...]
 
 
 class LocalDomain:
@@ -155,7 +158,7 @@ def _geometry_of(key: DataKey) -> Geometry:
 def _geometry(key: DataKey) -> Geometry:
     benchmark = open_benchmark(key.domains, data_dir=key.data_dir, seed=key.seed, options=dict(key.options), held=())
     shape = prepared_shape(key.model, benchmark.input_shape)
-    return Geometry(shape, benchmark.outputs, benchmark.holdout, benchmark.domains)
+    return Geometry(shape, benchmark.outputs, benchmark.holdout, benchmark.domains, benchmark.classes)
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
@@ -220,16 +223,35 @@ def data_key(config: RunConfig, domain: str) -> DataKey:
     )
 
 
-def build_model(config: RunConfig) -> HeadedModel:
-    """Build the run's model with its initial weights, on the run's device where it is here, and in its dtype."""
+def class_names(config: RunConfig) -> tuple[str, ...]:
+    """Return the names of the classes, by label."""
+    return _geometry_of(data_key(config, "")).classes
+
+
+def describe_inputs(config: RunConfig) -> str:
+    """Say how an example becomes what the model is given; two clients whose texts differ train on different inputs."""
+    shape = "x".join(map(str, _geometry_of(data_key(config, "")).shape))
+    return f"{shape}, {describe_preparation(config.model)}"
+
+
+def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
+    """Build the run's model, on the run's device where it is here, and in its dtype.
+
+    Args:
+        config: The run's settings.
+        initial: With its initial weights. A client receives all weights from the server, and needs neither pretrained
+            ones nor the run's file of them.
+    """
     geometry = _geometry_of(data_key(config, ""))
     model = create_model(
         config.model,
         input_shape=geometry.shape,
         outputs=geometry.outputs,
         seed=config.seed,
-        pretrained=config.pretrained,
+        pretrained=initial and config.pretrained and config.weights is None,
     )
+    if initial and config.weights is not None:
+        load_weights(model, Path(config.weights), digest=config.weights_digest)
     model = model.to(device=torch.device(config.device_here), dtype=config.torch_dtype)
     return set_execution(model, config)
 

@@ -49,7 +49,7 @@ def _create(name: str, input_shape: tuple[int, ...], outputs: int, pretrained: b
     if pretrained:
         network.load_state_dict(_weights(name))
     width = network.fc.in_features
-    return HeadedModel(ResNetFeaturizer(network), nn.Linear(width, outputs))
+    return HeadedModel(ResNetFeaturizer(network), nn.Linear(width, outputs), head_name="fc")
 
 
 def _weights(name: str) -> dict[str, Tensor]:
@@ -65,5 +65,6 @@ def _weights(name: str) -> dict[str, Tensor]:
     raise UsageError(
         f"{name} needs its ImageNet weights and they cannot be loaded ({reason}). "
         f"Put the file {file.name} (from {weights.url}) at {file}, "
-        "or choose --model lite0 or lite0-features, whose weights are installed with the package"
+        "name it with --weights, or choose --model lite0 or lite0-features, whose weights are installed with the "
+        "package"
     )

@@ -5,9 +5,8 @@ from typing import Any
 
 Summary = Mapping[str, Any]  # what `summary.summarise` returns
 
-BEST, SECOND, TIED = "best", "second", "tied"
-MARKS = "**best**, _second_, ~: within one standard error of the best"
-MOST_NAMED = 4  # unfinished runs
+BEST, SECOND, TIED, INCOMPLETE = "best", "second", "tied", "incomplete"
+MARKS = "**best**, _second_, ~: within one standard error of the best, *: not all of its runs have ended"
 SAME = 1e-9  # means, in percent, that are equal but for rounding
 
 
@@ -44,7 +43,7 @@ def _compared(summary: Summary) -> list[str]:
 
 
 def mark_best(summary: Summary) -> dict[tuple[str, str], frozenset[str]]:
-    """Mark the best and the second mean of each column, and those within one standard error of the best.
+    """Mark the best and second mean of each column, those within one standard error of the best, and incomplete ones.
 
     Equal means are all best, and then no one is second; the standard error is that of the best. Nothing is marked where
     fewer than two strategies have a mean.
@@ -58,24 +57,26 @@ def mark_best(summary: Summary) -> dict[tuple[str, str], frozenset[str]]:
         others = [value for name, value in means.items() if name not in winners]
         error = max((cells[name]["standard_error"] or 0.0 for name in winners), default=0.0)
         for name in cells:
-            found = set()
+            found: set[str] = set()
             if len(means) > 1 and name in means:
                 found |= {BEST} if name in winners else set()
                 second = name not in winners and len(winners) == 1 and means[name] >= max(others) - SAME
                 found |= {SECOND} if second else set()
                 found |= {TIED} if name not in winners and means[name] >= best - error else set()
+            lacking = summary["strategies"][name]["incomplete"]
+            found |= {INCOMPLETE} if column in lacking or (column == "average" and lacking) else set()
             marks[name, column] = frozenset(found)
     return marks
 
 
 def marked_text(text: str, marks: frozenset[str]) -> str:
-    """Write the marks of a cell in Markdown: bold, italic, and ``~`` behind.
+    """Write the marks of a cell in Markdown: bold, italic, and ``~`` and ``*`` behind.
 
     >>> marked_text("70.1 +- 0.4", frozenset({SECOND, TIED}))
     '_70.1 +- 0.4_ ~'
     """
     around = "**" if BEST in marks else "_" if SECOND in marks else ""
-    return f"{around}{text}{around}" + (" ~" if TIED in marks else "")
+    return f"{around}{text}{around}" + (" ~" if TIED in marks else "") + (" *" if INCOMPLETE in marks else "")
 
 
 def heading(summary: Summary) -> str:
@@ -87,9 +88,8 @@ def heading(summary: Summary) -> str:
 def warnings(summary: Summary) -> list[str]:
     """List what a reader must not miss: runs that are not finished, clients that failed."""
     lacking = summary["unfinished"]
-    more = f"; and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
     failures = sum(result["failures"] for result in summary["strategies"].values())
-    unfinished = f"UNFINISHED: {len(lacking)} of {summary['runs']} runs ({'; '.join(lacking[:MOST_NAMED])}{more})"
+    unfinished = f"UNFINISHED: {len(lacking)} of {summary['runs']} runs"
     return [
         *([unfinished] if lacking else []),
         *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),

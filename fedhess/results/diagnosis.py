@@ -8,37 +8,43 @@ from typing import Any
 from fedhess.base.tables import standard_error
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.jobs.description import whole_protocol
-from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.job import Job
 from fedhess.results.attributes import ATTRIBUTES, compare_domains, measure_domain
 from fedhess.results.domain_views import view_domains
+from fedhess.results.models import SELECTED, RunModel, find_models
 from fedhess.results.paired import BASELINE
 
 SOURCE_PAIR, MIXED_PAIR, TARGET_PAIR = "source-source", "source-target", "target-target"
 
 
-def diagnose_job(job: Job, *, most_examples: int, notify: Callable[[str], None]) -> dict[str, Any]:
+def diagnose_job(
+    job: Job, *, most_examples: int, notify: Callable[[str], None], which: str = SELECTED
+) -> dict[str, Any]:
     """Compare the domains of every finished run.
 
     Args:
         job: From :func:`fedhess.jobs.reopening.open_finished`.
         most_examples: Upper bound on the examples of a domain.
         notify: Called with progress.
+        which: Which round's model, one of :data:`fedhess.results.models.ROUNDS`.
 
     Returns:
         JSON: title, protocol, seeds and examples, the attributes, every run with its domains and pairs, and for every
         strategy and attribute the mean over pairs of two sources and over pairs of a source and a target.
 
     Raises:
-        UsageError: A run is not finished, or damaged.
+        UsageError: A run is not finished, or damaged, or the model was not kept.
     """
     runs: list[dict[str, Any]] = []
-    for number, run in enumerate(job.runs, start=1):
-        notify(f"[{number}/{len(job.runs)}] {run.strategy}, target {run.scenario.name}, seed {run.config.seed}")
-        runs.append(diagnose_run(run, most_examples=most_examples))
+    models = find_models(job, which)
+    for number, model in enumerate(models, start=1):
+        run = model.run
+        notify(f"[{number}/{len(models)}] {run.strategy}, target {run.scenario.name}, seed {run.config.seed}")
+        runs.append(diagnose_run(model, most_examples=most_examples))
     return {
         "title": job.data["title"],
         "stand_in_for": job.data["stand_in_for"],
-        "protocol": whole_protocol(job, ["nothing: the last round's model"]),
+        "protocol": whole_protocol(job, sorted({model.chosen_by for model in models})),
         "seeds": job.seeds,
         "examples": f"every domain's evaluation split, at most {most_examples} examples of it",
         "attributes": {name: {"label": a.label, "kind": a.kind} for name, a in ATTRIBUTES.items()},
@@ -47,14 +53,14 @@ def diagnose_job(job: Job, *, most_examples: int, notify: Callable[[str], None])
     }
 
 
-def diagnose_run(run: PlannedRun, *, most_examples: int) -> dict[str, Any]:
-    """Compare every pair of domains under the final model of one run.
+def diagnose_run(model: RunModel, *, most_examples: int) -> dict[str, Any]:
+    """Compare every pair of domains under a model of one run.
 
     Returns:
-        JSON: strategy, scenario and seed; ``"domains"`` with role, split, accuracy, loss and gradient norm; ``"pairs"``
-        with the value of every attribute, null where it is not defined.
+        JSON: strategy, scenario, seed and round; ``"domains"`` with role, split, accuracy, loss and gradient norm;
+        ``"pairs"`` with the value of every attribute, null where it is not defined.
     """
-    views = view_domains(run, most_examples=most_examples)
+    run, views = model.run, view_domains(model, most_examples=most_examples)
     measured = {view.domain: measure_domain(view.batch) for view in views}
     domains = [
         {
@@ -83,6 +89,7 @@ def diagnose_run(run: PlannedRun, *, most_examples: int) -> dict[str, Any]:
         "strategy": run.strategy,
         "scenario": run.scenario.name,
         "seed": run.config.seed,
+        "round": model.server_round,
         "domains": domains,
         "pairs": pairs,
     }

@@ -1,4 +1,4 @@
-"""Open a finished job again: its settings, its final models, and what the head of each sees of every domain.
+"""What the head of a finished run's model sees of every domain.
 
 This is analysis after training has ended, so a target domain may be read; before, nothing here opens a run.
 """
@@ -7,43 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
-from fedhess.base.errors import UsageError
 from fedhess.base.seeds import seeded_generator
 from fedhess.curvature import HeadBatch
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.client.evaluation import BATCH_SIZE, predictions
 from fedhess.jobs.job import PlannedRun
-from fedhess.jobs.reopening import require_finished
 from fedhess.models.headed import HeadedModel
-from fedhess.models.prepared import LocalDomain, build_model, local_domain
-
-
-def load_model(run: PlannedRun) -> HeadedModel:
-    """Build a finished run's model with its final weights, in evaluation mode.
-
-    Raises:
-        UsageError: The checkpoint is absent, damaged, or of another model.
-    """
-    require_finished(run)
-    checkpoint = run.directory.load_checkpoint()
-    assert checkpoint is not None, "a finished run has a checkpoint"
-    model = build_model(run.config)
-    stored = {name.partition("/")[2]: value for name, value in checkpoint.tensors.items() if name.startswith("model/")}
-    wanted = model.state_dict()
-    shapes, expected = ({name: value.shape for name, value in state.items()} for state in (stored, wanted))
-    if shapes != expected:
-        different = sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name))
-        raise UsageError(
-            f"{run.directory.path}: its checkpoint does not fit the model {run.config.model!r} and differs in: "
-            f"{', '.join(different)}; open it with the version of fedhess that trained it"
-        )
-    model.load_state_dict(stored)
-    return model.eval()
+from fedhess.models.prepared import LocalDomain, local_domain
+from fedhess.results.models import RunModel
 
 
 @dataclass(frozen=True)
 class DomainView:
-    """What a final model's head sees of one domain."""
+    """What a model's head sees of one domain."""
 
     domain: str
     role: str  # source or target
@@ -52,21 +28,21 @@ class DomainView:
     batch: HeadBatch  # features, labels and head, in float64 on the CPU
 
 
-def view_domains(run: PlannedRun, *, most_examples: int) -> list[DomainView]:
-    """Compute the features of every domain of a finished run under its final model: sources first, then targets.
+def view_domains(found: RunModel, *, most_examples: int) -> list[DomainView]:
+    """Compute the features of every domain of a finished run under a model of it: sources first, then targets.
 
     A source shows the split that it is evaluated on, a target everything (its in split where the run splits targets).
     Of a split with more than ``most_examples``
     examples as many are drawn without replacement, by (seed, domain) alone: every strategy gets the same.
 
     Args:
-        run: A finished run.
+        found: A model of a finished run.
         most_examples: Upper bound on the examples of a domain.
 
     Raises:
-        UsageError: The run is not finished, or its checkpoint is damaged.
+        UsageError: The run is not finished, did not keep the model, or its file is damaged.
     """
-    model = load_model(run)
+    model, run = found.load(), found.run
     roles = dict.fromkeys(run.config.sources, SOURCE) | dict.fromkeys(run.config.targets, TARGET)
     return [_view(run, model, domain, role, most_examples) for domain, role in roles.items()]
 

@@ -10,6 +10,7 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.jobs.job import slug
 from fedhess.results.columns import (
     BEST,
+    INCOMPLETE,
     SECOND,
     TIED,
     Summary,
@@ -65,7 +66,10 @@ def latex_table(summary: Summary) -> str:
     caption = [latex_text(heading(summary)).replace("+-", r"$\pm$")]
     caption += [latex_text(part) for part in (summary["protocol"], *warnings(summary))]
     if any(marks.values()):
-        caption.append(r"\textbf{Best} and \underline{second}; $^\dagger$: within one standard error of the best")
+        caption.append(
+            r"\textbf{Best} and \underline{second}; $^\dagger$: within one standard error of the best; "
+            r"$^\ast$: not all of its runs have ended"
+        )
     if compared:
         explained = latex_text(explain(summary["comparison"]))
         caption.append(explained[0].upper() + explained[1:])
@@ -91,7 +95,8 @@ def latex_table(summary: Summary) -> str:
 def csv_table(summary: Summary) -> str:
     """Render a row for each strategy and column, in full precision; data and protocol stand in each.
 
-    Columns: ``mean`` and ``standard_error`` in percent over ``trials``; ``mark`` is best, second, tied, or two of them;
+    Columns: ``mean`` and ``standard_error`` in percent over ``trials``; ``mark`` is best, second,
+    tied or incomplete, or several of them;
     ``difference`` to the ``baseline`` with interval, p-values and number of pairs, where the column is compared.
     """
     marks, comparison = mark_best(summary), summary["comparison"] or {"baseline": "", "strategies": {}}
@@ -123,6 +128,7 @@ def _latex_cell(cell: Mapping[str, Any], marks: frozenset[str]) -> str:
     text = f"{cell['mean']:.1f}"
     text = rf"\textbf{{{text}}}" if BEST in marks else rf"\underline{{{text}}}" if SECOND in marks else text
     text += r"$^\dagger$" if TIED in marks else ""
+    text += r"$^\ast$" if INCOMPLETE in marks else ""
     return text + (rf" $\pm$ {cell['standard_error']:.1f}" if cell["standard_error"] is not None else "")
 
 

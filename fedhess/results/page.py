@@ -14,10 +14,11 @@ import numpy as np
 
 from fedhess.base.tables import short
 from fedhess.jobs.description import incomplete_warning, stand_in_warning
-from fedhess.jobs.job import Job
+from fedhess.jobs.job import Job, history
 from fedhess.jobs.metrics import Confusion
 from fedhess.results.columns import (
     BEST,
+    INCOMPLETE,
     SECOND,
     TIED,
     Summary,
@@ -118,6 +119,7 @@ def _number(cell: Mapping[str, Any], marks: frozenset[str]) -> str:
     text = f"<b>{text}</b>" if BEST in marks else f"<u>{text}</u>" if SECOND in marks else text
     text += f" <small>&plusmn; {cell['standard_error']:.1f}</small>" if cell["standard_error"] is not None else ""
     text += ' <span title="within one standard error of the best">~</span>' if TIED in marks else ""
+    text += ' <span title="not all of its runs have ended">*</span>' if INCOMPLETE in marks else ""
     return f'<td data-value="{_value(cell["mean"])}">{text}</td>'
 
 
@@ -253,7 +255,7 @@ def _selected(summary: Summary) -> str:
     for name, result in summary["strategies"].items():
         cells = ""
         for scenario in scenarios:
-            rounds = result["selected_rounds"][scenario]
+            rounds = result["selected_rounds"].get(scenario, [])
             settings = result.get("selected_settings", {}).get(scenario, [None] * len(rounds))
             chosen = zip(rounds, settings, strict=True)
             texts = [("none" if n is None else str(n)) + (f" ({setting})" if setting else "") for n, setting in chosen]
@@ -266,11 +268,12 @@ def _selected(summary: Summary) -> str:
 
 def _settings(job: Job, summary: Summary) -> str:
     record = job.record
-    command, environment = record.get("command"), record.get("environment", {})
+    commands = [shlex.join(entry["command"]) for entry in history(record)]
+    environment = record.get("environment", {})
     data = {key: job.data.get(key) for key in ("name", "options", "digest", "differences") if job.data.get(key)}
     examples = {domain: sum(counts.values()) for domain, counts in job.data["counts"].items() if counts}
     parts = [
-        f"<pre>{escape(shlex.join(command))}</pre>" if command else "",
+        f"<pre>{escape(chr(10).join(commands))}</pre>" if commands else "",
         "<h3>Strategies</h3>" + _pairs({name: summary["arguments"].get(name, "") or "none" for name in job.strategies}),
         "<h3>Data</h3>" + _pairs({**data, **({"examples": examples} if examples else {}), "classes": job.classes}),
         "<h3>Run</h3>" + _pairs({**record.get("settings", {}), "seeds": job.seeds}),

@@ -1,17 +1,26 @@
 """A job as Python sees it: rows, table, figures and models. ``fedhess.run`` and ``fedhess.open`` return one."""
 
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import DivergedError, FederationError, StorageError
+from fedhess.federation.engines.choice import Engine
+from fedhess.jobs.description import describe_failures
+from fedhess.jobs.directory import job_directory, record_selection
+from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
+from fedhess.jobs.running import run_job
 from fedhess.models.headed import HeadedModel
-from fedhess.results.domain_views import load_model
+from fedhess.results.export import export_model
 from fedhess.results.files import write_all
 from fedhess.results.formats import format_table
+from fedhess.results.models import SELECTED, find_model, narrowed
 from fedhess.results.selection import read_rows
+from fedhess.results.studies import require_optuna, run_studies
 from fedhess.results.summary import summarise, table, write_report
 
 if TYPE_CHECKING:
@@ -88,29 +97,60 @@ class Results:
         recorded = [(run, row) for run, rows in read_rows(self.job) if not run.inner for row in rows]
         return pd.DataFrame([_named(run) | row for run, row in recorded])
 
-    def model(self, strategy: str | None = None, target: str | None = None, seed: int | None = None) -> HeadedModel:
-        """Load the final model of a finished run, in evaluation mode.
+    def model(
+        self,
+        strategy: str | None = None,
+        target: str | None = None,
+        seed: int | None = None,
+        *,
+        round: str = SELECTED,
+    ) -> HeadedModel:
+        """Load the model that the table reports of a finished run, in evaluation mode.
+
+        It takes what clients train on, so embeddings with lite0-features; :func:`fedhess.load` has one for images.
 
         Args:
             strategy: Of the run; where the job has one it can be left out, like the following.
             target: Name of its target, or targets joined by ``+``.
             seed: Of the trial.
 
+            round: Which round's: ``"selected"``, ``"source"``, the one that the run kept by source validation, or
+                ``"last"``.
+
         Raises:
-            UsageError: No run or several are meant, or the run is not finished.
+            UsageError: No run or several are meant, the run is not finished, or did not keep the model.
         """
-        wanted = {"strategy": strategy, "scenario": target, "seed": seed}
-        runs = [
-            run
-            for run in self.job.outer_runs
-            if all(value is None or _named(run)[key] == value for key, value in wanted.items())
-        ]
-        if len(runs) != 1:
-            known = "; ".join(f"{run.strategy}, {run.scenario.name}, {run.config.seed}" for run in self.job.outer_runs)
-            raise UsageError(
-                f"model: expected strategy, target and seed of one run, got those of {len(runs)}; runs: {known}"
-            )
-        return load_model(runs[0])
+        return find_model(narrowed(self.job, strategy=strategy, target=target, seed=seed), round).load()
+
+    def export(
+        self,
+        out: Path | str | None = None,
+        *,
+        strategy: str | None = None,
+        target: str | None = None,
+        seed: int | None = None,
+        round: str = SELECTED,
+        onnx: bool = False,
+    ) -> Path:
+        """Write the model that the table reports of a finished run to a folder, for :func:`fedhess.load`.
+
+        Args:
+            out: The folder: new, empty or an earlier export; None is ``export`` in the run's directory.
+            strategy: Of the run, like the following; see `model`.
+            target: Name of its target, or targets joined by ``+``.
+            seed: Of the trial.
+            round: See `model`.
+            onnx: Write model.onnx too, and check it.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UsageError: As `model`; or the folder holds something else, or the extra ``onnx`` is missing.
+            StorageError: The folder cannot be written.
+        """
+        job = narrowed(self.job, strategy=strategy, target=target, seed=seed)
+        return export_model(job, out=None if out is None else Path(out), which=round, onnx=onnx)
 
     def _repr_markdown_(self) -> str:
         return self.table
@@ -120,7 +160,7 @@ class Results:
 
 
 def _named(run: PlannedRun) -> dict[str, Any]:
-    return {"strategy": run.strategy, "variant": run.variant, "scenario": run.scenario.name, "seed": run.config.seed}
+    return {"strategy": run.strategy, "variant": run.number, "scenario": run.scenario.name, "seed": run.config.seed}
 
 
 def open_results(path: Path | str) -> Results:
@@ -133,3 +173,30 @@ def open_results(path: Path | str) -> Results:
         UsageError: There is no job, or its config.json is damaged.
     """
     return Results(open_recorded(Path(path)))
+
+
+def run_and_report(job: Job, progress: Progress, engine: Engine, *, resume: bool) -> tuple[Results, list[Path]]:
+    """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
+    if job.search.get("kind") == "optuna":
+        require_optuna()
+    with job_directory(job.path, job.record, resume=resume, selection=job.selection, before=job.before) as changes:
+        if changes:
+            progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
+        record_growth(job, changed=bool(changes))
+        try:
+            if job.search.get("kind") == "optuna":
+                job, failures = run_studies(job, progress, engine=engine), {}
+            else:
+                failures = run_job(job, progress, engine=engine)
+            if failures and not job.variants and len(failures) == len(job.runs):
+                raise FederationError(describe_failures(job, failures))
+            record_selection(job.path, job.selection)
+            results = Results(job)
+            files = results.write()
+            if failures and not job.variants:
+                raise FederationError(f"{describe_failures(job, failures)}\nThe table of the others is in {files[1]}.")
+            return results, files
+        except (FederationError, StorageError, KeyboardInterrupt) as error:
+            kept = " in" if isinstance(error, DivergedError) else ": continue with --resume --out"
+            sys.stderr.write(f"fedhess: stopped; the completed rounds are kept{kept} {job.path}\n")
+            raise

@@ -14,6 +14,7 @@ from fedhess.jobs.job import Job, slug
 from fedhess.jobs.metrics import Confusion
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
+from fedhess.results.choices import choice_lines, choice_of, edge_warnings, incomplete
 from fedhess.results.columns import (
     MARKS,
     accuracy_columns,
@@ -36,7 +37,6 @@ from fedhess.results.selection import (
     selection_rule,
     source_accuracy,
     target_accuracy,
-    unfinished,
 )
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
@@ -54,9 +54,10 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
         each target, their average, on the worst target of a trial, and on the sources, seed by seed too, what
         `counts.summarise_counts` returns, the alignment distances of the sources before and after training, the
-        selected rounds (and settings, where there are several) by target, the number of clients' failures, and the gaps
-        that they left in the evaluation. ``"comparison"`` is what :func:`fedhess.results.paired.compare_paired`
-        returns, ``"unfinished"`` lists runs that lack rounds.
+        selected rounds (and settings, where there are several) by target, what is incomplete, the number of clients'
+        failures, and the gaps that they left in the evaluation. ``"comparison"`` is what
+        :func:`fedhess.results.paired.compare_paired` returns, ``"unfinished"`` lists runs that lack rounds, with the
+        reason of those that failed.
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
@@ -77,7 +78,9 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         "classes": job.classes,
         "arguments": describe_arguments(job),
         "runs": len(recorded),
-        "unfinished": _unfinished(recorded),
+        "unfinished": [
+            f"{name}, {run}: {how}" for name, of in strategies.items() for run, how in of["unfinished"].items()
+        ],
         "comparison": compare_paired(
             {name: {column: of["by_seed"][column] for column in compared} for name, of in strategies.items()}
         ),
@@ -108,6 +111,7 @@ def table(summary: Mapping[str, Any]) -> str:
             *([explain(compared)] if compared else []),
             "",
             markdown_table(heads, lines),
+            *choice_lines(summary["strategies"]),
             *counts_section(summary),
             *notes(summary),
         ]
@@ -115,9 +119,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
-    """Write summary.json, summary.md and, as PNG and SVG, figures/rounds and figures/confusion_TARGET.
-
-    Titles name a stand-in; a target of which a trial has no counts has no confusion matrix.
+    """Write summary.json, summary.md and, as PNG and SVG, figures/rounds; titles name a stand-in.
 
     Args:
         job: The job.
@@ -134,10 +136,8 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     with writing(job.path):
         figure.parent.mkdir(exist_ok=True)
         title = f"{summary['title']}: accuracy on the target and alignment distances, round by round"
-        recorded = read_rows(job)
-        panels = rounds_panels(job, summary, recorded)
-        files += draw_rounds(figure, title=title, note=rounds_note(job, summary), panels=panels)
-        return files + draw_targets(job, recorded, summary)
+        panels = rounds_panels(job, summary, read_rows(job))
+        return files + draw_rounds(figure, title=title, note=rounds_note(job, summary), panels=panels)
 
 
 def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
@@ -148,6 +148,7 @@ def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     """
     as_json, as_text = job.path / "summary.json", job.path / "summary.md"
     with writing(job.path):
+        job.path.mkdir(parents=True, exist_ok=True)  # that of jobs put together
         replace_file(as_json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (table(summary) + "\n").encode())
     return [as_json, as_text]
@@ -183,7 +184,7 @@ def rounds_note(job: Job, summary: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, summary["seeds"]))
     shown_as = "one trial" if len(summary["seeds"]) == 1 else "mean over trials, band: standard error of the mean"
     selected = (
-        f"; of {len(job.variants)} settings the one selected by {summary['selection'][0]}" if job.variants else ""
+        f"; of {job.settings_each} settings the one selected by {summary['selection'][0]}" if job.variants else ""
     )
     names = [*summary["strategies"], *([] if summary["averaged"] else summary["targets"])]
     unknown = any(drawable(name, "?") == "?" for name in names)
@@ -226,13 +227,17 @@ def _summarise_strategy(
     of_sources: dict[int, list[float | None]] = {}
     selected: dict[str, list[int | None]] = {}
     settings: dict[str, list[str | None]] = {}
+    choices: list[dict[str, Any]] = []
     gaps: list[str] = []
-    sick: dict[str, str] = {}
-    for run, rows in recorded:
-        mine = run.strategy == name and not run.inner
-        if mine and (sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes))):
-            setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
-            sick[f"target {run.scenario.name}, seed {run.config.seed}{setting}"] = sign
+    sick, unfinished_runs = dict[str, str](), dict[str, str]()
+    for run, rows in ((run, rows) for run, rows in recorded if run.strategy == name and not run.inner):
+        setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
+        where, last = f"target {run.scenario.name}, seed {run.config.seed}{setting}", rows[-1]["round"] if rows else 0
+        if sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes)):
+            sick[where] = sign
+        if last < run.config.rounds:
+            why = " ".join((run.directory.failure() or "").split())
+            unfinished_runs[where] = f"round {last} of {run.config.rounds}" + (f": {why}" if why else "")
     before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
     for cell in cells_of(recorded, name):
         choice, rows = cell.choose(selection)
@@ -242,6 +247,7 @@ def _summarise_strategy(
         settings.setdefault(cell.scenario.name, []).append(
             describe(job.variants[variant]) if job.variants and variant is not None else None
         )
+        choices += [choice_of(job, name, cell, variant)] if job.search else []
         of_sources.setdefault(cell.seed, []).append(source_accuracy(rows, chosen))
         for domain in cell.scenario.targets:
             accuracy[columns[cell.scenario.name, domain]][cell.seed] = target_accuracy(rows, chosen, domain)
@@ -250,7 +256,7 @@ def _summarise_strategy(
             found["after"].append(mean_distance(rows, cell.candidates[0].last_round, key))
     seeds = sorted(of_sources)
     whole = _has_average(columns)
-    averages = [mean([by_seed[seed] for by_seed in accuracy.values()]) if whole else None for seed in seeds]
+    averages = [mean([by_seed.get(seed) for by_seed in accuracy.values()]) if whole else None for seed in seeds]
     by_seed = {column: {str(seed): _percent(value) for seed, value in of.items()} for column, of in accuracy.items()}
     by_seed |= {"average": {str(seed): _percent(value) for seed, value in zip(seeds, averages, strict=True)}}
     counted = selected_rows(recorded, name, columns, selection)
@@ -258,31 +264,29 @@ def _summarise_strategy(
     return {
         "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
         "average": mean_and_error(averages),
-        "worst_domain": mean_and_error([_worst([of[seed] for of in accuracy.values()]) for seed in seeds]),
+        "worst_domain": mean_and_error([_worst([of.get(seed) for of in accuracy.values()]) for seed in seeds]),
         **summarise_counts(counted, classes=len(job.classes), averaged=whole),
         "sources": mean_and_error([mean(of_sources[seed]) for seed in seeds]),
         "by_seed": by_seed,
         **{key: {when: mean(values) for when, values in found.items()} for key, found in before_after.items()},
         "selected_rounds": selected,
         **({"selected_settings": settings} if job.variants else {}),
+        **({"choices": choices, "edges": edge_warnings(job, name, choices)} if job.search else {}),
+        "incomplete": {
+            column: text
+            for scenario, text in incomplete(job, recorded, name).items()
+            for (held_out, _), column in columns.items()
+            if held_out == scenario
+        },
         "failures": failures,
         "gaps": gaps,
         "sick": sick,
+        "unfinished": unfinished_runs,
     }
 
 
 def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
-
-
-def _unfinished(recorded: Recorded) -> list[str]:
-    """Name each run that has not come to its last round, and how far it is."""
-    came_to = {run.directory.path: max((row["round"] for row in rows), default=0) for run, rows in recorded}
-    return [
-        f"{run.strategy}, target {run.scenario.name}, seed {run.config.seed}: round {came_to[run.directory.path]} of "
-        f"{run.config.rounds}"
-        for run in unfinished(recorded)
-    ]
 
 
 def _worst(accuracies: Sequence[float | None]) -> float | None:
@@ -343,6 +347,7 @@ def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:
     """
     as_json, as_text = job.path / "selection.json", job.path / "selection.md"
     with writing(job.path):
+        job.path.mkdir(parents=True, exist_ok=True)  # that of jobs put together
         replace_file(as_json, (json.dumps(compared, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (selector_table(compared) + "\n").encode())
     return [as_json, as_text]

@@ -87,13 +87,13 @@ _FROZEN_FEATURES_PENALTIES: dict[str, dict[str, Any]] = {
     "fishr": {"weight": 10.0, "anneal_steps": 120},
 }
 
+TIMM = "timm:NAME"  # what stands for every model timm:...
+
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "mlp": _IRM_SCRIPTS,
     "mnist-cnn": _DOMAINBED_DIGITS,
-    "lite0-features": _FROZEN_FEATURES,
-    "lite0": _FINE_TUNING,
-    "resnet18": _FINE_TUNING,
-    "resnet50": _FINE_TUNING,
+    **dict.fromkeys(("lite0-features", "lite1-features", "lite2-features"), _FROZEN_FEATURES),
+    **dict.fromkeys(("lite0", "lite1", "lite2", "resnet18", "resnet50", TIMM), _FINE_TUNING),
 }
 
 # As for frozen features: the coefficients of DomainBed diverge with SGD at 0.1.
@@ -116,11 +116,9 @@ BENCHMARK_SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 # Arguments of strategies by model, where the strategies' own defaults do not fit its settings.
 STRATEGY_ARGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "mlp": _IRM_SCRIPTS_ELSEWHERE,
-    "lite0": _FINE_TUNING_PENALTIES,
-    "resnet18": _FINE_TUNING_PENALTIES,
-    "resnet50": _FINE_TUNING_PENALTIES,
     "mnist-cnn": _DOMAINBED_PENALTIES,
-    "lite0-features": _FROZEN_FEATURES_PENALTIES,
+    **dict.fromkeys(("lite0", "lite1", "lite2", "resnet18", "resnet50", TIMM), _FINE_TUNING_PENALTIES),
+    **dict.fromkeys(("lite0-features", "lite1-features", "lite2-features"), _FROZEN_FEATURES_PENALTIES),
 }
 
 # The same of a model on one benchmark, in place of the model's.
@@ -138,7 +136,7 @@ def default_settings(model: str, *, benchmark: str = "") -> dict[str, Any]:
         model: A model's name.
         benchmark: A benchmark's name; its own settings for the model, where it has some, replace the model's.
     """
-    return dict(BENCHMARK_SETTINGS.get(benchmark, {}).get(model, SETTINGS.get(model, {})))
+    return dict(BENCHMARK_SETTINGS.get(benchmark, {}).get(model, SETTINGS.get(_of_timm(model), {})))
 
 
 def default_strategy_args(strategy: str, *, model: str, benchmark: str = "") -> dict[str, Any]:
@@ -149,7 +147,7 @@ def default_strategy_args(strategy: str, *, model: str, benchmark: str = "") -> 
         model: A model's name.
         benchmark: A benchmark's name; its own arguments for the model, where it has some, replace the model's.
     """
-    by_strategy = BENCHMARK_STRATEGY_ARGS.get(benchmark, {}).get(model, STRATEGY_ARGS.get(model, {}))
+    by_strategy = BENCHMARK_STRATEGY_ARGS.get(benchmark, {}).get(model, STRATEGY_ARGS.get(_of_timm(model), {}))
     return dict(by_strategy.get(strategy, {}))
 
 
@@ -173,6 +171,10 @@ def describe_default(setting: str, *, otherwise: object) -> str:
     shown = {value: "all" if (setting, value) == ("batch_size", 0) else _short(value) for value, _ in ranked}
     common, *others = ranked
     return "; ".join([shown[common[0]], *(f"{shown[value]} with {', '.join(models)}" for value, models in others)])
+
+
+def _of_timm(model: str) -> str:
+    return TIMM if model.startswith("timm:") else model
 
 
 def _short(value: object) -> str:

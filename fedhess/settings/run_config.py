@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 Scalar = str | int | float | bool
 
 # The groups of --help: what most people set first, then the rest.
-MAIN, DATA, METHOD, TRAINING, FEDERATION, MACHINE, OUTPUT = GROUPS = (
+MAIN, SEARCH, DATA, METHOD, TRAINING, FEDERATION, MACHINE, OUTPUT = GROUPS = (
     "Main options",
+    "Search",
     "Data",
     "Method",
     "Training",
@@ -101,10 +102,14 @@ class RunConfig(BaseModel):
     model: str = _setting(
         ...,
         MAIN,
-        "Model; --list names them. [default: resnet18 for images, lite0-features for IconPACS, mlp for digits, "
-        "mnist-cnn for ColoredMNIST form=domainbed]",
+        "Model: a name (see --list), timm:NAME or package.module:Class. [default: resnet18 for images, lite0-features "
+        "for IconPACS, mlp for digits, mnist-cnn for ColoredMNIST form=domainbed]",
     )
     pretrained: bool = _setting(True, METHOD, "Begin from ImageNet weights where the model has them.")
+    weights: str | None = _setting(
+        None, METHOD, "File of initial weights for the model: safetensors, or a state dict of torch. [default: none]"
+    )
+    weights_digest: str | None = None
     references: Literal["current", "previous"] = _setting(
         "current",
         METHOD,
@@ -272,6 +277,12 @@ class RunConfig(BaseModel):
         """The learning rate of the server's optimizer by round."""
         warmup = self.server_warmup_rounds
         return LearningRate(self.server_lr, self.server_lr_schedule, self.rounds, warmup, self.lr_drop_after)
+
+    @property
+    def average_words(self) -> str:
+        """Words on the average over rounds that is reported; nothing where there is none."""
+        args = ", ".join(f"{key}={value}" for key, value in self.average_args.items())
+        return "" if self.average == "none" else f", average over rounds {self.average} ({args})"
 
     @property
     def bound_to_rounds(self) -> list[str]:

@@ -43,7 +43,7 @@ class Protocol:
     ours: tuple[str, ...] = ()  # benchmarks that it was not run on as far as we know; they have the settings of PACS
     strategy_args: Mapping[str, Mapping[str, Mapping[str, Scalar]]] = field(default_factory=dict)  # then by benchmark
     draws: int = 0  # settings to select among, drawn as DomainBed draws them; 0 for one
-    ranges: str = "released"  # which they are drawn from, a key of draws.RANGES
+    ranges: str = "released"  # which they are drawn from, a key of ranges.RANGES
     oracle: bool = False  # whether it reports the oracle too
     benchmarks: tuple[str, ...] = BENCHMARKS  # what it is a preset for
 

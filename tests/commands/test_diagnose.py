@@ -16,7 +16,8 @@ from fedhess.federation.client import memory
 from fedhess.jobs.reopening import open_finished
 from fedhess.results.attributes import ATTRIBUTES, compare_domains, measure_domain
 from fedhess.results.diagnosis import MIXED_PAIR, SOURCE_PAIR, compare_strategies
-from fedhess.results.domain_views import load_model, view_domains
+from fedhess.results.domain_views import view_domains
+from fedhess.results.models import RunModel, find_models
 from tests.conftest import TOY, Outcome
 
 Command = Callable[..., Outcome]
@@ -73,11 +74,16 @@ def test_job_of_several_strategies_is_compared(job: Path, diagnosed: Command) ->
     assert all((job / "diagnosis" / name).stat().st_size > 0 for name in written)
 
 
-def test_values_are_those_of_the_final_models(job: Path, diagnosed: Command) -> None:
+def model_of(job: Path, strategy: str, seed: int, which: str = "selected") -> RunModel:
+    models = find_models(open_finished(job), which)
+    return next(model for model in models if (model.run.strategy, model.run.config.seed) == (strategy, seed))
+
+
+def test_values_are_those_of_the_selected_models(job: Path, diagnosed: Command) -> None:
     diagnosed(job / "hgp", "--quiet")
     rows = read_csv(job / "hgp" / "diagnosis" / "diagnosis.csv")
-    run = next(run for run in open_finished(job).runs if run.strategy == "hgp" and run.config.seed == 1)
-    views = {view.domain: measure_domain(view.batch) for view in view_domains(run, most_examples=2048)}
+    model = model_of(job, "hgp", 1)
+    views = {view.domain: measure_domain(view.batch) for view in view_domains(model, most_examples=2048)}
     for name, value in compare_domains(views["south"], views["east"]).items():
         (row,) = (
             row
@@ -88,10 +94,12 @@ def test_values_are_those_of_the_final_models(job: Path, diagnosed: Command) -> 
         assert float(row["value"]) == pytest.approx(value, rel=1e-12)
 
 
-def test_source_loss_is_the_one_that_training_recorded(job: Path, diagnosed: Command) -> None:
-    found = json.loads(diagnosed(job / "erm", "--json").out)
-    run = next(run for run in open_finished(job).runs if run.strategy == "erm" and run.config.seed == 0)
-    recorded = {row["domain"]: row for row in run.directory.rows() if row["round"] == run.config.rounds}
+@pytest.mark.parametrize("which", ["selected", "last"])
+def test_source_loss_is_the_one_that_training_recorded(which: str, job: Path, diagnosed: Command) -> None:
+    found = json.loads(diagnosed(job / "erm", "--json", "--round", which).out)
+    model = model_of(job, "erm", 0, which)
+    assert found["runs"][0]["round"] == model.server_round
+    recorded = {row["domain"]: row for row in model.run.directory.rows() if row["round"] == model.server_round}
     for domain in found["runs"][0]["domains"]:
         assert domain["loss"] == pytest.approx(recorded[domain["domain"]]["loss"], rel=1e-5)
         assert domain["accuracy"] == pytest.approx(recorded[domain["domain"]]["accuracy"])
@@ -114,7 +122,7 @@ def test_at_most_the_given_number_of_examples_is_read(job: Path, diagnosed: Comm
     done = diagnosed(job / "hgp", "--examples", 10)
     assert "at most 10 examples" in done.out
     assert "all (10 of 48, drawn)" in done.out
-    first = open_finished(job).runs[0]
+    first = find_models(open_finished(job))[0]
     drawn = [view.batch.features for view in view_domains(first, most_examples=10) for _ in range(2)]
     assert drawn[0].shape[0] == 10
     assert torch.equal(drawn[0], drawn[1])
@@ -231,4 +239,4 @@ def test_unwritable_directory_ends_with_status_one(job: Path, diagnosed: Command
 
 
 def test_final_model_is_in_evaluation_mode(job: Path) -> None:
-    assert not load_model(open_finished(job).runs[0]).training
+    assert not find_models(open_finished(job))[0].load().training

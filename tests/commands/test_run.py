@@ -49,7 +49,7 @@ def test_a_job_is_opened_again(command: Command) -> None:
     weights = results.model(strategy="erm").head.weight
     assert isinstance(model, torch.nn.Module)
     assert not torch.equal(model.head.weight, weights)
-    with pytest.raises(UsageError, match="expected strategy, target and seed of one run, got those of 2"):
+    with pytest.raises(UsageError, match="expected strategy, target and seed of one run of job, got several"):
         results.model()
 
 

@@ -13,6 +13,7 @@ from fedhess.federation.client.app import app as client_app
 from fedhess.jobs.reopening import open_finished, open_recorded, require_inner_runs
 from fedhess.jobs.workers import worker
 from fedhess.results.domain_views import view_domains
+from fedhess.results.models import find_models
 from tests.conftest import Outcome
 
 FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--rounds", "4", "--local-steps", "1"]
@@ -81,10 +82,11 @@ def test_analysis_wants_one_setting(command: Command) -> None:
         UsageError, match="job holds several settings of a strategy; name the directory of one, such as"
     ):
         open_finished(Path("job"))
-    (run,) = open_finished(Path("job/variant-1")).runs
+    (model,) = find_models(open_finished(Path("job/variant-1")), "last")
+    run = model.run
     assert run.config.lr == 0.2
     assert run.config.split == "domainbed"
-    (target,) = [view for view in view_domains(run, most_examples=99) if view.role == "target"]
+    (target,) = [view for view in view_domains(model, most_examples=99) if view.role == "target"]
     assert target.split == "in split (36)", "what its accuracy is read on; the rest stays the oracle's"
     recorded = {row["split"]: row["accuracy"] for row in run.directory.rows() if row["round"] == 4}
     assert target.accuracy == pytest.approx(recorded["in"])

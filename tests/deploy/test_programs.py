@@ -44,7 +44,9 @@ def test_superlink_is_started_with_tls_and_authenticated_nodes(keys: Keys) -> No
 
 def test_supernode_says_its_domain_in_words_that_flower_reads(keys: Keys) -> None:
     own = {"role": "target", "domain": "Real World", "data-dir": "/data/a b", "partition-id": 3}
-    program = programs.supernode(keys, address="h:1", name="sketch", port=9095, node_config=own, further="threads=1")
+    program = programs.supernode(
+        keys, address="h:1", name="sketch", port=9095, node_config=own, more_config="threads=1"
+    )
     arguments = shlex.split(str(program))
     read = parse_config_args([arguments[arguments.index("--node-config") + 1]])
     assert read == own | {"threads": 1}

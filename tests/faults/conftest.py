@@ -52,6 +52,10 @@ class Federation:
         database, variables = self.folder / "superlink.db", {"FLWR_HOME": str(self.home), **variables}
         link = programs.superlink(self.keys, host=HOST, port=self.port, database=database, **variables)
         self.running.start(name, link)
+        self.await_superlink()
+
+    def await_superlink(self) -> None:
+        """Wait until the SuperLink answers at its own port."""
         context = ssl.create_default_context(cafile=str(self.keys.ca))
         self.wait(lambda: _answers(f"https://{HOST}:{self.port}/health", context), "the SuperLink answers", 90)
 
@@ -63,11 +67,18 @@ class Federation:
         assert {self.running.ended()[f"register-{n}"] for n in names} == {0}
 
     def start_node(
-        self, domain: str, *, log: str = "", keys: Keys | None = None, script: Path | None = None, **node_config: Any
+        self,
+        domain: str,
+        *,
+        log: str = "",
+        keys: Keys | None = None,
+        script: Path | None = None,
+        port: int | None = None,
+        **node_config: Any,
     ) -> None:
         """Start the SuperNode of a domain; ``log`` tells this start from others, ``script`` is run in its place."""
         own = {"role": DOMAINS[domain], "domain": domain, **{k.replace("_", "-"): v for k, v in node_config.items()}}
-        address, home = f"{HOST}:{self.port}", str(self.home)
+        address, home = f"{HOST}:{port or self.port}", str(self.home)
         node = programs.supernode(
             keys or self.keys, address=address, name=domain, port=free_port(), node_config=own, FLWR_HOME=home
         )
@@ -75,10 +86,10 @@ class Federation:
             node = replace(node, name=sys.executable, arguments=[str(script), *node.arguments])
         self.running.start(log or domain, node)
 
-    def start_nodes(self, **of_cartoon: Any) -> None:
+    def start_nodes(self, *, port: int | None = None, **of_cartoon: Any) -> None:
         """Start the SuperNode of every domain."""
         for domain in DOMAINS:
-            self.start_node(domain, **(of_cartoon if domain == "cartoon" else {}))
+            self.start_node(domain, port=port, **(of_cartoon if domain == "cartoon" else {}))
 
     def start_run(self, name: str, *settings: str) -> "subprocess.Popen[bytes]":
         """Start a run, recorded in the folder of its name; its log is that of its name."""

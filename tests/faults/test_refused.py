@@ -1,11 +1,16 @@
 """Who has no business in the federation stays outside, and is told so."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from fedhess.deploy.keys import Keys, make_keys
-from tests.faults.conftest import Federation
+from fedhess.deploy.processes import free_port
+from fedhess.deploy.programs import Program
+from tests.faults.conftest import HOST, Federation
 
 
 @pytest.mark.slow
@@ -23,3 +28,36 @@ def test_unknown_nodes_and_servers_with_another_authority_are_refused(federation
     federation.start_node("photo", keys=strange)  # it trusts another authority than the server's
     federation.await_log("photo", "(?i)certificate.verify.failed|Connection attempt failed", 60)
     assert "SuperNode ID" not in federation.log("photo")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_only_nodes_reach_the_superlink_from_outside(federation: Federation, tmp_path: Path) -> None:
+    """Who has neither certificate nor key reads the runs at Flower's own port, and nothing through nginx."""
+    public, state = free_port(), tmp_path / "state"
+    command = ["-m", "fedhess.deploy", "superlink", "--keys", str(federation.keys.folder), "--state", str(state)]
+    command += ["--host", HOST, "--port", str(public), "--control-port", str(federation.port)]
+    federation.running.start("superlink", Program(sys.executable, command, {"FLWR_HOME": str(federation.home)}))
+    federation.await_superlink()
+    assert ask(federation.port, "/v1/control/list-runs") == 200, "what nginx is there for"
+    paths = ("/v1/control/list-runs", "/v1/control/register-node", "/v1/runtime/acquire-task", "/health")
+    assert {ask(public, path) for path in paths} == {403}
+
+    federation.register()
+    federation.start_nodes(port=public)
+    federation.start_run("outside", "rounds=2")
+    assert "finished" in federation.finish("outside", 500)
+    database, others = state / "superlink.db", [file for file in state.rglob("*") if file.is_file()]
+    assert database in others
+    assert {file.stat().st_mode & 0o077 for file in others} == {0}
+    inside = ["-m", "fedhess.simulate", "--domains", "IconPACS", "--target", "sketch", "--strategy", "erm"]
+    inside += ["--rounds", "2", "--trials", "1", "--local-steps", "2", "--evaluate-every", "100", "--threads", "1"]
+    inside += ["--device", "cpu", "--out", str(tmp_path / "inside")]
+    subprocess.run([sys.executable, *inside], check=True, capture_output=True)
+    assert federation.weights("outside") == federation.weights("inside")
+
+
+def ask(port: int, path: str) -> int:
+    """POST an empty message as a stranger does, who checks no certificate; return the status."""
+    header = {"content-type": "application/protobuf"}
+    return httpx.post(f"https://{HOST}:{port}{path}", verify=False, headers=header, timeout=10).status_code

@@ -19,6 +19,7 @@ from fedhess.base.errors import FederationError
 from fedhess.federation import protocol
 from fedhess.federation.client import app, memory
 from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.app import return_nonce
 from fedhess.federation.flower_compat import run_identity, set_message_id
 from fedhess.federation.server.discovery import discover
 from fedhess.federation.server.run_directory import RunDirectory
@@ -114,7 +115,8 @@ class FixedNodes:
 
     def answer(self, message: Message) -> Message | None:
         identity = self.identities[message.metadata.dst_node_id]
-        return Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
+        reply = Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
+        return return_nonce(message, None, lambda *_: reply)  # type: ignore[arg-type]
 
 
 def test_two_nodes_of_one_domain_are_an_error() -> None:

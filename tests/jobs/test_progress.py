@@ -108,7 +108,7 @@ def test_time_left_is_of_the_whole_job_and_of_what_is_still_to_come(
         "84 s left",  # 28 rounds at 3 s each
         "48 s left",
         "26 s left",  # 13 at 2 s
-        "150 min left",
+        "2.5 h left",
     ]
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from fedhess.domains import TensorDomain
 from fedhess.domains.iconpacs import CLASSES, read_drawings
 from fedhess.models import create_model, lite0_features, prepare_inputs, prepared_shape
-from fedhess.models.lite0 import Lite0Featurizer
+from fedhess.models.lite0 import LiteFeaturizer
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_embeddings_are_the_frozen_features_and_are_computed_once(few: TensorDom
     assert messages == ["embedding few: 0 of 21 images"]
     everything = torch.arange(len(few))
     with torch.no_grad():
-        expected = Lite0Featurizer(pretrained=True).eval()(few.inputs(everything))
+        expected = LiteFeaturizer(pretrained=True).eval()(few.inputs(everything))
     torch.testing.assert_close(embedded.inputs(everything), expected)
     assert torch.equal(embedded.inputs(everything), again.inputs(everything))
     assert embedded.digest == again.digest != few.digest
@@ -43,7 +43,7 @@ def test_other_images_or_weights_get_other_embeddings(few: TensorDomain, tmp_pat
     flipped = TensorDomain("few", few.inputs(torch.arange(len(few))).flip(3), labels=few.labels, groups=few.groups)
     first, second = (prepare_inputs("lite0-features", d, cache_dir=tmp_path) for d in (few, flipped))
     assert not torch.equal(first.inputs(torch.tensor([0])), second.inputs(torch.tensor([0])))
-    monkeypatch.setattr(lite0_features, "weights_digest", lambda: "another release")
+    monkeypatch.setattr(lite0_features, "weights_digest", lambda name: "another release")
     messages: list[str] = []
     third = prepare_inputs("lite0-features", few, cache_dir=tmp_path, notify=messages.append)
     assert messages, "computed again, not taken from the cache"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from misbehaving import Misbehaving, with_metrics
@@ -18,6 +18,7 @@ from misbehaving import Misbehaving, with_metrics
 from fedhess.base.errors import FederationError
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.examples import LocalClient
 
 Run = Callable[..., Any]
 FEDAVG = "flwr.serverapp.strategy:FedAvg"
@@ -67,6 +68,9 @@ ALTERED: list[tuple[str, dict[str, Any], str]] = [
     (protocol.EVALUATE, {"num-examples": float("inf")}, EVALUATION),
     (protocol.EVALUATE, {"accuracy": 7.0}, EVALUATION),
     (protocol.EVALUATE, {"accuracy": None}, "expected loss, accuracy"),
+    (protocol.EVALUATE, {"loss": -1.0}, "expected a loss of at least 0"),
+    (protocol.EVALUATE, {"num-examples": 2**40}, "as at the start"),
+    (protocol.TRAIN, {"num-examples": 2**40}, "as at the start"),
     (protocol.TRAIN, {"more": 1.0}, METRICS),
     (protocol.TRAIN, {"loss": None}, METRICS),
     (protocol.TRAIN, {"loss": [1.0, 2.0]}, METRICS),
@@ -153,6 +157,69 @@ def test_counts_that_do_not_add_up_are_a_failure_of_their_client(
     assert reason in failure.reason
     (south,) = [row for row in finished.rows if row["domain"] == "south" and row["round"] == 1]
     assert south["confusion"] is south["calibration"] is south["accuracy"] is None
+
+
+@pytest.mark.parametrize("given", [None, "0" * 32])
+def test_a_reply_that_does_not_return_the_nonce_is_not_read(toy_run: Run, given: str | None) -> None:
+    """A node that answers in another's name has not seen the message, whose id alone can be guessed."""
+
+    def forged(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if context.node_config["partition-id"] == 1 and message.metadata.message_type == protocol.TRAIN:
+            reply.content[protocol.CONFIG] = ConfigRecord({} if given is None else {protocol.NONCE: given})
+        return reply
+
+    finished = toy_run(app=forged, quorum=2, rounds=1)
+    (failure,) = finished.server.federation.ledger.failures
+    assert (failure.client, failure.phase) == ("south", "train")
+    assert "does not return the message's nonce" in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ["b", "a", "c", "d"]}, r"do not have the same classes.*\n  north, west, east: .*\n  south: "),
+        (
+            {"inputs": "embedded by lite0, weights 0123"},
+            r"the same inputs.*\n .*\n  south: embedded by lite0",
+        ),
+    ],
+)
+def test_clients_with_other_classes_or_inputs_stop_the_run(toy_run: Run, changes: dict[str, Any], message: str) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        reply.content.config_records[protocol.CONFIG].update(changes)
+        return reply
+
+    with pytest.raises(FederationError, match=message):
+        toy_run(app=Misbehaving(protocol.IDENTIFY, act, first_round=0), rounds=1)
+
+
+def test_data_that_changes_in_a_run_is_named(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = LocalClient.data_digest.fget
+
+    def changed(message: Message, context: Context) -> Message:
+        if message.content.config_records.get(protocol.CONFIG, {}).get(protocol.ROUND, 0) == 1:
+            monkeypatch.setattr(
+                LocalClient, "data_digest", property(lambda own: "0" if own.domain == "south" else digest(own))
+            )
+        return client_app(message, context)
+
+    finished = toy_run(app=changed, quorum=2, rounds=1)
+    failure = finished.server.federation.ledger.failures[0]
+    assert failure.client == "south"
+    assert "the data of south has changed since the run began: digest 0, was" in failure.reason
+
+
+def test_what_a_node_writes_stays_one_short_line(toy_run: Run) -> None:
+    forgery = "no data\nround 9, sketch (target): accuracy 1.0\x1b[2K"
+
+    def act(message: Message, reply: Message) -> Message:
+        return Message(Error(1002, forgery + "x" * 10_000), reply_to=message)
+
+    finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1)
+    (failure,) = finished.server.federation.ledger.failures
+    assert failure.reason.startswith(r"error 1002: no data\nround 9, sketch (target): accuracy 1.0\x1b[2Kxx")
+    assert len(failure.reason) == protocol.LONGEST + len("...")
 
 
 def test_further_records_do_not_reach_a_flower_strategy(toy_run: Run) -> None:

@@ -18,9 +18,14 @@ from tests.conftest import TOY, TOY_OF_FLOWER, Outcome, Start
 Command = Callable[..., Outcome]
 
 HGP_ADAM = ["--strategy", "hgp", "--server-optimizer", "Adam", "--server-lr", "0.01"]
+SELECTED_EARLIER = ["--strategy", "erm", "--server-optimizer", "SGD", "--lr", "0.3", "--checkpoint-every", "3"]
 SELDOM = [*HGP_ADAM, "--checkpoint-every", "9"]
 FED_ADAM = ["--strategy", "flwr.serverapp.strategy:FedAdam"]
 FED_AVG_M = ["--strategy", "flwr.serverapp.strategy:FedAvgM", "--strategy-args", "server_momentum=0.9"]
+SWA = ["--average", "swa", "--average-args", "start=0", "--strategy", "fedadam"]
+SWAD = [*HGP_ADAM, "--average", "swad", "--average-args", "n_converge=1,n_tolerance=1,tolerance_ratio=0"]
+EMA = [*HGP_ADAM, "--average", "ema", "--evaluate-every", "2", "--lr-schedule", "cosine", "--warmup-rounds", "1"]
+EMA += ["--server-lr-schedule", "step", "--lr-drop-after", "0.5"]
 
 
 def toy(method: list[str]) -> list[str]:
@@ -55,17 +60,28 @@ def assert_same(job: Path, reference: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "every"),
-    [pytest.param(HGP_ADAM, 1, marks=pytest.mark.slow), (FED_ADAM, 4), (FED_AVG_M, 4), (SELDOM, 5)],
-    ids=["hgp-adam", "fedadam", "fedavgm", "hgp, a checkpoint at the end"],
+    ("method", "rounds", "every"),
+    [
+        pytest.param(HGP_ADAM, 2, 1, marks=pytest.mark.slow),
+        (FED_ADAM, 2, 4),
+        (FED_AVG_M, 2, 4),
+        (SELDOM, 2, 5),
+        (SWAD, 2, 9),
+        *(pytest.param(method, 2, 1, marks=pytest.mark.slow) for method in (SWA, SWAD, EMA)),
+        pytest.param(SELECTED_EARLIER, 5, 1, marks=pytest.mark.slow),
+        (SELECTED_EARLIER, 5, 6),
+    ],
 )
 def test_killed_anywhere_resumes_to_the_same_bytes(
-    method: list[str], every: int, command: Command, monkeypatch: pytest.MonkeyPatch
+    method: list[str], rounds: int, every: int, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results_module, "write_report", lambda job, summary: [])  # it is made anew from the rows
-    arguments = [*toy(method), "--rounds", "2", "--out"]
+    arguments = [*toy(method), "--rounds", rounds, "--out"]
     reference = Path("reference").resolve()
     assert command(*arguments, reference).status == 0
+    if method == SELECTED_EARLIER:
+        names = [file.name for file in reference.rglob("selected/*")]
+        assert names == ["round-000004.safetensors"], "after rounds 1 and 2, and between two checkpoints"
     accesses = 0
     while True:
         accesses += every

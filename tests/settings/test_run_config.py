@@ -157,7 +157,7 @@ def test_recipe_is_a_valid_configuration(model: str) -> None:
 
 def test_images_that_a_network_is_tuned_on_are_augmented_and_others_are_not() -> None:
     augmented = {model for model in MODELS if default_settings(model).get("augment", "none") == "domainbed"}
-    assert augmented == {"resnet18", "resnet50", "lite0"}
+    assert augmented == {"resnet18", "resnet50", "lite0", "lite1", "lite2"}
     assert default_settings("mlp", benchmark="RotatedMNIST").get("augment", "none") == "none"
 
 

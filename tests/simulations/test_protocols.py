@@ -15,10 +15,10 @@ from fedhess.base.errors import UsageError
 from fedhess.domains.images import domain_net, office_home, pacs, release, terra_incognita, vlcs
 from fedhess.federation.client import memory
 from fedhess.jobs.selectors import ORACLE
+from fedhess.settings.ranges import draw_settings
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations import diversity_shift
 from fedhess.simulations.scenarios.comparison import render
-from fedhess.simulations.scenarios.draws import draw_settings
 from fedhess.simulations.scenarios.presets import comparison_of, configurations
 from fedhess.simulations.scenarios.published_protocols import PROTOCOLS, WITH_TERRA
 

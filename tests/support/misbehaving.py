@@ -6,6 +6,7 @@ from flwr.app import Context, Message, MetricRecord
 
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.app import return_nonce
 
 BAD = 1  # partition of the client that misbehaves: domain "south"
 ALL, TARGET_PARTITION = range(4), 3
@@ -33,7 +34,7 @@ class Misbehaving:
         number = message.content.config_records.get(protocol.CONFIG, {}).get(protocol.ROUND, 0)
         typed = self.message_type in ("", message.metadata.message_type)
         chosen = typed and context.node_config["partition-id"] in self.partitions and number >= self.first_round
-        return self.act(message, reply) if chosen else reply
+        return return_nonce(message, context, lambda *_: self.act(message, reply)) if chosen else reply
 
 
 def crash(message: Message, reply: Message) -> Message:

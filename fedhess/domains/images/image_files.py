@@ -106,17 +106,26 @@ class ImageDomain:
 
     def decode(self, index: int) -> Tensor:
         """Decode one image: (3, side, side) uint8 RGB; see `inputs`."""
-        path, size = self._files[index].path, (self.side, self.side)
+        path = self._files[index].path
         try:
             with Image.open(path) as image:
-                rgb = _to_rgb(image)
+                return read_pixels(image, self.side)
         except DECODE_ERRORS as error:
             raise UsageError(
-                f"{path} can no longer be decoded ({_reason(error)}); was it changed during the run?"
+                f"{path} can no longer be decoded ({describe_failure(error)}); was it changed during the run?"
             ) from error
-        if rgb.size != size:
-            rgb = rgb.resize(size, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def read_pixels(image: Image.Image, side: int) -> Tensor:
+    """Convert an opened image to (3, side, side) uint8 RGB, without keeping its proportions.
+
+    Raises:
+        DECODE_ERRORS: It is broken.
+    """
+    rgb = to_rgb(image)
+    if rgb.size != (side, side):
+        rgb = rgb.resize((side, side), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
 def load_images(
@@ -187,9 +196,9 @@ def _check(file: ImageFile) -> tuple[str, str, float]:
             aspect = image.width / image.height
             # JPEG: decodes every coefficient, but paints an eighth of the size. Other formats ignore it.
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-            _to_rgb(image)
+            to_rgb(image)
     except DECODE_ERRORS as error:
-        return "empty file" if sha256 and not content else _reason(error), sha256, 1.0
+        return "empty file" if sha256 and not content else describe_failure(error), sha256, 1.0
     return "", sha256, aspect
 
 
@@ -202,14 +211,14 @@ def _state(file: ImageFile) -> str:
     return f"{file.path} {file.name} {found.st_size} {found.st_mtime_ns}"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image to 8-bit RGB; Pillow would cut greyscale of more bits off at 255, which leaves it white."""
     if image.mode.partition(";")[0] in ("I", "F"):
         raise ValueError(f"16-bit or float greyscale, Pillow's mode {image.mode}; convert it to 8 bits")
     return image.convert("RGB")
 
 
-def _reason(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     """Describe why an image cannot be decoded, without a path or an address in memory."""
     if isinstance(error, UnidentifiedImageError):
         return "no image that Pillow knows"

@@ -6,7 +6,9 @@ A client computes from the message, the run config and its own data alone; `memo
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
+from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,7 @@ from fedhess.federation.client.training import Holding, train_locally, writes_pa
 from fedhess.federation.protocol import decode_request, numbered, numbered_parts
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.tensors import decode_tensors, encode_tensors
+from fedhess.models.prepared import class_names, describe_inputs
 from fedhess.settings.run_config import RunConfig, Scalar
 
 Handler = Callable[[Message, Context], Message]
@@ -47,6 +50,16 @@ def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple
     config = settings_of_run(dict(run_config), dict(node_config))
     resolve_device(config.device)  # the server may not have it, so nobody has checked yet
     return config
+
+
+def return_nonce(message: Message, context: Context, call_next: Handler) -> Message:
+    """Return the message's nonce with the reply (a Flower mod)."""
+    nonce = message.content.config_records.get(protocol.CONFIG, ConfigRecord()).get(protocol.NONCE)
+    reply = call_next(message, context)
+    if nonce is not None and reply.has_content():
+        reply.content.setdefault(protocol.CONFIG, ConfigRecord())
+        reply.content.config_records[protocol.CONFIG][protocol.NONCE] = nonce
+    return reply
 
 
 def errors_as_replies(message: Message, context: Context, call_next: Handler) -> Message:
@@ -87,7 +100,7 @@ def own_torch_state(message: Message, context: Context, call_next: Handler) -> M
             return call_next(message, context)
 
 
-app = ClientApp(mods=[errors_as_replies, own_torch_state, firewall])
+app = ClientApp(mods=[return_nonce, errors_as_replies, own_torch_state, firewall])
 
 
 @app.evaluate("identify")
@@ -95,7 +108,12 @@ def identify(message: Message, context: Context) -> Message:
     """Reply with the client's identity."""
     config = run_settings(context)
     domain, role, client = place(config, context)
-    identity = local_client(config, domain=domain, role=role, client=client).identity(role)
+    identity = replace(
+        local_client(config, domain=domain, role=role, client=client).identity(role),
+        classes=class_names(config),
+        inputs=describe_inputs(config),
+        version=f"fedhess {version('fedhess')}, torch {torch.__version__}",
+    )
     return Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
 
 
@@ -194,6 +212,12 @@ def _open(message: Message, context: Context) -> _Call:
     received = MEMORY.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
     domain, role, client = place(config, context)
     data = local_client(config, domain=domain, role=role, client=client)
+    began_with = str(record.get(protocol.DATA_DIGEST, ""))
+    if began_with and began_with != data.data_digest:
+        raise UsageError(
+            f"the data of {domain} has changed since the run began: digest {data.data_digest}, was {began_with}; put "
+            "it back, or begin another run"
+        )
     return _Call(config, data, role, received, server_round, message.content)
 
 

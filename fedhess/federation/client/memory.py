@@ -121,7 +121,7 @@ class Memory:
     def model(self, config: RunConfig, received: ReceivedModel, *, writable: bool) -> HeadedModel:
         """Return this thread's working model with the weights of a received model; ``writable`` ones are copies."""
         if getattr(self._of_thread, "config", None) != config:
-            self._of_thread.working = WorkingModel(build_model(config))
+            self._of_thread.working = WorkingModel(build_model(config, initial=False))
             self._of_thread.config = config
         working: WorkingModel = self._of_thread.working
         working.load(received, writable=writable)

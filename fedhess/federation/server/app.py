@@ -15,12 +15,15 @@ from torch import Tensor
 from fedhess.alignment.loading import load_strategy, resolved_args
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
-from fedhess.base.errors import DivergedError, StrategyError, UsageError
+from fedhess.base.errors import DivergedError, FederationError, StrategyError, UsageError
 from fedhess.base.seeds import seeded_globally
+from fedhess.domains.benchmark import SOURCE, TARGET
+from fedhess.federation import protocol
 from fedhess.federation.run_settings import settings_of_run
+from fedhess.federation.server.averaging import EvaluatedModel
 from fedhess.federation.server.checkpoint import snapshot
 from fedhess.federation.server.clients import Federation
-from fedhess.federation.server.evaluation import alignment_shapes, evaluate_clients, make_rows
+from fedhess.federation.server.evaluation import alignment_shapes, evaluate_clients, make_rows, validation_loss
 from fedhess.federation.server.flower_round import FlowerRounds
 from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.health import remedy, sickness
@@ -36,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 # Files of the run's directory with the tracebacks of what the strategy's own code raised.
 CLIENT_LOG, SERVER_LOG = "client.log", "server.log"
+
+MEASURED = "measured"  # key of what no row has yet: what sources have measured of the model to be reported
 
 OnRound = Callable[[int, list[Row]], None]
 
@@ -90,6 +95,7 @@ class Server:
             lr=config.server_lr,
             optimizer_args=config.server_optimizer_args,
         )
+        self.evaluated = EvaluatedModel(self.model, config)
         self.alignment_shapes = alignment_shapes(template)
         self._outputs = template.head.out_features
         log = None if self.directory is None else partial(self.directory.log, CLIENT_LOG)
@@ -106,7 +112,7 @@ class Server:
 
         Raises:
             FederationError: A round could not be completed; the rounds before it are in the checkpoint.
-            UsageError: The strategy's own code raised; the traceback is in server.log, or a client's in client.log.
+            StrategyError: The strategy's own code raised; the traceback is in server.log, or a client's in client.log.
         """
         try:
             return self._run()
@@ -118,13 +124,15 @@ class Server:
             file = self.directory.path / CLIENT_LOG  # unless it was here
             if error.__cause__ is not None:
                 file = self.directory.log(SERVER_LOG, "".join(traceback.format_exception(error.__cause__)))
-            raise UsageError(f"{error}, the full traceback is in {file}") from error
+            raise StrategyError(f"{error}, the full traceback is in {file}") from error
 
     def _run(self) -> GlobalModel:
         finished, pending = self._restore()
         if finished == self.config.rounds and pending is None:
             return self.model
         self.federation.discover()
+        self._record_clients()
+        self._check_average()
         if finished < 0:
             self._complete(0, RoundOutcome())
             finished = 0
@@ -147,10 +155,14 @@ class Server:
         self._named_sick = bool(self._sickness())
         checkpoint.restore(self.model)
         self._rounds.restore(checkpoint.tensors, checkpoint.plain)
+        self.evaluated.restore(checkpoint.tensors, checkpoint.plain)
         self.federation.ledger.restore(checkpoint.unreported)
         self._seconds = checkpoint.unreported.get("seconds", 0.0)
         trained = checkpoint.unreported.get(TRAINED)
-        return checkpoint.server_round, None if trained is None else RoundOutcome(metrics=trained)
+        if trained is None:
+            return checkpoint.server_round, None
+        measured = {(client, domain): found for client, domain, found in checkpoint.unreported.get(MEASURED, ())}
+        return checkpoint.server_round, RoundOutcome(metrics=trained, measured=measured)
 
     def _train(self, server_round: int) -> RoundOutcome:
         with seeded_globally(self.config.seed, "server", server_round):  # for strategies that draw from them
@@ -159,17 +171,72 @@ class Server:
     def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
         """Write a checkpoint every few rounds and at the end; then evaluate if it is the round's turn.
 
-        In this order an evaluation that fails loses nothing that was trained.
+        In this order an evaluation that fails loses nothing that was trained; only of an average that follows the loss
+        it may lose the round, for the checkpoint is to hold the model that is reported.
         """
         self._seconds += outcome.seconds
         evaluated = self.config.is_evaluated(server_round)
+        if server_round > 0:
+            self.evaluated.add(server_round)
+            if evaluated and self.evaluated.follows_loss:
+                self._observe_loss(server_round, outcome)
         if self.directory is not None and self._is_kept(server_round):
             unreported = self.federation.ledger.unreported() | {"seconds": self._seconds}
             if evaluated:
                 unreported[TRAINED] = outcome.metrics
-            self.directory.save_checkpoint(snapshot(server_round, self.model, self._rounds.state(), unreported))
+            if outcome.measured:
+                unreported[MEASURED] = [[*place, found] for place, found in outcome.measured.items()]
+            tensors, plain = self._rounds.state()
+            more_tensors, more_plain = self.evaluated.state()
+            state = (tensors | more_tensors, plain | more_plain)
+            self.directory.save_checkpoint(snapshot(server_round, self.model, state, unreported))
         if evaluated:
             self._report(server_round, outcome)
+
+    def _observe_loss(self, server_round: int, outcome: RoundOutcome) -> None:
+        """Have the sources evaluate the global model, whose loss decides what the average is of.
+
+        Where it is still the model itself, that is their part of the round's evaluation.
+        """
+        started = time.monotonic()
+        measured = evaluate_clients(
+            self.federation,
+            self.model.payload(),
+            alignment=self.alignment_shapes,
+            outputs=self._outputs,
+            server_round=server_round,
+            roles=(SOURCE,),
+        )
+        loss = validation_loss(self.federation, measured)
+        if loss is not None:
+            self.evaluated.observe(loss)
+        if not self.evaluated.averages:
+            outcome.measured = measured
+        self._seconds += time.monotonic() - started
+
+    def _record_clients(self) -> None:
+        """Record who the clients are; a run that continues has the same, with the same data."""
+        if self.directory is None:
+            return
+        before = {each["client"]: each for each in self.directory.clients()}
+        for client in self.federation.clients:
+            now, was = client.identity.description(), before.get(client.label)
+            if was is not None and was[protocol.DATA_DIGEST] != now[protocol.DATA_DIGEST]:
+                raise FederationError(
+                    f"client {client.label} has other data than when the run began: digest "
+                    f"{now[protocol.DATA_DIGEST]}, was {was[protocol.DATA_DIGEST]}; put it back, or begin another run"
+                )
+        self.directory.record_clients(
+            [{**c.identity.description(), "node": c.node_id} for c in self.federation.clients]
+        )
+
+    def _check_average(self) -> None:
+        held_out = any(client.identity.holds_out for client in self.federation.source_clients)
+        if self.evaluated.follows_loss and not held_out:
+            raise UsageError(
+                f"--average {self.config.average}: it follows the loss on examples that the sources hold out, and they "
+                "hold none out; give --average swa or ema, or hold examples out"
+            )
 
     def _is_kept(self, server_round: int) -> bool:
         return server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds
@@ -180,7 +247,7 @@ class Server:
         if self.directory is not None:
             self.directory.append(rows)
             if self._best.add(rows):
-                self.directory.save_selected(server_round, self._evaluated.tensors)
+                self.directory.save_selected(server_round, self.evaluated.tensors)
             if self._is_kept(server_round):
                 self.directory.settle()
             if server_round == self.config.rounds:
@@ -189,25 +256,21 @@ class Server:
             self.on_round(server_round, rows)
         self._warn_once(rows)
 
-    @property
-    def _evaluated(self) -> GlobalModel:
-        """The model that clients evaluate, and that is kept where its round is selected."""
-        return self.model
-
     def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:
         """Have every client evaluate the model; one row a client and domain, those that failed included."""
         started = time.monotonic()
-        measured = evaluate_clients(
+        measured = outcome.measured | evaluate_clients(
             self.federation,
-            self._evaluated.payload(),
+            self.evaluated.payload(),
             alignment=self.alignment_shapes,
             outputs=self._outputs,
             server_round=server_round,
+            roles=(TARGET,) if outcome.measured else (SOURCE, TARGET),
         )
         rows = make_rows(self.federation, measured, outcome, server_round=server_round)
         seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0
         change = float((self._head() - self._first_head).norm() / self._first_head.norm())
-        return [row | {"seconds": seconds, "head_change": change} for row in rows]
+        return [row | {"seconds": seconds, "head_change": change} | self.evaluated.row() for row in rows]
 
     def _warn_once(self, rows: list[Row]) -> None:
         """Log the first sign of failed training."""

@@ -53,7 +53,7 @@ class Checkpoint:
 
     def evaluated(self) -> dict[str, Tensor]:
         """Return the tensors of the model that is evaluated at this round."""
-        return below("model/", self.tensors)
+        return below("model/", self.tensors) | below("evaluated/", self.tensors)
 
     def header(self) -> str:
         """Return the state that is not tensors as JSON."""

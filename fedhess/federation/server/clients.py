@@ -11,12 +11,14 @@ from flwr.serverapp import Grid
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation import protocol
 from fedhess.federation.protocol import Part
-from fedhess.federation.server.discovery import Client, discover, draw_clients
+from fedhess.federation.server.discovery import Client, add_nonce, discover, draw_clients, returns_nonce
 from fedhess.federation.server.ledger import Failure, Ledger
 from fedhess.federation.tensors import NotFiniteError, array_bytes
 from fedhess.settings.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
+
+MOST_LINES = 200  # of a traceback
 
 T = TypeVar("T")
 
@@ -113,23 +115,31 @@ class Federation:
         self, request: Request[T], messages: Sequence[tuple[Client, Message]], grid: Grid
     ) -> Iterator[tuple[Client, Message | None]]:
         """Send messages; yield each one's client with its reply, or None where it failed, as the replies come."""
+        nonces = [add_nonce(message) for _, message in messages]
         for addressee, message in messages:
             self.ledger.count(addressee.label, down=array_bytes(message.content))
         replies = grid.send_and_receive([message for _, message in messages], timeout=request.deadline)
-        by_id = {message.metadata.message_id: client for client, message in messages}
+        ids = [message.metadata.message_id for _, message in messages]
+        asked = {id_: (client, nonce) for id_, (client, _), nonce in zip(ids, messages, nonces, strict=True)}
         for reply in replies:
             # By message id: when a node is gone, the SuperLink answers in its place, under its own node id.
-            client = by_id.pop(reply.metadata.reply_to_message_id, None)
+            client, nonce = asked.pop(reply.metadata.reply_to_message_id, (None, ""))
             if client is None:
                 logger.warning("round %d, %s: dropped an unexpected reply", request.server_round, request.phase)
-            elif reply.has_error():
-                self._holds.pop(client.node_id, None)
-                self._fail_by(reply.error, request, client)
-                yield client, None
-            else:
+                continue
+            if not reply.has_error() and returns_nonce(reply, nonce):
                 self.ledger.count(client.label, up=array_bytes(reply.content))
                 yield client, reply
-        for client in by_id.values():
+                continue
+            self._holds.pop(client.node_id, None)
+            if reply.has_error():
+                self._fail_by(reply.error, request, client)
+            else:
+                self._fail(
+                    request, client, "the reply in its name does not return the message's nonce: another sent it"
+                )
+            yield client, None
+        for client, _ in asked.values():
             self._holds.pop(client.node_id, None)
             self._fail(request, client, f"no reply within {request.deadline:g} s")
             yield client, None
@@ -159,6 +169,7 @@ class Federation:
     def _message(self, request: Request[T], client: Client) -> Message:
         content = RecordDict(dict(request.parts(client)))
         config = ConfigRecord({protocol.ROUND: request.server_round, protocol.MODEL_ID: request.model.model_id})
+        config[protocol.DATA_DIGEST] = client.identity.data_digest
         config.update(content.config_records.get(protocol.CONFIG, ConfigRecord()))
         content[protocol.CONFIG] = config
         if self._holds.get(client.node_id) != request.model.model_id or client.node_id in self._forgetful:
@@ -177,11 +188,13 @@ class Federation:
         reason, heading, trace = reason.partition(protocol.TRACEBACK)
         if self.on_traceback is not None:
             where = f"round {request.server_round}, {request.phase}, client {client.label}"
-            self.on_traceback(f"{where}\n{heading}{trace}")
+            lines = f"{heading}{trace}".splitlines()[-MOST_LINES:]
+            self.on_traceback("\n".join([where, *(f"| {protocol.printable(line)}" for line in lines), ""]))
         self._fail(request, client, reason.rstrip(), by_strategy=True)
 
     def _fail(self, request: Request[T], client: Client, reason: str, **kind: bool) -> None:
-        self.ledger.failures.append(Failure(request.server_round, request.phase, client.label, reason, **kind))
+        said = protocol.printable(reason)
+        self.ledger.failures.append(Failure(request.server_round, request.phase, client.label, said, **kind))
 
 
 def _model_is_missing(reply: Message) -> bool:

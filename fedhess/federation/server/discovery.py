@@ -2,12 +2,13 @@
 
 import logging
 import math
+import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedhess.base.errors import FederationError
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.25
 ATTEMPTS = 3  # questions to a node of a simulation: it may still be starting
 AGAIN_SECONDS = 1.0  # after which a node that replied with an error is asked again
+FOREIGN = "the reply does not return the message's nonce: another node sent it, or one with other code"
 SILENT_SECONDS = 30.0  # after which a node that did not reply is: it may have restarted and lost the question
 
 
@@ -57,16 +59,19 @@ def discover(
         The clients, source domains first, in domain order and by client number: never in the order of node ids.
 
     Raises:
-        FederationError: A client is missing when the deadline has passed, or contradicts the run or another node.
+        FederationError: A client is missing when the deadline has passed. At once where one contradicts the run or
+            another node, or is beyond the clients that the run has.
     """
     inquiry = _Inquiry(grid)
     began = time.monotonic()
+    clients = clients or len(sources)
     while True:
         inquiry.poll()
         known = inquiry.known
-        missing = _missing(known.values(), sources=sources, targets=targets, clients=clients or len(sources))
+        roster = _roster(known, sources=sources, targets=targets, clients=clients)
+        missing = _missing(known.values(), sources=sources, targets=targets, clients=clients)
         if not missing:
-            return _roster(known, sources=sources, targets=targets)
+            return roster
         failed = getattr(grid, "nodes_are_fixed", False) and inquiry.has_failed()
         if failed or time.monotonic() - inquiry.last_found >= deadline:
             reasons = "".join(f"\n  node {node}: {reason}" for node, reason in inquiry.reasons().items())
@@ -84,23 +89,24 @@ class _Inquiry:
         self.known: dict[int, Identity] = {}
         self.last_found = time.monotonic()
         self._grid = grid
-        self._questions: dict[str, int] = {}  # message id -> node
+        self._questions: dict[str, tuple[int, str]] = {}  # message id -> node and nonce
         self._asked: dict[int, float] = {}  # node -> when it was last asked
         self._errors: dict[int, list[str]] = {}
         self._others: set[int] = set()  # nodes of domains that the run does not have
 
     def poll(self) -> None:
         """Ask the nodes that are due, and read the replies that are there."""
-        silent = set(self._questions.values())
+        silent = {node for node, _ in self._questions.values()}
         due = [node for node in self._grid.get_node_ids() if self._is_due(node, silent=node in silent)]
         messages = [Message(RecordDict(), dst_node_id=node, message_type=protocol.IDENTIFY) for node in due]
         if messages:
+            asked = list(zip(due, [add_nonce(message) for message in messages], strict=True))
             ids = self._grid.push_messages(messages)
-            self._questions |= {key: node for key, node in zip(ids, due, strict=True) if key}  # none if it was not sent
+            self._questions |= {key: one for key, one in zip(ids, asked, strict=True) if key}  # none if it was not sent
         self._asked |= dict.fromkeys(due, time.monotonic())
         for reply in self._grid.pull_messages(list(self._questions)) if self._questions else ():
             if reply.metadata.reply_to_message_id in self._questions:
-                self._read(self._questions.pop(reply.metadata.reply_to_message_id), reply)
+                self._read(*self._questions.pop(reply.metadata.reply_to_message_id), reply)
 
     def has_failed(self) -> bool:
         """Whether every node that is not known has replied with an error often enough."""
@@ -116,18 +122,41 @@ class _Inquiry:
         settled = node in self.known or node in self._others
         return not settled and time.monotonic() - self._asked.get(node, -math.inf) >= pause
 
-    def _read(self, node: int, reply: Message) -> None:
+    def _read(self, node: int, nonce: str, reply: Message) -> None:
         try:
             if reply.has_error():
                 if reply.error.code == protocol.NOT_IN_RUN:
                     self._others.add(node)
-                raise ValueError(reply.error.reason or f"error {reply.error.code}")
+                raise ValueError(protocol.printable(reply.error.reason or f"error {reply.error.code}"))
+            if not returns_nonce(reply, nonce):
+                raise ValueError(FOREIGN)
             self.known[node] = Identity.from_record(reply.content.config_records[protocol.CONFIG])
             self.last_found = time.monotonic()
         except (KeyError, ValueError) as error:
             if node not in self._errors:
-                logger.warning("node %d does not identify itself: %s", node, error)
-            self._errors.setdefault(node, []).append(str(error))
+                logger.warning("node %d does not identify itself: %s", node, protocol.printable(str(error)))
+            self._errors.setdefault(node, []).append(protocol.printable(str(error)))
+
+
+def add_nonce(message: Message) -> str:
+    """Put a new random nonce into a message, of 128 bits, and return it: its reply has to have it too.
+
+    Flower does not compare who replies with who was asked, and a message's id can be guessed.
+    """
+    nonce = secrets.token_hex(16)
+    config = message.content.config_records.get(protocol.CONFIG, ConfigRecord())
+    # A copy: a Flower strategy gives several messages one content.
+    message.content = RecordDict({**message.content, protocol.CONFIG: ConfigRecord({**config, protocol.NONCE: nonce})})
+    return nonce
+
+
+def returns_nonce(reply: Message, nonce: str) -> bool:
+    """Take the nonce out of a reply; return whether it is the message's."""
+    config = reply.content.config_records.get(protocol.CONFIG, ConfigRecord())
+    found = config.pop(protocol.NONCE, None)
+    if not config and protocol.CONFIG in reply.content:
+        del reply.content[protocol.CONFIG]
+    return found == nonce
 
 
 def _missing(identities: Collection[Identity], *, sources: Sequence[str], targets: Sequence[str], clients: int) -> str:
@@ -152,7 +181,20 @@ def draw_clients(clients: Sequence[Client], number: int, *, seed: int, server_ro
     return [clients[position] for position in sorted(order[:number].tolist())]
 
 
-def _roster(known: Mapping[int, Identity], *, sources: Sequence[str], targets: Sequence[str]) -> list[Client]:
+def _check_alike(clients: Sequence[Client]) -> None:
+    """Check that all clients number the same classes, and give the model the same inputs."""
+    for what in ("classes", "inputs"):
+        found: dict[object, list[str]] = {}
+        for client in clients:
+            found.setdefault(getattr(client.identity, what), []).append(client.label)
+        if len(found) > 1:
+            lines = [f"{', '.join(labels)}: {protocol.printable(str(value))}" for value, labels in found.items()]
+            raise FederationError(f"the clients do not have the same {what}; make them alike:\n  " + "\n  ".join(lines))
+
+
+def _roster(
+    known: Mapping[int, Identity], *, sources: Sequence[str], targets: Sequence[str], clients: int
+) -> list[Client]:
     roles = dict.fromkeys(sources, SOURCE) | dict.fromkeys(targets, TARGET)
     order = {domain: position for position, domain in enumerate(roles)}
     roster: dict[tuple[int, int], Client] = {}
@@ -174,6 +216,13 @@ def _roster(known: Mapping[int, Identity], *, sources: Sequence[str], targets: S
                 )
         place = (order[identity.domain], identity.client)
         if place in roster:
-            raise FederationError(f"two nodes are client {label}; stop one of them")
+            nodes = f"{roster[place].node_id} and {node_id}"
+            raise FederationError(f"two nodes are client {label}, {nodes}; stop one of them")
         roster[place] = Client(node_id, identity)
-    return [roster[place] for place in sorted(roster)]
+    ordered = [roster[place] for place in sorted(roster)]
+    _check_alike(ordered)
+    there = [client for client in ordered if client.identity.role == SOURCE]
+    if len(there) > clients:
+        names = ", ".join(f"{client.label} (node {client.node_id})" for client in there)
+        raise FederationError(f"{len(there)} nodes are source clients, the run has {clients}; stop one of {names}")
+    return ordered

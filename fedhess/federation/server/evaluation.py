@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,9 +37,15 @@ def alignment_shapes(template: HeadedModel) -> dict[str, Tensor]:
 
 
 def evaluate_clients(
-    federation: Federation, model: ModelPayload, *, alignment: Mapping[str, Tensor], outputs: int, server_round: int
+    federation: Federation,
+    model: ModelPayload,
+    *,
+    alignment: Mapping[str, Tensor],
+    outputs: int,
+    server_round: int,
+    roles: Sequence[str] = (SOURCE, TARGET),
 ) -> Measured:
-    """Have every client that holds examples out, or is a target, evaluate the model.
+    """Have every client of ``roles`` that holds examples out, or is a target, evaluate the model.
 
     If fewer source clients than the quorum answer, a warning names it, the rows have what did come, and no selector
     takes the round (see :func:`fedhess.federation.server.round_selection.comparable_rounds`).
@@ -50,6 +56,7 @@ def evaluate_clients(
         alignment: From :func:`alignment_shapes`.
         outputs: Number of logits of the model.
         server_round: Number of the round.
+        roles: Of the clients that are asked.
 
     Returns:
         Loss, accuracy, number of examples, counts and, of a source domain, the distances of its head statistics to
@@ -68,7 +75,7 @@ def evaluate_clients(
             found[held.domain][0].update(_read_counts(content, key, splits, found[held.domain][0], outputs=outputs))
         return found
 
-    asked = [client for client in federation.clients if _evaluates(client)]
+    asked = [client for client in federation.clients if _evaluates(client) and client.identity.role in roles]
     sources = [client for client in asked if client.identity.role == SOURCE]
     counts = [{held.domain: held.evaluate_examples for held in _evaluates(client)} for client in sources]
     means = DomainMeans(config.sources, counts)
@@ -83,6 +90,8 @@ def evaluate_clients(
                 means.add(held.domain, statistics, held.evaluate_examples)
         if client.identity.role == SOURCE:
             answered.append(client)
+    if not sources:
+        return measured
     try:
         federation.require_quorum("evaluate", server_round, answered, asked=len(sources))
     except FederationError as error:
@@ -94,6 +103,29 @@ def evaluate_clients(
         for held in _evaluates(client):
             measured[client.label, held.domain] |= distances[held.domain]
     return measured
+
+
+def validation_loss(federation: Federation, measured: Measured) -> float | None:
+    """Average the sources' loss on held-out examples: domains have equal weight, the clients of one count by examples.
+
+    Returns:
+        The mean, infinite where a loss is not finite; None where fewer source clients than the quorum have one.
+    """
+    asked = [client for client in federation.source_clients if _evaluates(client)]
+    answered = [c for c in asked if all((c.label, held.domain) in measured for held in _evaluates(c))]
+    if len(answered) < (min(federation.config.quorum, len(asked)) or len(asked)):
+        return None
+    losses: dict[str, WeightedMean] = {}
+    for client in answered:
+        for held in _evaluates(client):
+            loss = torch.tensor(measured[client.label, held.domain]["loss"], dtype=torch.float64)
+            losses.setdefault(held.domain, WeightedMean()).add({"": loss}, held.evaluate_examples)
+    mean = WeightedMean()
+    for domain in federation.config.sources:
+        if domain in losses:
+            mean.add(losses[domain].result())
+    of_all = float(mean.result()[""])
+    return of_all if math.isfinite(of_all) else math.inf
 
 
 def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
@@ -161,6 +193,10 @@ def _read(
             raise ValueError(f"expected {loss}, {accuracy} and {examples}, got {sorted(metrics)}")
         if not (0 <= metrics[accuracy] <= 1 and 1 <= metrics[examples] < math.inf):
             raise ValueError(f"expected an {accuracy} in [0, 1] of at least one example, got {metrics}")
+        if metrics[loss] < 0:
+            raise ValueError(f"expected a {loss} of at least 0, got {metrics[loss]:g}")
+    if metrics[protocol.NUM_EXAMPLES] != held.evaluate_examples:
+        raise ValueError(f"expected {protocol.NUM_EXAMPLES} = {held.evaluate_examples} as at the start, got {metrics}")
     return metrics, statistics
 
 

@@ -172,11 +172,7 @@ def _read(content: RecordDict, client: Client, model: GlobalModel) -> dict[str, 
     if len(content.array_records) != 1 or len(content.metric_records) != 1:
         raise ValueError(f"expected one record of arrays and one of metrics, got {sorted(content)}")
     read_tensors(content, protocol.MODEL, like=model.tensors)
-    metrics = protocol.training_metrics_of(content)
-    expected = client.identity.train_examples
-    if metrics[protocol.NUM_EXAMPLES] != expected:
-        raise ValueError(f"expected {protocol.NUM_EXAMPLES} = {expected} as at the start, got {metrics}")
-    return metrics
+    return protocol.training_metrics_of(content, examples=client.identity.train_examples)
 
 
 def _aggregate(arrays: ArrayRecord, model: GlobalModel, where: str) -> dict[str, Tensor]:

@@ -39,11 +39,13 @@ class RoundOutcome:
         participants: Source clients that completed every phase.
         metrics: Each participant's training metrics: examples, loss and objective at the first step, seconds.
         seconds: Wall time of the round's training.
+        measured: What sources have measured of the evaluated model already, by client and domain.
     """
 
     participants: list[Client] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
+    measured: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
 
 class LocalPhase:
@@ -129,7 +131,7 @@ class LocalPhase:
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
             buffers = read_tensors(content, protocol.MOMENTUM, like=trained) if trained else {}
-            metrics = protocol.training_metrics_of(content)
+            metrics = protocol.training_metrics_of(content, examples=client.identity.train_examples)
             if previous is not None:
                 previous.read(client, content)
             return ClientUpdate(update, buffers), metrics

@@ -74,7 +74,7 @@ class BestSoFar:
 
     def add(self, rows: Sequence[Row]) -> bool:
         """Take the rows of an evaluated round; return whether it is the selected one of all so far."""
-        group, server_round = source_rows(rows), rows[0]["round"]
+        group, server_round = source_rows(rows), int(rows[0]["round"])
         self._rows += group
         self._missed = self._missed or any(row["accuracy"] is None for row in group)
         if self._missed:

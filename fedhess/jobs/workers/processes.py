@@ -19,6 +19,7 @@ from fedhess.jobs.workers.pool import Pool, StoppedError, WorkerDiedError, Worke
 from fedhess.jobs.workers.worker import Result, Task
 from fedhess.settings.run_config import RunConfig
 
+COMMAND = [sys.executable, "-m", "fedhess.jobs.workers.worker"]
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -129,7 +130,7 @@ class _Process:
                 raise StoppedError
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "fedhess.jobs.workers.worker"],
+                    COMMAND,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,

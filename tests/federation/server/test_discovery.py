@@ -120,3 +120,20 @@ def test_clients_that_take_turns_have_the_deadline_each() -> None:
     with run_identity(1):
         found = discover(Turns(ten), sources=("north",), targets=(), deadline=1.5, clients=10)  # type: ignore[arg-type]
     assert [client.identity.client for client in found] == list(range(10))
+
+
+EAST = Identity("south", "source", 1, 10, 10, False)
+
+
+@pytest.mark.parametrize(
+    ("identities", "message"),
+    [
+        ({1: NORTH, 2: NORTH}, "two nodes are client north, 1 and 2"),
+        ({1: NORTH, 2: SOUTH, 3: EAST}, r"3 nodes are source clients, the run has 2; stop one of north \(node 1\)"),
+    ],
+)
+def test_a_node_too_many_is_named_at_once(identities: dict[int, Identity], message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(FederationError, match=message):
+        find(FixedNodes(identities), deadline=600)
+    assert time.monotonic() - began < 30

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fedhess.simulations.scenarios.draws import draw_settings, seed_hash
+from fedhess.settings.ranges import draw_settings, seed_hash
 
 # By method: our setting, the name that DomainBed's registry (hparams_registry.py) draws it by, and its draw there.
 # HGP's and Hutchinson's are not in the registry.

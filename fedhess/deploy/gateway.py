@@ -1,0 +1,116 @@
+"""nginx in front of the SuperLink: it passes what nodes send and nothing else.
+
+Flower 1.41 answers everything on one port: nodes, whoever starts runs, and the processes of the SuperLink itself. It
+authenticates nodes alone. So the SuperLink listens on loopback, and nodes reach it through nginx, which passes paths
+under ``/v1/fleet/`` and refuses all others with status 403.
+"""
+
+import ipaddress
+import os
+import shutil
+from pathlib import Path
+from string import Template
+
+from fedhess.base.errors import UsageError
+from fedhess.deploy.keys import Keys
+from fedhess.deploy.programs import Program
+
+# Flower sends arrays in pieces of 20 MiB. A node polls every few seconds and sends a request for each array, so that
+# several nodes behind one address may send some thousand in a burst.
+CONFIG = Template("""\
+daemon off;
+worker_processes auto;
+pid $folder/nginx.pid;
+error_log stderr warn;
+events { worker_connections 4096; }
+http {
+  access_log off;
+  server_tokens off;
+  client_body_temp_path $folder/body;
+  proxy_temp_path $folder/proxy;
+  fastcgi_temp_path $folder/fastcgi;
+  uwsgi_temp_path $folder/uwsgi;
+  scgi_temp_path $folder/scgi;
+  limit_req_zone $$binary_remote_addr zone=requests:10m rate=${rate}r/s;
+  limit_conn_zone $$binary_remote_addr zone=connections:10m;
+  upstream superlink {
+    server 127.0.0.1:$control_port;
+    keepalive 32;
+  }
+  server {
+    listen $listen ssl;
+    ssl_certificate $certificate;
+    ssl_certificate_key $key;
+    ssl_protocols TLSv1.2 TLSv1.3;
+    client_header_timeout 20s;
+    client_body_timeout 60s;
+    send_timeout 60s;
+    client_max_body_size ${body_mb}m;
+    location / { return 403; }
+    location = /v1/fleet { return 403; }
+    location /v1/fleet/ {
+      limit_req zone=requests burst=$burst nodelay;
+      limit_conn connections $connections;
+      limit_req_status 429;
+      limit_conn_status 429;
+      proxy_pass https://superlink/v1/fleet/;
+      proxy_ssl_trusted_certificate $ca;
+      proxy_ssl_verify on;
+      proxy_ssl_name localhost;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_request_buffering off;
+      proxy_buffering off;
+      proxy_read_timeout 300s;
+    }
+  }
+}
+""")
+SYSTEM_FOLDERS = os.pathsep.join(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"])  # beside those of PATH
+BODY_MB, REQUESTS_PER_SECOND, BURST, CONNECTIONS = 64, 200, 4000, 128
+
+
+def gateway(keys: Keys, *, host: str, port: int, control_port: int, folder: Path) -> Program:
+    """Write the configuration of nginx, and return nginx as a program.
+
+    Args:
+        keys: The server's certificate and key, which nginx uses, and the authority that the SuperLink's is checked by.
+        host: Address that nodes reach.
+        port: Port that nodes reach.
+        control_port: Port of the SuperLink, on loopback.
+        folder: Where nginx keeps its files.
+
+    Raises:
+        UsageError: nginx is not installed, the host is no IP address, the certificate is not there, or the folder
+            cannot be written.
+    """
+    keys.require(keys.ca, keys.server, keys.server_key)
+    nginx = shutil.which("nginx") or shutil.which("nginx", path=SYSTEM_FOLDERS)
+    if nginx is None:
+        raise UsageError(
+            "there is no nginx, through which nodes reach the SuperLink; install it (Debian: apt-get install "
+            "nginx-light; macOS: brew install nginx)"
+        )
+    try:
+        listen = f"[{host}]:{port}" if ipaddress.ip_address(host).version == 6 else f"{host}:{port}"
+    except ValueError:
+        raise UsageError(f"--host: expected an IP address of this machine, or 0.0.0.0 for all, got {host!r}") from None
+    folder = folder.resolve()
+    files = {"ca": keys.ca, "certificate": keys.server, "key": keys.server_key}
+    text = CONFIG.substitute(
+        {name: f'"{file.resolve()}"' for name, file in files.items()},
+        folder=folder,
+        listen=listen,
+        control_port=control_port,
+        body_mb=BODY_MB,
+        rate=REQUESTS_PER_SECOND,
+        burst=BURST,
+        connections=CONNECTIONS,
+    )
+    file = folder / "nginx.conf"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+    return Program(nginx, ["-e", "stderr", "-p", str(folder), "-c", str(file)])

@@ -1,0 +1,180 @@
+"""Several jobs of one protocol as one job, so that one table has the strategies of all."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fedhess.alignment.server_step import is_server_setting, steps_itself
+from fedhess.base.errors import UsageError
+from fedhess.jobs.directory import FREE_SETTINGS, describe_differences
+from fedhess.jobs.job import Job, PlannedRun, history, with_defaults
+from fedhess.jobs.variants import VARIED, describe
+from fedhess.settings.run_config import Scalar
+
+# Jobs of one protocol may differ in these: what a method does in a round, which a table names, and the machine.
+OF_A_METHOD = (*VARIED, "server_optimizer_args")
+OF_A_MACHINE = ("device", "threads", "compile", "deterministic", "data_dir")
+LONGEST_NAME = 200  # bytes, of a directory
+
+
+@dataclass
+class _Method:
+    """A strategy with its settings, as one or several of the jobs have it."""
+
+    strategy: str
+    args: Mapping[str, Scalar]
+    settings: Mapping[str, Any]  # those of OF_A_METHOD
+    variants: Sequence[Mapping[str, Any]]
+    job: Path = field(compare=False)
+
+    @property
+    def values(self) -> dict[str, Scalar]:
+        """What may tell it from another method; to a plain Flower strategy settings of the server mean nothing."""
+        own = steps_itself(self.strategy)
+        settings = {key: value for key, value in self.settings.items() if not (own and is_server_setting(key))}
+        args = settings.pop("server_optimizer_args", {})
+        return settings | {f"server_optimizer_args.{key}": value for key, value in args.items()} | dict(self.args)
+
+
+def merge_jobs(jobs: Sequence[Job]) -> Job:
+    """Put the runs of several jobs into one job; nothing is written.
+
+    A strategy that is there with different settings is named by what differs. A run that is there twice counts once:
+    the one that has come further. ``path`` is a directory beside the first job's, named after all.
+
+    Raises:
+        UsageError: The jobs are not of one protocol; every key in which they differ is listed.
+    """
+    if len(jobs) == 1:
+        return jobs[0]
+    for other in jobs[1:]:
+        _require_one_protocol(jobs[0], other)
+    methods: list[_Method] = []
+    owner: dict[tuple[int, str], int] = {}  # by job and strategy, the method
+    for number, job in enumerate(jobs):
+        for method in _methods(job):
+            if method not in methods:
+                methods.append(method)
+            owner[number, method.strategy] = methods.index(method)
+    labels = _labels(methods)
+    several = any(method.variants for method in methods)
+    variants = [
+        {"settings": each["settings"], "strategies": [label], "arguments": {label: each["arguments"]}, "method": label}
+        for method, label in zip(methods, labels, strict=True)
+        for each in (method.variants or [{"settings": {}, "arguments": method.args}])
+    ]
+    begin = {label: next(at for at, each in enumerate(variants) if each["method"] == label) for label in labels}
+    runs: dict[tuple[Any, ...], PlannedRun] = {}
+    for number, job in enumerate(jobs):
+        at_of_job = _positions(job)
+        for run in job.runs:
+            label = labels[owner[number, run.strategy]]
+            variant = begin[label] + at_of_job[run.strategy].index(run.variant) if several else 0
+            key = (label, variant, run.scenario.name, run.config.seed)
+            runs[key] = _further(runs.get(key), replace(run, strategy=label, variant=variant))
+    known = next((job for job in jobs if job.data["digest"]), jobs[0])
+    kept = ("settings", "strategies", "arguments")
+    record = {
+        "dataset": known.data,
+        "strategies": {label: method.args for label, method in zip(labels, methods, strict=True)},
+        "targets": list(dict.fromkeys(name for job in jobs for name in job.record["targets"])),
+        "seeds": sorted({seed for job in jobs for seed in job.seeds}),
+        "settings": jobs[0].record["settings"],
+        "variants": [{key: each[key] for key in kept} for each in variants] if several else [],
+        "environment": {str(job.path): job.record.get("environment", {}) for job in jobs},
+        "additions": [entry for job in jobs for entry in history(job.record)],
+    }
+    return Job(_path(jobs), tuple(_ordered(runs.values(), labels)), record, jobs[0].selection)
+
+
+def _methods(job: Job) -> Iterable[_Method]:
+    record = with_defaults(job.record)
+    settings = {key: record["settings"][key] for key in OF_A_METHOD}
+    for strategy, args in record["strategies"].items():
+        variants = [
+            {"settings": each["settings"], "arguments": each["arguments"][strategy]}
+            for each in record["variants"]
+            if strategy in each["strategies"]
+        ]
+        yield _Method(strategy, args, settings, variants, job.path)
+
+
+def _positions(job: Job) -> dict[str, list[int]]:
+    """Return, by strategy, the indices of its variants in the job."""
+    variants = job.record.get("variants") or [{"strategies": list(job.record["strategies"])}]
+    return {
+        strategy: [number for number, each in enumerate(variants) if strategy in each["strategies"]]
+        for strategy in job.record["strategies"]
+    }
+
+
+def _labels(methods: Sequence[_Method]) -> list[str]:
+    """Name each method by its strategy, and by what differs where that leaves a doubt."""
+    named: list[str] = []
+    everywhere = {key for key in OF_A_METHOD if len({json.dumps(m.settings[key]) for m in methods}) > 1}
+    for method in methods:
+        alike = [other for other in methods if other.strategy == method.strategy]
+        found = [other.values for other in alike]
+        keys = [k for k in method.values if any(each.get(k) != method.values[k] for each in found)]
+        keys += [k for k in method.values if k.partition(".")[0] in everywhere and k not in keys]
+        own = describe({key: method.values[key] for key in keys}) if keys else ""
+        named.append(f"{method.strategy} ({own})" if own else method.strategy)
+    return [
+        name if named.count(name) == 1 else f"{name} of {method.job}"
+        for name, method in zip(named, methods, strict=True)
+    ]
+
+
+def _require_one_protocol(one: Job, other: Job) -> None:
+    there, here = _protocol(one), _protocol(other)
+    made_alike = one.data["options"].get("seed") == other.data["options"].get("seed")
+    if one.data["digest"] and other.data["digest"] and made_alike:  # a deployed run does not know its nodes' data
+        there["dataset.digest"], here["dataset.digest"] = one.data["digest"], other.data["digest"]
+    if lines := describe_differences(there, here, words=(f"in {one.path}", f"in {other.path}")):
+        listed = "".join(f"\n  {line}" for line in lines)
+        raise UsageError(
+            f"{one.path} and {other.path} are not of one protocol, so that one table would compare what cannot be "
+            f"compared; report each by itself. What differs:{listed}"
+        )
+
+
+def _protocol(job: Job) -> dict[str, Any]:
+    """Describe what jobs of one table have in common."""
+    free = {name.removeprefix("settings.") for name in FREE_SETTINGS} | {*OF_A_METHOD, *OF_A_MACHINE}
+    settings = with_defaults(job.record)["settings"]
+    options = {key: value for key, value in job.data["options"].items() if key not in ("data_dir", "seed")}
+    if "seed" in job.data["options"]:  # a benchmark made at random is made by the trial's seed
+        options["seed of the first trial"] = int(job.data["options"]["seed"]) - int(job.record["seeds"][0])
+    return {
+        "settings": {key: value for key, value in settings.items() if key not in free},
+        "dataset": {"title": job.data["title"], "domains": sorted(job.data["counts"]), "options": options},
+        "selection": job.selection,
+    }
+
+
+def _further(one: PlannedRun | None, other: PlannedRun) -> PlannedRun:
+    if one is None:
+        return other
+    inner = one.inner and other.inner
+    done = [run.directory.completed_round() or 0 for run in (one, other)]
+    return replace(other if done[1] > done[0] else one, inner=inner)
+
+
+def _ordered(runs: Iterable[PlannedRun], labels: Sequence[str]) -> list[PlannedRun]:
+    scenarios: dict[str, int] = {}
+    runs = list(runs)
+    for run in runs:
+        scenarios.setdefault(run.scenario.name, len(scenarios))
+
+    def place(run: PlannedRun) -> tuple[int, ...]:
+        return run.inner, scenarios[run.scenario.name], labels.index(run.strategy), run.variant, run.config.seed
+
+    return sorted(runs, key=place)
+
+
+def _path(jobs: Sequence[Job]) -> Path:
+    names = list(dict.fromkeys(job.path.resolve().name for job in jobs))
+    name = "+".join(names)
+    return jobs[0].path.parent / (name if len(name.encode()) <= LONGEST_NAME else f"{names[0]}+{len(names) - 1}")

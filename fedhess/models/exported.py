@@ -1,0 +1,157 @@
+"""A trained network in a folder of its own: built, loaded and fed anywhere, without the run that it is of.
+
+``fedhess export`` writes the folder. Here it is read, with nothing of Flower, strategies or data sets.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fedhess.base.errors import UsageError
+from fedhess.domains.images.image_files import DECODE_ERRORS, describe_failure, read_pixels
+from fedhess.models import create_model, prepared_shape, whole_network
+from fedhess.models.headed import HeadedModel
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+class ExportedConfig(BaseModel):
+    """What config.json must have for the network to be built; what it tells of the run besides is kept as it is."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    fedhess_export: Literal[1]
+    model: str
+    input_shape: tuple[Annotated[int, Field(gt=0)], ...]
+    outputs: Annotated[int, Field(gt=0)]
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    dtype: Literal["float32", "float64"]
+    precision: Literal["float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Make of an image what the network takes, as in training: RGB, resized without keeping its proportions.
+
+    The network itself scales the pixels and normalises them by channel.
+
+    Attributes:
+        side: Height and width, pixels.
+    """
+
+    side: int
+
+    def __call__(self, image: Path | str | Image.Image) -> Tensor:
+        """Decode a file, or take an opened image: (3, side, side) uint8.
+
+        Raises:
+            UsageError: It cannot be decoded.
+        """
+        try:
+            if isinstance(image, Image.Image):
+                return read_pixels(image, self.side)
+            with Image.open(image) as opened:
+                return read_pixels(opened, self.side)
+        except DECODE_ERRORS as error:
+            raise UsageError(f"{image}: expected an image that Pillow can decode; {describe_failure(error)}") from error
+
+
+class TrainedModel(nn.Module):
+    """A trained network, in evaluation mode.
+
+    Args:
+        network: From the benchmark's examples to logits; a frozen backbone is part of it.
+        config: What it was exported with.
+
+    Attributes:
+        network: Its ``featurizer`` and its linear ``head``.
+        classes: Names, in the order of the logits.
+        transform: Makes an input of an image file; None where inputs are no RGB images but tensors of ``input_shape``.
+        input_shape: Of one input.
+        config: What config.json holds: data, protocol, scores, settings.
+    """
+
+    def __init__(self, network: HeadedModel, config: ExportedConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = config.classes
+        self.input_shape = config.input_shape
+        self.transform: Callable[[Path | str | Image.Image], Tensor] | None = None
+        if takes_images(config.input_shape):
+            self.transform = ImageTransform(config.input_shape[-1])
+        self.config: dict[str, Any] = config.model_dump(mode="json")
+        self.eval()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Compute (B, C) logits of (B, ...) inputs; (B, 1) for the logistic form."""
+        logits: Tensor = self.network(inputs)
+        return logits
+
+    def probabilities(self, inputs: Tensor) -> Tensor:
+        """Compute the (B, C) probability of each class, in the order of ``classes``."""
+        logits: Tensor = self(inputs)
+        if logits.shape[1] > 1:
+            return logits.softmax(1)
+        return torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1)
+
+
+def takes_images(input_shape: tuple[int, ...]) -> bool:
+    """Whether examples are square RGB images."""
+    return len(input_shape) == 3 and input_shape[0] == 3 and input_shape[1] == input_shape[2]
+
+
+def load_exported(model: Path | str, *, device: torch.device | str = "cpu") -> TrainedModel:
+    """Load a network that ``fedhess export`` wrote: ``fedhess.load``.
+
+    Args:
+        model: The folder.
+        device: Where it runs.
+
+    Returns:
+        The network in evaluation mode, with its classes and its transform.
+
+    Raises:
+        UsageError: There is no such folder, or it is damaged or of another version.
+    """
+    folder = Path(model)
+    config = _read_config(folder)
+    network = create_model(
+        config.model,
+        input_shape=prepared_shape(config.model, config.input_shape),
+        outputs=config.outputs,
+        seed=0,
+        pretrained=False,
+    )
+    network = whole_network(config.model, network.to(getattr(torch, config.dtype)), pretrained=False)
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UsageError(
+            f"{folder / WEIGHTS_FILE} is damaged or of another network than {config.model!r} "
+            f"({str(error).splitlines()[0]}); export the model again"
+        ) from error
+    network.autocast = torch.bfloat16 if config.precision == "bf16" else None
+    return TrainedModel(network.to(device), config)
+
+
+def _read_config(folder: Path) -> ExportedConfig:
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise UsageError(f"{folder} is no exported model: it has no {CONFIG_FILE}; make one with: fedhess export RUN")
+    try:
+        text = file.read_text(encoding="utf-8")
+        if "fedhess_export" not in text:
+            raise UsageError(f"{folder} holds a job, no exported model; make one with: fedhess export {folder}")
+        return ExportedConfig.model_validate_json(text)
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        why = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"{'.'.join(map(str, why['loc']))}: {why['msg']}" if why else str(error)
+        raise UsageError(f"{file} is damaged or of another version ({reason}); export the model again") from error

@@ -1,0 +1,154 @@
+"""Any network split at its last linear layer: what that layer takes are the features, the layer is the head."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedhess.base.errors import UsageError
+from fedhess.base.users_code import users_code
+from fedhess.models.headed import FrozenNorms, HeadedModel
+
+PROBES = 2  # examples that a network is tried on
+
+
+class SplitNetwork(FrozenNorms):
+    """A network without its head, whose place an identity takes: (B, ...) inputs to (B, D) features.
+
+    Args:
+        network: The network.
+        scale: What its inputs go through first.
+    """
+
+    def __init__(self, network: nn.Module, scale: nn.Module) -> None:
+        super().__init__()
+        self.scale = scale
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Compute (B, D) features."""
+        features: Tensor = self.network(self.scale(inputs))
+        return features
+
+
+class ToFloat(nn.Module):
+    """Bring inputs to the model's dtype; bytes become floats in [0, 1]."""
+
+    kind: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kind", torch.empty(0), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Convert."""
+        values = inputs.to(self.kind.dtype)
+        return values if inputs.is_floating_point() else values / 255
+
+
+class _Call(NamedTuple):
+    """What one call of a linear layer took and returned."""
+
+    name: str
+    layer: nn.Linear
+    features: Tensor
+    logits: Tensor
+
+
+def split_network(
+    network: nn.Module, *, name: str, input_shape: tuple[int, ...], outputs: int, scale: nn.Module | None = None
+) -> HeadedModel:
+    """Split a network at the linear layer whose output it returns; found by trying it on random inputs.
+
+    Args:
+        network: (B, ...) inputs to (B, C) logits; it is changed.
+        name: The model's name, for messages.
+        input_shape: Of one example.
+        outputs: C.
+        scale: What inputs go through first; by default bytes become floats in [0, 1].
+
+    Raises:
+        UsageError: The network returns no (B, C) logits, or no linear layer on (B, D) features computes them.
+        StrategyError: The network raised.
+    """
+    scale = scale or ToFloat()
+    inputs = torch.rand(PROBES, *input_shape)
+    network.eval()
+    logits, calls = _try(network, scale(inputs), name)
+    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not isinstance(logits, Tensor) or logits.shape != (PROBES, outputs):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(
+            f"model {name!r}: expected logits of shape (B, {outputs}) for inputs of shape {(PROBES, *input_shape)}, "
+            f"got {got}; return one logit a class"
+        )
+    heads = [call for call in calls if call.logits.shape == logits.shape and torch.equal(call.logits, logits)]
+    if not heads:
+        if linear:
+            last = f"the last that it calls is {calls[-1].name!r}" if calls else "it calls none"
+            raise UsageError(
+                f"model {name!r}: none of its nn.Linear ({_listed(linear)}) computes the logits that it returns, "
+                f"{last}; return what the head computes as it is, without a softmax"
+            )
+        raise UsageError(
+            f"model {name!r} has no nn.Linear, which its head must be; its modules: "
+            f"{_listed([f'{path} ({type(module).__name__})' for path, module in network.named_modules() if path])}"
+        )
+    head = heads[-1]
+    if head.features.dim() != 2 or [call.name for call in calls].count(head.name) > 1:
+        raise UsageError(
+            f"model {name!r}: expected its head {head.name!r} to be called once, on features of shape (B, D), got "
+            f"{[tuple(call.features.shape) for call in calls if call.name == head.name]}"
+        )
+    _replace(network, head.name)
+    model = HeadedModel(SplitNetwork(network, scale), head.layer, head_name=head.name)
+    _check_split(model, inputs, logits, name)
+    return model
+
+
+def _try(network: nn.Module, inputs: Tensor, name: str) -> tuple[object, list[_Call]]:
+    """Run a network; return what it returned, and each call of a linear layer."""
+    calls: list[_Call] = []
+    hooks = []
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+
+            def note(layer: nn.Module, taken: tuple[Tensor, ...], made: Tensor, path: str = path) -> None:
+                assert isinstance(layer, nn.Linear)
+                calls.append(_Call(path, layer, taken[0], made.clone()))
+
+            hooks.append(module.register_forward_hook(note))
+    try:
+        with torch.no_grad(), users_code(f"model {name!r}", "forward", type(network)):
+            return network(inputs), calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _replace(network: nn.Module, path: str) -> None:
+    parent, _, own = path.rpartition(".")
+    setattr(network.get_submodule(parent), own, nn.Identity())
+
+
+def _check_split(model: HeadedModel, inputs: Tensor, logits: Tensor, name: str) -> None:
+    """Check that head after featurizer is the network, and that it has the same features to give in training."""
+    with torch.no_grad(), users_code(f"model {name!r}", "forward", type(model.featurizer)):
+        again = model.eval()(inputs)
+        model.train()
+        features = model.featurizer(inputs)
+    if not isinstance(features, Tensor) or features.shape != (PROBES, model.head.in_features):
+        got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise UsageError(
+            f"model {name!r}: expected features of shape (B, {model.head.in_features}) in training too, got {got}; "
+            "return the logits alone"
+        )
+    if not torch.allclose(again, logits, rtol=1e-4, atol=1e-5):
+        raise UsageError(
+            f"model {name!r}: without its head {model.head_name!r} it does not return what the head takes; let the "
+            "head be the last thing that it computes, and its output not depend on anything else"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"

@@ -1,0 +1,108 @@
+"""What a sweep searched and what was chosen: in words, with the choices that lie at the edge of what was searched."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedhess.base.tables import markdown_table
+from fedhess.jobs.job import Job, variant_number
+from fedhess.jobs.search import recorded_spaces
+from fedhess.jobs.variants import describe
+from fedhess.results.selection import Cell, Recorded, unfinished
+from fedhess.settings.ranges import Range
+
+EDGE = 0.05  # of a range, as it is drawn
+FEWEST_VALUES = 3  # of a grid; of two each is at an edge
+
+
+def range_table(job: Job) -> str:
+    """Render what a sweep searches, by strategy, with the source of each range."""
+    lines = [
+        [name, key, each.describe(), each.source]
+        for name, space in recorded_spaces(job.record).items()
+        for key, each in (space or {"": Range(choices=("the defaults alone",), source="")}).items()
+    ]
+    return markdown_table(["strategy", "setting", "searched", "source"], lines, left=4)
+
+
+def choice_of(job: Job, strategy: str, cell: Cell, variant: int | None) -> dict[str, Any]:
+    """Describe what was chosen for one target and trial: number and values, and which of them lie at an edge.
+
+    Args:
+        job: A sweep.
+        strategy: Whose setting it is.
+        cell: What was chosen from.
+        variant: Index of the choice among the job's variants; None where nothing could be chosen.
+    """
+    found: dict[str, Any] = {"target": cell.scenario.name, "seed": cell.seed, "number": None, "settings": {}}
+    if variant is None:
+        return found | {"edges": {}}
+    space = recorded_spaces(job.record)[strategy]
+    settings = job.variants[variant]
+    ends = {key: _end(space[key], value) for key, value in settings.items() if key in space}
+    return found | {
+        "number": variant_number(variant, job.record["variants"][variant]),
+        "settings": dict(settings),
+        "edges": {key: end for key, end in ends.items() if end},
+    }
+
+
+def _end(space: Range, value: Any) -> str:
+    """Name the end of a range that a value lies at; nothing where it lies between them."""
+    if space.choices:
+        ordered = sorted(each for each in space.choices if type(each) in (int, float))
+        if len(ordered) < FEWEST_VALUES or value not in (ordered[0], ordered[-1]):
+            return ""
+        return "low" if value == ordered[0] else "high"
+    place = space.place(float(value))
+    return "low" if place < EDGE else "high" if place > 1 - EDGE else ""
+
+
+def edge_warnings(job: Job, strategy: str, choices: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return by setting what lies at an edge in at least half of the choices: better values may lie beyond it."""
+    made = [choice for choice in choices if choice["settings"]]
+    warnings: dict[str, str] = {}
+    for key, space in recorded_spaces(job.record)[strategy].items():
+        for end in ("low", "high"):
+            count = sum(choice["edges"].get(key) == end for choice in made)
+            if count and 2 * count >= len(made):
+                warnings[key] = f"{count} of {len(made)} choices lie at the {end} end of {space.describe()}; widen it"
+    return warnings
+
+
+def choice_lines(strategies: Mapping[str, Any]) -> list[str]:
+    """Render below a table which setting was chosen for each strategy, target and trial."""
+    lines = [
+        [name, choice["target"], str(choice["seed"]), *_shown(choice)]
+        for name, result in strategies.items()
+        for choice in result.get("choices", ())
+    ]
+    if not lines:
+        return []
+    heads = ["strategy", "target", "seed", "number", "chosen setting", "at an edge of what was searched"]
+    return ["", markdown_table(heads, lines, left=len(heads))]
+
+
+def _shown(choice: Mapping[str, Any]) -> list[str]:
+    if choice["number"] is None:
+        return ["none", "", ""]
+    edges = ", ".join(f"{key}: {end}" for key, end in choice["edges"].items())
+    return [str(choice["number"]), describe(choice["settings"]), edges]
+
+
+def incomplete(job: Job, recorded: Recorded, strategy: str) -> dict[str, str]:
+    """Return by target what is missing of the runs of a strategy that its accuracy is chosen from."""
+    mine = [(run, rows) for run, rows in recorded if run.strategy == strategy and not run.inner]
+    missing = unfinished(mine)
+    failed = Counter(run.scenario.name for run in missing if run.directory.failure() is not None)
+    left = Counter(run.scenario.name for run in missing) - failed
+    totals = Counter(run.scenario.name for run, _ in mine)
+    if job.search.get("kind") == "optuna" and recorded_spaces(job.record)[strategy]:
+        for name, total in totals.items():  # those that no one has been asked for yet are left, too
+            left[name] += job.search["draws"] * len(job.seeds) - total
+            totals[name] = job.search["draws"] * len(job.seeds)
+    return {
+        name: f"of {total} runs {failed[name]} failed, {left[name]} left to run"
+        for name, total in totals.items()
+        if failed[name] or left[name]
+    }

@@ -1,0 +1,194 @@
+"""The ranges that searches draw a method's settings from, each with its source, and DomainBed's draw from them.
+
+DomainBed (Gulrajani and Lopez-Paz, ICLR 2021), released code, ``hparams_registry.py`` and ``scripts/train.py``: setting
+0 of a trial has the defaults; setting k draws each hyperparameter from a generator of its own, NumPy's legacy one,
+seeded with the hyperparameter's name and with (k, trial). So with its ranges these are the very values of its sweep,
+and a value depends neither on the other hyperparameters nor on how many settings are drawn.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedhess.settings.run_config import Scalar
+
+DOMAINBED = "DomainBed, hparams_registry.py"
+HESSIAN = "released code of Hemati et al., ICCV 2023"
+FEDIIR = "released code of Guo et al., ICML 2023, domainbed/hparams_registry.py"
+FEDPROX = "Li et al., MLSys 2020: between the candidates 0.001, 0.01, 0.1 and 1"
+OURS = "ours"
+GIVEN = "--range"
+STEPS = 5001  # that DomainBed trains: what its numbers of steps are a part of
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a value is drawn from: uniform, uniform in its logarithm, or one of several choices.
+
+    Attributes:
+        low: The lower end; where there is a ``base`` its exponent.
+        high: The upper end, in the same way.
+        source: Who published it, or :data:`OURS`.
+        base: Of the logarithm; 0 for a uniform draw.
+        whole: Whether the drawn value is cut to a whole number.
+        choices: What is drawn from in place of a range.
+        name: What seeds the draw beside the numbers of setting and trial: DomainBed's name of the hyperparameter.
+        default: The value that its source trains with otherwise: the range goes with it.
+        scale: What a drawn value is multiplied by.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    source: str = OURS
+    base: float = 0.0
+    whole: bool = False
+    choices: tuple[Scalar, ...] = ()
+    name: str = ""
+    default: float | None = None
+    scale: float = 1.0
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value."""
+        low, high = (self.base**end if self.base else end for end in (self.low, self.high))
+        return low * self.scale, high * self.scale
+
+    def draw(self, key: str, *, number: int, trial: int) -> Scalar:
+        """Draw a value, for a key that seeds the draw where the range has no name of its own."""
+        random = np.random.RandomState(seed_hash(seed_hash(number, trial), self.name or key))
+        if self.choices:
+            return self.choices[int(random.choice(len(self.choices)))]
+        drawn = float(random.uniform(self.low, self.high))
+        value = (self.base**drawn if self.base else drawn) * self.scale
+        return int(value) if self.whole else float(value)
+
+    def within(self, value: Scalar) -> bool:
+        """Whether it could be drawn."""
+        if self.choices:
+            return value in self.choices
+        return isinstance(value, int | float) and self.ends[0] <= value <= self.ends[1]
+
+    def place(self, value: float) -> float:
+        """Return how far up its range a value lies: 0 at the lower end, 1 at the upper, as it is drawn."""
+        low, high = self.ends
+        if self.base:
+            low, high, value = (math.log(max(end, 1e-300)) for end in (low, high, value))
+        return (value - low) / (high - low)
+
+    def describe(self) -> str:
+        """Write it as ``--range`` takes it.
+
+        >>> Range(-5, -3, base=10.0).describe()
+        '1e-05:0.001:log'
+        """
+        if self.choices:
+            return " or ".join(map(str, self.choices))
+        low, high = self.ends
+        return f"{low:.4g}:{high:.4g}" + (":log" if self.base else "")
+
+
+def _powers(low: float, high: float, source: str = DOMAINBED, **more: object) -> Range:
+    return Range(low, high, source, **{"base": 10.0, **more})  # type: ignore[arg-type]
+
+
+# What every method draws on images of 224 px. DomainBed's learning rate and weight decay are those of Adam, which is
+# the server's here. The batch of DomainNet is drawn from fewer sizes.
+COMMON: Mapping[str, Range] = {
+    "server_lr": _powers(-5, -3.5, name="lr"),
+    "server_optimizer_args.weight_decay": _powers(-6, -2, name="weight_decay"),
+    "batch_size": Range(3, 5.5, DOMAINBED, base=2.0, whole=True),
+}
+DOMAIN_NET_BATCH = replace(COMMON["batch_size"], high=5)
+# The same of images of 28 px, which have no weight decay there.
+COMMON_OF_DIGITS: Mapping[str, Range] = {
+    "server_lr": _powers(-4.5, -2.5, name="lr"),
+    "batch_size": Range(3, 9, DOMAINBED, base=2.0, whole=True),
+}
+DIGITS = ("RotatedMNIST", "ColoredMNIST", "Digits")
+
+_ANNEALED = _powers(0, 4, whole=True, default=500)
+
+# What a method draws besides.
+OF_METHOD: Mapping[str, Mapping[str, Range]] = {
+    "erm": {},
+    "irm": {
+        "weight": _powers(-1, 5, name="irm_lambda", default=100),
+        "anneal_steps": replace(_ANNEALED, name="irm_penalty_anneal_iters"),
+    },
+    "vrex": {
+        "weight": _powers(-1, 5, name="vrex_lambda", default=10),
+        "anneal_steps": replace(_ANNEALED, name="vrex_penalty_anneal_iters"),
+    },
+    "coral": {"gamma": _powers(-1, 1, name="mmd_gamma", default=1)},
+    "iga": {"coefficient": _powers(1, 5, name="penalty", default=1000)},
+    "groupdro": {"eta": _powers(-3, -1, name="groupdro_eta", default=0.01)},
+    "fish": {"eps": Range(0.05, 0.5, DOMAINBED, choices=(0.05, 0.1, 0.5), name="meta_lr", default=0.5)},
+    "fishr": {
+        "weight": _powers(1, 4, name="lambda", default=1000),
+        "anneal_steps": Range(0, 5000, DOMAINBED, whole=True, name="penalty_anneal_iters", default=1500),
+        "ema": Range(0.90, 0.99, DOMAINBED, default=0.95),
+    },
+    # These two draw by names of ours.
+    "hgp": {"alpha": _powers(-5, -3, HESSIAN, default=1e-4), "beta": _powers(-3, -1, HESSIAN, default=5e-3)},
+    "hutchinson": {"alpha": _powers(1, 4, HESSIAN, default=1e-3), "beta": _powers(2, 6, HESSIAN, default=5e-3)},
+    "fediir": {
+        "gamma": _powers(-4, -2, FEDIIR, name="penalty", default=1e-3),
+        "ema": Range(0.90, 0.99, FEDIIR, choices=(0.90, 0.95, 0.99), default=0.95),
+    },
+    "fedprox": {"mu": _powers(-3, 0, FEDPROX, default=0.01)},
+    # No range of their own was published for these: a decade to both sides of the default.
+    "server_alignment": {"step": _powers(-3, -1, OURS, default=0.01)},
+    "fedadam": {"eta": _powers(-2, 0, OURS, default=0.1)},
+}
+# Numbers of steps are parts of DomainBed's.
+OF_STEPS = ("anneal_steps",)
+# Hutchinson's released ranges, and those that stand commented out beside them, around its defaults.
+RANGES: Mapping[str, Mapping[str, Mapping[str, Range]]] = {
+    "released": OF_METHOD,
+    "commented-out": {
+        **OF_METHOD,
+        "hutchinson": {"alpha": _powers(-3, -1, HESSIAN, default=1e-3), "beta": _powers(-4, -2, HESSIAN, default=5e-3)},
+    },
+}
+
+
+def seed_hash(*parts: object) -> int:
+    """Hash what names a draw into a seed, as DomainBed's ``misc.seed_hash`` does."""
+    return int(hashlib.md5(str(parts).encode("utf-8")).hexdigest(), 16) % 2**31
+
+
+def common_ranges(benchmark: str) -> dict[str, Range]:
+    """Return what every method draws in DomainBed on a benchmark."""
+    if benchmark in DIGITS:
+        return dict(COMMON_OF_DIGITS)
+    return {**COMMON, **({"batch_size": DOMAIN_NET_BATCH} if benchmark == "DomainNet" else {})}
+
+
+def around(default: float, *, decades: float = 1.0, whole: bool = False) -> Range:
+    """Return a range of ours: as many decades to both sides of a positive default.
+
+    >>> around(0.1).describe()
+    '0.01:1:log'
+    """
+    centre = math.log10(default)
+    return Range(centre - decades, centre + decades, OURS, base=10.0, whole=whole, default=default)
+
+
+def draw_settings(
+    strategy: str, benchmark: str, *, number: int, trial: int, ranges: str = "released"
+) -> dict[str, Scalar]:
+    """Draw one setting of DomainBed's sweep, as a variant of a job has it.
+
+    Args:
+        strategy: A strategy's name; one whose ranges are not known draws what all do.
+        benchmark: A benchmark's name.
+        number: Of the setting within the trial (``hparams_seed``), from 1; setting 0 has the defaults.
+        trial: Of the trial (``trial_seed``), from 0.
+        ranges: A key of `RANGES`.
+    """
+    assert number >= 1, "setting 0 has the defaults and draws nothing"
+    space = {**common_ranges(benchmark), **RANGES[ranges].get(strategy, {})}
+    return {key: each.draw(key, number=number, trial=trial) for key, each in space.items()}
