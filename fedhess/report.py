@@ -69,7 +69,7 @@ def report(
     job = replace(merge_jobs([open_recorded(path) for path in runs]), trackers=read_trackers(track))
     selectors = [job.selection] if selection is None else read_selectors(selection)
     if form is not None:
-        _check_form(form, selectors)
+        _check_form(form, selectors, as_json=as_json)
     recorded = read_rows(job)
     progress.warn(stand_in_warning(job))
     if missing := unfinished(recorded):
@@ -102,11 +102,13 @@ def report(
         typer.echo(f"\nwritten: {', '.join(str(path) for path in paths if path not in figures)}{more}")
 
 
-def _check_form(form: str, selectors: Sequence[str]) -> None:
+def _check_form(form: str, selectors: Sequence[str], *, as_json: bool) -> None:
     if form not in FORMATS:
         raise UsageError(f"--format: unknown format {form!r}; {did_you_mean(form, FORMATS)}")
     if len(selectors) > 1:
         raise UsageError(f"--format: expected one selector to print, got {', '.join(selectors)}; name one: --selection")
+    if as_json:
+        raise UsageError(f"--format {form} and --json are two forms; give one of them")
 
 
 if __name__ == "__main__":

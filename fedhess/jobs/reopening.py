@@ -96,7 +96,7 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
     if len({run.variant for run in job.outer_runs}) > 1:
         raise UsageError(
             f"{path} holds several settings of a strategy; name the directory of one, such as "
-            f"{job.runs[0].directory.path.parent.parent}"
+            f"{job.runs[0].directory.path if job.search else job.runs[0].directory.path.parent.parent}"
         )
     return job
 

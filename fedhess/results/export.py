@@ -124,6 +124,7 @@ def _preprocessing(shape: Sequence[int], network: HeadedModel) -> dict[str, Any]
         else None,
         "in_the_network": {
             "uint8": "divided by 255",
+            "size": None if scaling is None or scaling.size is None else list(scaling.size),
             "mean": None if scaling is None else scaling.mean.flatten().tolist(),
             "std": None if scaling is None else scaling.std.flatten().tolist(),
         },

@@ -140,7 +140,7 @@ def _find(job: Job, strategy: str, cell: Cell, which: str) -> RunModel:
 
 
 def _build(run: PlannedRun, stored: dict[str, Tensor]) -> HeadedModel:
-    model = build_model(run.config)
+    model = build_model(run.config, initial=False)
     wanted = model.state_dict()
     shapes, expected = ({name: value.shape for name, value in state.items()} for state in (stored, wanted))
     if shapes != expected:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from fedhess.base.errors import DivergedError, FederationError, StorageError
 from fedhess.federation.engines.choice import Engine
+from fedhess.jobs.description import describe_failures
 from fedhess.jobs.directory import job_directory, record_selection
 from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
-from fedhess.jobs.running import describe_failures, run_job
+from fedhess.jobs.running import run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.export import export_model
 from fedhess.results.models import SELECTED, find_model, narrowed
@@ -135,7 +136,7 @@ class Results:
 
 
 def _named(run: PlannedRun) -> dict[str, Any]:
-    return {"strategy": run.strategy, "variant": run.variant, "scenario": run.scenario.name, "seed": run.config.seed}
+    return {"strategy": run.strategy, "variant": run.number, "scenario": run.scenario.name, "seed": run.config.seed}
 
 
 def open_results(path: Path | str) -> Results:

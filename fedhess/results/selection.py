@@ -4,8 +4,8 @@ The three selectors of Gulrajani and Lopez-Paz, "In Search of Lost Domain Genera
 code has them (``model_selection.py``). Two never look at the target; the third is an upper bound that does, and no
 default. Deviation: they leave ties open; here the lower loss wins, then the earlier round, then the earlier setting.
 
-Round 0, the model before training, is never selected. Source validation compares rounds on the same clients: see
-:func:`fedhess.federation.server.round_selection.comparable_rounds`.
+Round 0, the model before training, is never selected, nor a round before the average that the run reports. Source
+validation compares rounds on the same clients: see :func:`comparable_rounds`.
 """
 
 from collections.abc import Mapping, Sequence
