@@ -92,8 +92,7 @@ def complete_options(
     known, changed = recorded["strategies"], parse_assignments(options.strategy_args, option="--strategy-args")
     names = [name.strip() for name in options.strategy.split(",") if name.strip()] if "strategy" in chosen else [*known]
     strategies = list(dict.fromkeys([*known, *names]))
-    args = _owned(changed, names)
-    before = _unvaried_args(recorded)
+    args, before = _owned(changed, names), _unvaried_args(recorded)
     targets = recorded["targets"]
     if "target" in chosen:
         targets = [scenario.name for scenario in choose_scenarios(benchmark, options.target)]
