@@ -71,8 +71,13 @@ def open_own(opening: Opening) -> Benchmark:
     classes = classes or tuple(map(str, getattr(made, "classes", None) or own.classes(names)))
     if len(classes) < LEAST["classes"]:
         raise UsageError(f"--domains {opening.name}: expected at least two classes, got {', '.join(classes) or 'none'}")
-    shape = shape or own.shape(own.load((opening.held or names)[0]))
-    images = not own.loaded or isinstance(next(iter(own.loaded.values())), ImageDomain)
+    images = "image_side" in ours
+    if not shape:
+        first = own.load((opening.held or names)[0])
+        shape = own.shape(first)
+        if images and not isinstance(first, ImageDomain):
+            raise UsageError(f"--domains {opening.name}: image_side is for PIL images, and its inputs are arrays")
+        images = isinstance(first, ImageDomain)
     options = args | {
         "domain_names": _join(names),
         "class_names": _join(classes),

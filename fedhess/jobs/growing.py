@@ -92,8 +92,7 @@ def complete_options(
     known, changed = recorded["strategies"], parse_assignments(options.strategy_args, option="--strategy-args")
     names = [name.strip() for name in options.strategy.split(",") if name.strip()] if "strategy" in chosen else [*known]
     strategies = list(dict.fromkeys([*known, *names]))
-    args = _owned(changed, names)
-    before = _unvaried_args(recorded)
+    args, before = _owned(changed, names), _unvaried_args(recorded)
     targets = recorded["targets"]
     if "target" in chosen:
         targets = [scenario.name for scenario in choose_scenarios(benchmark, options.target)]
@@ -135,11 +134,13 @@ def complete_options(
 
 def _require_unbound(path: Path, config: RunConfig, rounds: int) -> None:
     """Check that trained rounds are what they would have been with more to come."""
-    if config.bound_to_rounds:
+    bound = config.bound_to_rounds
+    if config.average == "swad" and config.rounds % config.evaluate_every:
+        bound = [*bound, f"average (swad has the loss of round {config.rounds}, which is evaluated only as the last)"]
+    if bound:
         raise UsageError(
             f"--rounds {rounds}: what the rounds of the job in {path} did depends on how many there are, "
-            f"{config.rounds}, through {' and '.join(config.bound_to_rounds)}; leave the option out, or begin another "
-            "job"
+            f"{config.rounds}, through {' and '.join(bound)}; leave the option out, or begin another job"
         )
 
 

@@ -37,6 +37,11 @@ class _Method:
         args = settings.pop("server_optimizer_args", {})
         return settings | {f"server_optimizer_args.{key}": value for key, value in args.items()} | dict(self.args)
 
+    def as_variant(self, keys: set[str]) -> dict[str, Any]:
+        """Return its one setting as one of several, named by what others vary."""
+        named = {key: value for key, value in self.values.items() if key in keys}
+        return {"settings": named, "arguments": self.args}
+
 
 def merge_jobs(jobs: Sequence[Job]) -> Job:
     """Put the runs of several jobs into one job; nothing is written.
@@ -60,10 +65,11 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
             owner[number, method.strategy] = methods.index(method)
     labels = _labels(methods)
     several = any(method.variants for method in methods)
+    varied = {key for method in methods for each in method.variants for key in each["settings"]}
     variants = [
         {"settings": each["settings"], "strategies": [label], "arguments": {label: each["arguments"]}, "method": label}
         for method, label in zip(methods, labels, strict=True)
-        for each in (method.variants or [{"settings": {}, "arguments": method.args}])
+        for each in (method.variants or [method.as_variant(varied)])
     ]
     begin = {label: next(at for at, each in enumerate(variants) if each["method"] == label) for label in labels}
     runs: dict[tuple[Any, ...], PlannedRun] = {}

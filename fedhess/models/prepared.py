@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -251,7 +250,7 @@ def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
         pretrained=initial and config.pretrained and config.weights is None,
     )
     if initial and config.weights is not None:
-        load_weights(model, Path(config.weights), digest=config.weights_digest)
+        load_weights(model, config)
     model = model.to(device=torch.device(config.device_here), dtype=config.torch_dtype)
     return set_execution(model, config)
 

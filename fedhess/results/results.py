@@ -16,6 +16,8 @@ from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.running import run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.export import export_model
+from fedhess.results.files import write_all
+from fedhess.results.formats import format_table
 from fedhess.results.models import SELECTED, find_model, narrowed
 from fedhess.results.selection import read_rows
 from fedhess.results.studies import require_optuna, run_studies
@@ -49,6 +51,28 @@ class Results:
     def table(self) -> str:
         """The table in Markdown, with what must be known to read it."""
         return table(self.summary)
+
+    def format(self, form: str) -> str:
+        """Return the table in another form, as ``python -m fedhess.report --format`` prints it.
+
+        Args:
+            form: ``"markdown"``, ``"latex"`` (with booktabs) or ``"csv"``.
+
+        Raises:
+            UsageError: There is no such form.
+        """
+        return format_table(self.summary, form)
+
+    def report(self) -> list[Path]:
+        """Write everything that ``python -m fedhess.report`` writes: tables, a page of HTML, and all figures.
+
+        Returns:
+            The files.
+
+        Raises:
+            StorageError: They cannot be written.
+        """
+        return write_all(self.job, read_rows(self.job), self.summary)
 
     def write(self) -> list[Path]:
         """Write table and figures into the job's directory; ``run`` has done it.

@@ -255,7 +255,7 @@ def test_report_prints_the_table_in_another_form_alone(job: Path, reported: Comm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--format", "latx"), "--format: unknown format 'latx'; did you mean 'latex'? known: latex, csv, markdown"),
+        (("--format", "latx"), "--format: unknown format 'latx'; did you mean 'latex'? known: latex, markdown, csv"),
         (
             ("--format", "csv", "--selection", "all"),
             "--format: expected one selector to print, got source, lodo, oracle",

@@ -177,6 +177,7 @@ def load_all(benchmark: Benchmark) -> None:
         (lambda: own("Shapes", options={"with": 3}), "--domains-args: benchmark .* has no argument 'with'; did you"),
         (lambda: own("Shapes", options={"width": "x"}), "width of benchmark .*: expected a whole number, got 'x'"),
         (lambda: own("pictures", options={"image_side": 2}), "image_side must be 8 to 1024 pixels, got 2"),
+        (lambda: own("Shapes", options={"image_side": 20}), "image_side is for PIL images, and its inputs are arrays"),
         (lambda: own("Shape"), "has no 'Shape'; did you mean 'Shapes'"),
         (lambda: open_benchmark("absent_module:X"), "--domains: cannot import 'absent_module'"),
     ],

@@ -163,14 +163,27 @@ def test_what_differs_is_refused_by_key_and_nothing_changes(options: str, messag
     assert {file: file.read_bytes() for file in Path("job").rglob("*") if file.is_file()} == before
 
 
-def test_rounds_that_know_how_many_there_are_take_no_more(command: Command) -> None:
-    done(command(*FIRST, "--lr-schedule", "cosine", "--out", "job"))
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--lr-schedule", "cosine"], "lr_schedule;"), (["--average", "swad", "--evaluate-every", "3"], "average (swad")],
+)
+def test_rounds_that_know_how_many_there_are_take_no_more(options: list[str], named: str, command: Command) -> None:
+    done(command(*FIRST, *options, "--out", "job"))
     outcome = command("--out", "job", "--add", "--rounds", "4")
     assert outcome.status == 2
-    assert (
-        "--rounds 4: what the rounds of the job in job did depends on how many there are, 2, through lr_schedule"
-        in (outcome.err)
-    )
+    assert "--rounds 4: what the rounds of the job in job did depends on how many there are, 2" in outcome.err
+    assert f"through {named}" in outcome.err
+
+
+def test_the_former_last_round_stays_evaluated_and_the_model_is_the_same(command: Command) -> None:
+    seldom = [*FIRST, "--rounds", "3", "--evaluate-every", "2"]
+    done(command(*seldom, "--out", "job"))
+    done(command("--out", "job", "--add", "--rounds", "4"))
+    done(command(*seldom, "--rounds", "4", "--out", "whole"))
+    (grown,), (whole,) = open_recorded(Path("job")).runs, open_recorded(Path("whole")).runs
+    assert [{row["round"] for row in run.directory.rows()} for run in (grown, whole)] == [{0, 2, 3, 4}, {0, 2, 4}]
+    last = "checkpoint/round-000004.safetensors"
+    assert (grown.directory.path / last).read_bytes() == (whole.directory.path / last).read_bytes()
 
 
 def test_a_job_that_runs_is_left_alone(command: Command) -> None:

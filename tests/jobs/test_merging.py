@@ -96,7 +96,7 @@ def test_settings_to_select_among_stay_with_their_job(recorded: Path) -> None:
     found = summarise(job)["strategies"]
     alone = summarise(open_recorded(recorded / "varied"))["strategies"]["erm"]
     assert found[job.strategies[0]]["selected_settings"] == alone["selected_settings"]
-    assert found["hgp"]["selected_settings"] == {"east": ["as given"]}
+    assert found["hgp"]["selected_settings"] == {"east": ["lr=0.1"]}
 
 
 def test_targets_and_seeds_that_only_one_job_has_are_not_made_up(recorded: Path) -> None:

@@ -1,5 +1,7 @@
 """Metrics from counts are those of the single examples."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,7 @@ def test_metrics_are_those_of_the_examples(clients: int) -> None:
     assert balanced_accuracy(confusion, classes=5) == pytest.approx(np.mean(recalls))
     assert worst_class_accuracy(confusion, classes=5) == pytest.approx(min(recalls))
     edges = np.linspace(0, 1, 16)
-    bins = [(sure > low) & (sure <= high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    bins = [(sure > low) & (sure <= high) for low, high in itertools.pairwise(edges)]
     error = sum(b.mean() * abs(right[b].mean() - sure[b].mean()) for b in bins if b.any())
     assert calibration_error(calibration) == pytest.approx(error)
 

@@ -10,6 +10,7 @@ import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
+from toy import toy_config
 
 from fedhess.base.errors import UsageError
 from fedhess.models import HeadedModel, create_model
@@ -151,7 +152,8 @@ def test_an_entry_point_of_an_installed_package_is_a_model_and_a_benchmark(
     )
     (package / "brought.py").write_text(
         "import numpy\nfrom torch import nn\n"
-        "def net(num_classes, input_shape): return nn.Sequential(nn.Linear(*input_shape, 3), nn.Linear(3, num_classes))\n"
+        "def net(num_classes, input_shape):\n"
+        "    return nn.Sequential(nn.Linear(*input_shape, 3), nn.Linear(3, num_classes))\n"
         "def data(): return {name: (numpy.eye(12), numpy.arange(12) % 2) for name in 'abc'}\n"
     )
     from fedhess.base import loading
@@ -216,7 +218,7 @@ def test_weights_of_the_network_are_taken_and_a_head_of_other_classes_is_left_ou
     model = create_model("timm:resnet10t", input_shape=(3, 24, 24), outputs=4, seed=0, pretrained=False)
     head = model.head.weight.detach().clone()
     with caplog.at_level(logging.WARNING):
-        load_weights(model, file)
+        load_weights(model, toy_config(weights=str(file)))
     mine = model.state_dict()
     assert all(torch.equal(mine[f"featurizer.network.{n}"], value) for n, value in theirs.items() if "fc." not in n)
     assert torch.equal(mine["head.weight"], head)
@@ -226,11 +228,11 @@ def test_weights_of_the_network_are_taken_and_a_head_of_other_classes_is_left_ou
 def test_the_head_is_taken_where_it_fits_and_names_of_our_own_do_too(tmp_path: Path) -> None:
     model, other = (create_model("mlp", input_shape=(5,), outputs=3, seed=seed) for seed in (0, 1))
     safetensors.torch.save_file(other.state_dict(), tmp_path / "mlp.safetensors")
-    load_weights(model, tmp_path / "mlp.safetensors")
+    load_weights(model, toy_config(weights=str(tmp_path / "mlp.safetensors")))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
     network, model = Net(num_classes=4), own("Net")
     torch.save(network.state_dict(), tmp_path / "net.pt")
-    load_weights(model, tmp_path / "net.pt")
+    load_weights(model, toy_config(weights=str(tmp_path / "net.pt")))
     assert torch.equal(model.head.weight, network.fc.weight)
 
 
@@ -240,7 +242,7 @@ def test_files_that_do_not_fit_or_cannot_be_read_are_refused(tmp_path: Path) -> 
     wrong = {name: value for name, value in state.items() if name != "squeeze.bias"}
     torch.save(wrong | {"extra": torch.zeros(1), "squeeze.weight": torch.zeros(5, 2)}, file)
     with pytest.raises(UsageError) as caught:
-        load_weights(model, file)
+        load_weights(model, toy_config(weights=str(file)))
     assert str(caught.value).splitlines()[1:] == [
         "  missing: featurizer.network.squeeze.bias",
         "  unknown: extra",
@@ -248,15 +250,15 @@ def test_files_that_do_not_fit_or_cannot_be_read_are_refused(tmp_path: Path) -> 
     ]
     torch.save(Net(num_classes=4), file)
     with pytest.raises(UsageError, match="damaged, or holds more than tensors, and no code of a file is run"):
-        load_weights(model, file)
+        load_weights(model, toy_config(weights=str(file)))
     torch.save([1, 2], file)
     with pytest.raises(UsageError, match="expected a state dict, names with tensors, got list"):
-        load_weights(model, file)
+        load_weights(model, toy_config(weights=str(file)))
     (tmp_path / "cut.safetensors").write_bytes(b"12345")
     with pytest.raises(UsageError, match=r"cut.safetensors cannot be read"):
-        load_weights(model, tmp_path / "cut.safetensors")
+        load_weights(model, toy_config(weights=str(tmp_path / "cut.safetensors")))
     with pytest.raises(UsageError, match="--weights: there is no file"):
-        load_weights(model, tmp_path / "absent.pt")
+        load_weights(model, toy_config(weights=str(tmp_path / "absent.pt")))
 
 
 def test_a_run_records_its_weights_and_is_resumed_with_the_same_content_only(command: Any, tmp_path: Path) -> None:
@@ -276,4 +278,4 @@ def test_a_run_records_its_weights_and_is_resumed_with_the_same_content_only(com
     safetensors.torch.save_file(create_model("mlp", input_shape=(12,), outputs=4, seed=8).state_dict(), moved)
     refused = command(*job, "--weights", moved, "--resume")
     assert refused.status == 2
-    assert "settings.weights_digest: " in refused.err
+    assert f"expected sha256 {settings['weights_digest'][:12]}..., as when the run began, got " in refused.err

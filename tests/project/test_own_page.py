@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Outcome
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "own-models-and-data.md").read_text(encoding="utf-8")
-QUICK = ["--rounds", "2", "--trials", "1", "--local-steps", "2", "--batch-size", "8"]
+QUICK = ["--rounds", "1", "--trials", "1", "--local-steps", "1", "--batch-size", "8"]
 
 
 @pytest.fixture(autouse=True)

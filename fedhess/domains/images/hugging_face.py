@@ -51,7 +51,7 @@ def open_hugging_face(opening: Opening) -> Benchmark:
 def settle_hugging_face(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
     """Read the name and the options; returns the opening with those of a folder, and a value for each other one."""
     name, _, query = opening.name.partition(":")[2].partition("?")
-    pairs = parse_qsl(query, keep_blank_values=True)
+    pairs = parse_qsl(query)  # without those that have no value
     if query and len(pairs) != query.count("&") + 1:
         raise UsageError(
             f"--domains {opening.name}: expected hf:NAME?key=value&key=value, got {query!r} after the mark"

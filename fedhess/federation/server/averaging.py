@@ -11,7 +11,7 @@ built on, they never change.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,18 +21,10 @@ from torch import Tensor
 from fedhess.federation.server.checkpoint import State, below
 from fedhess.federation.server.clients import ModelPayload
 from fedhess.federation.server.global_model import GlobalModel
-from fedhess.federation.server.run_directory import Row
 from fedhess.federation.tensors import encode_tensors
 from fedhess.settings.run_config import RunConfig
 
 Tensors = dict[str, Tensor]
-
-
-def reported_rows(rows: Sequence[Row]) -> Sequence[Row]:
-    """Leave out the rounds in which the model itself was evaluated, where later ones evaluate its average."""
-    if not any(row.get("averaged") for row in rows):
-        return rows
-    return [row for row in rows if row["averaged"]]
 
 
 class EvaluatedModel:
@@ -218,7 +210,7 @@ class Ema(NoAverage):
 
     def result(self) -> Tensors:
         """Return the average."""
-        return self._average
+        return {name: value.clone() for name, value in self._average.items()}  # no file holds a tensor twice
 
     def state(self) -> State:
         """Return average and count."""

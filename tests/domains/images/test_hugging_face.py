@@ -81,7 +81,7 @@ def test_parquet_is_read_once_and_anew_when_it_has_changed(tmp_path: Path) -> No
     [
         (
             "",
-            r"has no column 'domain'; give domain=COLUMN; its columns: style \(Value\), kind \(ClassLabel\), picture0",
+            r"has no column 'domain'; give domain=COLUMN; its columns: style \(Value\), kind \(ClassLabel\)",
         ),
         ("?domain=style&label=kinds", "has no column 'kinds'; give label=COLUMN"),
         ("?domain=style&label=kind&image=style", "has no column 'style' of images; name one with image=COLUMN"),

@@ -17,9 +17,9 @@ from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.server.averaging import Swad
 from fedhess.federation.server.checkpoint import below
+from fedhess.federation.server.round_selection import BestSoFar, select_round
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.federation.tensors import decode_tensors
-from fedhess.results.selection import select_round
 
 Run = Callable[..., Any]
 Models = dict[int, dict[str, Tensor]]
@@ -243,4 +243,6 @@ def test_once_there_is_an_average_no_round_before_it_is_selected(toy_run: Run) -
         row["accuracy"] = 0.9 if row["round"] == 1 else 0.5 if row["round"] == 4 else 0.4
     assert select_round(rows) == 4
     assert select_round([row for row in rows if row["round"] < 3]) == 1
+    kept = BestSoFar()
+    assert [kept.add([row for row in rows if row["round"] == n]) for n in range(5)] == [False, True, False, True, True]
     assert select_round([{key: value for key, value in row.items() if key != "averaged"} for row in rows]) == 1
