@@ -1,12 +1,12 @@
 """A job in words: the header before it runs, warnings about its data, the protocol line above its tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from fedhess.alignment.server_step import describe_server
-from fedhess.jobs.job import Job
-from fedhess.jobs.variants import VARIED
+from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.variants import VARIED, describe
 from fedhess.settings.run_config import RunConfig
 
 # What a protocol says of how domains are split; nothing of the usual way.
@@ -22,7 +22,10 @@ NAMED = (
     "weighting",
     "lr",
 )
-UNNAMED_OPTIONS = ("data_dir", "seed", "stand_in_for", "domains", "classes")  # named elsewhere, or of one machine
+UNNAMED_OPTIONS = (
+    *("data_dir", "seed", "stand_in_for", "dataset"),
+    *("domains", "classes", "domain_names", "class_names", "input_shape"),
+)  # named elsewhere, or of one machine
 
 
 def header(job: Job, *, engine: str) -> dict[str, str]:
@@ -93,6 +96,22 @@ def stand_in_warning(job: Job) -> str:
         f"{name} stands in for {wanted}, which could not be had. The results below are about {name} and say nothing "
         f"about {wanted}. --require-real fails instead and lists the ways to get the data."
     )
+
+
+def name_run(job: Job, run: PlannedRun) -> str:
+    """Name a run: strategy, setting where there are several, target and seed."""
+    return f"{run.strategy}{describe_setting(job, run)}, target {run.scenario.name}, seed {run.config.seed}"
+
+
+def describe_failures(job: Job, failures: Mapping[int, str]) -> str:
+    """Name the runs that failed, each with the reason."""
+    lines = [f"\n  {name_run(job, job.runs[number])}: {failures[number]}" for number in sorted(failures)]
+    return f"{len(failures)} of {len(job.runs)} runs failed:{''.join(lines)}"
+
+
+def describe_setting(job: Job, run: PlannedRun) -> str:
+    """Return the setting of a run in brackets where its job has several, else nothing."""
+    return f" ({describe(job.variants[run.variant])})" if job.variants else ""
 
 
 def protocol(job: Job, rules: Sequence[str]) -> str:
