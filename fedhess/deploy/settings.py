@@ -21,7 +21,7 @@ from fedhess.models.execution import check_execution
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
 
-DESCRIBED = ("folder:PATH", "hf:NAME", "package.module:Class")  # benchmarks whose options name domains and classes
+DESCRIBED = ("folder:PATH", "hf:NAME", "module:Class")  # benchmarks whose options name domains and classes
 NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE)
 
 

@@ -52,7 +52,7 @@ BENCHMARKS: dict[str, str] = {
     "Digits": "fedhess.domains.digits.digit_collections:open_digits",
     "folder:PATH": "fedhess.domains.images.any_tree:open_folder_tree",
     "hf:NAME": "fedhess.domains.images.hugging_face:open_hugging_face",
-    "package.module:Class": "fedhess.domains.own_data:open_own",
+    "module:Class": "fedhess.domains.own_data:open_own",
 }
 __getattr__ = lazy_names(
     __name__,
@@ -147,6 +147,6 @@ def find_benchmark(name: str) -> tuple[str, Path | None]:
     if name.lower() not in known:
         entries = installed(ENTRY_POINT_GROUP)
         if name in entries or ":" in name:
-            return "package.module:Class", None
+            return "module:Class", None
         raise UsageError(f"unknown benchmark {name!r}; {did_you_mean(name, [*BENCHMARKS, *entries])}")
     return known[name.lower()], None

@@ -140,7 +140,7 @@ OTHERS = {
         prepare=_prepare_hugging_face,
         ways=lambda _: ["name a data set of the hub, or a copy on disk, and its columns of domains and labels"],
     ),
-    "package.module:Class": Availability(
+    "module:Class": Availability(
         "a class or function of yours, or an entry point of group fedhess.benchmarks",
         settle=lambda opening: (opening, dict(opening.options)),
         places=lambda _: [],
