@@ -130,7 +130,7 @@ def _opening(name: str, *, data_dir: Path | None, domains_args: str, notify: Not
     if path is not None and data_dir is not None:
         raise UsageError(f"{name} and --data-dir {data_dir}: expected one of the two; leave --data-dir out")
     options = parse_assignments(domains_args, option="--domains-args")
-    opening = Opening(benchmark=key, data_dir=path or data_dir, options=options, notify=notify)
+    opening = Opening(benchmark=key, name=name, data_dir=path or data_dir, options=options, notify=notify)
     return availability_of(key).settle(opening)[0], key
 
 

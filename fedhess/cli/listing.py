@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from fedhess.alignment.loading import known_strategies, load_class, strategy_parameters
-from fedhess.domains import BENCHMARKS
+from fedhess.base.loading import installed
+from fedhess.domains import BENCHMARKS, ENTRY_POINT_GROUP
 from fedhess.models import known_models
 from fedhess.settings.defaults import BENCHMARK_SETTINGS, BENCHMARK_STRATEGY_ARGS, STRATEGY_ARGS, default_settings
 
@@ -19,7 +20,7 @@ def list_everything() -> str:
         },
     }
     sections = {
-        "benchmarks (--domains)": dict.fromkeys(BENCHMARKS, ""),
+        "benchmarks (--domains)": dict.fromkeys(BENCHMARKS, "") | installed(ENTRY_POINT_GROUP),
         "strategies (--strategy), their arguments (--strategy-args)": {
             name: _parameters(name) for name in known_strategies()
         },

@@ -21,6 +21,7 @@ from fedhess.models.execution import check_execution
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
 
+DESCRIBED = ("folder:PATH", "hf:NAME", "package.module:Class")  # benchmarks whose options name domains and classes
 NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE)
 
 
@@ -61,7 +62,7 @@ def plan_run(
         RUN_DIR: None if run_dir is None else str(run_dir),
     }
     text = " ".join(f"{key}={toml(value)}" for key, value in settings.items() if value is not None)
-    if find_benchmark(domains)[1] is None:
+    if find_benchmark(domains)[0] not in DESCRIBED:
         return [text, *given]
     described = json.dumps(dict(benchmark.options)).replace("'", "\\u0027")  # Flower takes no text with both quotes
     return [text, *given, f"domains-options={toml(described)}"]

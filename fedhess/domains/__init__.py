@@ -1,7 +1,8 @@
 """Benchmarks by name: domains of labelled examples, their splits, partitions and scenarios.
 
-In come a name of :data:`BENCHMARKS`, a data directory and options; out comes a benchmark whose domains load one by one.
-Opening one is cheap and reads no example, so every client process opens it again and loads its own domain only.
+In come a name of :data:`BENCHMARKS` or of what a user brings, a data directory and options; out comes a benchmark whose
+domains load one by one. Opening one is cheap and reads no example, so every client process opens it again and loads its
+own domain only.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.lazy import lazy_names
+from fedhess.base.loading import installed
 
 if TYPE_CHECKING:
     from fedhess.domains.benchmark import Benchmark as Benchmark
@@ -49,6 +51,8 @@ BENCHMARKS: dict[str, str] = {
     "RotatedMNIST": "fedhess.domains.digits.rotated_mnist:open_rotated_mnist",
     "Digits": "fedhess.domains.digits.digit_collections:open_digits",
     "folder:PATH": "fedhess.domains.images.any_tree:open_folder_tree",
+    "hf:NAME": "fedhess.domains.images.hugging_face:open_hugging_face",
+    "package.module:Class": "fedhess.domains.own_data:open_own",
 }
 __getattr__ = lazy_names(
     __name__,
@@ -64,6 +68,8 @@ __getattr__ = lazy_names(
     },
 )
 FOLDER = "folder:"  # what precedes the path of any tree ROOT/DOMAIN/CLASS
+HUGGING_FACE = "hf:"  # what precedes the name of any data set of Hugging Face
+ENTRY_POINT_GROUP = "fedhess.benchmarks"
 
 
 def open_benchmark(
@@ -81,7 +87,9 @@ def open_benchmark(
     """Open a benchmark by name.
 
     Args:
-        name: One of ``BENCHMARKS``, in any case; ``folder:PATH`` for any tree PATH/DOMAIN/CLASS/images.
+        name: One of ``BENCHMARKS``, in any case; ``folder:PATH`` for any tree PATH/DOMAIN/CLASS/images;
+            ``hf:NAME?domain=COLUMN&label=COLUMN``; an entry point of group ``fedhess.benchmarks``; or
+            ``package.module:Class``.
         data_dir: Folder with the data; without it ``$FEDHESS_DATA``, then the cache, then a download where there is
             one.
         require_real: Refuse a stand-in.
@@ -109,6 +117,7 @@ def open_benchmark(
     return opener(
         Opening(
             benchmark=key,
+            name=name.strip(),
             data_dir=Path(data_dir).expanduser() if data_dir else None,
             require_real=require_real,
             skip_bad_images=skip_bad_images,
@@ -132,7 +141,12 @@ def find_benchmark(name: str) -> tuple[str, Path | None]:
         raise UsageError("folder: expected a path after it, as in folder:photos, got nothing")
     if name.lower().startswith(FOLDER):
         return "folder:PATH", Path(name[len(FOLDER) :]).expanduser()
+    if name.lower().startswith(HUGGING_FACE):
+        return "hf:NAME", None
     known = {key.lower(): key for key in BENCHMARKS}
     if name.lower() not in known:
-        raise UsageError(f"unknown benchmark {name!r}; {did_you_mean(name, BENCHMARKS)}")
+        entries = installed(ENTRY_POINT_GROUP)
+        if name in entries or ":" in name:
+            return "package.module:Class", None
+        raise UsageError(f"unknown benchmark {name!r}; {did_you_mean(name, [*BENCHMARKS, *entries])}")
     return known[name.lower()], None

@@ -26,6 +26,7 @@ class Opening:
     cache_dir: Path | None = None
     held: tuple[str, ...] | None = None
     options: Mapping[str, OptionValue] = field(default_factory=dict)
+    name: str = ""  # as the user has it, where ``benchmark`` stands for many
     notify: Notify = field(default=keep_silent, repr=False, compare=False)
 
     def places(self, cached: str = "") -> list[Path]:

@@ -255,6 +255,12 @@ def strategy_folders(record: Mapping[str, Any]) -> dict[str, str]:
     return dict(record.get("folders") or (dict.fromkeys(record["strategies"], "") if only else {}))
 
 
+def history(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return how a job came about, from its beginning on: entries with ``command`` and ``environment``."""
+    begun = {key: record[key] for key in ("command", "environment") if key in record}
+    return [*([begun] if "command" in begun else []), *record.get("additions", ())]
+
+
 def slug(text: str) -> str:
     """Turn a title into a part of a file name.
 

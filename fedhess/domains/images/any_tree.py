@@ -1,7 +1,7 @@
 """Any folder of images, PATH/DOMAIN/CLASS/image, as a benchmark: ``--domains folder:PATH``."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedhess.base.errors import UsageError
@@ -131,7 +131,7 @@ def _split_names(text: OptionValue) -> tuple[str, ...]:
 
 
 def _require_domains(domains: Mapping[str, Path], root: Path) -> None:
-    """Check for enough domains, whose names ``--target`` can tell apart and that make folders of their own."""
+    """Check for enough domains, and for their names."""
     if len(domains) < LEAST["domains"]:
         inner = next(iter(domains.values()), root)
         deeper = len(domains) == 1 and any(map(subfolders, subfolders(inner)))
@@ -139,10 +139,15 @@ def _require_domains(domains: Mapping[str, Path], root: Path) -> None:
             f"folder {root}: {EXPECTED} with at least three domains (two to learn from, one to leave out), found "
             f"{len(domains)}: {', '.join(domains) or 'none'}{f'; did you mean folder:{inner}?' if deeper else ''}"
         )
+    require_domain_names(domains, f"folder {root}")
+
+
+def require_domain_names(domains: Iterable[str], where: str) -> None:
+    """Check for names of domains that ``--target`` can tell apart and that make folders of their own."""
     folders: dict[str, str] = {}
     for domain in domains:
         key = re.sub(r"[^\w.]+", "-", domain.lower()).strip("-")
         if "," in domain or "+" in domain or key in folders:
             twin = f"differs from {folders[key]!r} only in signs or case" if key in folders else "has a comma or a plus"
-            raise UsageError(f"folder {root}: the name of domain {domain!r} {twin}; rename it")
+            raise UsageError(f"{where}: the name of domain {domain!r} {twin}; rename it")
         folders[key] = domain

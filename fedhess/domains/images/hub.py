@@ -28,18 +28,23 @@ def why_unreachable(repository: str, *, kind: str = "dataset") -> str:
 
     It is known within `download.DECISION_SECONDS`: the hub's own library retries for minutes without a network.
     """
-    for variable in OFFLINE_VARIABLES:
-        if os.environ.get(variable, "").lower() in {"1", "true", "yes", "on"}:
-            return f"{variable} is set"
+    if variable := is_offline():
+        return f"{variable} is set"
 
     def ask() -> str:
         try:
             _api().repo_info(repository, repo_type=kind, timeout=REQUEST_SECONDS)
         except FAILURES as error:
-            return f"the hub cannot be reached: {_first_line(error)}"
+            return f"the hub cannot be reached: {first_line(error)}"
         return ""
 
     return decide(ask)
+
+
+def is_offline() -> str:
+    """Return the variable that forbids the hub, or nothing."""
+    set_to = {variable: os.environ.get(variable, "").lower() for variable in OFFLINE_VARIABLES}
+    return next((variable for variable, value in set_to.items() if value in {"1", "true", "yes", "on"}), "")
 
 
 def fetch(repository: str, destination: Path, *, layout: Layout, notify: Notify) -> str:
@@ -61,12 +66,12 @@ def fetch(repository: str, destination: Path, *, layout: Layout, notify: Notify)
     staging = destination.with_name(f".{destination.name}.partial")
     try:
         staging.mkdir(parents=True, exist_ok=True)
-        with _locked(staging, notify):
+        with locked(staging, notify):
             if not destination.exists() or not any(destination.iterdir()):  # else another process was first
                 os.replace(_fetch(repository, staging, layout=layout, notify=notify), destination)
         shutil.rmtree(staging, ignore_errors=True)
     except FAILURES as error:
-        return f"the download of {repository} failed: {_first_line(error)}"
+        return f"the download of {repository} failed: {first_line(error)}"
     return ""
 
 
@@ -104,7 +109,8 @@ def _fetch(repository: str, staging: Path, *, layout: Layout, notify: Notify) ->
     return images
 
 
-def _locked(folder: Path, notify: Notify) -> AbstractContextManager[object]:
+def locked(folder: Path, notify: Notify) -> AbstractContextManager[object]:
+    """Hold a folder that is downloaded to; another process is waited for."""
     lock = FileLock(folder / "lock")
     try:
         return lock.acquire(blocking=False)
@@ -139,7 +145,7 @@ def _unpack(packed: Path, folder: Path, *, prefix: str, layout: Layout) -> int:
                 content = row["image"]["bytes"]
                 if content is None:
                     raise ValueError(f"row {number} of {packed.name} has no image in it")
-                (where / f"{prefix}_{number:06d}.{_suffix(content)}").write_bytes(content)
+                (where / f"{prefix}_{number:06d}.{suffix_of(content)}").write_bytes(content)
                 number += 1
     return number
 
@@ -157,7 +163,8 @@ def _folder_of(features: Mapping[str, Any], row: Mapping[str, Any], layout: Layo
     return Path(domain, label)
 
 
-def _suffix(content: bytes) -> str:
+def suffix_of(content: bytes) -> str:
+    """Return the suffix of an encoded image's file."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return SUFFIXES.get(image.format or "", "jpg")
@@ -165,5 +172,6 @@ def _suffix(content: bytes) -> str:
         return "jpg"  # broken: `image_files.scan` reports it
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:500]

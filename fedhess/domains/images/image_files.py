@@ -122,7 +122,7 @@ def read_pixels(image: Image.Image, side: int) -> Tensor:
     Raises:
         DECODE_ERRORS: It is broken.
     """
-    rgb = _to_rgb(image)
+    rgb = to_rgb(image)
     if rgb.size != (side, side):
         rgb = rgb.resize((side, side), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
@@ -196,7 +196,7 @@ def _check(file: ImageFile) -> tuple[str, str, float]:
             aspect = image.width / image.height
             # JPEG: decodes every coefficient, but paints an eighth of the size. Other formats ignore it.
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-            _to_rgb(image)
+            to_rgb(image)
     except DECODE_ERRORS as error:
         return "empty file" if sha256 and not content else describe_failure(error), sha256, 1.0
     return "", sha256, aspect
@@ -211,7 +211,7 @@ def _state(file: ImageFile) -> str:
     return f"{file.path} {file.name} {found.st_size} {found.st_mtime_ns}"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image to 8-bit RGB; Pillow would cut greyscale of more bits off at 255, which leaves it white."""
     if image.mode.partition(";")[0] in ("I", "F"):
         raise ValueError(f"16-bit or float greyscale, Pillow's mode {image.mode}; convert it to 8 bits")

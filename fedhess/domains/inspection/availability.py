@@ -13,8 +13,10 @@ from fedhess.domains.digits.mnist import locate_mnist, mnist_places, prepare_mni
 from fedhess.domains.digits.rotated_mnist import settle_rotated_mnist
 from fedhess.domains.images import domain_net, office_home, pacs, terra_incognita, vlcs
 from fedhess.domains.images.any_tree import read_tree, settle_tree
+from fedhess.domains.images.hugging_face import locate_hugging_face, settle_hugging_face, unpacked
 from fedhess.domains.images.release import Release, listed
 from fedhess.domains.opening import DATA_VARIABLE, Opening
+from fedhess.domains.own_data import locate_own
 
 RELEASES = {
     "PACS": pacs,
@@ -100,6 +102,11 @@ def _check_tree(opening: Opening) -> str:
     return ""
 
 
+def _prepare_hugging_face(opening: Opening) -> str:
+    unpacked(*settle_hugging_face(opening))
+    return ""
+
+
 _of_mnist = partial(Availability, places=mnist_places, locate=locate_mnist, prepare=prepare_mnist, ways=_ways_to_mnist)
 OTHERS = {
     "IconPACS": Availability(
@@ -124,6 +131,22 @@ OTHERS = {
         locate=locate_digits,
         prepare=prepare_digits,
         ways=_ways_to_digits,
+    ),
+    "hf:NAME": Availability(
+        "any data set of Hugging Face, as in 'hf:flwrlabs/pacs?domain=domain&label=label'",
+        settle=lambda opening: (opening, dict(opening.options)),
+        places=lambda opening: [cache_directory(opening.cache_dir) / "hf"],
+        locate=locate_hugging_face,
+        prepare=_prepare_hugging_face,
+        ways=lambda _: ["name a data set of the hub, or a copy on disk, and its columns of domains and labels"],
+    ),
+    "package.module:Class": Availability(
+        "a class or function of yours, or an entry point of group fedhess.benchmarks",
+        settle=lambda opening: (opening, dict(opening.options)),
+        places=lambda _: [],
+        locate=locate_own,
+        prepare=lambda _: "",
+        ways=lambda _: ["install the package, or put its folder on PYTHONPATH"],
     ),
     "folder:PATH": Availability(
         "any tree PATH/DOMAIN/CLASS/image, as in folder:photos",

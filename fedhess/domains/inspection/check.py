@@ -118,7 +118,9 @@ def _inspect_loaded(key: str, opening: Opening) -> Inspection | None:
     """Look a benchmark through that is made in memory, by loading every domain."""
     if availability_of(key).locate(opening) is None:
         return None
-    benchmark = open_benchmark(key, data_dir=opening.data_dir, options=opening.options, notify=opening.notify)
+    benchmark = open_benchmark(
+        opening.name or key, data_dir=opening.data_dir, options=opening.options, notify=opening.notify
+    )
     found = Inspection(benchmark.name, root=str(benchmark.options.get("data_dir", "")), known=benchmark.known)
     domains = {domain: benchmark.load(domain) for domain in benchmark.domains}
     for domain, data in domains.items():

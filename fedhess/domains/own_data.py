@@ -1,0 +1,241 @@
+"""Data that a user brings: ``--domains package.module:Name``, or an entry point of group ``fedhess.benchmarks``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fedhess.base.errors import UsageError
+from fedhess.base.loading import checked_arguments, find_object, installed, text_parameters
+from fedhess.base.users_code import users_code
+from fedhess.domains import ENTRY_POINT_GROUP
+from fedhess.domains.benchmark import Benchmark, OptionValue, leave_one_out
+from fedhess.domains.domain import DomainData, TensorDomain
+from fedhess.domains.images.any_tree import LEAST, SIDES, require_domain_names
+from fedhess.domains.images.dataset_images import DatasetImages
+from fedhess.domains.images.image_files import ImageDomain
+from fedhess.domains.images.release import SIDE
+from fedhess.domains.opening import Opening
+
+# Options that are ours; the others go to the user's class. The first three describe the data where it is not at hand.
+OURS = ("domain_names", "class_names", "input_shape", "image_side")
+
+
+def open_own(opening: Opening) -> Benchmark:
+    """Open what a user's class or function returns when it is called with the benchmark's options.
+
+    It returns a `Benchmark`; or a mapping from domains to their data, or an object with such a mapping as ``domains``,
+    and perhaps ``classes``, the names of the labels. The data of a domain is a torch ``Dataset`` whose items are
+    (input, label); or a pair of arrays or tensors, inputs (N, ...) and labels (N,); or a function that returns either,
+    called when the domain is needed. Inputs are PIL images, or arrays of one shape: bytes, or floats.
+
+    Args:
+        opening: ``name`` is the entry point, or ``package.module:Name``. Options: the arguments of the class, and
+            ``image_side`` (pixels that PIL images are resized to, 224). ``data_dir`` is an argument if it has one.
+
+    Raises:
+        UsageError: It cannot be found or called, or returns something else; the message names the domain.
+    """
+    ours = {key: value for key, value in opening.options.items() if key in OURS}
+    names, classes = _split(ours.get("domain_names", "")), _split(ours.get("class_names", ""))
+    shape = tuple(int(side) for side in str(ours.get("input_shape", "")).split("x") if side.isdigit())
+    if names and classes and shape and opening.held == ():
+        known = dict(opening.options)
+        nothing = _Own(opening.name, {}, SIDE)
+        return _benchmark(opening, nothing, names=names, classes=classes, shape=shape, options=known)
+    made, args = _make(opening)
+    if isinstance(made, Benchmark):
+        return replace(made, name=opening.name, options=args, recipe=made.recipe or made.name)
+    domains = made if isinstance(made, Mapping) else getattr(made, "domains", None)
+    if not isinstance(domains, Mapping) or not all(isinstance(name, str) for name in domains):
+        raise UsageError(
+            f"--domains {opening.name}: expected a mapping from names of domains to their data, an object with one as "
+            f"`domains`, or a fedhess.domains.Benchmark, got {type(made).__name__}"
+        )
+    side = _side(opening, ours)
+    own = _Own(opening.name, domains, side)
+    names = names or tuple(sorted(domains))
+    if len(names) < LEAST["domains"]:
+        raise UsageError(
+            f"--domains {opening.name}: expected at least three domains (two to learn from, one to leave out), got "
+            f"{', '.join(names) or 'none'}"
+        )
+    require_domain_names(names, f"--domains {opening.name}")
+    classes = classes or tuple(map(str, getattr(made, "classes", None) or own.classes(names)))
+    if len(classes) < LEAST["classes"]:
+        raise UsageError(f"--domains {opening.name}: expected at least two classes, got {', '.join(classes) or 'none'}")
+    images = "image_side" in ours
+    if not shape:
+        first = own.load((opening.held or names)[0])
+        shape = own.shape(first)
+        if images and not isinstance(first, ImageDomain):
+            raise UsageError(f"--domains {opening.name}: image_side is for PIL images, and its inputs are arrays")
+        images = isinstance(first, ImageDomain)
+    options = args | {
+        "domain_names": _join(names),
+        "class_names": _join(classes),
+        "input_shape": "x".join(map(str, shape)),
+        **({"image_side": side} if images else {}),
+    }
+    return _benchmark(opening, own, names=names, classes=classes, shape=shape, options=options)
+
+
+def locate_own(opening: Opening) -> Path | None:
+    """Return the file of the module that a benchmark's name leads to, if it is here; it is not imported."""
+    path = installed(ENTRY_POINT_GROUP).get(opening.name, opening.name)
+    try:
+        spec = find_spec(path.partition(":")[0]) if path else None
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+@dataclass
+class _Own:
+    """What the user returned, read domain by domain."""
+
+    name: str
+    domains: Mapping[str, Any]
+    side: int
+    loaded: dict[str, DomainData] = field(default_factory=dict)
+
+    def load(self, domain: str) -> DomainData:
+        if domain not in self.loaded:
+            self.loaded[domain] = self._read(domain)
+        return self.loaded[domain]
+
+    def classes(self, names: Sequence[str]) -> Sequence[str]:
+        """Return the names that the data sets give, where all agree, as torchvision's have them; else numbers."""
+        given = [getattr(self.domains[name], "classes", None) for name in names]
+        if given[0] and all(each == given[0] for each in given):
+            return list(given[0])
+        return [str(label) for label in range(1 + max(int(self.load(name).labels.max()) for name in names))]
+
+    def shape(self, data: DomainData) -> tuple[int, ...]:
+        return tuple(data.inputs(torch.zeros(1, dtype=torch.int64)).shape[1:])
+
+    def what(self, domain: str) -> str:
+        return f"benchmark {self.name!r}, domain {domain!r}"
+
+    def _read(self, domain: str) -> DomainData:
+        if domain not in self.domains:
+            raise UsageError(f"{self.what(domain)}: it is not there; found {', '.join(self.domains) or 'nothing'}")
+        value, what = self.domains[domain], self.what(domain)
+        if callable(value) and not hasattr(value, "__getitem__"):
+            with users_code(what, "function", value):
+                value = value()
+        if isinstance(value, tuple | list) and len(value) == 2 and all(hasattr(each, "shape") for each in value):
+            inputs, labels = (_tensor(each, what) for each in value)
+        elif hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, Mapping | str):
+            first = _item(value, 0, what)
+            if isinstance(first[0], Image.Image):
+                return DatasetImages(domain, value, side=self.side, what=what)
+            items = [first, *(_item(value, index, what) for index in range(1, len(value)))]
+            tensors = [_tensor(item[0], what) for item in items]
+            if shapes := {tuple(each.shape) for each in tensors} - {tuple(tensors[0].shape)}:
+                raise UsageError(f"{what}: expected inputs of one shape, got {tuple(tensors[0].shape)} and {shapes}")
+            inputs, labels = torch.stack(tensors), torch.tensor([int(item[1]) for item in items])
+        else:
+            raise UsageError(
+                f"{what}: expected a torch Dataset of (input, label), a pair of arrays, or a function that returns one "
+                f"of them, got {type(value).__name__}"
+            )
+        if labels.shape != inputs.shape[:1] or labels.is_floating_point() or len(labels) == 0:
+            raise UsageError(
+                f"{what}: expected a whole number as label of each of {len(inputs)} inputs, got labels of shape "
+                f"{tuple(labels.shape)}, {labels.dtype}"
+            )
+        return TensorDomain(domain, inputs, labels=labels.long())
+
+
+def _make(opening: Opening) -> tuple[Any, dict[str, OptionValue]]:
+    """Call what the name leads to; return what it returned, and the arguments that it was given."""
+    path = installed(ENTRY_POINT_GROUP).get(opening.name, opening.name)
+    make = find_object(path, name=opening.name, kind="domains")
+    what = f"benchmark {opening.name!r}"
+    if not callable(make):
+        raise UsageError(f"--domains: {path} is no benchmark: expected a class or a function, got {make!r}")
+    parameters = text_parameters(make, what=what)
+    given = {key: value for key, value in opening.options.items() if key not in OURS}
+    if opening.data_dir is not None and "data_dir" in parameters:
+        given.setdefault("data_dir", str(opening.data_dir))
+    args = checked_arguments(parameters, given, option="--domains-args", what=what)
+    with users_code(what, "constructor", make):
+        return make(**args), args
+
+
+def _benchmark(
+    opening: Opening,
+    own: _Own,
+    *,
+    names: tuple[str, ...],
+    classes: tuple[str, ...],
+    shape: tuple[int, ...],
+    options: Mapping[str, OptionValue],
+) -> Benchmark:
+    return Benchmark(
+        name=opening.name,
+        domains=names,
+        classes=classes,
+        input_shape=shape,
+        outputs=len(classes),
+        default_model="resnet18" if "image_side" in options else "mlp",
+        scenarios=leave_one_out(names),
+        options=options,
+        loader=_checked(own, classes, shape),
+    )
+
+
+def _checked(own: _Own, classes: tuple[str, ...], shape: tuple[int, ...]) -> Callable[[str], DomainData]:
+    """Return a loader of domains that fit the benchmark."""
+
+    def load(domain: str) -> DomainData:
+        data = own.load(domain)
+        if own.shape(data) != shape:
+            raise UsageError(f"{own.what(domain)}: expected inputs of shape {shape}, got {own.shape(data)}")
+        low, high = int(data.labels.min()), int(data.labels.max())
+        if low < 0 or high >= len(classes):
+            raise UsageError(
+                f"{own.what(domain)}: expected labels 0 to {len(classes) - 1}, one a class, got {low} to {high}"
+            )
+        return data
+
+    return load
+
+
+def _side(opening: Opening, ours: Mapping[str, OptionValue]) -> int:
+    side = ours.get("image_side", SIDE)
+    if not isinstance(side, int) or not SIDES[0] <= side <= SIDES[1]:
+        raise UsageError(f"{opening.name}: image_side must be {SIDES[0]} to {SIDES[1]} pixels, got {side}")
+    return side
+
+
+def _item(dataset: Any, index: int, what: str) -> tuple[Any, Any]:
+    with users_code(what, f"example {index}", type(dataset).__getitem__):
+        item = dataset[index]
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise UsageError(f"{what}, example {index}: expected (input, label), got {type(item).__name__}")
+    return item[0], item[1]
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    """Return bytes and whole numbers as they are, and floats as float32."""
+    if not isinstance(value, Tensor | np.ndarray | np.generic):
+        raise UsageError(f"{what}: expected PIL images, tensors or arrays, got {type(value).__name__}")
+    tensor = torch.as_tensor(value).detach().cpu()
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _join(names: Sequence[str]) -> str:
+    return "/".join(name.replace("%", "%25").replace("/", "%2F") for name in names)
+
+
+def _split(text: OptionValue) -> tuple[str, ...]:
+    return tuple(unquote(name) for name in str(text).split("/") if name)

@@ -1,0 +1,114 @@
+"""A data set of Hugging Face by its name and columns, here from disk; without a network it fails at once."""
+
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedhess.base.errors import UsageError
+from fedhess.domains import open_benchmark
+
+STYLES, KINDS = ("oil", "ink", "photo"), ["fish", "bird"]
+
+
+def rows(*, images: int = 1, missing: bool = False) -> datasets.Dataset:
+    """Four pictures of each style and kind, whose colour says which they are."""
+    made: dict[str, list[object]] = {"style": [], "kind": []} | {f"picture{n}": [] for n in range(images)}
+    for style in range(len(STYLES)):
+        for number in range(8):
+            made["style"].append(STYLES[style])
+            made["kind"].append(None if missing and number == 5 else number % 2)
+            for n in range(images):
+                colour = (80 * style, 100 * (number % 2), number)
+                made[f"picture{n}"].append(Image.fromarray(np.full((12, 12, 3), colour, dtype=np.uint8)))
+    features = {"style": datasets.Value("string"), "kind": datasets.ClassLabel(names=KINDS)}
+    features |= {f"picture{n}": datasets.Image() for n in range(images)}
+    return datasets.Dataset.from_dict(made, features=datasets.Features(features))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDHESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.delenv("FEDHESS_DATA", raising=False)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    datasets.DatasetDict({"train": rows().select(range(12)), "test": rows().select(range(12, 24))}).save_to_disk(
+        tmp_path / "saved"
+    )
+    return tmp_path / "saved"
+
+
+def test_a_saved_data_set_is_a_benchmark_with_its_domains_and_classes(saved: Path) -> None:
+    benchmark = open_benchmark(f"hf:{saved}?domain=style&label=kind", options={"side": 12})
+    assert benchmark.name == "hf:saved"
+    assert benchmark.domains == tuple(sorted(STYLES))
+    assert benchmark.classes == ("bird", "fish")
+    assert benchmark.input_shape == (3, 12, 12)
+    data = benchmark.load("photo")
+    assert data.labels.tolist() == [0] * 4 + [1] * 4
+    first, last = data.inputs(torch.tensor([0, 7]))[:, :, 0, 0].tolist()
+    assert (first, last) == ([160, 100, 1], [160, 0, 6])
+    again = open_benchmark(benchmark.name, options=benchmark.options)
+    assert again.identity() == benchmark.identity()
+    elsewhere = open_benchmark(benchmark.name, options=benchmark.options | {"data_dir": "/absent"}, held=())
+    assert (elsewhere.domains, elsewhere.classes) == (benchmark.domains, benchmark.classes)
+
+
+def test_parquet_is_read_once_and_anew_when_it_has_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "pq"
+    folder.mkdir()
+    rows().to_parquet(folder / "train.parquet")
+    address = f"hf:{folder}?domain=style&label=kind"
+    said: list[str] = []
+    one = open_benchmark(address, options={"side": 12}, notify=said.append).identity()
+    assert any("unpacking" in message for message in said)
+    said.clear()
+    assert open_benchmark(address, options={"side": 12}, notify=said.append).identity() == one
+    assert not any("unpacking" in message for message in said)
+    rows().select(range(23)).to_parquet(folder / "train.parquet")
+    assert open_benchmark(address, options={"side": 12}).identity()["digest"] != one["digest"]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (
+            "",
+            r"has no column 'domain'; give domain=COLUMN; its columns: style \(Value\), kind \(ClassLabel\)",
+        ),
+        ("?domain=style&label=kinds", "has no column 'kinds'; give label=COLUMN"),
+        ("?domain=style&label=kind&image=style", "has no column 'style' of images; name one with image=COLUMN"),
+        ("?domain=style&label=kind&split=tset", "has no split 'tset'; did you mean 'test'?"),
+        ("?domian=style", "no option 'domian'; did you mean 'domain'?"),
+        ("?domain", r"expected hf:NAME\?key=value&key=value, got 'domain'"),
+    ],
+)
+def test_wrong_columns_are_named_with_those_there_are(saved: Path, query: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        open_benchmark(f"hf:{saved}{query}")
+
+
+def test_several_columns_of_images_and_missing_values_are_said(tmp_path: Path) -> None:
+    rows(images=2).save_to_disk(tmp_path / "two")
+    rows(missing=True).save_to_disk(tmp_path / "holes")
+    with pytest.raises(UsageError, match="2 columns of images; name one with image=COLUMN"):
+        open_benchmark(f"hf:{tmp_path}/two?domain=style&label=kind")
+    with pytest.raises(UsageError, match="row 5 lacks its image, domain or label"):
+        open_benchmark(f"hf:{tmp_path}/holes?domain=style&label=kind")
+
+
+def test_without_a_network_it_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(UsageError, match=r"hf:owner/name cannot be had \(.*\), and there is no such path here"):
+        open_benchmark("hf:owner/name")
+    assert time.monotonic() - began < 8

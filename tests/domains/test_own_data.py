@@ -1,0 +1,187 @@
+"""Data that a user brings, by domain: arrays, data sets of tensors and of images, functions, or a benchmark."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from fedhess.base.errors import UsageError
+from fedhess.domains import Benchmark, TensorDomain, open_benchmark
+from fedhess.domains.benchmark import leave_one_out
+from fedhess.domains.images.image_files import ImageDomain
+from fedhess.models import prepare_inputs
+
+LABELS = np.arange(6) % 2
+calls: list[str] = []
+
+
+class Pictures(Dataset[tuple[Image.Image, int]]):
+    def __init__(self, seed: int, *, turning: bool = False) -> None:
+        self.seed, self.turning = seed, turning
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        draws = np.random.default_rng() if self.turning else np.random.default_rng((self.seed, index))
+        return Image.fromarray(draws.integers(0, 255, (10, 20, 3), dtype=np.uint8)), index % 2
+
+
+class Shapes:
+    """Domains as an attribute, with names of classes and options."""
+
+    classes = ("n/a", "50%")
+
+    def __init__(self, *, width: int = 3, scale: float = 1.0) -> None:
+        self.domains = {
+            "arrays": (scale * np.ones((6, width)), LABELS),
+            "tensors": TensorDataset(torch.zeros(6, width), torch.tensor(LABELS)),
+            "later": lambda: (torch.arange(6.0 * width).view(6, width), torch.tensor(LABELS)),
+        }
+
+
+def pictures() -> Mapping[str, Any]:
+    return {name: Pictures(seed) for seed, name in enumerate("xyz")}
+
+
+def counted() -> Mapping[str, Any]:
+    def load(name: str) -> tuple[Tensor, Tensor]:
+        calls.append(name)
+        return torch.zeros(4, 2), torch.arange(4) % 2
+
+    return {name: (lambda name=name: load(name)) for name in "abc"}
+
+
+def whole() -> Benchmark:
+    return Benchmark(
+        name="Whole",
+        domains=("a", "b", "c"),
+        classes=("x", "y"),
+        input_shape=(2,),
+        outputs=2,
+        default_model="mlp",
+        scenarios=leave_one_out(("a", "b", "c")),
+        loader=lambda domain: TensorDomain(domain, torch.zeros(4, 2), labels=torch.arange(4) % 2),
+    )
+
+
+def wrong_length() -> Mapping[str, Any]:
+    return {name: (np.ones((5, 2)), LABELS) for name in "abc"}
+
+
+def another_shape() -> Mapping[str, Any]:
+    return {name: (np.ones((6, 2 + (name == "c"))), LABELS) for name in "abc"}
+
+
+def a_label_too_many() -> Any:
+    return type("Data", (), {"domains": another_shape() | {"c": (np.ones((6, 2)), LABELS * 2)}, "classes": ["x", "y"]})
+
+
+def turning() -> Mapping[str, Any]:
+    return {name: Pictures(0, turning=True) for name in "abc"}
+
+
+def raising() -> Mapping[str, Any]:
+    return {name: (lambda: 1 / 0) for name in "abc"}
+
+
+def two() -> Mapping[str, Any]:
+    return {"a": (np.ones((6, 2)), LABELS), "b": (np.ones((6, 2)), LABELS)}
+
+
+def number() -> int:
+    return 3
+
+
+def no_pairs() -> Mapping[str, Any]:
+    return {name: [1, 2, 3] for name in "abc"}
+
+
+def own(name: str, **options: Any) -> Benchmark:
+    return open_benchmark(f"{__name__}:{name}", **options)
+
+
+def test_arrays_data_sets_and_functions_are_domains() -> None:
+    benchmark = own("Shapes", options={"width": 4, "scale": 2})
+    assert benchmark.domains == ("arrays", "later", "tensors")
+    assert benchmark.classes == ("n/a", "50%")
+    assert (benchmark.input_shape, benchmark.outputs, benchmark.default_model) == ((4,), 2, "mlp")
+    data = benchmark.load("arrays")
+    assert torch.equal(data.inputs(torch.tensor([1])), torch.full((1, 4), 2.0))
+    assert data.labels.tolist() == LABELS.tolist()
+    assert torch.equal(benchmark.load("later").inputs(torch.tensor([1])), torch.tensor([[4.0, 5, 6, 7]]))
+
+
+def test_the_digest_changes_with_the_data_and_the_options_open_it_again() -> None:
+    one, other = own("Shapes"), own("Shapes", options={"scale": 2.0})
+    assert one.identity()["digest"] != other.identity()["digest"]
+    again = open_benchmark(one.name, options=one.options)
+    assert again.identity() == one.identity()
+
+
+def test_the_options_describe_the_data_where_it_is_not() -> None:
+    benchmark = own("counted")
+    calls.clear()
+    elsewhere = open_benchmark("absent_module:Data", options=benchmark.options, held=())
+    assert (elsewhere.domains, elsewhere.classes, elsewhere.input_shape) == (("a", "b", "c"), ("0", "1"), (2,))
+    held = open_benchmark(benchmark.name, options=benchmark.options, held=("b",))
+    held.load("b")
+    assert calls == ["b"], "a client loads its own domain only"
+
+
+def test_images_go_through_the_pixel_cache() -> None:
+    benchmark = own("pictures", options={"image_side": 8})
+    assert (benchmark.input_shape, benchmark.default_model) == ((3, 8, 8), "resnet18")
+    data = benchmark.load("y")
+    assert isinstance(data, ImageDomain)
+    stored = prepare_inputs("resnet18", data)
+    everything = torch.arange(6)
+    assert torch.equal(stored.inputs(everything), data.inputs(everything))
+    image, label = Pictures(1)[3]
+    expected = np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR))
+    assert np.array_equal(stored.inputs(torch.tensor([3]))[0].permute(1, 2, 0).numpy(), expected)
+    assert data.labels[3] == label
+    assert data.aspects is not None
+    assert data.aspects.tolist() == [2.0] * 6
+    assert benchmark.load("x").digest != data.digest
+
+
+def test_a_benchmark_is_taken_as_it_is_under_its_users_name() -> None:
+    benchmark = own("whole")
+    assert benchmark.name == f"{__name__}:whole"
+    assert (benchmark.recipe, benchmark.classes) == ("Whole", ("x", "y"))
+
+
+def load_all(benchmark: Benchmark) -> None:
+    for domain in benchmark.domains:
+        benchmark.load(domain)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: own("wrong_length"), "'a': expected a whole number as label of each of 5 inputs, got labels of shape"),
+        (lambda: load_all(own("another_shape")), r"'c': expected inputs of shape \(2,\), got \(3,\)"),
+        (lambda: load_all(own("a_label_too_many")), "'c': expected labels 0 to 1, one a class, got 0 to 2"),
+        (lambda: own("turning"), "its first example is another when it is read again; leave random transforms out"),
+        (lambda: own("raising"), r"benchmark '.*:raising', domain 'a', function: ZeroDivisionError"),
+        (lambda: own("two"), r"expected at least three domains \(two to learn from, one to leave out\), got a, b"),
+        (lambda: own("number"), "expected a mapping from names of domains to their data, .* got int"),
+        (lambda: own("no_pairs"), r"example 0: expected \(input, label\), got int"),
+        (lambda: own("LABELS"), "is no benchmark: expected a class or a function, got array"),
+        (lambda: own("Shapes", options={"with": 3}), "--domains-args: benchmark .* has no argument 'with'; did you"),
+        (lambda: own("Shapes", options={"width": "x"}), "width of benchmark .*: expected a whole number, got 'x'"),
+        (lambda: own("pictures", options={"image_side": 2}), "image_side must be 8 to 1024 pixels, got 2"),
+        (lambda: own("Shapes", options={"image_side": 20}), "image_side is for PIL images, and its inputs are arrays"),
+        (lambda: own("Shape"), "has no 'Shape'; did you mean 'Shapes'"),
+        (lambda: open_benchmark("absent_module:X"), "--domains: cannot import 'absent_module'"),
+    ],
+)
+def test_what_cannot_be_read_is_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        call()
