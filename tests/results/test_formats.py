@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from recorded import record_job
 
+from fedhess.base.errors import UsageError
 from fedhess.results.columns import BEST, SECOND, TIED, mark_best
 from fedhess.results.formats import FORMATS, csv_table, latex_table, latex_text
+from fedhess.results.results import open_results
 from fedhess.results.summary import summarise, table
 
 HOSTILE = r"x_1 & 5 % #{$}~^\ <b>"
@@ -110,3 +112,11 @@ def test_csv_has_full_precision_and_names_data_and_protocol_in_each_row(tmp_path
     assert by_place["erm", "average"]["difference"] == "", "the baseline"
     assert by_place[HOSTILE + ',"\n', "east"]["mean"] == ""
     assert float(by_place["erm", "sources"]["mean"]) == pytest.approx(41)
+
+
+def test_python_gives_the_forms_of_a_recorded_job(tmp_path: Path) -> None:
+    record_job(tmp_path, {("erm", "east", 0): (0.1, 0.5)})
+    results = open_results(tmp_path)
+    assert results.format("latex") == latex_table(results.summary)
+    with pytest.raises(UsageError, match="unknown format 'html'; known: "):
+        results.format("html")
