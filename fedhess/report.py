@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.errors import UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.jobs.description import stand_in_warning
 from fedhess.jobs.merging import merge_jobs
@@ -21,7 +21,7 @@ from fedhess.jobs.reopening import open_recorded, require_inner_runs
 from fedhess.jobs.selectors import read_selectors
 from fedhess.jobs.tracking import read_trackers, track_recorded
 from fedhess.results.files import write_all
-from fedhess.results.formats import FORMATS
+from fedhess.results.formats import FORMATS, format_table
 from fedhess.results.run_states import list_runs, states_table
 from fedhess.results.selection import read_rows, unfinished
 from fedhess.results.summary import selector_table, summarise, table, write_selection
@@ -69,7 +69,7 @@ def report(
     job = replace(merge_jobs([open_recorded(path) for path in runs]), trackers=read_trackers(track))
     selectors = [job.selection] if selection is None else read_selectors(selection)
     if form is not None:
-        _check_form(form, selectors)
+        _check_form(form, selectors, as_json=as_json)
     recorded = read_rows(job)
     progress.warn(stand_in_warning(job))
     if missing := unfinished(recorded):
@@ -86,7 +86,7 @@ def report(
                 raise
             compared[name] = {"left_out": str(error).removeprefix(f"--selection {name}: ")}
     if form is not None:
-        typer.echo(FORMATS[form](compared[selectors[0]]))
+        typer.echo(format_table(compared[selectors[0]], form))
         return
     if selectors == [job.selection]:
         text, paths = table(compared[job.selection]), write_all(job, recorded, compared[job.selection])
@@ -102,11 +102,11 @@ def report(
         typer.echo(f"\nwritten: {', '.join(str(path) for path in paths if path not in figures)}{more}")
 
 
-def _check_form(form: str, selectors: Sequence[str]) -> None:
-    if form not in FORMATS:
-        raise UsageError(f"--format: unknown format {form!r}; {did_you_mean(form, FORMATS)}")
+def _check_form(form: str, selectors: Sequence[str], *, as_json: bool) -> None:
     if len(selectors) > 1:
         raise UsageError(f"--format: expected one selector to print, got {', '.join(selectors)}; name one: --selection")
+    if as_json:
+        raise UsageError(f"--format {form} and --json are two forms; give one of them")
 
 
 if __name__ == "__main__":

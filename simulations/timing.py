@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, str] = {
     "clients": "clients:clients_rows",
     "images": "images:image_rows",
     "references": "jobs:references_rows",
+    "parallel": "jobs:parallel_rows",
 }
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -43,7 +43,9 @@ def options_of_job(recorded: Mapping[str, Any], known: Collection[str]) -> dict[
     def joined(values: Mapping[str, Any]) -> str:
         return ",".join(f"{key}={value}" for key, value in values.items() if value not in ("", None))
 
-    dataset, strategies = recorded["dataset"], recorded["strategies"]
+    dataset, strategies, seeds = recorded["dataset"], recorded["strategies"], sorted(recorded["seeds"])
+    if seeds != list(range(seeds[0], seeds[0] + len(seeds))):
+        raise ValueError(f"its seeds are {seeds}, which --seed and --trials cannot name")
     settings = {key: value for key, value in recorded["settings"].items() if key in known and value is not None}
     settings = {key: joined(value) if isinstance(value, dict) else value for key, value in settings.items()}
     options = {key: value for key, value in dataset["options"].items() if key not in ("data_dir", "seed")}
@@ -66,7 +68,7 @@ def options_of_job(recorded: Mapping[str, Any], known: Collection[str]) -> dict[
         ),
         **several,
         "target": ",".join(recorded["targets"]),
-        "trials": len(recorded["seeds"]),
-        "seed": min(recorded["seeds"]),
+        "trials": len(seeds),
+        "seed": seeds[0],
         "selection": recorded.get("selection", "source"),
     }

@@ -52,6 +52,7 @@ CALL = "call-"
 ROUND = "server-round"
 MODEL_ID = "model-id"
 MODEL_MISSING = "model-missing"
+DATA_DIGEST = "data-digest"  # of a client's identity, in every message to it: its data may not change in a run
 NONCE = "nonce"  # of every message, and of its reply: a node that was not sent the message does not know it
 NAMES = "names"
 REPLY_WEIGHTS = "reply-weights"
@@ -102,6 +103,10 @@ class Identity:
     evaluate_examples: int
     holds_out: bool  # whether these are held out of training
     several: tuple[Held, ...] = ()  # in domain order; empty where all of it is of its main domain
+    classes: tuple[str, ...] = ()  # by label
+    inputs: str = ""  # how an example becomes what the model is given, frozen weights included
+    data_digest: str = ""  # of its examples
+    version: str = ""  # of fedhess and of torch
 
     @property
     def label(self) -> str:
@@ -133,6 +138,10 @@ class Identity:
                 "train-examples": self.train_examples,
                 "evaluate-examples": self.evaluate_examples,
                 "holds-out": self.holds_out,
+                "classes": list(self.classes),
+                "inputs": self.inputs,
+                DATA_DIGEST: self.data_digest,
+                "version": self.version,
             }
         )
         if self.several:
@@ -160,7 +169,15 @@ class Identity:
         if not isinstance(domain, str) or role not in (SOURCE, TARGET) or not adds_up or not once:
             raise ValueError(unclear)
         client, train, evaluate = counts
-        return cls(domain, role, client, train, evaluate, bool(record.get("holds-out", False)), several)
+        classes = tuple(map(str, record.get("classes", ())))
+        texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version"))
+        return cls(
+            domain, role, client, train, evaluate, bool(record.get("holds-out", False)), several, classes, *texts
+        )
+
+    def description(self) -> dict[str, Any]:
+        """Return what a record of the run keeps of it; JSON."""
+        return {"client": self.label, **self.to_record()}
 
 
 def encode_request(names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, ArrayRecord | ConfigRecord]:

@@ -1,12 +1,12 @@
 """A job in words: the header before it runs, warnings about its data, the protocol line above its tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from fedhess.alignment.server_step import describe_server
-from fedhess.jobs.job import Job
-from fedhess.jobs.variants import VARIED
+from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.variants import VARIED, describe
 from fedhess.settings.run_config import RunConfig
 
 # What a protocol says of how domains are split; nothing of the usual way.
@@ -41,7 +41,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
         "domains": ", ".join(job.data["counts"]),
         "model": ", ".join([config.model, *_unusual(config)]),
         "strategies": ", ".join(job.strategies),
-        "federation": f"{config.rounds} rounds, server {server}",
+        "federation": f"{config.rounds} rounds, server {server}{config.average_words}",
         **({"partition": config.describe_clients()} if config.describe_clients() else {}),
         "clients": f"{config.local_work} a round on {batch}, {config.client_optimizer} lr {lr}",
         "engine": engine,
@@ -98,6 +98,22 @@ def stand_in_warning(job: Job) -> str:
     )
 
 
+def name_run(job: Job, run: PlannedRun) -> str:
+    """Name a run: strategy, setting where there are several, target and seed."""
+    return f"{run.strategy}{describe_setting(job, run)}, target {run.scenario.name}, seed {run.config.seed}"
+
+
+def describe_failures(job: Job, failures: Mapping[int, str]) -> str:
+    """Name the runs that failed, each with the reason."""
+    lines = [f"\n  {name_run(job, job.runs[number])}: {failures[number]}" for number in sorted(failures)]
+    return f"{len(failures)} of {len(job.runs)} runs failed:{''.join(lines)}"
+
+
+def describe_setting(job: Job, run: PlannedRun) -> str:
+    """Return the setting of a run in brackets where its job has several, else nothing."""
+    return f" ({describe(job.variants[run.variant])})" if job.variants else ""
+
+
 def protocol(job: Job, rules: Sequence[str]) -> str:
     """Describe in one line how the numbers of a table came about."""
     config = job.runs[0].config
@@ -127,10 +143,11 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     others = f"; varied: {', '.join(others_varied)}" if others_varied else ""
     kind = {"random": " drawn at random", "grid": " of a grid", "optuna": " suggested by Optuna"}
     among = f" among {job.settings_each} settings{kind.get(job.search.get('kind', ''), '')}" if job.variants else ""
+    server = describe_server(server + weighting, args) + config.average_words
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "
-        f"server {describe_server(server + weighting, args)}, seeds {', '.join(map(str, job.seeds))}, "
+        f"server {server}, seeds {', '.join(map(str, job.seeds))}, "
         f"selection{among} by {' and '.join(rules)}{others}"
     )
 

@@ -92,8 +92,7 @@ def complete_options(
     known, changed = recorded["strategies"], parse_assignments(options.strategy_args, option="--strategy-args")
     names = [name.strip() for name in options.strategy.split(",") if name.strip()] if "strategy" in chosen else [*known]
     strategies = list(dict.fromkeys([*known, *names]))
-    args = _owned(changed, names)
-    before = {f"{name}.{key}": value for name, own in known.items() for key, value in own.items()}
+    args, before = _owned(changed, names), _unvaried_args(recorded)
     targets = recorded["targets"]
     if "target" in chosen:
         targets = [scenario.name for scenario in choose_scenarios(benchmark, options.target)]
@@ -135,11 +134,13 @@ def complete_options(
 
 def _require_unbound(path: Path, config: RunConfig, rounds: int) -> None:
     """Check that trained rounds are what they would have been with more to come."""
-    if config.bound_to_rounds:
+    bound = config.bound_to_rounds
+    if config.average == "swad" and config.rounds % config.evaluate_every:
+        bound = [*bound, f"average (swad has the loss of round {config.rounds}, which is evaluated only as the last)"]
+    if bound:
         raise UsageError(
             f"--rounds {rounds}: what the rounds of the job in {path} did depends on how many there are, "
-            f"{config.rounds}, through {' and '.join(config.bound_to_rounds)}; leave the option out, or begin another "
-            "job"
+            f"{config.rounds}, through {' and '.join(bound)}; leave the option out, or begin another job"
         )
 
 
@@ -147,6 +148,16 @@ def _with_settings(recorded: Record, settings: Mapping[str, Any]) -> RunConfig:
     """Check settings over those of a recorded job; the domains are any run's."""
     domains = tuple(recorded["dataset"]["counts"])
     return RunConfig.checked({**recorded["settings"], **settings, "sources": domains, "targets": ()})
+
+
+def _unvaried_args(recorded: Record) -> dict[str, Scalar]:
+    """Return the arguments of a job's strategies, by ``NAME.key``, in a variant that says nothing of them."""
+    found = {f"{name}.{key}": value for name, args in recorded["strategies"].items() for key, value in args.items()}
+    for variant in reversed(recorded["variants"]):
+        varied = () if variant.get("folder") == "" else variant["settings"]  # the former only setting
+        for name, args in variant["arguments"].items():
+            found |= {f"{name}.{key}": args[key] for key in args if not {key, f"{name}.{key}"} & set(varied)}
+    return found
 
 
 def _owned(args: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, Scalar]:
@@ -198,6 +209,15 @@ def _identity(variant: Mapping[str, Any]) -> list[Any]:
 def _all_variants(recorded: Record, added: Sequence[Variant], strategies: Sequence[str]) -> list[Variant]:
     """List a job's settings to select among: those recorded, then those that are added and differ from them."""
     there: list[Variant] = [variant["settings"] for variant in recorded["variants"]]
+    arguments = {name: args for each in recorded["variants"] for name, args in each["arguments"].items()}
+    always = {f"{name}.{key}" for name, args in arguments.items() for key in args} - _unvaried_args(recorded).keys()
+    for variant in added:
+        for key in sorted(always):
+            if not {key, key.rpartition(".")[2]} & variant.keys():
+                raise UsageError(
+                    f"--variants: {describe(variant)!r} leaves {key} open, of which each of the job's settings has its "
+                    "own value; expected a value of it too"
+                )
     if added and not there:
         there = [_as_variant(recorded, {key for variant in added for key in variant}, strategies)]
     return [*there, *(variant for variant in added if variant not in there)]

@@ -31,6 +31,7 @@ class PlannedRun:
         config: Its settings.
         directory: Where it is recorded.
         variant: Which of the job's settings it has, by index; 0 where there is one.
+        number: Which its directory and tables call it: in a sweep the number of the setting, otherwise the index.
         inner: Whether it is there for cross-validation alone: it leaves out a target and one of its sources as well.
     """
 
@@ -39,6 +40,7 @@ class PlannedRun:
     config: RunConfig
     directory: RunDirectory
     variant: int = 0
+    number: int = 0
     inner: bool = False
 
 
@@ -193,10 +195,10 @@ def make_job(
     more = [_scenario(domains, (*each.targets, source)) for each in outer for source in each.sources] if inner else []
     scenarios = dict.fromkeys([*outer, *more])
     runs = [
-        PlannedRun(strategy, scenario, config, directory, number, scenario not in outer)
+        PlannedRun(strategy, scenario, config, directory, index, number, scenario not in outer)
         for scenario in scenarios
         for strategy in record["strategies"]
-        for number, config, directory in _runs(path, record, strategy, scenario)
+        for index, number, config, directory in _runs(path, record, strategy, scenario)
     ]
     return Job(path, tuple(runs), record, selection, benchmark)
 
@@ -209,8 +211,8 @@ def _scenario(domains: Sequence[str], targets: Iterable[str]) -> Scenario:
 
 def _runs(
     path: Path, record: Mapping[str, Any], strategy: str, scenario: Scenario
-) -> Iterable[tuple[int, RunConfig, RunDirectory]]:
-    """Make the runs of one strategy on one scenario: index of the variant, settings, directory."""
+) -> Iterable[tuple[int, int, RunConfig, RunDirectory]]:
+    """Make the runs of one strategy on one scenario: index and number of the variant, settings, directory."""
     variants, options = record.get("variants", ()), record["dataset"]["options"]
     above = path / strategy_folders(record).get(strategy, slug(strategy))
     first_seed = record["seeds"][0]  # a seed that is added may be lower
@@ -218,9 +220,10 @@ def _runs(
         if variants and not _runs_it(variant, strategy, scenario):
             continue
         args, settings, folder = record["strategies"][strategy], record["settings"], above
+        number = variant_number(index, variant)
         if variants:
             args, settings = variant["arguments"][strategy], overridden(settings, variant["settings"], strategy)
-            folder = above / variant.get("folder", f"variant-{variant_number(index, variant)}")
+            folder = above / variant.get("folder", f"variant-{number}")
         for seed in variant.get("seeds", record["seeds"]):
             # A benchmark that is made at random is made anew for each trial.
             made = {"seed": int(options["seed"]) + seed - first_seed} if "seed" in options else {}
@@ -228,7 +231,7 @@ def _runs(
                 {**settings, "sources": scenario.sources, "targets": scenario.targets, "seed": seed}
                 | {"strategy": strategy, "strategy_args": args, "domains_options": options | made}
             )
-            yield index, config, RunDirectory(folder / slug(scenario.name) / str(seed))
+            yield index, number, config, RunDirectory(folder / slug(scenario.name) / str(seed))
 
 
 def _runs_it(variant: Mapping[str, Any], strategy: str, scenario: Scenario) -> bool:
@@ -250,6 +253,12 @@ def strategy_folders(record: Mapping[str, Any]) -> dict[str, str]:
     """
     only = len(record["strategies"]) == 1
     return dict(record.get("folders") or (dict.fromkeys(record["strategies"], "") if only else {}))
+
+
+def history(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return how a job came about, from its beginning on: entries with ``command`` and ``environment``."""
+    begun = {key: record[key] for key in ("command", "environment") if key in record}
+    return [*([begun] if "command" in begun else []), *record.get("additions", ())]
 
 
 def slug(text: str) -> str:

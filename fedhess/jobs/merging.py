@@ -9,7 +9,7 @@ from typing import Any
 from fedhess.alignment.server_step import is_server_setting, steps_itself
 from fedhess.base.errors import UsageError
 from fedhess.jobs.directory import FREE_SETTINGS, describe_differences
-from fedhess.jobs.job import Job, PlannedRun, with_defaults
+from fedhess.jobs.job import Job, PlannedRun, history, with_defaults
 from fedhess.jobs.variants import VARIED, describe
 from fedhess.settings.run_config import Scalar
 
@@ -37,6 +37,11 @@ class _Method:
         args = settings.pop("server_optimizer_args", {})
         return settings | {f"server_optimizer_args.{key}": value for key, value in args.items()} | dict(self.args)
 
+    def as_variant(self, keys: set[str]) -> dict[str, Any]:
+        """Return its one setting as one of several, named by what others vary."""
+        named = {key: value for key, value in self.values.items() if key in keys}
+        return {"settings": named, "arguments": self.args}
+
 
 def merge_jobs(jobs: Sequence[Job]) -> Job:
     """Put the runs of several jobs into one job; nothing is written.
@@ -60,10 +65,11 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
             owner[number, method.strategy] = methods.index(method)
     labels = _labels(methods)
     several = any(method.variants for method in methods)
+    varied = {key for method in methods for each in method.variants for key in each["settings"]}
     variants = [
         {"settings": each["settings"], "strategies": [label], "arguments": {label: each["arguments"]}, "method": label}
         for method, label in zip(methods, labels, strict=True)
-        for each in (method.variants or [{"settings": {}, "arguments": method.args}])
+        for each in (method.variants or [method.as_variant(varied)])
     ]
     begin = {label: next(at for at, each in enumerate(variants) if each["method"] == label) for label in labels}
     runs: dict[tuple[Any, ...], PlannedRun] = {}
@@ -75,16 +81,16 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
             key = (label, variant, run.scenario.name, run.config.seed)
             runs[key] = _further(runs.get(key), replace(run, strategy=label, variant=variant))
     known = next((job for job in jobs if job.data["digest"]), jobs[0])
+    kept = ("settings", "strategies", "arguments")
     record = {
-        **jobs[0].record,
         "dataset": known.data,
         "strategies": {label: method.args for label, method in zip(labels, methods, strict=True)},
         "targets": list(dict.fromkeys(name for job in jobs for name in job.record["targets"])),
         "seeds": sorted({seed for job in jobs for seed in job.seeds}),
-        "variants": [{key: each[key] for key in ("settings", "strategies", "arguments")} for each in variants]
-        if several
-        else [],
-        "jobs": [str(job.path) for job in jobs],
+        "settings": jobs[0].record["settings"],
+        "variants": [{key: each[key] for key in kept} for each in variants] if several else [],
+        "environment": {str(job.path): job.record.get("environment", {}) for job in jobs},
+        "additions": [entry for job in jobs for entry in history(job.record)],
     }
     return Job(_path(jobs), tuple(_ordered(runs.values(), labels)), record, jobs[0].selection)
 

@@ -29,16 +29,9 @@ class Progress:
     def __init__(self, *, silent: bool = False) -> None:
         self._silent, self._headed = silent, False
         self._console = Console(file=sys.stderr if silent else sys.stdout, highlight=False, soft_wrap=True)
-        line = Column(no_wrap=True, overflow="ellipsis")
-        self._bar = Bar(TextColumn("{task.description}", markup=False), BarColumn(12), console=self._console)
-        self._lines = Bar(TextColumn("{task.description}", markup=False, table_column=line), console=self._console)
         self._live: Live | None = None  # the bar of the job above a line for each run that goes on, on a terminal
-        self._rounds: Sequence[int] = ()
-        self._labels: dict[int, str] = {}
-        self._done: dict[int, int] = {}  # rounds, by run
-        self._line_of: dict[int, TaskID] = {}
-        self._skipped = self._given_up = 0
-        self._started = self._said = time.monotonic()
+        self._said = time.monotonic()
+        self._begin(())
 
     def note(self, message: str) -> None:
         """Print a notice."""
@@ -70,12 +63,22 @@ class Progress:
 
     def start(self, rounds: Sequence[int]) -> None:
         """Begin: one number of rounds a run."""
-        self._rounds = rounds
-        self._started = self._said = time.monotonic()
+        self._begin(rounds)
         if not self._silent and self._console.is_terminal:
             self._bar.add_task("", total=sum(rounds))
             self._live = Live(Group(self._bar, self._lines), console=self._console, transient=True)
             self._live.start()
+
+    def _begin(self, rounds: Sequence[int]) -> None:
+        line = Column(no_wrap=True, overflow="ellipsis")
+        self._bar = Bar(TextColumn("{task.description}", markup=False), BarColumn(12), console=self._console)
+        self._lines = Bar(TextColumn("{task.description}", markup=False, table_column=line), console=self._console)
+        self._rounds = rounds
+        self._labels: dict[int, str] = {}
+        self._done: dict[int, int] = {}  # rounds, by run
+        self._line_of: dict[int, TaskID] = {}
+        self._skipped = self._given_up = 0
+        self._started = self._said = time.monotonic()
 
     def stop(self) -> None:
         """End the bar."""
@@ -115,7 +118,7 @@ class Progress:
 
     def _show_job(self) -> None:
         if self._live is not None:
-            ended = sum(done == of for done, of in zip(self._done.values(), self._rounds, strict=False))
+            ended = sum(done == self._rounds[number] for number, done in self._done.items())
             text = f"{ended} of {len(self._rounds)} runs, {self._left()}"
             self._bar.update(TaskID(0), completed=sum(self._done.values()), description=text)
 

@@ -67,8 +67,8 @@ def require_inner_runs(job: Job) -> None:
             if (run.strategy, run.variant, left_out, run.config.seed) not in there:
                 raise UsageError(
                     f"--selection lodo: {job.path} has no run of {run.strategy} without "
-                    f"{' and '.join(sorted(left_out))} (seed {run.config.seed}); add what is missing by giving "
-                    f"fedhess.simulate the job's options again, with --selection lodo --resume --out {job.path}"
+                    f"{' and '.join(sorted(left_out))} (seed {run.config.seed}); add what is missing: "
+                    f"fedhess simulate --out {job.path} --resume --selection lodo"
                 )
 
 
@@ -96,7 +96,7 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
     if len({run.variant for run in job.outer_runs}) > 1:
         raise UsageError(
             f"{path} holds several settings of a strategy; name the directory of one, such as "
-            f"{job.runs[0].directory.path.parent.parent}"
+            f"{job.runs[0].directory.path if job.search else job.runs[0].directory.path.parent.parent}"
         )
     return job
 

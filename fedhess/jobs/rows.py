@@ -3,7 +3,8 @@
 Selection, tables, figures and progress see domains, whatever the number of their clients.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.metrics import add_calibrations, add_confusions
@@ -48,7 +49,8 @@ def _merged(group: Sequence[Row]) -> Row:
     for key in ("loss", "accuracy", "gradient_distance", "hgp_distance"):
         if key in merged:
             merged[key] = _mean([(row[key], row["examples"]) for row in evaluating])
-    for key, add in {"confusion": add_confusions, "calibration": add_calibrations}.items():
+    adds: dict[str, Callable[[list[Any]], Any]] = {"confusion": add_confusions, "calibration": add_calibrations}
+    for key, add in adds.items():
         if key in merged:
             counts = [row[key] for row in evaluating if row.get(key) is not None]
             merged[key] = add(counts) if len(counts) == len(evaluating) else None

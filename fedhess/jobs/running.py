@@ -12,7 +12,14 @@ from fedhess.cli.options import JobOptions, read_options
 from fedhess.domains import Benchmark, open_benchmark
 from fedhess.domains.images.pixels import require_room
 from fedhess.federation.engines.choice import IN_PROCESS, Engine
-from fedhess.jobs.description import header, incomplete_warning, stand_in_warning
+from fedhess.jobs.description import (
+    describe_failures,
+    describe_setting,
+    header,
+    incomplete_warning,
+    name_run,
+    stand_in_warning,
+)
 from fedhess.jobs.directory import require_unused
 from fedhess.jobs.growing import complete_options, describe_growth, open_again, read_begun
 from fedhess.jobs.job import Job, PlannedRun
@@ -22,7 +29,7 @@ from fedhess.jobs.progress import Progress
 from fedhess.jobs.search import read_search
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.tracking import Tracking, read_trackers
-from fedhess.jobs.variants import describe, parse_variants
+from fedhess.jobs.variants import parse_variants
 from fedhess.jobs.workers.choice import SideBySide, choose_place
 from fedhess.jobs.workers.worker import run_to_end
 from fedhess.models import keeps_images, prepare_inputs
@@ -171,7 +178,9 @@ def _run_in_turn(
             if not job.variants:
                 raise
             failures[number] = str(error)
-            progress.warn(f"{run.directory.path}{_setting(job, run)} stopped; the other settings go on. {error}")
+            progress.warn(
+                f"{run.directory.path}{describe_setting(job, run)} stopped; the other settings go on. {error}"
+            )
         progress.end_run(number)
     return failures
 
@@ -186,21 +195,6 @@ def _is_complete(job: Job, number: int, progress: Progress) -> bool:
         return False
     run.directory.load_checkpoint()  # so that damage shows
     return True
-
-
-def name_run(job: Job, run: PlannedRun) -> str:
-    """Name a run: strategy, setting where there are several, target and seed."""
-    return f"{run.strategy}{_setting(job, run)}, target {run.scenario.name}, seed {run.config.seed}"
-
-
-def describe_failures(job: Job, failures: Mapping[int, str]) -> str:
-    """Name the runs that failed, each with the reason."""
-    lines = [f"\n  {name_run(job, job.runs[number])}: {failures[number]}" for number in sorted(failures)]
-    return f"{len(failures)} of {len(job.runs)} runs failed:{''.join(lines)}"
-
-
-def _setting(job: Job, run: PlannedRun) -> str:
-    return f" ({describe(job.variants[run.variant])})" if job.variants else ""
 
 
 def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:

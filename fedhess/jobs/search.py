@@ -26,7 +26,7 @@ KINDS: tuple[Kind, ...] = ("random", "grid", "optuna")
 DRAWS = 20
 MOST_DRAWS = 10_000
 HALF_A_DECADE = 0.5
-DECAY, SERVER_ARGS = "weight_decay", "server_optimizer_args"
+SERVER_ARGS = "server_optimizer_args"
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,8 @@ def _common(method: Method) -> dict[str, Range]:
     else:
         if not one_step:
             space["lr"] = around(config.lr, decades=HALF_A_DECADE)
-            space |= {key: each for name, each in published.items() if (key := name.rpartition(".")[2]) == DECAY}
+            if decay := published.get(f"{SERVER_ARGS}.weight_decay"):
+                space["weight_decay"] = replace(decay, source=f"{decay.source}, there Adam's")
         if not own_server and (config.server_optimizer, config.server_lr) != ("SGD", 1.0):
             space["server_lr"] = around(config.server_lr, decades=HALF_A_DECADE)
     return space | (batch if config.batch_size else {})

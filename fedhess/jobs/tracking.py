@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock
 
@@ -86,11 +86,11 @@ class TensorBoard(Tracker):
 
         self.run_id = "/".join(map(slug, about.name.split("/")))
         first = about.first_round
-        self._writer = SummaryWriter(str(about.folder / self.run_id), purge_step=first if about.run_id else None)
+        purge_step = first if about.run_id else None
+        self._writer = cast(Any, SummaryWriter(str(about.folder / self.run_id), purge_step=purge_step))
         if about.run_id is None:
-            file_writer = self._writer._get_file_writer()  # type: ignore[no-untyped-call]
             for summary in hparams(dict(about.settings), {"sources/accuracy": 0.0}):  # type: ignore[no-untyped-call]
-                file_writer.add_summary(summary)
+                self._writer.file_writer.add_summary(summary)
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
         """Add a scalar a metric, and write the file out."""
@@ -211,7 +211,7 @@ class Trackio(Tracker):
         import trackio  # noqa: PLC0415
 
         with contextlib.redirect_stdout(io.StringIO()):
-            # The run's own finish would be called once more when the process ends, and print.
+            # Not the run's own: that would be finished once more when the process ends, and print.
             trackio.finish()  # type: ignore[no-untyped-call]
 
 
@@ -256,13 +256,23 @@ class Tracking:
         if not self._job.trackers:
             yield on_round
             return
-        file = run.directory.path / STATE
-        state: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+        with self._follow(run, on_round, self._job.trackers) as report:
+            yield report
+
+    @contextlib.contextmanager
+    def _follow(self, run: PlannedRun, on_round: OnRound, names: Sequence[str]) -> Iterator[OnRound]:
+        file, state = run.directory.path / STATE, _state(run)
         opened: dict[str, Tracker] = {}
-        for name in [name for name in self._job.trackers if name not in self._failed]:
+
+        def keep() -> None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(file, (json.dumps(state) + "\n").encode())
+
+        for name in [name for name in names if name not in self._failed]:
             with self._guarded(name):
                 opened[name] = TRACKERS[name](self._about(name, run, state.get(name, {})))
                 state.setdefault(name, {"round": -1})["run"] = opened[name].run_id
+                keep()
 
         def feed(server_round: int, rows: Sequence[Row]) -> None:
             metrics = metrics_of_round(rows, classes=len(self._job.classes))
@@ -271,7 +281,7 @@ class Tracking:
                     with self._guarded(name):
                         tracker.log(server_round, metrics)
                         state[name]["round"] = server_round
-            replace_file(file, (json.dumps(state) + "\n").encode())
+            keep()
 
         def report(server_round: int, rows: list[Row]) -> None:
             on_round(server_round, rows)
@@ -288,9 +298,13 @@ class Tracking:
                         tracker.close(failed=state[name]["round"] < run.config.rounds)
 
     def catch_up(self, run: PlannedRun) -> None:
-        """Bring the trackers up to the rows of a run that ran elsewhere."""
-        with self.follow(run, lambda *_: None):
-            pass
+        """Bring the trackers up to the rows of a run that ran elsewhere, or before; those that have all stay closed."""
+        rounds = [row["round"] for row in run.directory.rows()] if self._job.trackers else []
+        state, last = _state(run), max(rounds, default=-1)
+        lacking = [name for name in self._job.trackers if state.get(name, {}).get("round", -1) < last]
+        if lacking:
+            with self._follow(run, lambda *_: None, lacking):
+                pass
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
@@ -305,7 +319,7 @@ class Tracking:
             )
 
     def _about(self, name: str, run: PlannedRun, known: Mapping[str, Any]) -> About:
-        variant = [f"variant-{run.variant}"] if self._job.variants else []
+        variant = [f"variant-{run.number}"] if self._job.variants else []
         return About(
             folder=self._job.path / "tracking" / name,
             job=self._job.path.resolve().name,
@@ -320,8 +334,7 @@ def track_recorded(job: Job, warn: Callable[[str], None]) -> None:
     """Feed a job's trackers with what its rows have and they lack."""
     tracking = Tracking(job, warn)
     for run in job.runs:
-        if run.directory.rounds_file.exists():
-            tracking.catch_up(run)
+        tracking.catch_up(run)
 
 
 def metrics_of_round(rows: Sequence[Row], *, classes: int) -> dict[str, float]:
@@ -357,6 +370,13 @@ def metrics_of_round(rows: Sequence[Row], *, classes: int) -> dict[str, float]:
     found |= {f"round/{key}": sum(row.get(key, 0) for row in rows) for key in ("bytes_down", "bytes_up")}
     found["round/failures"] = sum(len(row["failures"]) for row in rows)
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def _state(run: PlannedRun) -> dict[str, dict[str, Any]]:
+    """Read what the trackers of a run have: by name the tracker's run and the last round."""
+    file = run.directory.path / STATE
+    state: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+    return state
 
 
 def _by_round(rows: Sequence[Row]) -> dict[int, list[Row]]:

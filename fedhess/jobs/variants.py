@@ -57,7 +57,7 @@ def check_variants(variants: Sequence[Variant]) -> None:
 
 
 def describe(variant: Variant) -> str:
-    """Name a variant in tables; one without settings of its own is as given.
+    """Name a variant in tables.
 
     >>> describe({"lr": 0.1, "alpha": 1e-4})
     'lr=0.1, alpha=0.0001'
@@ -65,7 +65,7 @@ def describe(variant: Variant) -> str:
     if not variant:
         return "defaults"
     shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in variant.items()}
-    return ", ".join(f"{key}={value}" for key, value in shown.items()) or "as given"
+    return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
 def is_run_setting(key: str) -> bool:

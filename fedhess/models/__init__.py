@@ -19,12 +19,13 @@ from fedhess.domains.domain import DomainData, Notify, keep_silent
 from fedhess.domains.images.image_files import ImageDomain
 from fedhess.domains.images.pixels import decode_once
 from fedhess.models.headed import HeadedModel
-from fedhess.models.lite0_features import BACKBONES, embed, embedded_shape, with_backbone
+from fedhess.models.lite0_features import BACKBONES, describe_backbone, embed, embedded_shape, with_backbone
 
 __all__ = [
     "MODELS",
     "HeadedModel",
     "create_model",
+    "describe_preparation",
     "find_model",
     "keeps_images",
     "known_models",
@@ -125,6 +126,11 @@ def prepare_inputs(
     if isinstance(data, ImageDomain) and keeps_images(name, images=images):
         return decode_once(data, cache_dir=cache_dir, limit_gb=image_cache_gb, notify=notify)
     return data
+
+
+def describe_preparation(name: str) -> str:
+    """Describe what `prepare_inputs` computes for a model: the frozen weights by their digest."""
+    return f"embedded by {describe_backbone(name)}" if name in BACKBONES else "as it is"
 
 
 def keeps_images(name: str, *, images: str) -> bool:

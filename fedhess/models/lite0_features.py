@@ -63,6 +63,12 @@ def embedded_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     return (WIDTH,)
 
 
+def describe_backbone(model: str) -> str:
+    """Name the frozen network of a model of embeddings, its weights by their digest."""
+    backbone = BACKBONES[model]
+    return f"{backbone}, weights {weights_digest(backbone)[:16]}, version {EMBEDDING}"
+
+
 class Backbone(LiteFeaturizer):
     """What `embed` computes, as part of a network: never in another precision, whatever the rest computes in."""
 

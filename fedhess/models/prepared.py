@@ -14,7 +14,7 @@ from fedhess.domains.benchmark import SOURCE, Benchmark
 from fedhess.domains.domain import DomainData
 from fedhess.domains.partition import Examples
 from fedhess.domains.split import SplitRule, split_domain
-from fedhess.models import create_model, prepare_inputs, prepared_shape
+from fedhess.models import create_model, describe_preparation, prepare_inputs, prepared_shape
 from fedhess.models.execution import set_execution
 from fedhess.models.headed import HeadedModel
 from fedhess.models.weights import load_weights
@@ -47,6 +47,7 @@ class Geometry(NamedTuple):
     outputs: int
     holdout: float
     domains: tuple[str, ...]
+    classes: tuple[str, ...]
 
 
 class LocalDomain:
@@ -156,7 +157,7 @@ def _geometry_of(key: DataKey) -> Geometry:
 def _geometry(key: DataKey) -> Geometry:
     benchmark = open_benchmark(key.domains, data_dir=key.data_dir, seed=key.seed, options=dict(key.options), held=())
     shape = prepared_shape(key.model, benchmark.input_shape)
-    return Geometry(shape, benchmark.outputs, benchmark.holdout, benchmark.domains)
+    return Geometry(shape, benchmark.outputs, benchmark.holdout, benchmark.domains, benchmark.classes)
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
@@ -219,6 +220,17 @@ def data_key(config: RunConfig, domain: str) -> DataKey:
         images=config.images,
         image_cache_gb=config.image_cache_gb,
     )
+
+
+def class_names(config: RunConfig) -> tuple[str, ...]:
+    """Return the names of the classes, by label."""
+    return _geometry_of(data_key(config, "")).classes
+
+
+def describe_inputs(config: RunConfig) -> str:
+    """Say how an example becomes what the model is given; two clients whose texts differ train on different inputs."""
+    shape = "x".join(map(str, _geometry_of(data_key(config, "")).shape))
+    return f"{shape}, {describe_preparation(config.model)}"
 
 
 def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:

@@ -93,11 +93,16 @@ def _shown(choice: Mapping[str, Any]) -> list[str]:
 def incomplete(job: Job, recorded: Recorded, strategy: str) -> dict[str, str]:
     """Return by target what is missing of the runs of a strategy that its accuracy is chosen from."""
     mine = [(run, rows) for run, rows in recorded if run.strategy == strategy and not run.inner]
-    missing = Counter(run.scenario.name for run in unfinished(mine))
+    missing = unfinished(mine)
+    failed = Counter(run.scenario.name for run in missing if run.directory.failure() is not None)
+    left = Counter(run.scenario.name for run in missing) - failed
     totals = Counter(run.scenario.name for run, _ in mine)
     if job.search.get("kind") == "optuna" and recorded_spaces(job.record)[strategy]:
-        for name, total in totals.items():  # those that no one has been asked for yet are missing, too
-            missing[name] += job.search["draws"] * len(job.seeds) - total
+        for name, total in totals.items():  # those that no one has been asked for yet are left, too
+            left[name] += job.search["draws"] * len(job.seeds) - total
             totals[name] = job.search["draws"] * len(job.seeds)
-    found = {name: f"{missing[name]} of {total} runs have not come to their end" for name, total in totals.items()}
-    return {name: text for name, text in found.items() if missing[name]}
+    return {
+        name: f"of {total} runs {failed[name]} failed, {left[name]} left to run"
+        for name, total in totals.items()
+        if failed[name] or left[name]
+    }

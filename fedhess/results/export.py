@@ -1,7 +1,7 @@
 """Write a finished run's model to a folder of its own, which :func:`fedhess.load` and other tools read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from fedhess.domains import open_benchmark
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.job import Job
+from fedhess.jobs.rows import NOTHING, domain_rows
 from fedhess.models import whole_network
-from fedhess.models.exported import CONFIG_FILE, WEIGHTS_FILE, TrainedModel, load_exported
+from fedhess.models.exported import CONFIG_FILE, WEIGHTS_FILE, TrainedModel, load_exported, takes_images
 from fedhess.models.headed import HeadedModel, ScaleImages
 from fedhess.results.model_card import model_card
 from fedhess.results.models import SELECTED, RunModel, find_model
@@ -49,7 +50,7 @@ def export_model(job: Job, *, out: Path | None = None, which: str = SELECTED, on
     found = find_model(job, which)
     folder = found.run.directory.path / "export" if out is None else out
     _require_free(folder)
-    network = whole_network(found.run.config.model, found.load()).cpu()
+    network = whole_network(found.run.config.model, found.load(device="cpu"))
     config = _config(job, found, network)
     tensors = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     with writing(folder):
@@ -105,7 +106,7 @@ def _config(job: Job, found: RunModel, network: HeadedModel) -> dict[str, Any]:
             "protocol": whole_protocol(job, [found.chosen_by]),
             "settings": config.model_dump(mode="json"),
         },
-        "scores": scores(rows),
+        "scores": _scores(rows),
         "dataset": dict(job.data),
         "trained_with": job.record.get("environment", {}),
         "exported_with": describe_environment()["versions"],
@@ -117,48 +118,25 @@ def _config(job: Job, found: RunModel, network: HeadedModel) -> dict[str, Any]:
 def _preprocessing(shape: Sequence[int], network: HeadedModel) -> dict[str, Any]:
     """Describe what is done to an example: by ``TrainedModel.transform``, then inside the network."""
     scaling = next((module for module in network.modules() if isinstance(module, ScaleImages)), None)
-    images = len(shape) == 3 and shape[0] == 3
+    images = takes_images(tuple(shape))
     return {
         "transform": {"mode": "RGB", "size": list(shape[1:]), "resize": "bilinear, proportions not kept"}
         if images
         else None,
         "in_the_network": {
             "uint8": "divided by 255",
+            "size": None if scaling is None or scaling.size is None else list(scaling.size),
             "mean": None if scaling is None else scaling.mean.flatten().tolist(),
             "std": None if scaling is None else scaling.std.flatten().tolist(),
         },
     }
 
 
-def scores(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Put the rows of a round together by domain and split: examples, and the means by examples over clients.
-
-    Returns:
-        Sources first; accuracy in [0, 1] and loss are None where a client failed.
-    """
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        if row["split"] != "none":
-            groups.setdefault((row["role"], row["domain"], row["split"]), []).append(row)
-
-    def mean(group: Sequence[Mapping[str, Any]], key: str) -> float | None:
-        if any(row[key] is None for row in group):
-            return None
-        if len(group) == 1:
-            return float(group[0][key])
-        return float(sum(row[key] * row["examples"] for row in group) / sum(row["examples"] for row in group))
-
-    return [
-        {
-            "domain": domain,
-            "role": role,
-            "split": split,
-            "examples": sum(row["examples"] for row in group),
-            "accuracy": mean(group, "accuracy"),
-            "loss": mean(group, "loss"),
-        }
-        for (role, domain, split), group in sorted(groups.items(), key=lambda item: item[0][0])
-    ]
+def _scores(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return what each domain and split has in a round's rows, sources first; null where a client failed."""
+    evaluated = [row for row in domain_rows(rows) if row["split"] != NOTHING]
+    keys = ("domain", "role", "split", "examples", "accuracy", "loss")
+    return [{key: row[key] for key in keys} for row in sorted(evaluated, key=lambda row: str(row["role"]))]
 
 
 def write_onnx(model: TrainedModel, file: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.jobs.job import slug
 from fedhess.results.columns import (
     BEST,
@@ -139,3 +140,14 @@ def _latex_difference(cell: Mapping[str, Any]) -> str:
 
 
 FORMATS: Mapping[str, Callable[[Summary], str]] = {"markdown": table, "latex": latex_table, "csv": csv_table}
+
+
+def format_table(summary: Summary, form: str) -> str:
+    """Render the table in a form, a key of :data:`FORMATS`.
+
+    Raises:
+        UsageError: There is no such form.
+    """
+    if form not in FORMATS:
+        raise UsageError(f"--format: unknown format {form!r}; {did_you_mean(form, FORMATS)}")
+    return FORMATS[form](summary)

@@ -97,6 +97,7 @@ def draw_domains(path: Path, summary: Summary, *, width: float = WIDTHS[""]) -> 
     grid = math.ceil(len(columns) / across), across
     size = width / across, 0.3 + 0.9 / grid[0] + 0.15 * len(strategies)
     note = "bars: mean over trials, whiskers: standard error of the mean" if len(summary["seeds"]) > 1 else "one trial"
+    note += f"; {len(summary['unfinished'])} of {summary['runs']} runs UNFINISHED" if summary["unfinished"] else ""
     title = f"{summary['title']}: accuracy on each target"
     labels = [drawable(name, f"strategy {number}") for number, name in enumerate(strategies, start=1)]
     shape: dict[str, Any] = {"size": size, "points": SMALL, "endings": WITH_PDF, "sharey": True, "sharex": True}

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fedhess.base.tables import markdown_table, short
 from fedhess.domains.benchmark import TARGET
 from fedhess.jobs.description import describe_arguments, stand_in_warning
 from fedhess.jobs.job import Job
+from fedhess.models import MODELS, find_model
 from fedhess.results.models import RunModel
 
 USE = """\
@@ -57,7 +59,7 @@ def model_card(job: Job, found: RunModel, config: Mapping[str, Any], *, onnx: bo
         f"anything of {target} used to choose it, and is evaluated there below.",
         "## Use",
         USE if images else USE_TENSORS,
-        _files(onnx=onnx),
+        _files(config["model"], onnx=onnx),
         "## Inputs",
         _inputs(config),
         "## Scores",
@@ -89,13 +91,15 @@ def _front() -> str:
     return "\n".join(["---", "library_name: fedhess", f"tags: {json.dumps(tags)}", "---"])
 
 
-def _files(*, onnx: bool) -> str:
+def _files(model: str, *, onnx: bool) -> str:
     lines = [
         "- `model.safetensors`: every weight of the network, a frozen backbone included",
         "- `config.json`: how the network is built, classes, preprocessing, run, settings, scores, versions",
     ]
     if onnx:
         lines.append("- `model.onnx`: the same network for ONNX Runtime, `inputs` to `logits`, any batch size")
+    if model not in MODELS:
+        lines.append(f"\nThe network's code, `{find_model(model)}`, is not in the folder: install it too.")
     return "\n".join(lines)
 
 
@@ -106,6 +110,8 @@ def _inputs(config: Mapping[str, Any]) -> str:
         return f"Float tensors of {shape}, as the benchmark's domains hold them; uint8 is divided by 255."
     side = " x ".join(map(str, transform["size"]))
     text = f"RGB images, resized to {side} pixels (bilinear, proportions not kept), as uint8 of {shape}. The network"
+    if inside["size"] is not None:
+        text += f" resizes them to {' x '.join(map(str, inside['size']))},"
     if inside["mean"] is None:
         return f"{text} scales them."
     mean, std = (", ".join(f"{value:.4g}" for value in inside[key]) for key in ("mean", "std"))
@@ -151,6 +157,8 @@ def _licences(job: Job, config: Mapping[str, Any]) -> str:
     began = next((text for prefix, text in BEGINNINGS.items() if model.startswith(prefix)), f"the weights of {model}")
     if not settings["pretrained"] and not model.endswith("-features"):
         began = "random weights"
+    if settings["weights"] is not None:
+        began = f"the weights of the file {Path(settings['weights']).name}"
     of_data = f"of {job.data['title']}"
     if job.data["name"] == "IconPACS":
         of_data += " (NOTICE in the package fedhess.domains.iconpacs)"

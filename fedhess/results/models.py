@@ -34,8 +34,11 @@ class RunModel:
     server_round: int
     chosen_by: str
 
-    def load(self) -> HeadedModel:
+    def load(self, *, device: str | None = None) -> HeadedModel:
         """Build the model with the weights that were evaluated at its round, in evaluation mode.
+
+        Args:
+            device: Where it is; None is the run's.
 
         Raises:
             UsageError: The run did not keep it, or the file is damaged or of another model.
@@ -46,9 +49,9 @@ class RunModel:
         if self.server_round == last:
             checkpoint = directory.load_checkpoint()
             assert checkpoint is not None, "a finished run has a checkpoint"
-            return _build(self.run, checkpoint.evaluated())
+            return _build(self.run, checkpoint.evaluated(), device)
         if self.server_round == kept:
-            return _build(self.run, directory.load_selected())
+            return _build(self.run, directory.load_selected(), device)
         there = f"round {last} (--round last)"
         if kept is None:
             there += " alone, as earlier versions did"
@@ -139,8 +142,9 @@ def _find(job: Job, strategy: str, cell: Cell, which: str) -> RunModel:
     return RunModel(run, choice.server_round, rule)
 
 
-def _build(run: PlannedRun, stored: dict[str, Tensor]) -> HeadedModel:
-    model = build_model(run.config)
+def _build(run: PlannedRun, stored: dict[str, Tensor], device: str | None) -> HeadedModel:
+    config = run.config if device is None else run.config.model_copy(update={"device": device})
+    model = build_model(config, initial=False)
     wanted = model.state_dict()
     shapes, expected = ({name: value.shape for name, value in state.items()} for state in (stored, wanted))
     if shapes != expected:

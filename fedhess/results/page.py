@@ -14,7 +14,7 @@ import numpy as np
 
 from fedhess.base.tables import short
 from fedhess.jobs.description import incomplete_warning, stand_in_warning
-from fedhess.jobs.job import Job
+from fedhess.jobs.job import Job, history
 from fedhess.jobs.metrics import Confusion
 from fedhess.results.columns import (
     BEST,
@@ -255,7 +255,7 @@ def _selected(summary: Summary) -> str:
     for name, result in summary["strategies"].items():
         cells = ""
         for scenario in scenarios:
-            rounds = result["selected_rounds"][scenario]
+            rounds = result["selected_rounds"].get(scenario, [])
             settings = result.get("selected_settings", {}).get(scenario, [None] * len(rounds))
             chosen = zip(rounds, settings, strict=True)
             texts = [("none" if n is None else str(n)) + (f" ({setting})" if setting else "") for n, setting in chosen]
@@ -268,11 +268,12 @@ def _selected(summary: Summary) -> str:
 
 def _settings(job: Job, summary: Summary) -> str:
     record = job.record
-    command, environment = record.get("command"), record.get("environment", {})
+    commands = [shlex.join(entry["command"]) for entry in history(record)]
+    environment = record.get("environment", {})
     data = {key: job.data.get(key) for key in ("name", "options", "digest", "differences") if job.data.get(key)}
     examples = {domain: sum(counts.values()) for domain, counts in job.data["counts"].items() if counts}
     parts = [
-        f"<pre>{escape(shlex.join(command))}</pre>" if command else "",
+        f"<pre>{escape(chr(10).join(commands))}</pre>" if commands else "",
         "<h3>Strategies</h3>" + _pairs({name: summary["arguments"].get(name, "") or "none" for name in job.strategies}),
         "<h3>Data</h3>" + _pairs({**data, **({"examples": examples} if examples else {}), "classes": job.classes}),
         "<h3>Run</h3>" + _pairs({**record.get("settings", {}), "seeds": job.seeds}),

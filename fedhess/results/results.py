@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from fedhess.base.errors import DivergedError, FederationError, StorageError
 from fedhess.federation.engines.choice import Engine
+from fedhess.jobs.description import describe_failures
 from fedhess.jobs.directory import job_directory, record_selection
 from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
-from fedhess.jobs.running import describe_failures, run_job
+from fedhess.jobs.running import run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.export import export_model
+from fedhess.results.files import write_all
+from fedhess.results.formats import format_table
 from fedhess.results.models import SELECTED, find_model, narrowed
 from fedhess.results.selection import read_rows
 from fedhess.results.studies import require_optuna, run_studies
@@ -48,6 +51,28 @@ class Results:
     def table(self) -> str:
         """The table in Markdown, with what must be known to read it."""
         return table(self.summary)
+
+    def format(self, form: str) -> str:
+        """Return the table in another form, as ``python -m fedhess.report --format`` prints it.
+
+        Args:
+            form: ``"markdown"``, ``"latex"`` (with booktabs) or ``"csv"``.
+
+        Raises:
+            UsageError: There is no such form.
+        """
+        return format_table(self.summary, form)
+
+    def report(self) -> list[Path]:
+        """Write everything that ``python -m fedhess.report`` writes: tables, a page of HTML, and all figures.
+
+        Returns:
+            The files.
+
+        Raises:
+            StorageError: They cannot be written.
+        """
+        return write_all(self.job, read_rows(self.job), self.summary)
 
     def write(self) -> list[Path]:
         """Write table and figures into the job's directory; ``run`` has done it.
@@ -135,7 +160,7 @@ class Results:
 
 
 def _named(run: PlannedRun) -> dict[str, Any]:
-    return {"strategy": run.strategy, "variant": run.variant, "scenario": run.scenario.name, "seed": run.config.seed}
+    return {"strategy": run.strategy, "variant": run.number, "scenario": run.scenario.name, "seed": run.config.seed}
 
 
 def open_results(path: Path | str) -> Results:

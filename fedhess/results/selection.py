@@ -4,8 +4,8 @@ The three selectors of Gulrajani and Lopez-Paz, "In Search of Lost Domain Genera
 code has them (``model_selection.py``). Two never look at the target; the third is an upper bound that does, and no
 default. Deviation: they leave ties open; here the lower loss wins, then the earlier round, then the earlier setting.
 
-Round 0, the model before training, is never selected. Source validation compares rounds on the same clients: see
-:func:`fedhess.federation.server.round_selection.comparable_rounds`.
+Round 0, the model before training, is never selected, nor a round before the average that the run reports. Source
+validation compares rounds on the same clients: see :func:`comparable_rounds`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ from fedhess.federation.server.round_selection import (
     holds_out,
     mean_of_domains,
     merit_of,
+    reported_rows,
     rows_by_round,
     source_merits,
     source_rows,
@@ -95,7 +96,7 @@ def lodo_merits(rows: Sequence[Row], inner: Mapping[str, Sequence[Row]]) -> dict
     sources = {row["domain"] for row in source_rows(rows)}
     if not sources or sources != set(inner):
         return {}
-    numbers = {row["round"] for row in source_rows(rows)} - {0}
+    numbers = {row["round"] for row in source_rows(reported_rows(rows))} - {0}
     for domain, recorded in inner.items():
         numbers &= {number for number in numbers if target_accuracy(recorded, number, domain) is not None}
     held = [row for domain, recorded in inner.items() for row in _target_rows(recorded, domain)]

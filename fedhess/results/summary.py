@@ -56,7 +56,8 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         `counts.summarise_counts` returns, the alignment distances of the sources before and after training, the
         selected rounds (and settings, where there are several) by target, what is incomplete, the number of clients'
         failures, and the gaps that they left in the evaluation. ``"comparison"`` is what
-        :func:`fedhess.results.paired.compare_paired` returns, ``"unfinished"`` lists runs that lack rounds.
+        :func:`fedhess.results.paired.compare_paired` returns, ``"unfinished"`` lists runs that lack rounds, with the
+        reason of those that failed.
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
@@ -118,9 +119,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
-    """Write summary.json, summary.md and, as PNG and SVG, figures/rounds and figures/confusion_TARGET.
-
-    Titles name a stand-in; a target of which a trial has no counts has no confusion matrix.
+    """Write summary.json, summary.md and, as PNG and SVG, figures/rounds; titles name a stand-in.
 
     Args:
         job: The job.
@@ -137,10 +136,8 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     with writing(job.path):
         figure.parent.mkdir(exist_ok=True)
         title = f"{summary['title']}: accuracy on the target and alignment distances, round by round"
-        recorded = read_rows(job)
-        panels = rounds_panels(job, summary, recorded)
-        files += draw_rounds(figure, title=title, note=rounds_note(job, summary), panels=panels)
-        return files + draw_targets(job, recorded, summary)
+        panels = rounds_panels(job, summary, read_rows(job))
+        return files + draw_rounds(figure, title=title, note=rounds_note(job, summary), panels=panels)
 
 
 def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
@@ -151,6 +148,7 @@ def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     """
     as_json, as_text = job.path / "summary.json", job.path / "summary.md"
     with writing(job.path):
+        job.path.mkdir(parents=True, exist_ok=True)  # that of jobs put together
         replace_file(as_json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (table(summary) + "\n").encode())
     return [as_json, as_text]
@@ -191,7 +189,8 @@ def rounds_note(job: Job, summary: Mapping[str, Any]) -> str:
     names = [*summary["strategies"], *([] if summary["averaged"] else summary["targets"])]
     unknown = any(drawable(name, "?") == "?" for name in names)
     numbered = "; a number stands for a name in the table that no installed font can draw" if unknown else ""
-    return f"seeds {seeds}: {shown_as}{selected}; round 0, the untrained model, is left out{numbered}"
+    lacking = f"; {len(summary['unfinished'])} of {summary['runs']} runs UNFINISHED" if summary["unfinished"] else ""
+    return f"seeds {seeds}: {shown_as}{selected}; round 0, the untrained model, is left out{numbered}{lacking}"
 
 
 def rounds_panels(job: Job, summary: Mapping[str, Any], recorded: Recorded) -> list[Panel]:
@@ -257,7 +256,7 @@ def _summarise_strategy(
             found["after"].append(mean_distance(rows, cell.candidates[0].last_round, key))
     seeds = sorted(of_sources)
     whole = _has_average(columns)
-    averages = [mean([by_seed[seed] for by_seed in accuracy.values()]) if whole else None for seed in seeds]
+    averages = [mean([by_seed.get(seed) for by_seed in accuracy.values()]) if whole else None for seed in seeds]
     by_seed = {column: {str(seed): _percent(value) for seed, value in of.items()} for column, of in accuracy.items()}
     by_seed |= {"average": {str(seed): _percent(value) for seed, value in zip(seeds, averages, strict=True)}}
     counted = selected_rows(recorded, name, columns, selection)
@@ -265,7 +264,7 @@ def _summarise_strategy(
     return {
         "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
         "average": mean_and_error(averages),
-        "worst_domain": mean_and_error([_worst([of[seed] for of in accuracy.values()]) for seed in seeds]),
+        "worst_domain": mean_and_error([_worst([of.get(seed) for of in accuracy.values()]) for seed in seeds]),
         **summarise_counts(counted, classes=len(job.classes), averaged=whole),
         "sources": mean_and_error([mean(of_sources[seed]) for seed in seeds]),
         "by_seed": by_seed,
@@ -348,6 +347,7 @@ def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:
     """
     as_json, as_text = job.path / "selection.json", job.path / "selection.md"
     with writing(job.path):
+        job.path.mkdir(parents=True, exist_ok=True)  # that of jobs put together
         replace_file(as_json, (json.dumps(compared, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (selector_table(compared) + "\n").encode())
     return [as_json, as_text]

@@ -279,6 +279,12 @@ class RunConfig(BaseModel):
         return LearningRate(self.server_lr, self.server_lr_schedule, self.rounds, warmup, self.lr_drop_after)
 
     @property
+    def average_words(self) -> str:
+        """Words on the average over rounds that is reported; nothing where there is none."""
+        args = ", ".join(f"{key}={value}" for key, value in self.average_args.items())
+        return "" if self.average == "none" else f", average over rounds {self.average} ({args})"
+
+    @property
     def bound_to_rounds(self) -> list[str]:
         """Names of the settings by which the total of rounds decides what an early round does.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedhess.base.files import digest_of
 from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.models.prepared import local_domain
@@ -22,6 +23,7 @@ from fedhess.simulations.benchmarks.measuring import Row, in_turn, row, run_comm
 
 TRIALS = 3
 WALL_SECONDS, PEAK_GB, HGP_OVER_ERM, POINTS = 60.0, 2.0, 1.3, 3.0
+SIDE_BY_SIDE = 0.6
 DEPLOYED_ROUNDS, DEPLOYED_TARGET = 4, "sketch"
 
 
@@ -58,6 +60,42 @@ def _cold_job_seconds(folder: Path, strategy: str) -> float:
     cold = os.environ | {"FEDHESS_CACHE": tempfile.mkdtemp(prefix="cache-", dir=folder)}
     given = ("--domains", "IconPACS", "--strategy", strategy, "--trials", TRIALS)
     return seconds_of(lambda: run_job(out, *given, environment=cold))
+
+
+def parallel_rows(*, repeats: int) -> list[Row]:
+    """Measure the main job of two strategies in turn, and side by side on two workers; all weights must be the same.
+
+    The cache holds the data's features. The three take minutes, so they are run at most three times.
+    """
+    given = ("--domains", "IconPACS", "--strategy", "erm,hgp", "--trials", TRIALS, "--threads", 1)
+    forms: dict[str, tuple[object, ...]] = {"in turn": (), "two processes": ("--parallel", 2)}
+    forms["Ray with two workers"] = ("--parallel", 2, "--ray-address", "local")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run_job(folder / "warm-up", *given, "--rounds", 1)
+
+        def seconds(form: str) -> float:
+            out = Path(tempfile.mkdtemp(dir=folder, prefix=f"{form}-")) / "job"
+            return seconds_of(lambda: run_job(out, *given, *forms[form]))
+
+        found = in_turn({form: partial(seconds, form) for form in forms}, min(repeats, 3))
+        weights = {form: [_weights(job) for job in sorted(folder.glob(f"{form}-*/job"))] for form in forms}
+    rows: list[Row] = []
+    for form in list(forms)[1:]:
+        ratio = statistics.median(a / b for a, b in zip(found[form], found["in turn"], strict=True))
+        ours, other = statistics.median(found[form]), statistics.median(found["in turn"])
+        what = f"main job of ERM and HGP, 4 targets x {TRIALS} trials, {form} against in turn (s)"
+        rows.append(row(what, ours, other, ratio=ratio, at_most=SIDE_BY_SIDE))
+        same = sum(job == expected for job in weights[form] for expected in weights["in turn"])
+        pairs = len(weights[form]) * len(weights["in turn"])
+        rows.append(row(f"share of jobs with the same weights to the bit, {form}", same / pairs, at_least=1.0))
+    return rows
+
+
+def _weights(job: Path) -> dict[str, str]:
+    """Return the digest of every run's last checkpoint, by its path."""
+    files = job.rglob("checkpoint/round-*.safetensors")
+    return {str(file.relative_to(job)): digest_of([file.read_bytes()]) for file in files}
 
 
 def probe_accuracy(target: str, *, seed: int, settings: dict[str, Any]) -> float:

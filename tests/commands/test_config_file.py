@@ -37,6 +37,14 @@ def test_a_config_json_runs_its_job_again(command: Command) -> None:
     }
 
 
+def test_a_job_whose_seeds_no_option_can_name_is_not_run_again(command: Command) -> None:
+    assert command(*TOY, "--strategy", "erm", "--out", "job").status == 0
+    assert command("--out", "job", "--add", "--seed", 7).status == 0
+    again = command("--config", "job/config.json", "--out", "second")
+    assert again.status == 2
+    assert "its seeds are [0, 7], which --seed and --trials cannot name" in again.err
+
+
 def test_what_is_wrong_with_a_file_is_named(command: Command) -> None:
     Path("job.toml").write_text('strategi = "erm"\n')
     outcome = command("--config", "job.toml")

@@ -209,8 +209,16 @@ def test_report_is_by_the_jobs_own_selector_and_never_by_the_oracle(job: Path, r
     assert done.status == 0, done.err
     assert "selection among 3 settings by leave-one-domain-out cross-validation" in done.out
     assert "oracle" not in done.out
-    names = ("summary.json", "summary.md", "figures/rounds.png", "figures/rounds.svg")
-    assert done.out.endswith(f"written: {', '.join(f'{job}/{name}' for name in names)}\n")
+    names = ("summary.json", "summary.md", "table.tex", "table.csv", "report.html")
+    written = ", ".join(f"{job}/{name}" for name in names)
+    figures = {file.name for file in (job / "figures").iterdir()}
+    assert done.out.endswith(f"written: {written} and {len(figures)} figures in {job}/figures\n")
+    widths, endings = ("", "-column"), ("png", "svg", "pdf")
+    assert figures == {
+        *(f"{name}{width}.{e}" for name in ("rounds", "bytes", "domains") for width in widths for e in endings),
+        *(f"confusion_{target}.{e}" for target in ("east", "west") for e in endings),
+    }
+    assert "selected by leave-one-domain-out cross-validation" in (job / "report.html").read_text()
     assert not (job / "selection.md").exists()
     assert (job / "summary.json").read_bytes() == before, "what the job itself reported"
     assert b"oracle" not in before
@@ -229,8 +237,38 @@ def test_recorded_selector_that_a_job_cannot_have_is_damage(job: Path, reported:
 
 def test_job_recorded_before_selectors_were_is_by_source_validation(job: Path, reported: Command) -> None:
     alter(job, lambda config: config.pop("selection"))
-    assert reported(job).status == 0
-    assert json.loads((job / "summary.json").read_text())["selection"] == ["source validation"]
+    done = reported(job, "--format", "csv")
+    assert done.status == 0, done.err
+    assert "selection among 3 settings by source validation" in done.out
+
+
+@pytest.mark.parametrize(("form", "begins"), [("latex", r"% \usepackage{booktabs}"), ("csv", "dataset,protocol,")])
+def test_report_prints_the_table_in_another_form_alone(job: Path, reported: Command, form: str, begins: str) -> None:
+    (job / "summary.json").unlink()
+    done = reported(job, "--format", form, "--selection", "oracle")
+    assert done.status == 0, done.err
+    assert done.out.startswith(begins)
+    assert "selection among 3 settings by oracle (looks at the target)" in done.out
+    assert not (job / "summary.json").exists(), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--format", "latx"), "--format: unknown format 'latx'; did you mean 'latex'? known: latex, markdown, csv"),
+        (
+            ("--format", "csv", "--selection", "all"),
+            "--format: expected one selector to print, got source, lodo, oracle",
+        ),
+        (("--format", "csv", "--json"), "--format csv and --json are two forms; give one of them"),
+    ],
+)
+def test_form_that_cannot_be_printed_is_named(
+    job: Path, reported: Command, arguments: tuple[str, ...], message: str
+) -> None:
+    done = reported(job, *arguments)
+    assert done.status == 2
+    assert message in done.err
 
 
 def test_report_as_json_is_json_alone(job: Path, reported: Command) -> None:

@@ -18,6 +18,7 @@ from misbehaving import Misbehaving, with_metrics
 from fedhess.base.errors import FederationError
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.examples import LocalClient
 
 Run = Callable[..., Any]
 FEDAVG = "flwr.serverapp.strategy:FedAvg"
@@ -172,6 +173,41 @@ def test_a_reply_that_does_not_return_the_nonce_is_not_read(toy_run: Run, given:
     (failure,) = finished.server.federation.ledger.failures
     assert (failure.client, failure.phase) == ("south", "train")
     assert "does not return the message's nonce" in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ["b", "a", "c", "d"]}, r"do not have the same classes.*\n  north, west, east: .*\n  south: "),
+        (
+            {"inputs": "embedded by lite0, weights 0123"},
+            r"the same inputs.*\n .*\n  south: embedded by lite0",
+        ),
+    ],
+)
+def test_clients_with_other_classes_or_inputs_stop_the_run(toy_run: Run, changes: dict[str, Any], message: str) -> None:
+    def act(message: Message, reply: Message) -> Message:
+        reply.content.config_records[protocol.CONFIG].update(changes)
+        return reply
+
+    with pytest.raises(FederationError, match=message):
+        toy_run(app=Misbehaving(protocol.IDENTIFY, act, first_round=0), rounds=1)
+
+
+def test_data_that_changes_in_a_run_is_named(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = LocalClient.data_digest.fget
+
+    def changed(message: Message, context: Context) -> Message:
+        if message.content.config_records.get(protocol.CONFIG, {}).get(protocol.ROUND, 0) == 1:
+            monkeypatch.setattr(
+                LocalClient, "data_digest", property(lambda own: "0" if own.domain == "south" else digest(own))
+            )
+        return client_app(message, context)
+
+    finished = toy_run(app=changed, quorum=2, rounds=1)
+    failure = finished.server.federation.ledger.failures[0]
+    assert failure.client == "south"
+    assert "the data of south has changed since the run began: digest 0, was" in failure.reason
 
 
 def test_what_a_node_writes_stays_one_short_line(toy_run: Run) -> None:

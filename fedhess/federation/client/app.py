@@ -6,7 +6,9 @@ A client computes from the message, the run config and its own data alone; `memo
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
+from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,7 @@ from fedhess.federation.client.training import Holding, train_locally, writes_pa
 from fedhess.federation.protocol import decode_request, numbered, numbered_parts
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.tensors import decode_tensors, encode_tensors
+from fedhess.models.prepared import class_names, describe_inputs
 from fedhess.settings.run_config import RunConfig, Scalar
 
 Handler = Callable[[Message, Context], Message]
@@ -105,7 +108,12 @@ def identify(message: Message, context: Context) -> Message:
     """Reply with the client's identity."""
     config = run_settings(context)
     domain, role, client = place(config, context)
-    identity = local_client(config, domain=domain, role=role, client=client).identity(role)
+    identity = replace(
+        local_client(config, domain=domain, role=role, client=client).identity(role),
+        classes=class_names(config),
+        inputs=describe_inputs(config),
+        version=f"fedhess {version('fedhess')}, torch {torch.__version__}",
+    )
     return Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
 
 
@@ -204,6 +212,12 @@ def _open(message: Message, context: Context) -> _Call:
     received = MEMORY.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
     domain, role, client = place(config, context)
     data = local_client(config, domain=domain, role=role, client=client)
+    began_with = str(record.get(protocol.DATA_DIGEST, ""))
+    if began_with and began_with != data.data_digest:
+        raise UsageError(
+            f"the data of {domain} has changed since the run began: digest {data.data_digest}, was {began_with}; put "
+            "it back, or begin another run"
+        )
     return _Call(config, data, role, received, server_round, message.content)
 
 

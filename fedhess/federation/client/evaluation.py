@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedhess.alignment.statistics import head_batch
 from fedhess.base.seeds import seeded_generator
-from fedhess.base.transfers import copy_together, send
+from fedhess.base.transfers import send
 from fedhess.curvature import head_gradient, head_hvp, mean_loss
 from fedhess.federation.protocol import BINS, CALIBRATION, CONFUSION
 from fedhess.models.headed import HeadedModel
@@ -66,16 +67,13 @@ def evaluate_model(
             features_kept.append(features[positions])
             labels_kept.append(labels[positions])
     # Only here does the host wait for the device.
-    here = copy_together(
-        {"losses": torch.stack(losses), "confidences": torch.cat(confidences)}
-        | {"labels": torch.cat(seen), "predicted": torch.cat(predicted)},
-        torch.device("cpu"),
-    )
+    numbers = torch.cat([torch.stack(losses), *confidences]).cpu()
+    labels, guesses = torch.stack([torch.cat(seen), torch.cat(predicted)]).cpu()
     total_loss = 0.0
-    for loss, part in zip(here["losses"].tolist(), parts, strict=True):
+    for loss, part in zip(numbers[: len(parts)].tolist(), parts, strict=True):
         total_loss += loss * len(part)  # sum() would round differently from Python 3.12 on
     classes = max(2, model.head.out_features)
-    counts = count_predictions(here["labels"], here["predicted"], here["confidences"], classes=classes)
+    counts = count_predictions(labels, guesses, numbers[len(parts) :], classes=classes)
     hits = int(counts[CONFUSION].trace())
     result = Evaluation(total_loss / len(chosen), hits / len(chosen), len(chosen), counts)
     if with_alignment:
@@ -114,12 +112,14 @@ def count_predictions(labels: Tensor, predicted: Tensor, confidences: Tensor, *,
     >>> counts["confusion"].tolist(), counts["calibration"][[11, 14]].tolist()
     ([[1, 0], [1, 1]], [[2.0, 1.0, 1.5], [1.0, 1.0, 1.0]])
     """
-    confusion = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
-    sure = confidences.double().nan_to_num(nan=0.0).clamp_(0, 1)
-    bins = (sure * BINS).ceil().long().sub_(1).clamp_(min=0)
-    right = (labels == predicted).double()
-    columns = [torch.bincount(bins, weights=each, minlength=BINS) for each in (torch.ones_like(sure), right, sure)]
-    return {CONFUSION: confusion.int(), CALIBRATION: torch.stack(columns, dim=1)}
+    # NumPy takes a third of the time that torch does for so few numbers.
+    label, guess, sure = labels.numpy(), predicted.numpy(), confidences.numpy().astype(np.float64)
+    confusion = np.bincount(label * classes + guess, minlength=classes**2).astype(np.int32)
+    sure = np.clip(np.nan_to_num(sure, nan=0.0), 0, 1)
+    bins = np.maximum(np.ceil(sure * BINS).astype(np.int64) - 1, 0)
+    columns = [np.bincount(bins, weights=each, minlength=BINS) for each in (None, label == guess, sure)]
+    calibration = np.stack(columns, axis=1).astype(np.float64)
+    return {CONFUSION: torch.from_numpy(confusion).view(classes, classes), CALIBRATION: torch.from_numpy(calibration)}
 
 
 def _alignment_sample(size: int, data: LocalDomain) -> Tensor:

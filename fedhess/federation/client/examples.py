@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 
 from fedhess.base.errors import UsageError
+from fedhess.base.files import digest_of
 from fedhess.domains.benchmark import SOURCE
 from fedhess.domains.partition import Examples, Share, share_out
 from fedhess.domains.split import SplitRule
@@ -54,7 +55,13 @@ class LocalClient:
             evaluate_examples=sum(own.evaluate_examples for own in held),
             holds_out=all(part.holds_out for part in self.parts.values()),
             several=() if list(self.parts) == [self.domain] else held,
+            data_digest=self.data_digest,
         )
+
+    @property
+    def data_digest(self) -> str:
+        """Digest of its domains' data, 16 characters: it changes when any example or label does."""
+        return digest_of(part.data.digest for part in self.parts.values())[:16]
 
 
 def local_client(config: RunConfig, *, domain: str, role: str, client: int) -> LocalClient:

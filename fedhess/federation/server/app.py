@@ -15,9 +15,10 @@ from torch import Tensor
 from fedhess.alignment.loading import load_strategy, resolved_args
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
-from fedhess.base.errors import DivergedError, StrategyError, UsageError
+from fedhess.base.errors import DivergedError, FederationError, StrategyError, UsageError
 from fedhess.base.seeds import seeded_globally
 from fedhess.domains.benchmark import SOURCE, TARGET
+from fedhess.federation import protocol
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.averaging import EvaluatedModel
 from fedhess.federation.server.checkpoint import snapshot
@@ -111,7 +112,7 @@ class Server:
 
         Raises:
             FederationError: A round could not be completed; the rounds before it are in the checkpoint.
-            UsageError: The strategy's own code raised; the traceback is in server.log, or a client's in client.log.
+            StrategyError: The strategy's own code raised; the traceback is in server.log, or a client's in client.log.
         """
         try:
             return self._run()
@@ -123,13 +124,14 @@ class Server:
             file = self.directory.path / CLIENT_LOG  # unless it was here
             if error.__cause__ is not None:
                 file = self.directory.log(SERVER_LOG, "".join(traceback.format_exception(error.__cause__)))
-            raise UsageError(f"{error}, the full traceback is in {file}") from error
+            raise StrategyError(f"{error}, the full traceback is in {file}") from error
 
     def _run(self) -> GlobalModel:
         finished, pending = self._restore()
         if finished == self.config.rounds and pending is None:
             return self.model
         self.federation.discover()
+        self._record_clients()
         self._check_average()
         if finished < 0:
             self._complete(0, RoundOutcome())
@@ -211,6 +213,22 @@ class Server:
         if not self.evaluated.averages:
             outcome.measured = measured
         self._seconds += time.monotonic() - started
+
+    def _record_clients(self) -> None:
+        """Record who the clients are; a run that continues has the same, with the same data."""
+        if self.directory is None:
+            return
+        before = {each["client"]: each for each in self.directory.clients()}
+        for client in self.federation.clients:
+            now, was = client.identity.description(), before.get(client.label)
+            if was is not None and was[protocol.DATA_DIGEST] != now[protocol.DATA_DIGEST]:
+                raise FederationError(
+                    f"client {client.label} has other data than when the run began: digest "
+                    f"{now[protocol.DATA_DIGEST]}, was {was[protocol.DATA_DIGEST]}; put it back, or begin another run"
+                )
+        self.directory.record_clients(
+            [{**c.identity.description(), "node": c.node_id} for c in self.federation.clients]
+        )
 
     def _check_average(self) -> None:
         held_out = any(client.identity.holds_out for client in self.federation.source_clients)

@@ -210,7 +210,7 @@ class Ema(NoAverage):
 
     def result(self) -> Tensors:
         """Return the average."""
-        return self._average
+        return {name: value.clone() for name, value in self._average.items()}  # no file holds a tensor twice
 
     def state(self) -> State:
         """Return average and count."""

@@ -169,6 +169,7 @@ class Federation:
     def _message(self, request: Request[T], client: Client) -> Message:
         content = RecordDict(dict(request.parts(client)))
         config = ConfigRecord({protocol.ROUND: request.server_round, protocol.MODEL_ID: request.model.model_id})
+        config[protocol.DATA_DIGEST] = client.identity.data_digest
         config.update(content.config_records.get(protocol.CONFIG, ConfigRecord()))
         content[protocol.CONFIG] = config
         if self._holds.get(client.node_id) != request.model.model_id or client.node_id in self._forgetful:

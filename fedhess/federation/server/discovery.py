@@ -181,6 +181,17 @@ def draw_clients(clients: Sequence[Client], number: int, *, seed: int, server_ro
     return [clients[position] for position in sorted(order[:number].tolist())]
 
 
+def _check_alike(clients: Sequence[Client]) -> None:
+    """Check that all clients number the same classes, and give the model the same inputs."""
+    for what in ("classes", "inputs"):
+        found: dict[object, list[str]] = {}
+        for client in clients:
+            found.setdefault(getattr(client.identity, what), []).append(client.label)
+        if len(found) > 1:
+            lines = [f"{', '.join(labels)}: {protocol.printable(str(value))}" for value, labels in found.items()]
+            raise FederationError(f"the clients do not have the same {what}; make them alike:\n  " + "\n  ".join(lines))
+
+
 def _roster(
     known: Mapping[int, Identity], *, sources: Sequence[str], targets: Sequence[str], clients: int
 ) -> list[Client]:
@@ -209,6 +220,7 @@ def _roster(
             raise FederationError(f"two nodes are client {label}, {nodes}; stop one of them")
         roster[place] = Client(node_id, identity)
     ordered = [roster[place] for place in sorted(roster)]
+    _check_alike(ordered)
     there = [client for client in ordered if client.identity.role == SOURCE]
     if len(there) > clients:
         names = ", ".join(f"{client.label} (node {client.node_id})" for client in there)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import RecordDict
 from torch import Tensor
@@ -216,9 +217,9 @@ def _read_counts(
     tensors = read_tensors(content, key, like={f"{s}{name}": like for s in splits for name, like in empty.items()})
     found: dict[str, list[list[int | float]]] = {}
     for split in splits:
-        confusion, bins = (tensors[f"{split}{name}"] for name in empty)
+        confusion, bins = (tensors[f"{split}{name}"].numpy() for name in empty)
         accuracy, examples = metrics[f"{split}accuracy"], metrics[f"{split}{protocol.NUM_EXAMPLES}"]
-        count, correct, confidence = bins.unbind(1)
+        count, correct, confidence = bins.T
         hits = int(confusion.trace())
         fits = [
             bool((confusion >= 0).all()) and int(confusion.sum()) == examples and hits / examples == accuracy,
@@ -232,8 +233,7 @@ def _read_counts(
                 f"{float(count.sum()):g} confidences, {float(correct.sum()):g} of right ones"
             )
         places = confusion.nonzero()
-        numbers = confusion[places[:, 0], places[:, 1]]
-        found[f"{split}{protocol.CONFUSION}"] = torch.cat([places, numbers[:, None]], dim=1).tolist()
+        found[f"{split}{protocol.CONFUSION}"] = np.stack([*places, confusion[places]], axis=1).tolist()
         found[f"{split}{protocol.CALIBRATION}"] = [[int(n), int(right), sure] for n, right, sure in bins.tolist()]
     return found
 

@@ -68,7 +68,7 @@ class BestSoFar:
         self._quorum = quorum
         self._rows: list[Row] = []
         self._best: Merit | None = None
-        self._missed = False
+        self._missed = self._averaged = False
         for group in rows_by_round(rows).values():
             self.add(group)
 
@@ -82,6 +82,8 @@ class BestSoFar:
         if server_round == 0 or not group:
             return False
         merit = merit_of(group, server_round)
+        if not self._averaged and group[0].get("averaged"):  # as in `reported_rows`
+            self._averaged, self._best = True, None
         if self._best is not None and merit <= self._best and holds_out(group):
             return False
         self._best = merit
@@ -103,7 +105,7 @@ def comparable_rounds(candidates: Sequence[Candidate]) -> Comparable:
     Args:
         candidates: Settings of one strategy on the same clients.
     """
-    by_round = [rows_by_round(source_rows(candidate.rows)) for candidate in candidates]
+    by_round = [rows_by_round(source_rows(reported_rows(candidate.rows))) for candidate in candidates]
     held: dict[_Client, set[str]] = {}  # by client, the domains that it evaluates
     for row in (row for groups in by_round for group in groups.values() for row in group):
         held.setdefault(_client(row), set()).add(row["domain"])
@@ -144,6 +146,13 @@ def source_merits(candidates: Sequence[Candidate]) -> list[dict[int, Merit]]:
         judged = max(rounds) if rounds and not holds_out(candidate.rows) else None
         merits.append({n: merit_of(group, n) for n, group in rounds.items() if judged in (None, n)})
     return merits
+
+
+def reported_rows(rows: Sequence[Row]) -> Sequence[Row]:
+    """Leave out the rounds in which the model itself was evaluated, where later ones evaluate its average."""
+    if not any(row.get("averaged") for row in rows):
+        return rows
+    return [row for row in rows if row["averaged"]]
 
 
 def source_rows(rows: Sequence[Row]) -> list[Row]:

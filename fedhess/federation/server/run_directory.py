@@ -44,6 +44,7 @@ class RunDirectory:
         self.path = path
         self.rounds_file = path / "rounds.jsonl"
         self._failure_file = path / "failure.txt"
+        self._clients_file = path / "clients.json"
         self._checkpoint_dir = path / "checkpoint"
         self._index = self._checkpoint_dir / "checkpoint.json"
         self._selected_dir = path / "selected"
@@ -60,6 +61,20 @@ class RunDirectory:
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(text)
         return file
+
+    def record_clients(self, clients: Sequence[Mapping[str, Any]]) -> None:
+        """Keep who the clients are, as they identified themselves: clients.json."""
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_file(self._clients_file, (json.dumps(clients, indent=2) + "\n").encode())
+
+    def clients(self) -> list[dict[str, Any]]:
+        """Return what was last recorded of the clients; nothing before the run has begun."""
+        if not self._clients_file.exists():
+            return []
+        with _reading(self._clients_file):
+            found: list[dict[str, Any]] = json.loads(self._clients_file.read_text(encoding="utf-8"))
+            return found
 
     def record_failure(self, reason: str) -> None:
         """Keep why the run stopped, until it begins again."""

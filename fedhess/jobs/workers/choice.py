@@ -41,6 +41,8 @@ def choose_place(options: JobOptions) -> Engine:
                 raise UsageError(
                     f"{option} is for --parallel; leave it out, or add --parallel N, the runs side by side"
                 )
+        if options.ray_address is not None and options.engine != "ray":
+            raise UsageError("--ray-address is for --engine ray and --parallel; leave it out, or add one of them")
         return choose_engine(
             options.engine,
             cpus_per_client=options.cpus_per_client,

@@ -1,0 +1,167 @@
+"""Jobs of one protocol in one table, and the states of their runs."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedhess import report, simulate
+from fedhess.base.errors import UsageError
+from fedhess.cli.command import run_command
+from fedhess.domains import BENCHMARKS
+from fedhess.federation.client import memory
+from fedhess.federation.server.run_directory import RunDirectory
+from fedhess.jobs.directory import job_directory
+from fedhess.jobs.job import Job
+from fedhess.jobs.merging import merge_jobs
+from fedhess.jobs.reopening import open_recorded
+from fedhess.results.results import Results
+from fedhess.results.run_states import list_runs
+from fedhess.results.summary import summarise
+from tests.conftest import Outcome
+
+FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--local-steps", "1", "--batch-size", "8"]
+FREE += ["--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--server-optimizer", "SGD", "--server-lr", "1"]
+FREE += ["--rounds", "2", "--target", "east"]
+JOBS = {
+    "erm": ["--strategy", "erm", "--trials", "2"],
+    "both": ["--strategy", "hgp,erm", "--trials", "1"],
+    "strong": ["--strategy", "hgp", "--strategy-args", "alpha=0.5", "--trials", "1"],
+    "fast": ["--strategy", "hgp", "--lr", "0.2", "--trials", "1"],
+    "west": ["--strategy", "erm", "--trials", "1", "--target", "west", "--seed", "1"],
+    "varied": ["--strategy", "erm", "--trials", "1", "--variants", "lr=0.1; lr=0.3"],
+    "other": ["--strategy", "erm", "--trials", "1", "--rounds", "3", "--domains-args", "free=true,holdout=0.5"],
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several small jobs; read only."""
+    folder = tmp_path_factory.mktemp("jobs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+        patch.setattr(Results, "write", lambda self: [])
+        memory.MEMORY.clear()
+        for name, options in JOBS.items():
+            patch.setattr(sys, "argv", ["simulate", *FREE, *options, "--quiet", "--out", str(folder / name)])
+            assert run_command(simulate.cli) == 0
+    return folder
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
+        status = run_command(report.cli)
+        said = capsys.readouterr()
+        return Outcome(status, said.out, said.err)
+
+    return run
+
+
+def merged(recorded: Path, *names: str) -> Job:
+    return merge_jobs([open_recorded(recorded / name) for name in names])
+
+
+def runs(job: Job) -> list[tuple[str, str, int]]:
+    return [(run.strategy, run.scenario.name, run.config.seed) for run in job.runs]
+
+
+def test_a_strategy_of_two_jobs_with_the_same_settings_is_one_and_a_run_that_is_there_twice_counts_once(
+    recorded: Path,
+) -> None:
+    job = merged(recorded, "erm", "both", "erm")
+    assert runs(job) == [("erm", "east", 0), ("erm", "east", 1), ("hgp", "east", 0)]
+    assert job.seeds == [0, 1]
+    alone = {name: summarise(open_recorded(recorded / name))["strategies"] for name in ("erm", "both")}
+    together = summarise(job)["strategies"]
+    assert together["erm"]["accuracy"] == alone["erm"]["erm"]["accuracy"]
+    assert together["hgp"]["accuracy"] == alone["both"]["hgp"]["accuracy"]
+
+
+def test_a_strategy_with_other_settings_is_named_by_what_differs(recorded: Path) -> None:
+    assert merged(recorded, "both", "strong").strategies == ["hgp (alpha=0.1)", "erm", "hgp (alpha=0.5)"]
+    job = merged(recorded, "both", "fast")
+    assert job.strategies == ["hgp (lr=0.1)", "erm (lr=0.1)", "hgp (lr=0.2)"], "a table says who had what"
+    assert "client lr varied" in summarise(job)["protocol"]
+    assert set(summarise(job)["arguments"]) == {"hgp (lr=0.1)", "hgp (lr=0.2)"}
+
+
+def test_settings_to_select_among_stay_with_their_job(recorded: Path) -> None:
+    job = merged(recorded, "varied", "both")
+    assert job.strategies == [f"erm of {recorded / 'varied'}", "hgp", f"erm of {recorded / 'both'}"]
+    assert [(run.strategy, run.variant) for run in job.runs][-1] == (f"erm of {recorded / 'both'}", 3)
+    found = summarise(job)["strategies"]
+    alone = summarise(open_recorded(recorded / "varied"))["strategies"]["erm"]
+    assert found[job.strategies[0]]["selected_settings"] == alone["selected_settings"]
+    assert found["hgp"]["selected_settings"] == {"east": ["lr=0.1"]}
+
+
+def test_targets_and_seeds_that_only_one_job_has_are_not_made_up(recorded: Path) -> None:
+    summary = summarise(merged(recorded, "erm", "west"))["strategies"]["erm"]
+    assert summary["accuracy"]["west"]["trials"] == 1
+    assert summary["average"]["mean"] is None, "of seed 0 there is no run on west"
+
+
+def test_jobs_of_other_protocols_are_refused_by_key(recorded: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        merged(recorded, "erm", "both", "other")
+    one, other = recorded / "erm", recorded / "other"
+    assert str(refused.value).splitlines()[1:] == [
+        f"  dataset.options.holdout: 0.25 in {one}, 0.5 in {other}",
+        f"  settings.rounds: 2 in {one}, 3 in {other}",
+    ]
+
+
+def test_several_jobs_are_reported_in_a_directory_of_their_own(
+    recorded: Path, reported: Callable[..., Outcome]
+) -> None:
+    before = {file: file.read_bytes() for file in recorded.rglob("*") if file.is_file()}
+    outcome = reported(recorded / "both", recorded / "west", recorded / "strong")
+    assert outcome.status == 0, outcome.err
+    found = json.loads((recorded / "both+west+strong/summary.json").read_text())
+    assert list(found["strategies"]) == ["hgp (alpha=0.1)", "erm", "hgp (alpha=0.5)"]
+    page = (recorded / "both+west+strong/report.html").read_text()
+    assert page.count("--quiet --out") == 3, "every job's command"
+    assert before.items() < {file: file.read_bytes() for file in recorded.rglob("*") if file.is_file()}.items()
+    assert reported(recorded / "both", recorded / "other").status == 2
+
+
+# -- The states of runs ------------------------------------------------------------------------------------------------
+
+
+def test_every_run_is_listed_with_its_state(recorded: Path, reported: Callable[..., Outcome]) -> None:
+    (first, second) = list_runs(open_recorded(recorded / "erm"))
+    assert (first["state"], first["round"], first["rounds"], first["seed"]) == ("complete", 2, 2, 0)
+    last = open_recorded(recorded / "erm").runs[1].directory.rows()[-1]
+    assert second["accuracy"].endswith(f"east {100 * last['accuracy']:.1f} %")
+    outcome = reported("--list-runs", recorded / "erm", recorded / "varied")
+    assert f"{recorded / 'erm'}: 2 complete" in outcome.out
+    assert "| erm      | lr=0.3   | east   | 0    | complete |" in outcome.out
+    assert set(json.loads(reported("--list-runs", "--json", recorded / "erm").out)) == {str(recorded / "erm")}
+
+
+def test_runs_that_are_not_complete_are_told_apart(command: Callable[..., Outcome]) -> None:
+    path = Path("job")
+    assert command(*FREE, "--strategy", "erm,hgp", "--trials", "2", "--out", "job").status == 0
+    _, other, hgp, last = (run.directory for run in open_recorded(path).runs)
+    (last.path / "rounds.jsonl").unlink()
+    for file in sorted(last.path.rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    last.path.rmdir()
+    checkpoint = hgp.load_checkpoint()
+    assert checkpoint is not None
+    checkpoint.server_round = 1
+    hgp.save_checkpoint(checkpoint)
+    RunDirectory(other.path).save_checkpoint(checkpoint)
+    other.record_failure("round 2: 0 of 3 clients answered")
+
+    def states() -> list[tuple[str, int]]:
+        return [(run["state"], run["round"]) for run in list_runs(open_recorded(path))]
+
+    assert states() == [("complete", 2), ("failed", 1), ("interrupted", 1), ("not begun", 0)]
+    assert list_runs(open_recorded(path))[1]["reason"] == "round 2: 0 of 3 clients answered"
+    with job_directory(path, open_recorded(path).record, resume=True):
+        assert states() == [("complete", 2), ("failed", 1), ("running", 1), ("not begun", 0)]
