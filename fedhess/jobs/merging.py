@@ -148,7 +148,7 @@ def _require_one_protocol(one: Job, other: Job) -> None:
 
 def _protocol(job: Job) -> dict[str, Any]:
     """Describe what jobs of one table have in common."""
-    free = {name.removeprefix("settings.") for name in FREE_SETTINGS} | {*OF_A_METHOD, *OF_A_MACHINE}
+    free = {name.removeprefix("settings.").removesuffix(":") for name in FREE_SETTINGS} | {*OF_A_METHOD, *OF_A_MACHINE}
     settings = with_defaults(job.record)["settings"]
     options = {key: value for key, value in job.data["options"].items() if key not in ("data_dir", "seed")}
     if "seed" in job.data["options"]:  # a benchmark made at random is made by the trial's seed
