@@ -29,13 +29,18 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; while the group's own help is printed its line is all that is needed."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, line = COMMANDS[cmd_name]
-        if ctx.resilient_parsing or {"-h", "--help"} & set(sys.argv[1:2]) or not sys.argv[1:]:
-            return click.Command(cmd_name, short_help=line)
-        return typer.main.get_command(import_module(module).cli)
+        """Return a command's name and line, which is all that the group's own help takes."""
+        del ctx
+        return click.Command(cmd_name, short_help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Import the command that is called."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            command = typer.main.get_command(import_module(COMMANDS[str(name)][0]).cli)
+        return name, command, rest
 
 
 cli = Commands(name="fedhess", help="Federated domain generalization on Flower.", no_args_is_help=True)

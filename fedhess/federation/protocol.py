@@ -248,10 +248,11 @@ def training_metrics_of(content: RecordDict, *, examples: int) -> dict[str, floa
 
 
 def printable(text: str) -> str:
-    r"""Escape what a node wrote, so that it stays one line, and cut it to :data:`LONGEST` characters.
+    r"""Put what a node wrote into one line, escape what cannot be printed, and cut it to :data:`LONGEST` characters.
 
-    >>> printable("no data\nround 9: accuracy 1.0")
-    'no data\\nround 9: accuracy 1.0'
+    >>> printable("no data\nround 9: accuracy 1.0\x1b[2K")
+    'no data round 9: accuracy 1.0\\x1b[2K'
     """
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[: LONGEST + 1])
-    return line if len(text) <= LONGEST else f"{line[:LONGEST]}..."
+    line = " ".join(text[: 10 * LONGEST].split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

@@ -122,7 +122,7 @@ class RunConfig(BaseModel):
     local_epochs: int = _setting(
         0, TRAINING, "Passes a client makes over its own examples in a round, in place of steps; 0 for steps.", ge=0
     )
-    batch_size: int = _setting(32, MAIN, "Examples in a step; 0 takes all.", ge=0)
+    batch_size: int = _setting(32, TRAINING, "Examples in a step; 0 takes all.", ge=0)
     client_optimizer: Literal["SGD", "Adam"] = _setting(
         "SGD", TRAINING, "The clients' optimizer, new each round: SGD or Adam."
     )

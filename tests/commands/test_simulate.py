@@ -30,6 +30,7 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
         "config.json",
         "east/0/checkpoint/checkpoint.json",
         "east/0/checkpoint/round-000003.safetensors",
+        "east/0/clients.json",
         "east/0/partition.json",
         "east/0/rounds.jsonl",
         "east/0/selected/round-000003.safetensors",
@@ -136,7 +137,13 @@ def test_help_says_every_default(command: Command, monkeypatch: pytest.MonkeyPat
     text = " ".join(outcome.out.split())
     options = re.split(r" (?=--[a-z0-9-]+(?: /| TEXT| INTEGER| FLOAT| PATH) )", text)[1:]
     without = {option.split()[0] for option in options if "[default: " not in option}
-    assert without == {"--strategy-args", "--server-optimizer-args", "--domains-args", "--image-cache-gb"}
+    assert without == {
+        "--strategy-args",
+        "--average-args",
+        "--server-optimizer-args",
+        "--domains-args",
+        "--image-cache-gb",
+    }
     first = outcome.out[outcome.out.index("Main options:") : outcome.out.index("Data:")]
     assert len(re.findall(r"^  --", first, re.MULTILINE)) <= 15
     headings = [f"{group}:" for group in GROUPS]

@@ -15,7 +15,7 @@ from fedhess.jobs.plan import plan_job
 from tests.project.test_project import REPOSITORY, tracked_files
 
 APP = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
-MOST_BYTES = 1_100_000
+MOST_BYTES = 1_400_000
 # Runs with the bundle's code first, as a SuperNode does: whose code is it, and are its drawings found?
 PROBE = """
 import sys

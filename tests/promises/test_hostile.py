@@ -218,7 +218,7 @@ def test_what_a_node_writes_stays_one_short_line(toy_run: Run) -> None:
 
     finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1)
     (failure,) = finished.server.federation.ledger.failures
-    assert failure.reason.startswith(r"error 1002: no data\nround 9, sketch (target): accuracy 1.0\x1b[2Kxx")
+    assert failure.reason.startswith(r"error 1002: no data round 9, sketch (target): accuracy 1.0\x1b[2Kxx")
     assert len(failure.reason) == protocol.LONGEST + len("...")
 
 
