@@ -61,7 +61,7 @@ def report(
     Several jobs of one protocol make one table, in a directory named after them all; jobs that differ in more than
     strategies, targets, seeds and what a method does in a round are refused.
     """
-    progress = Progress(silent=quiet or as_json)
+    progress = Progress(silent=quiet or as_json or form is not None)  # what is printed is the table alone
     if states:
         listed = {str(path): list_runs(open_recorded(path, inner=True)) for path in runs}
         typer.echo(json.dumps(listed, indent=2) if as_json else states_table(listed))
