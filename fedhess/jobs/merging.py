@@ -186,6 +186,6 @@ def _ordered(runs: Iterable[PlannedRun], labels: Sequence[str]) -> list[PlannedR
 
 
 def _path(jobs: Sequence[Job]) -> Path:
-    names = list(dict.fromkeys(job.path.resolve().name for job in jobs))
+    names = [path.name for path in dict.fromkeys(job.path.resolve() for job in jobs)]
     name = "+".join(names)
     return jobs[0].path.parent / (name if len(name.encode()) <= LONGEST_NAME else f"{names[0]}+{len(names) - 1}")

@@ -252,7 +252,8 @@ def _most_confused(counts: Any, classes: Sequence[str]) -> str:
 
 def _selected(summary: Summary) -> str:
     """List the rounds (and settings) that were selected: a line for each strategy, a column for each target's run."""
-    scenarios = list(next(iter(summary["strategies"].values()))["selected_rounds"])
+    results = summary["strategies"].values()  # of merged jobs, not all have every scenario
+    scenarios = list(dict.fromkeys(scenario for result in results for scenario in result["selected_rounds"]))
     lines = []
     for name, result in summary["strategies"].items():
         cells = ""

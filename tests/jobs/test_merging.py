@@ -18,6 +18,7 @@ from fedhess.jobs.directory import job_directory
 from fedhess.jobs.job import Job
 from fedhess.jobs.merging import merge_jobs
 from fedhess.jobs.reopening import open_recorded
+from fedhess.results.page import render_page
 from fedhess.results.results import Results
 from fedhess.results.run_states import list_runs
 from fedhess.results.summary import summarise
@@ -137,6 +138,21 @@ def test_differences_are_to_erm_wherever_it_stands(recorded: Path) -> None:
     assert summarise(merged(recorded, "fast", "both"))["comparison"]["baseline"] == "erm (lr=0.1)"
 
 
+def test_jobs_whose_directories_have_one_name_are_reported_in_neither(tmp_path: Path) -> None:
+    one = record_job(tmp_path / "one/job", {("erm", "west", 0): (0.1, 0.5)})
+    other = record_job(tmp_path / "other/job", {("hgp", "west", 0): (0.1, 0.5)})
+    assert merge_jobs([one, other]).path == tmp_path / "one/job+job"
+
+
+def test_page_shows_what_was_selected_on_every_target(tmp_path: Path) -> None:
+    one = record_job(tmp_path / "one", {("erm", "west", 0): (0.1, 0.5)})
+    other = record_job(tmp_path / "other", {("hgp", target, 0): (0.1, 0.5) for target in ("west", "east")})
+    job = merge_jobs([one, other])
+    page = render_page(job, summarise(job), [], {})
+    section = page[page.index("What was selected") :]
+    assert '<th scope="col">west</th><th scope="col">east</th>' in section
+
+
 def test_two_jobs_on_other_data_are_refused_beside_one_whose_data_is_unknown(tmp_path: Path) -> None:
     jobs = [
         record_job(tmp_path / name, {("erm", "west", 0): (0.1, 0.5)}, digest=digest)
@@ -166,6 +182,8 @@ def test_every_run_is_listed_with_its_state(recorded: Path, reported: Callable[.
     outcome = reported("--list-runs", recorded / "erm", recorded / "varied")
     assert f"{recorded / 'erm'}: 2 complete" in outcome.out
     assert "| erm      | lr=0.3   | east   | 0    | complete |" in outcome.out
+    refused = reported("--list-runs", recorded / "erm", "--format", "csv")
+    assert (refused.status, "leave out --format csv" in refused.err) == (2, True)
     assert set(json.loads(reported("--list-runs", "--json", recorded / "erm").out)) == {str(recorded / "erm")}
 
 
