@@ -5,7 +5,7 @@ Nothing here is needed while a job runs, and nothing but its rows afterwards: no
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,8 +61,9 @@ def report(
     Several jobs of one protocol make one table, in a directory named after them all; jobs that differ in more than
     strategies, targets, seeds and what a method does in a round are refused.
     """
-    progress = Progress(silent=quiet or as_json)
+    progress = Progress(silent=quiet or as_json or form is not None)  # what is printed is the table alone
     if states:
+        _check_alone({"--selection": selection, "--format": form, "--track": track})
         listed = {str(path): list_runs(open_recorded(path, inner=True)) for path in runs}
         typer.echo(json.dumps(listed, indent=2) if as_json else states_table(listed))
         return
@@ -100,6 +101,12 @@ def report(
         figures = [path for path in paths if path.parent != job.path]
         more = f" and {len(figures)} figures in {figures[0].parent}" if figures else ""
         typer.echo(f"\nwritten: {', '.join(str(path) for path in paths if path not in figures)}{more}")
+
+
+def _check_alone(others: Mapping[str, str | None]) -> None:
+    for option, value in others.items():
+        if value:
+            raise UsageError(f"--list-runs prints the states of runs alone; leave out {option} {value}")
 
 
 def _check_form(form: str, selectors: Sequence[str], *, as_json: bool) -> None:

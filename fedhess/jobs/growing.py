@@ -244,7 +244,9 @@ def _as_variant(recorded: Record, keys: set[str], strategies: Sequence[str]) -> 
 
 def describe_growth(job: Job) -> str:
     """Say in a line what is added to a recorded job, and nothing where nothing is."""
-    added = {key: map(describe, values) if key == "variants" else values for key, values in _added(job).items()}
+    added = _added(job)
+    if "variants" in added and "search" not in job.record:  # of a sweep it is their number
+        added["variants"] = [describe(variant) for variant in added["variants"]]
     return "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in added.items())
 
 

@@ -1,5 +1,6 @@
 """Several jobs of one protocol as one job, so that one table has the strategies of all."""
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from typing import Any
 from fedhess.alignment.server_step import is_server_setting, steps_itself
 from fedhess.base.errors import UsageError
 from fedhess.jobs.directory import FREE_SETTINGS, describe_differences
-from fedhess.jobs.job import Job, PlannedRun, history, with_defaults
+from fedhess.jobs.job import Job, PlannedRun, history, variant_number, with_defaults
 from fedhess.jobs.variants import VARIED, describe
 from fedhess.settings.run_config import Scalar
 
@@ -40,7 +41,7 @@ class _Method:
     def as_variant(self, keys: set[str]) -> dict[str, Any]:
         """Return its one setting as one of several, named by what others vary."""
         named = {key: value for key, value in self.values.items() if key in keys}
-        return {"settings": named, "arguments": self.args}
+        return {"settings": named, "arguments": self.args, "number": 0}
 
 
 def merge_jobs(jobs: Sequence[Job]) -> Job:
@@ -54,8 +55,8 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
     """
     if len(jobs) == 1:
         return jobs[0]
-    for other in jobs[1:]:
-        _require_one_protocol(jobs[0], other)
+    for one, other in itertools.combinations(jobs, 2):  # the data of a deployed run is unknown, and like any other
+        _require_one_protocol(one, other)
     methods: list[_Method] = []
     owner: dict[tuple[int, str], int] = {}  # by job and strategy, the method
     for number, job in enumerate(jobs):
@@ -67,7 +68,7 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
     several = any(method.variants for method in methods)
     varied = {key for method in methods for each in method.variants for key in each["settings"]}
     variants = [
-        {"settings": each["settings"], "strategies": [label], "arguments": {label: each["arguments"]}, "method": label}
+        {**each, "strategies": [label], "arguments": {label: each["arguments"]}, "method": label}
         for method, label in zip(methods, labels, strict=True)
         for each in (method.variants or [method.as_variant(varied)])
     ]
@@ -81,7 +82,7 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
             key = (label, variant, run.scenario.name, run.config.seed)
             runs[key] = _further(runs.get(key), replace(run, strategy=label, variant=variant))
     known = next((job for job in jobs if job.data["digest"]), jobs[0])
-    kept = ("settings", "strategies", "arguments")
+    kept = ("settings", "strategies", "arguments", "number")
     record = {
         "dataset": known.data,
         "strategies": {label: method.args for label, method in zip(labels, methods, strict=True)},
@@ -100,8 +101,12 @@ def _methods(job: Job) -> Iterable[_Method]:
     settings = {key: record["settings"][key] for key in OF_A_METHOD}
     for strategy, args in record["strategies"].items():
         variants = [
-            {"settings": each["settings"], "arguments": each["arguments"][strategy]}
-            for each in record["variants"]
+            {
+                "settings": each["settings"],
+                "arguments": each["arguments"][strategy],
+                "number": variant_number(index, each),
+            }
+            for index, each in enumerate(record["variants"])
             if strategy in each["strategies"]
         ]
         yield _Method(strategy, args, settings, variants, job.path)
@@ -181,6 +186,6 @@ def _ordered(runs: Iterable[PlannedRun], labels: Sequence[str]) -> list[PlannedR
 
 
 def _path(jobs: Sequence[Job]) -> Path:
-    names = list(dict.fromkeys(job.path.resolve().name for job in jobs))
+    names = [path.name for path in dict.fromkeys(job.path.resolve() for job in jobs)]
     name = "+".join(names)
     return jobs[0].path.parent / (name if len(name.encode()) <= LONGEST_NAME else f"{names[0]}+{len(names) - 1}")

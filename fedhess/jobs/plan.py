@@ -83,8 +83,10 @@ def plan_job(
     if search is None:
         args, of_variants = resolve_variants(strategy_args, variants, base, defaults)
     else:
+        # What is added is drawn for the recorded trials, too.
+        drawn_for = list(dict.fromkeys([*(recorded["seeds"] if recorded else ()), *seeds]))
         args, of_variants, searched = plan_search(
-            search, strategy_args, {} if recorded else overrides, first, defaults, benchmark=recipe, seeds=seeds
+            search, strategy_args, {} if recorded else overrides, first, defaults, benchmark=recipe, seeds=drawn_for
         )
     record = make_record(
         outline(benchmark),

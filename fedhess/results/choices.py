@@ -60,7 +60,7 @@ def _end(space: Range, value: Any) -> str:
 
 def edge_warnings(job: Job, strategy: str, choices: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return by setting what lies at an edge in at least half of the choices: better values may lie beyond it."""
-    made = [choice for choice in choices if choice["settings"]]
+    made = [choice for choice in choices if choice["number"] is not None]
     warnings: dict[str, str] = {}
     for key, space in recorded_spaces(job.record)[strategy].items():
         for end in ("low", "high"):
@@ -101,8 +101,13 @@ def incomplete(job: Job, recorded: Recorded, strategy: str) -> dict[str, str]:
         for name, total in totals.items():  # those that no one has been asked for yet are left, too
             left[name] += job.search["draws"] * len(job.seeds) - total
             totals[name] = job.search["draws"] * len(job.seeds)
-    return {
-        name: f"of {total} runs {failed[name]} failed, {left[name]} left to run"
-        for name, total in totals.items()
-        if failed[name] or left[name]
-    }
+    found: dict[str, str] = {}
+    for name, total in totals.items():
+        there = {run.config.seed for run, _ in mine if run.scenario.name == name}
+        absent = [str(seed) for seed in job.seeds if seed not in there]  # of jobs put together
+        parts = (
+            [f"of {total} runs {failed[name]} failed, {left[name]} left to run"] if failed[name] or left[name] else []
+        )
+        parts += [f"no run of seed {', '.join(absent)}"] if absent else []
+        found |= {name: "; ".join(parts)} if parts else {}
+    return found

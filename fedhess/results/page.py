@@ -53,7 +53,7 @@ def render_page(
     charts = "".join(_chart(panel, list(summary["strategies"])) for panel in panels)
     sections = {
         "Accuracy": _accuracy(summary),
-        "Published values": _published(summary),
+        "Published values": _published(job, summary),
         "Each domain": _bars(summary),
         "Round by round": f'<div class="grid">{charts}</div>',
         "Balance and calibration": _counted(summary),
@@ -131,7 +131,7 @@ def _difference(cell: Mapping[str, Any] | None) -> str:
     return f'<td data-value="{_value(cell["difference"])}">{text}{verdict}</td>'
 
 
-def _published(summary: Summary) -> str:
+def _published(job: Job, summary: Summary) -> str:
     """List published values beside ours; those of a stand-in's original are no measure of it."""
     if summary["stand_in_for"]:
         return (
@@ -139,6 +139,8 @@ def _published(summary: Summary) -> str:
             "it.</p>"
         )
     lines, cited = [], dict[str, int]()  # sources, in the order they are cited
+    of_some = len(summary["targets"]) != len(job.data["counts"])  # a published average is over all domains
+    shown = {"average": f"average (ours over {', '.join(summary['targets'])} alone)"} if of_some else {}
     for name, result in summary["strategies"].items():
         for column, published in published_values(summary["title"], name):
             if column in (*accuracy_columns(summary), "sources"):
@@ -146,7 +148,7 @@ def _published(summary: Summary) -> str:
                 value = "not verified" if published.value is None else f"{published.value:.1f}"
                 value += "" if published.deviation is None else f" <small>(sd {published.deviation:.1f})</small>"
                 lines.append(
-                    f'<th scope="row">{escape(name)}</th><td class="left">{escape(column)}</td>'
+                    f'<th scope="row">{escape(name)}</th><td class="left">{escape(shown.get(column, column))}</td>'
                     f'{_number(ours, frozenset())}<td data-value="{_value(published.value)}">{value}</td>'
                     f"<td>{cited.setdefault(published.source, len(cited) + 1)}</td>"
                 )
@@ -250,7 +252,8 @@ def _most_confused(counts: Any, classes: Sequence[str]) -> str:
 
 def _selected(summary: Summary) -> str:
     """List the rounds (and settings) that were selected: a line for each strategy, a column for each target's run."""
-    scenarios = list(next(iter(summary["strategies"].values()))["selected_rounds"])
+    results = summary["strategies"].values()  # of merged jobs, not all have every scenario
+    scenarios = list(dict.fromkeys(scenario for result in results for scenario in result["selected_rounds"]))
     lines = []
     for name, result in summary["strategies"].items():
         cells = ""

@@ -29,7 +29,8 @@ def compare_paired(values: Mapping[str, Mapping[str, Mapping[str, float | None]]
     """
     if len(values) < 2:
         return None
-    baseline = BASELINE if BASELINE in values else next(iter(values))
+    named = [name for name in values if name.partition(" ")[0] == BASELINE]  # of merged jobs with what it differs in
+    baseline = BASELINE if BASELINE in values else [*named, *values][0]
     differences = {
         name: {column: paired_difference(by_seed, values[baseline][column]) for column, by_seed in columns.items()}
         for name, columns in values.items()

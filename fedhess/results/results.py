@@ -185,10 +185,12 @@ def run_and_report(job: Job, progress: Progress, engine: Engine, *, resume: bool
         record_growth(job, changed=bool(changes))
         try:
             if job.search.get("kind") == "optuna":
-                job, failures = run_studies(job, progress, engine=engine), {}
+                job = run_studies(job, progress, engine=engine)
+                reasons = {number: run.directory.failure() for number, run in enumerate(job.runs)}
+                failures = {number: reason for number, reason in reasons.items() if reason is not None}
             else:
                 failures = run_job(job, progress, engine=engine)
-            if failures and not job.variants and len(failures) == len(job.runs):
+            if failures and len(failures) == len(job.runs):
                 raise FederationError(describe_failures(job, failures))
             record_selection(job.path, job.selection)
             results = Results(job)

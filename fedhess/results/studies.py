@@ -69,6 +69,7 @@ def run_studies(job: Job, progress: Progress, *, engine: Engine) -> Job:
         record_variants(job.path, record["variants"])
         progress.note(f"\nsuggested by Optuna: setting {suggested[0]['number'] + 1} of {job.search['draws']}")
         known = {run.directory.path for run in job.runs}
+        longer = replace(longer, trackers=job.trackers)
         runs = tuple(run for run in longer.runs if run.directory.path not in known)
         run_job(replace(longer, runs=runs), progress, engine=engine)
         job = longer

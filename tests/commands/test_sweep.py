@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from fedhess import report, simulate, sweep
 from fedhess.cli.command import run_command
 from fedhess.domains import BENCHMARKS
 from fedhess.federation.client import memory
+from fedhess.federation.engines.choice import IN_PROCESS
 from fedhess.jobs import running
+from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.search import recorded_spaces
 from fedhess.results import studies
@@ -125,6 +128,26 @@ def test_a_setting_at_which_a_strategy_raises_leaves_the_others_and_is_marked(
     assert chosen["settings"] == {"alpha": 0.5}
 
 
+@pytest.mark.parametrize("searched", [["--grid", "alpha=2,3"], ["--search", "optuna", "--range", "alpha=2:3"]])
+def test_a_sweep_of_which_every_run_failed_ends_with_an_error(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, searched: list[str]
+) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from fedhess.alignment import DomainStrategy\n"
+        "class Broken(DomainStrategy):\n"
+        "    def __init__(self, *, alpha: float = 0.5) -> None:\n"
+        "        self.alpha = alpha\n"
+        "    def reference(self, ask):\n"
+        "        raise ValueError('broken')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    searched = [*searched, "--draws", "2"] if "optuna" in searched else searched
+    outcome = command(*BRIEF, "--strategy", "broken:Broken", *searched, "--out", "job")
+    assert outcome.status == 1
+    assert "2 of 2 runs failed:" in outcome.err
+    assert not Path("job/summary.json").exists()
+
+
 # -- Optuna ------------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +226,18 @@ def test_a_suggestion_follows_from_source_validation_alone(study: Path, tmp_path
         assert sum(abs(math.log(lr / best)) < 1.0 for lr in asked) >= 8
 
 
+def test_every_setting_of_a_study_is_tracked(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(study, tmp_path / "job", ignore=shutil.ignore_patterns("checkpoint"))
+    config = recorded(str(study))
+    config["search"]["draws"] = 5
+    (tmp_path / "job/config.json").write_text(json.dumps(config))
+    tracked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(studies, "run_job", lambda job, progress, *, engine: tracked.append(job.trackers))
+    job = replace(open_recorded(tmp_path / "job"), trackers=("tensorboard",))
+    assert studies.run_studies(job, Progress(silent=True), engine=IN_PROCESS).trackers == ("tensorboard",)
+    assert tracked == [("tensorboard",)] * 2
+
+
 def change(job: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     for file in job.rglob("rounds.jsonl"):
         lines = [changed(json.loads(line)) for line in file.open()]
@@ -236,6 +271,15 @@ def test_a_sweep_takes_more_strategies_draws_and_trials(command: Command) -> Non
     again = recorded("job")
     assert command("--resume", "--out", "job", "--quiet").status == 0
     assert recorded("job") == again, "nothing is left to add"
+
+
+def test_what_is_added_to_a_sweep_is_drawn_for_every_trial(command: Command) -> None:
+    assert command(*BRIEF, "--strategy", "hgp", "--draws", "2", "--trials", "2", "--out", "job").status == 0
+    grown = command("--add", "--out", "job", "--strategy", "coral")
+    assert grown.status == 0, grown.err
+    assert "added to the job in job: strategies coral; variants 3" in grown.out
+    drawn = {(run.number, run.config.seed) for run in open_recorded(Path("job")).runs if run.strategy == "coral"}
+    assert drawn == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 @pytest.mark.parametrize(

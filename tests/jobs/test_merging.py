@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from recorded import record_job
 
 from fedhess import report, simulate
 from fedhess.base.errors import UsageError
@@ -17,6 +18,7 @@ from fedhess.jobs.directory import job_directory
 from fedhess.jobs.job import Job
 from fedhess.jobs.merging import merge_jobs
 from fedhess.jobs.reopening import open_recorded
+from fedhess.results.page import render_page
 from fedhess.results.results import Results
 from fedhess.results.run_states import list_runs
 from fedhess.results.summary import summarise
@@ -97,12 +99,15 @@ def test_settings_to_select_among_stay_with_their_job(recorded: Path) -> None:
     alone = summarise(open_recorded(recorded / "varied"))["strategies"]["erm"]
     assert found[job.strategies[0]]["selected_settings"] == alone["selected_settings"]
     assert found["hgp"]["selected_settings"] == {"east": ["lr=0.1"]}
+    assert "selection among 2 settings by" in summarise(job)["protocol"], "of each, not of all together"
 
 
 def test_targets_and_seeds_that_only_one_job_has_are_not_made_up(recorded: Path) -> None:
     summary = summarise(merged(recorded, "erm", "west"))["strategies"]["erm"]
     assert summary["accuracy"]["west"]["trials"] == 1
     assert summary["average"]["mean"] is None, "of seed 0 there is no run on west"
+    assert summary["incomplete"] == {"west": "no run of seed 0"}
+    assert summarise(merged(recorded, "erm", "both"))["strategies"]["hgp"]["incomplete"] == {"east": "no run of seed 1"}
 
 
 def test_jobs_of_other_protocols_are_refused_by_key(recorded: Path) -> None:
@@ -129,6 +134,43 @@ def test_several_jobs_are_reported_in_a_directory_of_their_own(
     assert reported(recorded / "both", recorded / "other").status == 2
 
 
+def test_differences_are_to_erm_wherever_it_stands(recorded: Path) -> None:
+    assert summarise(merged(recorded, "fast", "both"))["comparison"]["baseline"] == "erm (lr=0.1)"
+
+
+def test_jobs_whose_directories_have_one_name_are_reported_in_neither(tmp_path: Path) -> None:
+    one = record_job(tmp_path / "one/job", {("erm", "west", 0): (0.1, 0.5)})
+    other = record_job(tmp_path / "other/job", {("hgp", "west", 0): (0.1, 0.5)})
+    assert merge_jobs([one, other]).path == tmp_path / "one/job+job"
+
+
+def test_page_shows_what_was_selected_on_every_target(tmp_path: Path) -> None:
+    one = record_job(tmp_path / "one", {("erm", "west", 0): (0.1, 0.5)})
+    other = record_job(tmp_path / "other", {("hgp", target, 0): (0.1, 0.5) for target in ("west", "east")})
+    job = merge_jobs([one, other])
+    page = render_page(job, summarise(job), [], {})
+    section = page[page.index("What was selected") :]
+    assert '<th scope="col">west</th><th scope="col">east</th>' in section
+
+
+def test_two_jobs_on_other_data_are_refused_beside_one_whose_data_is_unknown(tmp_path: Path) -> None:
+    jobs = [
+        record_job(tmp_path / name, {("erm", "west", 0): (0.1, 0.5)}, digest=digest)
+        for name, digest in (("deployed", ""), ("one", "a"), ("other", "b"))
+    ]
+    with pytest.raises(UsageError, match=r"dataset.digest: 'a' in .*one, 'b' in .*other"):
+        merge_jobs(jobs)
+    assert merge_jobs(jobs[:2]).data["digest"] == "a"
+
+
+def test_a_form_of_the_table_is_all_that_is_printed(tmp_path: Path, reported: Callable[..., Outcome]) -> None:
+    record_job(tmp_path / "job", {("erm", "west", 0): (0.1, 0.5)}, rounds=3)
+    outcome = reported(tmp_path / "job", "--format", "csv")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.startswith("dataset,protocol,")
+    assert "1 of 1 runs are not finished" in outcome.err
+
+
 # -- The states of runs ------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +182,8 @@ def test_every_run_is_listed_with_its_state(recorded: Path, reported: Callable[.
     outcome = reported("--list-runs", recorded / "erm", recorded / "varied")
     assert f"{recorded / 'erm'}: 2 complete" in outcome.out
     assert "| erm      | lr=0.3   | east   | 0    | complete |" in outcome.out
+    refused = reported("--list-runs", recorded / "erm", "--format", "csv")
+    assert (refused.status, "leave out --format csv" in refused.err) == (2, True)
     assert set(json.loads(reported("--list-runs", "--json", recorded / "erm").out)) == {str(recorded / "erm")}
 
 

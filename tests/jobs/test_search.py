@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -14,7 +16,8 @@ from fedhess.domains import BENCHMARKS, Benchmark, open_benchmark
 from fedhess.jobs.job import Job
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.search import Search, recorded_spaces
-from fedhess.settings.ranges import OF_METHOD, OURS, STEPS, draw_settings
+from fedhess.results.choices import edge_warnings
+from fedhess.settings.ranges import OF_METHOD, OURS, STEPS, Range, draw_settings
 
 ASKED = {"search": None, "draws": None, "grid": "", "ranges": ""}
 COMMON = {"weight_decay": "1e-06:0.01:log"}
@@ -201,3 +204,12 @@ def test_a_search_needs_something_to_select_by(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
     with pytest.raises(UsageError, match="--search: Toy holds no source examples out"):
         plan(open_benchmark("Toy"))
+
+
+def test_choices_at_an_edge_are_counted_among_all_choices() -> None:
+    space = {"lr": asdict(Range(-3, -1, "ours", base=10.0))}
+    job = cast(Any, SimpleNamespace(record={"search": {"spaces": {"erm": space}}}))
+    defaults = [{"number": 0, "settings": {}, "edges": {}}] * 3
+    drawn = {"number": 1, "settings": {"lr": 1e-3}, "edges": {"lr": "low"}}
+    assert edge_warnings(job, "erm", [*defaults, drawn]) == {}
+    assert edge_warnings(job, "erm", [defaults[0], drawn])["lr"].startswith("1 of 2 choices lie at the low end")

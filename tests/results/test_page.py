@@ -101,6 +101,7 @@ def test_published_values_stand_beside_ours_with_source_and_protocol(tmp_path: P
     assert re.findall(r'value="([\d.]+)"|<td>(\d+)<', row) == [("65", ""), ("86.2", ""), ("", "2")], "ours, published"
     assert "<li>DomainBed&#x27;s published sweep" in section
     assert "not verified" in next(line for line in section.split("<tr>") if ">hgp<" in line)
+    assert "average (ours over west, east alone)" in row, "the published one is over four domains"
     assert "looks at the target" not in section, "no column of ours is the oracle&#x27;s"
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import toy_worker
+from filelock import FileLock
 
 from fedhess.base.errors import UsageError
-from fedhess.jobs import parallel
+from fedhess.jobs import parallel, running
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.running import open_job
 from fedhess.jobs.workers import processes
@@ -142,3 +143,18 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         read_gpus("0")
     with pytest.raises(UsageError, match="--gpus: the workers use --device cpu"):
         LocalWorkers(2, ("5",)).check_device("cpu")
+
+
+def test_a_run_that_a_worker_still_has_is_not_continued_beside_it(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command(*TOY, "--strategy", "erm", "--out", "job", "--quiet").status == 0
+    (run,) = (file.parent for file in Path("job").rglob("rounds.jsonl"))
+    (run / "checkpoint/checkpoint.json").unlink()  # as at the beginning
+    before = (run / "rounds.jsonl").read_bytes()
+    monkeypatch.setattr(running, "LOCK_SECONDS", 0)
+    with FileLock(run / ".lock"):
+        said = command("--resume", "--out", "job", "--quiet")
+        assert (said.status, "another worker still runs it" in said.err) == (1, True)
+        assert (run / "rounds.jsonl").read_bytes() == before
+    assert command("--resume", "--out", "job", "--quiet").status == 0
