@@ -19,7 +19,7 @@ from fedhess.domains import ENTRY_POINT_GROUP
 from fedhess.domains.benchmark import Benchmark, OptionValue, leave_one_out
 from fedhess.domains.domain import DomainData, TensorDomain
 from fedhess.domains.images.any_tree import LEAST, SIDES, require_domain_names
-from fedhess.domains.images.dataset_images import DatasetImages
+from fedhess.domains.images.dataset_images import DatasetImages, whole_label
 from fedhess.domains.images.image_files import ImageDomain
 from fedhess.domains.images.release import SIDE
 from fedhess.domains.opening import Opening
@@ -71,6 +71,8 @@ def open_own(opening: Opening) -> Benchmark:
     classes = classes or tuple(map(str, getattr(made, "classes", None) or own.classes(names)))
     if len(classes) < LEAST["classes"]:
         raise UsageError(f"--domains {opening.name}: expected at least two classes, got {', '.join(classes) or 'none'}")
+    if "" in classes or len(set(classes)) < len(classes):
+        raise UsageError(f"--domains {opening.name}: expected a name for each class, none twice, got {list(classes)}")
     images = "image_side" in ours
     if not shape:
         first = own.load((opening.held or names)[0])
@@ -134,6 +136,8 @@ class _Own:
         if isinstance(value, tuple | list) and len(value) == 2 and all(hasattr(each, "shape") for each in value):
             inputs, labels = (_tensor(each, what) for each in value)
         elif hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, Mapping | str):
+            if len(value) == 0:
+                raise UsageError(f"{what}: expected examples, and its data set has none")
             first = _item(value, 0, what)
             if isinstance(first[0], Image.Image):
                 return DatasetImages(domain, value, side=self.side, what=what)
@@ -141,7 +145,10 @@ class _Own:
             tensors = [_tensor(item[0], what) for item in items]
             if shapes := {tuple(each.shape) for each in tensors} - {tuple(tensors[0].shape)}:
                 raise UsageError(f"{what}: expected inputs of one shape, got {tuple(tensors[0].shape)} and {shapes}")
-            inputs, labels = torch.stack(tensors), torch.tensor([int(item[1]) for item in items])
+            inputs, labels = (
+                torch.stack(tensors),
+                torch.tensor([whole_label(item[1], f"{what}, example {index}") for index, item in enumerate(items)]),
+            )
         else:
             raise UsageError(
                 f"{what}: expected a torch Dataset of (input, label), a pair of arrays, or a function that returns one "
@@ -152,6 +159,8 @@ class _Own:
                 f"{what}: expected a whole number as label of each of {len(inputs)} inputs, got labels of shape "
                 f"{tuple(labels.shape)}, {labels.dtype}"
             )
+        if inputs.dtype not in (torch.uint8, torch.float32):
+            raise UsageError(f"{what}: expected inputs of bytes (uint8) or floats, got {inputs.dtype}; convert them")
         return TensorDomain(domain, inputs, labels=labels.long())
 
 
@@ -229,7 +238,12 @@ def _tensor(value: Any, what: str) -> Tensor:
     """Return bytes and whole numbers as they are, and floats as float32."""
     if not isinstance(value, Tensor | np.ndarray | np.generic):
         raise UsageError(f"{what}: expected PIL images, tensors or arrays, got {type(value).__name__}")
-    tensor = torch.as_tensor(value).detach().cpu()
+    if isinstance(value, np.ndarray):  # torch takes neither reversed arrays nor another byte order
+        value = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
+    try:
+        tensor = torch.as_tensor(value).detach().cpu()
+    except TypeError as error:
+        raise UsageError(f"{what}: expected arrays of numbers, got {value.dtype}") from error
     return tensor.float() if tensor.is_floating_point() else tensor
 
 

@@ -11,8 +11,9 @@ from fedhess.alignment.loading import load_class, strategy_parameters
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
 from fedhess.cli.options import JobOptions
-from fedhess.domains import FOLDER, Benchmark, find_benchmark, open_benchmark
+from fedhess.domains import FOLDER, HUGGING_FACE, Benchmark, Opening, find_benchmark, open_benchmark
 from fedhess.domains.domain import Notify
+from fedhess.domains.images.hugging_face import settle_hugging_face
 from fedhess.domains.scenarios import choose_scenarios
 from fedhess.jobs.directory import refuse_differences, require_begun, require_free, write_config
 from fedhess.jobs.job import OF_A_RUN, Job, strategy_folders
@@ -53,8 +54,8 @@ def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], 
     if options.require_real and was["stand_in_for"]:
         raise UsageError(f"--require-real: the job in {options.out} is on {was['title']}; begin another one")
     if given.get("domains") is not None:
-        name, folder = find_benchmark(options.domains)
-        if name not in (was["name"], was["stand_in_for"]) and not (folder and was["name"].startswith(FOLDER)):
+        _, folder = find_benchmark(options.domains)
+        if not _is_of(options.domains, was):
             raise UsageError(
                 f"--domains: the job in {options.out} is on {was['title']}, got {options.domains}; leave the option out"
             )
@@ -70,6 +71,17 @@ def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], 
     except UsageError as error:
         raise UsageError(f"--domains {was['name']}: {error}") from error
     return replace(benchmark, stand_in_for=was["stand_in_for"])
+
+
+def _is_of(domains: str, was: Mapping[str, Any]) -> bool:
+    """Whether ``--domains`` names the data that is recorded; a folder may have moved."""
+    name, folder = find_benchmark(domains)
+    if name == "module:Class":
+        return domains.strip() == str(was["name"])
+    if name == "hf:NAME":
+        _, columns = settle_hugging_face(Opening(name, name=domains.strip()))
+        return str(was["name"]).startswith(HUGGING_FACE) and columns.items() <= was["options"].items()
+    return name in (was["name"], was["stand_in_for"]) or (folder is not None and str(was["name"]).startswith(FOLDER))
 
 
 def complete_options(

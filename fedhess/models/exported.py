@@ -23,6 +23,14 @@ from fedhess.models.headed import HeadedModel
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
+class ExportedRun(BaseModel):
+    """What the network's construction needs of the run that it is of."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    seed: int = 0
+
+
 class ExportedConfig(BaseModel):
     """What config.json must have for the network to be built; what it tells of the run besides is kept as it is."""
 
@@ -35,6 +43,7 @@ class ExportedConfig(BaseModel):
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     dtype: Literal["float32", "float64"]
     precision: Literal["float32", "bf16"]
+    run: ExportedRun = ExportedRun()
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ def load_exported(model: Path | str, *, device: torch.device | str = "cpu") -> T
         config.model,
         input_shape=prepared_shape(config.model, config.input_shape),
         outputs=config.outputs,
-        seed=0,
+        seed=config.run.seed,  # a network of the user's may hold random numbers that are no weights
         pretrained=False,
     )
     network = whole_network(config.model, network.to(getattr(torch, config.dtype)), pretrained=False)

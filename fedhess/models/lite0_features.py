@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fedhess.base.files import cache_directory, cached_tensor, digest_of
 from fedhess.base.prefetching import AHEAD, read_ahead
 from fedhess.domains.domain import DomainData, Notify, TensorDomain, keep_silent
+from fedhess.domains.images.release import SIDE
 from fedhess.models.headed import HeadedModel, require_images
 from fedhess.models.lite0 import WIDTH, LiteFeaturizer, weights_digest
 
@@ -96,10 +97,13 @@ def embed(
 ) -> TensorDomain:
     """Replace the images of a domain by their frozen embeddings, (N, 1280) float32.
 
-    They are kept on disk under a digest of images, weights and this code's version, so that each is computed once.
+    They are kept on disk under a digest of images, their size if it is not the usual one, weights and this code's
+    version, so that each is computed once.
     """
     backbone = BACKBONES[model]
-    key = digest_of([EMBEDDING, data.digest, weights_digest(backbone), torch.device(device).type])
+    parts = [EMBEDDING, data.digest, weights_digest(backbone), torch.device(device).type]
+    side = getattr(data, "side", SIDE)  # the digest of image files is of what is on disk, whatever they are resized to
+    key = digest_of(parts if side == SIDE else [*parts, f"{side} pixels"])
     path = cache_directory(cache_dir) / backbone / f"{data.name}-{key[:20]}.npy"
     embeddings = cached_tensor(path, lambda: _compute(backbone, data, torch.device(device), notify))
     return TensorDomain(data.name, embeddings, labels=data.labels, groups=data.groups, digest=key)

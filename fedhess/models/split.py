@@ -68,7 +68,8 @@ def split_network(
         scale: What inputs go through first; by default bytes become floats in [0, 1].
 
     Raises:
-        UsageError: The network returns no (B, C) logits, or no linear layer on (B, D) features computes them.
+        UsageError: The network returns no (B, C) logits, or no linear layer on (B, D) features computes them; or one of
+            its tensors cannot be sent.
         StrategyError: The network raised.
     """
     scale = scale or ToFloat()
@@ -100,6 +101,7 @@ def split_network(
             f"model {name!r}: expected its head {head.name!r} to be called once, on features of shape (B, D), got "
             f"{[tuple(call.features.shape) for call in calls if call.name == head.name]}"
         )
+    _check_tensors(network, name)
     _replace(network, head.name)
     model = HeadedModel(SplitNetwork(network, scale), head.layer, head_name=head.name)
     _check_split(model, inputs, logits, name)
@@ -129,6 +131,23 @@ def _try(network: nn.Module, inputs: Tensor, name: str) -> tuple[object, list[_C
 def _replace(network: nn.Module, path: str) -> None:
     parent, _, own = path.rpartition(".")
     setattr(network.get_submodule(parent), own, nn.Identity())
+
+
+def _check_tensors(network: nn.Module, name: str) -> None:
+    """Check that each tensor has one name, by which its update is sent, and that updates of it can be subtracted."""
+    names: dict[int, str] = {}
+    for path, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) in names:
+            raise UsageError(
+                f"model {name!r}: {names[id(tensor)]!r} and {path!r} are one tensor, and updates are sent by name; "
+                "register it, and the module that it is of, once (a plain list or tuple registers nothing)"
+            )
+        names[id(tensor)] = path
+        if tensor.dtype == torch.bool:
+            raise UsageError(
+                f"model {name!r}: buffer {path!r} holds truth values, whose update cannot be averaged; register it "
+                "with persistent=False, or as whole numbers"
+            )
 
 
 def _check_split(model: HeadedModel, inputs: Tensor, logits: Tensor, name: str) -> None:

@@ -102,6 +102,34 @@ def no_pairs() -> Mapping[str, Any]:
     return {name: [1, 2, 3] for name in "abc"}
 
 
+def named_labels() -> Mapping[str, Any]:
+    return {name: [(np.ones(2), "dog")] * 4 for name in "abc"}
+
+
+def fractions() -> Mapping[str, Any]:
+    return {name: [(Image.new("L", (9, 9)), 0.5)] * 4 for name in "abc"}
+
+
+def empty() -> Mapping[str, Any]:
+    return {name: [] for name in "abc"}
+
+
+def of_names() -> Mapping[str, Any]:
+    return {name: (np.ones((6, 2)), np.array(["x", "y"] * 3)) for name in "abc"}
+
+
+def truths() -> Mapping[str, Any]:
+    return {name: (np.ones((6, 2), dtype=bool), LABELS) for name in "abc"}
+
+
+def same_classes() -> Any:
+    return type("Data", (), {"domains": {name: (np.ones((6, 2)), LABELS) for name in "abc"}, "classes": ["x", "x"]})
+
+
+def reversed_arrays() -> Mapping[str, Any]:
+    return {name: (np.arange(12.0).astype(">f4").reshape(6, 2)[::-1], LABELS[::-1]) for name in "abc"}
+
+
 def own(name: str, **options: Any) -> Benchmark:
     return open_benchmark(f"{__name__}:{name}", **options)
 
@@ -151,6 +179,12 @@ def test_images_go_through_the_pixel_cache() -> None:
     assert benchmark.load("x").digest != data.digest
 
 
+def test_arrays_may_be_reversed_and_of_another_byte_order() -> None:
+    data = own("reversed_arrays").load("a")
+    assert torch.equal(data.inputs(torch.tensor([0])), torch.tensor([[10.0, 11.0]]))
+    assert data.labels.tolist() == [1, 0, 1, 0, 1, 0]
+
+
 def test_a_benchmark_is_taken_as_it_is_under_its_users_name() -> None:
     benchmark = own("whole")
     assert benchmark.name == f"{__name__}:whole"
@@ -173,6 +207,12 @@ def load_all(benchmark: Benchmark) -> None:
         (lambda: own("two"), r"expected at least three domains \(two to learn from, one to leave out\), got a, b"),
         (lambda: own("number"), "expected a mapping from names of domains to their data, .* got int"),
         (lambda: own("no_pairs"), r"example 0: expected \(input, label\), got int"),
+        (lambda: own("named_labels"), "'a', example 0: expected a whole number as label, got 'dog'"),
+        (lambda: own("fractions"), "'a', example 0: expected a whole number as label, got 0.5"),
+        (lambda: own("empty"), "'a': expected examples, and its data set has none"),
+        (lambda: own("of_names"), "'a': expected arrays of numbers, got <U1"),
+        (lambda: own("truths"), r"'a': expected inputs of bytes \(uint8\) or floats, got torch.bool"),
+        (lambda: own("same_classes"), r"expected a name for each class, none twice, got \['x', 'x'\]"),
         (lambda: own("LABELS"), "is no benchmark: expected a class or a function, got array"),
         (lambda: own("Shapes", options={"with": 3}), "--domains-args: benchmark .* has no argument 'with'; did you"),
         (lambda: own("Shapes", options={"width": "x"}), "width of benchmark .*: expected a whole number, got 'x'"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from crashes import ASSASSIN
 
@@ -134,6 +135,19 @@ def test_each_addition_is_recorded_with_what_it_ran_in(command: Command, monkeyp
     assert entry["environment"]["git_revision"] == "another"
     again = command("--out", "job", "--resume")
     assert "bits may differ: git_revision: 'another' there" in " ".join(again.out.replace("|", " ").split())
+
+
+def points() -> dict[str, Any]:
+    return {name: (np.eye(8) + number, np.arange(8) % 2) for number, name in enumerate("abc")}
+
+
+def test_own_data_may_be_named_again(command: Command) -> None:
+    name = f"{__name__}:points"
+    shared = ["--domains", name, "--model", "mlp", "--target", "a", "--trials", "1", "--out", "job"]
+    done(command(*shared, "--strategy", "erm", "--rounds", "1"))
+    done(command(*shared, "--strategy", "erm", "--rounds", "2", "--add"))
+    other = command("--domains", f"{__name__}:others", "--out", "job", "--add")
+    assert f"the job in job is on {name}, got {__name__}:others" in " ".join(other.err.split())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from PIL import Image
 
 from fedhess.domains import TensorDomain
 from fedhess.domains.iconpacs import CLASSES, read_drawings
+from fedhess.domains.images.image_files import ImageDomain, ImageFile
 from fedhess.models import create_model, lite0_features, prepare_inputs, prepared_shape
 from fedhess.models.lite0 import LiteFeaturizer
 
@@ -48,6 +50,19 @@ def test_other_images_or_weights_get_other_embeddings(few: TensorDomain, tmp_pat
     third = prepare_inputs("lite0-features", few, cache_dir=tmp_path, notify=messages.append)
     assert messages, "computed again, not taken from the cache"
     assert len({first.digest, second.digest, third.digest}) == 3
+
+
+def test_images_of_another_size_get_other_embeddings(tmp_path: Path):
+    Image.radial_gradient("L").crop((20, 0, 256, 200)).save(tmp_path / "a.png")
+    files = [ImageFile(tmp_path / "a.png", "a.png", 0)]
+    found = [
+        prepare_inputs("lite0-features", ImageDomain("few", files, digest="same", side=side), cache_dir=tmp_path)
+        for side in (64, 224, 64)
+    ]
+    small, usual, again = (data.inputs(torch.tensor([0])) for data in found)
+    assert not torch.equal(small, usual)
+    assert torch.equal(small, again)
+    assert found[0].digest != found[1].digest
 
 
 def test_other_models_take_the_images_as_they_are(few: TensorDomain):

@@ -62,6 +62,24 @@ class Parts(nn.Module):
         self.featurizer, self.head = nn.Flatten(), nn.Linear(192, num_classes)
 
 
+class TwoNames(Net):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.encoder = nn.Sequential(self.body, nn.ReLU())
+
+
+class HeadOfTwoNames(Net):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.last = nn.Sequential(self.fc)
+
+
+class Truth(Net):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("mask", torch.ones(5, dtype=torch.bool))
+
+
 class Raises(Net):
     def forward(self, images: Tensor) -> Any:
         raise KeyError("seven")
@@ -130,6 +148,9 @@ def test_a_featurizer_and_a_head_without_a_forward_are_run_one_after_the_other()
         ("PairInTraining", "in training too, got tuple; return the logits alone"),
         ("Twice", r"expected its head 'fc' to be called once, on features of shape \(B, D\), got \[\(2, 5\), \(2, 5\)"),
         ("headless", r"has no nn.Linear, which its head must be; its modules: 0 \(Conv2d\), 1 \(Flatten\)"),
+        ("TwoNames", "'body.0.weight' and 'encoder.0.0.weight' are one tensor, and updates are sent by name"),
+        ("HeadOfTwoNames", "'fc.weight' and 'last.0.weight' are one tensor"),
+        ("Truth", "buffer 'mask' holds truth values, .* register it with persistent=False"),
         ("Raises", r"model '.*:Raises', forward: KeyError: 'seven' .*correct it there"),
         ("NoWord", "must take num_classes, and may take input_shape and pretrained; it takes classes"),
         ("SHAPE", r"is no model: expected a class or a function, got \(3, 8, 8\)"),

@@ -60,6 +60,20 @@ class DatasetImages(ImageDomain):
         if not isinstance(item, tuple | list) or len(item) != 2 or not isinstance(item[0], Image.Image):
             raise UsageError(f"{self._what}, example {index}: expected (PIL image, label), got {item!r:.100}")
         try:
-            return to_rgb(item[0]), int(item[1])
-        except (*DECODE_ERRORS, TypeError) as error:
+            return to_rgb(item[0]), whole_label(item[1], f"{self._what}, example {index}")
+        except DECODE_ERRORS as error:
             raise UsageError(f"{self._what}, example {index}: {error}; replace it, or leave it out") from error
+
+
+def whole_label(value: Any, where: str) -> int:
+    """Return a label as a number.
+
+    Raises:
+        UsageError: It is none, or a fraction.
+    """
+    try:
+        if (label := int(value)) == value:
+            return label
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass  # a name, several numbers, None
+    raise UsageError(f"{where}: expected a whole number as label, got {value!r:.100}")

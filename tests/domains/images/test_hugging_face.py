@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fedhess
 from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
 
@@ -112,3 +114,12 @@ def test_without_a_network_it_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UsageError, match=r"hf:owner/name cannot be had \(.*\), and there is no such path here"):
         open_benchmark("hf:owner/name")
     assert time.monotonic() - began < 8
+
+
+def test_a_job_is_added_to_under_the_name_that_it_began_with(saved: Path, tmp_path: Path) -> None:
+    name = f"hf:{saved}?domain=style&label=kind"
+    options: dict[str, Any] = {"model": "mlp", "strategy": "erm", "target": "photo", "trials": 1, "augment": "none"}
+    fedhess.run(domains=name, domains_args="side=12", rounds=1, **options, out=tmp_path / "job")
+    fedhess.run(domains=name, rounds=2, **options, out=tmp_path / "job", add=True)
+    with pytest.raises(UsageError, match=r"--domains: the job in .* is on hf:saved, got .*domain=kind"):
+        fedhess.run(domains=f"hf:{saved}?domain=kind&label=kind", out=tmp_path / "job", add=True)
