@@ -7,7 +7,7 @@ from typing import Any
 
 from fedhess.base.tables import markdown_table, short
 from fedhess.domains.benchmark import TARGET
-from fedhess.jobs.description import describe_arguments, stand_in_warning
+from fedhess.jobs.description import stand_in_warning
 from fedhess.jobs.job import Job
 from fedhess.models import MODELS, find_model
 from fedhess.results.models import RunModel
@@ -71,7 +71,7 @@ def model_card(job: Job, found: RunModel, config: Mapping[str, Any], *, onnx: bo
             ["what", "value"],
             [
                 ["strategy", found.run.strategy],
-                ["its arguments", describe_arguments(job).get(found.run.strategy, "none")],
+                ["its arguments", ", ".join(f"{k}={v}" for k, v in found.run.config.strategy_args.items()) or "none"],
                 ["protocol", run["protocol"]],
                 ["seed", str(settings.seed)],
             ],
