@@ -302,7 +302,7 @@ def test_cross_validation_that_is_not_recorded_is_named(job: Path, reported: Com
     done = reported(job, "--selection", "lodo")
     assert done.status == 2
     assert "--selection lodo: " in done.err
-    assert "has no run of hgp without east and south (seed 1); add what is missing by" in done.err
+    assert "has no run of hgp without east and south (seed 1); add what is missing: fedhess simulate --out" in done.err
     assert reported(job, "--selection", "source").status == 0
 
 
