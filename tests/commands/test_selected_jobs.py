@@ -322,7 +322,11 @@ def without_held_out(job: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "selector", "why"),
     [
-        (without_inner_runs, "lodo", "has no run of erm without east and north (seed 0); add what is missing by"),
+        (
+            without_inner_runs,
+            "lodo",
+            "has no run of erm without east and north (seed 0); add what is missing: fedhess simulate",
+        ),
         (with_three_domains, "lodo", "expected at least three sources for target east, so that two are left to align"),
         (without_held_out, "source", "2 settings cannot be told apart by source validation"),
     ],
