@@ -68,7 +68,7 @@ def require_inner_runs(job: Job) -> None:
                 raise UsageError(
                     f"--selection lodo: {job.path} has no run of {run.strategy} without "
                     f"{' and '.join(sorted(left_out))} (seed {run.config.seed}); add what is missing: "
-                    f"fedhess simulate --out {job.path} --resume --selection lodo"
+                    f"fedhess {'sweep' if job.search else 'simulate'} --out {job.path} --resume --selection lodo"
                 )
 
 

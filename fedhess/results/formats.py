@@ -29,7 +29,7 @@ ONE_COLUMN = 3  # as many columns of numbers fit one of two columns of text
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "|": r"\textbar{}", '"': "''",  # \textquotedbl is an error in LaTeX's own encoding of fonts
 }  # fmt: skip
 CSV_COLUMNS = (
     *("dataset", "protocol", "strategy", "column", "mean", "standard_error", "trials", "mark"),

@@ -302,7 +302,7 @@ def test_cross_validation_that_is_not_recorded_is_named(job: Path, reported: Com
     done = reported(job, "--selection", "lodo")
     assert done.status == 2
     assert "--selection lodo: " in done.err
-    assert "has no run of hgp without east and south (seed 1); add what is missing:" in done.err
+    assert "has no run of hgp without east and south (seed 1); add what is missing: fedhess simulate --out" in done.err
     assert reported(job, "--selection", "source").status == 0
 
 
@@ -322,7 +322,11 @@ def without_held_out(job: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "selector", "why"),
     [
-        (without_inner_runs, "lodo", "has no run of erm without east and north (seed 0); add what is missing:"),
+        (
+            without_inner_runs,
+            "lodo",
+            "has no run of erm without east and north (seed 0); add what is missing: fedhess simulate",
+        ),
         (with_three_domains, "lodo", "expected at least three sources for target east, so that two are left to align"),
         (without_held_out, "source", "2 settings cannot be told apart by source validation"),
     ],

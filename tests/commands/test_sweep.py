@@ -305,6 +305,12 @@ def sweep_of_hgp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished(tmp_path_factory.mktemp("sweep") / "job", [*BRIEF, "--strategy", "hgp", "--draws", "2"])
 
 
+def test_a_sweep_is_told_how_it_gets_its_cross_validation(command: Command, sweep_of_hgp: Path) -> None:
+    outcome = command(sweep_of_hgp, "--selection", "lodo", of=report)
+    assert outcome.status == 2
+    assert f"fedhess sweep --out {sweep_of_hgp} --resume --selection lodo" in outcome.err
+
+
 def test_a_sweep_and_another_job_do_not_continue_each_other(command: Command, sweep_of_hgp: Path) -> None:
     shutil.copytree(sweep_of_hgp, "job")
     outcome = command("--resume", "--out", "job", of=simulate)

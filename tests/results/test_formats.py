@@ -95,6 +95,7 @@ def test_latex_escapes_what_users_name(tmp_path: Path) -> None:
     assert f"\n    {escaped} & " in text
     assert "\n\\input" not in text, "a comment stays on its line"
     assert latex_text("a\nb\x00c") == "a b c"
+    assert latex_text('"a"') == "''a''", "no command that only other encodings of fonts know"
 
 
 def test_csv_has_full_precision_and_names_data_and_protocol_in_each_row(tmp_path: Path) -> None:
