@@ -37,7 +37,10 @@ def create_own(name: str, path: str, *, input_shape: tuple[int, ...], outputs: i
     make: Callable[..., Any] = find_object(path, name=name, kind="model")
     if not callable(make):
         raise UsageError(f"--model: {path} is no model: expected a class or a function, got {make!r}")
-    parameters = inspect.signature(make).parameters
+    try:
+        parameters = inspect.signature(make).parameters
+    except ValueError as error:  # of a type that is written in C
+        raise UsageError(f"--model: {path} is no model: {error}") from error
     if "num_classes" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         raise UsageError(
             f"--model: {path} must take num_classes, and may take input_shape and pretrained; it takes "

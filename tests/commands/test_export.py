@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from image_trees import write_tree
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import fedhess
 from fedhess.__main__ import cli
@@ -127,31 +127,6 @@ def elsewhere(inputs: dict[Path, list[str] | str]) -> dict[str, list[list[float]
     assert said["loaded"] == []
     answers: dict[str, list[list[float]]] = said["answers"]
     return answers
-
-
-class Waves(nn.Module):
-    """A network of random features, which are no weights and so in no file."""
-
-    frequencies: Tensor
-
-    def __init__(self, num_classes: int, input_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", torch.randn(*input_shape, 16), persistent=False)
-        self.head = nn.Linear(16, num_classes)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.head(torch.cos(inputs @ self.frequencies))
-        return logits
-
-
-def test_random_numbers_that_are_no_weights_are_those_of_the_run() -> None:
-    fedhess.run(**TOY_RUN | {"rounds": 2, "lr": 0.1, "model": f"{__name__}:Waves", "seed": 5}, out="job")
-    assert called("export", "job", "--out", "exported", "--quiet").status == 0
-    (run,) = open_runs(Path("job")).runs
-    data = local_domain(run.config, domain=run.config.targets[0], role="target").data
-    with torch.inference_mode():
-        probabilities = fedhess.load("exported").probabilities(data.inputs(torch.arange(len(data))))
-    assert_same(probabilities.tolist(), Path("job"))
 
 
 def test_model_predicts_elsewhere_what_the_run_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 from fedhess.base.errors import UsageError
 from fedhess.domains import Benchmark, TensorDomain, open_benchmark
 from fedhess.domains.benchmark import leave_one_out
+from fedhess.domains.images.dataset_images import DatasetImages
 from fedhess.domains.images.image_files import ImageDomain
 from fedhess.models import prepare_inputs
 
@@ -183,6 +184,13 @@ def test_arrays_may_be_reversed_and_of_another_byte_order() -> None:
     data = own("reversed_arrays").load("a")
     assert torch.equal(data.inputs(torch.tensor([0])), torch.tensor([[10.0, 11.0]]))
     assert data.labels.tolist() == [1, 0, 1, 0, 1, 0]
+
+
+def test_the_same_bytes_in_another_shape_are_other_images() -> None:
+    made = [
+        DatasetImages("a", [(Image.new("RGB", size), 0)] * 2, side=8, what="a").digest for size in ((10, 20), (20, 10))
+    ]
+    assert made[0] != made[1]
 
 
 def test_a_benchmark_is_taken_as_it_is_under_its_users_name() -> None:

@@ -18,6 +18,7 @@ from fedhess.models.split import split_network
 from fedhess.models.weights import load_weights
 
 SHAPE = (3, 8, 8)
+WRITTEN_IN_C = int
 
 
 class Net(nn.Module):
@@ -154,6 +155,7 @@ def test_a_featurizer_and_a_head_without_a_forward_are_run_one_after_the_other()
         ("Raises", r"model '.*:Raises', forward: KeyError: 'seven' .*correct it there"),
         ("NoWord", "must take num_classes, and may take input_shape and pretrained; it takes classes"),
         ("SHAPE", r"is no model: expected a class or a function, got \(3, 8, 8\)"),
+        ("WRITTEN_IN_C", "is no model: no signature found for builtin type <class 'int'>"),
         ("Nett", "has no 'Nett'; did you mean 'Net'"),
     ],
 )

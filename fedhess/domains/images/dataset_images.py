@@ -50,9 +50,10 @@ class DatasetImages(ImageDomain):
         return read_pixels(self._read(index)[0], self.side)
 
     def _look(self, index: int) -> tuple[int, str, float]:
-        """Return label, digest of the pixels, width by height."""
+        """Return label, digest of size and pixels, width by height."""
         rgb, label = self._read(index)
-        return label, hashlib.sha256(np.asarray(rgb).tobytes()).hexdigest(), rgb.width / rgb.height
+        pixels = f"{rgb.size}".encode() + np.asarray(rgb).tobytes()
+        return label, hashlib.sha256(pixels).hexdigest(), rgb.width / rgb.height
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         with self._lock, users_code(self._what, f"example {index}", type(self._dataset).__getitem__):
