@@ -9,13 +9,13 @@ BIN := $(VENV)/bin
 DATA := .data
 ARGS ?=
 PYTEST_ARGS ?=
-APT_CHROMIUM := DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium nginx-light
 
 MNIST := $(DATA)/MNIST/raw/t10k-labels-idx1-ubyte
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help simulate install dev test test-all lint types imports pytest faults docs mnist digits chromium clean
+.PHONY: help simulate install dev test test-all lint types imports pytest faults docs mnist digits programs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,9 +23,9 @@ help: ## Show the targets
 simulate: $(VENV)/.installed ## Run python -m fedhess.simulate --domains PACS $(ARGS)
 	$(BIN)/python -m fedhess.simulate --domains PACS $(ARGS)
 
-test: lint mnist digits chromium pytest ## Check lint, types, import rules, and the tests that are not slow
+test: lint mnist digits programs pytest ## Check lint, types, import rules, and the tests that are not slow
 
-test-all: lint mnist digits chromium ## Check everything, slow tests too: real deployments, Ray, faults, presets (not the network)
+test-all: lint mnist digits programs ## Check everything, slow tests too: real deployments, Ray, faults, presets (not the network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not network" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev types imports ## Check style, types and import rules
@@ -59,10 +59,10 @@ digits: $(VENV)/.installed-dev ## Fetch the USPS and optdigits files for the tes
 	@$(BIN)/python tools/fetch_digits.py $(DATA)
 
 # A browser, for the tests of the report's page
-chromium: ## Install Chromium for the tests, through apt-get, where it is not there and can be installed
-	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-	  { $(APT_CHROMIUM) || { apt-get update -qq && $(APT_CHROMIUM); }; } >/dev/null; } || \
-	  echo "make: there is no chromium, and apt-get, as root, did not install it: the tests that open a page in it are skipped and listed" >&2
+programs: ## Install Chromium and nginx for the tests, through apt-get, where they are not there and can be installed
+	@{ command -v chromium && PATH="$$PATH:/usr/sbin" command -v nginx; } >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  { $(APT_INSTALL) || { apt-get update -qq && $(APT_INSTALL); }; } >/dev/null; } || \
+	  echo "make: chromium or nginx is not there, and apt-get, as root, did not install it: the tests that need it are skipped and listed" >&2
 
 docs: $(VENV)/.installed-dev ## Build the site into site/, strictly
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[docs]'

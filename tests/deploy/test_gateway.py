@@ -1,6 +1,7 @@
 """What nginx before the SuperLink passes and refuses, seen with a real nginx and a server in the SuperLink's place."""
 
 import http.client
+import shutil
 import socket
 import ssl
 import threading
@@ -12,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from fedhess.base.errors import UsageError
-from fedhess.deploy.gateway import gateway
+from fedhess.deploy.gateway import SYSTEM_FOLDERS, gateway
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.processes import free_port, processes
 
 HOST = "127.0.0.1"
 MB = 2**20
+NGINX = shutil.which("nginx") or shutil.which("nginx", path=SYSTEM_FOLDERS)
+pytestmark = pytest.mark.skipif(NGINX is None, reason="there is no nginx; make programs installs it")
 
 
 class Behind(BaseHTTPRequestHandler):

@@ -22,7 +22,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; make chromium installs it")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; make programs installs it")
 PACS = ("photo", "art_painting", "cartoon", "sketch")
 
 
