@@ -4,7 +4,6 @@ Trains on all domains but one, evaluates on the one left out, for every domain i
 prints one table.
 """
 
-import json
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fedhess.cli import options
-from fedhess.cli.command import Command, run_command
+from fedhess.cli.command import Command, print_results, run_command
 
 if TYPE_CHECKING:
     from fedhess.results.results import Results
@@ -54,12 +53,7 @@ def simulate(
         typer.echo(show_partitions(job, as_json=as_json))
         return
     results, files = run_and_report(job, progress, engine, resume=given["resume"] or given["add"])
-    if as_json:
-        typer.echo(json.dumps(results.summary, indent=2, allow_nan=False))
-        return
-    typer.echo(results.table)
-    if not quiet:
-        typer.echo(f"\nwritten: {', '.join(map(str, files))}")
+    print_results(results.summary, results.table, files, quiet=quiet, as_json=as_json)
 
 
 def run(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedhess.cli import options
-from fedhess.cli.command import Command, run_command
+from fedhess.cli.command import Command, print_results, run_command
 from fedhess.settings.run_config import SEARCH
 
 if TYPE_CHECKING:
@@ -85,12 +85,7 @@ def sweep(
         typer.echo(json.dumps(job.search, indent=2) if as_json else range_table(job))
         return
     results, files = run_and_report(job, progress, engine, resume=given["resume"] or given["add"])
-    if as_json:
-        typer.echo(json.dumps(results.summary, indent=2, allow_nan=False))
-        return
-    typer.echo(results.table)
-    if not quiet:
-        typer.echo(f"\nwritten: {', '.join(map(str, files))}")
+    print_results(results.summary, results.table, files, quiet=quiet, as_json=as_json)
 
 
 def search(

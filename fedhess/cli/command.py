@@ -1,7 +1,11 @@
 """How a command ends: a mistake of the user with one message and status 2, another failure with status 1."""
 
 import io
+import json
 import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import click
 import typer
@@ -56,3 +60,13 @@ def run_command(cli: typer.Typer | click.Command, name: str = "fedhess") -> int:
     except (FederationError, StorageError) as error:
         sys.stderr.write(f"{name}: {error}\n")
         return 1
+
+
+def print_results(summary: Mapping[str, Any], table: str, files: Iterable[Path], *, quiet: bool, as_json: bool) -> None:
+    """Print a job's summary as JSON, or its table and, unless quiet, the files that were written."""
+    if as_json:
+        click.echo(json.dumps(summary, indent=2, allow_nan=False))
+        return
+    click.echo(table)
+    if not quiet:
+        click.echo(f"\nwritten: {', '.join(map(str, files))}")

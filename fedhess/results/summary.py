@@ -146,11 +146,15 @@ def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     Raises:
         StorageError: They cannot be written.
     """
-    as_json, as_text = job.path / "summary.json", job.path / "summary.md"
+    return _write_both(job, "summary", summary, table(summary))
+
+
+def _write_both(job: Job, name: str, content: Mapping[str, Any], text: str) -> list[Path]:
+    as_json, as_text = job.path / f"{name}.json", job.path / f"{name}.md"
     with writing(job.path):
         job.path.mkdir(parents=True, exist_ok=True)  # that of jobs put together
-        replace_file(as_json, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
-        replace_file(as_text, (table(summary) + "\n").encode())
+        replace_file(as_json, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+        replace_file(as_text, (text + "\n").encode())
     return [as_json, as_text]
 
 
@@ -345,12 +349,7 @@ def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:
     Raises:
         StorageError: They cannot be written.
     """
-    as_json, as_text = job.path / "selection.json", job.path / "selection.md"
-    with writing(job.path):
-        job.path.mkdir(parents=True, exist_ok=True)  # that of jobs put together
-        replace_file(as_json, (json.dumps(compared, indent=2, allow_nan=False) + "\n").encode())
-        replace_file(as_text, (selector_table(compared) + "\n").encode())
-    return [as_json, as_text]
+    return _write_both(job, "selection", compared, selector_table(compared))
 
 
 def _selected(compared: Mapping[str, Any]) -> list[list[str]]:

@@ -147,7 +147,9 @@ def require_domain_names(domains: Iterable[str], where: str) -> None:
     folders: dict[str, str] = {}
     for domain in domains:
         key = re.sub(r"[^\w.]+", "-", domain.lower()).strip("-")
-        if "," in domain or "+" in domain or key in folders:
-            twin = f"differs from {folders[key]!r} only in signs or case" if key in folders else "has a comma or a plus"
+        if "," in domain or "+" in domain or not key.strip(".") or key in folders:
+            twin = "has a comma or a plus" if key.strip(".") else "has nothing but signs"
+            if key in folders:
+                twin = f"differs from {folders[key]!r} only in signs or case"
             raise UsageError(f"{where}: the name of domain {domain!r} {twin}; rename it")
         folders[key] = domain

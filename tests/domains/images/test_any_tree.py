@@ -11,6 +11,7 @@ from PIL import Image
 
 from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
+from fedhess.domains.images.any_tree import require_domain_names
 
 DOMAINS = ("городской", "lac été", "山")
 CLASSES = {"naïve": 2, "Zebra": 3, "犬": 1}
@@ -136,6 +137,12 @@ def test_of_two_files_with_one_name_only_the_broken_one_is_left_out(tree: Path) 
 )
 def test_names_that_cannot_be_told_apart_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     assert message in refusal(write_tree(tmp_path / "tree", names, {"x": 1, "y": 1}))
+
+
+@pytest.mark.parametrize("name", ["..", ".", "--"])
+def test_a_name_that_makes_no_folder_of_its_own_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="has nothing but signs; rename it"):
+        require_domain_names(["photo", name], "own data")
 
 
 @pytest.mark.parametrize("side", [7, 1025])
