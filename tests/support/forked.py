@@ -1,4 +1,4 @@
-"""A process that begins as a copy of this one: what may be killed, without the seconds that a new one takes to import."""
+"""A process that begins as a copy of this one: what may be killed, without the seconds that an import takes."""
 
 import os
 import sys
