@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import lru_cache
@@ -106,8 +104,3 @@ def test_an_unknown_model_is_refused_with_the_nearest_names():
 def test_examples_that_are_no_rgb_images_are_refused(name: str):
     with pytest.raises(UsageError, match=rf"{name} takes RGB images .* got examples of shape \(2, 14, 14\)"):
         create_model(name, input_shape=prepared_shape(name, (2, 14, 14)), outputs=1, seed=0, pretrained=False)
-
-
-def test_naming_the_models_does_not_import_torchvision():
-    code = "import sys; import fedhess.models; print('torchvision' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
