@@ -179,7 +179,7 @@ def run_and_report(job: Job, progress: Progress, engine: Engine, *, resume: bool
     """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
     if job.search.get("kind") == "optuna":
         require_optuna()
-    with job_directory(job.path, job.record, resume=resume, selection=job.selection, before=job.before) as changes:
+    with job_directory(job.path, job.record, resume=resume, selection=job.selection, lock=job.lock) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
         record_growth(job, changed=bool(changes))
