@@ -12,12 +12,15 @@ import pytest
 from crashes import ASSASSIN
 
 import fedhess
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import FederationError, UsageError
 from fedhess.cli.options import read_options
+from fedhess.federation.engines.choice import Engine
 from fedhess.jobs.directory import hold, is_held
 from fedhess.jobs.growing import open_again, read_begun
 from fedhess.jobs.job import Job, make_job
+from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
+from fedhess.results import results as results_module
 from fedhess.results.results import Results
 from tests.conftest import Outcome, Start
 
@@ -228,6 +231,38 @@ def test_a_mistake_in_what_is_added_to_a_running_job_shows_at_once(command: Comm
     lock.release()
     assert command("--out", "job", "--add", "--strategy", "no-such").status == 2
     assert not is_held(Path("job")), "a refused plan releases it"
+
+
+def test_nothing_made_of_other_rows_stays_in_a_job(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ["report.html", "table.tex", "selection.md", "figures/rounds-column.pdf", "figures/confusion_east.png"]
+    kept, whole = ["notes.md", "figures/mine.png"], list[Path]()
+
+    def make() -> None:
+        Path("job/figures").mkdir(exist_ok=True)
+        for name in made:
+            Path("job", name).touch()
+
+    def there() -> list[str]:
+        return [name for name in [*made, *kept] if Path("job", name).exists()]
+
+    def run(job: Job, progress: Progress, engine: Engine) -> dict[int, str]:
+        assert there() == kept
+        make()  # somebody looks while it runs
+        raise FederationError("too few clients")
+
+    done(command(*FIRST, "--out", "job"))
+    make()
+    for name in kept:
+        Path("job", name).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(results_module, "run_job", run)
+        assert command("--out", "job", "--add", "--strategy", "erm").status == 1
+        assert there() == kept
+    make()
+    monkeypatch.setattr(Results, "report", lambda self: whole.append(self.path) or [])
+    done(command("--out", "job", "--resume"))
+    assert there() == kept
+    assert whole == [Path("job")], "a page was there, so one is written again"
 
 
 def test_there_must_be_a_job_that_can_grow(command: Command) -> None:
