@@ -78,7 +78,7 @@ def supernode(
 
 def register(public_key: Path, *, flower_home: Path) -> Program:
     """``flwr supernode register``: register a node's public key at the SuperLink."""
-    return flwr("supernode", "register", str(public_key), CONNECTION, home=flower_home)
+    return flwr("supernode", "register", str(public_key), CONNECTION, *JSON, home=flower_home)
 
 
 def run(app: Path, *, flower_home: Path, run_config: Sequence[str], stream: bool = True) -> Program:
