@@ -22,6 +22,7 @@ from fedhess.deploy.packing import pack_app
 from fedhess.deploy.processes import processes, require_free
 from fedhess.deploy.settings import check_node_config, plan_nodes, plan_run, read_settings
 from fedhess.deploy.submitted import follow_run, start_run
+from fedhess.deploy.watch import hand_over
 from fedhess.jobs.checks import check_settings
 from fedhess.jobs.directory import require_unused
 from fedhess.settings.run_config import Scalar
@@ -90,14 +91,10 @@ def superlink(
     if database.exists():
         database.chmod(0o600)
     link = programs.superlink(keys, host="127.0.0.1", port=control_port, database=database, further=further or ())
-    programs_by_name = {"superlink": replace(link, variables={NODES_VARIABLE: str(nodes)}), "nginx": front}
-    with processes(state / "logs", folder=state) as running:
-        for name, program in programs_by_name.items():
-            typer.echo(f"$ {program}")
-            running.start(name, program, show=True)
-        while not (ended := running.ended()):
-            time.sleep(0.2)
-    raise typer.Exit(max(map(abs, ended.values())))
+    both = [("superlink", replace(link, variables={NODES_VARIABLE: str(nodes)})), ("nginx", front)]
+    for _, program in both:
+        typer.echo(f"$ {program}")
+    hand_over(both, logs=state / "logs", folder=state)
 
 
 @cli.command(cls=Command)
@@ -162,14 +159,7 @@ def supernode(
         further=further or (),
     )
     typer.echo(f"$ {program}")
-    end = time.monotonic() + patience
-    with processes(folder / "logs") as running:
-        while True:
-            status = running.start(name or domain, program, show=True).wait()
-            if status == 0 or time.monotonic() >= end:
-                raise typer.Exit(status)
-            typer.echo(f"fedhess: the node ended with status {status}; once more in 5 s", err=True)
-            time.sleep(5)
+    hand_over([(name or domain, program)], logs=folder / "logs", patience=patience)
 
 
 @cli.command(cls=Command)
