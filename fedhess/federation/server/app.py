@@ -3,8 +3,8 @@
 import logging
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -73,12 +73,14 @@ class Server:
         config: The settings of the run.
         directory: Where to record, or None.
         on_round: Called after each evaluation.
+        nodes: Client -> node that alone may answer for it; empty for whoever comes first.
     """
 
     grid: Grid
     config: RunConfig
     directory: RunDirectory | None = None
     on_round: OnRound | None = None
+    nodes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -130,7 +132,7 @@ class Server:
         finished, pending = self._restore()
         if finished == self.config.rounds and pending is None:
             return self.model
-        self.federation.discover()
+        self.federation.discover(self.nodes)
         self._record_clients()
         self._check_average()
         if finished < 0:

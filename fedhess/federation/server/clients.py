@@ -75,7 +75,7 @@ class Federation:
         config = self.config
         return draw_clients(self.source_clients, config.clients_per_round, seed=config.seed, server_round=server_round)
 
-    def discover(self) -> None:
+    def discover(self, nodes: Mapping[str, int]) -> None:
         """Find the clients of the run: see :func:`fedhess.federation.server.discovery.discover`."""
         config = self.config
         self.clients = discover(
@@ -84,6 +84,7 @@ class Federation:
             targets=config.targets,
             deadline=config.exchange_deadline,
             clients=config.source_clients,
+            nodes=nodes,
         )
 
     def exchange(self, request: Request[T], clients: Iterable[Client]) -> Iterator[tuple[Client, T]]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from flwr.app import Error, Message
@@ -49,9 +50,10 @@ def of_another_run(message: Message) -> Message:
     return Message(Error(protocol.NOT_IN_RUN, "this node holds domain 'moon'"), reply_to=message)
 
 
-def find(grid: FixedNodes, *, deadline: float = 20.0) -> list[str]:
+def find(grid: FixedNodes, *, deadline: float = 20.0, **given: Any) -> list[str]:
     with run_identity(1):
-        return [c.label for c in discover(grid, sources=("north", "south"), targets=(), deadline=deadline)]  # type: ignore[arg-type]
+        found = discover(grid, sources=("north", "south"), targets=(), deadline=deadline, **given)  # type: ignore[arg-type]
+    return [client.label for client in found]
 
 
 @pytest.mark.parametrize("foreign", [silent, refusing, of_another_run])
@@ -137,3 +139,28 @@ def test_a_node_too_many_is_named_at_once(identities: dict[int, Identity], messa
     with pytest.raises(FederationError, match=message):
         find(FixedNodes(identities), deadline=600)
     assert time.monotonic() - began < 30
+
+
+def test_a_registered_node_that_answers_as_another_client_is_refused_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    sybil = FixedNodes({1: NORTH, 3: SOUTH, 2: SOUTH})
+    with pytest.raises(FederationError, match="two nodes are client south, 3 and 2"):
+        find(sybil, deadline=1.0)
+    assert find(FixedNodes({1: NORTH, 3: SOUTH})) == ["north", "south"], "first come, and nobody says who is who"
+    assert find(sybil, nodes={"north": 1, "south": 2, "east": 3}) == ["north", "south"]
+    said = "node 3 takes no part: it answers as client south, which is node 2; this one is client east"
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ({"north": 1, "south": 2}, "node 3: it answers as client south, which is node 2; this one is none"),
+        (
+            {"north": 1, "east": 3},
+            "node 3: it answers as client south, which is no registered client; this one is client east",
+        ),
+    ],
+)
+def test_a_run_does_not_begin_with_a_node_in_anothers_place(nodes: dict[str, int], reason: str) -> None:
+    with pytest.raises(FederationError, match=rf"(?s)no client for south after .*{reason}"):
+        find(FixedNodes({1: NORTH, 3: SOUTH}), deadline=0.5, nodes=nodes)
