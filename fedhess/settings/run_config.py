@@ -147,6 +147,13 @@ class RunConfig(BaseModel):
         FEDERATION,
         "Mean over clients: domain (equal weights) or examples; plain Flower strategies have their own.",
     )
+    norm_bound: float = _setting(
+        100.0,
+        FEDERATION,
+        "Most that the norm of a client's statistic or update may be, in medians of the clients of this and the last "
+        "rounds; who exceeds it is named and left out of the round. 0 for no bound.",
+        ge=0,
+    )
     server_optimizer: str = _setting(
         "SGD",
         FEDERATION,

@@ -11,6 +11,7 @@ from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
+from fedhess.federation.server.norm_bound import Norms, norm
 from fedhess.federation.tensors import read_tensors
 from fedhess.settings.run_config import Scalar
 
@@ -63,16 +64,25 @@ class Exchange:
         """Average by domain, and go on with the clients that answered, if they are enough."""
         means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants])
         answered: list[Client] = []
-        for client, answer in answers:
+        asked, phase = len(self.participants), _phase(names)
+        screened = self._federation.screen(phase, self.server_round, answers, self._norms, asked=asked)
+        for client, answer in screened:
             answered.append(client)
             for domain, tensors in answer.items():
                 means.add(domain, tensors, client.identity.trains_on[domain])
         self.participants = answered
-        self._federation.require_quorum(_phase(names), self.server_round, answered, asked=self._asked)
+        self._federation.require_quorum(phase, self.server_round, answered, asked=self._asked)
         by_domain = means.result()
         by_examples = self._federation.config.weighting == "examples"
         weights = means.examples if by_examples else dict.fromkeys(by_domain, 1)
         return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights) for name in names}
+
+    @staticmethod
+    def _norms(client: Client, answer: Answer) -> Norms:
+        """Return the norm of each statistic of a client, of several domains the largest."""
+        del client
+        names = next(iter(answer.values()))
+        return {name: max(norm({name: tensors[name]}) for tensors in answer.values()) for name in names}
 
 
 def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tensor]) -> Answer:

@@ -12,6 +12,7 @@ from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
 from fedhess.federation.server.global_model import GlobalModel
+from fedhess.federation.server.norm_bound import Norms, norm
 from fedhess.federation.server.previous_references import PreviousStatistics
 from fedhess.federation.tensors import encode_tensors, read_tensors
 from fedhess.settings.run_config import RunConfig
@@ -139,11 +140,19 @@ class LocalPhase:
         request = Request(
             "train", protocol.TRAIN, self.server_round, payload, self.config.deadline, read=read, parts=parts
         )
-        for client, (result, metrics) in self._federation.exchange(request, weights):
+        replies = self._federation.exchange(request, weights)
+        screened = self._federation.screen("train", self.server_round, replies, _norms, asked=len(weights))
+        for client, (result, metrics) in screened:
             if client.label not in self.outcome.metrics:  # else it has trained on another of its domains before
                 self.outcome.participants.append(client)
             self.outcome.metrics[client.label] = metrics
             yield client, result
+
+
+def _norms(client: Client, reply: tuple[ClientUpdate, dict[str, float]]) -> Norms:
+    del client
+    update, momentum = reply[0].update, reply[0].momentum
+    return {"update": norm(update)} | ({"momentum": norm(momentum)} if momentum else {})
 
 
 def _reference_parts(reference: Reference) -> Callable[[Client], dict[str, ArrayRecord]]:
