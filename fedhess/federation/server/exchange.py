@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from flwr.app import RecordDict
 from torch import Tensor
 
-from fedhess.alignment.means import DomainMeans, PerDomain
+from fedhess.alignment.means import DomainMeans, MeanRule, PerDomain
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
@@ -62,7 +62,9 @@ class Exchange:
 
     def _average(self, names: Sequence[str], answers: Iterable[tuple[Client, Answer]]) -> dict[str, PerDomain]:
         """Average by domain, and go on with the clients that answered, if they are enough."""
-        means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants])
+        config = self._federation.config
+        rule = MeanRule(config.reference_mean, config.hostile_clients)
+        means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants], rule)
         answered: list[Client] = []
         asked, phase = len(self.participants), _phase(names)
         screened = self._federation.screen(phase, self.server_round, answers, self._norms, asked=asked)
@@ -73,9 +75,9 @@ class Exchange:
         self.participants = answered
         self._federation.require_quorum(phase, self.server_round, answered, asked=self._asked)
         by_domain = means.result()
-        by_examples = self._federation.config.weighting == "examples"
+        by_examples = config.weighting == "examples"
         weights = means.examples if by_examples else dict.fromkeys(by_domain, 1)
-        return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights) for name in names}
+        return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights, rule) for name in names}
 
     @staticmethod
     def _norms(client: Client, answer: Answer) -> Norms:

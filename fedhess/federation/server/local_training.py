@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedhess.alignment.means import WeightedMean
+from fedhess.alignment.means import MeanRule, WeightedMean
 from fedhess.alignment.strategy import ClientUpdate, Reference
+from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
@@ -82,9 +83,14 @@ class LocalPhase:
     def mean_update(self, domain_weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """Train all clients at once from the global model; see :meth:`fedhess.alignment.LocalTraining.mean_update`.
 
-        Replies are added up as they come, one in memory at a time.
+        Replies are added up as they come, one in memory at a time; a robust mean holds them all.
+
+        Raises:
+            UsageError: The mean is robust, which counts every client once, and the strategy weighs the domains.
         """
-        mean = WeightedMean()
+        if domain_weights is not None:
+            self._require_mean("it weighs the domains by itself, and robust means count every client once")
+        mean = MeanRule(self.config.update_mean, self.config.hostile_clients).begin()
         weights = holding_weights(self.participants, self.config, domain_weights)
         for client, result in self._train(weights, self.model.payload(), None):
             mean.add(result.update, sum(weights[client].values()))
@@ -94,7 +100,12 @@ class LocalPhase:
     def train_domain(
         self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
     ) -> ClientUpdate | None:
-        """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`."""
+        """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`.
+
+        Raises:
+            UsageError: The mean over clients is to be robust: here no mean is taken over the domains.
+        """
+        self._require_mean("it trains one domain after the other, and each leaves the model where it likes")
         start = ModelPayload(f"{self.model.payload().model_id}-{name}", encode_tensors(position))
         counts = {client: client.identity.trains_on.get(domain, 0) for client in self.participants}
         total = sum(counts.values())
@@ -108,6 +119,13 @@ class LocalPhase:
         if result is None:
             return None
         return ClientUpdate(update.result(), buffers.result() if result.momentum else {})
+
+    def _require_mean(self, reason: str) -> None:
+        if self.config.update_mean != "mean":
+            raise UsageError(
+                f"--update-mean {self.config.update_mean}: strategy {self.config.strategy} cannot have it, since "
+                f"{reason}; give --update-mean mean"
+            )
 
     def require_quorum(self) -> None:
         """Check that enough clients have trained."""
