@@ -64,13 +64,15 @@ class LocalPhase:
         reference: Reference,
         server_round: int,
         previous: PreviousStatistics | None = None,
+        *,
+        asked: int,
     ) -> None:
         self.model = model
         self.participants = participants
         self.config = federation.config
         self.server_round = server_round
         self.outcome = RoundOutcome()
-        self._federation = federation
+        self._federation, self._asked = federation, asked
         self._reference_parts = _reference_parts(reference)
         self._previous = previous
 
@@ -129,8 +131,7 @@ class LocalPhase:
 
     def require_quorum(self) -> None:
         """Check that enough clients have trained."""
-        asked = len(self._federation.participants(self.server_round))
-        self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=asked)
+        self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=self._asked)
 
     def _train(
         self, weights: Weights, payload: ModelPayload, momentum: Mapping[str, Tensor] | None
