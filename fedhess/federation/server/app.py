@@ -42,6 +42,8 @@ CLIENT_LOG, SERVER_LOG = "client.log", "server.log"
 
 MEASURED = "measured"  # key of what no row has yet: what sources have measured of the model to be reported
 
+MEDIANS = "medians"  # key of the norms' medians of the last rounds
+
 OnRound = Callable[[int, list[Row]], None]
 
 
@@ -159,6 +161,7 @@ class Server:
         self._rounds.restore(checkpoint.tensors, checkpoint.plain)
         self.evaluated.restore(checkpoint.tensors, checkpoint.plain)
         self.federation.ledger.restore(checkpoint.unreported)
+        self.federation.bound.restore(checkpoint.plain.get(MEDIANS, {}))
         self._seconds = checkpoint.unreported.get("seconds", 0.0)
         trained = checkpoint.unreported.get(TRAINED)
         if trained is None:
@@ -190,7 +193,7 @@ class Server:
                 unreported[MEASURED] = [[*place, found] for place, found in outcome.measured.items()]
             tensors, plain = self._rounds.state()
             more_tensors, more_plain = self.evaluated.state()
-            state = (tensors | more_tensors, plain | more_plain)
+            state = (tensors | more_tensors, plain | more_plain | {MEDIANS: self.federation.bound.state()})
             self.directory.save_checkpoint(snapshot(server_round, self.model, state, unreported))
         if evaluated:
             self._report(server_round, outcome)

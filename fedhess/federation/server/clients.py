@@ -13,6 +13,7 @@ from fedhess.federation import protocol
 from fedhess.federation.protocol import Part
 from fedhess.federation.server.discovery import Client, add_nonce, discover, draw_clients, returns_nonce
 from fedhess.federation.server.ledger import Failure, Ledger
+from fedhess.federation.server.norm_bound import NormBound, Norms
 from fedhess.federation.tensors import NotFiniteError, array_bytes
 from fedhess.settings.run_config import RunConfig
 
@@ -62,8 +63,12 @@ class Federation:
     on_traceback: Callable[[str], object] | None = None
     clients: list[Client] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    bound: NormBound = field(init=False)
     _holds: dict[int, str] = field(default_factory=dict)  # node -> id of the model that it holds
     _forgetful: set[int] = field(default_factory=set)  # nodes that lost a model once: they are sent it every time
+
+    def __post_init__(self) -> None:
+        self.bound = NormBound(self.config.norm_bound)
 
     @property
     def source_clients(self) -> list[Client]:
@@ -101,6 +106,22 @@ class Federation:
             value = self.accept(request, client, reply)
             if value is not None:
                 yield client, value
+
+    def screen(
+        self,
+        phase: str,
+        server_round: int,
+        replies: Iterable[tuple[Client, T]],
+        norms: Callable[[Client, T], Norms],
+        *,
+        asked: int,
+    ) -> Iterator[tuple[Client, T]]:
+        """Yield the replies within the bound on norms; a client that exceeds it is recorded and left out."""
+
+        def reject(client: Client, reason: str) -> None:
+            self.ledger.failures.append(Failure(server_round, phase, client.label, reason))
+
+        return self.bound.screen(replies, norms, reject, asked=asked)
 
     def accept(self, request: Request[T], client: Client, reply: Message) -> T | None:
         """Read a reply; return None and record the failure where it is rejected."""

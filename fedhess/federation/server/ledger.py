@@ -59,15 +59,23 @@ class Ledger:
         Raises:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.
             StrategyError: The same, where it was the strategy that raised on every client that failed.
-            DivergedError: The same, where every client that failed sent values that are not finite.
+            DivergedError: The same, where every client that failed sent values that are not finite; whatever the quorum
+                where more than half did: what most have in common is no fault of theirs.
         """
         needed = min(quorum or asked, asked)
+        of_round = [failure for failure in self.failures if failure.round == server_round]
+        diverged = {failure.client for failure in of_round if failure.diverged and failure.phase == phase}
+        if 2 * len(diverged) > asked and completed:
+            raise DivergedError(
+                f"round {server_round}: {len(diverged)} of {asked} source clients sent values that are not finite in "
+                f"phase {phase!r}. None is left out as the culprit: it is what all of them were sent.\n  "
+                + "\n  ".join(_lines(of_round))
+            )
         fresh, self._named = self.failures[self._named :], len(self.failures)
         if completed >= max(needed, 1):
             for line in _lines(fresh):
                 logger.warning("%s", line)
             return
-        of_round = [failure for failure in self.failures if failure.round == server_round]
         kind: type[Exception] = FederationError
         if of_round and all(failure.by_strategy for failure in of_round):
             kind = StrategyError
@@ -77,6 +85,15 @@ class Ledger:
             f"round {server_round}: {completed} of {asked} source clients completed phase {phase!r}, {needed} are "
             "needed (--quorum).\n  " + "\n  ".join(_lines(of_round))
         )
+
+    def diverged(self, begun: int) -> list[str]:
+        """Return the clients that sent values that are not finite, after the first ``begun`` failures."""
+        return list(dict.fromkeys(failure.client for failure in self.failures[begun:] if failure.diverged))
+
+    def rewind(self, begun: int, then: Iterable[Failure] = ()) -> None:
+        """Forget all but the first ``begun`` failures, and take others in their place, which are not logged again."""
+        self.failures[begun:] = then
+        self._named = len(self.failures)
 
     def take(self) -> tuple[list[Failure], dict[str, Traffic]]:
         """Return the failures and the traffic since the last call."""
