@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedhess.alignment.loading import load_strategy, resolved_args
+from fedhess.alignment.privacy import check_privacy
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
 from fedhess.base.errors import DivergedError, FederationError, StrategyError, UsageError
@@ -86,6 +87,7 @@ class Server:
 
     def __post_init__(self) -> None:
         config = self.config
+        check_privacy([config])
         self.strategy = load_strategy(config.strategy, config.strategy_args)
         template = build_model(config.model_copy(update={"device": "cpu"}))  # the clients' device need not be here
         self._rounds: DomainRounds | FlowerRounds
@@ -137,6 +139,11 @@ class Server:
         self.federation.discover(self.nodes)
         self._record_clients()
         self._check_average()
+        if finished >= 0 and any(c.identity.noise == protocol.SYSTEM for c in self.federation.source_clients):
+            raise UsageError(
+                f"round {finished}: this private run cannot continue: its nodes would answer the rounds since then "
+                "once more, with new noise, and send more than --dp-epsilon allows; begin another run"
+            )
         if finished < 0:
             self._complete(0, RoundOutcome())
             finished = 0

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedhess.alignment.privacy import releases_per_round
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation import protocol
 from fedhess.federation.protocol import Part
@@ -174,6 +175,9 @@ class Federation:
         """Send a request; yield each client once, with its reply or None, as the replies come."""
         # Where clients run one after the other, messages that are not their turn yet would only take memory.
         at_once = getattr(self.grid, "clients_at_once", len(clients)) or 1
+        spent = [client for client in clients if not self._may_ask(request, client)]
+        yield from ((client, None) for client in spent)
+        clients = [client for client in clients if client not in spent]
         for start in range(0, len(clients), at_once):
             lost: list[Client] = []
             messages = [(client, self._message(request, client)) for client in clients[start : start + at_once]]
@@ -187,6 +191,25 @@ class Federation:
             if lost:
                 again = [(client, self._message(request, client)) for client in lost]
                 yield from self.round_trip(request, again, self.grid)
+
+    def _may_ask(self, request: Request[T], client: Client) -> bool:
+        """Whether a client of a private run has privacy left for a request; what it will send is counted, else failed.
+
+        What it is asked counts, whether it answers or not: an answer that came too late has left it all the same.
+        """
+        config, label = self.config, client.label
+        if not config.is_private or client.identity.role != SOURCE:
+            return True
+        asked = protocol.releases_in(RecordDict(dict(request.parts(client))), request.message_type)
+        released = self.ledger.released.get(label, 0) + asked
+        planned = request.server_round * releases_per_round(config)
+        if released > planned:
+            reason = f"not asked: --dp-epsilon has noise for {planned} replies by now, this would make it {released}"
+            self._fail(request, client, reason)
+            return False
+        if asked:
+            self.ledger.released[label] = released
+        return True
 
     def _message(self, request: Request[T], client: Client) -> Message:
         content = RecordDict(dict(request.parts(client)))

@@ -151,7 +151,9 @@ class LocalPhase:
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
             buffers = read_tensors(content, protocol.MOMENTUM, like=trained) if trained else {}
-            metrics = protocol.training_metrics_of(content, examples=client.identity.train_examples)
+            metrics = protocol.training_metrics_of(
+                content, examples=client.identity.train_examples, private=self.config.is_private
+            )
             if previous is not None:
                 previous.read(client, content)
             return ClientUpdate(update, buffers), metrics
