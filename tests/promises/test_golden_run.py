@@ -26,7 +26,7 @@ ARGUMENTS = [
     *("--local-steps", "2", "--batch-size", "32", "--lr", "0.05", "--momentum", "0.9", "--evaluate-every", "1"),
     *("--device", "cpu", "--json", "--out", "golden"),
 ]
-EXACT = ("round", "domain", "client", "role", "split", "examples", "failures", "bytes_down", "bytes_up")
+EXACT = ("round", "domain", "client", "role", "split", "examples", "failures", "bytes_down", "bytes_up", "sent")
 # Other processors round otherwise; distances are differences of nearly equal vectors, and the HGP is of fourth order.
 RELATIVE = {"loss": 1e-4, "train_loss": 1e-4, "train_objective": 1e-4, "gradient_distance": 1e-3, "hgp_distance": 1e-3}
 

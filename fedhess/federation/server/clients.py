@@ -15,7 +15,7 @@ from fedhess.federation.protocol import Part
 from fedhess.federation.server.discovery import Client, add_nonce, discover, draw_clients, returns_nonce
 from fedhess.federation.server.ledger import Failure, Ledger
 from fedhess.federation.server.norm_bound import NormBound, Norms
-from fedhess.federation.tensors import NotFiniteError, array_bytes
+from fedhess.federation.tensors import NotFiniteError
 from fedhess.settings.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,9 @@ class Federation:
             clients=config.source_clients,
             nodes=nodes,
         )
+        for client in self.clients:
+            content = RecordDict({protocol.IDENTITY: client.identity.to_record()})
+            self.ledger.count(client.label, protocol.IDENTIFY, content, way="up")
 
     def exchange(self, request: Request[T], clients: Iterable[Client]) -> Iterator[tuple[Client, T]]:
         """Send one message to each client and yield what ``request.read`` makes of the replies, in domain order.
@@ -140,7 +143,7 @@ class Federation:
         """Send messages; yield each one's client with its reply, or None where it failed, as the replies come."""
         nonces = [add_nonce(message) for _, message in messages]
         for addressee, message in messages:
-            self.ledger.count(addressee.label, down=array_bytes(message.content))
+            self.ledger.count(addressee.label, request.message_type, message.content, way="down")
         replies = grid.send_and_receive([message for _, message in messages], timeout=request.deadline)
         ids = [message.metadata.message_id for _, message in messages]
         asked = {id_: (client, nonce) for id_, (client, _), nonce in zip(ids, messages, nonces, strict=True)}
@@ -151,7 +154,7 @@ class Federation:
                 logger.warning("round %d, %s: dropped an unexpected reply", request.server_round, request.phase)
                 continue
             if not reply.has_error() and returns_nonce(reply, nonce):
-                self.ledger.count(client.label, up=array_bytes(reply.content))
+                self.ledger.count(client.label, request.message_type, reply.content, way="up")
                 yield client, reply
                 continue
             self._holds.pop(client.node_id, None)
