@@ -5,12 +5,13 @@ gets a :class:`PerDomain` for each; its ``penalty`` sees each local step of a cl
 ``local_training`` directs the clients through :class:`LocalTraining`; its ``state`` goes into checkpoints.
 """
 
-from fedhess.alignment.means import PerDomain
+from fedhess.alignment.means import PerDomain, WeightedMean
 from fedhess.alignment.statistics import Statistic, head_loss
 from fedhess.alignment.step import Forward, NetworkStatistic, Step, run_forward
 from fedhess.alignment.strategy import (
     Annealing,
     Ask,
+    ClientReply,
     ClientUpdate,
     DomainStrategy,
     LocalTraining,
@@ -23,6 +24,7 @@ from fedhess.alignment.strategy import (
 __all__ = [
     "Annealing",
     "Ask",
+    "ClientReply",
     "ClientUpdate",
     "DomainStrategy",
     "Forward",
@@ -35,6 +37,7 @@ __all__ = [
     "Scale",
     "Statistic",
     "Step",
+    "WeightedMean",
     "head_loss",
     "run_forward",
 ]

@@ -1,7 +1,7 @@
 """Promise 1: a federated round equals a step of the centralised algorithm, on every parameter."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -22,11 +22,14 @@ from centralised import (
     iga_objective,
     iga_pulls,
     irm_objective,
+    masked,
+    matched,
     pulled,
     server_alignment_objective,
     train_centrally,
     train_fish,
     train_in_rounds,
+    train_scaffold,
     vrex_objective,
 )
 from crossing import crossed
@@ -188,3 +191,26 @@ def test_fish_equals_its_own_loop(toy_run: Run, arrangement: str, momentum: floa
     federated = toy_run(strategy="fish", strategy_args={"eps": 0.5}, **settings).tensors
     config = toy_config(**settings)
     check_same(federated, train_fish(build_model(config), domains_of(config), config=config, eps=0.5))
+
+
+SERVERS: dict[str, tuple[dict[str, Any], Callable[..., dict[str, Tensor]]]] = {
+    "fedgma": ({"tau": 0.5}, partial(train_in_rounds, merge=masked(0.5))),
+    "fedomg": ({"k": 0.5}, partial(train_in_rounds, merge=matched(0.5))),
+    "scaffold": ({}, train_scaffold),
+}
+UPDATED = {
+    "three": arranged(3, "examples", rounds=4, local_steps=3, lr=LR, momentum=0.9, weight_decay=0.01),
+    "four": arranged(4, "domain", rounds=4, local_steps=2, lr=LR, server_optimizer="Adam", server_lr=0.01, l2=0.01),
+    "two of five": arranged(5, "domain", rounds=5, local_steps=3, lr=LR, clients_per_round=2),
+}
+
+
+@pytest.mark.parametrize(("strategy", "arrangement"), crossed(SERVERS, UPDATED))
+def test_servers_that_look_at_every_update_follow_their_equations(
+    toy_run: Run, strategy: str, arrangement: str
+) -> None:
+    args, train = SERVERS[strategy]
+    config = toy_config(**UPDATED[arrangement])
+    found = toy_run(strategy=strategy, strategy_args=args, **UPDATED[arrangement]).tensors
+    check_same(found, train(build_model(config), domains_of(config), config=config))
+    assert gap(found, train_in_rounds(build_model(config), domains_of(config), config=config)) > 1e-4

@@ -25,7 +25,7 @@ from domain_statistics import (
 )
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parameters_to_vector
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedhess.base.seeds import batch_indices, derive_seed
 from fedhess.curvature.closed_form import draw_signs
@@ -59,6 +59,8 @@ class Round:
 
 
 Objective = Callable[[HeadedModel, Round], Tensor]
+# Of the ways that the clients' parameters went, (P,) each, what the server steps along.
+Merge = Callable[[Round, Sequence[Tensor]], Tensor]
 
 
 # -- Penalties that pull a domain to a constant ------------------------------------------------------------------------
@@ -375,13 +377,15 @@ def train_in_rounds(
     domains: Domains,
     *,
     config: RunConfig,
-    pulls: Pulls,
+    pulls: Pulls = lambda _: [],
     weight: Callable[[int], float] = lambda _: 1.0,
+    merge: Merge | None = None,
 ) -> dict[str, Tensor]:
     """Federated averaging in a plain loop: each domain trains a copy, the server steps along the mean of what they did.
 
-    The references are taken at the round's model on the batch of its first step, and stay for all steps of the round.
-    The pulls have a weight by the number of the step; one above 1 divides the objective.
+    Or along what ``merge`` makes of the ways that they went. The references are taken at the round's model on the batch
+    of its first step, and stay for all steps of the round. The pulls have a weight by the number of the step; one above
+    1 divides the objective.
     """
     server = getattr(torch.optim, config.server_optimizer)(model.parameters(), lr=config.server_lr)
     for now in rounds_of(domains, config):
@@ -398,9 +402,80 @@ def train_in_rounds(
                 client.zero_grad()
                 ((loss + weight(step) * penalty) / max(1.0, weight(step))).backward()
                 client.step()
-        for parameter, *after in zip(model.parameters(), *(own.parameters() for own in copies), strict=True):
-            parameter.grad = now.mean((parameter - value).detach() for value in after)
-        server.step()
+        start = parameters_to_vector(model.parameters()).detach()
+        ways = [parameters_to_vector(own.parameters()).detach() - start for own in copies]
+        step_along(model, server, -(merge or Round.mean)(now, ways))
+    return tensors_of(model)
+
+
+def step_along(model: HeadedModel, server: torch.optim.Optimizer, direction: Tensor) -> None:
+    """Have the server's optimizer step against a direction, (P,)."""
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    for parameter, part in zip(model.parameters(), direction.split(sizes), strict=True):
+        parameter.grad = part.view_as(parameter)
+    server.step()
+
+
+# -- Servers that look at every client's way ---------------------------------------------------------------------------
+
+
+def masked(tau: float) -> Merge:
+    """FedGMA: the mean way, by coordinate times its agreement where that is below tau."""
+
+    def merge(now: Round, ways: Sequence[Tensor]) -> Tensor:
+        agreement = now.mean(way.sign() for way in ways).abs()
+        return now.mean(ways) * torch.where(agreement < tau, agreement, 1.0)
+
+    return merge
+
+
+def matched(k: float) -> Merge:
+    """FedOMG's release: CAGrad over p_e D_e with its SGD written out; the whole times E, see the strategy."""
+
+    def merge(now: Round, ways: Sequence[Tensor]) -> Tensor:
+        gradients = torch.stack([weight * way for weight, way in zip(now.weights.values(), ways, strict=True)])
+        gram = gradients @ gradients.T
+        gram = gram / (gram.diag() + 1e-4).sqrt().mean().square()
+        c, count = k * (gram.mean() + 1e-4).sqrt(), len(ways)
+        v, speed, tried = torch.zeros(count).double(), torch.zeros(count).double(), []
+        for _ in range(21):
+            at = v.clone().requires_grad_()
+            u = at.softmax(0)
+            value = (u * gram.mean(1)).sum() + c * (u @ gram @ u + 1e-4).sqrt()
+            tried.append((float(value), u.detach()))
+            speed = 0.5 * speed + torch.autograd.grad(value, at)[0]
+            v = v - 25 * speed
+        u = min(tried, key=lambda pair: pair[0])[1]
+        length = c / ((u @ gram @ u + 1e-4).sqrt() + 1e-4)
+        return count * ((1 / count + u * length).unsqueeze(1) * gradients).sum(0) / (1 + k**2)
+
+    return merge
+
+
+def train_scaffold(model: HeadedModel, domains: Domains, *, config: RunConfig) -> dict[str, Tensor]:
+    """SCAFFOLD by its equations, every client remembering its own control; momentum kept by hand."""
+    server = getattr(torch.optim, config.server_optimizer)(model.parameters(), lr=config.server_lr)
+    control = {name: torch.zeros_like(parameters_to_vector(model.parameters()).detach()) for name in domains}
+    sizes = {name: len(labels) if config.weighting == "examples" else 1 for name, (_, labels) in domains.items()}
+    for now in rounds_of(domains, config):
+        mean = torch.stack([sizes[name] / sum(sizes.values()) * control[name] for name in domains]).sum(0)
+        start, ways, fresh = parameters_to_vector(model.parameters()).detach(), [], {}
+        for name in now.batches:
+            place, speed, counts, met = start.clone(), torch.zeros_like(start), 0.0, torch.zeros_like(start)
+            for j, step in enumerate(range((now.number - 1) * config.local_steps, now.number * config.local_steps)):
+                own = copy.deepcopy(model)
+                vector_to_parameters(place.clone(), own.parameters())
+                loss = cross_entropy(own, batch_of(domains, name, config, step)) + config.l2 * squares_of(own)
+                slope = parameters_to_vector(torch.autograd.grad(loss, list(own.parameters())))
+                slope = slope + config.weight_decay * place
+                counted = sum(config.momentum**later for later in range(config.local_steps - j))
+                counts, met = counts + counted, met + counted * slope
+                speed = config.momentum * speed + slope - control[name] + mean
+                place = place - config.lr * speed
+            ways.append(place - start)
+            fresh[name] = met / counts
+        control |= fresh
+        step_along(model, server, -now.mean(ways))
     return tensors_of(model)
 
 
