@@ -32,6 +32,8 @@ BUILT_IN = {
     "fedgma": "fedhess.strategies.fedgma:FedGMA",
     "fedomg": "fedhess.strategies.fedomg:FedOMG",
     "scaffold": "fedhess.strategies.scaffold:Scaffold",
+    "fedsam": "fedhess.strategies.fedsam:FedSAM",
+    "sagm": "fedhess.strategies.sagm:SAGM",
     "fedprox": "fedhess.strategies.fedprox:FedProx",
     "fedadam": "fedhess.strategies.fedadam:FedAdam",
 }

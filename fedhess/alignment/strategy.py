@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedhess.alignment.means import PerDomain
 from fedhess.alignment.statistics import Statistic
-from fedhess.alignment.step import NetworkStatistic, Step
+from fedhess.alignment.step import LocalStep, NetworkStatistic, Step
 from fedhess.base.errors import UsageError
 from fedhess.settings.run_config import RunConfig, Scalar
 
@@ -308,6 +308,14 @@ class DomainStrategy:
             return step.loss + step.limited(weighted)
         objective = step.loss + weighted
         return objective / divisor if divisor > 1.0 else objective
+
+    def compute_gradient(self, step: LocalStep) -> None:
+        """Client half: leave the gradient of one local step in the parameters, which have none, for the optimizer.
+
+        Args:
+            step: The step, whose :meth:`LocalStep.backward` computes that of the objective.
+        """
+        step.backward()
 
     def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
         """Server half: have the clients train and return what the server optimizer steps along.

@@ -25,6 +25,8 @@ from centralised import (
     masked,
     matched,
     pulled,
+    sagm_slope,
+    sam_slope,
     server_alignment_objective,
     train_centrally,
     train_fish,
@@ -193,10 +195,13 @@ def test_fish_equals_its_own_loop(toy_run: Run, arrangement: str, momentum: floa
     check_same(federated, train_fish(build_model(config), domains_of(config), config=config, eps=0.5))
 
 
-SERVERS: dict[str, tuple[dict[str, Any], Callable[..., dict[str, Tensor]]]] = {
+FOLLOWED: dict[str, tuple[dict[str, Any], Callable[..., dict[str, Tensor]]]] = {
     "fedgma": ({"tau": 0.5}, partial(train_in_rounds, merge=masked(0.5))),
     "fedomg": ({"k": 0.5}, partial(train_in_rounds, merge=matched(0.5))),
     "scaffold": ({}, train_scaffold),
+    "fedsam": ({"rho": 0.1}, partial(train_in_rounds, slope=sam_slope(0.1))),
+    "fedsam-asam": ({"form": "asam"}, partial(train_in_rounds, slope=sam_slope(0.7, 0.2))),
+    "sagm": ({"rho": 0.05, "alpha": 0.001}, partial(train_in_rounds, slope=sagm_slope(0.05, 0.001))),
 }
 UPDATED = {
     "three": arranged(3, "examples", rounds=4, local_steps=3, lr=LR, momentum=0.9, weight_decay=0.01),
@@ -205,11 +210,12 @@ UPDATED = {
 }
 
 
-@pytest.mark.parametrize(("strategy", "arrangement"), crossed(SERVERS, UPDATED))
-def test_servers_that_look_at_every_update_follow_their_equations(
-    toy_run: Run, strategy: str, arrangement: str
+@pytest.mark.parametrize(("method", "arrangement"), crossed(FOLLOWED, UPDATED))
+def test_step_rules_and_servers_that_look_at_every_update_follow_their_equations(
+    toy_run: Run, method: str, arrangement: str
 ) -> None:
-    args, train = SERVERS[strategy]
+    args, train = FOLLOWED[method]
+    strategy = method.partition("-")[0]
     config = toy_config(**UPDATED[arrangement])
     found = toy_run(strategy=strategy, strategy_args=args, **UPDATED[arrangement]).tensors
     check_same(found, train(build_model(config), domains_of(config), config=config))
