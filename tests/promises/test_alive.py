@@ -60,7 +60,7 @@ def test_the_term_changes_the_update(toy_run: Run, name: str) -> None:
         assert (erm["featurizer.second.weight"] - penalised["featurizer.second.weight"]).abs().max() > 1e-7
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.neutral is not None])
 def test_the_neutral_setting_is_erm_bit_for_bit(toy_run: Run, name: str) -> None:
     method = METHODS[name]
     changes = {"dtype": "float32", "local_steps": 3, "momentum": 0.9}
@@ -107,6 +107,16 @@ def test_fish_with_one_domain_going_the_whole_way_is_local_training(toy_run: Run
     assert not same(toy_run(**whole_way, **alone, momentum=0.9).tensors, toy_run(**alone, momentum=0.9).tensors), (
         "the relay's momentum lives on"
     )
+
+
+def test_scaffold_with_one_client_is_local_training(toy_run: Run) -> None:
+    alone = {"sources": ("north",), "local_steps": 3, "rounds": 4, "momentum": 0.9}
+    assert same(toy_run(strategy="scaffold", **alone).tensors, toy_run(strategy="erm", **alone).tensors)
+
+
+def test_scaffold_refuses_a_client_optimizer_that_hides_the_gradient(toy_run: Run) -> None:
+    with pytest.raises(UsageError, match=r"--strategy scaffold: .* which Adam does not show; give .* SGD"):
+        toy_run(strategy="scaffold", client_optimizer="Adam")
 
 
 def test_fish_takes_a_part_of_a_relays_way(toy_run: Run) -> None:

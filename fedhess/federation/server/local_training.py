@@ -7,7 +7,8 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedhess.alignment.means import MeanRule, WeightedMean
-from fedhess.alignment.strategy import ClientUpdate, Reference
+from fedhess.alignment.step import round_steps
+from fedhess.alignment.strategy import ClientReply, ClientUpdate, Reference
 from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload, Request
@@ -82,7 +83,20 @@ class LocalPhase:
         held = {domain for client in self.participants for domain in client.identity.trains_on}
         return [domain for domain in self.config.sources if domain in held]
 
-    def mean_update(self, domain_weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+    @property
+    def shares(self) -> dict[str, float]:
+        """Weight of each source client of the run; see :meth:`fedhess.alignment.LocalTraining.shares`."""
+        weights = holding_weights(self._federation.source_clients, self.config)
+        own = {client.label: sum(held.values()) for client, held in weights.items()}
+        return {label: weight / sum(own.values()) for label, weight in own.items()}
+
+    def mean_update(
+        self,
+        domain_weights: Mapping[str, float] | None = None,
+        *,
+        given: Callable[[str], Mapping[str, Tensor]] | None = None,
+        each: Callable[[ClientReply], object] | None = None,
+    ) -> dict[str, Tensor]:
         """Train all clients at once from the global model; see :meth:`fedhess.alignment.LocalTraining.mean_update`.
 
         Replies are added up as they come, one in memory at a time; a robust mean holds them all.
@@ -94,8 +108,11 @@ class LocalPhase:
             self._require_mean("it weighs the domains by itself, and robust means count every client once")
         mean = MeanRule(self.config.update_mean, self.config.hostile_clients).begin()
         weights = holding_weights(self.participants, self.config, domain_weights)
-        for client, result in self._train(weights, self.model.payload(), None):
-            mean.add(result.update, sum(weights[client].values()))
+        for client, result in self._train(weights, self.model.payload(), None, given):
+            weight = sum(weights[client].values())
+            if each is not None:
+                each(ClientReply(client.label, weight, self._steps(client), result.update))
+            mean.add(result.update, weight)
         self.require_quorum()
         return mean.result()
 
@@ -133,8 +150,16 @@ class LocalPhase:
         """Check that enough clients have trained."""
         self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=self._asked)
 
+    def _steps(self, client: Client) -> int:
+        examples = client.identity.train_examples
+        return len(round_steps(self.config, train_size=examples, server_round=self.server_round))
+
     def _train(
-        self, weights: Weights, payload: ModelPayload, momentum: Mapping[str, Tensor] | None
+        self,
+        weights: Weights,
+        payload: ModelPayload,
+        momentum: Mapping[str, Tensor] | None,
+        given: Callable[[str], Mapping[str, Tensor]] | None = None,
     ) -> Iterator[tuple[Client, ClientUpdate]]:
         expected = {name: self.model.tensors[name] for name in self.model.update_names}
         carried = {} if momentum is None else {protocol.MOMENTUM: encode_tensors(momentum)}
@@ -146,7 +171,11 @@ class LocalPhase:
         requests = {} if previous is None else previous.requests()
 
         def parts(client: Client) -> dict[str, protocol.Part]:
-            return {**self._reference_parts(client), **carried, **_weights_part(client, weights[client]), **requests}
+            references = self._reference_parts(client)
+            if given is not None:
+                own = encode_tensors(given(client.label))
+                references[protocol.REFERENCE] = ArrayRecord({**references[protocol.REFERENCE], **own})
+            return {**references, **carried, **_weights_part(client, weights[client]), **requests}
 
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
