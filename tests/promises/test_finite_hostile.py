@@ -9,7 +9,6 @@ import torch
 from flwr.app import Array, ArrayRecord, Message
 from misbehaving import Misbehaving
 
-from fedhess.base.errors import DivergedError, FederationError
 from fedhess.federation import protocol
 
 Run = Callable[..., Any]
