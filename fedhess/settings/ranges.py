@@ -18,7 +18,7 @@ from fedhess.settings.run_config import Scalar
 DOMAINBED = "DomainBed, hparams_registry.py"
 HESSIAN = "released code of Hemati et al., ICCV 2023"
 FEDIIR = "released code of Guo et al., ICML 2023, domainbed/hparams_registry.py"
-FEDPROX = "Li et al., MLSys 2020: between the candidates 0.001, 0.01, 0.1 and 1"
+FEDPROX = "released code of Li et al., MLSys 2020, README: between the candidates 0.001, 0.01, 0.1, 0.5 and 1"
 OURS = "ours"
 GIVEN = "--range"
 STEPS = 5001  # that DomainBed trains: what its numbers of steps are a part of
