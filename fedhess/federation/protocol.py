@@ -53,6 +53,7 @@ IDENTITY = "identity"  # what the run's rows call the reply to IDENTIFY
 ROUND = "server-round"
 MODEL_ID = "model-id"
 MODEL_MISSING = "model-missing"
+MODELS_HELD = 2  # that a client keeps, the newest: the global model, and its average where one is evaluated
 DATA_DIGEST = "data-digest"  # of a client's identity, in every message to it: its data may not change in a run
 NONCE = "nonce"  # of every message, and of its reply: a node that was not sent the message does not know it
 NAMES = "names"

@@ -93,6 +93,14 @@ class Job:
         return found
 
     @property
+    def draws(self) -> Mapping[str, int]:
+        """By strategy how many settings each target and trial is to have, where Optuna suggests one after the other."""
+        if self.search.get("kind") != "optuna":
+            of_merged: Mapping[str, int] = self.record.get("draws", {})
+            return of_merged
+        return {name: self.search["draws"] for name, space in self.search["spaces"].items() if space}
+
+    @property
     def settings_each(self) -> int:
         """How many settings are selected among for a strategy, target and seed, at most."""
         return len({variant_number(number, each) for number, each in enumerate(self.record.get("variants", ()))})
