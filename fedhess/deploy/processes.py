@@ -38,7 +38,7 @@ class Processes:
     def start(
         self, name: str, program: Program, *, show: bool = False, times: bool = False
     ) -> "subprocess.Popen[bytes]":
-        """Start a program, with the log ``NAME.log`` unless it may ``show`` on standard output, or there with ``times``.
+        """Start a program, with the log ``NAME.log`` unless it may ``show`` on standard output, or there by ``times``.
 
         Raises:
             UsageError: The log cannot be written.

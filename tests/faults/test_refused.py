@@ -1,6 +1,7 @@
 """Who has no business in the federation stays outside, and is told so."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,16 @@ def test_only_nodes_reach_the_superlink_from_outside(federation: Federation, tmp
     federation.await_log("run-outside", f"{refused}this one is client sybil", 240)
     federation.start_node("photo", log="photo itself", port=public)
     federation.finish("outside", 500)
+    status = ["-m", "fedhess.deploy", "status", "--superlink", address, "--keys", str(federation.keys.folder)]
+    shown, metrics = (
+        subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True).stdout
+        for command in ([*status, "--state", str(state)], [*status, "--state", str(state), "--prometheus"])
+    )
+    for client, node in nodes.items():
+        assert re.search(rf"\| {client} +\| {node} +\| online +\| now ", shown), shown
+        assert f'fedhess_node_online{{client="{client}",node="{node}"}} 1' in metrics
+    assert "| finished:completed |" in shown
+    assert 'fedhess_runs{status="finished:completed"} 1' in metrics
     database, others = state / "superlink.db", [file for file in state.rglob("*") if file.is_file()]
     assert database in others
     assert {file.stat().st_mode & 0o077 for file in others} == {0}
