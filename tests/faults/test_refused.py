@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,8 @@ def test_only_nodes_reach_the_superlink_from_outside(federation: Federation, tmp
     public, state = free_port(), tmp_path / "state"
     command = ["-m", "fedhess.deploy", "superlink", "--keys", str(federation.keys.folder), "--state", str(state)]
     command += ["--host", HOST, "--port", str(public), "--control-port", str(federation.port)]
+    health = free_port()
+    command += ["--", "--log-file", "superlink.log", "--health-server-address", f"{HOST}:{health}"]
     federation.running.start("superlink", Program(sys.executable, command, {"FLWR_HOME": str(federation.home)}))
     federation.await_superlink()
     assert ask(federation.port, "/v1/control/list-runs") == 200, "what nginx is there for"
@@ -71,6 +74,9 @@ def test_only_nodes_reach_the_superlink_from_outside(federation: Federation, tmp
         assert f'fedhess_node_online{{client="{client}",node="{node}"}} 1' in metrics
     assert "| finished:completed |" in shown
     assert 'fedhess_runs{status="finished:completed"} 1' in metrics
+    with socket.create_connection((HOST, health), timeout=5):
+        pass
+    assert "Flower" in (state / "superlink.log").read_text(encoding="utf-8")
     database, others = state / "superlink.db", [file for file in state.rglob("*") if file.is_file()]
     assert database in others
     assert {file.stat().st_mode & 0o077 for file in others} == {0}
