@@ -95,7 +95,7 @@ def superlink(
     both = [("superlink", replace(link, variables={NODES_VARIABLE: str(nodes)})), ("nginx", front)]
     for _, program in both:
         typer.echo(f"$ {program}")
-    hand_over(both, logs=state / "logs", folder=state)
+    hand_over(both, folder=state)
 
 
 @cli.command(cls=Command)
@@ -160,7 +160,7 @@ def supernode(
         further=further or (),
     )
     typer.echo(f"$ {program}")
-    hand_over([(name or domain, program)], logs=folder / "logs", patience=patience)
+    hand_over([(name or domain, program)], patience=patience)
 
 
 @cli.command(cls=Command)

@@ -70,7 +70,7 @@ class Status:
         for name, rows in self.rows.items():
             families["fedhess_run_round"].append(({"run": name}, rows[0]["round"]))
             for row in rows:
-                client = client_label(row.get("main_domain", row["domain"]), row["client"])
+                client = client_label(str(row.get("main_domain", row["domain"])), row["client"])
                 where = {"run": name, "client": client, **{key: row[key] for key in ("domain", "role", "split")}}
                 if row["accuracy"] is not None:
                     families["fedhess_run_accuracy"].append((where, row["accuracy"]))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from image_trees import write_tree
 
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.processes import free_port
@@ -85,6 +86,26 @@ def test_only_nodes_reach_the_superlink_from_outside(federation: Federation, tmp
     inside += ["--device", "cpu", "--out", str(tmp_path / "inside")]
     subprocess.run([sys.executable, *inside], check=True, capture_output=True)
     assert federation.weights("outside") == federation.weights("inside")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_a_run_does_not_get_past_what_a_node_allows_and_is_told(started: Federation, tmp_path: Path) -> None:
+    """A batch of one, a module that nodes do not list, a folder of the machine: the run ends with the node's reason."""
+    started.start_nodes(min_batch_size=8)
+    secret = write_tree(tmp_path / "secret", DOMAINS, {"x": 4, "y": 4})
+    attacks = {
+        "one": ("batch-size=1", "this node computes nothing from fewer than 8 examples, got 1 (a batch)"),
+        "module": ('strategy="strategies.hgp:HGP"', "and not 'strategies.hgp'; its operator allows it with"),
+        "folder": (f'domains="folder:{secret}" domains-options="side=8"', "this node opens no folder that a run names"),
+    }
+    for name, (settings, reason) in attacks.items():
+        started.start_run(name, f"rounds=1 exchange-deadline=25.0 {settings}")
+        log = started.finish(name, 200)
+        nodes = re.findall(rf"node (\d+) takes no part: [^\n]*{re.escape(reason)}", log)
+        assert len(set(nodes)) == (1 if name == "one" else 4), log
+        assert re.search(rf"node {nodes[0]}: [^\n]*{re.escape(reason)}", log.split("nodes identified themselves")[1])
+        assert started.completed_round(name) == -1
 
 
 def ask(port: int, path: str) -> int:
