@@ -87,6 +87,15 @@ def of_domain(key: str, domain: str) -> str:
     return f"{key}/{domain}"
 
 
+def client_label(domain: str, number: int) -> str:
+    """Name a client in messages.
+
+    >>> client_label("photo", 0), client_label("photo", 2)
+    ('photo', 'photo[2]')
+    """
+    return printable(domain) if number == 0 else f"{printable(domain)}[{number}]"
+
+
 @dataclass(frozen=True)
 class Held:
     """How many examples of one domain a client holds."""
@@ -116,8 +125,7 @@ class Identity:
     @property
     def label(self) -> str:
         """The client as messages name it: the domain, and the client's number unless it is the first."""
-        domain = printable(self.domain)
-        return domain if self.client == 0 else f"{domain}[{self.client}]"
+        return client_label(self.domain, self.client)
 
     @property
     def holdings(self) -> tuple[Held, ...]:
