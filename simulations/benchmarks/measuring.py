@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from flwr.app import Context
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
@@ -115,7 +116,9 @@ class _TimedServer(Server):
         super()._complete(server_round, outcome)
 
 
-def run_federation(config: RunConfig, *, prepare: Callable[[Server], object] | None = None) -> Rounds:
+def run_federation(
+    config: RunConfig, *, prepare: Callable[[Server], object] | None = None, app: ClientApp = client_app
+) -> Rounds:
     """Run a federation in this process and time its rounds; ``prepare`` is called with the server before it runs."""
     rounds = Rounds()
     server_app = ServerApp()
@@ -132,7 +135,7 @@ def run_federation(config: RunConfig, *, prepare: Callable[[Server], object] | N
     nodes = config.source_clients + len(config.targets)
     run_in_process(
         server_app,
-        client_app,
+        app,
         run_config=config.to_run_config(),
         node_configs=[{"partition-id": index, "num-partitions": nodes} for index in range(nodes)],
     )
