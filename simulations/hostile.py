@@ -1,8 +1,8 @@
 """What finite but hostile numbers do: ``python -m fedhess.simulations.hostile``.
 
-``attacks`` runs every strategy with clients that change what they send, under every mean: accuracy on the target, and who
-was named. Hostile are one of three clients, a domain each, or three of nine, one of each domain. The hostile client is
-the real ClientApp whose replies, or labels, are changed.
+``attacks`` runs strategies with clients that change what they send, under every mean: accuracy on the target, and who
+was named. Hostile are one of three clients, a domain each, or three of nine, one of each domain: the real ClientApp,
+whose replies or labels are changed.
 
 ``norms`` runs honest federations without a bound and records how far a client's norm was from the median it would have
 been held against: the default of ``--norm-bound`` has to leave room above the largest.
@@ -10,10 +10,12 @@ been held against: the default of ``--norm-bound`` has to leave room above the l
 Runs are kept in ``simulations/results/hostile.json``; a run that is made again replaces its own.
 """
 
+import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from unittest.mock import patch
@@ -24,7 +26,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedhess.base.environment import describe_environment
-from fedhess.base.errors import FederationError
+from fedhess.base.errors import DivergedError, FederationError
 from fedhess.base.tables import markdown_table, mean
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
@@ -231,17 +233,20 @@ def attack_once(place: str, strategy: str, mean_of: str, attack: str, seed: int,
         server.on_round = lambda _, new: rows.extend(new)
         servers.append(server)
 
-    result: Results = {}
+    result: Results = {"rounds": rounds}
+    diverged = False
     try:
         run_federation(config, prepare=prepare, app=Hostile(ATTACKS[attack], federation))
         (target,) = [row for row in rows if row["role"] == "target" and row["round"] == rounds]
         result["accuracy"] = 100 * target["accuracy"]
     except FederationError as error:
         result["stopped"] = str(error)
+        diverged = isinstance(error, DivergedError)  # of whom none is called the culprit
     clients = servers[0].federation.source_clients
     hostile = {clients[number].label for number in federation.hostile}
     lost = {clients[number].label for number in federation.lost if ATTACKS[attack].eclipses}
-    named = {failure.client for failure in servers[0].federation.ledger.failures} - lost
+    blamed = [failure for failure in servers[0].federation.ledger.failures if not (diverged and failure.diverged)]
+    named = {failure.client for failure in blamed} - lost
     return result | {"hostile": sorted(named & hostile), "honest": sorted(named - hostile)}
 
 
@@ -276,36 +281,28 @@ def hostile(
     require_ready(out, allow_dirty=allow_dirty, render_only=render_only)
     recorded = read_results(out, render)
     environment = describe_environment()
-    for name in () if render_only else strategies:
-        for seed in read_seeds(seeds):
-            if "attacks" in sections and name in ATTACKED:
-                _add(recorded, "attacks", environment, dict(_attacks(name, seed, rounds)))
-            if "norms" in sections:
-                _add(
-                    recorded,
-                    "norms",
-                    environment,
-                    {f"{place}|{name}|{seed}": norms_once(place, name, seed) for place in HONEST},
-                )
-            write_results(out, recorded, render(recorded), indent=1)
-    write_results(out, recorded, render(recorded), indent=1)
+    for section, key, run in () if render_only else _runs(sections, strategies, read_seeds(seeds), rounds):
+        kept = recorded.setdefault(section, {"runs": {}})
+        kept["environment"] = environment
+        kept["runs"][key] = run()
+        write_results(out, recorded, render(recorded), indent=1)
+    if render_only:
+        write_results(out, recorded, render(recorded), indent=1)
     typer.echo(render(recorded))
 
 
-def _attacks(strategy: str, seed: int, rounds: int) -> Iterator[tuple[str, Results]]:
-    for place, federation in FEDERATIONS.items():
-        for mean_of in federation.means:
-            for attack in ATTACKS:
-                if ATTACKS[attack].colludes and len(federation.hostile) == 1:
-                    continue
-                result = attack_once(place, strategy, mean_of, attack, seed, rounds)
-                yield f"{place}|{strategy}|{attack}|{mean_of}|{seed}", result | {"rounds": rounds}
-
-
-def _add(recorded: Results, section: str, environment: Mapping[str, Any], runs: Results) -> None:
-    kept = recorded.setdefault(section, {"environment": environment, "runs": {}})
-    kept["environment"] = environment
-    kept["runs"] |= runs
+def _runs(
+    sections: Sequence[str], strategies: Sequence[str], seeds: Sequence[int], rounds: int
+) -> Iterator[tuple[str, str, Callable[[], Results]]]:
+    """List the runs: section, key in it, and what runs it."""
+    for seed, strategy in itertools.product(seeds, strategies):
+        for place, federation in FEDERATIONS.items() if "attacks" in sections and strategy in ATTACKED else ():
+            for mean_of, attack in itertools.product(federation.means, ATTACKS):
+                if len(federation.hostile) > 1 or not ATTACKS[attack].colludes:
+                    key = f"{place}|{strategy}|{attack}|{mean_of}|{seed}"
+                    yield "attacks", key, partial(attack_once, place, strategy, mean_of, attack, seed, rounds)
+        for benchmark in HONEST if "norms" in sections else ():
+            yield "norms", f"{benchmark}|{strategy}|{seed}", partial(norms_once, benchmark, strategy, seed)
 
 
 def render(recorded: Results) -> str:
@@ -325,23 +322,16 @@ def _render_attacks(section: Results) -> list[str]:
         cells.setdefault(f"{place}, {strategy}", {}).setdefault(attack, {}).setdefault(mean_of, []).append(result)
     rounds = sorted({result["rounds"] for result in section["runs"].values()})
     lines = [
-        f"IconPACS, target {TARGET}, lite0-features, {', '.join(map(str, rounds))} rounds of the recipe; accuracy (%) on "
-        f"the target after the last, mean over seeds (their number in brackets). **Bold** is more than {NEAR:g} points "
-        "below the honest run of the plain mean. *n* of the runs named hostile clients, **honest** ones are named where "
-        "it happened. " + _machine(section),
+        f"IconPACS, target {TARGET}, lite0-features, {', '.join(map(str, rounds))} rounds of the recipe; accuracy (%) "
+        f"on the target after the last, mean over seeds (their number in brackets). **Bold** is more than {NEAR:g} "
+        "points below the honest run of the plain mean. Named: in how many runs failures named hostile clients. "
+        + _machine(section),
     ]
     for title, attacks in cells.items():
         means = FEDERATIONS[title.rpartition(", ")[0]].means
         bar = (_accuracy(attacks["honest"]["mean"]) or 0.0) - NEAR
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            markdown_table(
-                ["attack", *means],
-                [[attack, *(_shown(found.get(each, []), bar) for each in means)] for attack, found in attacks.items()],
-            ),
-        ]
+        rows = [[attack, *(_shown(found.get(each, []), bar) for each in means)] for attack, found in attacks.items()]
+        lines += ["", f"## {title}", "", markdown_table(["attack", *means], rows)]
     return [*lines, ""]
 
 
@@ -371,15 +361,15 @@ def _render_norms(section: Results) -> list[str]:
     every = [worst for cell in largest.values() for worst in cell.values()]
     seeds = sorted({key.rpartition("|")[2] for key in section["runs"]})
     table = [
-        [name, *(f"{cell[p][0]:.1f} {cell[p][1]}" if p in cell else "" for p in HONEST)]
+        [name, *(f"{cell[place][0]:.1f} {cell[place][1]}" if place in cell else "" for place in HONEST)]
         for name, cell in largest.items()
     ]
     return [
         "## How far apart honest norms are",
         "",
-        "The largest ratio of an honest client's norm to the median that --norm-bound holds it against, over all rounds and "
-        f"seeds {', '.join(seeds)}, and of what; the largest of all is {max(every)[0]:.1f}, the default bound "
-        f"{RunConfig.model_fields['norm_bound'].default:g}. " + _machine(section),
+        "The largest ratio of an honest client's norm to the median that --norm-bound holds it against, over all "
+        f"rounds and seeds {', '.join(seeds)}, and of what; the largest of all is {max(every)[0]:.1f}, the default "
+        f"bound {RunConfig.model_fields['norm_bound'].default:g}. " + _machine(section),
         "",
         markdown_table(["strategy", *HONEST], table),
         "",
