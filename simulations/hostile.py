@@ -99,10 +99,11 @@ class Federation:
     hostile: tuple[int, ...]
     lost: tuple[int, ...]  # where honest ones are cut off
     means: tuple[str, ...]  # of updates; krum and multikrum go with the median of references
+    strategies: tuple[str, ...] = ATTACKED
 
 
 FEDERATIONS: Mapping[str, Federation] = {
-    "one of three": Federation({"quorum": 2}, (1,), (0,), ("mean", "median", "geometric")),
+    "one of three": Federation({"quorum": 2}, (1,), (0,), ("mean", "median", "geometric", "multikrum")),
     "three of nine": Federation(
         {
             **{"partition": "dirichlet", "clients_per_domain": 3, "dirichlet_alpha": 1.0},
@@ -111,6 +112,7 @@ FEDERATIONS: Mapping[str, Federation] = {
         (0, 3, 6),
         (1, 4, 7),
         ("mean", "median", "trimmed", "geometric", "krum", "multikrum"),
+        ("erm",),
     ),
 }
 
@@ -296,13 +298,20 @@ def _runs(
 ) -> Iterator[tuple[str, str, Callable[[], Results]]]:
     """List the runs: section, key in it, and what runs it."""
     for seed, strategy in itertools.product(seeds, strategies):
-        for place, federation in FEDERATIONS.items() if "attacks" in sections and strategy in ATTACKED else ():
+        for place, federation in FEDERATIONS.items() if "attacks" in sections else ():
+            if strategy not in federation.strategies:
+                continue
             for mean_of, attack in itertools.product(federation.means, ATTACKS):
-                if len(federation.hostile) > 1 or not ATTACKS[attack].colludes:
+                if _means_something(ATTACKS[attack], federation, strategy):
                     key = f"{place}|{strategy}|{attack}|{mean_of}|{seed}"
                     yield "attacks", key, partial(attack_once, place, strategy, mean_of, attack, seed, rounds)
         for benchmark in HONEST if "norms" in sections else ():
             yield "norms", f"{benchmark}|{strategy}|{seed}", partial(norms_once, benchmark, strategy, seed)
+
+
+def _means_something(attack: Attack, federation: Federation, strategy: str) -> bool:
+    several = len(federation.hostile) > 1 or not attack.colludes
+    return several and (attack.statistics == 1 or strategy != "erm")
 
 
 def render(recorded: Results) -> str:

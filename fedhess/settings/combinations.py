@@ -48,6 +48,6 @@ def _check_means(config: RunConfig) -> None:
     least = 2 * (hostile if config.update_mean in ("trimmed", "krum", "multikrum") else 1) + 1
     if config.update_mean != "mean" and asked < least:
         raise UsageError(
-            f"--update-mean {config.update_mean}: expected at least {least} clients in a round, so that the hostile are "
-            f"a minority (--hostile-clients {hostile}), got {asked}; give more clients (--partition), or another mean"
+            f"--update-mean {config.update_mean}: expected at least {least} clients in a round, so that the hostile "
+            f"are a minority (--hostile-clients {hostile}), got {asked}; give more clients (--partition), or another mean"
         )

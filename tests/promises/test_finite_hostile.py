@@ -155,13 +155,10 @@ def test_robust_means_take_a_run_through_what_the_bound_lets_pass(toy_run: Run, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"update_mean": "krum"}, "--update-mean krum: expected at least 5 clients in a round, of which 1 may be"),
-        ({"update_mean": "trimmed", "hostile_clients": 2}, "expected at least 5 clients in a round, of which 2 may be"),
+        ({"update_mean": "krum", "hostile_clients": 2}, "--update-mean krum: expected at least 5 clients in a round"),
+        ({"update_mean": "trimmed", "hostile_clients": 2}, "expected at least 5 clients in a round, so that the hos"),
         ({"update_mean": "median", "clients_per_round": 2}, "expected at least 3 clients in a round"),
-        (
-            {"reference_mean": "median", "sources": ("north", "south")},
-            "expected at least 3 source domains",
-        ),
+        ({"reference_mean": "median", "sources": ("north", "south")}, "expected at least 3 source domains"),
     ],
 )
 def test_means_without_a_majority_are_refused(changes: dict[str, Any], message: str) -> None:
