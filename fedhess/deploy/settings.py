@@ -14,6 +14,7 @@ from fedhess.domains import find_benchmark, open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.domains.scenarios import choose_scenarios
 from fedhess.federation.client.examples import simulated_client
+from fedhess.federation.client.limits import LIMITS
 from fedhess.federation.client.node import Place
 from fedhess.federation.flower_compat import read_run_config
 from fedhess.federation.run_settings import OF_THE_NODE, settings_of_run
@@ -23,7 +24,7 @@ from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
 
 DESCRIBED = ("folder:PATH", "hf:NAME", "module:Class")  # benchmarks whose options name domains and classes
-NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE)
+NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE, *LIMITS)
 
 
 def plan_run(

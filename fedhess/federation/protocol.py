@@ -48,6 +48,7 @@ REFERENCE = "reference"
 MOMENTUM = "momentum"
 STATISTIC_VALUES = "statistics"
 CALL = "call-"
+IDENTITY = "identity"  # what the run's rows call the reply to IDENTIFY
 
 ROUND = "server-round"
 MODEL_ID = "model-id"
@@ -208,6 +209,16 @@ def decode_request(content: RecordDict) -> tuple[list[str], dict[str, Tensor | S
 def numbered(records: Mapping[str, Part], call: int) -> dict[str, Part]:
     """Rename the records of a request, or of its answer, so that several fit into one message: ``"call-0/given"``."""
     return {f"{CALL}{call}/{name}": record for name, record in records.items()}
+
+
+def record_name(key: str) -> str:
+    """Name a record without the number of its call and the domain that it is about.
+
+    >>> record_name("call-0/statistics/photo")
+    'statistics'
+    """
+    first, _, rest = key.partition("/")
+    return rest.partition("/")[0] if first.startswith(CALL) else first
 
 
 def numbered_parts(content: RecordDict) -> list[RecordDict]:

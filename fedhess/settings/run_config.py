@@ -149,6 +149,28 @@ class RunConfig(BaseModel):
         FEDERATION,
         "Mean over clients: domain (equal weights) or examples; plain Flower strategies have their own.",
     )
+    reference_mean: Literal["mean", "median", "trimmed", "geometric"] = _setting(
+        "mean",
+        FEDERATION,
+        "Mean of statistics, over a domain's clients and over domains: mean (exact), or one that a hostile minority "
+        "cannot move at will: median, trimmed or geometric.",
+    )
+    update_mean: Literal["mean", "median", "trimmed", "geometric", "krum", "multikrum"] = _setting(
+        "mean",
+        FEDERATION,
+        "Mean of updates over clients: the same, krum or multikrum; robust ones count every client once and hold all "
+        "replies. Plain Flower strategies have their own.",
+    )
+    hostile_clients: int = _setting(
+        1, FEDERATION, "Clients of a round that trimmed, krum and multikrum are to bear.", ge=1
+    )
+    norm_bound: float = _setting(
+        100.0,
+        FEDERATION,
+        "Most that the norm of a client's statistic or update may be, in medians of the clients of this and the last "
+        "rounds; who exceeds it is named and left out of the round. 0 for no bound.",
+        ge=0,
+    )
     server_optimizer: str = _setting(
         "SGD",
         FEDERATION,
@@ -326,6 +348,14 @@ class RunConfig(BaseModel):
         """Words on the average over rounds that is reported; nothing where there is none."""
         args = ", ".join(f"{key}={value}" for key, value in self.average_args.items())
         return "" if self.average == "none" else f", average over rounds {self.average} ({args})"
+
+    @property
+    def robust_words(self) -> str:
+        """Words on means that are not the plain one; nothing where both are."""
+        means = {"reference": self.reference_mean, "update": self.update_mean}
+        words = "".join(f", {what} mean {kind}" for what, kind in means.items() if kind != "mean")
+        counted = {"trimmed", "krum", "multikrum"} & set(means.values())
+        return words + (f" (against {self.hostile_clients} hostile)" if counted else "")
 
     @property
     def bound_to_rounds(self) -> list[str]:

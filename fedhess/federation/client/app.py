@@ -28,6 +28,7 @@ from fedhess.federation import protocol
 from fedhess.federation.client.batches import joint_batch
 from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.client.examples import LocalClient, local_client
+from fedhess.federation.client.limits import check_batches, check_run
 from fedhess.federation.client.memory import MEMORY, ModelMissingError, ReceivedModel
 from fedhess.federation.client.node import NotInRunError, is_simulated, place
 from fedhess.federation.client.privacy import Mechanism, private_identity
@@ -48,7 +49,10 @@ def run_settings(context: Context) -> RunConfig:
 
 @lru_cache(maxsize=64)
 def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple[str, Scalar], ...]) -> RunConfig:
-    config = settings_of_run(dict(run_config), dict(node_config))
+    own = dict(node_config)
+    if "domain" in own:  # a deployed node; the others are this process's
+        check_run(RunConfig.given_in(dict(run_config)), own)
+    config = settings_of_run(dict(run_config), own)
     resolve_device(config.device)  # the server may not have it, so nobody has checked yet
     return config
 
@@ -108,8 +112,8 @@ app = ClientApp(mods=[return_nonce, errors_as_replies, own_torch_state, firewall
 def identify(message: Message, context: Context) -> Message:
     """Reply with the client's identity."""
     config = run_settings(context)
-    domain, role, client = place(config, context)
-    identity = local_client(config, domain=domain, role=role, client=client).identity(role)
+    data, role = _own_data(config, context)
+    identity = data.identity(role)
     if config.is_private and role == SOURCE:
         identity = private_identity(identity, simulated=is_simulated(context))
     identity = replace(
@@ -218,6 +222,17 @@ class _Call(NamedTuple):
         return None if arrays is None else _on(self.config.device, decode_tensors(arrays))
 
 
+def _own_data(config: RunConfig, context: Context) -> tuple[LocalClient, str]:
+    """Open what this node holds, and return it with the node's role."""
+    domain, role, client = place(config, context)
+    data = local_client(config, domain=domain, role=role, client=client)
+    if role == SOURCE:
+        counts = [part.train_size for part in data.training_parts.values()]
+        held_out = [len(part.evaluate_indices) for part in data.parts.values()]
+        check_batches(config, counts, held_out, context.node_config)
+    return data, role
+
+
 def _open(message: Message, context: Context) -> _Call:
     config = run_settings(context)
     record = message.content.config_records.get(protocol.CONFIG, ConfigRecord())
@@ -225,17 +240,16 @@ def _open(message: Message, context: Context) -> _Call:
     if not isinstance(model_id, str) or not isinstance(server_round, int):
         raise UsageError(f"expected {protocol.MODEL_ID} and {protocol.ROUND} in the message, got {sorted(record)}")
     received = MEMORY.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
-    domain, role, client = place(config, context)
-    data = local_client(config, domain=domain, role=role, client=client)
+    data, role = _own_data(config, context)
     began_with = str(record.get(protocol.DATA_DIGEST, ""))
     if began_with and began_with != data.data_digest:
         raise UsageError(
-            f"the data of {domain} has changed since the run began: digest {data.data_digest}, was {began_with}; put "
-            "it back, or begin another run"
+            f"the data of {data.domain} has changed since the run began: digest {data.data_digest}, was {began_with}; "
+            "put it back, or begin another run"
         )
     mechanism = None
     if config.is_private and role == SOURCE:
-        mechanism = Mechanism(config, (domain, client, server_round) if is_simulated(context) else None)
+        mechanism = Mechanism(config, (data.domain, data.client, server_round) if is_simulated(context) else None)
     return _Call(config, data, role, received, server_round, message.content, mechanism)
 
 

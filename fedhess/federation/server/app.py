@@ -3,8 +3,8 @@
 import logging
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -43,6 +43,8 @@ CLIENT_LOG, SERVER_LOG = "client.log", "server.log"
 
 MEASURED = "measured"  # key of what no row has yet: what sources have measured of the model to be reported
 
+MEDIANS = "medians"  # key of the norms' medians of the last rounds
+
 OnRound = Callable[[int, list[Row]], None]
 
 
@@ -74,12 +76,14 @@ class Server:
         config: The settings of the run.
         directory: Where to record, or None.
         on_round: Called after each evaluation.
+        nodes: Client -> node that alone may answer for it; empty for whoever comes first.
     """
 
     grid: Grid
     config: RunConfig
     directory: RunDirectory | None = None
     on_round: OnRound | None = None
+    nodes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -132,7 +136,7 @@ class Server:
         finished, pending = self._restore()
         if finished == self.config.rounds and pending is None:
             return self.model
-        self.federation.discover()
+        self.federation.discover(self.nodes)
         self._record_clients()
         self._check_average()
         if finished >= 0 and any(c.identity.noise == protocol.SYSTEM for c in self.federation.source_clients):
@@ -164,6 +168,7 @@ class Server:
         self._rounds.restore(checkpoint.tensors, checkpoint.plain)
         self.evaluated.restore(checkpoint.tensors, checkpoint.plain)
         self.federation.ledger.restore(checkpoint.unreported)
+        self.federation.bound.restore(checkpoint.plain.get(MEDIANS, {}))
         self._seconds = checkpoint.unreported.get("seconds", 0.0)
         trained = checkpoint.unreported.get(TRAINED)
         if trained is None:
@@ -195,7 +200,7 @@ class Server:
                 unreported[MEASURED] = [[*place, found] for place, found in outcome.measured.items()]
             tensors, plain = self._rounds.state()
             more_tensors, more_plain = self.evaluated.state()
-            state = (tensors | more_tensors, plain | more_plain)
+            state = (tensors | more_tensors, plain | more_plain | {MEDIANS: self.federation.bound.state()})
             self.directory.save_checkpoint(snapshot(server_round, self.model, state, unreported))
         if evaluated:
             self._report(server_round, outcome)

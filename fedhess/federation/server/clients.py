@@ -14,7 +14,8 @@ from fedhess.federation import protocol
 from fedhess.federation.protocol import Part
 from fedhess.federation.server.discovery import Client, add_nonce, discover, draw_clients, returns_nonce
 from fedhess.federation.server.ledger import Failure, Ledger
-from fedhess.federation.tensors import NotFiniteError, array_bytes
+from fedhess.federation.server.norm_bound import NormBound, Norms
+from fedhess.federation.tensors import NotFiniteError
 from fedhess.settings.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,12 @@ class Federation:
     on_traceback: Callable[[str], object] | None = None
     clients: list[Client] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    bound: NormBound = field(init=False)
     _holds: dict[int, str] = field(default_factory=dict)  # node -> id of the model that it holds
     _forgetful: set[int] = field(default_factory=set)  # nodes that lost a model once: they are sent it every time
+
+    def __post_init__(self) -> None:
+        self.bound = NormBound(self.config.norm_bound)
 
     @property
     def source_clients(self) -> list[Client]:
@@ -76,7 +81,7 @@ class Federation:
         config = self.config
         return draw_clients(self.source_clients, config.clients_per_round, seed=config.seed, server_round=server_round)
 
-    def discover(self) -> None:
+    def discover(self, nodes: Mapping[str, int]) -> None:
         """Find the clients of the run: see :func:`fedhess.federation.server.discovery.discover`."""
         config = self.config
         self.clients = discover(
@@ -85,7 +90,11 @@ class Federation:
             targets=config.targets,
             deadline=config.exchange_deadline,
             clients=config.source_clients,
+            nodes=nodes,
         )
+        for client in self.clients:
+            content = RecordDict({protocol.IDENTITY: client.identity.to_record()})
+            self.ledger.count(client.label, protocol.IDENTIFY, content, way="up")
 
     def exchange(self, request: Request[T], clients: Iterable[Client]) -> Iterator[tuple[Client, T]]:
         """Send one message to each client and yield what ``request.read`` makes of the replies, in domain order.
@@ -101,6 +110,22 @@ class Federation:
             value = self.accept(request, client, reply)
             if value is not None:
                 yield client, value
+
+    def screen(
+        self,
+        phase: str,
+        server_round: int,
+        replies: Iterable[tuple[Client, T]],
+        norms: Callable[[Client, T], Norms],
+        *,
+        asked: int,
+    ) -> Iterator[tuple[Client, T]]:
+        """Yield the replies within the bound on norms; a client that exceeds it is recorded and left out."""
+
+        def reject(client: Client, reason: str) -> None:
+            self.ledger.failures.append(Failure(server_round, phase, client.label, reason))
+
+        return self.bound.screen(replies, norms, reject, asked=asked)
 
     def accept(self, request: Request[T], client: Client, reply: Message) -> T | None:
         """Read a reply; return None and record the failure where it is rejected."""
@@ -118,7 +143,7 @@ class Federation:
         """Send messages; yield each one's client with its reply, or None where it failed, as the replies come."""
         nonces = [add_nonce(message) for _, message in messages]
         for addressee, message in messages:
-            self.ledger.count(addressee.label, down=array_bytes(message.content))
+            self.ledger.count(addressee.label, request.message_type, message.content, way="down")
         replies = grid.send_and_receive([message for _, message in messages], timeout=request.deadline)
         ids = [message.metadata.message_id for _, message in messages]
         asked = {id_: (client, nonce) for id_, (client, _), nonce in zip(ids, messages, nonces, strict=True)}
@@ -129,7 +154,7 @@ class Federation:
                 logger.warning("round %d, %s: dropped an unexpected reply", request.server_round, request.phase)
                 continue
             if not reply.has_error() and returns_nonce(reply, nonce):
-                self.ledger.count(client.label, up=array_bytes(reply.content))
+                self.ledger.count(client.label, request.message_type, reply.content, way="up")
                 yield client, reply
                 continue
             self._holds.pop(client.node_id, None)

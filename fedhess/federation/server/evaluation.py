@@ -276,6 +276,7 @@ def _row(
         "failures": [{"round": f.round, "phase": f.phase, "reason": f.reason} for f in missed],
         "bytes_down": moved.down,
         "bytes_up": moved.up,
+        "sent": moved.sent,
     }
     if held.domain != identity.domain:
         row["main_domain"] = identity.domain  # which the client's number counts in

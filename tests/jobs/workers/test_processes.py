@@ -22,7 +22,7 @@ from fedhess.settings.run_config import RunConfig
 from tests.conftest import TOY, Outcome
 
 Command = Callable[..., Outcome]
-MEASURED = ("seconds", "bytes_down")  # a model is sent anew after a restart
+MEASURED = ("seconds", "bytes_down", "sent")  # a model is sent anew after a restart
 
 
 @pytest.fixture(autouse=True)
