@@ -27,6 +27,8 @@ SWAD = [*HGP_ADAM, "--average", "swad", "--average-args", "n_converge=1,n_tolera
 EMA = [*HGP_ADAM, "--average", "ema", "--evaluate-every", "2", "--lr-schedule", "cosine", "--warmup-rounds", "1"]
 EMA += ["--server-lr-schedule", "step", "--lr-drop-after", "0.5"]
 
+PRIVATE = ["--strategy", "hgp", "--dp-epsilon", "50", "--dp-delta", "1e-5", "--dp-clip", "update=0.1,statistics=1"]
+
 
 def toy(method: list[str]) -> list[str]:
     return [*(TOY if "--server-optimizer" in method else TOY_OF_FLOWER), *method]
@@ -68,6 +70,7 @@ def assert_same(job: Path, reference: Path) -> None:
         (SELDOM, 2, 5),
         (SWAD, 2, 9),
         *(pytest.param(method, 2, 1, marks=pytest.mark.slow) for method in (SWA, SWAD, EMA)),
+        pytest.param(PRIVATE, 2, 1, marks=pytest.mark.slow),
         pytest.param(SELECTED_EARLIER, 5, 1, marks=pytest.mark.slow),
         (SELECTED_EARLIER, 5, 6),
     ],
