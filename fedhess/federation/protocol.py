@@ -66,6 +66,8 @@ TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
 TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
+EVALUATION_ROUNDING = "evaluation-rounding"  # of a target's node: its counts are multiples of it
+EVALUATION_EPSILON = "evaluation-epsilon"  # and of this differential privacy, each evaluation
 OUT = "out-"  # before the names of the metrics and counts of a target's out split
 
 
@@ -108,6 +110,7 @@ class Identity:
     inputs: str = ""  # how an example becomes what the model is given, frozen weights included
     data_digest: str = ""  # of its examples
     version: str = ""  # of fedhess and of torch
+    protection: tuple[int, float] | None = None  # of a target's counts: multiple, and epsilon (0: no noise)
 
     @property
     def label(self) -> str:
@@ -145,6 +148,8 @@ class Identity:
                 "version": self.version,
             }
         )
+        if self.protection is not None:
+            record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON] = self.protection
         if self.several:
             record["held-domains"] = [held.domain for held in self.several]
             record["held-train-examples"] = [held.train_examples for held in self.several]
@@ -160,7 +165,10 @@ class Identity:
             counts = [record[key] for key in ("client", "train-examples", "evaluate-examples")]
             columns = [record.get(f"held-{key}", []) for key in ("domains", "train-examples", "evaluate-examples")]
             several = tuple(Held(*row) for row in zip(*columns, strict=True))
-            negative = min([*counts, *columns[1], *columns[2]]) < 0
+            protection = None
+            if role == TARGET and EVALUATION_ROUNDING in record:
+                protection = int(record[EVALUATION_ROUNDING]), float(record[EVALUATION_EPSILON])
+            negative = min([*counts, *columns[1], *columns[2], *(protection or ())]) < 0
         except (KeyError, TypeError, ValueError):
             raise ValueError(unclear) from None
         if negative or (role == SOURCE and counts[1] == 0):
@@ -173,7 +181,16 @@ class Identity:
         classes = tuple(map(str, record.get("classes", ())))
         texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version"))
         return cls(
-            domain, role, client, train, evaluate, bool(record.get("holds-out", False)), several, classes, *texts
+            domain,
+            role,
+            client,
+            train,
+            evaluate,
+            bool(record.get("holds-out", False)),
+            several,
+            classes,
+            *texts,
+            protection=protection,
         )
 
     def description(self) -> dict[str, Any]:
