@@ -69,6 +69,8 @@ NUM_EXAMPLES = "num-examples"
 NOISE = "noise"  # of a private source client, from:
 SEED, SYSTEM = "seed", "system"  # the run's seed, in a simulation, or its operating system's secure source
 TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
+EVALUATION_ROUNDING = "evaluation-rounding"  # of a target's node: its counts are multiples of it
+EVALUATION_EPSILON = "evaluation-epsilon"  # and of this differential privacy, each evaluation
 OUT = "out-"  # before the names of the metrics and counts of a target's out split
 
 
@@ -121,6 +123,7 @@ class Identity:
     data_digest: str = ""  # of its examples
     version: str = ""  # of fedhess and of torch
     noise: str = ""  # SEED or SYSTEM for a source client of a private run
+    protection: tuple[int, float] | None = None  # of a target's counts: multiple, and epsilon (0: no noise)
 
     @property
     def label(self) -> str:
@@ -159,6 +162,8 @@ class Identity:
         )
         if self.noise:
             record[NOISE] = self.noise
+        if self.protection is not None:
+            record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON] = self.protection
         if self.several:
             record["held-domains"] = [held.domain for held in self.several]
             record["held-train-examples"] = [held.train_examples for held in self.several]
@@ -174,7 +179,10 @@ class Identity:
             counts = [record[key] for key in ("client", "train-examples", "evaluate-examples")]
             columns = [record.get(f"held-{key}", []) for key in ("domains", "train-examples", "evaluate-examples")]
             several = tuple(Held(*row) for row in zip(*columns, strict=True))
-            negative = min([*counts, *columns[1], *columns[2]]) < 0
+            protection = None
+            if role == TARGET and EVALUATION_ROUNDING in record:
+                protection = int(record[EVALUATION_ROUNDING]), float(record[EVALUATION_EPSILON])
+            negative = min([*counts, *columns[1], *columns[2], *(protection or ())]) < 0
         except (KeyError, TypeError, ValueError):
             raise ValueError(unclear) from None
         if negative or (role == SOURCE and counts[1] == 0):
@@ -187,7 +195,16 @@ class Identity:
         classes = tuple(map(str, record.get("classes", ())))
         texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE))
         return cls(
-            domain, role, client, train, evaluate, bool(record.get("holds-out", False)), several, classes, *texts
+            domain,
+            role,
+            client,
+            train,
+            evaluate,
+            bool(record.get("holds-out", False)),
+            several,
+            classes,
+            *texts,
+            protection=protection,
         )
 
     def description(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from fedhess.base.seeds import seeded_globally
 from fedhess.base.transfers import copy_together
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
+from fedhess.federation.client.answers import Protection, answer_once
 from fedhess.federation.client.batches import joint_batch
 from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.client.examples import LocalClient, local_client
@@ -113,6 +114,7 @@ def identify(message: Message, context: Context) -> Message:
     """Reply with the client's identity."""
     config = run_settings(context)
     data, role = _own_data(config, context)
+    protection = Protection.of(context.node_config, role)
     identity = data.identity(role)
     if config.is_private and role == SOURCE:
         identity = private_identity(identity, simulated=is_simulated(context))
@@ -121,6 +123,7 @@ def identify(message: Message, context: Context) -> Message:
         classes=class_names(config),
         inputs=describe_inputs(config),
         version=f"fedhess {version('fedhess')}, torch {torch.__version__}",
+        protection=None if protection.is_off else (protection.rounding, protection.epsilon),
     )
     return Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
 
@@ -182,20 +185,23 @@ def evaluate(message: Message, context: Context) -> Message:
 
     Only a source client adds the alignment statistics of its head.
     """
-    config, data, role, received, _, _, mechanism = _open(message, context)
+    config, data, role, received, server_round, _, mechanism = _open(message, context)
     if mechanism is not None:
         raise UsageError(f"{data.domain} is a source of a private run: it evaluates nothing")
+    protection = Protection.of(context.node_config, role)
+    if role == TARGET:
+        answer_once(context, server_round, rounds=config.rounds)
     key = data.identity(role).key
     content = RecordDict()
     for domain, part in data.parts.items():
         if len(part.evaluate_indices) == 0 and len(data.parts) > 1:
             continue
         model = MEMORY.model(config, received, writable=False)
-        result = evaluate_model(model, part, with_alignment=role == SOURCE)
+        result = protection.apply(evaluate_model(model, part, with_alignment=role == SOURCE))
         metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
         counts = result.counts
         if role == TARGET and config.splits_targets:
-            out = evaluate_model(model, part, indices=part.out_indices)
+            out = protection.apply(evaluate_model(model, part, indices=part.out_indices))
             metrics |= protocol.evaluation_metrics(out.examples, out.loss, out.accuracy, of=protocol.OUT)
             counts = counts | {f"{protocol.OUT}{name}": count for name, count in out.counts.items()}
         content[key(protocol.METRICS, domain)] = MetricRecord(dict(metrics))
