@@ -56,6 +56,7 @@ class Job:
         benchmark: Its data, opened, where the job is about to run.
         before: The record of the job in ``path`` that this one continues or adds to, if it does.
         trackers: Keys of `tracking.TRACKERS` that its rows are fed to.
+        resume_from: The round that its runs go back to, if they do.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Job:
     benchmark: Benchmark | None = field(default=None, repr=False)
     before: Mapping[str, Any] | None = field(default=None, repr=False)
     trackers: tuple[str, ...] = ()
+    resume_from: int | None = None
 
     @property
     def data(self) -> Mapping[str, Any]:
