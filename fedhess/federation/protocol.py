@@ -8,9 +8,11 @@ Messages (server to client, all of them also answered by an error reply where th
 type                 who       content
 ==================== ========= ===============================================================================
 evaluate.identify    every     none; the reply names domain, role, client and example counts
-query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic
+query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic;
+                               or that the model's loss and accuracy on held-out examples are wanted, and these
 train                source    model, reference; reply: the update (or the weights) and metrics; with
-                               ``references="previous"`` also requests for statistics, and their answers
+                               ``references="previous"`` also requests for statistics, and their answers; where it
+                               is wanted, loss and accuracy of the trained model
 evaluate             every     model; reply: loss, accuracy, counts of predictions, and (source clients only)
                                alignment statistics; a target client of a run that splits targets adds the loss,
                                accuracy and counts of its out split
@@ -21,6 +23,7 @@ alignment have the domain in their key (:func:`of_domain`), and so have the refe
 train message says how much each domain weighs in its loss.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +66,7 @@ COUNTS = "counts"  # of an evaluation: two arrays
 CONFUSION = "confusion"  # (C, C) int32: examples by label and prediction
 CALIBRATION = "calibration"  # (BINS, 3) float64: examples, those predicted right and the sum of their confidences
 BINS = 15  # of the confidence, equally wide
+HELD_OUT = "held-out"  # wanted: an evaluation by a source, of the model or of the one it trains; by domain in the reply
 TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
@@ -274,6 +278,21 @@ def releases_in(content: RecordDict, message_type: str) -> int:
     """Count what a message has a private source client send that depends on its examples: statistics, an update."""
     requests = [content] if message_type == STATISTICS else numbered_parts(content) if message_type == TRAIN else []
     return (message_type == TRAIN) + sum(len(decode_request(request)[0]) for request in requests)
+
+
+def held_out_of(content: RecordDict, identity: Identity) -> dict[str, dict[str, float]]:
+    """Read loss and accuracy of a model by domain, from the records of an evaluation or of a train reply.
+
+    Raises:
+        ValueError: One is missing, no number, or out of range.
+    """
+    found = {}
+    for domain in identity.trains_on:
+        metrics = metrics_of(content, identity.key(HELD_OUT, domain))
+        if not (0 <= metrics.get("accuracy", -1) <= 1 and 0 <= metrics.get("loss", -1) < math.inf):
+            raise ValueError(f"expected a loss of at least 0 and an accuracy in [0, 1] in {HELD_OUT}, got {metrics}")
+        found[domain] = {name: metrics[name] for name in ("loss", "accuracy")}
+    return found
 
 
 def training_metrics_of(content: RecordDict, *, examples: int, private: bool = False) -> dict[str, float]:

@@ -145,6 +145,7 @@ OF_METHOD: Mapping[str, Mapping[str, Range]] = {
     # No range of their own was published for these: a decade to both sides of the default.
     "server_alignment": {"step": _powers(-3, -1, OURS, default=0.01)},
     "fedomg": {"k": _powers(math.log10(0.05), math.log10(5), OURS, default=0.5)},
+    "ga": {"s": Range(0.05, 0.5, OURS, default=0.2)},
     "fedsam": {"rho": _powers(-2, 0, OURS, default=0.1)},
     "sagm": {"rho": _powers(math.log10(0.005), math.log10(0.5), OURS, default=0.05)},
     "fedadam": {"eta": _powers(-2, 0, OURS, default=0.1)},
