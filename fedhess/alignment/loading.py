@@ -32,6 +32,7 @@ BUILT_IN = {
     "fedgma": "fedhess.strategies.fedgma:FedGMA",
     "fedomg": "fedhess.strategies.fedomg:FedOMG",
     "scaffold": "fedhess.strategies.scaffold:Scaffold",
+    "ga": "fedhess.strategies.ga:GA",
     "fedsam": "fedhess.strategies.fedsam:FedSAM",
     "sagm": "fedhess.strategies.sagm:SAGM",
     "fedprox": "fedhess.strategies.fedprox:FedProx",

@@ -39,7 +39,7 @@ from fedhess.results.selection import (
     source_accuracy,
     target_accuracy,
 )
-from fedhess.results.sent import sent_section, summarise_sent
+from fedhess.results.sent import protected_targets, sent_section, summarise_sent
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
 
@@ -59,7 +59,7 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         selected rounds (and settings, where there are several) by target, what is incomplete, the number of clients'
         failures, and the gaps that they left in the evaluation. ``"comparison"`` is what
         :func:`fedhess.results.paired.compare_paired` returns, ``"unfinished"`` lists runs that lack rounds, with the
-        reason of those that failed, ``"sent"`` is what :func:`fedhess.results.sent.summarise_sent` returns.
+        reason of those that failed, ``"sent"`` and ``"protected"`` are what :mod:`fedhess.results.sent` makes of rows.
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
@@ -88,6 +88,7 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         ),
         "strategies": strategies,
         "sent": summarise_sent(recorded),
+        "protected": protected_targets(recorded),
     }
 
 

@@ -19,7 +19,7 @@ DOMAINBED = "DomainBed, hparams_registry.py"
 HESSIAN = "released code of Hemati et al., ICCV 2023"
 FEDIIR = "released code of Guo et al., ICML 2023, domainbed/hparams_registry.py"
 FEDGMA = "Tenison et al., TMLR 2023"
-FEDPROX = "Li et al., MLSys 2020: between the candidates 0.001, 0.01, 0.1 and 1"
+FEDPROX = "released code of Li et al., MLSys 2020, README: between the candidates 0.001, 0.01, 0.1, 0.5 and 1"
 OURS = "ours"
 GIVEN = "--range"
 STEPS = 5001  # that DomainBed trains: what its numbers of steps are a part of
@@ -145,6 +145,7 @@ OF_METHOD: Mapping[str, Mapping[str, Range]] = {
     # No range of their own was published for these: a decade to both sides of the default.
     "server_alignment": {"step": _powers(-3, -1, OURS, default=0.01)},
     "fedomg": {"k": _powers(math.log10(0.05), math.log10(5), OURS, default=0.5)},
+    "ga": {"s": Range(0.05, 0.5, OURS, default=0.2)},
     "fedsam": {"rho": _powers(-2, 0, OURS, default=0.1)},
     "sagm": {"rho": _powers(math.log10(0.005), math.log10(0.5), OURS, default=0.05)},
     "fedadam": {"eta": _powers(-2, 0, OURS, default=0.1)},
