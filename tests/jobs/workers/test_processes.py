@@ -119,25 +119,8 @@ def test_cores_are_shared_out_and_a_job_keeps_the_threads_that_it_began_with(
         return int(job.record["settings"]["threads"])
 
     assert [planned(), planned(parallel=2), planned(parallel=2, threads=4)] == [0, 2, 4]
-    assert (
-        command(
-            "--domains",
-            "Toy",
-            "--strategy",
-            "erm",
-            "--trials",
-            1,
-            "--rounds",
-            1,
-            "--batch-size",
-            8,
-            "--threads",
-            2,
-            "--out",
-            "job",
-        ).status
-        == 0
-    )
+    brief = ["--domains", "Toy", "--strategy", "erm", "--trials", 1, "--rounds", 1, "--batch-size", 8]
+    assert command(*brief, "--threads", 2, "--out", "job").status == 0
     began = {"out": "job", "resume": True}
     assert [planned(**began), planned(parallel=5, **began)] == [2, 2]
     refused = command("--out", "job", "--resume", "--parallel", 2, "--threads", 1)
