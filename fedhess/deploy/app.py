@@ -25,6 +25,7 @@ from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory
 from fedhess.jobs.job import Job, make_job, make_record, outline
 from fedhess.models.weights import with_recorded_weights
+from fedhess.results.files import clear_results
 from fedhess.results.summary import summarise, table, write_report
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
@@ -80,7 +81,11 @@ def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], ob
     ):
         if changes:
             logger.warning("continued in another environment; bits may differ: %s", "; ".join(changes))
-        train(job.runs[0].directory)
+        try:
+            clear_results(path)
+            train(job.runs[0].directory)
+        finally:  # what was made meanwhile lacks rows
+            clear_results(path)
         summary = summarise(job)
         written = write_report(job, summary)
         logger.info("%s\nwritten: %s", table(summary), ", ".join(map(str, written)))

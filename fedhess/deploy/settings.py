@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedhess.alignment.loading import client_half, is_installed, load_strategy
+from fedhess.alignment.privacy import check_privacy
 from fedhess.alignment.server_step import require_server
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.deploy.packing import RUN_DIR, app_config
@@ -93,6 +94,7 @@ def read_settings(run_config: Sequence[str], *, data_dir: Path | None = None) ->
     check_execution(on_any_machine, prepared_shape(config.model, benchmark.input_shape))
     if is_installed(config.strategy):
         load_strategy(config.strategy, config.strategy_args)
+        check_privacy([config])
         client_half(config).check(config)
         require_server([config.strategy], RunConfig.given_in(given))
     return config

@@ -48,10 +48,12 @@ REFERENCE = "reference"
 MOMENTUM = "momentum"
 STATISTIC_VALUES = "statistics"
 CALL = "call-"
+IDENTITY = "identity"  # what the run's rows call the reply to IDENTIFY
 
 ROUND = "server-round"
 MODEL_ID = "model-id"
 MODEL_MISSING = "model-missing"
+MODELS_HELD = 2  # that a client keeps, the newest: the global model, and its average where one is evaluated
 DATA_DIGEST = "data-digest"  # of a client's identity, in every message to it: its data may not change in a run
 NONCE = "nonce"  # of every message, and of its reply: a node that was not sent the message does not know it
 NAMES = "names"
@@ -64,6 +66,8 @@ BINS = 15  # of the confidence, equally wide
 TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
+NOISE = "noise"  # of a private source client, from:
+SEED, SYSTEM = "seed", "system"  # the run's seed, in a simulation, or its operating system's secure source
 TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
 OUT = "out-"  # before the names of the metrics and counts of a target's out split
 
@@ -116,6 +120,7 @@ class Identity:
     inputs: str = ""  # how an example becomes what the model is given, frozen weights included
     data_digest: str = ""  # of its examples
     version: str = ""  # of fedhess and of torch
+    noise: str = ""  # SEED or SYSTEM for a source client of a private run
 
     @property
     def label(self) -> str:
@@ -152,6 +157,8 @@ class Identity:
                 "version": self.version,
             }
         )
+        if self.noise:
+            record[NOISE] = self.noise
         if self.several:
             record["held-domains"] = [held.domain for held in self.several]
             record["held-train-examples"] = [held.train_examples for held in self.several]
@@ -178,7 +185,7 @@ class Identity:
             raise ValueError(unclear)
         client, train, evaluate = counts
         classes = tuple(map(str, record.get("classes", ())))
-        texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version"))
+        texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE))
         return cls(
             domain, role, client, train, evaluate, bool(record.get("holds-out", False)), several, classes, *texts
         )
@@ -213,6 +220,16 @@ def numbered(records: Mapping[str, Part], call: int) -> dict[str, Part]:
     return {f"{CALL}{call}/{name}": record for name, record in records.items()}
 
 
+def record_name(key: str) -> str:
+    """Name a record without the number of its call and the domain that it is about.
+
+    >>> record_name("call-0/statistics/photo")
+    'statistics'
+    """
+    first, _, rest = key.partition("/")
+    return rest.partition("/")[0] if first.startswith(CALL) else first
+
+
 def numbered_parts(content: RecordDict) -> list[RecordDict]:
     """Take the requests or answers that :func:`numbered` put into a message out again, in their order."""
     found: dict[int, RecordDict] = {}
@@ -236,20 +253,28 @@ def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
     return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}
 
 
-def training_metrics_of(content: RecordDict, *, examples: int) -> dict[str, float]:
+def releases_in(content: RecordDict, message_type: str) -> int:
+    """Count what a message has a private source client send that depends on its examples: statistics, an update."""
+    requests = [content] if message_type == STATISTICS else numbered_parts(content) if message_type == TRAIN else []
+    return (message_type == TRAIN) + sum(len(decode_request(request)[0]) for request in requests)
+
+
+def training_metrics_of(content: RecordDict, *, examples: int, private: bool = False) -> dict[str, float]:
     """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
 
     Args:
         content: The reply.
         examples: How many training examples the client had at the start.
+        private: Whether the client leaves out its losses.
 
     Raises:
         ValueError: A metric is missing, or the examples are others.
     """
     metrics = metrics_of(content)
     names = set(content.metric_records[METRICS])
-    if not names == metrics.keys() == set(TRAINING_METRICS):
-        raise ValueError(f"expected the metrics {', '.join(TRAINING_METRICS)}, a number each, got {sorted(names)}")
+    expected = (NUM_EXAMPLES, "seconds") if private else TRAINING_METRICS
+    if not names == metrics.keys() == set(expected):
+        raise ValueError(f"expected the metrics {', '.join(expected)}, a number each, got {sorted(names)}")
     if metrics[NUM_EXAMPLES] != examples:
         raise ValueError(f"expected {NUM_EXAMPLES} = {examples} as at the start, got {metrics}")
     return metrics

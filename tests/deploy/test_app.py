@@ -65,7 +65,7 @@ def test_a_recorded_run_has_the_sources_and_classes_that_it_had(
     job = open_recorded(Path("ours"))
     assert (job.runs[0].config.sources, job.runs[0].config.targets) == (("south", "north"), ("east",))
     assert len(job.classes) == 4, "by which a sick run is told"
-    assert table(summarise(job)) + "\n" == Path("ours/summary.md").read_text()
+    assert Path("ours/summary.md").read_text().startswith(table(summarise(job)) + "\n")
 
 
 def timeless(file: Path, *but: str) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def test_the_same_run_started_again_continues_with_the_same_bits(
         deployed(settings, "broken", out_of_power)
     assert RunDirectory(Path("broken/east/0")).completed_round() == 2
     deployed(settings, "broken")
-    rows = [timeless(Path(name) / "east/0/rounds.jsonl", "bytes_down") for name in ("straight", "broken")]
+    rows = [timeless(Path(name) / "east/0/rounds.jsonl", "bytes_down", "sent") for name in ("straight", "broken")]
     assert rows[0] == rows[1]
     weights = [next(Path(name).rglob("checkpoint/*.safetensors")).read_bytes() for name in ("straight", "broken")]
     assert weights[0] == weights[1]

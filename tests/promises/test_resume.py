@@ -44,7 +44,7 @@ def one_thread() -> Iterator[None]:
 def results(job: Path) -> list[dict[str, object]]:
     """Read every row without what was measured of the process: its time, and models sent again after a restart."""
     lines = (job / "east/0/rounds.jsonl").read_text(encoding="utf-8").splitlines()
-    measured = ("seconds", "bytes_down")
+    measured = ("seconds", "bytes_down", "sent")
     return [{key: value for key, value in json.loads(line).items() if key not in measured} for line in lines]
 
 

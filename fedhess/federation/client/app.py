@@ -30,7 +30,8 @@ from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.client.examples import LocalClient, local_client
 from fedhess.federation.client.limits import check_batches, check_run
 from fedhess.federation.client.memory import MEMORY, ModelMissingError, ReceivedModel
-from fedhess.federation.client.node import NotInRunError, place
+from fedhess.federation.client.node import NotInRunError, is_simulated, place
+from fedhess.federation.client.privacy import Mechanism, private_identity
 from fedhess.federation.client.training import Holding, train_locally, writes_parameters
 from fedhess.federation.protocol import decode_request, numbered, numbered_parts
 from fedhess.federation.run_settings import settings_of_run
@@ -112,8 +113,11 @@ def identify(message: Message, context: Context) -> Message:
     """Reply with the client's identity."""
     config = run_settings(context)
     data, role = _own_data(config, context)
+    identity = data.identity(role)
+    if config.is_private and role == SOURCE:
+        identity = private_identity(identity, simulated=is_simulated(context))
     identity = replace(
-        data.identity(role),
+        identity,
         classes=class_names(config),
         inputs=describe_inputs(config),
         version=f"fedhess {version('fedhess')}, torch {torch.__version__}",
@@ -137,6 +141,11 @@ def train(message: Message, context: Context) -> Message:
     answers = [_answer(request, call) for request in numbered_parts(message.content)]
     momentum = call.tensors(protocol.MOMENTUM)
     writes = writes_parameters(config, carries_momentum=momentum is not None)
+    if call.mechanism is not None and momentum is not None and config.momentum:
+        raise UsageError(
+            f"--momentum {config.momentum:g}: strategy {config.strategy} carries it from client to client, which "
+            "--dp-epsilon does not cover; give --momentum 0"
+        )
     model = MEMORY.model(config, received, writable=writes)
     holdings = _holdings(call)
     # The statistics were of all that the client holds: so is the pass behind them.
@@ -152,9 +161,12 @@ def train(message: Message, context: Context) -> Message:
         first=MEMORY.take(received.model_id, data.key, model) if reusable else None,
     )
     tensors = local.update
+    metrics = MetricRecord({protocol.NUM_EXAMPLES: data.train_size, "loss": local.loss, "objective": local.objective})
+    if call.mechanism is not None:
+        tensors = call.mechanism.release_update(local, model)
+        metrics = MetricRecord({protocol.NUM_EXAMPLES: data.train_size})
     if message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False):
         tensors = {n: b - tensors[n] if n in tensors else b for n, b in received.tensors.items()}
-    metrics = MetricRecord({protocol.NUM_EXAMPLES: data.train_size, "loss": local.loss, "objective": local.objective})
     metrics["seconds"] = time.perf_counter() - started
     content = RecordDict({protocol.MODEL: encode_tensors(tensors), protocol.METRICS: metrics})
     if momentum is not None and local.momentum:
@@ -170,7 +182,9 @@ def evaluate(message: Message, context: Context) -> Message:
 
     Only a source client adds the alignment statistics of its head.
     """
-    config, data, role, received, _, _ = _open(message, context)
+    config, data, role, received, _, _, mechanism = _open(message, context)
+    if mechanism is not None:
+        raise UsageError(f"{data.domain} is a source of a private run: it evaluates nothing")
     key = data.identity(role).key
     content = RecordDict()
     for domain, part in data.parts.items():
@@ -200,6 +214,7 @@ class _Call(NamedTuple):
     received: ReceivedModel
     server_round: int
     content: RecordDict
+    mechanism: Mechanism | None  # of a source client of a private run
 
     def tensors(self, record: str) -> dict[str, Tensor] | None:
         """Read tensors of the message onto the device; None where it has no such record."""
@@ -232,7 +247,10 @@ def _open(message: Message, context: Context) -> _Call:
             f"the data of {data.domain} has changed since the run began: digest {data.data_digest}, was {began_with}; "
             "put it back, or begin another run"
         )
-    return _Call(config, data, role, received, server_round, message.content)
+    mechanism = None
+    if config.is_private and role == SOURCE:
+        mechanism = Mechanism(config, (data.domain, data.client, server_round) if is_simulated(context) else None)
+    return _Call(config, data, role, received, server_round, message.content, mechanism)
 
 
 def _holdings(call: _Call) -> list[Holding]:
@@ -294,8 +312,14 @@ def _answer(request: RecordDict, call: _Call) -> dict[str, protocol.Part]:
             if on_network is not None:
                 own[name] = strategy_statistic(config.strategy, name, on_network, part)
                 continue
+            function = strategy.statistics[name]
+            if call.mechanism is not None:
+                function = call.mechanism.statistic(name, function)
             with torch.no_grad():  # closed forms need no graph
-                own[name] = strategy_statistic(config.strategy, name, strategy.statistics[name], part.batch, **given)
+                own[name] = strategy_statistic(config.strategy, name, function, part.batch, **given)
+    if call.mechanism is not None and names:
+        sizes = {domain: part.batch.size for domain, part in zip(values, forward.parts, strict=True)}
+        values = call.mechanism.release_statistics(values, sizes=sizes, request=request)
     key = call.data.identity(SOURCE).key
     return {key(protocol.STATISTIC_VALUES, domain): encode_tensors(own) for domain, own in values.items()}
 
