@@ -124,7 +124,7 @@ HONEST: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "IconPACS, nine clients": ("lite0-features", {"evaluate_every": 40, **_NINE}),
     "RotatedMNIST": ("mlp", {"domains_options": {"per_domain": 500}, "evaluate_every": 40}),
     "Digits": ("mlp", {"domains_options": {"per_domain": 500}, "evaluate_every": 40}),
-    "ColoredMNIST": ("mlp", {"domains_options": {"per_domain": 1000}, "evaluate_every": 501}),
+    "ColoredMNIST": ("mlp", {"domains_options": {"per_domain": 300}, "evaluate_every": 501}),
 }
 
 
