@@ -49,6 +49,5 @@ def _check_means(config: RunConfig) -> None:
     if config.update_mean != "mean" and asked < least:
         raise UsageError(
             f"--update-mean {config.update_mean}: expected at least {least} clients in a round, so that the hostile "
-            f"are a minority (--hostile-clients {hostile}), got {asked}; give more clients (--partition), or another "
-            "mean"
+            f"are a minority (--hostile-clients {hostile}), got {asked}; give more clients or another mean"
         )

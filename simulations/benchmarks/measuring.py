@@ -20,7 +20,7 @@ from fedhess.domains import Benchmark
 from fedhess.domains.benchmark import Scenario
 from fedhess.domains.domain import TensorDomain
 from fedhess.federation.client.app import app as client_app
-from fedhess.federation.engines.inprocess import run_in_process
+from fedhess.federation.engines.choice import IN_PROCESS, Engine
 from fedhess.federation.server.app import Server
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.run_directory import Row as EvaluationRow
@@ -117,9 +117,13 @@ class _TimedServer(Server):
 
 
 def run_federation(
-    config: RunConfig, *, prepare: Callable[[Server], object] | None = None, app: ClientApp = client_app
+    config: RunConfig,
+    *,
+    prepare: Callable[[Server], object] | None = None,
+    app: ClientApp = client_app,
+    engine: Engine = IN_PROCESS,
 ) -> Rounds:
-    """Run a federation in this process and time its rounds; ``prepare`` is called with the server before it runs."""
+    """Run a federation and time its rounds; ``prepare`` is called with the server, which is here, before it runs."""
     rounds = Rounds()
     server_app = ServerApp()
 
@@ -133,7 +137,7 @@ def run_federation(
         server.run()
 
     nodes = config.source_clients + len(config.targets)
-    run_in_process(
+    engine.run(
         server_app,
         app,
         run_config=config.to_run_config(),

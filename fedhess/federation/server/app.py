@@ -3,8 +3,8 @@
 import logging
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedhess.alignment.loading import load_strategy, resolved_args
+from fedhess.alignment.privacy import check_privacy
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
 from fedhess.base.errors import DivergedError, FederationError, StrategyError, UsageError
@@ -75,15 +76,18 @@ class Server:
         config: The settings of the run.
         directory: Where to record, or None.
         on_round: Called after each evaluation.
+        nodes: Client -> node that alone may answer for it; empty for whoever comes first.
     """
 
     grid: Grid
     config: RunConfig
     directory: RunDirectory | None = None
     on_round: OnRound | None = None
+    nodes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.config
+        check_privacy([config])
         self.strategy = load_strategy(config.strategy, config.strategy_args)
         template = build_model(config.model_copy(update={"device": "cpu"}))  # the clients' device need not be here
         self._rounds: DomainRounds | FlowerRounds
@@ -132,9 +136,14 @@ class Server:
         finished, pending = self._restore()
         if finished == self.config.rounds and pending is None:
             return self.model
-        self.federation.discover()
+        self.federation.discover(self.nodes)
         self._record_clients()
         self._check_average()
+        if finished >= 0 and any(c.identity.noise == protocol.SYSTEM for c in self.federation.source_clients):
+            raise UsageError(
+                f"round {finished}: this private run cannot continue: its nodes would answer the rounds since then "
+                "once more, with new noise, and send more than --dp-epsilon allows; begin another run"
+            )
         if finished < 0:
             self._complete(0, RoundOutcome())
             finished = 0
