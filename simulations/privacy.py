@@ -60,7 +60,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 def configurations(
     *,
-    strategies: Sequence[str] = tuple(STRATEGIES),
+    strategies: Sequence[str] = tuple(SENT),
     seeds: Sequence[int] = (0,),
     per_domain: int = 0,
     quick: bool = False,
