@@ -195,18 +195,24 @@ class Identity:
             raise ValueError(unclear)
         client, train, evaluate = counts
         classes = tuple(map(str, record.get("classes", ())))
-        texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE))
+        inputs, digest, versions, noise = (
+            str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE)
+        )
+        holds_out = bool(record.get("holds-out", False))
         return cls(
             domain,
             role,
             client,
             train,
             evaluate,
-            bool(record.get("holds-out", False)),
+            holds_out,
             several,
             classes,
-            *texts,
-            protection=protection,
+            inputs,
+            digest,
+            versions,
+            noise,
+            protection,
         )
 
     def description(self) -> dict[str, Any]:

@@ -347,6 +347,8 @@ def _held_out(call: _Call, update: Mapping[str, Tensor] | None = None) -> dict[s
 
     Of a domain of which it holds nothing out, on its training examples.
     """
+    if call.mechanism is not None:
+        raise UsageError(f"{call.data.domain} is a source of a private run: it evaluates nothing")
     model = MEMORY.model(call.config, call.received, writable=update is not None)
     for name, tensor in model.state_dict().items():
         if update is not None and name in update:

@@ -108,6 +108,11 @@ class LocalPhase:
         """
         if domain_weights is not None:
             self._require_mean("it weighs the domains by itself, and robust means count every client once")
+        if held_out and self.config.is_private:
+            raise UsageError(
+                f"--strategy {self.config.strategy}: its clients evaluate what they trained, and a private run's "
+                "sources send no loss and no accuracy; leave --dp-epsilon out, or choose another strategy"
+            )
         mean = MeanRule(self.config.update_mean, self.config.hostile_clients).begin()
         weights = holding_weights(self.participants, self.config, domain_weights)
         for client, result in self._train(weights, self.model.payload(), None, given=given, held_out=held_out):
