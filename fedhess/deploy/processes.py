@@ -4,9 +4,13 @@ import contextlib
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -29,9 +33,12 @@ class Processes:
         self._folder = folder
         self.mark = uuid.uuid4().hex
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._copying: list[threading.Thread] = []
 
-    def start(self, name: str, program: Program, *, show: bool = False) -> "subprocess.Popen[bytes]":
-        """Start a program, with the log ``NAME.log`` unless it may ``show`` on standard output.
+    def start(
+        self, name: str, program: Program, *, show: bool = False, times: bool = False
+    ) -> "subprocess.Popen[bytes]":
+        """Start a program, with the log ``NAME.log`` unless it may ``show`` on standard output, there with ``times``.
 
         Raises:
             UsageError: The log cannot be written.
@@ -45,12 +52,17 @@ class Processes:
             self.running[name] = subprocess.Popen(
                 program.command(),
                 stdin=subprocess.DEVNULL,
-                stdout=None if show else log,
+                stdout=None if show else subprocess.PIPE if times else log,
                 stderr=None if show else subprocess.STDOUT,
                 env=program.environment() | {MARK: self.mark},
                 cwd=self._folder,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
             )
+        if times:
+            self._copying.append(
+                threading.Thread(target=_copy_with_times, args=(self.running[name].stdout,), daemon=True)
+            )
+            self._copying[-1].start()
         return self.running[name]
 
     def log(self, name: str) -> Path:
@@ -80,6 +92,8 @@ class Processes:
         psutil.wait_procs(left)
         for child in self.running.values():
             child.wait()
+        for thread in self._copying:
+            thread.join(TERM_SECONDS)
         self.running.clear()
 
     def _all(self) -> list[psutil.Process]:
@@ -106,6 +120,12 @@ def processes(logs: Path, folder: Path | None = None) -> Iterator[Processes]:
         running.stop()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _copy_with_times(lines: IO[bytes]) -> None:
+    for line in lines:
+        sys.stdout.buffer.write(f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z} ".encode() + line)
+        sys.stdout.buffer.flush()
 
 
 def marked_processes(mark: str, *, variable: str = MARK) -> list[psutil.Process]:

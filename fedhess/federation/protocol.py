@@ -65,6 +65,8 @@ BINS = 15  # of the confidence, equally wide
 TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
+NOISE = "noise"  # of a private source client, from:
+SEED, SYSTEM = "seed", "system"  # the run's seed, in a simulation, or its operating system's secure source
 TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
 EVALUATION_ROUNDING = "evaluation-rounding"  # of a target's node: its counts are multiples of it
 EVALUATION_EPSILON = "evaluation-epsilon"  # and of this differential privacy, each evaluation
@@ -110,6 +112,7 @@ class Identity:
     inputs: str = ""  # how an example becomes what the model is given, frozen weights included
     data_digest: str = ""  # of its examples
     version: str = ""  # of fedhess and of torch
+    noise: str = ""  # SEED or SYSTEM for a source client of a private run
     protection: tuple[int, float] | None = None  # of a target's counts: multiple, and epsilon (0: no noise)
 
     @property
@@ -148,6 +151,8 @@ class Identity:
                 "version": self.version,
             }
         )
+        if self.noise:
+            record[NOISE] = self.noise
         if self.protection is not None:
             record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON] = self.protection
         if self.several:
@@ -179,7 +184,7 @@ class Identity:
             raise ValueError(unclear)
         client, train, evaluate = counts
         classes = tuple(map(str, record.get("classes", ())))
-        texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version"))
+        texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE))
         return cls(
             domain,
             role,
@@ -256,20 +261,28 @@ def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
     return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}
 
 
-def training_metrics_of(content: RecordDict, *, examples: int) -> dict[str, float]:
+def releases_in(content: RecordDict, message_type: str) -> int:
+    """Count what a message has a private source client send that depends on its examples: statistics, an update."""
+    requests = [content] if message_type == STATISTICS else numbered_parts(content) if message_type == TRAIN else []
+    return (message_type == TRAIN) + sum(len(decode_request(request)[0]) for request in requests)
+
+
+def training_metrics_of(content: RecordDict, *, examples: int, private: bool = False) -> dict[str, float]:
     """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
 
     Args:
         content: The reply.
         examples: How many training examples the client had at the start.
+        private: Whether the client leaves out its losses.
 
     Raises:
         ValueError: A metric is missing, or the examples are others.
     """
     metrics = metrics_of(content)
     names = set(content.metric_records[METRICS])
-    if not names == metrics.keys() == set(TRAINING_METRICS):
-        raise ValueError(f"expected the metrics {', '.join(TRAINING_METRICS)}, a number each, got {sorted(names)}")
+    expected = (NUM_EXAMPLES, "seconds") if private else TRAINING_METRICS
+    if not names == metrics.keys() == set(expected):
+        raise ValueError(f"expected the metrics {', '.join(expected)}, a number each, got {sorted(names)}")
     if metrics[NUM_EXAMPLES] != examples:
         raise ValueError(f"expected {NUM_EXAMPLES} = {examples} as at the start, got {metrics}")
     return metrics

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from fedhess.domains import Benchmark, Scenario
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.selectors import DEFAULT
@@ -56,6 +58,7 @@ class Job:
         benchmark: Its data, opened, where the job is about to run.
         before: The record of the job in ``path`` that this one continues or adds to, if it does.
         trackers: Keys of `tracking.TRACKERS` that its rows are fed to.
+        lock: On ``path``, held since the record in ``before`` was read; it is released when the job has run.
     """
 
     path: Path
@@ -65,6 +68,7 @@ class Job:
     benchmark: Benchmark | None = field(default=None, repr=False)
     before: Mapping[str, Any] | None = field(default=None, repr=False)
     trackers: tuple[str, ...] = ()
+    lock: FileLock | None = field(default=None, repr=False, compare=False)
 
     @property
     def data(self) -> Mapping[str, Any]:

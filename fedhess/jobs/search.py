@@ -88,7 +88,7 @@ def read_search(
     """
     if recorded is None:
         return None if given is None else Search.read(**given)
-    option, there = "--add" if options.add else "--resume", recorded.get("search", {})
+    option, there = options.continuing, recorded.get("search", {})
     if bool(there) != (given is not None):
         kind, command = ("a", "sweep") if there else ("no", "simulate")
         raise UsageError(f"{option}: the job in {options.out} is {kind} sweep; use fedhess {command} {option}")

@@ -29,6 +29,7 @@ from fedhess.results.columns import (
 from fedhess.results.counts import confusions, counts_section, selected_rows, summarise_counts
 from fedhess.results.figures import ENDINGS, Panel, draw_confusions, draw_rounds, drawable, trained_rounds
 from fedhess.results.paired import compare_paired, explain, shown_difference
+from fedhess.results.privacy import spent_privacy
 from fedhess.results.selection import (
     Recorded,
     cells_of,
@@ -267,6 +268,7 @@ def _summarise_strategy(
     by_seed = {column: {str(seed): _percent(value) for seed, value in of.items()} for column, of in accuracy.items()}
     by_seed |= {"average": {str(seed): _percent(value) for seed, value in zip(seeds, averages, strict=True)}}
     counted = selected_rows(recorded, name, columns, selection)
+    spent = spent_privacy([rows for run, rows in recorded if run.strategy == name])
     failures = sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows)
     return {
         "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
@@ -287,6 +289,7 @@ def _summarise_strategy(
         },
         "failures": failures,
         "gaps": gaps,
+        **({"privacy": spent} if spent else {}),
         "sick": sick,
         "unfinished": unfinished_runs,
     }

@@ -22,6 +22,7 @@ BRIEF = ["--target", "sketch", "--rounds", "1", "--local-steps", "1", "--strateg
 # -- What it writes ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_run_directory_of_one_strategy(command: Command) -> None:
     outcome = command(*TOY, "--strategy", "erm", "--out", "job")
     assert outcome.status == 0, outcome.err
@@ -39,6 +40,7 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
         "summary.json",
         "summary.md",
     ]
+    assert Path("job/figures/rounds.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_run_directory_of_several_strategies_and_trials(command: Command) -> None:

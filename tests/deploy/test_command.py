@@ -102,8 +102,29 @@ def test_mistakes_end_with_one_message_and_status_2(command: Command) -> None:
 
 def test_what_flower_says_when_it_fails_is_shown(command: Command) -> None:
     command("keys", "--host", "localhost", "--node", "photo")
+    Path("superlink").mkdir()
     failed = command("register", "--superlink", "127.0.0.1:9")
     assert failed.status == 1
     assert "$ FLWR_HOME=keys/flower flwr supernode register keys/nodes/photo.pub deployment" in failed.out
     assert failed.err.startswith("fedhess: not registered")
-    assert len(failed.err.splitlines()) > 1
+    assert "photo: flwr supernode: " in failed.err
+    assert not Path("superlink/nodes.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--client", "photo"), "--client: expected KEY=CLIENT with a key of north, photo, got 'photo'"),
+        (
+            ("--client", "nort=photo[1]"),
+            "--client: expected KEY=CLIENT with a key of north, photo, got 'nort=photo[1]'",
+        ),
+        (("--client", "north=photo"), "--client: expected another client for each key, got {'north': 'photo', "),
+        ((), "--state: there is no folder superlink; register on the machine of `superlink`, with its --state"),
+    ],
+)
+def test_mistakes_about_who_is_registered_are_named(command: Command, given: tuple[str, ...], message: str) -> None:
+    command("keys", "--node", "north", "--node", "photo")
+    wrong = command("register", "--superlink", "127.0.0.1:9", *given)
+    assert (wrong.status, wrong.err.count("\n")) == (2, 1)
+    assert wrong.err.startswith(f"fedhess: {message}")

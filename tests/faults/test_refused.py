@@ -1,5 +1,6 @@
 """Who has no business in the federation stays outside, and is told so."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.processes import free_port
 from fedhess.deploy.programs import Program
-from tests.faults.conftest import HOST, Federation
+from tests.faults.conftest import DOMAINS, HOST, Federation
 
 
 @pytest.mark.slow
@@ -33,7 +34,10 @@ def test_unknown_nodes_and_servers_with_another_authority_are_refused(federation
 @pytest.mark.slow
 @pytest.mark.timeout(700)
 def test_only_nodes_reach_the_superlink_from_outside(federation: Federation, tmp_path: Path) -> None:
-    """Who has neither certificate nor key reads the runs at Flower's own port, and nothing through nginx."""
+    """Who has neither certificate nor key reads the runs at Flower's own port, and nothing through nginx.
+
+    A node that was registered as another client than it answers as is refused, and the run waits for the right one.
+    """
     public, state = free_port(), tmp_path / "state"
     command = ["-m", "fedhess.deploy", "superlink", "--keys", str(federation.keys.folder), "--state", str(state)]
     command += ["--host", HOST, "--port", str(public), "--control-port", str(federation.port)]
@@ -43,9 +47,18 @@ def test_only_nodes_reach_the_superlink_from_outside(federation: Federation, tmp
     paths = ("/v1/control/list-runs", "/v1/control/register-node", "/v1/runtime/acquire-task", "/health")
     assert {ask(public, path) for path in paths} == {403}
 
-    federation.register()
-    federation.start_nodes(port=public)
+    make_keys(federation.keys, hosts=[], nodes=["sybil"], days=1)
+    address = f"{HOST}:{federation.port}"
+    command = ["-m", "fedhess.deploy", "register", "--superlink", address, "--keys", str(federation.keys.folder)]
+    subprocess.run([sys.executable, *command, "--state", str(state)], check=True, capture_output=True)
+    nodes = json.loads((state / "nodes.json").read_text(encoding="utf-8"))
+    assert nodes.keys() == {*DOMAINS, "sybil"}
+    for domain in DOMAINS:
+        federation.start_node(domain, port=public, key="sybil" if domain == "photo" else "")
     federation.start_run("outside", "rounds=2")
+    refused = f"node {nodes['sybil']} takes no part: it answers as client photo, which is node {nodes['photo']}; "
+    federation.await_log("run-outside", f"{refused}this one is client sybil", 240)
+    federation.start_node("photo", log="photo itself", port=public)
     federation.finish("outside", 500)
     database, others = state / "superlink.db", [file for file in state.rglob("*") if file.is_file()]
     assert database in others

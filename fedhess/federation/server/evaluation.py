@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from fedhess.alignment.means import DomainMeans, WeightedMean
+from fedhess.alignment.privacy import run_noise
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.errors import FederationError
 from fedhess.curvature import head_gradient, hessian_gradient_product
@@ -24,6 +25,7 @@ from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.run_directory import Row
 from fedhess.federation.tensors import read_tensors
 from fedhess.models.headed import HeadedModel
+from fedhess.settings.privacy import spent_epsilon
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +162,7 @@ def make_rows(federation: Federation, measured: Measured, outcome: RoundOutcome,
     losses of training) is in the first of its rows alone.
     """
     failures, traffic = federation.ledger.take()
+    config = federation.config
     rows: list[Row] = []
     for client in federation.clients:
         missed = [failure for failure in failures if failure.client == client.label]
@@ -167,13 +170,22 @@ def make_rows(federation: Federation, measured: Measured, outcome: RoundOutcome,
         for held in client.identity.holdings:
             metrics = measured.get((client.label, held.domain), {})
             rows.append(_row(server_round, client, held, metrics, trained, missed, moved))
+            if config.is_private and client.identity.role == SOURCE:
+                rows[-1] |= _spent(federation, client)
             missed, moved, trained = [], Traffic(), {}
-            if federation.config.splits_targets and client.identity.role == TARGET:
+            if config.splits_targets and client.identity.role == TARGET:
                 rows[-1]["split"] = "in"
                 out = protocol.OUT
                 metrics = {key.removeprefix(out): value for key, value in metrics.items() if key.startswith(out)}
                 rows.append(_row(server_round, client, held, metrics, trained, missed, moved) | {"split": "out"})
     return rows
+
+
+def _spent(federation: Federation, client: Client) -> Row:
+    """Return what a row says of a private source client: the epsilon of all that it has sent, and whose noise it is."""
+    config, released = federation.config, federation.ledger.released.get(client.label, 0)
+    epsilon = spent_epsilon(run_noise(config), config.dp_delta, releases=released)
+    return {"epsilon": round(epsilon, 6), protocol.NOISE: client.identity.noise}
 
 
 def _evaluates(client: Client) -> list[Held]:

@@ -50,10 +50,12 @@ class Ledger:
     Attributes:
         failures: All of them, in order.
         traffic: By client, since the last row.
+        released: By client of a private run, how often it was asked for what depends on its examples.
     """
 
     failures: list[Failure] = field(default_factory=list)
     traffic: dict[str, Traffic] = field(default_factory=dict)
+    released: dict[str, int] = field(default_factory=dict)
     _reported: int = 0  # failures that are in rows
     _named: int = 0  # failures that a warning or an error has named
 
@@ -72,15 +74,23 @@ class Ledger:
         Raises:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.
             StrategyError: The same, where it was the strategy that raised on every client that failed.
-            DivergedError: The same, where every client that failed sent values that are not finite.
+            DivergedError: The same, where every client that failed sent values that are not finite; whatever the quorum
+                where more than half did: what most have in common is no fault of theirs.
         """
         needed = min(quorum or asked, asked)
+        of_round = [failure for failure in self.failures if failure.round == server_round]
+        diverged = {failure.client for failure in of_round if failure.diverged and failure.phase == phase}
+        if 2 * len(diverged) > asked and completed:
+            raise DivergedError(
+                f"round {server_round}: {len(diverged)} of {asked} source clients sent values that are not finite in "
+                f"phase {phase!r}. None is left out as the culprit: it is what all of them were sent.\n  "
+                + "\n  ".join(_lines(of_round))
+            )
         fresh, self._named = self.failures[self._named :], len(self.failures)
         if completed >= max(needed, 1):
             for line in _lines(fresh):
                 logger.warning("%s", line)
             return
-        of_round = [failure for failure in self.failures if failure.round == server_round]
         kind: type[Exception] = FederationError
         if of_round and all(failure.by_strategy for failure in of_round):
             kind = StrategyError
@@ -91,6 +101,15 @@ class Ledger:
             "needed (--quorum).\n  " + "\n  ".join(_lines(of_round))
         )
 
+    def diverged(self, begun: int) -> list[str]:
+        """Return the clients that sent values that are not finite, after the first ``begun`` failures."""
+        return list(dict.fromkeys(failure.client for failure in self.failures[begun:] if failure.diverged))
+
+    def rewind(self, begun: int, then: Iterable[Failure] = ()) -> None:
+        """Forget all but the first ``begun`` failures, and take others in their place, which are not logged again."""
+        self.failures[begun:] = then
+        self._named = len(self.failures)
+
     def take(self) -> tuple[list[Failure], dict[str, Traffic]]:
         """Return the failures and the traffic since the last call."""
         failures, self._reported = self.failures[self._reported :], len(self.failures)
@@ -100,13 +119,15 @@ class Ledger:
     def unreported(self) -> dict[str, Any]:
         """Return the failures and the traffic since the last row, for a checkpoint; JSON."""
         failures = [asdict(failure) for failure in self.failures[self._reported :]]
-        return {"failures": failures, "traffic": {client: asdict(moved) for client, moved in self.traffic.items()}}
+        found = {"failures": failures, "traffic": {client: asdict(moved) for client, moved in self.traffic.items()}}
+        return found | ({"released": dict(self.released)} if self.released else {})
 
     def restore(self, recorded: Mapping[str, Any]) -> None:
         """Continue from :meth:`unreported` of the process before."""
         self.failures += [Failure(**failure) for failure in recorded.get("failures", ())]
         self._named = len(self.failures)
         self.traffic = {client: Traffic(**moved) for client, moved in recorded.get("traffic", {}).items()}
+        self.released = dict(recorded.get("released", {}))
 
 
 def _records(content: RecordDict) -> Iterator[tuple[str, int, str]]:
