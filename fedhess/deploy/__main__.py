@@ -1,6 +1,8 @@
 """The commands of ``python -m fedhess.deploy``."""
 
+import contextlib
 import os
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from fedhess.alignment.loading import is_installed, load_strategy
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.deploy import programs
+from fedhess.deploy.database import forget_runs
 from fedhess.deploy.gateway import gateway
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.local import run_locally
@@ -96,8 +99,12 @@ def superlink(
         for name, program in programs_by_name.items():
             typer.echo(f"$ {program}")
             running.start(name, program, show=True)
+        forgotten = 0
         while not (ended := running.ended()):
             time.sleep(0.2)
+            if database.exists():
+                with contextlib.suppress(sqlite3.OperationalError):  # it is being made, or in use: the next time
+                    forgotten = forget_runs(database, forgotten)
     raise typer.Exit(max(map(abs, ended.values())))
 
 
