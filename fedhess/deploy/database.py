@@ -31,7 +31,7 @@ def forget_runs(database: Path, known: int = 0) -> int:
         tasks, ended = _tasks(link)  # a run may have been started since
         if ended == tasks:
             for table in OF_MESSAGES:
-                link.execute(f"DELETE FROM {table}")  # noqa: S608 - names of our own
+                link.execute(f"DELETE FROM {table}")
         link.execute("COMMIT")
         if ended < tasks:
             return known
