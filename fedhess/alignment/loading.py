@@ -29,6 +29,12 @@ BUILT_IN = {
     "fediir": "fedhess.strategies.fediir:FedIIR",
     "server_alignment": "fedhess.strategies.server_alignment:ServerAlignment",
     "groupdro": "fedhess.strategies.groupdro:GroupDRO",
+    "fedgma": "fedhess.strategies.fedgma:FedGMA",
+    "fedomg": "fedhess.strategies.fedomg:FedOMG",
+    "scaffold": "fedhess.strategies.scaffold:Scaffold",
+    "ga": "fedhess.strategies.ga:GA",
+    "fedsam": "fedhess.strategies.fedsam:FedSAM",
+    "sagm": "fedhess.strategies.sagm:SAGM",
     "fedprox": "fedhess.strategies.fedprox:FedProx",
     "fedadam": "fedhess.strategies.fedadam:FedAdam",
 }

@@ -170,6 +170,11 @@ class JobOptions:
         str, _option(MACHINE, "Options of sbatch: key=value,...; time in minutes. [default: time=60]")
     ] = ""
 
+    @property
+    def continuing(self) -> str:
+        """The option by which the job in ``out`` is continued or added to; empty for a new job."""
+        return "--add" if self.add else "--resume" if self.resume or self.resume_from is not None else ""
+
 
 def with_job_options(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:
     """Replace a command's ``**given`` by the options of a job; Typer reads signature and annotations of a command.

@@ -24,7 +24,7 @@ from fedhess.jobs.description import (
     name_run,
     stand_in_warning,
 )
-from fedhess.jobs.directory import require_unused
+from fedhess.jobs.directory import hold, is_held, require_begun, require_unused
 from fedhess.jobs.growing import complete_options, describe_growth, open_again, read_begun
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.parallel import run_side_by_side
@@ -50,6 +50,9 @@ def open_job(
 ) -> tuple[Job, Engine]:
     """Open the data, and plan the job that options describe.
 
+    A job that is continued or added to is locked from here on until it has run; what is added to one that another
+    process runs waits for the end of that.
+
     Args:
         given: Options of ``fedhess.simulate`` by their names, as :func:`fedhess.cli.options.read_options` reads them.
         progress: Where stand-ins, downloads and missing data are reported.
@@ -62,15 +65,33 @@ def open_job(
     Raises:
         UsageError: An option is wrong, or the data cannot be read.
     """
-    options, settings = read_options(given)
-    trackers = read_trackers(options.track)
-    recorded = None
-    if options.resume_from is not None:
-        options = replace(options, resume=True)
-    if options.resume or options.add:
-        recorded = read_begun(options)
+    options, _ = read_options(given)
+    lock, trackers = None, read_trackers(options.track)
+    if options.continuing:
+        path = require_begun(options.out, options.continuing)
+        if options.add and is_held(path):
+            _plan(given, progress, search, needs_weights=needs_weights)  # so that a mistake shows before the wait
+        lock = hold(path, wait=progress.note if options.add else None)
     elif options.out is not None:
         require_unused(options.out)  # before any download
+    try:
+        job, engine = _plan(given, progress, search, needs_weights=needs_weights)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    if growth := describe_growth(job):
+        progress.note(f"added to the job in {job.path}: {growth}\n")
+    progress.warn(stand_in_warning(job))
+    progress.warn(incomplete_warning(job))
+    return replace(job, trackers=trackers, lock=lock, resume_from=options.resume_from), engine
+
+
+def _plan(
+    given: Mapping[str, Any], progress: Progress, search: Mapping[str, Any] | None, *, needs_weights: bool
+) -> tuple[Job, Engine]:
+    options, settings = read_options(given)
+    recorded = read_begun(options) if options.continuing else None
     asked = read_search(search, recorded, options)
     if "local_steps" in settings and settings.get("local_epochs"):
         raise UsageError(
@@ -92,11 +113,7 @@ def open_job(
     job = plan_job(
         benchmark, **planned, out=options.out, selection=selection, search=asked, needs_weights=needs_weights
     )
-    if growth := describe_growth(job):
-        progress.note(f"added to the job in {job.path}: {growth}\n")
-    progress.warn(stand_in_warning(job))
-    progress.warn(incomplete_warning(job))
-    return replace(job, trackers=trackers, resume_from=options.resume_from), engine
+    return job, engine
 
 
 def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) -> tuple[Benchmark, dict[str, Any]]:

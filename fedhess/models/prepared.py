@@ -1,7 +1,7 @@
 """The examples of domains, opened once and kept, and the model that fits them."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -82,7 +82,7 @@ class LocalDomain:
         self._device, self._dtype = device, dtype
         self._everything: tuple[Tensor, Tensor] | None = None
 
-    @property
+    @cached_property
     def holds_out(self) -> bool:
         """Whether the evaluation examples are kept out of training."""
         return not bool(torch.isin(self.evaluate_indices, self.train_indices).any())

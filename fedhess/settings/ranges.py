@@ -18,7 +18,8 @@ from fedhess.settings.run_config import Scalar
 DOMAINBED = "DomainBed, hparams_registry.py"
 HESSIAN = "released code of Hemati et al., ICCV 2023"
 FEDIIR = "released code of Guo et al., ICML 2023, domainbed/hparams_registry.py"
-FEDPROX = "Li et al., MLSys 2020: between the candidates 0.001, 0.01, 0.1 and 1"
+FEDGMA = "Tenison et al., TMLR 2023"
+FEDPROX = "released code of Li et al., MLSys 2020, README: between the candidates 0.001, 0.01, 0.1, 0.5 and 1"
 OURS = "ours"
 GIVEN = "--range"
 STEPS = 5001  # that DomainBed trains: what its numbers of steps are a part of
@@ -138,9 +139,15 @@ OF_METHOD: Mapping[str, Mapping[str, Range]] = {
         "gamma": _powers(-4, -2, FEDIIR, name="penalty", default=1e-3),
         "ema": Range(0.90, 0.99, FEDIIR, choices=(0.90, 0.95, 0.99), default=0.95),
     },
+    "fedgma": {"tau": Range(0.1, 0.9, FEDGMA, choices=(0.1, 0.4, 0.9), default=0.4)},
+    "scaffold": {},
     "fedprox": {"mu": _powers(-3, 0, FEDPROX, default=0.01)},
     # No range of their own was published for these: a decade to both sides of the default.
     "server_alignment": {"step": _powers(-3, -1, OURS, default=0.01)},
+    "fedomg": {"k": _powers(math.log10(0.05), math.log10(5), OURS, default=0.5)},
+    "ga": {"s": Range(0.05, 0.5, OURS, default=0.2)},
+    "fedsam": {"rho": _powers(-2, 0, OURS, default=0.1)},
+    "sagm": {"rho": _powers(math.log10(0.005), math.log10(0.5), OURS, default=0.05)},
     "fedadam": {"eta": _powers(-2, 0, OURS, default=0.1)},
 }
 # Numbers of steps are parts of DomainBed's.

@@ -1,7 +1,7 @@
 """Promise 1: a federated round equals a step of the centralised algorithm, on every parameter."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -22,11 +22,17 @@ from centralised import (
     iga_objective,
     iga_pulls,
     irm_objective,
+    masked,
+    matched,
     pulled,
+    sagm_slope,
+    sam_slope,
     server_alignment_objective,
+    train_adjusted,
     train_centrally,
     train_fish,
     train_in_rounds,
+    train_scaffold,
     vrex_objective,
 )
 from crossing import crossed
@@ -188,3 +194,32 @@ def test_fish_equals_its_own_loop(toy_run: Run, arrangement: str, momentum: floa
     federated = toy_run(strategy="fish", strategy_args={"eps": 0.5}, **settings).tensors
     config = toy_config(**settings)
     check_same(federated, train_fish(build_model(config), domains_of(config), config=config, eps=0.5))
+
+
+FOLLOWED: dict[str, tuple[dict[str, Any], Callable[..., dict[str, Tensor]]]] = {
+    "fedgma": ({"tau": 0.5}, partial(train_in_rounds, merge=masked(0.5))),
+    "fedomg": ({"k": 0.5}, partial(train_in_rounds, merge=matched(0.5))),
+    "scaffold": ({}, train_scaffold),
+    "ga": ({"s": 0.4}, partial(train_adjusted, s=0.4, measure="accuracy")),
+    "ga-loss": ({"s": 0.4, "measure": "loss"}, partial(train_adjusted, s=0.4, measure="loss")),
+    "fedsam": ({"rho": 0.1}, partial(train_in_rounds, slope=sam_slope(0.1))),
+    "fedsam-asam": ({"form": "asam"}, partial(train_in_rounds, slope=sam_slope(0.7, 0.2))),
+    "sagm": ({"rho": 0.05, "alpha": 0.001}, partial(train_in_rounds, slope=sagm_slope(0.05, 0.001))),
+}
+UPDATED = {
+    "three": arranged(3, "examples", rounds=4, local_steps=3, lr=LR, momentum=0.9, weight_decay=0.01),
+    "four": arranged(4, "domain", rounds=4, local_steps=2, lr=LR, server_optimizer="Adam", server_lr=0.01, l2=0.01),
+    "two of five": arranged(5, "domain", rounds=5, local_steps=3, lr=LR, clients_per_round=2),
+}
+
+
+@pytest.mark.parametrize(("method", "arrangement"), crossed(FOLLOWED, UPDATED))
+def test_step_rules_and_servers_that_look_at_every_update_follow_their_equations(
+    toy_run: Run, method: str, arrangement: str
+) -> None:
+    args, train = FOLLOWED[method]
+    strategy = method.partition("-")[0]
+    config = toy_config(**UPDATED[arrangement])
+    found = toy_run(strategy=strategy, strategy_args=args, **UPDATED[arrangement]).tensors
+    check_same(found, train(build_model(config), domains_of(config), config=config))
+    assert gap(found, train_in_rounds(build_model(config), domains_of(config), config=config)) > 1e-4

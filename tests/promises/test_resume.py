@@ -31,6 +31,8 @@ SWAD = [*HGP_ADAM, "--average", "swad", "--average-args", "n_converge=1,n_tolera
 EMA = [*HGP_ADAM, "--average", "ema", "--evaluate-every", "2", "--lr-schedule", "cosine", "--warmup-rounds", "1"]
 EMA += ["--server-lr-schedule", "step", "--lr-drop-after", "0.5"]
 
+PRIVATE = ["--strategy", "hgp", "--dp-epsilon", "50", "--dp-delta", "1e-5", "--dp-clip", "update=0.1,statistics=1"]
+
 
 def toy(method: list[str]) -> list[str]:
     return [*(TOY if "--server-optimizer" in method else TOY_OF_FLOWER), *method]
@@ -48,7 +50,7 @@ def one_thread() -> Iterator[None]:
 def results(job: Path) -> list[dict[str, object]]:
     """Read every row without what was measured of the process: its time, and models sent again after a restart."""
     lines = (job / "east/0/rounds.jsonl").read_text(encoding="utf-8").splitlines()
-    measured = ("seconds", "bytes_down")
+    measured = ("seconds", "bytes_down", "sent")
     return [{key: value for key, value in json.loads(line).items() if key not in measured} for line in lines]
 
 
@@ -72,6 +74,7 @@ def assert_same(job: Path, reference: Path) -> None:
         (SELDOM, 2, 5),
         (SWAD, 2, 9),
         *(pytest.param(method, 2, 1, marks=pytest.mark.slow) for method in (SWA, SWAD, EMA)),
+        pytest.param(PRIVATE, 2, 1, marks=pytest.mark.slow),
         pytest.param(SELECTED_EARLIER, 5, 1, marks=pytest.mark.slow),
         (SELECTED_EARLIER, 5, 6),
     ],

@@ -79,6 +79,10 @@ class RunDirectory:
             found: list[dict[str, Any]] = json.loads(self._clients_file.read_text(encoding="utf-8"))
             return found
 
+    def nodes(self) -> dict[str, int]:
+        """Return which node each client was, by the client's name."""
+        return {str(client["client"]): int(client["node"]) for client in self.clients()}
+
     def record_failure(self, reason: str) -> None:
         """Keep why the run stopped, until it begins again."""
         with writing(self.path):
