@@ -14,6 +14,7 @@ from fedhess import data, simulate
 from fedhess.domains import BENCHMARKS
 from fedhess.domains.images import release
 from fedhess.federation.client import memory
+from fedhess.results import figures
 
 SUPPORT = Path(__file__).parent / "support"
 # The command with the toy benchmark added to its table.
@@ -74,6 +75,21 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["FEDHESS_CACHE"]
     else:
         os.environ["FEDHESS_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unrendered_figures() -> Iterator[Callable[..., bytes]]:
+    """Leave figures blank, whose rendering takes four fifths of a short job; yield what renders them."""
+    render = figures.rendered
+    figures.rendered = lambda *_, **__: b"<svg></svg>"
+    yield render
+    figures.rendered = render
+
+
+@pytest.fixture
+def rendered_figures(unrendered_figures: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render figures, for the tests that look at them."""
+    monkeypatch.setattr(figures, "rendered", unrendered_figures)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def cache_directory(cache_dir: Path | str | None = None) -> Path:
     return path
 
 
-def digest_of(parts: Iterable[bytes | str]) -> str:
+def digest_of(parts: Iterable[bytes | memoryview | str]) -> str:
     """Return the sha256 of several parts, each prefixed with its length so that they cannot run into each other.
 
     >>> digest_of(["ab", "c"]) == digest_of(["a", "bc"])
@@ -104,11 +104,24 @@ def replace_file(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
-        temporary.write_bytes(data)
+        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that leads elsewhere
+        with temporary.open("xb") as file:
+            file.write(data)
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def append(path: Path, text: str) -> None:
+    """Append to a file, made if absent; a symbolic link is not followed.
+
+    Raises:
+        OSError: It cannot be written, or is a link.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with open(descriptor, "a", encoding="utf-8") as file:
+        file.write(text)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The data stays on the nodes, so what config.json says of it is its name and opti
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,14 +15,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedhess.alignment.loading import resolved_args
 from fedhess.base.environment import torch_threads
+from fedhess.deploy.nodes import NODES_VARIABLE, read_nodes
 from fedhess.deploy.packing import RUN_DIR
 from fedhess.domains import open_benchmark
+from fedhess.federation.flower_compat import keeps_node_ids
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.app import Server, log_round
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory
 from fedhess.jobs.job import Job, make_job, make_record, outline
 from fedhess.models.weights import with_recorded_weights
+from fedhess.results.files import clear_results
 from fedhess.results.summary import summarise, table, write_report
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
@@ -37,7 +41,8 @@ def main(grid: Grid, context: Context) -> None:
     check_combinations([config])
 
     def train(directory: RunDirectory | None) -> None:
-        Server(grid, config, directory=directory, on_round=log_round).run()
+        nodes = nodes_of_run(grid, directory)
+        Server(grid, config, directory=directory, on_round=log_round, nodes=nodes).run()
 
     path = run_directory(context.run_config, context.run_id)
     with torch_threads(config.threads):
@@ -51,6 +56,14 @@ def run_directory(run_config: Mapping[str, Scalar], run_id: int) -> Path | None:
     """Return the job directory of a run, below the SuperLink's folder; ``runs/flower-RUN_ID`` where it is empty."""
     given = run_config.get(RUN_DIR)
     return None if given is None else Path(str(given) or f"runs/flower-{run_id}").expanduser()
+
+
+def nodes_of_run(grid: Grid, directory: RunDirectory | None) -> dict[str, int]:
+    """Return which node alone may answer for a client: as they were registered, else as they did when the run began."""
+    registered = read_nodes(Path(os.environ[NODES_VARIABLE])) if NODES_VARIABLE in os.environ else {}
+    if registered or directory is None or not keeps_node_ids(grid):
+        return registered
+    return directory.nodes()
 
 
 def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], object]) -> None:
@@ -68,7 +81,11 @@ def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], ob
     ):
         if changes:
             logger.warning("continued in another environment; bits may differ: %s", "; ".join(changes))
-        train(job.runs[0].directory)
+        try:
+            clear_results(path)
+            train(job.runs[0].directory)
+        finally:  # what was made meanwhile lacks rows
+            clear_results(path)
         summary = summarise(job)
         written = write_report(job, summary)
         logger.info("%s\nwritten: %s", table(summary), ", ".join(map(str, written)))

@@ -66,8 +66,7 @@ def run_locally(
         start(f"register-{name}", programs.register(keys.public(name), flower_home=home))
     _await_end(running, [f"register-{name}" for name in names], say)
     for number, (node, name) in enumerate(zip(nodes, names, strict=True)):
-        own: dict[str, Scalar] = {"partition-id": number, "num-partitions": len(nodes)}
-        own |= {"role": node.role, "domain": node.domain, "client": node.client}
+        own: dict[str, Scalar] = {"partition-id": number, "num-partitions": len(nodes), "role": node.role}
         own |= {} if data_dir is None else {"data-dir": str(data_dir.resolve())}
         program = programs.supernode(
             keys, address=address, name=name, port=free_port(HOST), node_config=own, FLWR_HOME=str(home)

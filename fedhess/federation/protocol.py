@@ -51,10 +51,12 @@ REFERENCE = "reference"
 MOMENTUM = "momentum"
 STATISTIC_VALUES = "statistics"
 CALL = "call-"
+IDENTITY = "identity"  # what the run's rows call the reply to IDENTIFY
 
 ROUND = "server-round"
 MODEL_ID = "model-id"
 MODEL_MISSING = "model-missing"
+MODELS_HELD = 2  # that a client keeps, the newest: the global model, and its average where one is evaluated
 DATA_DIGEST = "data-digest"  # of a client's identity, in every message to it: its data may not change in a run
 NONCE = "nonce"  # of every message, and of its reply: a node that was not sent the message does not know it
 NAMES = "names"
@@ -68,7 +70,11 @@ HELD_OUT = "held-out"  # wanted: an evaluation by a source, of the model or of t
 TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
+NOISE = "noise"  # of a private source client, from:
+SEED, SYSTEM = "seed", "system"  # the run's seed, in a simulation, or its operating system's secure source
 TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
+EVALUATION_ROUNDING = "evaluation-rounding"  # of a target's node: its counts are multiples of it
+EVALUATION_EPSILON = "evaluation-epsilon"  # and of this differential privacy, each evaluation
 OUT = "out-"  # before the names of the metrics and counts of a target's out split
 
 
@@ -85,6 +91,15 @@ TRACEBACK = "Traceback (most recent call last):\n"  # where a traceback begins, 
 def of_domain(key: str, domain: str) -> str:
     """Name the record ``key`` of one of a client's several domains."""
     return f"{key}/{domain}"
+
+
+def client_label(domain: str, number: int) -> str:
+    """Name a client in messages.
+
+    >>> client_label("photo", 0), client_label("photo", 2)
+    ('photo', 'photo[2]')
+    """
+    return printable(domain) if number == 0 else f"{printable(domain)}[{number}]"
 
 
 @dataclass(frozen=True)
@@ -111,12 +126,13 @@ class Identity:
     inputs: str = ""  # how an example becomes what the model is given, frozen weights included
     data_digest: str = ""  # of its examples
     version: str = ""  # of fedhess and of torch
+    noise: str = ""  # SEED or SYSTEM for a source client of a private run
+    protection: tuple[int, float] | None = None  # of a target's counts: multiple, and epsilon (0: no noise)
 
     @property
     def label(self) -> str:
         """The client as messages name it: the domain, and the client's number unless it is the first."""
-        domain = printable(self.domain)
-        return domain if self.client == 0 else f"{domain}[{self.client}]"
+        return client_label(self.domain, self.client)
 
     @property
     def holdings(self) -> tuple[Held, ...]:
@@ -148,6 +164,10 @@ class Identity:
                 "version": self.version,
             }
         )
+        if self.noise:
+            record[NOISE] = self.noise
+        if self.protection is not None:
+            record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON] = self.protection
         if self.several:
             record["held-domains"] = [held.domain for held in self.several]
             record["held-train-examples"] = [held.train_examples for held in self.several]
@@ -163,7 +183,10 @@ class Identity:
             counts = [record[key] for key in ("client", "train-examples", "evaluate-examples")]
             columns = [record.get(f"held-{key}", []) for key in ("domains", "train-examples", "evaluate-examples")]
             several = tuple(Held(*row) for row in zip(*columns, strict=True))
-            negative = min([*counts, *columns[1], *columns[2]]) < 0
+            protection = None
+            if role == TARGET and EVALUATION_ROUNDING in record:
+                protection = int(record[EVALUATION_ROUNDING]), float(record[EVALUATION_EPSILON])
+            negative = min([*counts, *columns[1], *columns[2], *(protection or ())]) < 0
         except (KeyError, TypeError, ValueError):
             raise ValueError(unclear) from None
         if negative or (role == SOURCE and counts[1] == 0):
@@ -174,9 +197,24 @@ class Identity:
             raise ValueError(unclear)
         client, train, evaluate = counts
         classes = tuple(map(str, record.get("classes", ())))
-        texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version"))
+        inputs, digest, versions, noise = (
+            str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE)
+        )
+        holds_out = bool(record.get("holds-out", False))
         return cls(
-            domain, role, client, train, evaluate, bool(record.get("holds-out", False)), several, classes, *texts
+            domain,
+            role,
+            client,
+            train,
+            evaluate,
+            holds_out,
+            several,
+            classes,
+            inputs,
+            digest,
+            versions,
+            noise,
+            protection,
         )
 
     def description(self) -> dict[str, Any]:
@@ -209,6 +247,16 @@ def numbered(records: Mapping[str, Part], call: int) -> dict[str, Part]:
     return {f"{CALL}{call}/{name}": record for name, record in records.items()}
 
 
+def record_name(key: str) -> str:
+    """Name a record without the number of its call and the domain that it is about.
+
+    >>> record_name("call-0/statistics/photo")
+    'statistics'
+    """
+    first, _, rest = key.partition("/")
+    return rest.partition("/")[0] if first.startswith(CALL) else first
+
+
 def numbered_parts(content: RecordDict) -> list[RecordDict]:
     """Take the requests or answers that :func:`numbered` put into a message out again, in their order."""
     found: dict[int, RecordDict] = {}
@@ -232,6 +280,12 @@ def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
     return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}
 
 
+def releases_in(content: RecordDict, message_type: str) -> int:
+    """Count what a message has a private source client send that depends on its examples: statistics, an update."""
+    requests = [content] if message_type == STATISTICS else numbered_parts(content) if message_type == TRAIN else []
+    return (message_type == TRAIN) + sum(len(decode_request(request)[0]) for request in requests)
+
+
 def held_out_of(content: RecordDict, identity: Identity) -> dict[str, dict[str, float]]:
     """Read loss and accuracy of a model by domain, from the records of an evaluation or of a train reply.
 
@@ -247,20 +301,22 @@ def held_out_of(content: RecordDict, identity: Identity) -> dict[str, dict[str, 
     return found
 
 
-def training_metrics_of(content: RecordDict, *, examples: int) -> dict[str, float]:
+def training_metrics_of(content: RecordDict, *, examples: int, private: bool = False) -> dict[str, float]:
     """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
 
     Args:
         content: The reply.
         examples: How many training examples the client had at the start.
+        private: Whether the client leaves out its losses.
 
     Raises:
         ValueError: A metric is missing, or the examples are others.
     """
     metrics = metrics_of(content)
     names = set(content.metric_records[METRICS])
-    if not names == metrics.keys() == set(TRAINING_METRICS):
-        raise ValueError(f"expected the metrics {', '.join(TRAINING_METRICS)}, a number each, got {sorted(names)}")
+    expected = (NUM_EXAMPLES, "seconds") if private else TRAINING_METRICS
+    if not names == metrics.keys() == set(expected):
+        raise ValueError(f"expected the metrics {', '.join(expected)}, a number each, got {sorted(names)}")
     if metrics[NUM_EXAMPLES] != examples:
         raise ValueError(f"expected {NUM_EXAMPLES} = {examples} as at the start, got {metrics}")
     return metrics

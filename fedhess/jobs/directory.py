@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
 from fedhess.base.files import replace_file, writing
+from fedhess.domains.domain import Notify
 from fedhess.jobs.job import with_defaults
 from fedhess.jobs.selectors import DEFAULT
 
@@ -31,7 +32,7 @@ def job_directory(
     resume: bool,
     selection: str = DEFAULT,
     options: tuple[str, str] = ("--out", "--resume"),
-    before: Mapping[str, Any] | None = None,
+    lock: FileLock | None = None,
 ) -> Iterator[list[str]]:
     """Make a job's directory and its config.json, or check those of the job to resume; keep other processes out.
 
@@ -43,7 +44,7 @@ def job_directory(
         resume: Whether the directory may be that of an interrupted job.
         selection: How round and variant are selected, recorded when the job begins; see `record_selection`.
         options: The options that messages name: of the directory, and of resuming.
-        before: The record that the directory must still have, where the job was planned from it.
+        lock: From `hold`, where the job was planned from the directory's own record; it is released at the end.
 
     Yields:
         What is different of the environment that the job was begun in: bits may differ then.
@@ -53,7 +54,6 @@ def job_directory(
     """
     config_file, changes = path / "config.json", list[str]()
     of_directory, of_resuming = options
-    lock = FileLock(path / ".lock", timeout=0)
     if not resume:
         require_unused(path)
     with ExitStack() as held:
@@ -64,16 +64,15 @@ def job_directory(
                     "continue"
                 )
             path.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock)
+            planned_from_it = lock is not None
+            held.callback((lock or hold(path, of_directory)).release)
             if not resume:
                 require_unused(path)  # another process may have been here since
             if _is_used(path):
-                changes = _check_same(config_file, record if before is None else before, of_resuming)
+                changes = _check_same(config_file, None if planned_from_it else record, of_resuming)
             else:
                 described = {**record, "selection": selection, "environment": describe_environment()}
                 write_config(config_file, described | {"command": sys.argv})
-        except Timeout:
-            raise _in_use(path, of_directory) from None
         except OSError as error:
             raise _unwritable(path, error, of_directory) from error
         yield changes
@@ -90,20 +89,31 @@ def is_held(path: Path) -> bool:
         return True
 
 
-def require_free(path: Path) -> None:
-    """Check that no process runs the job in a directory, before anything is read for it.
+def hold(path: Path, option: str = "--out", *, wait: Notify | None = None) -> FileLock:
+    """Keep other processes out of a job's directory, until the lock that is returned is released.
+
+    Args:
+        path: The directory.
+        option: What names it in messages.
+        wait: Called with a notice where another process runs the job, whose end is then waited for.
 
     Raises:
-        UsageError: One does.
+        UsageError: Another process runs the job and is not waited for, or the directory cannot be written.
     """
-    if is_held(path):
-        raise _in_use(path, "--out")
-
-
-def _in_use(path: Path, option: str) -> UsageError:
-    return UsageError(
-        f"{option}: another process runs the job in {path}; wait for it, or stop it, and give this command again"
-    )
+    lock = FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        if wait is None:
+            raise UsageError(
+                f"{option}: another process runs the job in {path}; wait for it, or stop it, and give this command "
+                "again"
+            ) from None
+        wait(f"another process runs the job in {path}; waiting for its end to go on from there (Ctrl-C gives up)")
+        lock.acquire(timeout=-1)
+    except OSError as error:
+        raise _unwritable(path, error, option) from error
+    return lock
 
 
 def record_selection(path: Path, selection: str) -> None:
@@ -184,10 +194,11 @@ def _is_used(path: Path) -> bool:
     return not path.is_dir() or any(not file.name.startswith(".") for file in path.iterdir())
 
 
-def _check_same(config_file: Path, record: Mapping[str, Any], option: str) -> list[str]:
-    """Compare with the recorded job; return how the environment has changed."""
+def _check_same(config_file: Path, record: Mapping[str, Any] | None, option: str) -> list[str]:
+    """Compare with the recorded job, unless the record is its own; return how the environment has changed."""
     try:
-        before, record = (with_defaults(each) for each in (json.loads(config_file.read_text(encoding="utf-8")), record))
+        before = with_defaults(json.loads(config_file.read_text(encoding="utf-8")))
+        record = before if record is None else with_defaults(record)
         different = describe_differences({key: before[key] for key in record}, record)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(

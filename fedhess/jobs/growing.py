@@ -15,7 +15,7 @@ from fedhess.domains import FOLDER, HUGGING_FACE, Benchmark, Opening, find_bench
 from fedhess.domains.domain import Notify
 from fedhess.domains.images.hugging_face import settle_hugging_face
 from fedhess.domains.scenarios import choose_scenarios
-from fedhess.jobs.directory import refuse_differences, require_begun, require_free, write_config
+from fedhess.jobs.directory import refuse_differences, write_config
 from fedhess.jobs.job import OF_A_RUN, Job, strategy_folders
 from fedhess.jobs.reopening import read_config
 from fedhess.jobs.variants import Variant, describe, is_of_server_args, parse_variants
@@ -31,12 +31,10 @@ def read_begun(options: JobOptions) -> dict[str, Any] | None:
     """Read the record of the job that ``--resume`` or ``--add`` is about; None where it was killed before it had one.
 
     Raises:
-        UsageError: There is no such job, it is damaged, or another process runs it.
+        UsageError: There is no such job, or it is damaged.
     """
-    option = "--add" if options.add else "--resume"
-    path = require_begun(options.out, option)
-    require_free(path)
-    file = path / "config.json"
+    assert options.out is not None, "a job that is continued has a directory"
+    file = options.out / "config.json"
     if file.exists():
         return read_config(file)
     if options.add:

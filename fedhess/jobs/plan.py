@@ -67,7 +67,7 @@ def plan_job(
     model = str(overrides.get("model", benchmark.default_model))
     find_model(model)
     check_names(strategies)
-    check_selection(selection, variants, benchmark, search=search)
+    check_selection(selection, variants, benchmark, search=search, private=bool(overrides.get("dp_epsilon")))
     outer = choose_scenarios(benchmark, target)
     if selection == "lodo":
         inner_scenarios(benchmark, outer)  # raises where there can be none

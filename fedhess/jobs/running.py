@@ -13,6 +13,7 @@ from fedhess.base.environment import torch_threads
 from fedhess.base.errors import FederationError, StrategyError, UsageError
 from fedhess.cli.options import JobOptions, read_options
 from fedhess.domains import Benchmark, open_benchmark
+from fedhess.domains.images.image_files import limit_pixels
 from fedhess.domains.images.pixels import require_room
 from fedhess.federation.engines.choice import IN_PROCESS, Engine
 from fedhess.jobs.description import (
@@ -23,7 +24,7 @@ from fedhess.jobs.description import (
     name_run,
     stand_in_warning,
 )
-from fedhess.jobs.directory import require_unused
+from fedhess.jobs.directory import hold, is_held, require_begun, require_unused
 from fedhess.jobs.growing import complete_options, describe_growth, open_again, read_begun
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.parallel import run_side_by_side
@@ -31,13 +32,13 @@ from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.search import read_search
 from fedhess.jobs.selectors import DEFAULT
-from fedhess.jobs.tracking import Tracking, read_trackers
+from fedhess.jobs.tracking import STATE, Tracking, read_trackers
 from fedhess.jobs.variants import parse_variants
 from fedhess.jobs.workers.choice import SideBySide, choose_place
 from fedhess.jobs.workers.worker import LOCK_SECONDS, run_to_end
 from fedhess.models import keeps_images, prepare_inputs
 from fedhess.models.prepared import share_loaded
-from fedhess.settings.run_config import RunConfig, parse_assignments
+from fedhess.settings.run_config import MAX_PIXELS, RunConfig, parse_assignments
 
 
 def open_job(
@@ -48,6 +49,9 @@ def open_job(
     needs_weights: bool = True,
 ) -> tuple[Job, Engine]:
     """Open the data, and plan the job that options describe.
+
+    A job that is continued or added to is locked from here on until it has run; what is added to one that another
+    process runs waits for the end of that.
 
     Args:
         given: Options of ``fedhess.simulate`` by their names, as :func:`fedhess.cli.options.read_options` reads them.
@@ -61,13 +65,33 @@ def open_job(
     Raises:
         UsageError: An option is wrong, or the data cannot be read.
     """
-    options, settings = read_options(given)
-    trackers = read_trackers(options.track)
-    recorded = None
-    if options.resume or options.add:
-        recorded = read_begun(options)
+    options, _ = read_options(given)
+    lock, trackers = None, read_trackers(options.track)
+    if options.continuing:
+        path = require_begun(options.out, options.continuing)
+        if options.add and is_held(path):
+            _plan(given, progress, search, needs_weights=needs_weights)  # so that a mistake shows before the wait
+        lock = hold(path, wait=progress.note if options.add else None)
     elif options.out is not None:
         require_unused(options.out)  # before any download
+    try:
+        job, engine = _plan(given, progress, search, needs_weights=needs_weights)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    if growth := describe_growth(job):
+        progress.note(f"added to the job in {job.path}: {growth}\n")
+    progress.warn(stand_in_warning(job))
+    progress.warn(incomplete_warning(job))
+    return replace(job, trackers=trackers, lock=lock, resume_from=options.resume_from), engine
+
+
+def _plan(
+    given: Mapping[str, Any], progress: Progress, search: Mapping[str, Any] | None, *, needs_weights: bool
+) -> tuple[Job, Engine]:
+    options, settings = read_options(given)
+    recorded = read_begun(options) if options.continuing else None
     asked = read_search(search, recorded, options)
     if "local_steps" in settings and settings.get("local_epochs"):
         raise UsageError(
@@ -75,8 +99,9 @@ def open_job(
             "one of them"
         )
     engine = choose_place(options)
-    device = "auto" if recorded is None else recorded["settings"]["device"]
-    settings["device"] = engine.device(settings.get("device", device))
+    before = {"device": "auto", "max_pixels": MAX_PIXELS} if recorded is None else recorded["settings"]
+    settings["device"] = engine.device(settings.get("device", before["device"]))
+    limit_pixels(settings.get("max_pixels", before["max_pixels"]))
     if recorded is None:
         benchmark, planned = _new_job(options, settings, progress)
         planned["threads"] = engine.workers.threads() if isinstance(engine, SideBySide) else 0
@@ -88,11 +113,7 @@ def open_job(
     job = plan_job(
         benchmark, **planned, out=options.out, selection=selection, search=asked, needs_weights=needs_weights
     )
-    if growth := describe_growth(job):
-        progress.note(f"added to the job in {job.path}: {growth}\n")
-    progress.warn(stand_in_warning(job))
-    progress.warn(incomplete_warning(job))
-    return replace(job, trackers=trackers), engine
+    return job, engine
 
 
 def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) -> tuple[Benchmark, dict[str, Any]]:
@@ -129,6 +150,29 @@ def _open_data(options: JobOptions, seed: int, progress: Progress) -> Benchmark:
     if options.data_dir is not None and "data_dir" not in benchmark.options:
         raise UsageError(f"--data-dir: {benchmark.title} reads no folder, got {options.data_dir}; leave the option out")
     return benchmark
+
+
+def go_back(job: Job) -> None:
+    """Put the runs of a job, whose directory this process holds, back to the round that it is to go on from.
+
+    Runs that have not come to it stay where they are.
+
+    Raises:
+        UsageError: A run does not keep the checkpoint of that round.
+    """
+    wanted = job.resume_from
+    if wanted is None:
+        return
+    later = [run for run in job.runs if max(run.directory.kept_rounds(), default=-1) > wanted]
+    for run in later:
+        if wanted not in (kept := run.directory.kept_rounds()):
+            raise UsageError(
+                f"--resume-from {wanted}: {run.directory.path} keeps the checkpoints of rounds "
+                f"{', '.join(map(str, kept))}; choose one of them, or delete the directory to make this run anew"
+            )
+    for run in later:
+        run.directory.go_back(wanted)
+        (run.directory.path / STATE).unlink(missing_ok=True)  # trackers begin a run anew
 
 
 def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dict[int, str]:

@@ -98,7 +98,7 @@ def read_search(
     """
     if recorded is None:
         return None if given is None else Search.read(**given)
-    option, there = "--add" if options.add else "--resume", recorded.get("search", {})
+    option, there = options.continuing, recorded.get("search", {})
     if bool(there) != (given is not None):
         kind, command = ("a", "sweep") if there else ("no", "simulate")
         raise UsageError(f"{option}: the job in {options.out} is {kind} sweep; use fedhess {command} {option}")
@@ -288,11 +288,13 @@ def spaces_of(search: Search, methods: Sequence[Method]) -> dict[str, dict[str, 
     if search.kind == "grid":
         grid = parse_grid(search.grid)
         check_keys(grid, methods, option="--grid")
+        own_grids = {method.name: _own_of(grid, method, names) for method in methods}
+        for method in methods:
+            for key in sorted(method.fixed & own_grids[method.name].keys()):
+                raise UsageError(f"--grid: {key!r} of {method.name} is given a value of its own as well; leave one out")
         return {
-            method.name: {
-                key: Range(source="--grid", choices=values) for key, values in _own_of(grid, method, names).items()
-            }
-            for method in methods
+            name: {key: Range(source="--grid", choices=values) for key, values in own.items()}
+            for name, own in own_grids.items()
         }
     given = parse_ranges(search.ranges)
     check_keys(given, methods, option=GIVEN)
@@ -300,6 +302,9 @@ def spaces_of(search: Search, methods: Sequence[Method]) -> dict[str, dict[str, 
     for method in methods:
         own = _own_of(given, method, names)
         own = {key: replace(each, whole=_whole(method, key)) for key, each in own.items()}
+        for key, each in own.items():
+            if each.whole and key in RunConfig.model_fields and each.ends[0] < 1:
+                raise UsageError(f"{GIVEN}: expected a low end of at least 1 for {key}, got {key}={each.describe()}")
         _require_ranges(method, own)
         before = search.spaces.get(method.name)
         if before is not None and any(before.get(key) != each for key, each in own.items()):

@@ -13,10 +13,10 @@ from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
-from fedhess.jobs.running import run_job
+from fedhess.jobs.running import go_back, run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.export import export_model
-from fedhess.results.files import write_all
+from fedhess.results.files import clear_results, write_all
 from fedhess.results.formats import format_table
 from fedhess.results.models import SELECTED, find_model, narrowed
 from fedhess.results.selection import read_rows
@@ -75,7 +75,7 @@ class Results:
         return write_all(self.job, read_rows(self.job), self.summary)
 
     def write(self) -> list[Path]:
-        """Write table and figures into the job's directory; ``run`` has done it.
+        """Write table and figures into the job's directory; ``run`` has done it, or `report` where a page was there.
 
         Returns:
             summary.json, summary.md, and accuracy and alignment distances by round: figures/rounds.png and .svg.
@@ -179,22 +179,23 @@ def run_and_report(job: Job, progress: Progress, engine: Engine, *, resume: bool
     """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
     if job.search.get("kind") == "optuna":
         require_optuna()
-    with job_directory(job.path, job.record, resume=resume, selection=job.selection, before=job.before) as changes:
+    resume = resume or job.resume_from is not None
+    with job_directory(job.path, job.record, resume=resume, selection=job.selection, lock=job.lock) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
-        record_growth(job, changed=bool(changes))
+        go_back(job)
+        record_growth(job, changed=bool(changes) or job.resume_from is not None)
         try:
-            if job.search.get("kind") == "optuna":
-                job = run_studies(job, progress, engine=engine)
-                reasons = {number: run.directory.failure() for number, run in enumerate(job.runs)}
-                failures = {number: reason for number, reason in reasons.items() if reason is not None}
-            else:
-                failures = run_job(job, progress, engine=engine)
+            had_page = clear_results(job.path)
+            try:
+                job, failures = _run(job, progress, engine)
+            finally:  # what was made meanwhile lacks rows
+                had_page |= clear_results(job.path)
             if failures and len(failures) == len(job.runs):
                 raise FederationError(describe_failures(job, failures))
             record_selection(job.path, job.selection)
             results = Results(job)
-            files = results.write()
+            files = results.report() if had_page else results.write()
             if failures and not job.variants:
                 raise FederationError(f"{describe_failures(job, failures)}\nThe table of the others is in {files[1]}.")
             return results, files
@@ -202,3 +203,12 @@ def run_and_report(job: Job, progress: Progress, engine: Engine, *, resume: bool
             kept = " in" if isinstance(error, DivergedError) else ": continue with --resume --out"
             sys.stderr.write(f"fedhess: stopped; the completed rounds are kept{kept} {job.path}\n")
             raise
+
+
+def _run(job: Job, progress: Progress, engine: Engine) -> tuple[Job, dict[int, str]]:
+    """Run a job; return it with all its settings, and by run why it failed."""
+    if job.search.get("kind") != "optuna":
+        return job, run_job(job, progress, engine=engine)
+    job = run_studies(job, progress, engine=engine)
+    reasons = {number: run.directory.failure() for number, run in enumerate(job.runs)}
+    return job, {number: reason for number, reason in reasons.items() if reason is not None}

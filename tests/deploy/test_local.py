@@ -52,7 +52,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 def rows(file: Path) -> list[dict[str, Any]]:
     read = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     # A deployed client forgets the model after each message, so it is sent more often.
-    return [{key: value for key, value in row.items() if key not in ("seconds", "bytes_down")} for row in read]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "bytes_down", "sent")} for row in read]
 
 
 def processes_of(folder: Path) -> list[int]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import pytest
 from crashes import ASSASSIN
 
 import fedhess
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import FederationError, UsageError
 from fedhess.cli.options import read_options
-from fedhess.jobs.directory import job_directory
+from fedhess.federation.engines.choice import Engine
+from fedhess.jobs.directory import hold, is_held
 from fedhess.jobs.growing import open_again, read_begun
 from fedhess.jobs.job import Job, make_job
-from fedhess.jobs.reopening import open_recorded, read_config
+from fedhess.jobs.progress import Progress
+from fedhess.jobs.reopening import open_recorded
+from fedhess.results import results as results_module
 from fedhess.results.results import Results
-from tests.conftest import Outcome
+from tests.conftest import Outcome, Start
 
 BASE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--local-steps", "1", "--batch-size", "8"]
 BASE += ["--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--server-optimizer", "Adam", "--server-lr", "0.01"]
@@ -26,7 +30,7 @@ FIRST = [*BASE, "--strategy", "hgp", "--strategy-args", "alpha=0.5", "--target",
 FIRST += ["--rounds", "2"]
 WHOLE = [*BASE, "--strategy", "hgp,erm", "--strategy-args", "hgp.alpha=0.5", "--target", "east,west", "--trials", "2"]
 WHOLE += ["--rounds", "3"]
-MEASURED = ("seconds", "bytes_down")  # of the process: time, and models sent again after a restart
+MEASURED = ("seconds", "bytes_down", "sent")  # of the process: time, and models sent again after a restart
 
 Command = Callable[..., Outcome]
 Key = tuple[str, str, str, int]
@@ -60,15 +64,33 @@ def digests(path: str) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def test_a_job_grows_to_the_bytes_of_one_that_had_it_all_from_the_beginning(command: Command) -> None:
+def test_a_job_grows_also_while_it_runs_to_the_bytes_of_one_that_had_it_all_from_the_beginning(
+    command: Command, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done(command(*FIRST, "--out", "job"))
-    for options in (["--strategy", "erm"], ["--target", "west"], ["--trials", "2"]):
+    for options in (["--strategy", "erm"], ["--target", "west"]):
         before = digests("job")
         done(command("--out", "job", "--add", *options))
         assert digests("job").items() > before.items(), "nothing recorded changed, and there is more"
-    rows = {file: file.read_bytes() for file in Path("job").rglob("rounds.jsonl")}
+    rows: dict[Path, bytes] = {}
+    adding: list[subprocess.Popen[str]] = []
+
+    def add_more(results: Results) -> list[Path]:
+        rows.update({file: file.read_bytes() for file in Path("job").rglob("rounds.jsonl")})
+        adding.append(start(["--out", "job", "--add", "--rounds", "3"]))
+        assert adding[0].stdout is not None
+        waits = next(line for line in adding[0].stdout if line.startswith("another process"))
+        assert (
+            waits == "another process runs the job in job; waiting for its end to go on from there (Ctrl-C gives up)\n"
+        )
+        assert open_recorded(results.path).record["settings"]["rounds"] == 2
+        return []
+
+    monkeypatch.setattr(Results, "write", add_more)
+    done(command("--out", "job", "--add", "--trials", "2"))
     assert len(rows) == 8
-    done(command("--out", "job", "--add", "--rounds", "3"))
+    assert adding[0].wait() == 0
+    monkeypatch.setattr(Results, "write", lambda self: [])
     for file, recorded in rows.items():
         assert file.read_bytes().startswith(recorded)
         assert file.read_bytes() != recorded
@@ -200,27 +222,53 @@ def test_the_former_last_round_stays_evaluated_and_the_model_is_the_same(command
     assert (grown.directory.path / last).read_bytes() == (whole.directory.path / last).read_bytes()
 
 
-def test_a_job_that_runs_is_left_alone(command: Command) -> None:
+def test_a_mistake_in_what_is_added_to_a_running_job_shows_at_once(command: Command) -> None:
     done(command(*FIRST, "--out", "job"))
-    with job_directory(Path("job"), open_recorded(Path("job")).record, resume=True):
-        outcome = command("--out", "job", "--add", "--strategy", "erm")
+    lock = hold(Path("job"))
+    outcome = command("--out", "job", "--add", "--strategy", "no-such")
     assert outcome.status == 2
-    assert "another process runs the job in job; wait for it, or stop it, and give this command again" in outcome.err
+    assert "unknown strategy 'no-such'" in outcome.err
+    lock.release()
+    assert command("--out", "job", "--add", "--strategy", "no-such").status == 2
+    assert not is_held(Path("job")), "a refused plan releases it"
+
+
+def test_nothing_made_of_other_rows_stays_in_a_job(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ["report.html", "table.tex", "selection.md", "figures/rounds-column.pdf", "figures/confusion_east.png"]
+    kept, whole = ["notes.md", "figures/mine.png"], list[Path]()
+
+    def make() -> None:
+        Path("job/figures").mkdir(exist_ok=True)
+        for name in made:
+            Path("job", name).touch()
+
+    def there() -> list[str]:
+        return [name for name in [*made, *kept] if Path("job", name).exists()]
+
+    def run(job: Job, progress: Progress, engine: Engine) -> dict[int, str]:
+        assert there() == kept
+        make()  # somebody looks while it runs
+        raise FederationError("too few clients")
+
+    done(command(*FIRST, "--out", "job"))
+    make()
+    for name in kept:
+        Path("job", name).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(results_module, "run_job", run)
+        assert command("--out", "job", "--add", "--strategy", "erm").status == 1
+        assert there() == kept
+    make()
+    monkeypatch.setattr(Results, "report", lambda self: whole.append(self.path) or [])
+    done(command("--out", "job", "--resume"))
+    assert there() == kept
+    assert whole == [Path("job")], "a page was there, so one is written again"
 
 
 def test_there_must_be_a_job_that_can_grow(command: Command) -> None:
     assert "--add: expected --out with the directory of the job to add to, got none" in command("--add").err
     Path("empty").mkdir()
     assert "--add: there is no empty/config.json" in command("--add", "--out", "empty").err
-
-
-def test_a_job_that_changed_meanwhile_is_not_written_over(command: Command) -> None:
-    done(command(*FIRST, "--out", "job"))
-    before = read_config(Path("job/config.json"))
-    done(command("--out", "job", "--add", "--strategy", "erm"))
-    stale = job_directory(Path("job"), before, resume=True, before=before)
-    with pytest.raises(UsageError, match=r"additions: None there|strategies"), stale:
-        pass
 
 
 def test_a_job_of_an_earlier_version_grows(command: Command) -> None:

@@ -30,6 +30,7 @@ from fedhess.simulations.scenarios import comparison
 from fedhess.simulations.scenarios.comparison import Comparison
 from fedhess.simulations.transfer import report as transfer_report
 
+pytestmark = pytest.mark.usefixtures("rendered_figures")
 UNKNOWN = "\U0010fffd"  # for private use: no font has it
 IN_ANOTHER_FONT = "\u1d81"  # of matplotlib's own fonts, STIXGeneral has it and the usual one has not
 

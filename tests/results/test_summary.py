@@ -184,6 +184,7 @@ def test_stand_in_is_named_in_titles_header_and_warning_and_names_of_files_are_c
 # -- Files -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_report_is_made_again_from_the_rows_alone(make_job: Made) -> None:
     job = make_job({("erm", "east", 0): (0.1, 0.25), ("hgp", "east", 0): (0.1, 0.5)})
     summary = summarise(job)

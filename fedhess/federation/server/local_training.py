@@ -7,13 +7,15 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedhess.alignment.means import WeightedMean
+from fedhess.alignment.means import MeanRule, WeightedMean
 from fedhess.alignment.step import round_steps
 from fedhess.alignment.strategy import ClientReply, ClientUpdate, Reference
+from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
 from fedhess.federation.server.global_model import GlobalModel
+from fedhess.federation.server.norm_bound import Norms, norm
 from fedhess.federation.server.previous_references import PreviousStatistics
 from fedhess.federation.tensors import encode_tensors, read_tensors
 from fedhess.settings.run_config import RunConfig
@@ -64,13 +66,15 @@ class LocalPhase:
         reference: Reference,
         server_round: int,
         previous: PreviousStatistics | None = None,
+        *,
+        asked: int,
     ) -> None:
         self.model = model
         self.participants = participants
         self.config = federation.config
         self.server_round = server_round
         self.outcome = RoundOutcome()
-        self._federation = federation
+        self._federation, self._asked = federation, asked
         self._reference_parts = _reference_parts(reference)
         self._previous = previous
 
@@ -97,9 +101,19 @@ class LocalPhase:
     ) -> dict[str, Tensor]:
         """Train all clients at once from the global model; see :meth:`fedhess.alignment.LocalTraining.mean_update`.
 
-        Replies are added up as they come, one in memory at a time.
+        Replies are added up as they come, one in memory at a time; a robust mean holds them all.
+
+        Raises:
+            UsageError: The mean is robust, which counts every client once, and the strategy weighs the domains.
         """
-        mean = WeightedMean()
+        if domain_weights is not None:
+            self._require_mean("it weighs the domains by itself, and robust means count every client once")
+        if held_out and self.config.is_private:
+            raise UsageError(
+                f"--strategy {self.config.strategy}: its clients evaluate what they trained, and a private run's "
+                "sources send no loss and no accuracy; leave --dp-epsilon out, or choose another strategy"
+            )
+        mean = MeanRule(self.config.update_mean, self.config.hostile_clients).begin()
         weights = holding_weights(self.participants, self.config, domain_weights)
         for client, result in self._train(weights, self.model.payload(), None, given=given, held_out=held_out):
             weight = sum(weights[client].values())
@@ -113,7 +127,12 @@ class LocalPhase:
     def train_domain(
         self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
     ) -> ClientUpdate | None:
-        """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`."""
+        """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`.
+
+        Raises:
+            UsageError: The mean over clients is to be robust: here no mean is taken over the domains.
+        """
+        self._require_mean("it trains one domain after the other, and each leaves the model where it likes")
         start = ModelPayload(f"{self.model.payload().model_id}-{name}", encode_tensors(position))
         counts = {client: client.identity.trains_on.get(domain, 0) for client in self.participants}
         total = sum(counts.values())
@@ -128,10 +147,16 @@ class LocalPhase:
             return None
         return ClientUpdate(update.result(), buffers.result() if result.momentum else {})
 
+    def _require_mean(self, reason: str) -> None:
+        if self.config.update_mean != "mean":
+            raise UsageError(
+                f"--update-mean {self.config.update_mean}: strategy {self.config.strategy} cannot have it, since "
+                f"{reason}; give --update-mean mean"
+            )
+
     def require_quorum(self) -> None:
         """Check that enough clients have trained."""
-        asked = len(self._federation.participants(self.server_round))
-        self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=asked)
+        self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=self._asked)
 
     def _steps(self, client: Client) -> int:
         examples = client.identity.train_examples
@@ -166,7 +191,9 @@ class LocalPhase:
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
             buffers = read_tensors(content, protocol.MOMENTUM, like=trained) if trained else {}
-            metrics = protocol.training_metrics_of(content, examples=client.identity.train_examples)
+            metrics = protocol.training_metrics_of(
+                content, examples=client.identity.train_examples, private=self.config.is_private
+            )
             if previous is not None:
                 previous.read(client, content)
             measured = protocol.held_out_of(content, client.identity) if held_out else {}
@@ -175,11 +202,19 @@ class LocalPhase:
         request = Request(
             "train", protocol.TRAIN, self.server_round, payload, self.config.deadline, read=read, parts=parts
         )
-        for client, (result, metrics) in self._federation.exchange(request, weights):
+        replies = self._federation.exchange(request, weights)
+        screened = self._federation.screen("train", self.server_round, replies, _norms, asked=len(weights))
+        for client, (result, metrics) in screened:
             if client.label not in self.outcome.metrics:  # else it has trained on another of its domains before
                 self.outcome.participants.append(client)
             self.outcome.metrics[client.label] = metrics
             yield client, result
+
+
+def _norms(client: Client, reply: tuple[ClientUpdate, dict[str, float]]) -> Norms:
+    del client
+    update, momentum = reply[0].update, reply[0].momentum
+    return {"update": norm(update)} | ({"momentum": norm(momentum)} if momentum else {})
 
 
 def _reference_parts(reference: Reference) -> Callable[[Client], dict[str, ArrayRecord]]:
