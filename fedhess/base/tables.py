@@ -89,6 +89,9 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         "epsilon spent in one run by the sources (runs with the same data add up):": [
             f"- {name}: {of['privacy']}" for name, of in strategies if "privacy" in of
         ],
+        "counts of targets are rounded or noisy, and their accuracies with them (epsilon, by adding up):": [
+            f"- {line}" for line in summary.get("protected", ())
+        ],
         "gaps (a round that fewer source clients evaluated than the quorum does not count):": [
             f"- {name}, {gap}" for name, of in strategies for gap in of["gaps"]
         ],

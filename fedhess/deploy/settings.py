@@ -13,6 +13,7 @@ from fedhess.deploy.programs import toml
 from fedhess.domains import find_benchmark, open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.domains.scenarios import choose_scenarios
+from fedhess.federation.client.answers import PROTECTION, Protection
 from fedhess.federation.client.examples import simulated_client
 from fedhess.federation.client.limits import LIMITS
 from fedhess.federation.client.node import Place
@@ -24,7 +25,7 @@ from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
 
 DESCRIBED = ("folder:PATH", "hf:NAME", "module:Class")  # benchmarks whose options name domains and classes
-NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE, *LIMITS)
+NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE, *LIMITS, *PROTECTION)
 
 
 def plan_run(
@@ -106,11 +107,13 @@ def check_node_config(given: str, own: Mapping[str, Scalar]) -> None:
     Raises:
         UsageError: They are not in Flower's form; one is unknown, or is among the command's own.
     """
-    for key in _read([given] if given else [], option="--node-config"):
+    settings = _read([given] if given else [], option="--node-config")
+    for key in settings:
         if key in own:
             raise UsageError(f"--node-config: {key} is given twice; the command has it as {own[key]!r}")
         if key not in NODE_SETTINGS:
             raise UsageError(f"--node-config: a node has no setting {key!r}; {did_you_mean(key, NODE_SETTINGS)}")
+    Protection.of(settings, str(own["role"]))
 
 
 def plan_nodes(config: RunConfig) -> list[Place]:

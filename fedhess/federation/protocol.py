@@ -8,9 +8,11 @@ Messages (server to client, all of them also answered by an error reply where th
 type                 who       content
 ==================== ========= ===============================================================================
 evaluate.identify    every     none; the reply names domain, role, client and example counts
-query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic
+query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic;
+                               or that the model's loss and accuracy on held-out examples are wanted, and these
 train                source    model, reference; reply: the update (or the weights) and metrics; with
-                               ``references="previous"`` also requests for statistics, and their answers
+                               ``references="previous"`` also requests for statistics, and their answers; where it
+                               is wanted, loss and accuracy of the trained model
 evaluate             every     model; reply: loss, accuracy, counts of predictions, and (source clients only)
                                alignment statistics; a target client of a run that splits targets adds the loss,
                                accuracy and counts of its out split
@@ -21,6 +23,7 @@ alignment have the domain in their key (:func:`of_domain`), and so have the refe
 train message says how much each domain weighs in its loss.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,12 +66,15 @@ COUNTS = "counts"  # of an evaluation: two arrays
 CONFUSION = "confusion"  # (C, C) int32: examples by label and prediction
 CALIBRATION = "calibration"  # (BINS, 3) float64: examples, those predicted right and the sum of their confidences
 BINS = 15  # of the confidence, equally wide
+HELD_OUT = "held-out"  # wanted: an evaluation by a source, of the model or of the one it trains; by domain in the reply
 TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
 NOISE = "noise"  # of a private source client, from:
 SEED, SYSTEM = "seed", "system"  # the run's seed, in a simulation, or its operating system's secure source
 TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
+EVALUATION_ROUNDING = "evaluation-rounding"  # of a target's node: its counts are multiples of it
+EVALUATION_EPSILON = "evaluation-epsilon"  # and of this differential privacy, each evaluation
 OUT = "out-"  # before the names of the metrics and counts of a target's out split
 
 
@@ -121,6 +127,7 @@ class Identity:
     data_digest: str = ""  # of its examples
     version: str = ""  # of fedhess and of torch
     noise: str = ""  # SEED or SYSTEM for a source client of a private run
+    protection: tuple[int, float] | None = None  # of a target's counts: multiple, and epsilon (0: no noise)
 
     @property
     def label(self) -> str:
@@ -153,12 +160,12 @@ class Identity:
                 "holds-out": self.holds_out,
                 "classes": list(self.classes),
                 "inputs": self.inputs,
-                DATA_DIGEST: self.data_digest,
+                **({NOISE: self.noise} if self.noise else {DATA_DIGEST: self.data_digest}),
                 "version": self.version,
             }
         )
-        if self.noise:
-            record[NOISE] = self.noise
+        if self.protection is not None:
+            record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON] = self.protection
         if self.several:
             record["held-domains"] = [held.domain for held in self.several]
             record["held-train-examples"] = [held.train_examples for held in self.several]
@@ -174,7 +181,10 @@ class Identity:
             counts = [record[key] for key in ("client", "train-examples", "evaluate-examples")]
             columns = [record.get(f"held-{key}", []) for key in ("domains", "train-examples", "evaluate-examples")]
             several = tuple(Held(*row) for row in zip(*columns, strict=True))
-            negative = min([*counts, *columns[1], *columns[2]]) < 0
+            protection = None
+            if role == TARGET and EVALUATION_ROUNDING in record:
+                protection = int(record[EVALUATION_ROUNDING]), float(record[EVALUATION_EPSILON])
+            negative = min([*counts, *columns[1], *columns[2], *(protection or ())]) < 0
         except (KeyError, TypeError, ValueError):
             raise ValueError(unclear) from None
         if negative or (role == SOURCE and counts[1] == 0):
@@ -185,9 +195,24 @@ class Identity:
             raise ValueError(unclear)
         client, train, evaluate = counts
         classes = tuple(map(str, record.get("classes", ())))
-        texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE))
+        inputs, digest, versions, noise = (
+            str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE)
+        )
+        holds_out = bool(record.get("holds-out", False))
         return cls(
-            domain, role, client, train, evaluate, bool(record.get("holds-out", False)), several, classes, *texts
+            domain,
+            role,
+            client,
+            train,
+            evaluate,
+            holds_out,
+            several,
+            classes,
+            inputs,
+            digest,
+            versions,
+            noise,
+            protection,
         )
 
     def description(self) -> dict[str, Any]:
@@ -257,6 +282,21 @@ def releases_in(content: RecordDict, message_type: str) -> int:
     """Count what a message has a private source client send that depends on its examples: statistics, an update."""
     requests = [content] if message_type == STATISTICS else numbered_parts(content) if message_type == TRAIN else []
     return (message_type == TRAIN) + sum(len(decode_request(request)[0]) for request in requests)
+
+
+def held_out_of(content: RecordDict, identity: Identity) -> dict[str, dict[str, float]]:
+    """Read loss and accuracy of a model by domain, from the records of an evaluation or of a train reply.
+
+    Raises:
+        ValueError: One is missing, no number, or out of range.
+    """
+    found = {}
+    for domain in identity.trains_on:
+        metrics = metrics_of(content, identity.key(HELD_OUT, domain))
+        if not (0 <= metrics.get("accuracy", -1) <= 1 and 0 <= metrics.get("loss", -1) < math.inf):
+            raise ValueError(f"expected a loss of at least 0 and an accuracy in [0, 1] in {HELD_OUT}, got {metrics}")
+        found[domain] = {name: metrics[name] for name in ("loss", "accuracy")}
+    return found
 
 
 def training_metrics_of(content: RecordDict, *, examples: int, private: bool = False) -> dict[str, float]:

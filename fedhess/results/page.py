@@ -81,6 +81,11 @@ def _top(job: Job, summary: Summary) -> str:
         *([unfinished] if lacking else []),
         *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
         *([f"Runs that show signs of being sick:{_listed(sick)}"] if sick else []),
+        *(
+            [f"Counts of targets are rounded or noisy, and their accuracies with them:{_listed(summary['protected'])}"]
+            if summary["protected"]
+            else []
+        ),
         *([f"Rounds that too few source clients evaluated, which do not count:{_listed(gaps)}"] if gaps else []),
     ]
     boxes = "".join(f'<div class="warn" role="note">{text}</div>' for text in warnings)

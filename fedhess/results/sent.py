@@ -76,6 +76,22 @@ def sent_section(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def protected_targets(recorded: Recorded) -> list[str]:
+    """Describe how targets protect their counts, and the epsilon that their evaluations add up to; a line a target."""
+    spent: dict[tuple[str, int, float], int] = {}
+    for _, rows in recorded:
+        for row in rows:
+            if "evaluation_epsilon" in row and row["accuracy"] is not None and row["split"] != "out":
+                key = row["domain"], row["evaluation_rounding"], row["evaluation_epsilon"]
+                spent[key] = spent.get(key, 0) + 1
+    return [
+        f"{domain}: multiples of {rounding}, {epsilon:g} in each of {times} evaluations, {epsilon * times:g} in all"
+        if epsilon
+        else f"{domain}: multiples of {rounding}, no noise"
+        for (domain, rounding, epsilon), times in spent.items()
+    ]
+
+
 def _records(rows: Iterable[Row]) -> Iterable[tuple[str, str, str, tuple[int, int, str]]]:
     for row in rows:
         for way, records in row.get("sent", {}).items():

@@ -75,7 +75,8 @@ def evaluate_clients(
         found = {held.domain: _read(client, held, content, alignment, splits) for held in _evaluates(client)}
         for held in _evaluates(client):
             key = client.identity.key(protocol.COUNTS, held.domain)
-            found[held.domain][0].update(_read_counts(content, key, splits, found[held.domain][0], outputs=outputs))
+            read_counts = _read_counts if client.identity.protection is None else _read_protected
+            found[held.domain][0].update(read_counts(content, key, splits, found[held.domain][0], outputs=outputs))
         return found
 
     asked = [client for client in federation.clients if _evaluates(client) and client.identity.role in roles]
@@ -250,6 +251,25 @@ def _read_counts(
     return found
 
 
+def _read_protected(
+    content: RecordDict, key: str, splits: Iterable[str], metrics: Mapping[str, float], *, outputs: int
+) -> dict[str, list[list[int]] | None]:
+    """Read rounded or noisy counts, which add up to the accuracy alone; there is no loss and nothing of confidences."""
+    like = torch.empty(max(2, outputs), max(2, outputs), dtype=torch.int32)
+    tensors = read_tensors(content, key, like={f"{split}{protocol.CONFUSION}": like for split in splits})
+    found: dict[str, list[list[int]] | None] = {f"{split}loss": None for split in splits}
+    for split in splits:
+        confusion = tensors[f"{split}{protocol.CONFUSION}"].numpy()
+        accuracy, hits = metrics[f"{split}accuracy"], int(confusion.trace())
+        if (confusion < 0).any() or min(1.0, hits / metrics[f"{split}{protocol.NUM_EXAMPLES}"]) != accuracy:
+            raise ValueError(
+                f"{key}: expected counts that fit {split}accuracy {accuracy:g}, got {hits} predicted right"
+            )
+        places = confusion.nonzero()
+        found[f"{split}{protocol.CONFUSION}"] = np.stack([*places, confusion[places]], axis=1).tolist()
+    return found
+
+
 def _row(
     server_round: int,
     client: Client,
@@ -278,6 +298,8 @@ def _row(
         "bytes_up": moved.up,
         "sent": moved.sent,
     }
+    if identity.protection is not None:
+        row["evaluation_rounding"], row["evaluation_epsilon"] = identity.protection
     if held.domain != identity.domain:
         row["main_domain"] = identity.domain  # which the client's number counts in
     return row
