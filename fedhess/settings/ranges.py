@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedhess.settings.combined import joined, parts_of
 from fedhess.settings.run_config import Scalar
 
 DOMAINBED = "DomainBed, hparams_registry.py"
@@ -162,6 +163,16 @@ RANGES: Mapping[str, Mapping[str, Mapping[str, Range]]] = {
 }
 
 
+def ranges_of(strategy: str, *, ranges: str = "released") -> dict[str, Range]:
+    """Return what a strategy draws of its own, or the parts of a combination; nothing where that is not known."""
+    return joined(strategy, lambda part: RANGES[ranges].get(part, {}))
+
+
+def are_known(strategy: str) -> bool:
+    """Whether the ranges of a strategy, and of every part of a combination, are known."""
+    return all(part in OF_METHOD for part in parts_of(strategy).values())
+
+
 def seed_hash(*parts: object) -> int:
     """Hash what names a draw into a seed, as DomainBed's ``misc.seed_hash`` does."""
     return int(hashlib.md5(str(parts).encode("utf-8")).hexdigest(), 16) % 2**31
@@ -197,5 +208,5 @@ def draw_settings(
         ranges: A key of `RANGES`.
     """
     assert number >= 1, "setting 0 has the defaults and draws nothing"
-    space = {**common_ranges(benchmark), **RANGES[ranges].get(strategy, {})}
+    space = {**common_ranges(benchmark), **ranges_of(strategy, ranges=ranges)}
     return {key: each.draw(key, number=number, trial=trial) for key, each in space.items()}
