@@ -107,6 +107,9 @@ class _Counting:
         equal = dict.fromkeys(self.domains, 1)
         return {name: PerDomain(dict.fromkeys(self.domains, zero), equal) for name, zero in zeros.items()}
 
+    def held_out(self) -> dict[str, PerDomain]:
+        raise UsageError("a private run's sources send no loss and no accuracy, which this strategy asks for")
+
 
 @lru_cache(maxsize=32)
 def _asked(name: str, args: tuple[tuple[str, Scalar], ...], domains: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ Server and client build the object from the same run config.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
@@ -106,10 +106,14 @@ class PenaltyScale:
 
 @dataclass
 class ClientUpdate:
-    """Mean of what local steps made: ``before - after`` by name, and the optimizers' momentum where it was wanted."""
+    """Mean of what local steps made: ``before - after`` by name, and the optimizers' momentum where it was wanted.
+
+    One client's own has its :attr:`ClientReply.held_out` too, where that was wanted.
+    """
 
     update: dict[str, Tensor]
     momentum: dict[str, Tensor]
+    held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,14 +123,18 @@ class ClientReply:
     Attributes:
         client: The client's label: its domain, and its number there unless it is the first.
         weight: What its update counts in the mean, over the sum of all replies' weights.
+        examples: Its training examples by domain.
         steps: Local steps that it took.
         update: ``before - after`` by name; read it, and copy what is kept.
+        held_out: ``"loss"`` and ``"accuracy"`` of the model that it trained, by domain, where that was wanted.
     """
 
     client: str
     weight: float
+    examples: Mapping[str, int]
     steps: int
     update: Mapping[str, Tensor]
+    held_out: Mapping[str, Mapping[str, float]]
 
 
 class Ask(Protocol):
@@ -149,6 +157,9 @@ class Ask(Protocol):
 
     def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
         """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
+
+    def held_out(self) -> dict[str, PerDomain]:
+        """Ask for ``"loss"`` and ``"accuracy"`` of the round's model on the sources' evaluation examples."""
 
 
 class GlobalTensors(Protocol):
@@ -196,6 +207,7 @@ class LocalTraining(Protocol):
         *,
         given: Callable[[str], Mapping[str, Tensor]] | None = None,
         each: Callable[[ClientReply], object] | None = None,
+        held_out: bool = False,
     ) -> dict[str, Tensor]:
         """Train all clients at once and average their updates.
 
@@ -203,6 +215,7 @@ class LocalTraining(Protocol):
             domain_weights: Weights of the domains; None is the run's own weighting.
             given: By a client's label, what its references have besides those of the round.
             each: Called with every reply before it is averaged, in domain order.
+            held_out: Whether each client evaluates the model that it trained, for :attr:`ClientReply.held_out`.
         """
 
     def train_domain(

@@ -86,11 +86,11 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             f"- {name}, {key}: {text}" for name, of in strategies for key, text in of.get("edges", {}).items()
         ],
         "sick runs:": [f"- {name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
-        "counts of targets are rounded or noisy, and their accuracies with them (epsilon, by adding up):": [
-            f"- {line}" for line in summary.get("protected", ())
-        ],
         "epsilon spent in one run by the sources (runs with the same data add up):": [
             f"- {name}: {of['privacy']}" for name, of in strategies if "privacy" in of
+        ],
+        "counts of targets are rounded or noisy, and their accuracies with them (epsilon, by adding up):": [
+            f"- {line}" for line in summary.get("protected", ())
         ],
         "gaps (a round that fewer source clients evaluated than the quorum does not count):": [
             f"- {name}, {gap}" for name, of in strategies for gap in of["gaps"]

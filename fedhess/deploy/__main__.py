@@ -21,6 +21,7 @@ from fedhess.deploy.nodes import NODES_FILE, NODES_VARIABLE, read_names, registe
 from fedhess.deploy.packing import pack_app
 from fedhess.deploy.processes import processes, require_free
 from fedhess.deploy.settings import check_node_config, plan_nodes, plan_run, read_settings
+from fedhess.deploy.status import read_status
 from fedhess.deploy.submitted import follow_run, start_run
 from fedhess.deploy.watch import hand_over
 from fedhess.jobs.checks import check_settings
@@ -94,7 +95,7 @@ def superlink(
     both = [("superlink", replace(link, variables={NODES_VARIABLE: str(nodes)})), ("nginx", front)]
     for _, program in both:
         typer.echo(f"$ {program}")
-    hand_over(both, logs=state / "logs", folder=state)
+    hand_over(both, folder=state, database=database)
 
 
 @cli.command(cls=Command)
@@ -159,7 +160,21 @@ def supernode(
         further=further or (),
     )
     typer.echo(f"$ {program}")
-    hand_over([(name or domain, program)], logs=folder / "logs", patience=patience)
+    hand_over([(name or domain, program)], patience=patience)
+
+
+@cli.command(cls=Command)
+def status(
+    address: Address,
+    folder: KeysFolder = Path("keys"),
+    state: State = Path("superlink"),
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="Metrics in Prometheus's text format, for a collector of text files.")
+    ] = False,
+) -> None:
+    """Show the nodes and when they were last seen, the runs, and their last evaluated rounds."""
+    found = read_status(_connect(address, folder), state)
+    typer.echo(found.metrics() if prometheus else found.tables(), nl=not prometheus)
 
 
 @cli.command(cls=Command)

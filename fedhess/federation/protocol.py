@@ -8,9 +8,11 @@ Messages (server to client, all of them also answered by an error reply where th
 type                 who       content
 ==================== ========= ===============================================================================
 evaluate.identify    every     none; the reply names domain, role, client and example counts
-query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic
+query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic;
+                               or that the model's loss and accuracy on held-out examples are wanted, and these
 train                source    model, reference; reply: the update (or the weights) and metrics; with
-                               ``references="previous"`` also requests for statistics, and their answers
+                               ``references="previous"`` also requests for statistics, and their answers; where it
+                               is wanted, loss and accuracy of the trained model
 evaluate             every     model; reply: loss, accuracy, counts of predictions, and (source clients only)
                                alignment statistics; a target client of a run that splits targets adds the loss,
                                accuracy and counts of its out split
@@ -21,6 +23,7 @@ alignment have the domain in their key (:func:`of_domain`), and so have the refe
 train message says how much each domain weighs in its loss.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +56,7 @@ IDENTITY = "identity"  # what the run's rows call the reply to IDENTIFY
 ROUND = "server-round"
 MODEL_ID = "model-id"
 MODEL_MISSING = "model-missing"
+MODELS_HELD = 2  # that a client keeps, the newest: the global model, and its average where one is evaluated
 DATA_DIGEST = "data-digest"  # of a client's identity, in every message to it: its data may not change in a run
 NONCE = "nonce"  # of every message, and of its reply: a node that was not sent the message does not know it
 NAMES = "names"
@@ -62,6 +66,7 @@ COUNTS = "counts"  # of an evaluation: two arrays
 CONFUSION = "confusion"  # (C, C) int32: examples by label and prediction
 CALIBRATION = "calibration"  # (BINS, 3) float64: examples, those predicted right and the sum of their confidences
 BINS = 15  # of the confidence, equally wide
+HELD_OUT = "held-out"  # wanted: an evaluation by a source, of the model or of the one it trains; by domain in the reply
 TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
@@ -86,6 +91,15 @@ TRACEBACK = "Traceback (most recent call last):\n"  # where a traceback begins, 
 def of_domain(key: str, domain: str) -> str:
     """Name the record ``key`` of one of a client's several domains."""
     return f"{key}/{domain}"
+
+
+def client_label(domain: str, number: int) -> str:
+    """Name a client in messages.
+
+    >>> client_label("photo", 0), client_label("photo", 2)
+    ('photo', 'photo[2]')
+    """
+    return printable(domain) if number == 0 else f"{printable(domain)}[{number}]"
 
 
 @dataclass(frozen=True)
@@ -118,8 +132,7 @@ class Identity:
     @property
     def label(self) -> str:
         """The client as messages name it: the domain, and the client's number unless it is the first."""
-        domain = printable(self.domain)
-        return domain if self.client == 0 else f"{domain}[{self.client}]"
+        return client_label(self.domain, self.client)
 
     @property
     def holdings(self) -> tuple[Held, ...]:
@@ -147,12 +160,10 @@ class Identity:
                 "holds-out": self.holds_out,
                 "classes": list(self.classes),
                 "inputs": self.inputs,
-                DATA_DIGEST: self.data_digest,
+                **({NOISE: self.noise} if self.noise else {DATA_DIGEST: self.data_digest}),
                 "version": self.version,
             }
         )
-        if self.noise:
-            record[NOISE] = self.noise
         if self.protection is not None:
             record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON] = self.protection
         if self.several:
@@ -184,18 +195,24 @@ class Identity:
             raise ValueError(unclear)
         client, train, evaluate = counts
         classes = tuple(map(str, record.get("classes", ())))
-        texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE))
+        inputs, digest, versions, noise = (
+            str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE)
+        )
+        holds_out = bool(record.get("holds-out", False))
         return cls(
             domain,
             role,
             client,
             train,
             evaluate,
-            bool(record.get("holds-out", False)),
+            holds_out,
             several,
             classes,
-            *texts,
-            protection=protection,
+            inputs,
+            digest,
+            versions,
+            noise,
+            protection,
         )
 
     def description(self) -> dict[str, Any]:
@@ -265,6 +282,21 @@ def releases_in(content: RecordDict, message_type: str) -> int:
     """Count what a message has a private source client send that depends on its examples: statistics, an update."""
     requests = [content] if message_type == STATISTICS else numbered_parts(content) if message_type == TRAIN else []
     return (message_type == TRAIN) + sum(len(decode_request(request)[0]) for request in requests)
+
+
+def held_out_of(content: RecordDict, identity: Identity) -> dict[str, dict[str, float]]:
+    """Read loss and accuracy of a model by domain, from the records of an evaluation or of a train reply.
+
+    Raises:
+        ValueError: One is missing, no number, or out of range.
+    """
+    found = {}
+    for domain in identity.trains_on:
+        metrics = metrics_of(content, identity.key(HELD_OUT, domain))
+        if not (0 <= metrics.get("accuracy", -1) <= 1 and 0 <= metrics.get("loss", -1) < math.inf):
+            raise ValueError(f"expected a loss of at least 0 and an accuracy in [0, 1] in {HELD_OUT}, got {metrics}")
+        found[domain] = {name: metrics[name] for name in ("loss", "accuracy")}
+    return found
 
 
 def training_metrics_of(content: RecordDict, *, examples: int, private: bool = False) -> dict[str, float]:

@@ -59,6 +59,7 @@ class Job:
         before: The record of the job in ``path`` that this one continues or adds to, if it does.
         trackers: Keys of `tracking.TRACKERS` that its rows are fed to.
         lock: On ``path``, held since the record in ``before`` was read; it is released when the job has run.
+        resume_from: The round that its runs go back to, if they do.
     """
 
     path: Path
@@ -69,6 +70,7 @@ class Job:
     before: Mapping[str, Any] | None = field(default=None, repr=False)
     trackers: tuple[str, ...] = ()
     lock: FileLock | None = field(default=None, repr=False, compare=False)
+    resume_from: int | None = None
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -91,6 +93,14 @@ class Job:
         """How a sweep's settings come about, see :func:`fedhess.jobs.search.plan_search`; empty for another job."""
         found: Mapping[str, Any] = self.record.get("search", {})
         return found
+
+    @property
+    def draws(self) -> Mapping[str, int]:
+        """By strategy how many settings each target and trial is to have, where Optuna suggests one after the other."""
+        if self.search.get("kind") != "optuna":
+            of_merged: Mapping[str, int] = self.record.get("draws", {})
+            return of_merged
+        return {name: self.search["draws"] for name, space in self.search["spaces"].items() if space}
 
     @property
     def settings_each(self) -> int:

@@ -28,6 +28,7 @@ class _Method:
     args: Mapping[str, Scalar]
     settings: Mapping[str, Any]  # those of OF_A_METHOD
     variants: Sequence[Mapping[str, Any]]
+    draws: int  # see `Job.draws`; 0 where all of its variants are known
     job: Path = field(compare=False)
 
     @property
@@ -90,6 +91,7 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
         "seeds": sorted({seed for job in jobs for seed in job.seeds}),
         "settings": jobs[0].record["settings"],
         "variants": [{key: each[key] for key in kept} for each in variants] if several else [],
+        "draws": {label: method.draws for label, method in zip(labels, methods, strict=True) if method.draws},
         "environment": {str(job.path): job.record.get("environment", {}) for job in jobs},
         "additions": [entry for job in jobs for entry in history(job.record)],
     }
@@ -109,7 +111,7 @@ def _methods(job: Job) -> Iterable[_Method]:
             for index, each in enumerate(record["variants"])
             if strategy in each["strategies"]
         ]
-        yield _Method(strategy, args, settings, variants, job.path)
+        yield _Method(strategy, args, settings, variants, job.draws.get(strategy, 0), job.path)
 
 
 def _positions(job: Job) -> dict[str, list[int]]:

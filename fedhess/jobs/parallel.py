@@ -5,10 +5,13 @@ import os
 import sys
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from fedhess.federation.server.round_selection import rows_by_round
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.progress import Progress
@@ -35,7 +38,7 @@ def run_side_by_side(
         runs: Those to run, by their number in the job.
         workers: Who runs them.
         progress: Where progress is reported; it knows each run.
-        tracking: The job's trackers; they are fed a run once it has ended.
+        tracking: The job's trackers.
 
     Returns:
         By number why a run failed; nothing of those that ended.
@@ -47,18 +50,24 @@ def run_side_by_side(
     watched = {number: _Watched(run) for number, run in runs.items()}
     failures: dict[int, str] = {}
     pool = workers.open(job.path.resolve(), job.runs[0].config)
-    with ThreadPoolExecutor(workers.count) as threads:
+    with ThreadPoolExecutor(workers.count) as threads, ExitStack() as stack:
+        followed = {number: stack.enter_context(ExitStack()) for number in runs}
+        on_round = {
+            number: followed[number].enter_context(tracking.follow(run, partial(progress.update, number)))
+            for number, run in runs.items()
+        }
         futures = {threads.submit(_see_through, pool, task, progress): number for number, task in tasks.items()}
         try:
             while futures:
                 ended = wait(futures, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED).done
-                for future, number in list(futures.items()):
-                    if (future.running() or future in ended) and (rows := watched[number].newest()):
-                        progress.update(number, rows[0]["round"], rows)
+                for future, number in futures.items():
+                    if future.running() or future in ended:
+                        for server_round, rows in watched[number].new(ended=future in ended).items():
+                            on_round[number](server_round, rows)
                 for future in ended:
                     number, result = futures.pop(future), future.result()
                     progress.end_run(number)
-                    tracking.catch_up(runs[number])
+                    followed[number].close()
                     for warning in result.warnings:
                         logger.warning("%s", warning)
                     if result.failure is not None:
@@ -102,15 +111,24 @@ class _Watched:
     """The rows of a run that another process writes."""
 
     def __init__(self, run: PlannedRun) -> None:
-        self._run = run
-        self._size = self._size_now()
+        self._directory = run.directory
+        self._size = self._read = self._size_now()
+        self._last = max((row["round"] for row in run.directory.rows()), default=-1)
 
-    def newest(self) -> list[Row]:
-        """Return the rows of the last round if there are more than there were when they were last looked at."""
+    def new(self, *, ended: bool) -> dict[int, list[Row]]:
+        """Return the rounds that are new, the last of them once the file stands still: all of its rows are there."""
         before, self._size = self._size, self._size_now()
-        rows = self._run.directory.rows() if self._size > before else []
-        return [row for row in rows if row["round"] == rows[-1]["round"]]
+        if self._size == self._read:
+            return {}
+        rounds = rows_by_round(self._directory.rows())
+        if ended or self._size == before:
+            self._read = self._size
+        elif rounds:
+            rounds.popitem()
+        found = {number: rows for number, rows in rounds.items() if number > self._last}  # else made again
+        self._last = max([self._last, *found])
+        return found
 
     def _size_now(self) -> int:
-        file = self._run.directory.rounds_file
+        file = self._directory.rounds_file
         return file.stat().st_size if file.exists() else 0

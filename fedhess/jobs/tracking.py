@@ -26,6 +26,7 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.files import replace_file
 from fedhess.base.tables import mean
 from fedhess.domains.benchmark import SOURCE, TARGET
+from fedhess.federation.server.round_selection import rows_by_round
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.job import Job, PlannedRun, slug
 from fedhess.jobs.metrics import balanced_accuracy, calibration_error, worst_class_accuracy
@@ -183,6 +184,7 @@ class Trackio(Tracker):
         given = os.environ.setdefault("TRACKIO_DIR", str(folder)) != str(folder)  # read when it is imported, and then
         with contextlib.redirect_stdout(io.StringIO()):  # it prints how to start its dashboard
             import trackio  # noqa: PLC0415
+            from trackio.context_vars import current_run  # noqa: PLC0415
             from trackio.utils import TRACKIO_DIR  # noqa: PLC0415
 
             if not given:
@@ -199,6 +201,7 @@ class Trackio(Tracker):
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
+            current_run.set(None)  # of several: each is finished by itself, and none when the process ends
         self.run_id = self._run.id
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
@@ -208,11 +211,8 @@ class Trackio(Tracker):
     def close(self, *, failed: bool) -> None:
         """Finish the run, when all of it is in the database."""
         del failed
-        import trackio  # noqa: PLC0415
-
         with contextlib.redirect_stdout(io.StringIO()):
-            # Not the run's own: that would be finished once more when the process ends, and print.
-            trackio.finish()  # type: ignore[no-untyped-call]
+            self._run.finish()  # type: ignore[no-untyped-call]
 
 
 # By the name that --track takes; the extra to install has the same.
@@ -247,64 +247,55 @@ class Tracking:
         self._failed: set[str] = set()
 
     @contextlib.contextmanager
-    def follow(self, run: PlannedRun, on_round: OnRound) -> Iterator[OnRound]:
-        """Open the trackers of a run, and bring them up to its rows.
+    def follow(self, run: PlannedRun, on_round: OnRound, names: Sequence[str] | None = None) -> Iterator[OnRound]:
+        """Feed the trackers of a run, or some of them; they are opened with the first round that comes.
 
         Yields:
-            What is to be called with each evaluated round: it calls ``on_round``, then feeds the trackers.
+            What is to be called with each evaluated round: it calls ``on_round``, then feeds the trackers, the first
+            time with all that they lack of the rows before it.
         """
-        if not self._job.trackers:
-            yield on_round
-            return
-        with self._follow(run, on_round, self._job.trackers) as report:
-            yield report
-
-    @contextlib.contextmanager
-    def _follow(self, run: PlannedRun, on_round: OnRound, names: Sequence[str]) -> Iterator[OnRound]:
-        file, state = run.directory.path / STATE, _state(run)
+        names = self._job.trackers if names is None else names
         opened: dict[str, Tracker] = {}
-
-        def keep() -> None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, (json.dumps(state) + "\n").encode())
-
-        for name in [name for name in names if name not in self._failed]:
-            with self._guarded(name):
-                opened[name] = TRACKERS[name](self._about(name, run, state.get(name, {})))
-                state.setdefault(name, {"round": -1})["run"] = opened[name].run_id
-                keep()
-
-        def feed(server_round: int, rows: Sequence[Row]) -> None:
-            metrics = metrics_of_round(rows, classes=len(self._job.classes))
-            for name, tracker in opened.items():
-                if name not in self._failed and server_round > state[name]["round"]:  # else made again after a resume
-                    with self._guarded(name):
-                        tracker.log(server_round, metrics)
-                        state[name]["round"] = server_round
-            keep()
+        state: dict[str, dict[str, Any]] | None = None
 
         def report(server_round: int, rows: list[Row]) -> None:
+            nonlocal state
             on_round(server_round, rows)
-            feed(server_round, rows)
+            if not names:
+                return
+            rounds = {server_round: rows}
+            if state is None:
+                state = _state(run)
+                before = [row for row in run.directory.rows() if row["round"] < server_round]
+                rounds = rows_by_round(before) | rounds
+                for name in [name for name in names if name not in self._failed]:
+                    with self._guarded(name):
+                        opened[name] = TRACKERS[name](self._about(name, run, state.get(name, {})))
+                        state.setdefault(name, {"round": -1})["run"] = opened[name].run_id
+            for number, each in rounds.items():
+                metrics = metrics_of_round(each, classes=len(self._job.classes))
+                for name, tracker in opened.items():
+                    if name not in self._failed and number > state[name]["round"]:  # else made again after a resume
+                        with self._guarded(name):
+                            tracker.log(number, metrics)
+                            state[name]["round"] = number
+                replace_file(run.directory.path / STATE, (json.dumps(state) + "\n").encode())
 
         try:
-            for server_round, rows in _by_round(run.directory.rows()).items():
-                feed(server_round, rows)
             yield report
         finally:
             for name, tracker in opened.items():
                 if name not in self._failed:
                     with self._guarded(name):
-                        tracker.close(failed=state[name]["round"] < run.config.rounds)
+                        tracker.close(failed=_state(run)[name]["round"] < run.config.rounds)
 
     def catch_up(self, run: PlannedRun) -> None:
-        """Bring the trackers up to the rows of a run that ran elsewhere, or before; those that have all stay closed."""
-        rounds = [row["round"] for row in run.directory.rows()] if self._job.trackers else []
+        """Bring the trackers up to the rows of a run that ran before; those that have all stay closed."""
+        rounds = rows_by_round(run.directory.rows()) if self._job.trackers else {}
         state, last = _state(run), max(rounds, default=-1)
-        lacking = [name for name in self._job.trackers if state.get(name, {}).get("round", -1) < last]
-        if lacking:
-            with self._follow(run, lambda *_: None, lacking):
-                pass
+        if lacking := [name for name in self._job.trackers if state.get(name, {}).get("round", -1) < last]:
+            with self.follow(run, lambda *_: None, lacking) as report:
+                report(last, rounds[last])
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
@@ -377,13 +368,6 @@ def _state(run: PlannedRun) -> dict[str, dict[str, Any]]:
     file = run.directory.path / STATE
     state: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     return state
-
-
-def _by_round(rows: Sequence[Row]) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["round"], []).append(row)
-    return found
 
 
 def _settings(job: Job, run: PlannedRun) -> dict[str, str | int | float | bool]:

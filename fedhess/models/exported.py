@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -44,6 +44,14 @@ class ExportedConfig(BaseModel):
     dtype: Literal["float32", "float64"]
     precision: Literal["float32", "bf16"]
     run: ExportedRun = ExportedRun()
+
+    @model_validator(mode="after")
+    def _names_each_output(self) -> "ExportedConfig":
+        if len(self.classes) != max(2, self.outputs):
+            raise ValueError(
+                f"classes: expected {max(2, self.outputs)} for {self.outputs} outputs, got {len(self.classes)}"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -162,5 +170,5 @@ def _read_config(folder: Path) -> ExportedConfig:
         return ExportedConfig.model_validate_json(text)
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         why = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = f"{'.'.join(map(str, why['loc']))}: {why['msg']}" if why else str(error)
+        reason = ": ".join(filter(None, [".".join(map(str, why["loc"])), why["msg"]])) if why else str(error)
         raise UsageError(f"{file} is damaged or of another version ({reason}); export the model again") from error

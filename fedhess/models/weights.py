@@ -52,13 +52,12 @@ def load_weights(model: HeadedModel, config: RunConfig) -> None:
     """
     file = Path(str(config.weights))
     _checked_digest(file, config)
-    wanted = model.state_dict()
-    names = {name: name for name in wanted} | {
-        name.removeprefix(NETWORK): name for name in wanted if name.startswith(NETWORK)
-    }
+    wanted, given = model.state_dict(), _read(file)
+    ours = {name: name for name in wanted}
+    made_of = {name.removeprefix(NETWORK): name for name in wanted if name.startswith(NETWORK)}
     if model.head_name:
-        names |= {f"{model.head_name}.{part}": f"head.{part}" for part in ("weight", "bias")}
-    given = _read(file)
+        made_of |= {f"{model.head_name}.{part}": f"head.{part}" for part in ("weight", "bias")}
+    names = max(ours, made_of, key=lambda known: sum(name in known for name in given))
     fitting = {names[name]: value for name, value in given.items() if name in names}
     head = [name for name in wanted if name.startswith("head.")]
     unlike = [name for name in head if name not in fitting or fitting[name].shape != wanted[name].shape]

@@ -97,13 +97,11 @@ def incomplete(job: Job, recorded: Recorded, strategy: str) -> dict[str, str]:
     failed = Counter(run.scenario.name for run in missing if run.directory.failure() is not None)
     left = Counter(run.scenario.name for run in missing) - failed
     totals = Counter(run.scenario.name for run, _ in mine)
-    if job.search.get("kind") == "optuna" and recorded_spaces(job.record)[strategy]:
-        for name, total in totals.items():  # those that no one has been asked for yet are left, too
-            left[name] += job.search["draws"] * len(job.seeds) - total
-            totals[name] = job.search["draws"] * len(job.seeds)
     found: dict[str, str] = {}
-    for name, total in totals.items():
+    for name, known in totals.items():
         there = {run.config.seed for run, _ in mine if run.scenario.name == name}
+        total = max(known, job.draws.get(strategy, 0) * len(there))
+        left[name] += total - known  # those that nobody has been asked for yet
         absent = [str(seed) for seed in job.seeds if seed not in there]  # of jobs put together
         parts = (
             [f"of {total} runs {failed[name]} failed, {left[name]} left to run"] if failed[name] or left[name] else []

@@ -18,7 +18,7 @@ import numpy as np
 
 from fedhess.base.files import replace_file
 from fedhess.base.tables import mean, mean_and_error
-from fedhess.federation.server.run_directory import Row
+from fedhess.federation.server.round_selection import rows_by_round
 from fedhess.jobs.metrics import Confusion
 from fedhess.results.diagnosis import MIXED_PAIR, SOURCE_PAIR
 from fedhess.results.paired import BASELINE
@@ -75,7 +75,8 @@ def trained_rounds(
         for name in (*names, *distances):
             found.setdefault(name, {})
             expected[name] = expected.get(name, 0) + 1
-        for number, group in _by_round(rows if choice else []).items():
+        trained = [row for row in rows if row["round"] > 0]  # the untrained model would set the scale
+        for number, group in rows_by_round(trained if choice else []).items():
             values = [
                 *(
                     (name, target_accuracy(group, number, d))
@@ -97,14 +98,6 @@ def trained_rounds(
         }
         for name, by_round in found.items()
     }
-
-
-def _by_round(rows: Iterable[Row]) -> dict[int, list[Row]]:
-    groups: dict[int, list[Row]] = {}
-    for row in rows:
-        if row["round"] > 0:  # the untrained model would set the scale
-            groups.setdefault(row["round"], []).append(row)
-    return groups
 
 
 def draw_rounds(

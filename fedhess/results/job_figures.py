@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhess.domains.benchmark import SOURCE
-from fedhess.federation.server.run_directory import Row
+from fedhess.federation.server.round_selection import rows_by_round
 from fedhess.jobs.job import Job
 from fedhess.results.columns import Summary, accuracy_columns, cell_of
 from fedhess.results.figures import (
@@ -84,7 +84,7 @@ def megabytes(recorded: Recorded, strategy: str) -> dict[float, float]:
     for run, rows in recorded:
         if run.strategy == strategy and not run.inner:
             moved = 0.0
-            for number, group in sorted(_by_round(rows).items()):
+            for number, group in sorted(rows_by_round(rows).items()):
                 moved += sum(row["bytes_down"] + row["bytes_up"] for row in group if row["role"] == SOURCE)
                 totals.setdefault(number, []).append(moved / MEGABYTE)
     return {number: sum(values) / len(values) for number, values in totals.items()}
@@ -115,10 +115,3 @@ def draw_domains(path: Path, summary: Summary, *, width: float = WIDTHS[""]) -> 
         for axis in axes[-1]:
             axis.set_xlabel("accuracy (%)")
     return written(path, WITH_PDF)
-
-
-def _by_round(rows: Sequence[Row]) -> dict[int, list[Row]]:
-    groups: dict[int, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["round"], []).append(row)
-    return groups

@@ -45,10 +45,9 @@ def _check_means(config: RunConfig) -> None:
             f"hostile, got {', '.join(config.sources)}; give --reference-mean mean"
         )
     asked, hostile = config.clients_per_round or config.source_clients, config.hostile_clients
-    needed = {"mean": 1, "median": 3, "geometric": 3, "trimmed": 2 * hostile + 1}
-    least = needed.get(config.update_mean, 2 * hostile + 3)  # krum: Blanchard et al. 2017, proposition 1
-    if asked < least:
+    least = 2 * (hostile if config.update_mean in ("trimmed", "krum", "multikrum") else 1) + 1
+    if config.update_mean != "mean" and asked < least:
         raise UsageError(
-            f"--update-mean {config.update_mean}: expected at least {least} clients in a round, of which {hostile} may "
-            f"be hostile (--hostile-clients), got {asked}; give more clients (--partition), or another mean"
+            f"--update-mean {config.update_mean}: expected at least {least} clients in a round, so that the hostile "
+            f"are a minority (--hostile-clients {hostile}), got {asked}; give more clients or another mean"
         )

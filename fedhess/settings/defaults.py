@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedhess.settings.combined import joined
+
 # Settings of the public ColoredMNIST scripts, as read in released code (IRM, V-REx, Fishr, Hessian alignment): 501
 # full-batch steps of Adam, L2 on the sum of squared parameters, penalty weight 1 before step 190. One local step of
 # SGD with learning rate 1 hands the gradient itself to the server's Adam. The scripts sum the penalties of alignment
@@ -148,7 +150,7 @@ def default_strategy_args(strategy: str, *, model: str, benchmark: str = "") -> 
         benchmark: A benchmark's name; its own arguments for the model, where it has some, replace the model's.
     """
     by_strategy = BENCHMARK_STRATEGY_ARGS.get(benchmark, {}).get(model, STRATEGY_ARGS.get(_of_timm(model), {}))
-    return dict(by_strategy.get(strategy, {}))
+    return joined(strategy, lambda part: by_strategy.get(part, {}))
 
 
 def describe_default(setting: str, *, otherwise: object) -> str:

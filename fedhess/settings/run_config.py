@@ -36,6 +36,9 @@ MAIN, SEARCH, DATA, METHOD, TRAINING, FEDERATION, PRIVACY, MACHINE, OUTPUT = GRO
 )
 
 
+MAX_PIXELS = 50_000_000  # of an image; a small file may claim to be larger
+
+
 def _setting(default: Any, group: str, text: str, **limits: Any) -> Any:
     """Declare a setting that is an option too: its default, its group of ``--help``, what it is."""
     return Field(default, description=text, json_schema_extra={"group": group}, **limits)
@@ -99,6 +102,9 @@ class RunConfig(BaseModel):
     )
     image_cache_gb: float | None = _setting(
         None, DATA, "Most room that cached images may take, in GB; by default what the disk has free.", gt=0
+    )
+    max_pixels: int = _setting(
+        MAX_PIXELS, DATA, "Most pixels of an image, width times height; a larger one is refused.", ge=1
     )
     # Model and method
     model: str = _setting(
@@ -165,7 +171,7 @@ class RunConfig(BaseModel):
         1, FEDERATION, "Clients of a round that trimmed, krum and multikrum are to bear.", ge=1
     )
     norm_bound: float = _setting(
-        100.0,
+        30.0,
         FEDERATION,
         "Most that the norm of a client's statistic or update may be, in medians of the clients of this and the last "
         "rounds; who exceeds it is named and left out of the round. 0 for no bound.",

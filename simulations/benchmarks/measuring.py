@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from flwr.app import Context
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
@@ -116,7 +117,11 @@ class _TimedServer(Server):
 
 
 def run_federation(
-    config: RunConfig, *, prepare: Callable[[Server], object] | None = None, engine: Engine = IN_PROCESS
+    config: RunConfig,
+    *,
+    prepare: Callable[[Server], object] | None = None,
+    app: ClientApp = client_app,
+    engine: Engine = IN_PROCESS,
 ) -> Rounds:
     """Run a federation and time its rounds; ``prepare`` is called with the server, which is here, before it runs."""
     rounds = Rounds()
@@ -134,7 +139,7 @@ def run_federation(
     nodes = config.source_clients + len(config.targets)
     engine.run(
         server_app,
-        client_app,
+        app,
         run_config=config.to_run_config(),
         node_configs=[{"partition-id": index, "num-partitions": nodes} for index in range(nodes)],
     )

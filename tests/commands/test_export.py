@@ -392,7 +392,9 @@ def test_mistakes_of_loading_are_named(trained: Path) -> None:
     for change, message in (
         ({"fedhess_export": 2}, "fedhess_export: Input should be 1"),
         ({"model": "mlpp"}, "unknown model 'mlpp'"),
-        ({"outputs": 5}, "model.safetensors is damaged or of another network than 'mlp'"),
+        ({"outputs": 5}, r"damaged or of another version .*classes: expected 5 for 5 outputs, got 4"),
+        ({"classes": ["a", "b", "c"]}, "classes: expected 4 for 4 outputs, got 3"),
+        ({"outputs": 5, "classes": [*"abcde"]}, "model.safetensors is damaged or of another network than 'mlp'"),
     ):
         file.write_text(json.dumps(config | change))
         with pytest.raises(UsageError, match=message):

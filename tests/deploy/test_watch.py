@@ -7,11 +7,6 @@ import sys
 from pathlib import Path
 
 import psutil
-import pytest
-
-from fedhess.base.errors import UsageError
-from fedhess.deploy.programs import Program
-from fedhess.deploy.watch import hand_over
 
 # The command: torch is imported, and then it hands over to a program whose code and patience it is given.
 COMMAND = """
@@ -20,7 +15,7 @@ from pathlib import Path
 from fedhess.deploy.programs import Program
 from fedhess.deploy import watch
 program = Program(Path(sys.executable).name, ["-c", sys.argv[1]], {"OWN": "yes"})
-watch.hand_over([("node", program)], logs=Path("logs"), folder=Path("state"), patience=float(sys.argv[2]))
+watch.hand_over([("node", program)], folder=Path("state"), patience=float(sys.argv[2]))
 """
 REFUSED_ONCE = """
 import os, psutil, sys
@@ -58,9 +53,3 @@ def test_what_was_handed_over_ends_with_the_process(tmp_path: Path) -> None:
     process.communicate(timeout=30)
     assert process.returncode == 130
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-
-
-def test_a_folder_of_logs_that_cannot_be_made_is_named_before(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"cannot write to .*file/logs: Not a directory; choose another folder"):
-        hand_over([("node", Program("true", []))], logs=tmp_path / "file" / "logs")

@@ -64,7 +64,7 @@ def test_every_strategy_has_ranges_and_each_of_them_a_source() -> None:
     assert set(OF_METHOD) == set(known_strategies())
     assert all(each.source and each.ends[0] < each.ends[1] for space in OF_METHOD.values() for each in space.values())
     ours = {name for name, space in OF_METHOD.items() if any(each.source == OURS for each in space.values())}
-    assert ours == {"server_alignment", "fedadam"}
+    assert ours == {"server_alignment", "fedadam", "fedomg", "ga", "fedsam", "sagm"}
 
 
 def test_in_domainbeds_form_of_training_a_sweep_draws_domainbeds_values(toy: Benchmark) -> None:
@@ -183,6 +183,10 @@ def test_coefficients_of_a_grid_over_scales_are_those_of_each_scale(toy: Benchma
             "--grid: 'alfa' means nothing to erm, hgp; expected an argument of a strategy",
         ),
         ({"grid": "lr=-1,2"}, "--lr: expected more than 0, got -1"),
+        ({"grid": "lr=1,2", "lr": 0.1}, "--grid: 'lr' of erm is given a value of its own as well; leave one out"),
+        ({"grid": "alpha=1,2", "args": {"hgp.alpha": 3.0}}, "--grid: 'alpha' of hgp is given a value of its own"),
+        ({"ranges": "batch_size=0.5:32"}, "--range: expected a low end of at least 1 for batch_size, got batch_size=0"),
+        ({"ranges": "hgp.local_steps=0.5:8:log"}, "expected a low end of at least 1 for local_steps"),
         ({"ranges": "lr"}, "--range: expected key=low:high or key=low:high:log, got 'lr'"),
         ({"ranges": "lr=1"}, "--range: expected key=low:high"),
         ({"ranges": "lr=1:x"}, "--range: expected key=low:high"),

@@ -34,6 +34,17 @@ class Net(nn.Module):
         return self.fc(torch.relu(self.squeeze(self.body(images))))
 
 
+class HeadInside(Net):
+    """What it calls its head is not the last layer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.head = nn.Linear(5, 5)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.fc(self.head(self.squeeze(self.body(images))))
+
+
 class Softmax(Net):
     def forward(self, images: Tensor) -> Any:
         return super().forward(images).softmax(1)
@@ -257,6 +268,17 @@ def test_the_head_is_taken_where_it_fits_and_names_of_our_own_do_too(tmp_path: P
     torch.save(network.state_dict(), tmp_path / "net.pt")
     load_weights(model, toy_config(weights=str(tmp_path / "net.pt")))
     assert torch.equal(model.head.weight, network.fc.weight)
+
+
+def test_a_layer_that_is_called_head_is_not_taken_for_the_head(tmp_path: Path) -> None:
+    network, model, other = HeadInside(num_classes=4), own("HeadInside"), own("HeadInside")
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    load_weights(model, toy_config(weights=str(tmp_path / "net.pt")))
+    torch.save(model.state_dict(), tmp_path / "ours.pt")
+    load_weights(other, toy_config(weights=str(tmp_path / "ours.pt")))
+    for each in (model, other):
+        assert torch.equal(each.head.weight, network.fc.weight)
+        assert torch.equal(each.state_dict()["featurizer.network.head.weight"], network.head.weight)
 
 
 def test_files_that_do_not_fit_or_cannot_be_read_are_refused(tmp_path: Path) -> None:

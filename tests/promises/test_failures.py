@@ -243,6 +243,15 @@ def test_a_model_that_is_held_is_sent_once_a_round(toy_run: Run) -> None:
     assert all(row["bytes_down"] > 0.95 * weights for row in last)
 
 
+def test_the_model_and_its_average_are_each_sent_once_a_round(toy_run: Run) -> None:
+    args = {"n_converge": 1, "n_tolerance": 9, "tolerance_ratio": 9.0}  # the valley begins at once and does not end
+    run = toy_run(strategy="erm", rounds=4, average="swad", average_args=args, domains_options={"holdout": 0.25})
+    weights = sum(value.numel() for value in run.tensors.values()) * 8
+    for row in run.rows:
+        if row["round"] > 1 and row["role"] == "source":
+            assert 1.95 * weights < row["bytes_down"] < 2.05 * weights
+
+
 def test_a_second_reply_to_one_message_counts_for_nothing(toy_run: Run, caplog: pytest.LogCaptureFixture) -> None:
     class Doubling(InProcessGrid):
         def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:

@@ -494,6 +494,40 @@ def matched(k: float) -> Merge:
     return merge
 
 
+def train_adjusted(
+    model: HeadedModel, domains: Domains, *, config: RunConfig, s: float, measure: str
+) -> dict[str, Tensor]:
+    """GA in a plain loop over its rounds, counted from 0: train, measure, average by a, measure, move a."""
+    weights, before = dict.fromkeys(domains, 1 / len(domains)), dict[str, float]()
+
+    def value(of: HeadedModel, name: str) -> float:
+        logits, labels = of(domains[name][0]).detach(), domains[name][1]
+        if measure == "loss":
+            return float(loss_of(logits, labels))
+        guesses = (logits > 0).flatten() if logits.shape[1] == 1 else logits.argmax(1)
+        return float((guesses == labels).double().mean())
+
+    def merge(now: Round, ways: Sequence[Tensor]) -> Tensor:
+        nonlocal weights, before
+        i, start = now.number - 2, parameters_to_vector(model.parameters()).detach()
+        gaps = {name: value(model, name) - before[name] for name in now.batches if name in before}
+        if any(gaps.values()):
+            for name, gap in gaps.items():
+                d = s - (i - 1) * s / config.rounds
+                change = (-1 if measure == "accuracy" else 1) * gap / max(map(abs, gaps.values())) * d / len(domains)
+                weights[name] = min(1, max(0, weights[name] + change))
+            weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        before = {}
+        for name, way in zip(now.batches, ways, strict=True):
+            own = copy.deepcopy(model)
+            vector_to_parameters(start + way, own.parameters())
+            before[name] = value(own, name)
+        shares = [weights[name] for name in now.batches]
+        return torch.stack([share * way for share, way in zip(shares, ways, strict=True)]).sum(0) / sum(shares)
+
+    return train_in_rounds(model, domains, config=config, merge=merge)
+
+
 def train_scaffold(model: HeadedModel, domains: Domains, *, config: RunConfig) -> dict[str, Tensor]:
     """SCAFFOLD by its equations, every client remembering its own control; momentum kept by hand."""
     server = getattr(torch.optim, config.server_optimizer)(model.parameters(), lr=config.server_lr)

@@ -72,6 +72,8 @@ METHODS: dict[str, Method] = {
     # No setting makes it ERM: with one client it is local training, test_alive.py.
     "scaffold": Method("scaffold", {}, None, has_reference=False, changes={"local_steps": 3}),
     "fedomg": Method("fedomg", {}, {"k": 0.0}, has_reference=False),
+    "ga": Method("ga", {}, {"s": 0.0}, has_reference=False, changes={"local_steps": 2}),
+    "ga-loss": Method("ga", {"s": 0.4, "measure": "loss"}, {"s": 0.0, "measure": "loss"}, has_reference=False),
     "fedsam": Method("fedsam", {}, {"rho": 0.0}, has_reference=False),
     "fedsam-asam": Method("fedsam", {"form": "asam"}, {"rho": 0.0, "form": "asam"}, has_reference=False),
     "sagm": Method("sagm", {"rho": 0.2}, {"rho": 0.0, "alpha": 0.0}, has_reference=False),

@@ -5,7 +5,7 @@ A client computes from the message, the run config and its own data alone; `memo
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -130,8 +130,13 @@ def identify(message: Message, context: Context) -> Message:
 
 @app.query("statistics")
 def statistics(message: Message, context: Context) -> Message:
-    """Reply with the statistics that the message names, on the batch of the round's first local step."""
-    return Message(RecordDict(_answer(message.content, _open(message, context))), reply_to=message)
+    """Reply with the statistics that the message names, on the batch of the round's first local step.
+
+    Or with loss and accuracy of the model on held-out examples.
+    """
+    call = _open(message, context)
+    answer = _held_out(call) if call.wants(protocol.HELD_OUT) else _answer(message.content, call)
+    return Message(RecordDict(dict(answer)), reply_to=message)
 
 
 @app.train()
@@ -168,12 +173,14 @@ def train(message: Message, context: Context) -> Message:
     if call.mechanism is not None:
         tensors = call.mechanism.release_update(local, model)
         metrics = MetricRecord({protocol.NUM_EXAMPLES: data.train_size})
-    if message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False):
+    if call.wants(protocol.REPLY_WEIGHTS):
         tensors = {n: b - tensors[n] if n in tensors else b for n, b in received.tensors.items()}
     metrics["seconds"] = time.perf_counter() - started
     content = RecordDict({protocol.MODEL: encode_tensors(tensors), protocol.METRICS: metrics})
     if momentum is not None and local.momentum:
         content[protocol.MOMENTUM] = encode_tensors(local.momentum)
+    if call.wants(protocol.HELD_OUT):
+        content.update(_held_out(call, local.update))
     for number, records in enumerate(answers):
         content.update(numbered(records, number))
     return Message(content, reply_to=message)
@@ -226,6 +233,10 @@ class _Call(NamedTuple):
         """Read tensors of the message onto the device; None where it has no such record."""
         arrays = self.content.array_records.get(record)
         return None if arrays is None else _on(self.config.device, decode_tensors(arrays))
+
+    def wants(self, what: str) -> bool:
+        """Whether the message asks for something that replies do not have otherwise."""
+        return bool(self.content.config_records[protocol.CONFIG].get(what, False))
 
 
 def _own_data(config: RunConfig, context: Context) -> tuple[LocalClient, str]:
@@ -328,6 +339,27 @@ def _answer(request: RecordDict, call: _Call) -> dict[str, protocol.Part]:
         values = call.mechanism.release_statistics(values, sizes=sizes, request=request)
     key = call.data.identity(SOURCE).key
     return {key(protocol.STATISTIC_VALUES, domain): encode_tensors(own) for domain, own in values.items()}
+
+
+@torch.no_grad()
+def _held_out(call: _Call, update: Mapping[str, Tensor] | None = None) -> dict[str, MetricRecord]:
+    """Evaluate the received model, or the one that is an update away, on each domain that the client trains on.
+
+    Of a domain of which it holds nothing out, on its training examples.
+    """
+    if call.mechanism is not None:
+        raise UsageError(f"{call.data.domain} is a source of a private run: it evaluates nothing")
+    model = MEMORY.model(call.config, call.received, writable=update is not None)
+    for name, tensor in model.state_dict().items():
+        if update is not None and name in update:
+            tensor.sub_(update[name])
+    records = {}
+    for domain, part in call.data.training_parts.items():
+        chosen = part.evaluate_indices if len(part.evaluate_indices) else part.train_indices
+        result = evaluate_model(model, part, indices=chosen)
+        metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
+        records[call.data.identity(SOURCE).key(protocol.HELD_OUT, domain)] = MetricRecord(dict(metrics))
+    return records
 
 
 def _on(device: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

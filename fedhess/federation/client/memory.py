@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedhess.alignment.step import Forward
 from fedhess.base.transfers import copy_together
+from fedhess.federation import protocol
 from fedhess.federation.client.examples import forget_clients
 from fedhess.federation.tensors import decode_tensors
 from fedhess.models.headed import HeadedModel
@@ -83,7 +84,6 @@ class Memory:
     the other passes the features are kept, up to :attr:`FEATURE_BYTES`: the rest of many clients compute theirs again.
     """
 
-    MODELS = 2
     GRAPH_BYTES = 2**32
     FEATURE_BYTES = 2**25
 
@@ -114,7 +114,7 @@ class Memory:
                 tensors = copy_together(decode_tensors(arrays), torch.device(device))
                 self._received[model_id] = ReceivedModel(model_id, tensors)
             self._received.move_to_end(model_id)
-            while len(self._received) > self.MODELS:
+            while len(self._received) > protocol.MODELS_HELD:
                 self._received.popitem(last=False)
             return self._received[model_id]
 

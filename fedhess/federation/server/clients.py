@@ -65,7 +65,7 @@ class Federation:
     clients: list[Client] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     bound: NormBound = field(init=False)
-    _holds: dict[int, str] = field(default_factory=dict)  # node -> id of the model that it holds
+    _holds: dict[int, list[str]] = field(default_factory=dict)  # node -> ids of the models that it holds
     _forgetful: set[int] = field(default_factory=set)  # nodes that lost a model once: they are sent it every time
 
     def __post_init__(self) -> None:
@@ -220,9 +220,10 @@ class Federation:
         config[protocol.DATA_DIGEST] = client.identity.data_digest
         config.update(content.config_records.get(protocol.CONFIG, ConfigRecord()))
         content[protocol.CONFIG] = config
-        if self._holds.get(client.node_id) != request.model.model_id or client.node_id in self._forgetful:
+        held, now = self._holds.setdefault(client.node_id, []), request.model.model_id
+        if now not in held or client.node_id in self._forgetful:
             content[protocol.MODEL] = request.model.arrays
-            self._holds[client.node_id] = request.model.model_id
+        held[:] = [*(each for each in held if each != now), now][-protocol.MODELS_HELD :]
         return Message(
             content, dst_node_id=client.node_id, message_type=request.message_type, group_id=str(request.server_round)
         )

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from flwr.app import RecordDict
+import torch
+from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedhess.alignment.means import DomainMeans, MeanRule, PerDomain
@@ -52,6 +53,24 @@ class Exchange:
         """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
         return self._average(names, self._answers(self.participants, names, given))
 
+    def held_out(self) -> dict[str, PerDomain]:
+        """Ask for ``"loss"`` and ``"accuracy"`` of the model on the sources' evaluation examples, one exchange."""
+
+        def read(client: Client, content: RecordDict) -> Answer:
+            measured = protocol.held_out_of(content, client.identity)
+            return {d: {n: torch.tensor(v, dtype=torch.float64) for n, v in own.items()} for d, own in measured.items()}
+
+        request = Request(
+            "exchange held-out",
+            protocol.STATISTICS,
+            self.server_round,
+            self._model,
+            self._federation.config.exchange_deadline,
+            read=read,
+            parts=lambda _: {protocol.CONFIG: ConfigRecord({protocol.HELD_OUT: True})},
+        )
+        return self._average(("loss", "accuracy"), self._federation.exchange(request, self.participants))
+
     def _answers(
         self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
     ) -> Iterator[tuple[Client, Answer]]:
@@ -98,7 +117,7 @@ class Exchange:
     def suspect(self) -> Client | None:
         """Return a client that outweighs all others together in a statistic, the first such one, if there is any."""
         for norms in self._norms:
-            for name in next(iter(norms.values())):
+            for name in next(iter(norms.values()), ()):
                 longest = max(norms, key=lambda client: norms[client][name])
                 if 2 * norms[longest][name] > sum(each[name] for each in norms.values()):
                     return longest

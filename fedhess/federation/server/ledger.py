@@ -80,11 +80,11 @@ class Ledger:
         needed = min(quorum or asked, asked)
         of_round = [failure for failure in self.failures if failure.round == server_round]
         diverged = {failure.client for failure in of_round if failure.diverged and failure.phase == phase}
-        if 2 * len(diverged) > asked and completed:
+        if len(diverged) > completed > 0:
             raise DivergedError(
-                f"round {server_round}: {len(diverged)} of {asked} source clients sent values that are not finite in "
-                f"phase {phase!r}. None is left out as the culprit: it is what all of them were sent.\n  "
-                + "\n  ".join(_lines(of_round))
+                f"round {server_round}: {len(diverged)} of {len(diverged) + completed} source clients sent values that "
+                f"are not finite in phase {phase!r}. None is left out as the culprit: it is what all of them were sent."
+                "\n  " + "\n  ".join(_lines(of_round))
             )
         fresh, self._named = self.failures[self._named :], len(self.failures)
         if completed >= max(needed, 1):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
@@ -96,6 +97,7 @@ class LocalPhase:
         *,
         given: Callable[[str], Mapping[str, Tensor]] | None = None,
         each: Callable[[ClientReply], object] | None = None,
+        held_out: bool = False,
     ) -> dict[str, Tensor]:
         """Train all clients at once from the global model; see :meth:`fedhess.alignment.LocalTraining.mean_update`.
 
@@ -106,12 +108,18 @@ class LocalPhase:
         """
         if domain_weights is not None:
             self._require_mean("it weighs the domains by itself, and robust means count every client once")
+        if held_out and self.config.is_private:
+            raise UsageError(
+                f"--strategy {self.config.strategy}: its clients evaluate what they trained, and a private run's "
+                "sources send no loss and no accuracy; leave --dp-epsilon out, or choose another strategy"
+            )
         mean = MeanRule(self.config.update_mean, self.config.hostile_clients).begin()
         weights = holding_weights(self.participants, self.config, domain_weights)
-        for client, result in self._train(weights, self.model.payload(), None, given):
+        for client, result in self._train(weights, self.model.payload(), None, given=given, held_out=held_out):
             weight = sum(weights[client].values())
             if each is not None:
-                each(ClientReply(client.label, weight, self._steps(client), result.update))
+                own, steps = client.identity.trains_on, self._steps(client)
+                each(ClientReply(client.label, weight, own, steps, result.update, result.held_out))
             mean.add(result.update, weight)
         self.require_quorum()
         return mean.result()
@@ -159,7 +167,9 @@ class LocalPhase:
         weights: Weights,
         payload: ModelPayload,
         momentum: Mapping[str, Tensor] | None,
+        *,
         given: Callable[[str], Mapping[str, Tensor]] | None = None,
+        held_out: bool = False,
     ) -> Iterator[tuple[Client, ClientUpdate]]:
         expected = {name: self.model.tensors[name] for name in self.model.update_names}
         carried = {} if momentum is None else {protocol.MOMENTUM: encode_tensors(momentum)}
@@ -175,7 +185,8 @@ class LocalPhase:
             if given is not None:
                 own = encode_tensors(given(client.label))
                 references[protocol.REFERENCE] = ArrayRecord({**references[protocol.REFERENCE], **own})
-            return {**references, **carried, **_weights_part(client, weights[client]), **requests}
+            settings = _weights_setting(client, weights[client]) | ({protocol.HELD_OUT: True} if held_out else {})
+            return {**references, **carried, protocol.CONFIG: ConfigRecord(settings), **requests}
 
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
@@ -185,7 +196,8 @@ class LocalPhase:
             )
             if previous is not None:
                 previous.read(client, content)
-            return ClientUpdate(update, buffers), metrics
+            measured = protocol.held_out_of(content, client.identity) if held_out else {}
+            return ClientUpdate(update, buffers, measured), metrics
 
         request = Request(
             "train", protocol.TRAIN, self.server_round, payload, self.config.deadline, read=read, parts=parts
@@ -225,14 +237,13 @@ def _reference_parts(reference: Reference) -> Callable[[Client], dict[str, Array
     return parts
 
 
-def _weights_part(client: Client, weights: Mapping[str, float]) -> dict[str, ConfigRecord]:
-    """Send a client of several domains what each weighs in its loss; nothing to a client of one."""
+def _weights_setting(client: Client, weights: Mapping[str, float]) -> dict[str, Any]:
+    """Tell a client of several domains what each weighs in its loss; nothing to a client of one."""
     if not client.identity.several:
         return {}
     if not any(weights.values()):  # its update will not count, but it has to make one
         weights = client.identity.trains_on
-    domains, values = list(weights), [float(weight) for weight in weights.values()]
-    return {protocol.CONFIG: ConfigRecord({protocol.TRAIN_DOMAINS: domains, protocol.TRAIN_WEIGHTS: values})}
+    return {protocol.TRAIN_DOMAINS: list(weights), protocol.TRAIN_WEIGHTS: [float(w) for w in weights.values()]}
 
 
 def holding_weights(

@@ -6,7 +6,7 @@ clients are from one another is in docs/robust.md, which is where the default wi
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -88,9 +88,7 @@ class NormBound:
     def _excess(self, norms: Norms, seen: Mapping[str, list[float]], asked: int) -> str:
         """Describe by what a reply exceeds the bound; "" where it does not."""
         for what, value in norms.items():
-            of_round = seen[what] + [0.0] * (asked - len(seen[what]))
-            of_past = max(self.medians.get(what, ()), default=0.0)
-            median = max(of_past, lower_median(of_round) if len(of_round) > 2 else 0.0)
+            median = self.median(what, seen[what] + [0.0] * (asked - len(seen[what])))
             judged = median > 0 or asked > 2  # else there is nothing to compare with
             if judged and value > self.width * median:
                 return (
@@ -99,6 +97,11 @@ class NormBound:
                     "(--norm-bound)"
                 )
         return ""
+
+    def median(self, what: str, of_round: Sequence[float]) -> float:
+        """Return what norms are compared with: the larger of the round's median and the last rounds'; 0 for neither."""
+        of_past = max(self.medians.get(what, ()), default=0.0)
+        return max(of_past, lower_median(of_round)) if len(of_round) > 2 else of_past
 
     def state(self) -> dict[str, Any]:
         """Return what the next round needs, as JSON."""

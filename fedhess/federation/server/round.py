@@ -117,9 +117,10 @@ class DomainRounds:
             FederationError: There is one, and the others are fewer than the quorum.
         """
         suspect, ledger, server_round = ask.suspect(), federation.ledger, ask.server_round
-        if suspect is None:
+        victims = [label for label in ledger.diverged(begun) if suspect is None or label != suspect.label]
+        if suspect is None or not victims:
             return None
-        victims, failures, after = ledger.diverged(begun), ledger.failures[begun:], self._memory(federation)
+        failures, after = ledger.failures[begun:], self._memory(federation)
         ledger.rewind(begun)
         self._recall(before, federation)
         try:

@@ -3,8 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ import toy_worker
 from filelock import FileLock
 
 from fedhess.base.errors import UsageError
+from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs import parallel, running
+from fedhess.jobs.job import slug
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.running import open_job
+from fedhess.jobs.tracking import TRACKERS, About, Tracker
 from fedhess.jobs.workers import processes
 from fedhess.jobs.workers.processes import LocalWorkers, read_gpus
 from fedhess.jobs.workers.worker import Task
@@ -39,9 +43,28 @@ def recorded(run: Path) -> list[dict[str, object]]:
 
 
 def assert_same(run: Path, other: Path) -> None:
-    (mine,), (theirs,) = ((each / "checkpoint").glob("round-*.safetensors") for each in (run, other))
+    mine, theirs = (max((each / "checkpoint").glob("round-*.safetensors")) for each in (run, other))
     assert mine.read_bytes() == theirs.read_bytes()
     assert recorded(run) == recorded(other)
+
+
+class Seen(Tracker):
+    """A tracker that notes what it is given, and how far the run was then."""
+
+    events: ClassVar[list[tuple[str, object, int]]] = []
+
+    def __init__(self, about: About) -> None:
+        self.run_id = about.name
+        self._directory = RunDirectory(about.folder.parents[1] / slug(about.name.partition("/")[0]) / "east/0")
+
+    def _note(self, what: object) -> None:
+        self.events.append((self.run_id, what, self._directory.completed_round() or 0))
+
+    def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        self._note(server_round)
+
+    def close(self, *, failed: bool) -> None:
+        self._note("failed" if failed else "ended")
 
 
 def test_a_killed_worker_loses_a_round_and_a_failed_run_stops_no_other(
@@ -50,12 +73,13 @@ def test_a_killed_worker_loses_a_round_and_a_failed_run_stops_no_other(
     toy_worker.use(monkeypatch)
     monkeypatch.setattr(parallel, "LIVES", 2)
     monkeypatch.setenv("DEADLY", str(tmp_path))
-    strategies = "deadly:KilledOnce,deadly:KilledAlways,deadly:Raises,hgp"
-    said = command(*TOY, "--strategy", strategies, "--out", "job", "--parallel", 2)
+    monkeypatch.setitem(TRACKERS, "toy", Seen)
+    strategies = "deadly:KilledOnce,deadly:Raises,hgp,deadly:KilledAlways"
+    said = command(*TOY, "--strategy", strategies, "--out", "job", "--parallel", 2, "--track", "toy")
 
     assert said.status == 1
     assert "2 of 4 runs failed:" in said.err
-    killed, raised = (line for line in said.err.splitlines() if line.startswith("  deadly:"))
+    raised, killed = (line for line in said.err.splitlines() if line.startswith("  deadly:"))
     assert killed.startswith("  deadly:KilledAlways, target east, seed 0: 2 workers died in it, the last: process ")
     assert killed.endswith("was ended by SIGKILL, as by a kernel that is out of memory")
     assert raised.startswith("  deadly:Raises, target east, seed 0: ")
@@ -66,7 +90,14 @@ def test_a_killed_worker_loses_a_round_and_a_failed_run_stops_no_other(
     assert "- deadly:Raises, target east, seed 0: round 0 of 3: round 1: 0 of 3 source clients" in summary
     results = json.loads(Path("job/summary.json").read_text(encoding="utf-8"))["strategies"]
     cells = {name: of["accuracy"]["east"]["mean"] for name, of in results.items()}
-    assert [name for name, value in cells.items() if value is None] == ["deadly:KilledAlways", "deadly:Raises"]
+    assert [name for name, value in cells.items() if value is None] == ["deadly:Raises", "deadly:KilledAlways"]
+
+    of_run = {run: [event[1:] for event in Seen.events if event[0] == run] for run in {run for run, *_ in Seen.events}}
+    assert [what for what, _ in of_run["hgp/east/0"]] == [0, 1, 2, 3, "ended"]
+    killed_once = of_run["deadly:KilledOnce/east/0"]
+    assert [what for what, _ in killed_once] == [0, 1, 2, 3, "ended"]
+    assert killed_once[0][1] < 3, "its first round was seen long before its last"
+    assert of_run["deadly:Raises/east/0"][-1] == ("failed", 0)
 
     (tmp_path / "spare").touch()
     in_turn = command(*TOY, "--strategy", "deadly:KilledOnce,hgp", "--out", "in-turn")
