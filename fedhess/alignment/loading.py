@@ -31,6 +31,8 @@ BUILT_IN = {
     "fediir": "fedhess.strategies.fediir:FedIIR",
     "server_alignment": "fedhess.strategies.server_alignment:ServerAlignment",
     "groupdro": "fedhess.strategies.groupdro:GroupDRO",
+    "cma": "fedhess.strategies.cma:CMA",
+    "rsc": "fedhess.strategies.rsc:RSC",
     "fedgma": "fedhess.strategies.fedgma:FedGMA",
     "fedomg": "fedhess.strategies.fedomg:FedOMG",
     "scaffold": "fedhess.strategies.scaffold:Scaffold",

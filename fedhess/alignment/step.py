@@ -159,10 +159,14 @@ class Step:
         """The client's own loss L_e, (): mean cross-entropy (logistic for one logit), plus the L2 term if any."""
         if self._loss is None:
             self._loss = self.batch.loss
+        return self.regularized(self._loss)
+
+    def regularized(self, loss: Tensor) -> Tensor:
+        """Add the L2 term, if any, to a loss."""
         if self.l2 == 0.0:
-            return self._loss
+            return loss
         squares = torch.stack([parameter.square().sum() for parameter in self.trained.values()]).sum()
-        return self._loss + self.l2 * squares
+        return loss + self.l2 * squares
 
     def statistic(self, function: Statistic, **given: Tensor | Scalar) -> Tensor:
         """Compute a head statistic of this step's batch, part of the autograd graph."""
