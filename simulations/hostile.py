@@ -124,7 +124,7 @@ HONEST: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "IconPACS, nine clients": ("lite0-features", {"evaluate_every": 40, **_NINE}),
     "RotatedMNIST": ("mlp", {"domains_options": {"per_domain": 500}, "evaluate_every": 40}),
     "Digits": ("mlp", {"domains_options": {"per_domain": 500}, "evaluate_every": 40}),
-    "ColoredMNIST": ("mlp", {"domains_options": {"per_domain": 1000}, "evaluate_every": 501}),
+    "ColoredMNIST": ("mlp", {"domains_options": {"per_domain": 300}, "evaluate_every": 501}),
 }
 
 
@@ -205,7 +205,7 @@ class Recording(NormBound):
         yield from super().screen(held, norms_of, reject, asked=asked)
 
 
-def settings(benchmark: str, model: str, strategy: str, seed: int, **more: Any) -> RunConfig:
+def settings(benchmark: str, model: str, strategy: str, seed: int, more: Mapping[str, Any]) -> RunConfig:
     """Return the settings of one run: the recipe of benchmark and model, and what differs."""
     given = default_settings(model, benchmark=benchmark) | {
         **{"domains": benchmark, "model": model, "strategy": strategy, "seed": seed, "threads": 1, "device": "cpu"},
@@ -213,7 +213,7 @@ def settings(benchmark: str, model: str, strategy: str, seed: int, **more: Any) 
     }
     if strategy == "fish":  # whose server takes no other step; full batches step by a tenth of the rate
         given |= {"server_optimizer": "SGD", "server_lr": 1.0, "lr": min(given["lr"], 0.1)}
-    return RunConfig.checked(given | more)
+    return RunConfig.checked({**given, **more})
 
 
 def attack_once(place: str, strategy: str, mean_of: str, attack: str, seed: int, rounds: int) -> Results:
@@ -225,11 +225,9 @@ def attack_once(place: str, strategy: str, mean_of: str, attack: str, seed: int,
     """
     federation, rows, servers = FEDERATIONS[place], list[Row](), list[Server]()
     reference = {"krum": "median", "multikrum": "median"}.get(mean_of, mean_of)
-    config = settings(
-        *("IconPACS", "lite0-features", strategy, seed),
-        **{"sources": SOURCES, "targets": (TARGET,), "rounds": rounds, "evaluate_every": rounds},
-        **{"reference_mean": reference, "update_mean": mean_of, **federation.settings},
-    )
+    more = {"sources": SOURCES, "targets": (TARGET,), "rounds": rounds, "evaluate_every": rounds}
+    more |= {"reference_mean": reference, "update_mean": mean_of, **federation.settings}
+    config = settings("IconPACS", "lite0-features", strategy, seed, more)
 
     def prepare(server: Server) -> None:
         server.on_round = lambda _, new: rows.extend(new)
@@ -259,7 +257,7 @@ def norms_once(place: str, strategy: str, seed: int) -> Results:
     scenario = open_benchmark(name, seed=seed, options=more.get("domains_options", {})).scenarios[0]
     bound = Recording()
     run_federation(
-        settings(name, model, strategy, seed, sources=scenario.sources, targets=scenario.targets, **more),
+        settings(name, model, strategy, seed, {"sources": scenario.sources, "targets": scenario.targets, **more}),
         prepare=lambda server: setattr(server.federation, "bound", bound),
     )
     return {what: round(ratio, 2) for what, ratio in bound.largest.items()}

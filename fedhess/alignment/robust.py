@@ -46,7 +46,7 @@ def robust_mean(kind: str, contributions: Sequence[Tensors], *, hostile: int) ->
         [np.concatenate([tensor.double().reshape(-1).numpy() for tensor in each.values()]) for each in contributions]
     )
     combined = torch.from_numpy(MEANS[kind](points, min(hostile, (len(points) - 1) // 2)))
-    parts = zip(first.items(), combined.split(sizes), strict=True)
+    parts = zip(first.items(), torch.split(combined, sizes), strict=True)
     return {
         name: part.reshape(like.shape).to(like.dtype if like.is_floating_point() else part.dtype)
         for (name, like), part in parts

@@ -95,7 +95,7 @@ def superlink(
     both = [("superlink", replace(link, variables={NODES_VARIABLE: str(nodes)})), ("nginx", front)]
     for _, program in both:
         typer.echo(f"$ {program}")
-    hand_over(both, folder=state)
+    hand_over(both, folder=state, database=database)
 
 
 @cli.command(cls=Command)

@@ -59,8 +59,7 @@ def run_locally(
     programs.write_connection(home, address=address, ca=keys.ca)
     app = pack_app(folder / "fedhess")
 
-    database = folder / "superlink.db"
-    start("superlink", programs.superlink(keys, host=HOST, port=port, database=database, FLWR_HOME=str(home)))
+    start("superlink", programs.superlink(keys, host=HOST, port=port, FLWR_HOME=str(home)))
     _await_superlink(running, f"https://{address}/health", keys)
     for name in names:
         start(f"register-{name}", programs.register(keys.public(name), flower_home=home))

@@ -50,13 +50,16 @@ class Program:
 
 
 def superlink(
-    keys: "Keys", *, host: str, port: int, database: Path, further: Sequence[str] = (), **variables: str
+    keys: "Keys", *, host: str, port: int, database: Path | None = None, further: Sequence[str] = (), **variables: str
 ) -> Program:
-    """``flower-superlink`` with TLS and authenticated nodes; it installs nothing by itself."""
+    """``flower-superlink`` with TLS and authenticated nodes; it installs nothing by itself.
+
+    Without a database its state is in memory, and gone when it ends.
+    """
     keys.require(keys.ca, keys.server, keys.server_key)
     arguments = ["--ssl-ca-certfile", keys.ca, "--ssl-certfile", keys.server, "--ssl-keyfile", keys.server_key]
     arguments += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-    arguments += ["--host", host, "--port", port, "--database", database]
+    arguments += ["--host", host, "--port", port, *([] if database is None else ["--database", database])]
     return Program("flower-superlink", [*map(str, arguments), *further], variables)
 
 

@@ -14,7 +14,7 @@ from fedhess.domains.benchmark import SOURCE, Benchmark
 from fedhess.domains.domain import DomainData
 from fedhess.domains.images.image_files import limit_pixels
 from fedhess.domains.partition import Examples
-from fedhess.domains.split import SplitRule, split_domain
+from fedhess.domains.split import SplitRule, is_for_role, split_domain
 from fedhess.models import create_model, describe_preparation, prepare_inputs, prepared_shape
 from fedhess.models.execution import set_execution
 from fedhess.models.headed import HeadedModel
@@ -164,16 +164,17 @@ def _geometry(key: DataKey) -> Geometry:
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
-def domain_split(key: DataKey, *, rule: SplitRule) -> Examples:
+def domain_split(key: DataKey, *, rule: SplitRule, role: str = SOURCE) -> Examples:
     """Split a domain into what it keeps and what it holds out, the same whatever the partition; kept.
 
-    A benchmark that holds nothing out evaluates what it trains on.
+    A benchmark that holds nothing out evaluates what it trains on. One that keeps groups of examples for targets has
+    none of them here for a source, and nothing else for a target.
     """
     data, geometry = prepared(key), _geometry_of(key)
     if geometry.holdout > 0:
         position = geometry.domains.index(key.domain)
         parts = split_domain(data, rule=rule, holdout=geometry.holdout, seed=key.seed, position=position)
-        return Examples(data.labels, *parts)
+        return Examples(data.labels, *(part[is_for_role(data, role)[part]] for part in parts))
     everything = torch.arange(len(data))
     return Examples(data.labels, everything, everything)
 
@@ -194,10 +195,10 @@ def _local_domain(key: DataKey, *, rule: SplitRule, role: str, dtype: torch.dtyp
         examples = domain_split(key, rule=rule)
         train, evaluate, out = examples.train, examples.evaluate, None
     elif rule != "sources" and _geometry_of(key).holdout > 0:
-        examples = domain_split(key, rule=rule)
+        examples = domain_split(key, rule=rule, role=role)
         train, evaluate, out = examples.train[:0], examples.train, examples.evaluate
     else:
-        evaluate = torch.arange(len(data))
+        evaluate = torch.nonzero(is_for_role(data, role)).flatten()
         train, out = evaluate[:0], None
     return LocalDomain(
         data,

@@ -137,7 +137,7 @@ class Federation:
 
     def weights(self, name: str) -> bytes:
         """Return the bytes of a run's final checkpoint."""
-        return next((self.folder / name).rglob("checkpoint/*.safetensors")).read_bytes()
+        return max((self.folder / name).rglob("checkpoint/*.safetensors")).read_bytes()
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
         """Wait until a condition holds, or fail with the end of every log."""

@@ -69,14 +69,14 @@ def assert_same(job: Path, reference: Path) -> None:
     ("method", "rounds", "every"),
     [
         pytest.param(HGP_ADAM, 2, 1, marks=pytest.mark.slow),
-        (FED_ADAM, 2, 4),
-        (FED_AVG_M, 2, 4),
-        (SELDOM, 2, 5),
-        (SWAD, 2, 9),
-        *(pytest.param(method, 2, 1, marks=pytest.mark.slow) for method in (SWA, SWAD, EMA)),
+        (FED_ADAM, 2, 7),
+        (SELDOM, 2, 7),
+        (SWAD, 2, 13),
+        (SELECTED_EARLIER, 5, 11),
+        *(pytest.param(method, 2, 1, marks=pytest.mark.slow) for method in (FED_ADAM, FED_AVG_M, SWA, SWAD, EMA)),
+        pytest.param(SELDOM, 2, 5, marks=pytest.mark.slow),
         pytest.param(PRIVATE, 2, 1, marks=pytest.mark.slow),
         pytest.param(SELECTED_EARLIER, 5, 1, marks=pytest.mark.slow),
-        (SELECTED_EARLIER, 5, 6),
     ],
 )
 def test_killed_anywhere_resumes_to_the_same_bytes(
@@ -143,7 +143,7 @@ def test_real_processes_survive_sigkill(start: Start, command: Command, tmp_path
 
 def test_finished_job_is_only_reported_again(command: Command) -> None:
     first = command(*TOY, "--strategy", "erm", "--out", "job", "--quiet")
-    weights = next(Path("job").rglob("checkpoint/*.safetensors"))
+    weights = max(Path("job").rglob("checkpoint/*.safetensors"))
     before = (weights.stat().st_mtime_ns, weights.read_bytes())
     again = command(*TOY, "--strategy", "erm", "--out", "job", "--quiet", "--resume")
     assert (again.status, again.out) == (0, first.out)
@@ -230,7 +230,7 @@ def test_second_process_is_kept_out(command: Command) -> None:
 def test_full_disk_keeps_the_last_round(command: Command) -> None:
     command(*TOY, *HGP_ADAM, "--out", "reference")
     # Adam's moments make every checkpoint but the first three times as large as the model: there the disk ends.
-    limit = next(Path("reference").rglob("checkpoint/*.safetensors")).stat().st_size * 2 // 3
+    limit = max(Path("reference").rglob("checkpoint/*.safetensors")).stat().st_size * 2 // 3
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:

@@ -94,7 +94,7 @@ def deploy(root: Path, folder: Path, nodes: list[dict[str, Any]], *given: str) -
     run_config = read_run_config(plan)
     memory.MEMORY.clear()
     run_in_process(server_app, client_app, run_config=run_config, node_configs=nodes)
-    return next(folder.rglob("checkpoint/*.safetensors")).read_bytes()
+    return max(folder.rglob("checkpoint/*.safetensors")).read_bytes()
 
 
 def test_a_folder_is_deployed_with_each_node_holding_its_own_domain(
