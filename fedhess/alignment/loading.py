@@ -33,6 +33,8 @@ BUILT_IN = {
     "groupdro": "fedhess.strategies.groupdro:GroupDRO",
     "cma": "fedhess.strategies.cma:CMA",
     "rsc": "fedhess.strategies.rsc:RSC",
+    "mixup": "fedhess.strategies.mixup:Mixup",
+    "mixstyle": "fedhess.strategies.mixstyle:MixStyle",
     "fedgma": "fedhess.strategies.fedgma:FedGMA",
     "fedomg": "fedhess.strategies.fedomg:FedOMG",
     "scaffold": "fedhess.strategies.scaffold:Scaffold",

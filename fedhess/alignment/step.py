@@ -227,15 +227,21 @@ class LocalStep:
         """The parameters that are trained, by name."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def run(self) -> Forward:
-        """Make a pass over the batch."""
-        inputs, labels, sizes = self.batch
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """The step's random numbers, on the CPU: those of (seed, domain, client, step)."""
+        return seeded_generator(*self.key, "step rule", self.index)
+
+    def run(self, batch: tuple[Tensor, Tensor, Sequence[int]] | None = None) -> Forward:
+        """Make a pass over the batch, or over another."""
+        inputs, labels, sizes = batch or self.batch
         return run_forward(self.model, inputs, labels, sizes=sizes)
 
-    def backward(self, forward: Forward | None = None) -> None:
+    def backward(self, forward: Forward | None = None, *, weight: float = 1.0) -> None:
         """Add the gradient of the objective to that of the parameters, where they are; by default of a plain pass."""
         made, self.made = self.made, None
-        torch.autograd.backward(self.objective(forward or made or self.run()))
+        objective = self.objective(forward or made or self.run())
+        torch.autograd.backward(objective if weight == 1.0 else weight * objective)
 
     def take_gradient(self) -> dict[str, Tensor]:
         """Return the parameters' gradient by name, without those that have none, and leave none."""
