@@ -12,9 +12,10 @@ import typer
 
 from fedhess.base.errors import UsageError
 from fedhess.cli.command import Command, run_command
-from fedhess.cli.options import DataDir, DomainsArgs
+from fedhess.cli.options import DataDir, DomainsArgs, MaxPixels
 from fedhess.domains import BENCHMARKS, find_benchmark, open_benchmark
 from fedhess.domains.domain import Notify
+from fedhess.domains.images.image_files import limit_pixels
 from fedhess.domains.images.release import listed
 from fedhess.domains.inspection import tables
 from fedhess.domains.inspection.availability import availability_of
@@ -22,7 +23,7 @@ from fedhess.domains.inspection.check import inspect
 from fedhess.domains.opening import Opening
 from fedhess.jobs.progress import Progress
 from fedhess.models import create_model, prepare_inputs, prepared_shape
-from fedhess.settings.run_config import parse_assignments
+from fedhess.settings.run_config import MAX_PIXELS, parse_assignments
 
 Name = Annotated[str, typer.Argument(help="A benchmark, as list names it, or folder:PATH.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
@@ -54,7 +55,12 @@ def list_benchmarks(data_dir: DataDir = None, as_json: AsJson = False) -> int:
 
 @cli.command(cls=Command)
 def check(
-    name: Name, data_dir: DataDir = None, domains_args: DomainsArgs = "", quiet: Quiet = False, as_json: AsJson = False
+    name: Name,
+    data_dir: DataDir = None,
+    domains_args: DomainsArgs = "",
+    max_pixels: MaxPixels = MAX_PIXELS,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> int:
     """Check a benchmark's data: what is missing, counts by domain and class, broken images, duplicates across domains.
 
@@ -62,6 +68,7 @@ def check(
     same bytes in two domains.
     """
     progress = Progress(silent=quiet or as_json)
+    limit_pixels(max_pixels)
     opening, key = _opening(name, data_dir=data_dir, domains_args=domains_args, notify=progress.note)
     found = inspect(name, key, opening)
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else tables.inspection(found))
@@ -73,6 +80,7 @@ def prepare(
     name: Name,
     data_dir: DataDir = None,
     domains_args: DomainsArgs = "",
+    max_pixels: MaxPixels = MAX_PIXELS,
     model: ForModel = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -82,6 +90,7 @@ def prepare(
     An interrupted download continues with the file it stopped at; every file is checked by its checksum.
     """
     progress = Progress(silent=quiet or as_json)
+    limit_pixels(max_pixels)
     opening, key = _opening(name, data_dir=data_dir, domains_args=domains_args, notify=progress.note)
     availability = availability_of(key)
     if reason := availability.prepare(opening):

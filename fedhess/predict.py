@@ -9,6 +9,8 @@ import typer
 
 from fedhess.base.errors import UsageError
 from fedhess.cli.command import Command, run_command
+from fedhess.cli.options import MaxPixels
+from fedhess.settings.run_config import MAX_PIXELS
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -20,6 +22,7 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Folder that fedhess export wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(help="Print so many classes of each image, the most probable first.")] = 1,
+    max_pixels: MaxPixels = MAX_PIXELS,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: every class's probability.")] = False,
 ) -> None:
@@ -31,10 +34,12 @@ def predict(
 
     from fedhess.base.environment import resolve_device
     from fedhess.base.tables import markdown_table
+    from fedhess.domains.images.image_files import limit_pixels
     from fedhess.models.exported import load_exported
 
     if top < 1:
         raise UsageError(f"--top: expected at least 1, got {top}")
+    limit_pixels(max_pixels)
     place = resolve_device(device)
     trained = load_exported(model, device=place)
     if trained.transform is None:

@@ -25,6 +25,7 @@ from fedhess.results.files import write_all
 from fedhess.results.formats import FORMATS, format_table
 from fedhess.results.run_states import list_runs, states_table
 from fedhess.results.selection import Recorded, read_rows, unfinished
+from fedhess.results.sent import sent_section
 from fedhess.results.summary import selector_table, summarise, table, write_selection
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -82,7 +83,8 @@ def report(
         typer.echo(format_table(compared[selectors[0]], form))
         return
     if selectors == [job.selection]:
-        text, paths = table(compared[job.selection]), write_all(job, recorded, compared[job.selection])
+        summary = compared[job.selection]
+        text, paths = "\n".join([table(summary), *sent_section(summary)]), write_all(job, recorded, summary)
     else:
         text, paths = selector_table(compared), write_selection(job, compared)
     if as_json:

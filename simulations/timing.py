@@ -36,14 +36,18 @@ BENCHMARKS: dict[str, str] = {
     "images": "images:image_rows",
     "references": "jobs:references_rows",
     "parallel": "jobs:parallel_rows",
+    "gpu": "gpu:gpu_rows",
 }
+WITHOUT_GPU = [name for name in BENCHMARKS if name != "gpu"]
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @cli.command(cls=Command)
 def timing(
-    only: Annotated[str, typer.Option(help="Benchmarks, separated by commas.")] = ",".join(BENCHMARKS),
+    only: Annotated[str, typer.Option(help="Benchmarks, separated by commas; gpu needs a CUDA device.")] = ",".join(
+        WITHOUT_GPU
+    ),
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions behind each median.")] = 7,
     out: Annotated[Path, typer.Option(help="File for the rows; Markdown goes beside it.")] = RESULTS / "timing.json",
     allow_dirty: AllowDirtyOption = False,
@@ -75,8 +79,8 @@ def render(recorded: dict[str, Any]) -> str:
             f"## {name}",
             "",
             f"{machine['platform']}, {machine['cpu_count']} cores, {machine['torch_threads']} threads, "
-            f"torch {versions['torch']}, flwr {versions['flwr']}; {describe_revision(machine)}; "
-            f"medians of {result['repeats']}",
+            f"torch {versions['torch']}, flwr {versions['flwr']}{_gpus(machine.get('gpu'))}; "
+            f"{describe_revision(machine)}; medians of {result['repeats']}",
             "",
             "| what | ours | other | ratio | bar | reached |",
             "|---|---|---|---|---|---|",
@@ -92,6 +96,11 @@ def render(recorded: dict[str, Any]) -> str:
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _gpus(found: dict[str, Any] | None) -> str:
+    """Name the GPUs of an environment with their software, where it has any."""
+    return f", {', '.join(found['names'])}, driver {found['driver']}, cuDNN {found['cudnn']}" if found else ""
 
 
 def _shown(value: float | None) -> str:

@@ -23,12 +23,18 @@ from fedhess.curvature import HeadBatch
 
 
 def feature_mean(batch: HeadBatch) -> Tensor:
-    """Return the mean of the features, (D,)."""
+    """Return the mean of the features, (D,).
+
+    Discloses: of one example all features; of B their mean.
+    """
     return batch.features.mean(0)
 
 
 def feature_covariance(batch: HeadBatch) -> Tensor:
-    """Return the covariance of the features, (D, D), divided by B - 1; zero for a single example."""
+    """Return the covariance of the features, (D, D), divided by B - 1; zero for a single example.
+
+    Discloses: of one example nothing; of B, second moments of the features.
+    """
     centred = batch.features - batch.features.mean(0)
     return centred.T @ centred / max(len(centred) - 1, 1)
 

@@ -39,7 +39,10 @@ DEFAULTS = {"relative": {"alpha": 1.0, "beta": 0.3}, "absolute": {"alpha": 1e-3,
 
 
 def probed_diagonal(batch: HeadBatch, /, *, seed: int, probes: int) -> Tensor:
-    """Estimate the Hessian diagonal, (C, K), from probes that depend on the seed alone."""
+    """Estimate the Hessian diagonal, (C, K), from probes that depend on the seed alone.
+
+    Discloses: an estimate of the Hessian's diagonal, and what that discloses.
+    """
     generator = torch.Generator().manual_seed(seed)
     return hutchinson_diagonal(batch, probes=probes, generator=generator)
 

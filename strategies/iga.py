@@ -24,7 +24,11 @@ from fedhess.alignment import Ask, DomainStrategy, Forward, Step
 
 
 def network_gradient(forward: Forward) -> Tensor:
-    """Return the gradient of the loss by all trained parameters, flat, (P,), and keep the graph."""
+    """Return the gradient of the loss by all trained parameters, flat, (P,), and keep the graph.
+
+    Discloses: the head's gradient, so of one example its label and all features; from the gradient of the whole
+    network inputs may be rebuilt (Zhu, Liu, Han, "Deep Leakage from Gradients", NeurIPS 2019).
+    """
     return flat_gradient(forward.batch.loss, list(forward.model.parameters()), create_graph=False)
 
 

@@ -22,7 +22,10 @@ from fedhess.curvature import HeadBatch, head_gradient, head_hvp
 
 
 def pull(batch: HeadBatch, *, mean: Tensor) -> Tensor:
-    """Return H[g - mean], (C, K): half the gradient of ||g - mean||^2 in the head, the mean a constant."""
+    """Return H[g - mean], (C, K): half the gradient of ||g - mean||^2 in the head, the mean a constant.
+
+    Discloses: what a product with the Hessian discloses: of one example all features.
+    """
     return head_hvp(batch, head_gradient(batch) - mean)
 
 

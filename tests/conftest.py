@@ -14,6 +14,7 @@ from fedhess import data, simulate
 from fedhess.domains import BENCHMARKS
 from fedhess.domains.images import release
 from fedhess.federation.client import memory
+from fedhess.results import figures
 
 SUPPORT = Path(__file__).parent / "support"
 # The command with the toy benchmark added to its table.
@@ -22,19 +23,8 @@ TOY_COMMAND = (
     "from fedhess.simulate import main; main()"
 )
 # What makes a run of the toy quick, and a held-out split to select by; a plain Flower strategy has its own server.
-TOY_OF_FLOWER = [
-    "--domains",
-    "Toy",
-    "--domains-args",
-    "holdout=0.25",
-    "--rounds",
-    "3",
-    "--local-steps",
-    "1",
-    "--batch-size",
-    "8",
-]
-TOY_OF_FLOWER += ["--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--trials", "1"]
+TOY_OF_FLOWER = ["--domains", "Toy", "--domains-args", "holdout=0.25", "--rounds", "3", "--local-steps", "1"]
+TOY_OF_FLOWER += ["--batch-size", "8", "--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--trials", "1"]
 TOY = [*TOY_OF_FLOWER, "--server-optimizer", "SGD", "--server-lr", "1"]
 
 LONGEST = ("deploy/test_local", "promises/", "commands/")
@@ -74,6 +64,21 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["FEDHESS_CACHE"]
     else:
         os.environ["FEDHESS_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unrendered_figures() -> Iterator[Callable[..., bytes]]:
+    """Leave figures blank, whose rendering takes four fifths of a short job; yield what renders them."""
+    render = figures.rendered
+    figures.rendered = lambda *_, **__: b"<svg></svg>"
+    yield render
+    figures.rendered = render
+
+
+@pytest.fixture
+def rendered_figures(unrendered_figures: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render figures, for the tests that look at them."""
+    monkeypatch.setattr(figures, "rendered", unrendered_figures)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """Means over clients and domains, added up in domain order so that no result depends on the order of arrival."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
+
+from fedhess.alignment.robust import robust_mean
 
 
 class WeightedMean:
@@ -46,33 +49,73 @@ class WeightedMean:
         return self._sum
 
 
+class RobustMean:
+    """A mean that a hostile minority cannot move at will, of what was added, each once; see :func:`robust_mean`.
+
+    Memory: everything that was added.
+    """
+
+    def __init__(self, kind: str, hostile: int) -> None:
+        self._kind, self._hostile = kind, hostile
+        self._added: list[Mapping[str, Tensor]] = []
+
+    def add(self, tensors: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """Add tensors, which are kept; the weight counts for nothing."""
+        del weight
+        self._added.append(tensors)
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the mean."""
+        return robust_mean(self._kind, self._added, hostile=self._hostile)
+
+
+@dataclass(frozen=True)
+class MeanRule:
+    """How a mean is taken: ``"mean"``, or robustly against so many hostile contributions."""
+
+    kind: str = "mean"
+    hostile: int = 1
+
+    def begin(self) -> WeightedMean | RobustMean:
+        """Return a mean to which nothing was added."""
+        return WeightedMean() if self.kind == "mean" else RobustMean(self.kind, self.hostile)
+
+
+MEAN = MeanRule()
+
+
 class DomainMeans:
     """One mean a domain over its clients, each weighted by its examples of the domain, added up as they come.
 
-    Memory: one set of tensors a domain, whatever the number of clients. A single client's values are kept bit for bit.
+    Memory: one set of tensors a domain, whatever the number of clients; all of them where the mean is robust. A single
+    client's values are kept bit for bit.
 
     Args:
         domains: The order of the result.
         expected: For each client that may contribute, its examples by domain.
+        rule: How the means are taken, of each name for itself.
 
     Attributes:
         examples: Examples behind each mean so far, by domain.
     """
 
-    def __init__(self, domains: Sequence[str], expected: Sequence[Mapping[str, int]]) -> None:
-        self._domains = domains
-        self._means: dict[str, WeightedMean] = {}
+    def __init__(self, domains: Sequence[str], expected: Sequence[Mapping[str, int]], rule: MeanRule = MEAN) -> None:
+        self._domains, self._rule = domains, rule
+        self._means: dict[str, dict[str, WeightedMean | RobustMean]] = {}
         self._totals = {domain: sum(client.get(domain, 0) for client in expected) for domain in domains}
         self.examples: dict[str, int] = {}
 
     def add(self, domain: str, tensors: Mapping[str, Tensor], examples: int) -> None:
         """Add one client's values of a domain."""
-        self._means.setdefault(domain, WeightedMean()).add(tensors, examples / self._totals[domain])
+        means = self._means.setdefault(domain, {name: self._rule.begin() for name in tensors})
+        for name, tensor in tensors.items():
+            means[name].add({name: tensor}, examples / self._totals[domain])
         self.examples[domain] = self.examples.get(domain, 0) + examples
 
     def result(self) -> dict[str, dict[str, Tensor]]:
         """Return the mean of every domain that has a client, in domain order, and end the use of this object."""
-        return {domain: self._means[domain].result() for domain in self._domains if domain in self._means}
+        there = [domain for domain in self._domains if domain in self._means]
+        return {domain: {name: mean.result()[name] for name, mean in self._means[domain].items()} for domain in there}
 
 
 class PerDomain(Mapping[str, Tensor]):
@@ -81,10 +124,11 @@ class PerDomain(Mapping[str, Tensor]):
     Args:
         values: The statistic by domain.
         weights: Weight of each domain in :meth:`mean`; equal unless the run weighs by examples.
+        rule: How :meth:`mean` is taken, of these values and of others that are made of them.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
-        self._values, self._weights = dict(values), dict(weights)
+    def __init__(self, values: Mapping[str, Tensor], weights: Mapping[str, float], rule: MeanRule = MEAN) -> None:
+        self._values, self._weights, self._rule = dict(values), dict(weights), rule
 
     def __getitem__(self, domain: str) -> Tensor:
         return self._values[domain]
@@ -97,11 +141,11 @@ class PerDomain(Mapping[str, Tensor]):
 
     def with_values(self, values: Mapping[str, Tensor]) -> "PerDomain":
         """Return other values of the same domains, weighed alike."""
-        return PerDomain({domain: values[domain] for domain in self._values}, self._weights)
+        return PerDomain({domain: values[domain] for domain in self._values}, self._weights, self._rule)
 
     def mean(self) -> Tensor:
         """Average over the domains, summed in domain order."""
-        mean = WeightedMean()
+        mean = self._rule.begin()
         for domain, value in self._values.items():
             mean.add({"": value}, self._weights[domain])
         return mean.result()[""]

@@ -12,7 +12,7 @@ from fedhess.settings.run_config import Scalar
 
 SERVER_SETTINGS = (
     *("server_optimizer", "server_lr", "server_lr_schedule", "server_warmup_rounds"),
-    *("server_optimizer_args", "weighting"),
+    *("server_optimizer_args", "weighting", "update_mean"),
 )
 
 # Flower's strategies whose aggregate is the weighted mean, or a step from it; FedMedian, Krum and others have none.

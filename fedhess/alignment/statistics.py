@@ -39,8 +39,23 @@ def strategy_statistic(strategy: str, name: str, function: Statistic, of: object
         return value.detach()
 
 
+def disclosed_by(statistic: Callable[..., Tensor]) -> str:
+    """Return what a statistic tells who receives it: the paragraph ``Discloses:`` of its docstring.
+
+    >>> disclosed_by(head_loss)[:48]
+    "the batch's mean loss; of a head that ignores fe"
+    >>> disclosed_by(lambda batch: batch.loss)
+    'not stated'
+    """
+    _, _, after = (inspect.getdoc(statistic) or "").partition("Discloses:")
+    return " ".join(after.partition("\n\n")[0].split()).removesuffix(".") or "not stated"
+
+
 def head_loss(batch: HeadBatch) -> Tensor:
-    """Return the mean loss of the batch, ()."""
+    """Return the mean loss of the batch, ().
+
+    Discloses: the batch's mean loss; of a head that ignores features, which a server can send, the class counts.
+    """
     return batch.loss
 
 

@@ -1,6 +1,7 @@
 """One local step of a client as a strategy sees it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -41,6 +42,11 @@ class Forward:
 
     def __post_init__(self) -> None:
         self.parts = self.parts or [self]
+
+    @property
+    def taken(self) -> tuple[Tensor, Tensor, list[int]]:
+        """Inputs, labels and the number of examples of each part: what :func:`run_forward` takes."""
+        return self.inputs, self.labels, [len(part.labels) for part in self.parts]
 
     def is_made_by(self, model: HeadedModel) -> bool:
         """Whether the model made this pass and its parameters are still what they were."""
@@ -153,10 +159,14 @@ class Step:
         """The client's own loss L_e, (): mean cross-entropy (logistic for one logit), plus the L2 term if any."""
         if self._loss is None:
             self._loss = self.batch.loss
+        return self.regularized(self._loss)
+
+    def regularized(self, loss: Tensor) -> Tensor:
+        """Add the L2 term, if any, to a loss."""
         if self.l2 == 0.0:
-            return self._loss
+            return loss
         squares = torch.stack([parameter.square().sum() for parameter in self.trained.values()]).sum()
-        return self._loss + self.l2 * squares
+        return loss + self.l2 * squares
 
     def statistic(self, function: Statistic, **given: Tensor | Scalar) -> Tensor:
         """Compute a head statistic of this step's batch, part of the autograd graph."""
@@ -190,6 +200,74 @@ class Step:
         terms = head_objective(self.batch, gradient=gradient, hgp=hgp)
         self._loss = terms.loss
         return terms
+
+
+@dataclass
+class LocalStep:
+    """One local step of a client over all the domains that it holds, as a strategy's step rule takes it.
+
+    Attributes:
+        model: The client's working model, in training mode.
+        batch: Inputs (B, ...) and labels (B,), domain after domain, and the number of examples of each.
+        objective: Makes the objective of a pass over the batch, ().
+        index: Number of the step since the beginning of the run, from 0.
+        key: What names the client's stream of batches: (seed, domain, client).
+        made: A pass over the batch that is there already, if any.
+    """
+
+    model: HeadedModel
+    batch: tuple[Tensor, Tensor, Sequence[int]]
+    objective: Callable[[Forward], Tensor]
+    index: int
+    key: tuple[str | int, ...] = ()
+    made: Forward | None = None
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """The step's random numbers, on the CPU: those of (seed, domain, client, step)."""
+        return seeded_generator(*self.key, "step rule", self.index)
+
+    def run(self, batch: tuple[Tensor, Tensor, Sequence[int]] | None = None) -> Forward:
+        """Make a pass over the batch, or over another."""
+        inputs, labels, sizes = batch or self.batch
+        return run_forward(self.model, inputs, labels, sizes=sizes)
+
+    def backward(self, forward: Forward | None = None, *, weight: float = 1.0) -> None:
+        """Add the gradient of the objective to that of the parameters, where they are; by default of a plain pass."""
+        made, self.made = self.made, None
+        objective = self.objective(forward or made or self.run())
+        torch.autograd.backward(objective if weight == 1.0 else weight * objective)
+
+    def take_gradient(self) -> dict[str, Tensor]:
+        """Return the parameters' gradient by name, without those that have none, and leave none."""
+        taken = {name: parameter.grad for name, parameter in self.trained.items() if parameter.grad is not None}
+        self.model.zero_grad(set_to_none=True)
+        return taken
+
+    @contextmanager
+    def moved(self, by: Mapping[str, Tensor]) -> Iterator[None]:
+        """Have parameters elsewhere within the block, by tensors of their names; what it writes to buffers is undone.
+
+        Their own values are not written to: other clients may be reading them.
+        """
+        here = {name: parameter.data for name, parameter in self.trained.items()}
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        versions = [buffer._version for buffer, _ in buffers]
+        for name, move in by.items():
+            self.trained[name].data = here[name] + move
+        try:
+            yield
+        finally:
+            for name, parameter in self.trained.items():
+                parameter.data = here[name]
+            if versions != [buffer._version for buffer, _ in buffers]:
+                for buffer, value in buffers:
+                    buffer.copy_(value)
 
 
 def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> range:

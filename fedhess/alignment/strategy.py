@@ -5,8 +5,8 @@ turns them into references; its client half, :meth:`DomainStrategy.penalty`, pul
 Server and client build the object from the same run config.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedhess.alignment.means import PerDomain
 from fedhess.alignment.statistics import Statistic
-from fedhess.alignment.step import NetworkStatistic, Step
+from fedhess.alignment.step import LocalStep, NetworkStatistic, Step
 from fedhess.base.errors import UsageError
 from fedhess.settings.run_config import RunConfig, Scalar
 
@@ -106,10 +106,35 @@ class PenaltyScale:
 
 @dataclass
 class ClientUpdate:
-    """Mean of what local steps made: ``before - after`` by name, and the optimizers' momentum where it was wanted."""
+    """Mean of what local steps made: ``before - after`` by name, and the optimizers' momentum where it was wanted.
+
+    One client's own has its :attr:`ClientReply.held_out` too, where that was wanted.
+    """
 
     update: dict[str, Tensor]
     momentum: dict[str, Tensor]
+    held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClientReply:
+    """What one client made of a round, as the mean of the updates takes it.
+
+    Attributes:
+        client: The client's label: its domain, and its number there unless it is the first.
+        weight: What its update counts in the mean, over the sum of all replies' weights.
+        examples: Its training examples by domain.
+        steps: Local steps that it took.
+        update: ``before - after`` by name; read it, and copy what is kept.
+        held_out: ``"loss"`` and ``"accuracy"`` of the model that it trained, by domain, where that was wanted.
+    """
+
+    client: str
+    weight: float
+    examples: Mapping[str, int]
+    steps: int
+    update: Mapping[str, Tensor]
+    held_out: Mapping[str, Mapping[str, float]]
 
 
 class Ask(Protocol):
@@ -133,6 +158,9 @@ class Ask(Protocol):
     def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
         """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
 
+    def held_out(self) -> dict[str, PerDomain]:
+        """Ask for ``"loss"`` and ``"accuracy"`` of the round's model on the sources' evaluation examples."""
+
 
 class GlobalTensors(Protocol):
     """The global model as tensors by name."""
@@ -140,6 +168,10 @@ class GlobalTensors(Protocol):
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         """Parameters and buffers."""
+
+    @property
+    def trained_names(self) -> Sequence[str]:
+        """The trained parameters."""
 
     @property
     def update_names(self) -> Sequence[str]:
@@ -165,8 +197,26 @@ class LocalTraining(Protocol):
     def domains(self) -> list[str]:
         """The domains of which a participant has training examples, in domain order."""
 
-    def mean_update(self, domain_weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Train all clients at once and average their updates; None is the run's weighting of the domains."""
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Weight of each source client of the run, by label, in a mean that all of them take part in; they sum to 1."""
+
+    def mean_update(
+        self,
+        domain_weights: Mapping[str, float] | None = None,
+        *,
+        given: Callable[[str], Mapping[str, Tensor]] | None = None,
+        each: Callable[[ClientReply], object] | None = None,
+        held_out: bool = False,
+    ) -> dict[str, Tensor]:
+        """Train all clients at once and average their updates.
+
+        Args:
+            domain_weights: Weights of the domains; None is the run's own weighting.
+            given: By a client's label, what its references have besides those of the round.
+            each: Called with every reply before it is averaged, in domain order.
+            held_out: Whether each client evaluates the model that it trained, for :attr:`ClientReply.held_out`.
+        """
 
     def train_domain(
         self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
@@ -271,6 +321,14 @@ class DomainStrategy:
             return step.loss + step.limited(weighted)
         objective = step.loss + weighted
         return objective / divisor if divisor > 1.0 else objective
+
+    def compute_gradient(self, step: LocalStep) -> None:
+        """Client half: leave the gradient of one local step in the parameters, which have none, for the optimizer.
+
+        Args:
+            step: The step, whose :meth:`LocalStep.backward` computes that of the objective.
+        """
+        step.backward()
 
     def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
         """Server half: have the clients train and return what the server optimizer steps along.

@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from fedhess.base.errors import StorageError, UsageError
@@ -34,7 +35,7 @@ def cache_directory(cache_dir: Path | str | None = None) -> Path:
     return path
 
 
-def digest_of(parts: Iterable[bytes | str]) -> str:
+def digest_of(parts: Iterable[bytes | memoryview | str]) -> str:
     """Return the sha256 of several parts, each prefixed with its length so that they cannot run into each other.
 
     >>> digest_of(["ab", "c"]) == digest_of(["a", "bc"])
@@ -70,27 +71,47 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         finally:
             Path(name).unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error}); free the disk or set {CACHE_VARIABLE}") from error
+        raise _unwritable(path, error) from error
 
 
 def cached_tensor(path: Path, compute: Callable[[], Tensor]) -> Tensor:
-    """Read a tensor from ``path`` (npy), or compute and keep it there.
+    """Read a tensor from ``path`` (npy), or compute and keep it there: once, whoever else wants it meanwhile.
 
     A file that cannot be read is computed anew.
 
     Args:
         path: The file; its name must contain a digest of everything the tensor depends on.
         compute: Returns the tensor, on the CPU.
+
+    Raises:
+        UsageError: The directory is not writable or the disk is full.
     """
-    if path.exists():
-        try:
-            array: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
-            return torch.from_numpy(array)
-        except (ValueError, EOFError, OSError):
-            path.unlink(missing_ok=True)
-    tensor = compute()
-    write_atomically(path, lambda file: np.save(file, tensor.numpy(), allow_pickle=False))
-    return tensor
+    if (kept := _read_tensor(path)) is not None:
+        return kept
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with held:
+        if (kept := _read_tensor(path)) is not None:
+            return kept
+        tensor = compute()
+        write_atomically(path, lambda file: np.save(file, tensor.numpy(), allow_pickle=False))
+        return tensor
+
+
+def _read_tensor(path: Path) -> Tensor | None:
+    try:
+        array: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        return None
+    return torch.from_numpy(array)
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} cannot be written ({error}); free the disk or set {CACHE_VARIABLE}")
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -104,11 +125,24 @@ def replace_file(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
-        temporary.write_bytes(data)
+        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that leads elsewhere
+        with temporary.open("xb") as file:
+            file.write(data)
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def append(path: Path, text: str) -> None:
+    """Append to a file, made if absent; a symbolic link is not followed.
+
+    Raises:
+        OSError: It cannot be written, or is a link.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with open(descriptor, "a", encoding="utf-8") as file:
+        file.write(text)
 
 
 @contextmanager

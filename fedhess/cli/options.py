@@ -19,7 +19,7 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.config_file import read_config_file
 from fedhess.domains import BENCHMARKS
 from fedhess.settings.defaults import describe_default
-from fedhess.settings.run_config import DATA, MACHINE, MAIN, METHOD, OUTPUT, RunConfig, parse_assignments
+from fedhess.settings.run_config import DATA, MACHINE, MAIN, MAX_PIXELS, METHOD, OUTPUT, RunConfig, parse_assignments
 
 
 def _option(group: str, text: str, *names: str, **more: Any) -> Any:
@@ -28,6 +28,9 @@ def _option(group: str, text: str, *names: str, **more: Any) -> Any:
 
 DataDir = Annotated[Path | None, _option(DATA, "Folder with the data. [default: $FEDHESS_DATA, then a download]")]
 DomainsArgs = Annotated[str, _option(DATA, "Options of the benchmark: key=value,...")]
+MaxPixels = Annotated[
+    int, _option(DATA, f"{RunConfig.model_fields['max_pixels'].description} [default: {MAX_PIXELS}]", min=1)
+]
 Device = Annotated[str, _option(MAIN, f"{RunConfig.model_fields['device'].description} [default: auto]")]
 Config = Annotated[
     Path | None,
@@ -57,7 +60,11 @@ class JobOptions:
     ] = "PACS"
     strategy: Annotated[
         str,
-        _option(MAIN, "Strategies, separated by commas: names (see --list) or package.module:Class. [default: hgp]"),
+        _option(
+            MAIN,
+            "Strategies, separated by commas: names (see --list) or package.module:Class; A+B combines two. "
+            "[default: hgp]",
+        ),
     ] = "hgp"
     target: Annotated[
         str,
@@ -74,6 +81,14 @@ class JobOptions:
     resume: Annotated[
         bool, _option(MAIN, "Continue the interrupted job in --out; options left out are that job's.", "--resume")
     ] = False
+    resume_from: Annotated[
+        int | None,
+        _option(
+            MAIN,
+            "Continue the job in --out from an earlier round, the one before the last or the selected one; what came "
+            "after is dropped.",
+        ),
+    ] = None
     add: Annotated[
         bool,
         _option(
@@ -162,7 +177,7 @@ class JobOptions:
     @property
     def continuing(self) -> str:
         """The option by which the job in ``out`` is continued or added to; empty for a new job."""
-        return "--add" if self.add else "--resume" if self.resume else ""
+        return "--add" if self.add else "--resume" if self.resume or self.resume_from is not None else ""
 
 
 def with_job_options(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:

@@ -25,6 +25,9 @@ PROBE_ELEMENTS = 2**23  # numbers in one chunk of probes: 32 MiB in float32
 def head_gradient(batch: HeadBatch) -> Tensor:
     """Compute the gradient of the mean loss by the head's parameters, G = R^T z-hat / B.
 
+    Discloses: of one example its label and all features; of B, sums of features weighted by class, and in the bias
+    column the class counts: exactly where the server has zeroed the head, up to the softmax otherwise.
+
     Returns:
         G, (C, K); the last column is the gradient by the bias, if there is one. May be a remembered value: do not write
         into it.
@@ -46,6 +49,8 @@ def head_hvp(batch: HeadBatch, vector: Tensor) -> Tensor:
     """Multiply the Hessian of the mean loss by a vector, H[V] = S^T z-hat / B.
 
     U = z-hat V^T are the directions of the logits, S = P*U - P*rowsum(P*U); s(1-s)*U for a logistic head.
+
+    Discloses: of one example all features, no label; of B, sums of features weighted by class probabilities.
 
     Args:
         batch: The head's inputs, labels and weights.
@@ -72,6 +77,8 @@ def hessian_gradient_product(batch: HeadBatch) -> Tensor:
 
     The directions U = z-hat G^T = M R / B come from the Gram matrix M = z-hat z-hat^T where B is the smaller side.
 
+    Discloses: of one example its label and all features; of B, sums of features weighted by class probabilities.
+
     Returns:
         H[G], (C, K).
 
@@ -90,6 +97,9 @@ def hessian_gradient_product(batch: HeadBatch) -> Tensor:
 
 def hessian_diagonal(batch: HeadBatch) -> Tensor:
     """Compute the exact diagonal of the Hessian of the mean loss, (P*(1-P))^T (z-hat*z-hat) / B.
+
+    Discloses: of one example the squares of all features, no label; of B, their sums weighted by class
+    probabilities.
 
     Returns:
         The diagonal, (C, K), non-negative.
@@ -162,6 +172,9 @@ def gradient_variance(batch: HeadBatch) -> Tensor:
     """Compute the variance over examples of the head's gradient, (R*R)^T (z-hat*z-hat) / B - G*G.
 
     The centred second moment that Fishr aligns (Rame, Dancette, Cord, ICML 2022, eq. 4 with 1/B for 1/(B-1)).
+
+    Discloses: of one example nothing; of B, sums of squared features, and of a zeroed head how far each class is
+    from half of the batch.
 
     Returns:
         The variance, (C, K); non-negative up to rounding, zero for B = 1.

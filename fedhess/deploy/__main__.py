@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,16 +17,22 @@ from fedhess.deploy import programs
 from fedhess.deploy.gateway import gateway
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.local import run_locally
+from fedhess.deploy.nodes import NODES_FILE, NODES_VARIABLE, read_names, register_nodes
 from fedhess.deploy.packing import pack_app
 from fedhess.deploy.processes import processes, require_free
 from fedhess.deploy.settings import check_node_config, plan_nodes, plan_run, read_settings
+from fedhess.deploy.status import read_status
 from fedhess.deploy.submitted import follow_run, start_run
+from fedhess.deploy.watch import hand_over
 from fedhess.jobs.checks import check_settings
 from fedhess.jobs.directory import require_unused
 from fedhess.settings.run_config import Scalar
 
 KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of certificates and keys.")]
 Address = Annotated[str, typer.Option("--superlink", help="HOST:PORT of the SuperLink.")]
+State = Annotated[
+    Path, typer.Option(help="Folder of the SuperLink: runs, and what survives a restart (registered nodes, past runs).")
+]
 Domains = Annotated[str, typer.Option(help="Benchmark; `python -m fedhess.simulate --list` names them.")]
 Target = Annotated[str, typer.Option(help="Domain never seen in training. [default: the first]")]
 Strategy = Annotated[str | None, typer.Option(help="Strategy, installed on server and nodes. [default: hgp]")]
@@ -67,9 +74,7 @@ def superlink(
     control_port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port on loopback, for `register` and `run`.")
     ] = 8001,
-    state: Annotated[
-        Path, typer.Option(help="Folder of runs, and of what survives a restart: registered nodes, past runs.")
-    ] = Path("superlink"),
+    state: State = Path("superlink"),
     further: Annotated[
         list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Further options of flower-superlink.")
     ] = None,
@@ -83,40 +88,38 @@ def superlink(
     require_free("127.0.0.1", control_port)
     keys = Keys(folder.resolve())
     front = gateway(keys, host=host, port=port, control_port=control_port, folder=state / "nginx")
-    database = state.resolve() / "superlink.db"
+    database, nodes = state.resolve() / "superlink.db", state.resolve() / NODES_FILE
     if database.exists():
         database.chmod(0o600)
-    programs_by_name = {
-        "superlink": programs.superlink(
-            keys, host="127.0.0.1", port=control_port, database=database, further=further or ()
-        ),
-        "nginx": front,
-    }
-    with processes(state / "logs", folder=state) as running:
-        for name, program in programs_by_name.items():
-            typer.echo(f"$ {program}")
-            running.start(name, program, show=True)
-        while not (ended := running.ended()):
-            time.sleep(0.2)
-    raise typer.Exit(max(map(abs, ended.values())))
+    link = programs.superlink(keys, host="127.0.0.1", port=control_port, database=database, further=further or ())
+    both = [("superlink", replace(link, variables={NODES_VARIABLE: str(nodes)})), ("nginx", front)]
+    for _, program in both:
+        typer.echo(f"$ {program}")
+    hand_over(both, folder=state, database=database)
 
 
 @cli.command(cls=Command)
-def register(address: Address, folder: KeysFolder = Path("keys")) -> None:
-    """Register the public key of every node in the folder at the SuperLink; once, before the nodes start."""
+def register(
+    address: Address,
+    folder: KeysFolder = Path("keys"),
+    client: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=CLIENT where a key is not named as its client, as hospital-2=photo or north=photo[1]."),
+    ] = None,
+    state: State = Path("superlink"),
+) -> None:
+    """Register the public key of every node in the folder, on the SuperLink's machine, before the nodes start.
+
+    Writes STATE/nodes.json: from then on a node answers for its own client alone.
+    """
+    clients = read_names(client or [], Keys(folder))
+    if not state.is_dir():
+        raise UsageError(
+            f"--state: there is no folder {state}; register on the machine of `superlink`, with its --state"
+        )
+    os.umask(0o077)
     home = _connect(address, folder)
-    public_keys = Keys(folder).public_keys()
-    if not public_keys:
-        raise UsageError(f"--keys: there is no node's key in {folder / 'nodes'}; make them with `keys --node NAME`")
-    failed = []
-    with processes(folder / "logs") as running:
-        for public_key in public_keys:
-            program = programs.register(public_key, flower_home=home)
-            typer.echo(f"$ {program}")
-            if running.start(f"register-{public_key.stem}", program).wait() != 0:
-                failed.append(f"{public_key.stem}:{running.tail(f'register-{public_key.stem}')}")
-    if failed:
-        raise FederationError("not registered (a node that is already is refused): " + "\n".join(failed))
+    register_nodes(clients, Keys(folder), file=state / NODES_FILE, flower_home=home, say=typer.echo)
 
 
 @cli.command(cls=Command)
@@ -157,14 +160,21 @@ def supernode(
         further=further or (),
     )
     typer.echo(f"$ {program}")
-    end = time.monotonic() + patience
-    with processes(folder / "logs") as running:
-        while True:
-            status = running.start(name or domain, program, show=True).wait()
-            if status == 0 or time.monotonic() >= end:
-                raise typer.Exit(status)
-            typer.echo(f"fedhess: the node ended with status {status}; once more in 5 s", err=True)
-            time.sleep(5)
+    hand_over([(name or domain, program)], patience=patience)
+
+
+@cli.command(cls=Command)
+def status(
+    address: Address,
+    folder: KeysFolder = Path("keys"),
+    state: State = Path("superlink"),
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="Metrics in Prometheus's text format, for a collector of text files.")
+    ] = False,
+) -> None:
+    """Show the nodes and when they were last seen, the runs, and their last evaluated rounds."""
+    found = read_status(_connect(address, folder), state)
+    typer.echo(found.metrics() if prometheus else found.tables(), nl=not prometheus)
 
 
 @cli.command(cls=Command)

@@ -4,6 +4,7 @@ The data stays on the nodes, so what config.json says of it is its name and opti
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedhess.alignment.loading import resolved_args
 from fedhess.base.environment import torch_threads
+from fedhess.deploy.nodes import NODES_VARIABLE, read_nodes
 from fedhess.deploy.packing import RUN_DIR
 from fedhess.domains import open_benchmark
+from fedhess.federation.flower_compat import keeps_node_ids
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.app import Server, log_round
 from fedhess.federation.server.run_directory import RunDirectory
@@ -38,7 +41,8 @@ def main(grid: Grid, context: Context) -> None:
     check_combinations([config])
 
     def train(directory: RunDirectory | None) -> None:
-        Server(grid, config, directory=directory, on_round=log_round).run()
+        nodes = nodes_of_run(grid, directory)
+        Server(grid, config, directory=directory, on_round=log_round, nodes=nodes).run()
 
     path = run_directory(context.run_config, context.run_id)
     with torch_threads(config.threads):
@@ -52,6 +56,14 @@ def run_directory(run_config: Mapping[str, Scalar], run_id: int) -> Path | None:
     """Return the job directory of a run, below the SuperLink's folder; ``runs/flower-RUN_ID`` where it is empty."""
     given = run_config.get(RUN_DIR)
     return None if given is None else Path(str(given) or f"runs/flower-{run_id}").expanduser()
+
+
+def nodes_of_run(grid: Grid, directory: RunDirectory | None) -> dict[str, int]:
+    """Return which node alone may answer for a client: as they were registered, else as they did when the run began."""
+    registered = read_nodes(Path(os.environ[NODES_VARIABLE])) if NODES_VARIABLE in os.environ else {}
+    if registered or directory is None or not keeps_node_ids(grid):
+        return registered
+    return directory.nodes()
 
 
 def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], object]) -> None:

@@ -43,8 +43,8 @@ http {
     ssl_certificate_key $key;
     ssl_protocols TLSv1.2 TLSv1.3;
     client_header_timeout 20s;
-    client_body_timeout 60s;
-    send_timeout 60s;
+    client_body_timeout ${stall}s;
+    send_timeout ${stall}s;
     client_max_body_size ${body_mb}m;
     location / { return 403; }
     location = /v1/fleet { return 403; }
@@ -68,6 +68,7 @@ http {
 """)
 SYSTEM_FOLDERS = os.pathsep.join(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"])  # beside those of PATH
 BODY_MB, REQUESTS_PER_SECOND, BURST, CONNECTIONS = 64, 200, 4000, 128
+STALL_SECONDS = 60  # in which a request must go on
 
 
 def gateway(keys: Keys, *, host: str, port: int, control_port: int, folder: Path) -> Program:
@@ -106,6 +107,7 @@ def gateway(keys: Keys, *, host: str, port: int, control_port: int, folder: Path
         rate=REQUESTS_PER_SECOND,
         burst=BURST,
         connections=CONNECTIONS,
+        stall=STALL_SECONDS,
     )
     file = folder / "nginx.conf"
     try:

@@ -59,15 +59,13 @@ def run_locally(
     programs.write_connection(home, address=address, ca=keys.ca)
     app = pack_app(folder / "fedhess")
 
-    database = folder / "superlink.db"
-    start("superlink", programs.superlink(keys, host=HOST, port=port, database=database, FLWR_HOME=str(home)))
+    start("superlink", programs.superlink(keys, host=HOST, port=port, FLWR_HOME=str(home)))
     _await_superlink(running, f"https://{address}/health", keys)
     for name in names:
         start(f"register-{name}", programs.register(keys.public(name), flower_home=home))
     _await_end(running, [f"register-{name}" for name in names], say)
     for number, (node, name) in enumerate(zip(nodes, names, strict=True)):
-        own: dict[str, Scalar] = {"partition-id": number, "num-partitions": len(nodes)}
-        own |= {"role": node.role, "domain": node.domain, "client": node.client}
+        own: dict[str, Scalar] = {"partition-id": number, "num-partitions": len(nodes), "role": node.role}
         own |= {} if data_dir is None else {"data-dir": str(data_dir.resolve())}
         program = programs.supernode(
             keys, address=address, name=name, port=free_port(HOST), node_config=own, FLWR_HOME=str(home)

@@ -4,9 +4,13 @@ import contextlib
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -21,14 +25,16 @@ TAIL_LINES = 15
 class Processes:
     """The processes of one deployment, by name, started in ``folder``.
 
-    ``mark`` is in the environment of each and of all that they start.
+    Without a folder of ``logs`` what they write goes to standard output, each line with the time. ``mark`` is in the
+    environment of each and of all that they start.
     """
 
-    def __init__(self, logs: Path, folder: Path | None = None) -> None:
+    def __init__(self, logs: Path | None, folder: Path | None = None) -> None:
         self._logs = logs
         self._folder = folder
         self.mark = uuid.uuid4().hex
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._copying: list[threading.Thread] = []
 
     def start(self, name: str, program: Program, *, show: bool = False) -> "subprocess.Popen[bytes]":
         """Start a program, with the log ``NAME.log`` unless it may ``show`` on standard output.
@@ -36,25 +42,32 @@ class Processes:
         Raises:
             UsageError: The log cannot be written.
         """
-        try:
-            self._logs.mkdir(parents=True, exist_ok=True)
-            log = self.log(name).open("ab")
-        except OSError as error:
-            raise UsageError(f"cannot write to {self._logs}: {error.strerror}; choose another folder") from error
-        with log:
-            self.running[name] = subprocess.Popen(
-                program.command(),
-                stdin=subprocess.DEVNULL,
-                stdout=None if show else log,
-                stderr=None if show else subprocess.STDOUT,
-                env=program.environment() | {MARK: self.mark},
-                cwd=self._folder,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
-            )
+        output: int | IO[bytes] = subprocess.PIPE
+        if self._logs is not None:
+            try:
+                self._logs.mkdir(parents=True, exist_ok=True)
+                output = self.log(name).open("ab")
+            except OSError as error:
+                raise UsageError(f"cannot write to {self._logs}: {error.strerror}; choose another folder") from error
+        self.running[name] = subprocess.Popen(
+            program.command(),
+            stdin=subprocess.DEVNULL,
+            stdout=None if show else output,
+            stderr=None if show else subprocess.STDOUT,
+            env=program.environment() | {MARK: self.mark},
+            cwd=self._folder,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
+        )
+        if written := self.running[name].stdout:
+            self._copying.append(threading.Thread(target=_copy_with_times, args=(written,), daemon=True))
+            self._copying[-1].start()
+        elif not isinstance(output, int):
+            output.close()
         return self.running[name]
 
     def log(self, name: str) -> Path:
         """Return the log of a process."""
+        assert self._logs is not None, "there are no logs"
         return self._logs / f"{name}.log"
 
     def tail(self, name: str) -> str:
@@ -80,6 +93,8 @@ class Processes:
         psutil.wait_procs(left)
         for child in self.running.values():
             child.wait()
+        for thread in self._copying:
+            thread.join(TERM_SECONDS)
         self.running.clear()
 
     def _all(self) -> list[psutil.Process]:
@@ -93,7 +108,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def processes(logs: Path, folder: Path | None = None) -> Iterator[Processes]:
+def processes(logs: Path | None, folder: Path | None = None) -> Iterator[Processes]:
     """Yield processes that are ended when the block is left; SIGTERM and SIGHUP leave it as Ctrl-C does."""
     running = Processes(logs, folder)
     handlers = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
@@ -106,6 +121,13 @@ def processes(logs: Path, folder: Path | None = None) -> Iterator[Processes]:
         running.stop()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _copy_with_times(lines: IO[bytes]) -> None:
+    for line in lines:
+        with contextlib.suppress(OSError):  # nobody reads any more: the program must not wait for that
+            sys.stdout.buffer.write(f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z} ".encode() + line)
+            sys.stdout.buffer.flush()
 
 
 def marked_processes(mark: str, *, variable: str = MARK) -> list[psutil.Process]:

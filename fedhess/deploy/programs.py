@@ -8,10 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedhess.base.errors import UsageError
-from fedhess.deploy.keys import Keys
-from fedhess.settings.run_config import Scalar
+
+if TYPE_CHECKING:  # neither is needed by the small process that starts the programs
+    from fedhess.deploy.keys import Keys
+    from fedhess.settings.run_config import Scalar
 
 CONNECTION = "deployment"  # name of the SuperLink in the configuration written for Flower's command line
 JSON = ["--format", "json"]
@@ -47,23 +50,26 @@ class Program:
 
 
 def superlink(
-    keys: Keys, *, host: str, port: int, database: Path, further: Sequence[str] = (), **variables: str
+    keys: "Keys", *, host: str, port: int, database: Path | None = None, further: Sequence[str] = (), **variables: str
 ) -> Program:
-    """``flower-superlink`` with TLS and authenticated nodes; it installs nothing by itself."""
+    """``flower-superlink`` with TLS and authenticated nodes; it installs nothing by itself.
+
+    Without a database its state is in memory, and gone when it ends.
+    """
     keys.require(keys.ca, keys.server, keys.server_key)
     arguments = ["--ssl-ca-certfile", keys.ca, "--ssl-certfile", keys.server, "--ssl-keyfile", keys.server_key]
     arguments += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-    arguments += ["--host", host, "--port", port, "--database", database]
+    arguments += ["--host", host, "--port", port, *([] if database is None else ["--database", database])]
     return Program("flower-superlink", [*map(str, arguments), *further], variables)
 
 
 def supernode(
-    keys: Keys,
+    keys: "Keys",
     *,
     address: str,
     name: str,
     port: int,
-    node_config: Mapping[str, Scalar],
+    node_config: "Mapping[str, Scalar]",
     more_config: str = "",
     further: Sequence[str] = (),
     **variables: str,
@@ -78,7 +84,7 @@ def supernode(
 
 def register(public_key: Path, *, flower_home: Path) -> Program:
     """``flwr supernode register``: register a node's public key at the SuperLink."""
-    return flwr("supernode", "register", str(public_key), CONNECTION, home=flower_home)
+    return flwr("supernode", "register", str(public_key), CONNECTION, *JSON, home=flower_home)
 
 
 def run(app: Path, *, flower_home: Path, run_config: Sequence[str], stream: bool = True) -> Program:
@@ -109,7 +115,7 @@ def write_connection(flower_home: Path, *, address: str, ca: Path) -> None:
         raise UsageError(f"cannot write to {flower_home}: {error.strerror}; choose another folder") from error
 
 
-def toml(value: Scalar) -> str:
+def toml(value: "Scalar") -> str:
     r"""Write a value as Flower's command line reads it: TOML, and no quote within quotes.
 
     >>> toml("a b"), toml('{"alpha": 1}'), toml(True), toml(3)

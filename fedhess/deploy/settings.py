@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedhess.alignment.loading import client_half, is_installed, load_strategy
+from fedhess.alignment.privacy import check_privacy
 from fedhess.alignment.server_step import require_server
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.deploy.packing import RUN_DIR, app_config
@@ -12,7 +13,9 @@ from fedhess.deploy.programs import toml
 from fedhess.domains import find_benchmark, open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.domains.scenarios import choose_scenarios
+from fedhess.federation.client.answers import PROTECTION, Protection
 from fedhess.federation.client.examples import simulated_client
+from fedhess.federation.client.limits import LIMITS
 from fedhess.federation.client.node import Place
 from fedhess.federation.flower_compat import read_run_config
 from fedhess.federation.run_settings import OF_THE_NODE, settings_of_run
@@ -22,7 +25,7 @@ from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig, Scalar
 
 DESCRIBED = ("folder:PATH", "hf:NAME", "module:Class")  # benchmarks whose options name domains and classes
-NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE)
+NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE, *LIMITS, *PROTECTION)
 
 
 def plan_run(
@@ -92,6 +95,7 @@ def read_settings(run_config: Sequence[str], *, data_dir: Path | None = None) ->
     check_execution(on_any_machine, prepared_shape(config.model, benchmark.input_shape))
     if is_installed(config.strategy):
         load_strategy(config.strategy, config.strategy_args)
+        check_privacy([config])
         client_half(config).check(config)
         require_server([config.strategy], RunConfig.given_in(given))
     return config
@@ -103,11 +107,13 @@ def check_node_config(given: str, own: Mapping[str, Scalar]) -> None:
     Raises:
         UsageError: They are not in Flower's form; one is unknown, or is among the command's own.
     """
-    for key in _read([given] if given else [], option="--node-config"):
+    settings = _read([given] if given else [], option="--node-config")
+    for key in settings:
         if key in own:
             raise UsageError(f"--node-config: {key} is given twice; the command has it as {own[key]!r}")
         if key not in NODE_SETTINGS:
             raise UsageError(f"--node-config: a node has no setting {key!r}; {did_you_mean(key, NODE_SETTINGS)}")
+    Protection.of(settings, str(own["role"]))
 
 
 def plan_nodes(config: RunConfig) -> list[Place]:

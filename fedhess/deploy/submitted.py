@@ -24,7 +24,7 @@ def start_run(app: Path, *, flower_home: Path, run_config: Sequence[str], say: S
     """
     program = programs.run(app, flower_home=flower_home, run_config=run_config, stream=False)
     say(f"$ {program}")
-    return str(_answer(program)["run-id"])
+    return str(answer(program)["run-id"])
 
 
 def follow_run(run_id: str, *, flower_home: Path, say: Say) -> None:
@@ -42,14 +42,14 @@ def follow_run(run_id: str, *, flower_home: Path, say: Say) -> None:
     listing = programs.flwr("list", programs.CONNECTION, "--run-id", run_id, *programs.JSON, home=flower_home)
     say(f"$ {listing}")
     end = time.monotonic() + STATUS_SECONDS
-    while not (run := _answer(listing)["runs"][0])["status"].startswith("finished") and time.monotonic() < end:
+    while not (run := answer(listing)["runs"][0])["status"].startswith("finished") and time.monotonic() < end:
         time.sleep(POLL_SECONDS)
     if run["status"] != "finished:completed":
         raise FederationError(f"run {run_id}: {run['status']}: {run.get('status-details') or 'no details given'}")
     say(f"run {run_id}: {run['status']}")
 
 
-def _answer(program: Program) -> dict[str, Any]:
+def answer(program: Program) -> dict[str, Any]:
     """Run one of Flower's commands that answer in JSON; :class:`FederationError` with Flower's message if it fails."""
     done = subprocess.run(program.command(), env=program.environment(), capture_output=True, text=True, check=False)
     try:

@@ -42,6 +42,7 @@ __all__ = [
 # Name -> module:function(Opening) -> Benchmark; imported when asked for, since some need heavy libraries.
 BENCHMARKS: dict[str, str] = {
     "IconPACS": "fedhess.domains.iconpacs:open_iconpacs",
+    "EmojiStyles": "fedhess.domains.emoji_styles:open_emoji_styles",
     "PACS": "fedhess.domains.images.pacs:open_pacs",
     "VLCS": "fedhess.domains.images.vlcs:open_vlcs",
     "OfficeHome": "fedhess.domains.images.office_home:open_office_home",

@@ -28,7 +28,10 @@ class DomainData(Protocol):
 
     @property
     def groups(self) -> Tensor | None:
-        """(N,) int64 or None; examples of one group show the same drawing and belong on one side of a split."""
+        """(N,) int64 or None; examples of one group show the same drawing and belong on one side of a split.
+
+        A negative one is kept for targets: no source holds it, and targets hold nothing else.
+        """
 
     @property
     def digest(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedhess.base.files import digest_of
+from fedhess.domains.benchmark import SOURCE
 from fedhess.domains.domain import DomainData
 
 SplitRule = Literal["sources", "every", "domainbed"]
@@ -83,6 +84,13 @@ def split_indices(data: DomainData, *, holdout: float, seed: int) -> tuple[Tenso
         members = torch.nonzero(data.labels == label).flatten()
         held[_held_out(members, data.groups, holdout=holdout, generator=generator)] = True
     return everything[~held], everything[held]
+
+
+def is_for_role(data: DomainData, role: str) -> Tensor:
+    """Return (N,) bool: which examples a domain of a role may have; see ``DomainData.groups``."""
+    if data.groups is None or int(data.groups.min()) >= 0:
+        return torch.ones(len(data), dtype=torch.bool)
+    return (data.groups >= 0) == (role == SOURCE)
 
 
 def _held_out(members: Tensor, groups: Tensor | None, *, holdout: float, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,7 @@ __all__ = [
     "Run",
     "copy_array_record",
     "empty_run",
+    "keeps_node_ids",
     "read_run_config",
     "run_flower_simulation",
     "run_identity",
@@ -35,6 +36,13 @@ __all__ = [
 def empty_run(run_id: int) -> Run:
     """Make the ``Run`` that a Grid reports, with nothing but its id."""
     return Run.create_empty(run_id=run_id)
+
+
+def keeps_node_ids(grid: Grid) -> bool:
+    """Whether a node has the same id in the next run: not in a simulation, whose ids are drawn each time."""
+    from flwr.superlink.grid import InMemoryGrid  # noqa: PLC0415 - its imports are no business of a simulation in process
+
+    return not (isinstance(grid, InMemoryGrid) or getattr(grid, "nodes_are_fixed", False))
 
 
 def read_run_config(arguments: Sequence[str]) -> dict[str, str | int | float | bool]:

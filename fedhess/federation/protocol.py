@@ -8,9 +8,11 @@ Messages (server to client, all of them also answered by an error reply where th
 type                 who       content
 ==================== ========= ===============================================================================
 evaluate.identify    every     none; the reply names domain, role, client and example counts
-query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic
+query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic;
+                               or that the model's loss and accuracy on held-out examples are wanted, and these
 train                source    model, reference; reply: the update (or the weights) and metrics; with
-                               ``references="previous"`` also requests for statistics, and their answers
+                               ``references="previous"`` also requests for statistics, and their answers; where it
+                               is wanted, loss and accuracy of the trained model
 evaluate             every     model; reply: loss, accuracy, counts of predictions, and (source clients only)
                                alignment statistics; a target client of a run that splits targets adds the loss,
                                accuracy and counts of its out split
@@ -21,6 +23,7 @@ alignment have the domain in their key (:func:`of_domain`), and so have the refe
 train message says how much each domain weighs in its loss.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +51,7 @@ REFERENCE = "reference"
 MOMENTUM = "momentum"
 STATISTIC_VALUES = "statistics"
 CALL = "call-"
+IDENTITY = "identity"  # what the run's rows call the reply to IDENTIFY
 
 ROUND = "server-round"
 MODEL_ID = "model-id"
@@ -62,10 +66,15 @@ COUNTS = "counts"  # of an evaluation: two arrays
 CONFUSION = "confusion"  # (C, C) int32: examples by label and prediction
 CALIBRATION = "calibration"  # (BINS, 3) float64: examples, those predicted right and the sum of their confidences
 BINS = 15  # of the confidence, equally wide
+HELD_OUT = "held-out"  # wanted: an evaluation by a source, of the model or of the one it trains; by domain in the reply
 TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
+NOISE = "noise"  # of a private source client, from:
+SEED, SYSTEM = "seed", "system"  # the run's seed, in a simulation, or its operating system's secure source
 TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
+EVALUATION_ROUNDING = "evaluation-rounding"  # of a target's node: its counts are multiples of it
+EVALUATION_EPSILON = "evaluation-epsilon"  # and of this differential privacy, each evaluation
 OUT = "out-"  # before the names of the metrics and counts of a target's out split
 
 
@@ -82,6 +91,15 @@ TRACEBACK = "Traceback (most recent call last):\n"  # where a traceback begins, 
 def of_domain(key: str, domain: str) -> str:
     """Name the record ``key`` of one of a client's several domains."""
     return f"{key}/{domain}"
+
+
+def client_label(domain: str, number: int) -> str:
+    """Name a client in messages.
+
+    >>> client_label("photo", 0), client_label("photo", 2)
+    ('photo', 'photo[2]')
+    """
+    return printable(domain) if number == 0 else f"{printable(domain)}[{number}]"
 
 
 @dataclass(frozen=True)
@@ -108,12 +126,13 @@ class Identity:
     inputs: str = ""  # how an example becomes what the model is given, frozen weights included
     data_digest: str = ""  # of its examples
     version: str = ""  # of fedhess and of torch
+    noise: str = ""  # SEED or SYSTEM for a source client of a private run
+    protection: tuple[int, float] | None = None  # of a target's counts: multiple, and epsilon (0: no noise)
 
     @property
     def label(self) -> str:
         """The client as messages name it: the domain, and the client's number unless it is the first."""
-        domain = printable(self.domain)
-        return domain if self.client == 0 else f"{domain}[{self.client}]"
+        return client_label(self.domain, self.client)
 
     @property
     def holdings(self) -> tuple[Held, ...]:
@@ -141,10 +160,12 @@ class Identity:
                 "holds-out": self.holds_out,
                 "classes": list(self.classes),
                 "inputs": self.inputs,
-                DATA_DIGEST: self.data_digest,
+                **({NOISE: self.noise} if self.noise else {DATA_DIGEST: self.data_digest}),
                 "version": self.version,
             }
         )
+        if self.protection is not None:
+            record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON] = self.protection
         if self.several:
             record["held-domains"] = [held.domain for held in self.several]
             record["held-train-examples"] = [held.train_examples for held in self.several]
@@ -160,7 +181,10 @@ class Identity:
             counts = [record[key] for key in ("client", "train-examples", "evaluate-examples")]
             columns = [record.get(f"held-{key}", []) for key in ("domains", "train-examples", "evaluate-examples")]
             several = tuple(Held(*row) for row in zip(*columns, strict=True))
-            negative = min([*counts, *columns[1], *columns[2]]) < 0
+            protection = None
+            if role == TARGET and EVALUATION_ROUNDING in record:
+                protection = int(record[EVALUATION_ROUNDING]), float(record[EVALUATION_EPSILON])
+            negative = min([*counts, *columns[1], *columns[2], *(protection or ())]) < 0
         except (KeyError, TypeError, ValueError):
             raise ValueError(unclear) from None
         if negative or (role == SOURCE and counts[1] == 0):
@@ -171,9 +195,24 @@ class Identity:
             raise ValueError(unclear)
         client, train, evaluate = counts
         classes = tuple(map(str, record.get("classes", ())))
-        texts = (str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version"))
+        inputs, digest, versions, noise = (
+            str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE)
+        )
+        holds_out = bool(record.get("holds-out", False))
         return cls(
-            domain, role, client, train, evaluate, bool(record.get("holds-out", False)), several, classes, *texts
+            domain,
+            role,
+            client,
+            train,
+            evaluate,
+            holds_out,
+            several,
+            classes,
+            inputs,
+            digest,
+            versions,
+            noise,
+            protection,
         )
 
     def description(self) -> dict[str, Any]:
@@ -206,6 +245,16 @@ def numbered(records: Mapping[str, Part], call: int) -> dict[str, Part]:
     return {f"{CALL}{call}/{name}": record for name, record in records.items()}
 
 
+def record_name(key: str) -> str:
+    """Name a record without the number of its call and the domain that it is about.
+
+    >>> record_name("call-0/statistics/photo")
+    'statistics'
+    """
+    first, _, rest = key.partition("/")
+    return rest.partition("/")[0] if first.startswith(CALL) else first
+
+
 def numbered_parts(content: RecordDict) -> list[RecordDict]:
     """Take the requests or answers that :func:`numbered` put into a message out again, in their order."""
     found: dict[int, RecordDict] = {}
@@ -229,20 +278,43 @@ def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
     return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}
 
 
-def training_metrics_of(content: RecordDict, *, examples: int) -> dict[str, float]:
+def releases_in(content: RecordDict, message_type: str) -> int:
+    """Count what a message has a private source client send that depends on its examples: statistics, an update."""
+    requests = [content] if message_type == STATISTICS else numbered_parts(content) if message_type == TRAIN else []
+    return (message_type == TRAIN) + sum(len(decode_request(request)[0]) for request in requests)
+
+
+def held_out_of(content: RecordDict, identity: Identity) -> dict[str, dict[str, float]]:
+    """Read loss and accuracy of a model by domain, from the records of an evaluation or of a train reply.
+
+    Raises:
+        ValueError: One is missing, no number, or out of range.
+    """
+    found = {}
+    for domain in identity.trains_on:
+        metrics = metrics_of(content, identity.key(HELD_OUT, domain))
+        if not (0 <= metrics.get("accuracy", -1) <= 1 and 0 <= metrics.get("loss", -1) < math.inf):
+            raise ValueError(f"expected a loss of at least 0 and an accuracy in [0, 1] in {HELD_OUT}, got {metrics}")
+        found[domain] = {name: metrics[name] for name in ("loss", "accuracy")}
+    return found
+
+
+def training_metrics_of(content: RecordDict, *, examples: int, private: bool = False) -> dict[str, float]:
     """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
 
     Args:
         content: The reply.
         examples: How many training examples the client had at the start.
+        private: Whether the client leaves out its losses.
 
     Raises:
         ValueError: A metric is missing, or the examples are others.
     """
     metrics = metrics_of(content)
     names = set(content.metric_records[METRICS])
-    if not names == metrics.keys() == set(TRAINING_METRICS):
-        raise ValueError(f"expected the metrics {', '.join(TRAINING_METRICS)}, a number each, got {sorted(names)}")
+    expected = (NUM_EXAMPLES, "seconds") if private else TRAINING_METRICS
+    if not names == metrics.keys() == set(expected):
+        raise ValueError(f"expected the metrics {', '.join(expected)}, a number each, got {sorted(names)}")
     if metrics[NUM_EXAMPLES] != examples:
         raise ValueError(f"expected {NUM_EXAMPLES} = {examples} as at the start, got {metrics}")
     return metrics

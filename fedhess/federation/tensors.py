@@ -8,6 +8,8 @@ about 25 and 3 ms instead of the 70 and 55 of Flower's own functions.
 import io
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
 
 from fedhess.base.transfers import copy_together
+
+MAGIC = np.lib.format.magic(1, 0)
+HEADERS_KEPT = 512  # to write or read one takes longer than the values of a small tensor
 
 
 class NotFiniteError(ValueError):
@@ -34,10 +39,16 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 def _encode(tensor: Tensor) -> Array:
     array = tensor.detach().contiguous().numpy()
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     values = array.reshape(-1).view(np.uint8).data if array.size else b""
-    return Array(str(array.dtype), array.shape, "numpy.ndarray", b"".join((header.getvalue(), values)))
+    data = b"".join((_header(array.dtype, array.shape), values))
+    return Array(str(array.dtype), array.shape, "numpy.ndarray", data)
+
+
+@lru_cache(maxsize=HEADERS_KEPT)
+def _header(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(np.empty(shape, dtype)))
+    return stream.getvalue()
 
 
 def decode_tensors(record: ArrayRecord) -> dict[str, Tensor]:
@@ -50,19 +61,26 @@ def decode_tensors(record: ArrayRecord) -> dict[str, Tensor]:
 
 
 def _decode(array: Array) -> Tensor:
-    stream = io.BytesIO(array.data)
     try:
-        if array.stype != "numpy.ndarray" or np.lib.format.read_magic(stream) != (1, 0):
+        if array.stype != "numpy.ndarray" or array.data[: len(MAGIC)] != MAGIC:
             raise ValueError(f"serialised as {array.stype}")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+        begin = len(MAGIC) + 2 + int.from_bytes(array.data[len(MAGIC) : len(MAGIC) + 2], "little")
+        shape, fortran_order, dtype = _read_header(array.data[:begin])
         if shape != tuple(array.shape):
             raise ValueError(f"announced with shape {array.shape}, got {shape}")
-        values = np.frombuffer(array.data, dtype=dtype, offset=stream.tell())
+        values = np.frombuffer(array.data, dtype=dtype, offset=begin)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(values.reshape(shape, order="F" if fortran_order else "C"))
     except Exception as error:
         raise ValueError("expected a .npy array of plain numbers") from error
+
+
+@lru_cache(maxsize=HEADERS_KEPT)
+def _read_header(data: bytes) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
+    stream = io.BytesIO(data)
+    np.lib.format.read_magic(stream)
+    return np.lib.format.read_array_header_1_0(stream)
 
 
 def read_tensors(content: RecordDict, key: str, *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

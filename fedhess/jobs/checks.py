@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fedhess.alignment.loading import client_half
+from fedhess.alignment.privacy import check_privacy
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.domains import Benchmark, split_domain
 from fedhess.domains.partition import read_examples, require_room_for_domains, share_out
@@ -47,6 +48,7 @@ def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) 
     """
     first = configs[0]
     check_combinations(configs)
+    check_privacy(configs)
     for config in configs:
         client_half(config).check(config)
     try:
@@ -56,7 +58,12 @@ def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) 
 
 
 def check_selection(
-    selection: str, variants: Sequence[Variant], benchmark: Benchmark, *, search: Search | None = None
+    selection: str,
+    variants: Sequence[Variant],
+    benchmark: Benchmark,
+    *,
+    search: Search | None = None,
+    private: bool = False,
 ) -> None:
     """Check that a selector does not look at the target, and that it can tell the variants, or a sweep's, apart.
 
@@ -72,6 +79,11 @@ def check_selection(
         known = [name for name in SELECTORS if name != "oracle"]
         raise UsageError(f"--selection: unknown selector {selection!r}; {did_you_mean(selection, known)}")
     check_variants(variants)
+    if private and (variants or search or selection != DEFAULT):
+        raise UsageError(
+            "--dp-epsilon: the sources of a private run evaluate nothing by which rounds or settings could be "
+            "selected; leave out --variants, --search and --selection, and run each setting in a job of its own"
+        )
     if search is not None and search.kind == "optuna" and selection != DEFAULT:
         raise UsageError(
             f"--selection {selection}: Optuna's objective is source validation; leave the option out, or take --search "

@@ -41,7 +41,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
         "domains": ", ".join(job.data["counts"]),
         "model": ", ".join([config.model, *_unusual(config)]),
         "strategies": ", ".join(job.strategies),
-        "federation": f"{config.rounds} rounds, server {server}{config.average_words}",
+        "federation": f"{config.rounds} rounds, server {server}{config.average_words}{config.privacy_words}",
         **({"partition": config.describe_clients()} if config.describe_clients() else {}),
         "clients": f"{config.local_work} a round on {batch}, {config.client_optimizer} lr {lr}",
         "engine": engine,
@@ -143,7 +143,8 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     others = f"; varied: {', '.join(others_varied)}" if others_varied else ""
     kind = {"random": " drawn at random", "grid": " of a grid", "optuna": " suggested by Optuna"}
     among = f" among {job.settings_each} settings{kind.get(job.search.get('kind', ''), '')}" if job.variants else ""
-    server = describe_server(server + weighting, args) + config.average_words
+    server = describe_server(server + weighting, args)
+    server += config.robust_words + config.average_words + config.privacy_words
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "

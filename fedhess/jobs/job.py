@@ -59,6 +59,7 @@ class Job:
         before: The record of the job in ``path`` that this one continues or adds to, if it does.
         trackers: Keys of `tracking.TRACKERS` that its rows are fed to.
         lock: On ``path``, held since the record in ``before`` was read; it is released when the job has run.
+        resume_from: The round that its runs go back to, if they do.
     """
 
     path: Path
@@ -69,6 +70,7 @@ class Job:
     before: Mapping[str, Any] | None = field(default=None, repr=False)
     trackers: tuple[str, ...] = ()
     lock: FileLock | None = field(default=None, repr=False, compare=False)
+    resume_from: int | None = None
 
     @property
     def data(self) -> Mapping[str, Any]:

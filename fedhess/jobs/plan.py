@@ -65,7 +65,7 @@ def plan_job(
     if not 1 <= trials <= MOST_TRIALS:
         raise UsageError(f"--trials: expected 1 to {MOST_TRIALS}, got {trials}")
     check_names(strategies)
-    check_selection(selection, variants, benchmark, search=search)
+    check_selection(selection, variants, benchmark, search=search, private=bool(overrides.get("dp_epsilon")))
     outer = choose_scenarios(benchmark, target)
     if selection == "lodo":
         inner_scenarios(benchmark, outer)  # raises where there can be none

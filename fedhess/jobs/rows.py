@@ -43,7 +43,8 @@ def domain_rows(rows: Iterable[Row]) -> list[Row]:
 def _merged(group: Sequence[Row]) -> Row:
     evaluating = [row for row in group if row["split"] != NOTHING]
     merged = dict((evaluating or group)[0])
-    merged.pop("main_domain", None)
+    for of_one in ("main_domain", "sent"):
+        merged.pop(of_one, None)
     merged["client"] = 0
     merged["examples"] = sum(row["examples"] for row in evaluating)
     for key in ("loss", "accuracy", "gradient_distance", "hgp_distance"):

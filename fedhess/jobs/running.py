@@ -11,6 +11,7 @@ from fedhess.base.environment import torch_threads
 from fedhess.base.errors import FederationError, StrategyError, UsageError
 from fedhess.cli.options import JobOptions, read_options
 from fedhess.domains import Benchmark, open_benchmark
+from fedhess.domains.images.image_files import limit_pixels
 from fedhess.domains.images.pixels import require_room
 from fedhess.federation.engines.choice import IN_PROCESS, Engine
 from fedhess.jobs.description import (
@@ -29,13 +30,13 @@ from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.search import read_search
 from fedhess.jobs.selectors import DEFAULT
-from fedhess.jobs.tracking import Tracking, read_trackers
+from fedhess.jobs.tracking import STATE, Tracking, read_trackers
 from fedhess.jobs.variants import parse_variants
 from fedhess.jobs.workers.choice import SideBySide, choose_place
 from fedhess.jobs.workers.worker import alone_in, run_to_end
 from fedhess.models import keeps_images, prepare_inputs
 from fedhess.models.prepared import share_loaded
-from fedhess.settings.run_config import RunConfig, parse_assignments
+from fedhess.settings.run_config import MAX_PIXELS, RunConfig, parse_assignments
 
 
 def open_job(
@@ -81,7 +82,7 @@ def open_job(
         progress.note(f"added to the job in {job.path}: {growth}\n")
     progress.warn(stand_in_warning(job))
     progress.warn(incomplete_warning(job))
-    return replace(job, trackers=trackers, lock=lock), engine
+    return replace(job, trackers=trackers, lock=lock, resume_from=options.resume_from), engine
 
 
 def _plan(
@@ -96,8 +97,9 @@ def _plan(
             "one of them"
         )
     engine = choose_place(options)
-    device = "auto" if recorded is None else recorded["settings"]["device"]
-    settings["device"] = engine.device(settings.get("device", device))
+    before = {"device": "auto", "max_pixels": MAX_PIXELS} if recorded is None else recorded["settings"]
+    settings["device"] = engine.device(settings.get("device", before["device"]))
+    limit_pixels(settings.get("max_pixels", before["max_pixels"]))
     if recorded is None:
         benchmark, planned = _new_job(options, settings, progress)
         planned["threads"] = engine.workers.threads() if isinstance(engine, SideBySide) else 0
@@ -146,6 +148,29 @@ def _open_data(options: JobOptions, seed: int, progress: Progress) -> Benchmark:
     if options.data_dir is not None and "data_dir" not in benchmark.options:
         raise UsageError(f"--data-dir: {benchmark.title} reads no folder, got {options.data_dir}; leave the option out")
     return benchmark
+
+
+def go_back(job: Job) -> None:
+    """Put the runs of a job, whose directory this process holds, back to the round that it is to go on from.
+
+    Runs that have not come to it stay where they are.
+
+    Raises:
+        UsageError: A run does not keep the checkpoint of that round.
+    """
+    wanted = job.resume_from
+    if wanted is None:
+        return
+    later = [run for run in job.runs if max(run.directory.kept_rounds(), default=-1) > wanted]
+    for run in later:
+        if wanted not in (kept := run.directory.kept_rounds()):
+            raise UsageError(
+                f"--resume-from {wanted}: {run.directory.path} keeps the checkpoints of rounds "
+                f"{', '.join(map(str, kept))}; choose one of them, or delete the directory to make this run anew"
+            )
+    for run in later:
+        run.directory.go_back(wanted)
+        (run.directory.path / STATE).unlink(missing_ok=True)  # trackers begin a run anew
 
 
 def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dict[int, str]:

@@ -352,7 +352,7 @@ def metrics_of_round(rows: Sequence[Row], *, classes: int) -> dict[str, float]:
         if row.get("confusion") is not None:
             numbers["balanced_accuracy"] = balanced_accuracy(row["confusion"], classes=classes)
             numbers["worst_class_accuracy"] = worst_class_accuracy(row["confusion"], classes=classes)
-            numbers["calibration_error"] = calibration_error(row["calibration"])
+            numbers["calibration_error"] = calibration_error(row["calibration"] or ())
         found |= {f"{place}/{key}": value for key, value in numbers.items()}
     for role in (SOURCE, TARGET):
         group = [row for row in by_domain if row["role"] == role and row["split"] not in ("out", "none")]

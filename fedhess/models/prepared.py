@@ -1,7 +1,7 @@
 """The examples of domains, opened once and kept, and the model that fits them."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -12,8 +12,9 @@ from fedhess.base.prefetching import AHEAD, read_ahead
 from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE, Benchmark
 from fedhess.domains.domain import DomainData
+from fedhess.domains.images.image_files import limit_pixels
 from fedhess.domains.partition import Examples
-from fedhess.domains.split import SplitRule, split_domain
+from fedhess.domains.split import SplitRule, is_for_role, split_domain
 from fedhess.models import create_model, describe_preparation, prepare_inputs, prepared_shape
 from fedhess.models.execution import set_execution
 from fedhess.models.headed import HeadedModel
@@ -38,6 +39,7 @@ class DataKey(NamedTuple):
     seed: int
     images: str
     image_cache_gb: float | None
+    max_pixels: int
 
 
 class Geometry(NamedTuple):
@@ -80,7 +82,7 @@ class LocalDomain:
         self._device, self._dtype = device, dtype
         self._everything: tuple[Tensor, Tensor] | None = None
 
-    @property
+    @cached_property
     def holds_out(self) -> bool:
         """Whether the evaluation examples are kept out of training."""
         return not bool(torch.isin(self.evaluate_indices, self.train_indices).any())
@@ -132,6 +134,7 @@ def share_loaded(benchmark: Benchmark) -> None:
 @lru_cache(maxsize=DOMAINS_KEPT)
 def prepared(key: DataKey) -> DomainData:
     """Load a domain as the model sees it; kept."""
+    limit_pixels(key.max_pixels)
     benchmark = _OF_JOBS.get((key.domains, key.options)) or open_benchmark(
         key.domains,
         data_dir=key.data_dir,
@@ -150,7 +153,7 @@ def prepared(key: DataKey) -> DomainData:
 
 
 def _geometry_of(key: DataKey) -> Geometry:
-    return _geometry(key._replace(domain="", device="", images="", image_cache_gb=None))
+    return _geometry(key._replace(domain="", device="", images="", image_cache_gb=None, max_pixels=0))
 
 
 @lru_cache(maxsize=64)
@@ -161,16 +164,17 @@ def _geometry(key: DataKey) -> Geometry:
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
-def domain_split(key: DataKey, *, rule: SplitRule) -> Examples:
+def domain_split(key: DataKey, *, rule: SplitRule, role: str = SOURCE) -> Examples:
     """Split a domain into what it keeps and what it holds out, the same whatever the partition; kept.
 
-    A benchmark that holds nothing out evaluates what it trains on.
+    A benchmark that holds nothing out evaluates what it trains on. One that keeps groups of examples for targets has
+    none of them here for a source, and nothing else for a target.
     """
     data, geometry = prepared(key), _geometry_of(key)
     if geometry.holdout > 0:
         position = geometry.domains.index(key.domain)
         parts = split_domain(data, rule=rule, holdout=geometry.holdout, seed=key.seed, position=position)
-        return Examples(data.labels, *parts)
+        return Examples(data.labels, *(part[is_for_role(data, role)[part]] for part in parts))
     everything = torch.arange(len(data))
     return Examples(data.labels, everything, everything)
 
@@ -191,10 +195,10 @@ def _local_domain(key: DataKey, *, rule: SplitRule, role: str, dtype: torch.dtyp
         examples = domain_split(key, rule=rule)
         train, evaluate, out = examples.train, examples.evaluate, None
     elif rule != "sources" and _geometry_of(key).holdout > 0:
-        examples = domain_split(key, rule=rule)
+        examples = domain_split(key, rule=rule, role=role)
         train, evaluate, out = examples.train[:0], examples.train, examples.evaluate
     else:
-        evaluate = torch.arange(len(data))
+        evaluate = torch.nonzero(is_for_role(data, role)).flatten()
         train, out = evaluate[:0], None
     return LocalDomain(
         data,
@@ -219,6 +223,7 @@ def data_key(config: RunConfig, domain: str) -> DataKey:
         seed=config.seed,
         images=config.images,
         image_cache_gb=config.image_cache_gb,
+        max_pixels=config.max_pixels,
     )
 
 

@@ -59,7 +59,7 @@ def summarise_counts(counted: Counted, *, classes: int, averaged: bool) -> dict[
     measures: dict[str, Callable[[Row], float | None]] = {
         "balanced_accuracy": lambda row: balanced_accuracy(row["confusion"], classes=classes),
         "worst_class_accuracy": lambda row: worst_class_accuracy(row["confusion"], classes=classes),
-        "calibration_error": lambda row: calibration_error(row["calibration"]),
+        "calibration_error": lambda row: calibration_error(row["calibration"] or ()),
     }
     seeds = sorted({seed for by_seed in counted.values() for seed in by_seed})
     summary: dict[str, Any] = {"averages": {}}

@@ -201,9 +201,8 @@ def drawing(
         for ending in endings:
             # The same figure is the same bytes.
             metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending)
-            stream = io.BytesIO()
-            figure.savefig(stream, format=ending[1:], dpi=120 if points > SMALL else 250, metadata=metadata)
-            replace_file(path.with_suffix(ending), stream.getvalue())
+            content = rendered(figure, ending[1:], dpi=120 if points > SMALL else 250, metadata=metadata)
+            replace_file(path.with_suffix(ending), content)
             figure.set_layout_engine("none")  # it has its layout now
 
 
@@ -217,11 +216,16 @@ def panel_svg(panel: Panel, strategies: Sequence[str]) -> str:
 
         draw_panel(axes[0, 0], panel, strategies)
         _put_legend(figure, axes, wide, points)
-        stream = io.StringIO()
         with mpl.rc_context({"svg.fonttype": "none"}):
-            figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
-    text = stream.getvalue()
+            text = rendered(figure, "svg", metadata={"Date": None}, transparent=True).decode()
     return text[text.index("<svg") :]
+
+
+def rendered(figure: Any, form: str, **options: Any) -> bytes:
+    """Render a figure as a file has it; ``options`` are those of `matplotlib.figure.Figure.savefig`."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format=form, **options)
+    return stream.getvalue()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedhess.base.tables import short
+from fedhess.base.tables import SPENT, short
 from fedhess.jobs.description import incomplete_warning, stand_in_warning
 from fedhess.jobs.job import Job, history
 from fedhess.jobs.metrics import Confusion
@@ -59,6 +59,7 @@ def render_page(
         "Balance and calibration": _counted(summary),
         "What is taken for what": _confusions(confusions, job.classes),
         "What was selected": _selected(summary),
+        "What was sent": _sent(summary),
         "Settings": _settings(job, summary),
     }
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections.items() if content)
@@ -75,11 +76,18 @@ def _top(job: Job, summary: Summary) -> str:
     failures = sum(result["failures"] for result in summary["strategies"].values())
     sick = [f"{name}, {run}: {sign}" for name, of in summary["strategies"].items() for run, sign in of["sick"].items()]
     gaps = [f"{name}, {gap}" for name, of in summary["strategies"].items() for gap in of["gaps"]]
+    spent = [f"{name}: {of['privacy']}" for name, of in summary["strategies"].items() if "privacy" in of]
     warnings = [
+        *([f"{SPENT}:{_listed(spent)}"] if spent else []),
         *(escape(text) for text in (stand_in_warning(job), incomplete_warning(job)) if text),
         *([unfinished] if lacking else []),
         *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
         *([f"Runs that show signs of being sick:{_listed(sick)}"] if sick else []),
+        *(
+            [f"Counts of targets are rounded or noisy, and their accuracies with them:{_listed(summary['protected'])}"]
+            if summary["protected"]
+            else []
+        ),
         *([f"Rounds that too few source clients evaluated, which do not count:{_listed(gaps)}"] if gaps else []),
     ]
     boxes = "".join(f'<div class="warn" role="note">{text}</div>' for text in warnings)
@@ -267,6 +275,20 @@ def _selected(summary: Summary) -> str:
     several = any("selected_settings" in result for result in summary["strategies"].values())
     note = f"Round{' (and setting)' if several else ''} of each seed, selected by {' and '.join(summary['selection'])}."
     return f'<p class="faint">{escape(note)}</p>{_table(["strategy", *scenarios], lines)}'
+
+
+def _sent(summary: Summary) -> str:
+    heads = ["strategy", "from", "to", "record", "shape", "discloses", "times", "bytes"]
+    lines = [
+        "".join(f'<td class="left">{escape(each[head])}</td>' for head in heads[:6])
+        + "".join(f'<td data-value="{each[head]}">{each[head]:,}</td>' for head in heads[6:])
+        for each in summary["sent"]
+    ]
+    return (
+        f"<details><summary>By whom, to whom, and what it discloses</summary>{_table(heads, lines)}</details>"
+        if lines
+        else ""
+    )
 
 
 def _settings(job: Job, summary: Summary) -> str:

@@ -13,7 +13,7 @@ from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
-from fedhess.jobs.running import run_job
+from fedhess.jobs.running import go_back, run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.export import export_model
 from fedhess.results.files import clear_results, write_all
@@ -183,7 +183,8 @@ def run_and_report(job: Job, progress: Progress, engine: Engine) -> tuple[Result
     with job_directory(job.path, job.record, resume=begun, selection=job.selection, lock=job.lock) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
-        record_growth(job, changed=bool(changes))
+        go_back(job)
+        record_growth(job, changed=bool(changes) or job.resume_from is not None)
         try:
             had_page = clear_results(job.path)
             try:

@@ -202,7 +202,7 @@ class Cell:
 
 def read_rows(job: Job) -> Recorded:
     """Read every run's rows; none of a run that has not begun."""
-    return [(run, run.directory.rows() if run.directory.rounds_file.exists() else []) for run in job.runs]
+    return [(run, run.directory.rows()) for run in job.runs]
 
 
 def unfinished(recorded: Recorded) -> list[PlannedRun]:

@@ -29,6 +29,7 @@ from fedhess.results.columns import (
 from fedhess.results.counts import confusions, counts_section, selected_rows, summarise_counts
 from fedhess.results.figures import ENDINGS, Panel, draw_confusions, draw_rounds, drawable, trained_rounds
 from fedhess.results.paired import compare_paired, explain, shown_difference
+from fedhess.results.privacy import spent_privacy
 from fedhess.results.selection import (
     Recorded,
     cells_of,
@@ -38,6 +39,7 @@ from fedhess.results.selection import (
     source_accuracy,
     target_accuracy,
 )
+from fedhess.results.sent import protected_targets, sent_section, summarise_sent
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
 
@@ -57,7 +59,7 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         selected rounds (and settings, where there are several) by target, what is incomplete, the number of clients'
         failures, and the gaps that they left in the evaluation. ``"comparison"`` is what
         :func:`fedhess.results.paired.compare_paired` returns, ``"unfinished"`` lists runs that lack rounds, with the
-        reason of those that failed.
+        reason of those that failed, ``"sent"`` and ``"protected"`` are what :mod:`fedhess.results.sent` makes of rows.
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
@@ -85,6 +87,8 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
             {name: {column: of["by_seed"][column] for column in compared} for name, of in strategies.items()}
         ),
         "strategies": strategies,
+        "sent": summarise_sent(recorded),
+        "protected": protected_targets(recorded),
     }
 
 
@@ -141,12 +145,12 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
 
 
 def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
-    """Write summary.json and summary.md.
+    """Write summary.json, and summary.md with the table and what was sent.
 
     Raises:
         StorageError: They cannot be written.
     """
-    return _write_both(job, "summary", summary, table(summary))
+    return _write_both(job, "summary", summary, "\n".join([table(summary), *sent_section(summary)]))
 
 
 def _write_both(job: Job, name: str, content: Mapping[str, Any], text: str) -> list[Path]:
@@ -255,6 +259,7 @@ def _summarise_strategy(
     by_seed = {column: {str(seed): _percent(value) for seed, value in of.items()} for column, of in accuracy.items()}
     by_seed |= {"average": {str(seed): _percent(value) for seed, value in zip(seeds, averages, strict=True)}}
     counted = selected_rows(recorded, name, columns, selection)
+    spent = spent_privacy([rows for run, rows in recorded if run.strategy == name])
     return {
         "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
         "average": mean_and_error(averages),
@@ -274,6 +279,7 @@ def _summarise_strategy(
         },
         "failures": sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows),
         "gaps": gaps,
+        **({"privacy": spent} if spent else {}),
         **_troubles(job, recorded, name),
     }
 

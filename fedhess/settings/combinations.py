@@ -33,4 +33,21 @@ def check_combinations(configs: Sequence[RunConfig]) -> None:
             raise UsageError(
                 f"--momentum {config.momentum:g}: it is SGD's, and --client-optimizer is Adam; give --momentum 0"
             )
+        _check_means(config)
         check_optimizer(config.server_optimizer, lr=config.server_lr, args=config.server_optimizer_args)
+
+
+def _check_means(config: RunConfig) -> None:
+    """Check that robust means have a majority of clients and domains to go by."""
+    if config.reference_mean != "mean" and len(config.sources) < 3:
+        raise UsageError(
+            f"--reference-mean {config.reference_mean}: expected at least 3 source domains, of which one may be "
+            f"hostile, got {', '.join(config.sources)}; give --reference-mean mean"
+        )
+    asked, hostile = config.clients_per_round or config.source_clients, config.hostile_clients
+    least = 2 * (hostile if config.update_mean in ("trimmed", "krum", "multikrum") else 1) + 1
+    if config.update_mean != "mean" and asked < least:
+        raise UsageError(
+            f"--update-mean {config.update_mean}: expected at least {least} clients in a round, so that the hostile "
+            f"are a minority (--hostile-clients {hostile}), got {asked}; give more clients or another mean"
+        )

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedhess.settings.combined import joined, parts_of
 from fedhess.settings.run_config import Scalar
 
 DOMAINBED = "DomainBed, hparams_registry.py"
 HESSIAN = "released code of Hemati et al., ICCV 2023"
 FEDIIR = "released code of Guo et al., ICML 2023, domainbed/hparams_registry.py"
+FEDGMA = "Tenison et al., TMLR 2023"
 FEDPROX = "released code of Li et al., MLSys 2020, README: between the candidates 0.001, 0.01, 0.1, 0.5 and 1"
 OURS = "ours"
 GIVEN = "--range"
@@ -138,9 +140,22 @@ OF_METHOD: Mapping[str, Mapping[str, Range]] = {
         "gamma": _powers(-4, -2, FEDIIR, name="penalty", default=1e-3),
         "ema": Range(0.90, 0.99, FEDIIR, choices=(0.90, 0.95, 0.99), default=0.95),
     },
+    "rsc": {
+        "f": Range(0, 0.5, DOMAINBED, name="rsc_f_drop_factor", default=1 / 3),
+        "b": Range(0, 0.5, DOMAINBED, name="rsc_b_drop_factor", default=1 / 3),
+    },
+    "mixup": {"alpha": _powers(-1, 1, name="mixup_alpha", default=0.2)},
+    "mixstyle": {"p": Range(0.1, 0.9, OURS, default=0.5), "alpha": _powers(-2, 0, OURS, default=0.1)},
+    "cma": {"a": _powers(math.log10(0.03), math.log10(3), OURS, default=0.3), "b": _powers(-2, 0, OURS, default=0.1)},
+    "fedgma": {"tau": Range(0.1, 0.9, FEDGMA, choices=(0.1, 0.4, 0.9), default=0.4)},
+    "scaffold": {},
     "fedprox": {"mu": _powers(-3, 0, FEDPROX, default=0.01)},
     # No range of their own was published for these: a decade to both sides of the default.
     "server_alignment": {"step": _powers(-3, -1, OURS, default=0.01)},
+    "fedomg": {"k": _powers(math.log10(0.05), math.log10(5), OURS, default=0.5)},
+    "ga": {"s": Range(0.05, 0.5, OURS, default=0.2)},
+    "fedsam": {"rho": _powers(-2, 0, OURS, default=0.1)},
+    "sagm": {"rho": _powers(math.log10(0.005), math.log10(0.5), OURS, default=0.05)},
     "fedadam": {"eta": _powers(-2, 0, OURS, default=0.1)},
 }
 # Numbers of steps are parts of DomainBed's.
@@ -153,6 +168,16 @@ RANGES: Mapping[str, Mapping[str, Mapping[str, Range]]] = {
         "hutchinson": {"alpha": _powers(-3, -1, HESSIAN, default=1e-3), "beta": _powers(-4, -2, HESSIAN, default=5e-3)},
     },
 }
+
+
+def ranges_of(strategy: str, *, ranges: str = "released") -> dict[str, Range]:
+    """Return what a strategy draws of its own, or the parts of a combination; nothing where that is not known."""
+    return joined(strategy, lambda part: RANGES[ranges].get(part, {}))
+
+
+def are_known(strategy: str) -> bool:
+    """Whether the ranges of a strategy, and of every part of a combination, are known."""
+    return all(part in OF_METHOD for part in parts_of(strategy).values())
 
 
 def seed_hash(*parts: object) -> int:
@@ -190,5 +215,5 @@ def draw_settings(
         ranges: A key of `RANGES`.
     """
     assert number >= 1, "setting 0 has the defaults and draws nothing"
-    space = {**common_ranges(benchmark), **RANGES[ranges].get(strategy, {})}
+    space = {**common_ranges(benchmark), **ranges_of(strategy, ranges=ranges)}
     return {key: each.draw(key, number=number, trial=trial) for key, each in space.items()}

@@ -7,13 +7,14 @@ Each setting is written here once: options of the commands, ``--help`` and the r
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fedhess.base.errors import UsageError
 from fedhess.settings.mistakes import describe_error
 from fedhess.settings.partition import Partition, PartitionSettings
+from fedhess.settings.privacy import Unit, privacy_mistake
 from fedhess.settings.schedules import LearningRate, Schedule, average_args, current_settings
 
 if TYPE_CHECKING:
@@ -22,16 +23,20 @@ if TYPE_CHECKING:
 Scalar = str | int | float | bool
 
 # The groups of --help: what most people set first, then the rest.
-MAIN, SEARCH, DATA, METHOD, TRAINING, FEDERATION, MACHINE, OUTPUT = GROUPS = (
+MAIN, SEARCH, DATA, METHOD, TRAINING, FEDERATION, PRIVACY, MACHINE, OUTPUT = GROUPS = (
     "Main options",
     "Search",
     "Data",
     "Method",
     "Training",
     "Federation",
+    "Privacy",
     "Machine",
     "Output",
 )
+
+
+MAX_PIXELS = 50_000_000  # of an image; a small file may claim to be larger
 
 
 def _setting(default: Any, group: str, text: str, **limits: Any) -> Any:
@@ -98,6 +103,9 @@ class RunConfig(BaseModel):
     image_cache_gb: float | None = _setting(
         None, DATA, "Most room that cached images may take, in GB; by default what the disk has free.", gt=0
     )
+    max_pixels: int = _setting(
+        MAX_PIXELS, DATA, "Most pixels of an image, width times height; a larger one is refused.", ge=1
+    )
     # Model and method
     model: str = _setting(
         ...,
@@ -147,6 +155,28 @@ class RunConfig(BaseModel):
         FEDERATION,
         "Mean over clients: domain (equal weights) or examples; plain Flower strategies have their own.",
     )
+    reference_mean: Literal["mean", "median", "trimmed", "geometric"] = _setting(
+        "mean",
+        FEDERATION,
+        "Mean of statistics, over a domain's clients and over domains: mean (exact), or one that a hostile minority "
+        "cannot move at will: median, trimmed or geometric.",
+    )
+    update_mean: Literal["mean", "median", "trimmed", "geometric", "krum", "multikrum"] = _setting(
+        "mean",
+        FEDERATION,
+        "Mean of updates over clients: the same, krum or multikrum; robust ones count every client once and hold all "
+        "replies. Plain Flower strategies have their own.",
+    )
+    hostile_clients: int = _setting(
+        1, FEDERATION, "Clients of a round that trimmed, krum and multikrum are to bear.", ge=1
+    )
+    norm_bound: float = _setting(
+        30.0,
+        FEDERATION,
+        "Most that the norm of a client's statistic or update may be, in medians of the clients of this and the last "
+        "rounds; who exceeds it is named and left out of the round. 0 for no bound.",
+        ge=0,
+    )
     server_optimizer: str = _setting(
         "SGD",
         FEDERATION,
@@ -179,6 +209,27 @@ class RunConfig(BaseModel):
     quorum: int = _setting(0, FEDERATION, "Source clients that every phase needs; 0 for all of them.", ge=0)
     deadline: float = _setting(3600.0, FEDERATION, "Seconds a client may take to train or evaluate.", gt=0)
     exchange_deadline: float = _setting(600.0, FEDERATION, "Seconds a client may take for statistics.", gt=0)
+    # Privacy
+    dp_epsilon: float = _setting(
+        0.0,
+        PRIVACY,
+        "Differential privacy: the epsilon that each source client's replies of a whole run have; 0 for none "
+        "(pip install 'fedhess[dp]').",
+        ge=0,
+    )
+    dp_delta: float = _setting(0.0, PRIVACY, "Its delta.", ge=0, lt=1)
+    dp_clip: dict[str, Annotated[float, Field(gt=0)]] = _setting(
+        {},
+        PRIVACY,
+        "Greatest norms, name=bound,...: of an update and of statistics, as in update=0.1,statistics=1; a name of a "
+        "statistic (gradient) gives it a bound of its own.",
+    )
+    dp_unit: Unit = _setting(
+        "client",
+        PRIVACY,
+        "What it is a promise to: client (all examples of one), or example (one of them: statistics then take far less "
+        "noise, updates the same).",
+    )
     # Machine
     device: str = _setting(
         "auto",
@@ -246,6 +297,26 @@ class RunConfig(BaseModel):
             raise ValueError(mistake)
         return self
 
+    @model_validator(mode="after")
+    def _possible_privacy(self) -> "RunConfig":
+        mistake = privacy_mistake(self)
+        if mistake:
+            raise ValueError(mistake)
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        """Whether what source clients send is clipped and noised."""
+        return self.dp_epsilon > 0
+
+    @property
+    def privacy_words(self) -> str:
+        """Words on the privacy of the source clients; nothing where there is none."""
+        if not self.is_private:
+            return ""
+        bounds = ", ".join(f"{name}={bound:g}" for name, bound in self.dp_clip.items())
+        return f", {self.dp_unit}-level privacy epsilon {self.dp_epsilon:g} delta {self.dp_delta:g} (norms {bounds})"
+
     @property
     def partition_settings(self) -> PartitionSettings:
         """How the source domains are shared among clients."""
@@ -285,13 +356,22 @@ class RunConfig(BaseModel):
         return "" if self.average == "none" else f", average over rounds {self.average} ({args})"
 
     @property
+    def robust_words(self) -> str:
+        """Words on means that are not the plain one; nothing where both are."""
+        means = {"reference": self.reference_mean, "update": self.update_mean}
+        words = "".join(f", {what} mean {kind}" for what, kind in means.items() if kind != "mean")
+        counted = {"trimmed", "krum", "multikrum"} & set(means.values())
+        return words + (f" (against {self.hostile_clients} hostile)" if counted else "")
+
+    @property
     def bound_to_rounds(self) -> list[str]:
         """Names of the settings by which the total of rounds decides what an early round does.
 
         A finished run that has one cannot train further: with more rounds from the start it would be another run.
         """
         named = [name for name in ("lr_schedule", "server_lr_schedule") if getattr(self, name) != "constant"]
-        return [*named, "average_args"] if self.average_args.get("start", 0) else named
+        named += ["average_args"] if self.average_args.get("start", 0) else []
+        return [*named, "dp_epsilon"] if self.is_private else named
 
     @property
     def local_work(self) -> str:

@@ -22,44 +22,39 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from fedhess.alignment.step import run_forward
-from fedhess.base.environment import resolve_device
 from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE
-from fedhess.federation.client import memory, training
+from fedhess.federation.client import training
 from fedhess.federation.client.batches import step_batches
 from fedhess.federation.engines.inprocess import keep_freed_memory
 from fedhess.models.headed import IMAGENET_MEAN, IMAGENET_STD, ScaleImages
-from fedhess.models.prepared import build_model, local_domain
+from fedhess.models.prepared import local_domain
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations.benchmarks.measuring import Row, in_turn, row, run_federation, seconds_of
 
 FILE_SIDE, BATCH, WORKERS = 227, 32, 2
 PASSES = 2  # over the domain in one repetition
 SOURCES, TARGET = ("cartoon", "photo"), "sketch"
-LOCAL_STEPS = {"cpu": 5, "cuda": 50}
-FASTER, SHARE, THROUGHPUT = 3.0, 5.0, 0.85  # times, percent, times
+LOCAL_STEPS = 5
+FASTER, SHARE = 3.0, 5.0  # times, percent
 
 
 def image_rows(*, repeats: int) -> list[Row]:
-    """Measure the pipeline alone, then inside training rounds: on a CPU at most three, which take most of a minute."""
-    device = resolve_device("auto")
+    """Measure the pipeline alone, then inside training rounds on the CPU, at most three."""
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, FEDHESS_CACHE=f"{folder}/cache"):
         root = Path(folder) / "PACS"
         write_tree(root)
-        rows = pipeline_rows(root, repeats=repeats)
-        if device == "cpu":
-            return [*rows, share_row(root, rounds=min(repeats, 3))]
-        return rows + [throughput_row(root, device, precision, repeats=repeats) for precision in ("float32", "bf16")]
+        return [*pipeline_rows(root, repeats=repeats), share_row(root, rounds=min(repeats, 3))]
 
 
-def write_tree(root: Path) -> None:
-    """Write IconPACS as 1,680 JPEG files of 227 px in ROOT/DOMAIN/CLASS/."""
+def write_tree(root: Path, *, every: int = 1) -> None:
+    """Write IconPACS, or one image of EVERY, as JPEG files of 227 px in ROOT/DOMAIN/CLASS/: 1,680 of all."""
     icons = open_benchmark("IconPACS")
     for domain in icons.domains:
         data = icons.load(domain)
-        for number, pixels in enumerate(data.inputs(torch.arange(len(data))).permute(0, 2, 3, 1).numpy()):
-            folder = root / domain / icons.classes[int(data.labels[number])]
+        chosen = torch.arange(0, len(data), every)
+        for number, pixels in enumerate(data.inputs(chosen).permute(0, 2, 3, 1).numpy()):
+            folder = root / domain / icons.classes[int(data.labels[chosen[number]])]
             folder.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(pixels).resize((FILE_SIDE, FILE_SIDE), Image.Resampling.BICUBIC)
             image.save(folder / f"{number:04d}.jpg", quality=95)
@@ -67,7 +62,7 @@ def write_tree(root: Path) -> None:
 
 def pipeline_rows(root: Path, *, repeats: int) -> list[Row]:
     """Measure images a second of reading and augmenting, ours and the usual, in turn; and of decoding once."""
-    config = _settings(root, device="cpu")
+    config = image_settings(root, rounds=1)
     keep_freed_memory()  # as the in-process engine does
     started = time.perf_counter()
     data = local_domain(config, domain="photo", role=SOURCE)
@@ -118,8 +113,8 @@ def _usual_loader(folder: Path) -> DataLoader[tuple[Tensor, Tensor]]:
     )
 
 
-def _settings(root: Path, *, device: str, precision: str = "float32", rounds: int = 1) -> RunConfig:
-    """Return the settings of a run on the tree: ResNet-18 without its pretrained weights, which are a download."""
+def image_settings(root: Path, **given: Any) -> RunConfig:
+    """Return the settings of a run of ERM on the tree: a ResNet without the pretrained weights, a download."""
     return RunConfig.checked(
         {
             "domains": "PACS",
@@ -129,16 +124,15 @@ def _settings(root: Path, *, device: str, precision: str = "float32", rounds: in
             "model": "resnet18",
             "pretrained": False,
             "strategy": "erm",
-            "rounds": rounds,
-            "evaluate_every": rounds,
+            "evaluate_every": given.get("rounds", 1),
             "batch_size": BATCH,
-            "local_steps": LOCAL_STEPS[torch.device(device).type],
+            "local_steps": LOCAL_STEPS,
             "lr": 1e-4,
             "momentum": 0.9,
             "augment": "domainbed",
-            "device": device,
-            "precision": precision,
+            "device": "cpu",
         }
+        | given
     )
 
 
@@ -146,40 +140,12 @@ def share_row(root: Path, *, rounds: int) -> Row:
     """Measure the share of a round outside forward and backward passes, by a clock around these."""
     inside: list[float] = []
     with _clock_around(training, "run_forward", inside), _clock_around(torch.autograd, "backward", inside):
-        seconds = run_federation(_settings(root, device="cpu", rounds=rounds + 1)).seconds[1:]
-    steps = LOCAL_STEPS["cpu"] * len(SOURCES)
+        seconds = run_federation(image_settings(root, rounds=rounds + 1)).seconds[1:]
+    steps = LOCAL_STEPS * len(SOURCES)
     share = 100 * (1 - sum(inside[-2 * steps * rounds :]) / sum(seconds))
-    what = f"ResNet-18, 224 px, batches of {BATCH}, {LOCAL_STEPS['cpu']} local steps, {len(SOURCES)} clients, cpu"
+    what = f"ResNet-18, 224 px, batches of {BATCH}, {LOCAL_STEPS} local steps, {len(SOURCES)} clients, cpu"
     what += ": share of a round outside forward and backward (%)"
     return row(what, share, at_most=SHARE)
-
-
-def throughput_row(root: Path, device: str, precision: str, *, repeats: int) -> Row:
-    """Compare images a second of whole rounds with forward and backward alone on a batch that lies on the device."""
-    config = _settings(root, device=device, precision=precision, rounds=repeats + 1)
-    memory.MEMORY.clear()
-    images = BATCH * config.local_steps * len(SOURCES)
-    whole = images / statistics.median(run_federation(config).seconds[1:])
-    alone = statistics.median(_resident_throughput(config) for _ in range(repeats))
-    what = f"ResNet-18, 224 px, batches of {BATCH}, {device}, {precision}: images/s of rounds, of passes alone"
-    return row(what, whole, alone, at_least=THROUGHPUT)
-
-
-def _resident_throughput(config: RunConfig) -> float:
-    """Return images a second of forward and backward passes on one batch on the device."""
-    model = build_model(config)
-    data = local_domain(config, domain=SOURCES[0], role=SOURCE)
-    [(inputs, labels)] = step_batches(data, config, steps=[0])
-
-    def passes(count: int) -> None:
-        for _ in range(count):
-            torch.autograd.backward(run_forward(model, inputs, labels).batch.loss)
-            model.zero_grad(set_to_none=True)
-        if torch.device(config.device).type == "cuda":
-            torch.cuda.synchronize(config.device)
-
-    passes(5)
-    return config.local_steps * len(inputs) / seconds_of(lambda: passes(config.local_steps))
 
 
 @contextlib.contextmanager

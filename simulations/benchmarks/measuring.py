@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from flwr.app import Context
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from fedhess.domains import Benchmark
 from fedhess.domains.benchmark import Scenario
 from fedhess.domains.domain import TensorDomain
 from fedhess.federation.client.app import app as client_app
-from fedhess.federation.engines.inprocess import run_in_process
+from fedhess.federation.engines.choice import IN_PROCESS, Engine
 from fedhess.federation.server.app import Server
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.run_directory import Row as EvaluationRow
@@ -115,8 +116,14 @@ class _TimedServer(Server):
         super()._complete(server_round, outcome)
 
 
-def run_federation(config: RunConfig, *, prepare: Callable[[Server], object] | None = None) -> Rounds:
-    """Run a federation in this process and time its rounds; ``prepare`` is called with the server before it runs."""
+def run_federation(
+    config: RunConfig,
+    *,
+    prepare: Callable[[Server], object] | None = None,
+    app: ClientApp = client_app,
+    engine: Engine = IN_PROCESS,
+) -> Rounds:
+    """Run a federation and time its rounds; ``prepare`` is called with the server, which is here, before it runs."""
     rounds = Rounds()
     server_app = ServerApp()
 
@@ -130,9 +137,9 @@ def run_federation(config: RunConfig, *, prepare: Callable[[Server], object] | N
         server.run()
 
     nodes = config.source_clients + len(config.targets)
-    run_in_process(
+    engine.run(
         server_app,
-        client_app,
+        app,
         run_config=config.to_run_config(),
         node_configs=[{"partition-id": index, "num-partitions": nodes} for index in range(nodes)],
     )

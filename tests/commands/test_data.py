@@ -3,11 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 from hub_server import REPOSITORY, Hub, parquet, serving
@@ -20,6 +20,7 @@ from fedhess.domains.images.vlcs import CLASSES, RELEASE
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
+REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 DOMAINS = tuple(RELEASE.layout.domains)
 
 
@@ -202,10 +203,11 @@ def test_a_mistake_is_named_with_status_2(
     assert "Traceback" not in outcome.err
 
 
-def test_the_module_runs(tmp_path: Path) -> None:
+def test_the_module_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write_image(tmp_path / "a" / "x" / "1.png", 1)
-    command = [sys.executable, "-m", "fedhess.data", "check", f"folder:{tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "expected ROOT/DOMAIN/CLASS/image with at least three domains" in done.stdout
-    assert done.stderr == ""
+    monkeypatch.setattr(sys, "argv", ["data", "check", f"folder:{tmp_path}"])
+    with pytest.raises(SystemExit, match="1"):
+        run_path(str(REPOSITORY_ROOT / "fedhess" / "data.py"), run_name="__main__")
+    said = capsys.readouterr()
+    assert "expected ROOT/DOMAIN/CLASS/image with at least three domains" in said.out
+    assert said.err == ""

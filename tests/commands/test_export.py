@@ -136,14 +136,14 @@ def elsewhere(inputs: dict[Path, list[str] | str]) -> dict[str, list[list[float]
 def test_model_predicts_elsewhere_what_the_run_recorded(icons: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "SIDE", 32)
     tree = write_tree(Path("tree"), ["east", "north", "west"], {"cat": 6, "dog": 6})
+    images = {"domains": f"folder:{tree.resolve()}", "target": "west", "batch_size": 4, "evaluate_every": 1}
     data_set = ("IconPACS", "sketch") if icons else (f"folder:{tree.resolve()}", "west")
     jobs = {
         # Clients train on embeddings, the export takes images.
         "embedded": dict(zip(("domains", "target"), data_set, strict=True))
         | {"model": "lite0-features", "rounds": 3, "evaluate_every": 1, "lr": 0.5, "batch_size": 4},
         # Every layer is trained; images come from files, JPEG and PNG, that are resized.
-        "tuned": {"domains": f"folder:{tree.resolve()}", "model": "lite0", "target": "west", "rounds": 2, "lr": 0.01}
-        | {"pretrained": False, "batch_size": 4, "local_steps": 1, "evaluate_every": 1},
+        "tuned": images | {"model": "lite0", "rounds": 2, "lr": 0.01, "pretrained": False, "local_steps": 1},
         # One logit, tensors.
         "logistic": TOY_RUN | {"domains_args": "classes=1,holdout=0.25", "rounds": 3, "lr": 0.1},
     }
@@ -459,10 +459,8 @@ def test_predict_wants_a_model_of_images(trained: Path) -> None:
 
 
 def test_help_loads_no_torch() -> None:
-    code = "import sys; from fedhess.{0} import cli\ntry: cli(['--help'])\nexcept SystemExit: pass\n"
-    code += "assert 'torch' not in sys.modules"
-    for command in ("export", "predict"):
-        asked = [sys.executable, "-c", code.format(command)]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "Usage:" in done.stdout
+    code = "import sys; from fedhess import export, predict\nfor each in (export, predict):\n"
+    code += " try: each.cli(['--help'])\n except SystemExit: pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage:") == 2

@@ -20,7 +20,7 @@ from fedhess.jobs.selectors import ORACLE, SELECTORS
 from fedhess.results.selection import cells_of, choose, read_rows
 from tests.conftest import Outcome
 
-FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--rounds", "4", "--local-steps", "1"]
+FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--rounds", "2", "--local-steps", "1"]
 FREE += ["--batch-size", "8", "--server-optimizer", "SGD", "--server-lr", "1", "--evaluate-every", "1", "--l2", "0"]
 FULL = [*FREE, "--strategy", "erm,hgp", "--variants", "lr=0.1; lr=0.02; lr=0.1,alpha=0.01", "--selection", "lodo"]
 FULL += ["--split", "every", "--trials", "2", "--target", "east,west"]
@@ -79,7 +79,7 @@ def change_rows(job: Path, change: Callable[[Path, list[Row]], list[Row]]) -> No
 def test_cost_is_said_before_anything_runs(recorded: tuple[Path, str]) -> None:
     lines = recorded[1].splitlines()
     # 2 targets x (2 settings of erm + 3 of hgp) x 2 seeds; 5 pairs hold east or west.
-    expected = "20, 3 settings among them and 50 more for cross-validation: 70 runs, 280 rounds of training"
+    expected = "20, 3 settings among them and 50 more for cross-validation: 70 runs, 140 rounds of training"
     (said,) = [number for number, line in enumerate(lines) if line.startswith("runs ")]
     assert lines[said].split(maxsplit=1) == ["runs", expected]
     assert said < min(number for number, line in enumerate(lines) if line.startswith("["))
@@ -103,7 +103,7 @@ def test_targets_table_is_of_the_targets_alone_and_says_how_it_came_about(record
     assert summary["targets"] == ["west", "east"] or summary["targets"] == ["east", "west"]
     assert summary["selection"] == ["leave-one-domain-out cross-validation"]
     assert "selection among 3 settings by leave-one-domain-out cross-validation" in summary["protocol"]
-    assert "every domain split, 4 rounds x 1 local steps" in summary["protocol"]
+    assert "every domain split, 2 rounds x 1 local steps" in summary["protocol"]
     assert "client lr varied" in summary["protocol"]
     settings = summary["strategies"]["hgp"]["selected_settings"]
     assert set(settings) == {"east", "west"}
@@ -138,18 +138,18 @@ def test_selectors_choose_what_a_search_through_the_files_does(job: Path) -> Non
             return sum(values) / 3
 
         paths = [f"hgp/variant-{variant}/{target}/{seed}" for variant in range(3)]
-        grid = [(variant, number) for variant in range(3) for number in range(5)]
+        grid = [(variant, number) for variant in range(3) for number in range(3)]
         best = {
             "source": max(mean(paths[v], n, "source", "validation") for v, n in grid),
             "lodo": max(inner(n, v) for v, n in grid),
-            "oracle": max(mean(paths[v], 4, "target", "out") for v in range(3)),
+            "oracle": max(mean(paths[v], 2, "target", "out") for v in range(3)),
         }
         for selector, value in best.items():
             choice, chosen_rows = cell.choose(selector)
             assert choice is not None
             assert choice.accuracy == pytest.approx(value), selector
             assert chosen_rows == rows[paths[choice.candidate]]
-            assert selector != "oracle" or choice.server_round == 4
+            assert selector != "oracle" or choice.server_round == 2
 
 
 def test_target_rows_are_not_read_by_selection(job: Path) -> None:
@@ -167,7 +167,7 @@ def test_target_rows_are_not_read_by_selection(job: Path) -> None:
         for row in rows:
             if row["domain"] == "east" and row["role"] == "target":
                 number += 1
-                row["accuracy"] = None if number % 5 == 0 and row["round"] < 4 else 1 - (row["accuracy"] or 0)
+                row["accuracy"] = None if number % 5 == 0 and row["round"] < 2 else 1 - (row["accuracy"] or 0)
                 row["loss"] = number
         return rows
 
@@ -199,7 +199,7 @@ def test_report_needs_nothing_but_rows_and_compares_the_selectors(job: Path, rep
     assert compared["lodo"] == json.loads((job / "summary.json").read_text()), "what the job itself reported"
     assert compared["oracle"]["selection"] == [ORACLE]
     selected = compared["oracle"]["strategies"]["erm"]["selected_rounds"]
-    assert selected == {"east": [4, 4], "west": [4, 4]}
+    assert selected == {"east": [2, 2], "west": [2, 2]}
 
 
 def test_report_is_by_the_jobs_own_selector_and_never_by_the_oracle(job: Path, reported: Command) -> None:
@@ -282,7 +282,7 @@ def test_unfinished_run_is_named_and_its_cell_is_not_available(job: Path, report
 
     def cut(file: Path, rows: list[Row]) -> list[Row]:
         if file.parent == stopped:
-            return [row for row in rows if row["round"] < 2]
+            return [row for row in rows if row["round"] < 1]
         return [] if file.parent.match("erm/variant-1/east/0") else rows
 
     change_rows(job, cut)

@@ -1,14 +1,19 @@
 """``python -m fedhess.deploy``: what it prints, and its answer to mistakes; the processes have a test of their own."""
 
+import os
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
+from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
 from fedhess.deploy import __main__ as deploy
+from fedhess.deploy.programs import Program
 from tests.conftest import Outcome
+from tests.deploy.test_gateway import NGINX
 
 Command = Callable[..., Outcome]
 
@@ -50,11 +55,6 @@ def test_mistakes_in_settings_are_found_before_anything_starts(command: Command,
     assert (wrong.status, wrong.err) == (2, "fedhess: --rounds: expected at least 1, got -3\n")
     elsewhere = command("local", "--out", "job", "--run-config", 'run-dir="mine"')
     assert (elsewhere.status, "takes no run-dir; use --out FOLDER" in elsewhere.err) == (2, True)
-    (tmp_path / "keys" / "logs").write_text("", encoding="utf-8")
-    command("keys", "--node", "photo")
-    blocked = command("supernode", "--superlink", "h:1", "--domain", "photo", "--port", "45872")
-    assert (blocked.status, blocked.err.count("\n")) == (2, 1)
-    assert "cannot write to keys/logs: File exists; choose another folder" in blocked.err
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,50 @@ def test_mistakes_end_with_one_message_and_status_2(command: Command) -> None:
             assert (taken.status, f"cannot listen on 127.0.0.1:{port}" in taken.err) == (2, True)
 
 
+@pytest.mark.skipif(NGINX is None, reason="there is no nginx; make programs installs it")
+def test_options_after_two_dashes_reach_flowers_programs(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: dict[str, Program] = {}
+    monkeypatch.setattr(deploy, "hand_over", lambda programs, **_: started.update(programs))
+    monkeypatch.setattr(os, "umask", lambda _: 0)
+    command("keys", "--host", "localhost", "--node", "photo")
+    further = ("--isolation", "process", "--health-server-address", "127.0.0.1:8003")
+    node = ("supernode", "--superlink", "h:1", "--domain", "photo", "--port", "45874")
+    assert command(*node, "--", *further, "--trusted-entities", "entities.yaml").status == 0
+    read = _parse_args_run_supernode().parse_args(list(started["photo"].arguments))
+    assert (read.isolation, read.health_server_address) == ("process", "127.0.0.1:8003")
+    assert str(read.trusted_entities) == "entities.yaml"
+    link = ("superlink", "--host", "127.0.0.1", "--port", "45871", "--control-port", "45870")
+    assert command(*link, "--", *further, "--log-file", "superlink.log").status == 0
+    read = _parse_args_run_superlink().parse_args(list(started["superlink"].arguments))
+    assert (read.isolation, read.health_server_address) == ("process", "127.0.0.1:8003")
+    assert (read.log_file, read.host, read.port) == ("superlink.log", "127.0.0.1", 45870)
+
+
 def test_what_flower_says_when_it_fails_is_shown(command: Command) -> None:
     command("keys", "--host", "localhost", "--node", "photo")
+    Path("superlink").mkdir()
     failed = command("register", "--superlink", "127.0.0.1:9")
     assert failed.status == 1
     assert "$ FLWR_HOME=keys/flower flwr supernode register keys/nodes/photo.pub deployment" in failed.out
     assert failed.err.startswith("fedhess: not registered")
-    assert len(failed.err.splitlines()) > 1
+    assert "photo: flwr supernode: " in failed.err
+    assert not Path("superlink/nodes.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--client", "photo"), "--client: expected KEY=CLIENT with a key of north, photo, got 'photo'"),
+        (
+            ("--client", "nort=photo[1]"),
+            "--client: expected KEY=CLIENT with a key of north, photo, got 'nort=photo[1]'",
+        ),
+        (("--client", "north=photo"), "--client: expected another client for each key, got {'north': 'photo', "),
+        ((), "--state: there is no folder superlink; register on the machine of `superlink`, with its --state"),
+    ],
+)
+def test_mistakes_about_who_is_registered_are_named(command: Command, given: tuple[str, ...], message: str) -> None:
+    command("keys", "--node", "north", "--node", "photo")
+    wrong = command("register", "--superlink", "127.0.0.1:9", *given)
+    assert (wrong.status, wrong.err.count("\n")) == (2, 1)
+    assert wrong.err.startswith(f"fedhess: {message}")

@@ -4,9 +4,11 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from forked import fork, wait
 
 from fedhess.alignment.loading import resolved_args
 from fedhess.domains import open_benchmark
@@ -16,14 +18,6 @@ from tests.project.test_project import REPOSITORY, tracked_files
 
 APP = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
 MOST_BYTES = 1_400_000
-# Runs with the bundle's code first, as a SuperNode does: whose code is it, and are its drawings found?
-PROBE = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import fedhess, strategies
-from fedhess.domains.iconpacs import drawings_folder, read_drawings
-print(fedhess.__file__, strategies.__file__, drawings_folder(), sum(map(len, read_drawings("sketch").values())))
-"""
 
 
 def test_the_apps_defaults_are_those_of_the_command(tmp_path: Path) -> None:
@@ -73,10 +67,19 @@ def test_the_bundle_is_code_and_small(bundle: Path) -> None:
 def test_the_bundles_code_finds_the_installed_drawings(bundle: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(bundle) as packed:
         packed.extractall(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
-    )
-    code, strategies, drawings, count = done.stdout.split()
+
+    def probe() -> None:
+        """Import with the bundle's code first, as a SuperNode does: whose is it, and are its drawings found?"""
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("fedhess", "strategies")]:
+            del sys.modules[name]
+        sys.path.insert(0, str(tmp_path))
+        code, strategies = import_module("fedhess").__file__, import_module("strategies").__file__
+        iconpacs = import_module("fedhess.domains.iconpacs")
+        count = sum(map(len, iconpacs.read_drawings("sketch").values()))
+        (tmp_path / "found").write_text(f"{code} {strategies} {iconpacs.drawings_folder()} {count}", encoding="utf-8")
+
+    assert wait(fork(probe)) == 0
+    code, strategies, drawings, count = (tmp_path / "found").read_text(encoding="utf-8").split()
     assert Path(code).is_relative_to(tmp_path)
     assert Path(strategies).is_relative_to(tmp_path)
     assert not Path(drawings).is_relative_to(tmp_path)

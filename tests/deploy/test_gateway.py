@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -45,7 +46,12 @@ class Behind(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Start nginx before a server; yield the port that nodes reach."""
-    folder = tmp_path_factory.mktemp("gateway")
+    with nginx(tmp_path_factory.mktemp("gateway")) as public:
+        yield public
+
+
+@contextmanager
+def nginx(folder: Path) -> Iterator[int]:
     keys = Keys(folder / "keys")
     make_keys(keys, hosts=[HOST], nodes=[], days=1)
     behind = ThreadingHTTPServer((HOST, 0), Behind)
@@ -124,6 +130,26 @@ def test_a_body_beyond_the_limit_is_refused(port: int) -> None:
     connection.endheaders()
     assert connection.getresponse().status == 413
     connection.close()
+
+
+def test_a_flood_and_a_request_that_stalls_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"REQUESTS_PER_SECOND": 1, "BURST": 5, "STALL_SECONDS": 1}.items():
+        monkeypatch.setattr(f"fedhess.deploy.gateway.{name}", value)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with nginx(tmp_path) as public:
+        stalled = http.client.HTTPSConnection(HOST, public, context=context, timeout=30)
+        stalled.putrequest("POST", "/v1/fleet/push-object")
+        stalled.putheader("Content-Length", "100")
+        stalled.endheaders(b"the first part, and no more")
+        began = time.monotonic()
+        answers = [post(public, "/v1/fleet/pull-messages")[0] for _ in range(12)]
+        assert answers[:5] == [200] * 5
+        assert answers[-1] == 429
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+            stalled.getresponse()
+        assert time.monotonic() - began < 20
+        stalled.close()
 
 
 def test_a_name_in_place_of_an_address_and_a_missing_nginx_are_refused(

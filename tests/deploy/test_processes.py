@@ -79,3 +79,12 @@ def test_a_taken_port_is_named() -> None:
         with pytest.raises(UsageError, match=rf"--port: cannot listen on 127.0.0.1:{port}: Address already in use"):
             require_free("127.0.0.1", port)
     require_free("127.0.0.1", free_port())
+
+
+def test_logs_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        processes(tmp_path / "file" / "logs") as running,
+        pytest.raises(UsageError, match=r"cannot write to .*file/logs: Not a directory; choose another folder"),
+    ):
+        running.start("sleeper", python(SLEEPER))

@@ -170,7 +170,7 @@ def test_the_app_is_the_code_of_the_installed_package_with_its_strategies(tmp_pa
     checkout = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
     assert written["components"] == checkout["components"]
     assert not list(app.rglob("*.png"))
-    code = "import fedhess.strategies.hgp as module; print(module.__file__)"
+    code = "from importlib.util import find_spec; print(find_spec('fedhess.strategies.hgp').origin)"
     environment = os.environ | {"PYTHONPATH": str(app)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)

@@ -59,8 +59,9 @@ def test_an_unknown_benchmark_domain_or_option_is_refused_with_the_nearest_names
         open_benchmark("IconPACS", options={"per_domain": 3})
 
 
-def test_opening_loads_no_heavy_library() -> None:
-    code = "import sys; from fedhess.domains import open_benchmark; open_benchmark('IconPACS'); print(*sys.modules)"
+def test_opening_and_naming_the_models_load_no_heavy_library() -> None:
+    code = "import sys, fedhess.models; from fedhess.domains import open_benchmark; open_benchmark('IconPACS')"
+    code += "; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"datasets", "torchvision", "huggingface_hub", "flwr_datasets", "scipy"} & set(loaded)
 

@@ -70,17 +70,21 @@ class Federation:
         self,
         domain: str,
         *,
+        key: str = "",
         log: str = "",
         keys: Keys | None = None,
         script: Path | None = None,
         port: int | None = None,
         **node_config: Any,
     ) -> None:
-        """Start the SuperNode of a domain; ``log`` tells this start from others, ``script`` is run in its place."""
+        """Start the SuperNode of a domain; ``log`` tells this start from others, ``script`` is run in its place.
+
+        Its ``key`` is that of the domain's name unless it has another's.
+        """
         own = {"role": DOMAINS[domain], "domain": domain, **{k.replace("_", "-"): v for k, v in node_config.items()}}
         address, home = f"{HOST}:{port or self.port}", str(self.home)
         node = programs.supernode(
-            keys or self.keys, address=address, name=domain, port=free_port(), node_config=own, FLWR_HOME=home
+            keys or self.keys, address=address, name=key or domain, port=free_port(), node_config=own, FLWR_HOME=home
         )
         if script is not None:
             node = replace(node, name=sys.executable, arguments=[str(script), *node.arguments])
@@ -133,7 +137,7 @@ class Federation:
 
     def weights(self, name: str) -> bytes:
         """Return the bytes of a run's final checkpoint."""
-        return next((self.folder / name).rglob("checkpoint/*.safetensors")).read_bytes()
+        return max((self.folder / name).rglob("checkpoint/*.safetensors")).read_bytes()
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
         """Wait until a condition holds, or fail with the end of every log."""

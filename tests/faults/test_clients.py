@@ -95,7 +95,8 @@ def test_a_strategy_that_only_the_server_has_is_said_with_what_to_do(federation:
     )
     federation.start_superlink(PYTHONPATH=str(tmp_path / "lonely"))
     federation.register()
-    federation.start_nodes()
+    for domain in DOMAINS:
+        federation.start_node(domain, modules="lonely_strategy")
     federation.start_run("job", 'rounds=2 strategy="lonely_strategy:Lonely"')
     log = federation.finish("job", 300)
     assert f"clients {', '.join(SOURCES)}: error 1002: --strategy: cannot import 'lonely_strategy'" in log

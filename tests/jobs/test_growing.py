@@ -30,7 +30,7 @@ FIRST = [*BASE, "--strategy", "hgp", "--strategy-args", "alpha=0.5", "--target",
 FIRST += ["--rounds", "2"]
 WHOLE = [*BASE, "--strategy", "hgp,erm", "--strategy-args", "hgp.alpha=0.5", "--target", "east,west", "--trials", "2"]
 WHOLE += ["--rounds", "3"]
-MEASURED = ("seconds", "bytes_down")  # of the process: time, and models sent again after a restart
+MEASURED = ("seconds", "bytes_down", "sent")  # of the process: time, and models sent again after a restart
 
 Command = Callable[..., Outcome]
 Key = tuple[str, str, str, int]

@@ -36,7 +36,7 @@ def simulate(code: str, command: Callable[..., Outcome], tmp_path: Path, monkeyp
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    tensors = load_file(next((run / "checkpoint").glob("*.safetensors")))
+    tensors = load_file(max((run / "checkpoint").glob("*.safetensors")))
     return {name: value for name, value in tensors.items() if name.startswith("model/")}
 
 

@@ -10,8 +10,10 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import fedhess
+from fedhess import simulate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("fedhess",)
@@ -62,21 +64,17 @@ def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def test_a_users_own_folders_take_nothings_place(tmp_path: Path) -> None:
-    empty, hostile = tmp_path / "empty", tmp_path / "hostile"
-    empty.mkdir()
+    hostile = tmp_path / "hostile"
     for name in ("strategies", "simulations", "tests", "fedhess_x"):
         (hostile / name).mkdir(parents=True)
         for file in (hostile / name / "__init__.py", hostile / name / "erm.py", hostile / f"{name}.py"):
             file.write_text("raise SystemExit('not this one')", encoding="utf-8")
     (hostile / "fedhess" / "notes").mkdir(parents=True)  # as a checkout in the folder above it is
 
-    def listed(folder: Path) -> str:
-        command = [sys.executable, "-m", "fedhess.simulate", "--list"]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
-
-    here = listed(hostile)
-    assert here == listed(empty)
-    assert "hutchinson" in here
+    command = [sys.executable, "-m", "fedhess.simulate", "--list"]
+    listed = subprocess.run(command, cwd=hostile, capture_output=True, text=True, check=True).stdout
+    assert listed == CliRunner().invoke(simulate.cli, ["--list"]).stdout
+    assert "hutchinson" in listed
 
 
 def test_version_is_the_same_everywhere() -> None:

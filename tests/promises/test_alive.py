@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from crossing import crossed
 from flwr.app import Context, Message
 from flwr.serverapp import Grid
 from methods import METHODS, RELAYS, Method
@@ -59,7 +60,7 @@ def test_the_term_changes_the_update(toy_run: Run, name: str) -> None:
         assert (erm["featurizer.second.weight"] - penalised["featurizer.second.weight"]).abs().max() > 1e-7
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.neutral is not None])
 def test_the_neutral_setting_is_erm_bit_for_bit(toy_run: Run, name: str) -> None:
     method = METHODS[name]
     changes = {"dtype": "float32", "local_steps": 3, "momentum": 0.9}
@@ -72,12 +73,13 @@ def test_the_neutral_setting_is_erm_bit_for_bit(toy_run: Run, name: str) -> None
 def test_identical_domains_have_no_penalty(toy_run: Run, name: str) -> None:
     # A full batch of the same examples in every domain; form hgp_of_mean equals mean_of_hgp then.
     method = METHODS[name]
-    rows = toy_run(**run_of(method, domains_options={"identical": True}, batch_size=0)).rows
+    changes = {"batch_size": 0, "rounds": 2}
+    rows = toy_run(**run_of(method, domains_options={"identical": True}, **changes)).rows
     trained = [row for row in rows if row["role"] == "source" and row["round"] > 0]
-    assert len(trained) == 9
+    assert len(trained) == 6
     for row in trained:
         assert row["train_objective"] == pytest.approx(row["train_loss"] / divisor(method), abs=1e-12)
-    different = toy_run(**run_of(method, batch_size=0)).rows
+    different = toy_run(**run_of(method, **changes)).rows
     gaps = [row["train_objective"] - row["train_loss"] / divisor(method) for row in different if row["train_loss"]]
     assert max(gaps) > 1e-5
 
@@ -105,6 +107,16 @@ def test_fish_with_one_domain_going_the_whole_way_is_local_training(toy_run: Run
     assert not same(toy_run(**whole_way, **alone, momentum=0.9).tensors, toy_run(**alone, momentum=0.9).tensors), (
         "the relay's momentum lives on"
     )
+
+
+def test_scaffold_with_one_client_is_local_training(toy_run: Run) -> None:
+    alone = {"sources": ("north",), "local_steps": 3, "rounds": 4, "momentum": 0.9}
+    assert same(toy_run(strategy="scaffold", **alone).tensors, toy_run(strategy="erm", **alone).tensors)
+
+
+def test_scaffold_refuses_a_client_optimizer_that_hides_the_gradient(toy_run: Run) -> None:
+    with pytest.raises(UsageError, match=r"--strategy scaffold: .* which Adam does not show; give .* SGD"):
+        toy_run(strategy="scaffold", client_optimizer="Adam")
 
 
 def test_fish_takes_a_part_of_a_relays_way(toy_run: Run) -> None:
@@ -136,11 +148,11 @@ def test_fish_refuses_a_client_optimizer_whose_state_its_relay_would_lose(toy_ru
 
 
 def test_the_penalty_aligns_what_it_names(toy_run: Run) -> None:
-    changes = {"rounds": 60, "batch_size": 0, "lr": 0.05, "evaluate_every": 60}
+    changes = {"rounds": 25, "batch_size": 0, "lr": 0.1, "evaluate_every": 25}
     ends = {}
     for strategy, args in {"erm": {}, "hgp": {"alpha": 0.0, "beta": 0.5}}.items():
         rows = toy_run(strategy=strategy, strategy_args=args, **changes).rows
-        ends[strategy] = sum(row["gradient_distance"] for row in rows if row["round"] == 60 and row["role"] == "source")
+        ends[strategy] = sum(row["gradient_distance"] for row in rows if row["round"] == 25 and row["role"] == "source")
     assert ends["hgp"] < 0.7 * ends["erm"]
 
 
@@ -267,7 +279,7 @@ def assert_undisturbed(toy_run: Run, directory: Path, *, restarts: bool = True, 
     parts = [toy_run(**args, **settings, rounds=rounds, wrap=wrap) for rounds in ((1, 2) if restarts else (2,))]
     assert same(straight.tensors, parts[-1].tensors)
     # After a restart the model is sent again.
-    left_out = {"seconds", "bytes_down", "bytes_up"} if restarts else {"seconds"}
+    left_out = {"seconds", "bytes_down", "bytes_up", "sent"} if restarts else {"seconds"}
     expected, rows = (
         [{key: value for key, value in row.items() if key not in left_out} for row in every]
         for every in (straight.rows, [row for part in parts for row in part.rows])
@@ -275,7 +287,10 @@ def assert_undisturbed(toy_run: Run, directory: Path, *, restarts: bool = True, 
     assert rows == expected
 
 
-@pytest.mark.parametrize(("name", "steps"), [*((name, 1) for name in METHODS | RELAYS), *((name, 2) for name in KINDS)])
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [*((name, 2) for name in KINDS), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in METHODS | RELAYS)],
+)
 def test_node_ids_reply_order_forgetful_clients_and_a_resumed_server_change_nothing(
     toy_run: Run, name: str, steps: int, tmp_path: Path
 ) -> None:
@@ -298,8 +313,10 @@ SCHEDULED = {
 }
 
 
-@pytest.mark.parametrize("annealing", ["rescale", "reset"])
-@pytest.mark.parametrize("strategy", SCHEDULED)
+@pytest.mark.parametrize(
+    ("strategy", "annealing"),
+    [*crossed(list(SCHEDULED)[:-1], ["rescale", "reset"]), ("fishr", "rescale"), ("fishr", "reset")],
+)
 def test_annealing_switches_exactly_at_its_step(toy_run: Run, strategy: str, annealing: str) -> None:
     """Round r begins with step r - 1, whose objective a row has; up to step 3 the weight is 1, Fishr's with reset 0."""
     settings = {"local_steps": 1, "rounds": 5, "strategy": strategy}
@@ -329,7 +346,8 @@ def test_the_server_optimizer_begins_anew_at_the_annealing_step(toy_run: Run) ->
 
 def test_more_strategies_than_these_are_not_built_in() -> None:
     tested = {method.strategy for method in (METHODS | RELAYS).values()} | {"erm", "fedadam"}
-    assert tested == set(BUILT_IN)
+    elsewhere = {"mixup", "mixstyle"}  # tests/strategies: they need clients of several domains, and maps
+    assert tested | elsewhere == set(BUILT_IN)
 
 
 def test_fedadam_is_flowers_own(toy_run: Run) -> None:

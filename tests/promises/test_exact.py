@@ -1,7 +1,7 @@
 """Promise 1: a federated round equals a step of the centralised algorithm, on every parameter."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from centralised import (
     Pulls,
     adversarial_objective,
     afl_move,
+    cma_pulls,
     coral_objective,
     erm_objective,
     fediir_objective,
@@ -23,11 +24,20 @@ from centralised import (
     iga_pulls,
     irm_objective,
     pulled,
+    rsc_objective,
     server_alignment_objective,
     train_centrally,
     train_fish,
-    train_in_rounds,
     vrex_objective,
+)
+from centralised_rounds import (
+    masked,
+    matched,
+    sagm_slope,
+    sam_slope,
+    train_adjusted,
+    train_in_rounds,
+    train_scaffold,
 )
 from crossing import crossed
 from torch import Tensor
@@ -43,6 +53,7 @@ ROUNDS = 20
 ALPHA, BETA = 2.0, 0.5
 HGP: dict[str, Any] = {"alpha": ALPHA, "beta": BETA, "scale": "absolute"}
 RELATIVE = HGP | {"scale": "relative"}
+CMA: dict[str, Any] = {"a": 0.5, "b": 50.0, "scale": "absolute"}
 NOW = {"anneal_steps": 0}
 LR = 0.05
 # By name: strategy, its arguments, and what it does given the names of the source domains and the length of a step.
@@ -66,6 +77,10 @@ METHODS: dict[str, tuple[str, dict[str, Any], Callable[[tuple[str, ...], float],
     "iga-sum": ("iga", {"coefficient": 0.01}, lambda *_: iga_objective(0.01, form="sum")),
     "fishr": ("fishr", {"weight": 20.0, "ema": 0.7} | NOW, lambda *_: fishr_objective(20.0, 0.7)),
     "fediir": ("fediir", {"gamma": 0.5, "ema": 0.8}, lambda *_: fediir_objective(0.5, 0.8)),
+    "cma-full": ("cma", CMA | {"form": "full"}, lambda *_: pulled(cma_pulls(0.5, 50.0, "full"))),
+    "cma-blocks": ("cma", CMA | {"form": "blocks"}, lambda *_: pulled(cma_pulls(0.5, 50.0, "blocks"))),
+    "cma-sketch": ("cma", CMA | {"probes": 5}, lambda *_: pulled(cma_pulls(0.5, 50.0, "sketch", probes=5))),
+    "rsc": ("rsc", {"f": 0.4, "b": 0.4}, lambda *_: rsc_objective(0.4, 0.4)),
     "server_alignment": ("server_alignment", {"step": 0.02}, lambda _, lr: server_alignment_objective(0.02, lr)),
     "groupdro": ("groupdro", {"eta": 0.3}, lambda names, _: adversarial_objective(names, groupdro_move(0.3))),
     "afl": (
@@ -188,3 +203,32 @@ def test_fish_equals_its_own_loop(toy_run: Run, arrangement: str, momentum: floa
     federated = toy_run(strategy="fish", strategy_args={"eps": 0.5}, **settings).tensors
     config = toy_config(**settings)
     check_same(federated, train_fish(build_model(config), domains_of(config), config=config, eps=0.5))
+
+
+FOLLOWED: dict[str, tuple[dict[str, Any], Callable[..., dict[str, Tensor]]]] = {
+    "fedgma": ({"tau": 0.5}, partial(train_in_rounds, merge=masked(0.5))),
+    "fedomg": ({"k": 0.5}, partial(train_in_rounds, merge=matched(0.5))),
+    "scaffold": ({}, train_scaffold),
+    "ga": ({"s": 0.4}, partial(train_adjusted, s=0.4, measure="accuracy")),
+    "ga-loss": ({"s": 0.4, "measure": "loss"}, partial(train_adjusted, s=0.4, measure="loss")),
+    "fedsam": ({"rho": 0.1}, partial(train_in_rounds, slope=sam_slope(0.1))),
+    "fedsam-asam": ({"form": "asam"}, partial(train_in_rounds, slope=sam_slope(0.7, 0.2))),
+    "sagm": ({"rho": 0.05, "alpha": 0.001}, partial(train_in_rounds, slope=sagm_slope(0.05, 0.001))),
+}
+UPDATED = {
+    "three": arranged(3, "examples", rounds=4, local_steps=3, lr=LR, momentum=0.9, weight_decay=0.01),
+    "four": arranged(4, "domain", rounds=4, local_steps=2, lr=LR, server_optimizer="Adam", server_lr=0.01, l2=0.01),
+    "two of five": arranged(5, "domain", rounds=5, local_steps=3, lr=LR, clients_per_round=2),
+}
+
+
+@pytest.mark.parametrize(("method", "arrangement"), crossed(FOLLOWED, UPDATED))
+def test_step_rules_and_servers_that_look_at_every_update_follow_their_equations(
+    toy_run: Run, method: str, arrangement: str
+) -> None:
+    args, train = FOLLOWED[method]
+    strategy = method.partition("-")[0]
+    config = toy_config(**UPDATED[arrangement])
+    found = toy_run(strategy=strategy, strategy_args=args, **UPDATED[arrangement]).tensors
+    check_same(found, train(build_model(config), domains_of(config), config=config))
+    assert gap(found, train_in_rounds(build_model(config), domains_of(config), config=config)) > 1e-4

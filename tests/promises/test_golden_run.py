@@ -10,13 +10,14 @@ and only a commit that means to change numerics may replace it.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedhess.jobs.metrics import accuracy
-from tests.conftest import Start
+from tests.conftest import Outcome
 
 GOLDEN = Path(__file__).parent / "golden" / "rounds.jsonl"
 ARGUMENTS = [
@@ -25,7 +26,7 @@ ARGUMENTS = [
     *("--local-steps", "2", "--batch-size", "32", "--lr", "0.05", "--momentum", "0.9", "--evaluate-every", "1"),
     *("--device", "cpu", "--json", "--out", "golden"),
 ]
-EXACT = ("round", "domain", "client", "role", "split", "examples", "failures", "bytes_down", "bytes_up")
+EXACT = ("round", "domain", "client", "role", "split", "examples", "failures", "bytes_down", "bytes_up", "sent")
 # Other processors round otherwise; distances are differences of nearly equal vectors, and the HGP is of fourth order.
 RELATIVE = {"loss": 1e-4, "train_loss": 1e-4, "train_objective": 1e-4, "gradient_distance": 1e-3, "hgp_distance": 1e-3}
 
@@ -34,12 +35,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_run_reproduces_the_committed_rows(start: Start, tmp_path: Path) -> None:
-    process = start(ARGUMENTS, toy=False)
-    out, err = process.communicate(timeout=250)
-    assert process.returncode == 0, err
-    assert err == ""
-    assert json.loads(out)["targets"] == ["sketch"], "stdout is JSON and nothing else"
+def test_run_reproduces_the_committed_rows(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    done = command(*ARGUMENTS)
+    assert (done.status, done.err) == (0, "")
+    assert json.loads(done.out)["targets"] == ["sketch"], "stdout is JSON and nothing else"
     rows, golden = read(tmp_path / "golden/sketch/0/rounds.jsonl"), read(GOLDEN)
     assert len(rows) == len(golden) == 16
     for row, expected in zip(rows, golden, strict=True):

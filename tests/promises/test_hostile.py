@@ -309,6 +309,6 @@ def test_a_flower_strategy_cannot_pull_a_targets_late_evaluation(toy_run: Run, m
     Peeking.trains.clear()
     Peeking.target_has_answered.clear()
     monkeypatch.setitem(sys.modules, "peeking", sys.modules[__name__])
-    finished = toy_run(app=LateTarget(), strategy="peeking:Peeking", rounds=1, deadline=3.0)
+    finished = toy_run(app=LateTarget(), strategy="peeking:Peeking", rounds=1, deadline=1.0)
     assert Peeking.seen == []
     assert finished.server.federation.grid._running == {}  # what came too late is not kept either

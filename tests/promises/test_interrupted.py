@@ -90,7 +90,7 @@ def test_round_that_was_trained_is_only_evaluated_again(toy_run: Run, tmp_path: 
     resumed = toy_run(app=app, directory=tmp_path / "run")
     assert app.trained == again
     assert all(torch.equal(resumed.tensors[name], whole.tensors[name]) for name in whole.tensors)
-    measured = {"seconds", "bytes_down"}
+    measured = {"seconds", "bytes_down", "sent"}
     expected, found = ([{k: v for k, v in row.items() if k not in measured} for row in rows]
                        for rows in (whole.rows, directory.rows()))  # fmt: skip
     assert found == expected

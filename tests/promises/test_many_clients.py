@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from crossing import crossed
+from crossing import crossed, sampled
 from flwr.app import Context, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,7 +39,7 @@ def test_node_ids_reply_order_forgetful_clients_and_a_resumed_server_change_noth
     assert_undisturbed(toy_run, tmp_path / "run", **run_of(ALL[name], dtype="float32") | MANY[many])
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sampled(ALL, KINDS))
 def test_every_strategy_trains_drawn_clients_of_several_domains(toy_run: Run, name: str) -> None:
     finished = toy_run(**run_of(ALL[name], rounds=2), **MIXED, clients_per_round=2)
     assert all(torch.isfinite(value).all() for value in finished.tensors.values())

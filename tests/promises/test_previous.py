@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from centralised import Objective, Pull, Round, pulled, train_centrally
+from crossing import sampled
 from domain_statistics import head_gradient_of, hgp_of, products_of
 from flwr.app import Context, Message
 from flwr.serverapp import Grid
@@ -24,7 +25,7 @@ from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import build_model
 from fedhess.strategies.fish import Fish
-from tests.promises.test_alive import erm_with
+from tests.promises.test_alive import KINDS, erm_with
 
 Run = Callable[..., Any]
 ALPHA, BETA = 0.02, 0.05
@@ -105,7 +106,7 @@ def test_a_round_is_one_exchange_but_for_the_first_which_is_that_of_the_exact_fo
     assert all(torch.equal(stale[name], exact[name]) for name in exact)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(METHODS, KINDS))
 def test_every_method_runs_on_old_references_and_is_erm_where_it_is_neutral(toy_run: Run, method: str) -> None:
     entry = METHODS[method]
     settings = {"strategy": entry.strategy, "references": "previous", "rounds": 3, "evaluate_every": 3, **entry.changes}
@@ -178,7 +179,7 @@ def test_local_steps_and_forgetful_clients_change_nothing(
     assert all(torch.equal(straight[name], forgetful[name]) for name in straight)
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.has_reference])
+@pytest.mark.parametrize("name", sampled((name for name, method in METHODS.items() if method.has_reference), KINDS))
 def test_where_nothing_moves_identical_domains_have_no_penalty(toy_run: Run, name: str) -> None:
     method = METHODS[name]
     still = {"server_lr": 1e-12, "rounds": 3, "batch_size": 0, "domains_options": {"identical": True}}

@@ -3,6 +3,7 @@
 import json
 import random
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 import torch
 from crashes import ASSASSIN
 
+from fedhess.base.errors import UsageError
+from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory, record_selection
 from fedhess.results import results as results_module
+from fedhess.results.results import open_results
 from tests.conftest import TOY, TOY_OF_FLOWER, Outcome, Start
 
 Command = Callable[..., Outcome]
@@ -26,6 +30,8 @@ SWA = ["--average", "swa", "--average-args", "start=0", "--strategy", "fedadam"]
 SWAD = [*HGP_ADAM, "--average", "swad", "--average-args", "n_converge=1,n_tolerance=1,tolerance_ratio=0"]
 EMA = [*HGP_ADAM, "--average", "ema", "--evaluate-every", "2", "--lr-schedule", "cosine", "--warmup-rounds", "1"]
 EMA += ["--server-lr-schedule", "step", "--lr-drop-after", "0.5"]
+
+PRIVATE = ["--strategy", "hgp", "--dp-epsilon", "50", "--dp-delta", "1e-5", "--dp-clip", "update=0.1,statistics=1"]
 
 
 def toy(method: list[str]) -> list[str]:
@@ -44,7 +50,7 @@ def one_thread() -> Iterator[None]:
 def results(job: Path) -> list[dict[str, object]]:
     """Read every row without what was measured of the process: its time, and models sent again after a restart."""
     lines = (job / "east/0/rounds.jsonl").read_text(encoding="utf-8").splitlines()
-    measured = ("seconds", "bytes_down")
+    measured = ("seconds", "bytes_down", "sent")
     return [{key: value for key, value in json.loads(line).items() if key not in measured} for line in lines]
 
 
@@ -53,7 +59,7 @@ def assert_same(job: Path, reference: Path) -> None:
         {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.safetensors")}
         for folder in (job, reference)
     )
-    assert len(expected) == 2, "the last round's checkpoint and the selected round's model"
+    assert len(expected) >= 3, "the checkpoints that are kept and the selected round's model"
     assert weights == expected
     assert results(job) == results(reference)
     assert [path.name for path in job.rglob("*") if path.name.startswith(".")] == [".lock"]
@@ -63,13 +69,14 @@ def assert_same(job: Path, reference: Path) -> None:
     ("method", "rounds", "every"),
     [
         pytest.param(HGP_ADAM, 2, 1, marks=pytest.mark.slow),
-        (FED_ADAM, 2, 4),
-        (FED_AVG_M, 2, 4),
-        (SELDOM, 2, 5),
-        (SWAD, 2, 9),
-        *(pytest.param(method, 2, 1, marks=pytest.mark.slow) for method in (SWA, SWAD, EMA)),
+        (FED_ADAM, 2, 7),
+        (SELDOM, 2, 7),
+        (SWAD, 2, 13),
+        (SELECTED_EARLIER, 5, 11),
+        *(pytest.param(method, 2, 1, marks=pytest.mark.slow) for method in (FED_ADAM, FED_AVG_M, SWA, SWAD, EMA)),
+        pytest.param(SELDOM, 2, 5, marks=pytest.mark.slow),
+        pytest.param(PRIVATE, 2, 1, marks=pytest.mark.slow),
         pytest.param(SELECTED_EARLIER, 5, 1, marks=pytest.mark.slow),
-        (SELECTED_EARLIER, 5, 6),
     ],
 )
 def test_killed_anywhere_resumes_to_the_same_bytes(
@@ -136,7 +143,7 @@ def test_real_processes_survive_sigkill(start: Start, command: Command, tmp_path
 
 def test_finished_job_is_only_reported_again(command: Command) -> None:
     first = command(*TOY, "--strategy", "erm", "--out", "job", "--quiet")
-    weights = next(Path("job").rglob("checkpoint/*.safetensors"))
+    weights = max(Path("job").rglob("checkpoint/*.safetensors"))
     before = (weights.stat().st_mtime_ns, weights.read_bytes())
     again = command(*TOY, "--strategy", "erm", "--out", "job", "--quiet", "--resume")
     assert (again.status, again.out) == (0, first.out)
@@ -223,7 +230,7 @@ def test_second_process_is_kept_out(command: Command) -> None:
 def test_full_disk_keeps_the_last_round(command: Command) -> None:
     command(*TOY, *HGP_ADAM, "--out", "reference")
     # Adam's moments make every checkpoint but the first three times as large as the model: there the disk ends.
-    limit = next(Path("reference").rglob("checkpoint/*.safetensors")).stat().st_size * 2 // 3
+    limit = max(Path("reference").rglob("checkpoint/*.safetensors")).stat().st_size * 2 // 3
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -236,3 +243,45 @@ def test_full_disk_keeps_the_last_round(command: Command) -> None:
     assert json.loads(Path("job/east/0/checkpoint/checkpoint.json").read_text())["round"] == 0
     assert command(*TOY, *HGP_ADAM, "--out", "job", "--resume").status == 0
     assert_same(Path("job"), Path("reference"))
+
+
+def test_poisoned_round_is_undone(command: Command) -> None:
+    arguments = [*TOY, *HGP_ADAM, "--rounds", "4", "--track", "tensorboard", "--out", "job"]
+    assert command(*arguments).status == 0
+    shutil.copytree("job", "reference")
+    run = RunDirectory(Path("job/east/0"))
+    assert run.kept_rounds() == [2, 3, 4]
+    poisoned = run.load_checkpoint()
+    assert poisoned is not None
+    rows = run.rounds_file.read_text(encoding="utf-8").replace('"round": 4, "domain"', '"round": 4, "poisoned"')
+    for tensor in poisoned.tensors.values():
+        tensor.add_(1000.0)
+    run.save_checkpoint(poisoned)
+    run.rounds_file.write_text(rows, encoding="utf-8")
+    outcome = command("--out", "job", "--resume-from", 2)
+    assert outcome.status == 0, outcome.err
+    assert_same(Path("job"), Path("reference"))
+    (entry,) = json.loads(Path("job/config.json").read_text())["additions"]
+    assert entry["from_round"] == {"east/0": 2}
+    assert not (run.path / "tracking.json").exists(), "trackers begin a run anew"
+
+
+def test_round_without_a_checkpoint_is_refused(command: Command) -> None:
+    command(*TOY, "--strategy", "erm", "--rounds", "5", "--out", "job")
+    before = {path: path.read_bytes() for path in Path("job").rglob("*") if path.is_file()}
+    kept = RunDirectory(Path("job/east/0")).kept_rounds()
+    outcome = command("--out", "job", "--resume-from", 1)
+    assert outcome.status == 2
+    listed = ", ".join(map(str, kept))
+    assert f"--resume-from 1: job/east/0 keeps the checkpoints of rounds {listed}; choose one of them" in outcome.err
+    assert {path: path.read_bytes() for path in Path("job").rglob("*") if path.is_file()} == before
+
+
+def test_finished_job_without_its_rows_is_an_error(command: Command) -> None:
+    command(*TOY, "--strategy", "erm", "--out", "job")
+    Path("job/east/0/rounds.jsonl").unlink()
+    outcome = command("--out", "job", "--resume")
+    assert outcome.status == 2
+    assert "job/east/0/rounds.jsonl is damaged" in outcome.err
+    with pytest.raises(UsageError, match=r"rounds.jsonl is damaged"):
+        _ = open_results("job").summary

@@ -64,6 +64,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_page_is_whole_and_names_nothing_outside_of_it(tmp_path: Path) -> None:
     page = render(make(tmp_path), charts=True)
     tags = Tags(page)
@@ -105,6 +106,7 @@ def test_published_values_stand_beside_ours_with_source_and_protocol(tmp_path: P
     assert "looks at the target" not in section, "no column of ours is the oracle&#x27;s"
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_unfinished_job_says_what_is_missing(tmp_path: Path) -> None:
     job = make(tmp_path)
     shutil.rmtree(tmp_path / "hgp" / "east" / "2")
@@ -135,6 +137,7 @@ def test_megabytes_are_what_the_sources_sent_and_received(tmp_path: Path) -> Non
     assert megabytes(read_rows(make(tmp_path)), "hgp") == {0: 9.0, 1: 18.0, 2: 27.0}, "three sources, 3 MB each"
 
 
+@pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.slow
 def test_everything_is_written_and_made_again_to_the_byte(tmp_path: Path) -> None:
     job = make(tmp_path)
@@ -159,7 +162,7 @@ def test_everything_is_written_and_made_again_to_the_byte(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def browser() -> Iterator[Any]:
+def browser(rendered_figures: None) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -40,6 +40,7 @@ with processes(path.parent) as running:
 """
 
 
+@pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.slow
 def test_a_federation_is_watched_and_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

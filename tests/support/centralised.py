@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
 import torch
 from domain_statistics import (
     Batch,
@@ -151,6 +152,30 @@ def hutchinson_pulls(alpha: float, beta: float, *, probes: int = 0, relative: bo
     return pulls
 
 
+def cma_pulls(a: float, b: float, form: str, *, probes: int = 0) -> Pulls:
+    """a ||g_e - g||^2 + b ||H_e - H||^2 with the rows of H_e by double backward, over C D; of probes their products."""
+
+    def pulls(now: Round) -> list[Pull]:
+        generator = torch.Generator().manual_seed(derive_seed(now.seed, "round", now.number))
+
+        def hessian_of(model: HeadedModel, batch: Batch) -> Tensor:
+            (rows, features), columns = model.head.weight.shape, model.head.in_features + 1
+            if form == "sketch":
+                signs = draw_signs(probes, (rows, columns), generator.clone_state()).double()
+                return products_of(model, batch, signs) / (rows * features) / probes**0.5
+            basis = torch.eye(rows * columns).double().view(-1, rows, columns)
+            whole = products_of(model, batch, basis) / (rows * features)
+            return (
+                whole
+                if form == "full"
+                else torch.stack([whole[c * columns : (c + 1) * columns, c] for c in range(rows)])
+            )
+
+        return [Pull(a, head_gradient_of), Pull(b, hessian_of)]
+
+    return pulls
+
+
 def fedprox_pulls(mu: float) -> Pulls:
     """(mu / 2) ||theta - theta_global||^2: the parameters are the statistic, the same for every domain at first."""
     return lambda _: [Pull(mu / 2, lambda model, _: parameters_to_vector(model.parameters()))]
@@ -270,6 +295,27 @@ def fishr_objective(weight: float, ema: float) -> Objective:
     return objective
 
 
+def rsc_objective(f: float, b: float) -> Objective:
+    """DomainBed's form, each domain a batch of its own: quantiles by NumPy, the slopes by autograd."""
+
+    def muted_loss(model: HeadedModel, batch: Batch) -> Tensor:
+        features, labels = model.featurizer(batch[0]), batch[1]
+        logits = model.head(features)
+        two = torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+        picked = functional.one_hot(labels, two.shape[1])
+        # Of one logit that of class 0 is its negative.
+        own = (two * picked).sum() - (two * (1 - picked)).sum() if logits.shape[1] == 1 else (two * picked).sum()
+        slopes = torch.autograd.grad(own, features, retain_graph=True)[0].numpy()
+        kept = torch.from_numpy(slopes < np.percentile(slopes, 100 * (1 - f), axis=1)[:, None])
+        after = model.head(features * kept)
+        after = torch.cat([torch.zeros_like(after), after], dim=1) if after.shape[1] == 1 else after
+        drops = ((two.softmax(1) - after.softmax(1)) * picked).sum(1).detach().numpy()
+        spared = torch.from_numpy(drops < np.percentile(drops, 100 * (1 - b)))
+        return loss_of(model.head(features * (kept | spared.unsqueeze(1))), labels)
+
+    return lambda model, now: now.mean(muted_loss(model, batch) for batch in now.batches.values())
+
+
 def fediir_objective(gamma: float, ema: float) -> Objective:
     """Mean of L_e + gamma ||g_e - r||^2 with r the moving average of the mean head gradient."""
     past: list[Tensor] = []
@@ -367,40 +413,6 @@ def train_centrally(
         optimizer.zero_grad()
         (objective(model, now) + config.l2 * squares_of(model)).backward()
         optimizer.step()
-    return tensors_of(model)
-
-
-def train_in_rounds(
-    model: HeadedModel,
-    domains: Domains,
-    *,
-    config: RunConfig,
-    pulls: Pulls,
-    weight: Callable[[int], float] = lambda _: 1.0,
-) -> dict[str, Tensor]:
-    """Federated averaging in a plain loop: each domain trains a copy, the server steps along the mean of what they did.
-
-    The references are taken at the round's model on the batch of its first step, and stay for all steps of the round.
-    The pulls have a weight by the number of the step; one above 1 divides the objective.
-    """
-    server = getattr(torch.optim, config.server_optimizer)(model.parameters(), lr=config.server_lr)
-    for now in rounds_of(domains, config):
-        terms = [(pull, pull.target(model, now)) for pull in pulls(now)]
-        copies = [copy.deepcopy(model) for _ in now.batches]
-        for name, own in zip(now.batches, copies, strict=True):
-            options = {"lr": config.lr, "weight_decay": config.weight_decay}
-            options |= {"momentum": config.momentum} if config.client_optimizer == "SGD" else {}
-            client = getattr(torch.optim, config.client_optimizer)(own.parameters(), **options)
-            for step in range((now.number - 1) * config.local_steps, now.number * config.local_steps):
-                batch = batch_of(domains, name, config, step)
-                penalty = penalty_of(own, batch, terms)
-                loss = cross_entropy(own, batch) + config.l2 * squares_of(own)
-                client.zero_grad()
-                ((loss + weight(step) * penalty) / max(1.0, weight(step))).backward()
-                client.step()
-        for parameter, *after in zip(model.parameters(), *(own.parameters() for own in copies), strict=True):
-            parameter.grad = now.mean((parameter - value).detach() for value in after)
-        server.step()
     return tensors_of(model)
 
 

@@ -1,4 +1,4 @@
-"""Every pair of two lists as parameters of a test: each method once in the quick suite, the other pairs are slow."""
+"""Parameters of which some are in the quick suite and the others are slow."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,3 +14,8 @@ def crossed(methods: Iterable[str], arrangements: Iterable[str]) -> list[Any]:
         for number, method in enumerate(methods)
         for place, each in enumerate(several)
     ]
+
+
+def sampled(names: Iterable[str], quick: Iterable[str]) -> list[Any]:
+    """Return all names; those that are not ``quick`` are slow."""
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in names]

@@ -16,6 +16,7 @@ from fedhess.domains import BENCHMARKS
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.engines.inprocess import run_in_process
+from fedhess.federation.server import discovery
 from fedhess.federation.server.app import Server
 from fedhess.federation.server.run_directory import Row, RunDirectory
 from fedhess.settings.run_config import RunConfig
@@ -33,6 +34,8 @@ class Finished:
 @pytest.fixture(autouse=True)
 def toy_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    monkeypatch.setattr(discovery, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(discovery, "AGAIN_SECONDS", 0.1)
     memory.MEMORY.clear()
 
 

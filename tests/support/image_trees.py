@@ -20,12 +20,19 @@ def _drawing(number: int) -> Image.Image:
 
 def write_image(path: Path, number: int) -> None:
     """Write the image of a number; two numbers never give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_encoded(number, path.suffix))
+
+
+@cache
+def _encoded(number: int, suffix: str) -> bytes:
     paper = Image.new("RGB", (SIDE + 2, SIDE), (255, 255, 255))
     paper.paste(_drawing(number % 40), (0, 0), _drawing(number % 40))
     for bit in range(SIDE):  # the number itself, at the edge
         paper.paste((0, 0, 0) if number >> bit & 1 else (255, 255, 255), (SIDE, bit, SIDE + 2, bit + 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    paper.save(path, quality=95)
+    stream = io.BytesIO()
+    paper.save(stream, format={".png": "PNG", ".tif": "TIFF", ".bmp": "BMP"}.get(suffix, "JPEG"), quality=95)
+    return stream.getvalue()
 
 
 def write_tree(root: Path, domains: Sequence[str], classes: Mapping[str, int]) -> Path:

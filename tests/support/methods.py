@@ -11,7 +11,7 @@ class Method:
     Attributes:
         strategy: Its name.
         args: Arguments under which its term matters.
-        neutral: Arguments under which it is ERM bit for bit.
+        neutral: Arguments under which it is ERM bit for bit; None where there are none.
         has_reference: Whether its penalty is a distance to a reference, zero when the domains are identical.
         changes: Settings of the run that it needs to be seen.
         moves_features: Whether its term reaches the featurizer.
@@ -19,7 +19,7 @@ class Method:
 
     strategy: str
     args: dict[str, Any]
-    neutral: dict[str, Any]
+    neutral: dict[str, Any] | None
     has_reference: bool = True
     changes: dict[str, Any] = field(default_factory=dict)
     moves_features: bool = True
@@ -68,6 +68,18 @@ METHODS: dict[str, Method] = {
     "groupdro-projection": Method(
         "groupdro", {"eta": 0.3, "form": "projection"}, {"eta": 0.0, "form": "projection"}, has_reference=False
     ),
+    "cma-blocks": Method("cma", {"a": 0.1, "b": 0.5, "form": "blocks"} | PUBLISHED, {"weight": 0.0, "form": "blocks"}),
+    "cma-sketch": Method("cma", {"a": 0.1, "b": 9.0, "probes": 4} | PUBLISHED, {"a": 0.0, "b": 0.0}),
+    "rsc": Method("rsc", {}, {"f": 0.0}, has_reference=False),
+    "fedgma": Method("fedgma", {"tau": 0.9}, {"tau": 0.0}, has_reference=False),
+    # No setting makes it ERM: with one client it is local training, test_alive.py.
+    "scaffold": Method("scaffold", {}, None, has_reference=False, changes={"local_steps": 3}),
+    "fedomg": Method("fedomg", {}, {"k": 0.0}, has_reference=False),
+    "ga": Method("ga", {}, {"s": 0.0}, has_reference=False, changes={"local_steps": 2}),
+    "ga-loss": Method("ga", {"s": 0.4, "measure": "loss"}, {"s": 0.0, "measure": "loss"}, has_reference=False),
+    "fedsam": Method("fedsam", {}, {"rho": 0.0}, has_reference=False),
+    "fedsam-asam": Method("fedsam", {"form": "asam"}, {"rho": 0.0, "form": "asam"}, has_reference=False),
+    "sagm": Method("sagm", {"rho": 0.2}, {"rho": 0.0, "alpha": 0.0}, has_reference=False),
     "fedprox": Method("fedprox", {"mu": 3.0}, {"mu": 0.0}, has_reference=False, changes={"local_steps": 3}),
 }
 # Fish has no coefficient that makes it ERM: it moves the model along a relay. Its own neutral setting is eps = 1 with

@@ -60,6 +60,7 @@ def _row(number: int, domain: str, role: str, accuracy: float | None, classes: i
         "round": number, "domain": domain, "client": 0, "role": role, "examples": 100, "loss": 1.0,
         "split": "validation" if role == "source" else "all", "accuracy": accuracy, "gradient_distance": distance,
         "hgp_distance": distance, "failures": [], "bytes_down": 2_000_000, "bytes_up": 1_000_000,
+        "sent": {"up": {"evaluate metrics": [1, 48, "3 values"]}},
     }  # fmt: skip
     if classes is not None and accuracy is not None:
         right = round(100 * accuracy)

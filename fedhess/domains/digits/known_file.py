@@ -29,6 +29,7 @@ class KnownFile:
         archive_checksum: Of it.
         member: The end of the file's path in the archive.
         advice: How to fetch it.
+        benchmark: What it is part of, for messages.
     """
 
     name: str
@@ -39,6 +40,7 @@ class KnownFile:
     archive_checksum: str = ""
     member: str = ""
     advice: str = "`python -m fedhess.data prepare Digits`"
+    benchmark: str = "Digits"
 
     def find(self, places: Sequence[Path]) -> Path | None:
         """Return the first of the data folders' files, or None.
@@ -59,8 +61,8 @@ class KnownFile:
         if found := self.find(places):
             return found
         raise UsageError(
-            f"Digits: {self.name} is not there: looked for {self.path} in {', '.join(map(str, places))}; {self.advice} "
-            "fetches it into the cache, or name a folder that has it with --data-dir"
+            f"{self.benchmark}: {self.name} is not there: looked for {self.path} in {', '.join(map(str, places))}; "
+            f"{self.advice} fetches it into the cache, or name a folder that has it with --data-dir"
         )
 
     def fetch(self, places: Sequence[Path], *, notify: Notify) -> None:

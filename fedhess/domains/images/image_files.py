@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 from fedhess.base.errors import UsageError
 from fedhess.base.files import cache_directory, digest_of, write_atomically
 from fedhess.domains.domain import Notify
+from fedhess.settings.run_config import MAX_PIXELS
 
 SCAN = "3"  # change it whenever `scan` judges, digests or measures otherwise
 # What Pillow raises for broken files, by format: truncated and unknown ones (OSError), PNG chunks (SyntaxError) ...
@@ -116,6 +118,15 @@ class ImageDomain:
             ) from error
 
 
+def limit_pixels(most: int) -> None:
+    """Let Pillow refuse images of more pixels, in this process; by itself it only warns of them."""
+    Image.MAX_IMAGE_PIXELS = most // 2  # it refuses what has more than twice as many
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+limit_pixels(MAX_PIXELS)
+
+
 def read_pixels(image: Image.Image, side: int) -> Tensor:
     """Convert an opened image to (3, side, side) uint8 RGB, without keeping its proportions.
 
@@ -162,7 +173,7 @@ def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, not
 
     It is not kept where a file could not be read at all, which may be otherwise the next time.
     """
-    seen = digest_of([SCAN, *map(_state, files)])
+    seen = digest_of([SCAN, f"at most {Image.MAX_IMAGE_PIXELS}", *map(_state, files)])
     path = cache_directory(cache_dir) / "scans" / f"{seen[:32]}.json"
     try:
         kept = SCANS.validate_json(path.read_bytes())
@@ -222,6 +233,8 @@ def describe_failure(error: BaseException) -> str:
     """Describe why an image cannot be decoded, without a path or an address in memory."""
     if isinstance(error, UnidentifiedImageError):
         return "no image that Pillow knows"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{error}; raise the limit with --max-pixels if you know the image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

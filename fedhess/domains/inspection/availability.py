@@ -11,6 +11,7 @@ from fedhess.domains.digits.colored_mnist import settle_colored_mnist
 from fedhess.domains.digits.digit_collections import OPTDIGITS, USPS, locate_digits, prepare_digits, settle_digits
 from fedhess.domains.digits.mnist import locate_mnist, mnist_places, prepare_mnist
 from fedhess.domains.digits.rotated_mnist import settle_rotated_mnist
+from fedhess.domains.emoji_styles import locate_emoji_styles, prepare_emoji_styles, settle_emoji_styles
 from fedhess.domains.images import domain_net, office_home, pacs, terra_incognita, vlcs
 from fedhess.domains.images.any_tree import read_tree, settle_tree
 from fedhess.domains.images.hugging_face import locate_hugging_face, settle_hugging_face, unpacked
@@ -116,6 +117,14 @@ OTHERS = {
         locate=_in_package,
         prepare=lambda _: "",
         ways=lambda _: ["it is in the package"],
+    ),
+    "EmojiStyles": Availability(
+        "7 domains, 7 classes, 7,784 images of 64 or side=224 pixels: emoji as seven sets draw them",
+        settle=settle_emoji_styles,
+        places=Opening.places,
+        locate=locate_emoji_styles,
+        prepare=prepare_emoji_styles,
+        ways=lambda _: ["run `python -m fedhess.data prepare EmojiStyles` (10 MB, from npm's registry)"],
     ),
     "ColoredMNIST": _of_mnist(
         "2 sources and 2 targets, or form=domainbed: 3 domains; 2 classes: digits in two colours",

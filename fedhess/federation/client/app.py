@@ -5,7 +5,7 @@ A client computes from the message, the run config and its own data alone; `memo
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -25,11 +25,14 @@ from fedhess.base.seeds import seeded_globally
 from fedhess.base.transfers import copy_together
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
+from fedhess.federation.client.answers import Protection, answer_once
 from fedhess.federation.client.batches import joint_batch
 from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.client.examples import LocalClient, local_client
+from fedhess.federation.client.limits import check_batches, check_run
 from fedhess.federation.client.memory import MEMORY, ModelMissingError, ReceivedModel
-from fedhess.federation.client.node import NotInRunError, place
+from fedhess.federation.client.node import NotInRunError, is_simulated, place
+from fedhess.federation.client.privacy import Mechanism, private_identity
 from fedhess.federation.client.training import Holding, train_locally, writes_parameters
 from fedhess.federation.protocol import decode_request, numbered, numbered_parts
 from fedhess.federation.run_settings import settings_of_run
@@ -47,7 +50,10 @@ def run_settings(context: Context) -> RunConfig:
 
 @lru_cache(maxsize=64)
 def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple[str, Scalar], ...]) -> RunConfig:
-    config = settings_of_run(dict(run_config), dict(node_config))
+    own = dict(node_config)
+    if "domain" in own:  # a deployed node; the others are this process's
+        check_run(RunConfig.given_in(dict(run_config)), own)
+    config = settings_of_run(dict(run_config), own)
     resolve_device(config.device)  # the server may not have it, so nobody has checked yet
     return config
 
@@ -107,20 +113,30 @@ app = ClientApp(mods=[return_nonce, errors_as_replies, own_torch_state, firewall
 def identify(message: Message, context: Context) -> Message:
     """Reply with the client's identity."""
     config = run_settings(context)
-    domain, role, client = place(config, context)
+    data, role = _own_data(config, context)
+    protection = Protection.of(context.node_config, role)
+    identity = data.identity(role)
+    if config.is_private and role == SOURCE:
+        identity = private_identity(identity, simulated=is_simulated(context))
     identity = replace(
-        local_client(config, domain=domain, role=role, client=client).identity(role),
+        identity,
         classes=class_names(config),
         inputs=describe_inputs(config),
         version=f"fedhess {version('fedhess')}, torch {torch.__version__}",
+        protection=None if protection.is_off else (protection.rounding, protection.epsilon),
     )
     return Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
 
 
 @app.query("statistics")
 def statistics(message: Message, context: Context) -> Message:
-    """Reply with the statistics that the message names, on the batch of the round's first local step."""
-    return Message(RecordDict(_answer(message.content, _open(message, context))), reply_to=message)
+    """Reply with the statistics that the message names, on the batch of the round's first local step.
+
+    Or with loss and accuracy of the model on held-out examples.
+    """
+    call = _open(message, context)
+    answer = _held_out(call) if call.wants(protocol.HELD_OUT) else _answer(message.content, call)
+    return Message(RecordDict(dict(answer)), reply_to=message)
 
 
 @app.train()
@@ -133,6 +149,11 @@ def train(message: Message, context: Context) -> Message:
     answers = [_answer(request, call) for request in numbered_parts(message.content)]
     momentum = call.tensors(protocol.MOMENTUM)
     writes = writes_parameters(config, carries_momentum=momentum is not None)
+    if call.mechanism is not None and momentum is not None and config.momentum:
+        raise UsageError(
+            f"--momentum {config.momentum:g}: strategy {config.strategy} carries it from client to client, which "
+            "--dp-epsilon does not cover; give --momentum 0"
+        )
     model = MEMORY.model(config, received, writable=writes)
     holdings = _holdings(call)
     # The statistics were of all that the client holds: so is the pass behind them.
@@ -148,13 +169,18 @@ def train(message: Message, context: Context) -> Message:
         first=MEMORY.take(received.model_id, data.key, model) if reusable else None,
     )
     tensors = local.update
-    if message.content.config_records[protocol.CONFIG].get(protocol.REPLY_WEIGHTS, False):
-        tensors = {n: b - tensors[n] if n in tensors else b for n, b in received.tensors.items()}
     metrics = MetricRecord({protocol.NUM_EXAMPLES: data.train_size, "loss": local.loss, "objective": local.objective})
+    if call.mechanism is not None:
+        tensors = call.mechanism.release_update(local, model)
+        metrics = MetricRecord({protocol.NUM_EXAMPLES: data.train_size})
+    if call.wants(protocol.REPLY_WEIGHTS):
+        tensors = {n: b - tensors[n] if n in tensors else b for n, b in received.tensors.items()}
     metrics["seconds"] = time.perf_counter() - started
     content = RecordDict({protocol.MODEL: encode_tensors(tensors), protocol.METRICS: metrics})
     if momentum is not None and local.momentum:
         content[protocol.MOMENTUM] = encode_tensors(local.momentum)
+    if call.wants(protocol.HELD_OUT):
+        content.update(_held_out(call, local.update))
     for number, records in enumerate(answers):
         content.update(numbered(records, number))
     return Message(content, reply_to=message)
@@ -166,18 +192,23 @@ def evaluate(message: Message, context: Context) -> Message:
 
     Only a source client adds the alignment statistics of its head.
     """
-    config, data, role, received, _, _ = _open(message, context)
+    config, data, role, received, server_round, _, mechanism = _open(message, context)
+    if mechanism is not None:
+        raise UsageError(f"{data.domain} is a source of a private run: it evaluates nothing")
+    protection = Protection.of(context.node_config, role)
+    if role == TARGET:
+        answer_once(context, server_round, rounds=config.rounds)
     key = data.identity(role).key
     content = RecordDict()
     for domain, part in data.parts.items():
         if len(part.evaluate_indices) == 0 and len(data.parts) > 1:
             continue
         model = MEMORY.model(config, received, writable=False)
-        result = evaluate_model(model, part, with_alignment=role == SOURCE)
+        result = protection.apply(evaluate_model(model, part, with_alignment=role == SOURCE))
         metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
         counts = result.counts
         if role == TARGET and config.splits_targets:
-            out = evaluate_model(model, part, indices=part.out_indices)
+            out = protection.apply(evaluate_model(model, part, indices=part.out_indices))
             metrics |= protocol.evaluation_metrics(out.examples, out.loss, out.accuracy, of=protocol.OUT)
             counts = counts | {f"{protocol.OUT}{name}": count for name, count in out.counts.items()}
         content[key(protocol.METRICS, domain)] = MetricRecord(dict(metrics))
@@ -196,11 +227,27 @@ class _Call(NamedTuple):
     received: ReceivedModel
     server_round: int
     content: RecordDict
+    mechanism: Mechanism | None  # of a source client of a private run
 
     def tensors(self, record: str) -> dict[str, Tensor] | None:
         """Read tensors of the message onto the device; None where it has no such record."""
         arrays = self.content.array_records.get(record)
         return None if arrays is None else _on(self.config.device, decode_tensors(arrays))
+
+    def wants(self, what: str) -> bool:
+        """Whether the message asks for something that replies do not have otherwise."""
+        return bool(self.content.config_records[protocol.CONFIG].get(what, False))
+
+
+def _own_data(config: RunConfig, context: Context) -> tuple[LocalClient, str]:
+    """Open what this node holds, and return it with the node's role."""
+    domain, role, client = place(config, context)
+    data = local_client(config, domain=domain, role=role, client=client)
+    if role == SOURCE:
+        counts = [part.train_size for part in data.training_parts.values()]
+        held_out = [len(part.evaluate_indices) for part in data.parts.values()]
+        check_batches(config, counts, held_out, context.node_config)
+    return data, role
 
 
 def _open(message: Message, context: Context) -> _Call:
@@ -210,15 +257,17 @@ def _open(message: Message, context: Context) -> _Call:
     if not isinstance(model_id, str) or not isinstance(server_round, int):
         raise UsageError(f"expected {protocol.MODEL_ID} and {protocol.ROUND} in the message, got {sorted(record)}")
     received = MEMORY.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
-    domain, role, client = place(config, context)
-    data = local_client(config, domain=domain, role=role, client=client)
+    data, role = _own_data(config, context)
     began_with = str(record.get(protocol.DATA_DIGEST, ""))
     if began_with and began_with != data.data_digest:
         raise UsageError(
-            f"the data of {domain} has changed since the run began: digest {data.data_digest}, was {began_with}; put "
-            "it back, or begin another run"
+            f"the data of {data.domain} has changed since the run began: digest {data.data_digest}, was {began_with}; "
+            "put it back, or begin another run"
         )
-    return _Call(config, data, role, received, server_round, message.content)
+    mechanism = None
+    if config.is_private and role == SOURCE:
+        mechanism = Mechanism(config, (data.domain, data.client, server_round) if is_simulated(context) else None)
+    return _Call(config, data, role, received, server_round, message.content, mechanism)
 
 
 def _holdings(call: _Call) -> list[Holding]:
@@ -280,10 +329,37 @@ def _answer(request: RecordDict, call: _Call) -> dict[str, protocol.Part]:
             if on_network is not None:
                 own[name] = strategy_statistic(config.strategy, name, on_network, part)
                 continue
+            function = strategy.statistics[name]
+            if call.mechanism is not None:
+                function = call.mechanism.statistic(name, function)
             with torch.no_grad():  # closed forms need no graph
-                own[name] = strategy_statistic(config.strategy, name, strategy.statistics[name], part.batch, **given)
+                own[name] = strategy_statistic(config.strategy, name, function, part.batch, **given)
+    if call.mechanism is not None and names:
+        sizes = {domain: part.batch.size for domain, part in zip(values, forward.parts, strict=True)}
+        values = call.mechanism.release_statistics(values, sizes=sizes, request=request)
     key = call.data.identity(SOURCE).key
     return {key(protocol.STATISTIC_VALUES, domain): encode_tensors(own) for domain, own in values.items()}
+
+
+@torch.no_grad()
+def _held_out(call: _Call, update: Mapping[str, Tensor] | None = None) -> dict[str, MetricRecord]:
+    """Evaluate the received model, or the one that is an update away, on each domain that the client trains on.
+
+    Of a domain of which it holds nothing out, on its training examples.
+    """
+    if call.mechanism is not None:
+        raise UsageError(f"{call.data.domain} is a source of a private run: it evaluates nothing")
+    model = MEMORY.model(call.config, call.received, writable=update is not None)
+    for name, tensor in model.state_dict().items():
+        if update is not None and name in update:
+            tensor.sub_(update[name])
+    records = {}
+    for domain, part in call.data.training_parts.items():
+        chosen = part.evaluate_indices if len(part.evaluate_indices) else part.train_indices
+        result = evaluate_model(model, part, indices=chosen)
+        metrics = protocol.evaluation_metrics(result.examples, result.loss, result.accuracy)
+        records[call.data.identity(SOURCE).key(protocol.HELD_OUT, domain)] = MetricRecord(dict(metrics))
+    return records
 
 
 def _on(device: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,11 @@ from fedhess.federation.client.examples import simulated_client
 from fedhess.settings.run_config import RunConfig
 
 
+def is_simulated(context: Context) -> bool:
+    """Whether this node is a simulation's: a deployed one is started with its domain."""
+    return "domain" not in context.node_config
+
+
 class NotInRunError(UsageError):
     """The node holds a domain that the run does not have."""
 
@@ -34,7 +39,7 @@ def place(config: RunConfig, context: Context) -> Place:
         UsageError: The node config names neither domain nor partition, or a client number below 0.
     """
     domain, client = context.node_config.get("domain"), context.node_config.get("client", 0)
-    if domain is None:
+    if is_simulated(context):
         position, nodes = context.node_config.get("partition-id"), config.source_clients + len(config.targets)
         count = context.node_config.get("num-partitions", nodes)
         if isinstance(count, int) and count < nodes:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fedhess.alignment.step import Forward, Step, round_steps, run_forward
+from fedhess.alignment.step import Forward, LocalStep, Step, round_steps
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.alignment.strategy_code import strategy_code
 from fedhess.federation.client.batches import joint_batches
@@ -74,7 +75,7 @@ def train_locally(
         holdings: The client's training data with the references of the round, by domain.
         before: The tensors of the global model, on the model's device.
         config: Steps, batch size, learning rate and the like.
-        strategy: The strategy, for its ``objective``.
+        strategy: The strategy, for its ``objective`` and ``compute_gradient``.
         server_round: Number of the round, from 1.
         first: The forward pass of the first step, where an exchange of the round has made it already.
         momentum: Momentum buffers to begin with, by parameter, on the model's device; they are written to.
@@ -94,22 +95,27 @@ def train_locally(
     train_size = sum(holding.data.train_size for holding in holdings)
     indices = round_steps(config, train_size=train_size, server_round=server_round)
     batches = joint_batches([holding.data for holding in holdings], config, steps=indices[first is not None :])
-    for index in indices:
-        forward, first = first, None
-        if forward is None:
-            inputs, labels, sizes = next(batches)
-            forward = run_forward(model, inputs, labels, sizes=sizes)
+
+    def objective(forward: Forward, index: int) -> Tensor:
+        """Weigh losses and penalties of a pass, (); what the first has is kept."""
         steps = [
             Step(model, part, before, index, server_round, config.l2, own.data.key)
             for part, own in zip(forward.parts, holdings, strict=True)
         ]
         with strategy_code(config.strategy, "penalty", type(strategy)):
             terms = [strategy.objective(step, own.reference) for step, own in zip(steps, holdings, strict=True)]
-        objective = _weighted(terms, holdings)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(objective)
+        whole = _weighted(terms, holdings)
         if not losses:
-            losses = [_weighted([step.loss for step in steps], holdings).detach(), objective.detach()]
+            losses.extend((_weighted([step.loss for step in steps], holdings).detach(), whole.detach()))
+        return whole
+
+    for index in indices:
+        batch = next(batches) if first is None else first.taken
+        step = LocalStep(model, batch, partial(objective, index=index), index, holdings[0].data.key, first)
+        first = None
+        optimizer.zero_grad(set_to_none=True)
+        with strategy_code(config.strategy, "step", type(strategy), calls=LocalStep):
+            strategy.compute_gradient(step)
         if writes:
             optimizer.step()
     with torch.no_grad():

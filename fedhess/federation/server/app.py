@@ -3,8 +3,8 @@
 import logging
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedhess.alignment.loading import load_strategy, resolved_args
+from fedhess.alignment.privacy import check_privacy
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
 from fedhess.base.errors import DivergedError, FederationError, StrategyError, UsageError
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 CLIENT_LOG, SERVER_LOG = "client.log", "server.log"
 
 MEASURED = "measured"  # key of what no row has yet: what sources have measured of the model to be reported
+
+MEDIANS = "medians"  # key of the norms' medians of the last rounds
 
 OnRound = Callable[[int, list[Row]], None]
 
@@ -73,15 +76,18 @@ class Server:
         config: The settings of the run.
         directory: Where to record, or None.
         on_round: Called after each evaluation.
+        nodes: Client -> node that alone may answer for it; empty for whoever comes first.
     """
 
     grid: Grid
     config: RunConfig
     directory: RunDirectory | None = None
     on_round: OnRound | None = None
+    nodes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.config
+        check_privacy([config])
         self.strategy = load_strategy(config.strategy, config.strategy_args)
         template = build_model(config.model_copy(update={"device": "cpu"}))  # the clients' device need not be here
         self._rounds: DomainRounds | FlowerRounds
@@ -130,9 +136,14 @@ class Server:
         finished, pending = self._restore()
         if finished == self.config.rounds and pending is None:
             return self.model
-        self.federation.discover()
+        self.federation.discover(self.nodes)
         self._record_clients()
         self._check_average()
+        if finished >= 0 and any(c.identity.noise == protocol.SYSTEM for c in self.federation.source_clients):
+            raise UsageError(
+                f"round {finished}: this private run cannot continue: its nodes would answer the rounds since then "
+                "once more, with new noise, and send more than --dp-epsilon allows; begin another run"
+            )
         if finished < 0:
             self._complete(0, RoundOutcome())
             finished = 0
@@ -157,6 +168,7 @@ class Server:
         self._rounds.restore(checkpoint.tensors, checkpoint.plain)
         self.evaluated.restore(checkpoint.tensors, checkpoint.plain)
         self.federation.ledger.restore(checkpoint.unreported)
+        self.federation.bound.restore(checkpoint.plain.get(MEDIANS, {}))
         self._seconds = checkpoint.unreported.get("seconds", 0.0)
         trained = checkpoint.unreported.get(TRAINED)
         if trained is None:
@@ -188,7 +200,7 @@ class Server:
                 unreported[MEASURED] = [[*place, found] for place, found in outcome.measured.items()]
             tensors, plain = self._rounds.state()
             more_tensors, more_plain = self.evaluated.state()
-            state = (tensors | more_tensors, plain | more_plain)
+            state = (tensors | more_tensors, plain | more_plain | {MEDIANS: self.federation.bound.state()})
             self.directory.save_checkpoint(snapshot(server_round, self.model, state, unreported))
         if evaluated:
             self._report(server_round, outcome)
@@ -221,7 +233,7 @@ class Server:
         before = {each["client"]: each for each in self.directory.clients()}
         for client in self.federation.clients:
             now, was = client.identity.description(), before.get(client.label)
-            if was is not None and was[protocol.DATA_DIGEST] != now[protocol.DATA_DIGEST]:
+            if was is not None and was.get(protocol.DATA_DIGEST) != now.get(protocol.DATA_DIGEST):
                 raise FederationError(
                     f"client {client.label} has other data than when the run began: digest "
                     f"{now[protocol.DATA_DIGEST]}, was {was[protocol.DATA_DIGEST]}; put it back, or begin another run"

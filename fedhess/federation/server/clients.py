@@ -8,12 +8,14 @@ from typing import Generic, TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedhess.alignment.privacy import releases_per_round
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation import protocol
 from fedhess.federation.protocol import Part
 from fedhess.federation.server.discovery import Client, add_nonce, discover, draw_clients, returns_nonce
 from fedhess.federation.server.ledger import Failure, Ledger
-from fedhess.federation.tensors import NotFiniteError, array_bytes
+from fedhess.federation.server.norm_bound import NormBound, Norms
+from fedhess.federation.tensors import NotFiniteError
 from fedhess.settings.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -62,8 +64,12 @@ class Federation:
     on_traceback: Callable[[str], object] | None = None
     clients: list[Client] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    bound: NormBound = field(init=False)
     _holds: dict[int, list[str]] = field(default_factory=dict)  # node -> ids of the models that it holds
     _forgetful: set[int] = field(default_factory=set)  # nodes that lost a model once: they are sent it every time
+
+    def __post_init__(self) -> None:
+        self.bound = NormBound(self.config.norm_bound)
 
     @property
     def source_clients(self) -> list[Client]:
@@ -75,7 +81,7 @@ class Federation:
         config = self.config
         return draw_clients(self.source_clients, config.clients_per_round, seed=config.seed, server_round=server_round)
 
-    def discover(self) -> None:
+    def discover(self, nodes: Mapping[str, int]) -> None:
         """Find the clients of the run: see :func:`fedhess.federation.server.discovery.discover`."""
         config = self.config
         self.clients = discover(
@@ -84,7 +90,11 @@ class Federation:
             targets=config.targets,
             deadline=config.exchange_deadline,
             clients=config.source_clients,
+            nodes=nodes,
         )
+        for client in self.clients:
+            content = RecordDict({protocol.IDENTITY: client.identity.to_record()})
+            self.ledger.count(client.label, protocol.IDENTIFY, content, way="up")
 
     def exchange(self, request: Request[T], clients: Iterable[Client]) -> Iterator[tuple[Client, T]]:
         """Send one message to each client and yield what ``request.read`` makes of the replies, in domain order.
@@ -100,6 +110,22 @@ class Federation:
             value = self.accept(request, client, reply)
             if value is not None:
                 yield client, value
+
+    def screen(
+        self,
+        phase: str,
+        server_round: int,
+        replies: Iterable[tuple[Client, T]],
+        norms: Callable[[Client, T], Norms],
+        *,
+        asked: int,
+    ) -> Iterator[tuple[Client, T]]:
+        """Yield the replies within the bound on norms; a client that exceeds it is recorded and left out."""
+
+        def reject(client: Client, reason: str) -> None:
+            self.ledger.failures.append(Failure(server_round, phase, client.label, reason))
+
+        return self.bound.screen(replies, norms, reject, asked=asked)
 
     def accept(self, request: Request[T], client: Client, reply: Message) -> T | None:
         """Read a reply; return None and record the failure where it is rejected."""
@@ -117,7 +143,7 @@ class Federation:
         """Send messages; yield each one's client with its reply, or None where it failed, as the replies come."""
         nonces = [add_nonce(message) for _, message in messages]
         for addressee, message in messages:
-            self.ledger.count(addressee.label, down=array_bytes(message.content))
+            self.ledger.count(addressee.label, request.message_type, message.content, way="down")
         replies = grid.send_and_receive([message for _, message in messages], timeout=request.deadline)
         ids = [message.metadata.message_id for _, message in messages]
         asked = {id_: (client, nonce) for id_, (client, _), nonce in zip(ids, messages, nonces, strict=True)}
@@ -128,7 +154,7 @@ class Federation:
                 logger.warning("round %d, %s: dropped an unexpected reply", request.server_round, request.phase)
                 continue
             if not reply.has_error() and returns_nonce(reply, nonce):
-                self.ledger.count(client.label, up=array_bytes(reply.content))
+                self.ledger.count(client.label, request.message_type, reply.content, way="up")
                 yield client, reply
                 continue
             self._holds.pop(client.node_id, None)
@@ -152,6 +178,9 @@ class Federation:
         """Send a request; yield each client once, with its reply or None, as the replies come."""
         # Where clients run one after the other, messages that are not their turn yet would only take memory.
         at_once = getattr(self.grid, "clients_at_once", len(clients)) or 1
+        spent = [client for client in clients if not self._may_ask(request, client)]
+        yield from ((client, None) for client in spent)
+        clients = [client for client in clients if client not in spent]
         for start in range(0, len(clients), at_once):
             lost: list[Client] = []
             messages = [(client, self._message(request, client)) for client in clients[start : start + at_once]]
@@ -165,6 +194,25 @@ class Federation:
             if lost:
                 again = [(client, self._message(request, client)) for client in lost]
                 yield from self.round_trip(request, again, self.grid)
+
+    def _may_ask(self, request: Request[T], client: Client) -> bool:
+        """Whether a client of a private run has privacy left for a request; what it will send is counted, else failed.
+
+        What it is asked counts, whether it answers or not: an answer that came too late has left it all the same.
+        """
+        config, label = self.config, client.label
+        if not config.is_private or client.identity.role != SOURCE:
+            return True
+        asked = protocol.releases_in(RecordDict(dict(request.parts(client))), request.message_type)
+        released = self.ledger.released.get(label, 0) + asked
+        planned = request.server_round * releases_per_round(config)
+        if released > planned:
+            reason = f"not asked: --dp-epsilon has noise for {planned} replies by now, this would make it {released}"
+            self._fail(request, client, reason)
+            return False
+        if asked:
+            self.ledger.released[label] = released
+        return True
 
     def _message(self, request: Request[T], client: Client) -> Message:
         content = RecordDict(dict(request.parts(client)))

@@ -40,7 +40,13 @@ class Client:
 
 
 def discover(
-    grid: Grid, *, sources: Sequence[str], targets: Sequence[str], deadline: float, clients: int = 0
+    grid: Grid,
+    *,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    deadline: float,
+    clients: int = 0,
+    nodes: Mapping[str, int] | None = None,
 ) -> list[Client]:
     """Ask every node which client it is, until each domain of the run has a client and the run all of its clients.
 
@@ -54,6 +60,7 @@ def discover(
         targets: Names of the target domains, in domain order.
         deadline: Seconds to wait for the next client.
         clients: Number of source clients of the run; 0 for one a source domain.
+        nodes: Client -> node that alone may answer for it; none for whoever comes first.
 
     Returns:
         The clients, source domains first, in domain order and by client number: never in the order of node ids.
@@ -62,7 +69,7 @@ def discover(
         FederationError: A client is missing when the deadline has passed. At once where one contradicts the run or
             another node, or is beyond the clients that the run has.
     """
-    inquiry = _Inquiry(grid)
+    inquiry = _Inquiry(grid, nodes or {})
     began = time.monotonic()
     clients = clients or len(sources)
     while True:
@@ -85,10 +92,10 @@ def discover(
 class _Inquiry:
     """Asks the nodes of a grid which clients they are, without waiting for any of them."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, nodes: Mapping[str, int]) -> None:
         self.known: dict[int, Identity] = {}
         self.last_found = time.monotonic()
-        self._grid = grid
+        self._grid, self._nodes = grid, nodes
         self._questions: dict[str, tuple[int, str]] = {}  # message id -> node and nonce
         self._asked: dict[int, float] = {}  # node -> when it was last asked
         self._errors: dict[int, list[str]] = {}
@@ -122,6 +129,16 @@ class _Inquiry:
         settled = node in self.known or node in self._others
         return not settled and time.monotonic() - self._asked.get(node, -math.inf) >= pause
 
+    def _check_name(self, node: int, label: str) -> None:
+        """Check that a node may answer for a client."""
+        if self._nodes and self._nodes.get(label) != node:
+            own = [name for name, number in self._nodes.items() if number == node]
+            raise ValueError(
+                f"it answers as client {label}, which is "
+                f"{f'node {self._nodes[label]}' if label in self._nodes else 'no registered client'}; this one is "
+                f"{f'client {own[0]}' if own else 'none'}"
+            )
+
     def _read(self, node: int, nonce: str, reply: Message) -> None:
         try:
             if reply.has_error():
@@ -130,11 +147,13 @@ class _Inquiry:
                 raise ValueError(protocol.printable(reply.error.reason or f"error {reply.error.code}"))
             if not returns_nonce(reply, nonce):
                 raise ValueError(FOREIGN)
-            self.known[node] = Identity.from_record(reply.content.config_records[protocol.CONFIG])
+            identity = Identity.from_record(reply.content.config_records[protocol.CONFIG])
+            self._check_name(node, identity.label)
+            self.known[node] = identity
             self.last_found = time.monotonic()
         except (KeyError, ValueError) as error:
             if node not in self._errors:
-                logger.warning("node %d does not identify itself: %s", node, protocol.printable(str(error)))
+                logger.warning("node %d takes no part: %s", node, protocol.printable(str(error)))
             self._errors.setdefault(node, []).append(protocol.printable(str(error)))
 
 

@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from fedhess.alignment.means import DomainMeans, WeightedMean
+from fedhess.alignment.privacy import run_noise
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.errors import FederationError
 from fedhess.curvature import head_gradient, hessian_gradient_product
@@ -24,6 +25,7 @@ from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.run_directory import Row
 from fedhess.federation.tensors import read_tensors
 from fedhess.models.headed import HeadedModel
+from fedhess.settings.privacy import spent_epsilon
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,8 @@ def evaluate_clients(
         found = {held.domain: _read(client, held, content, alignment, splits) for held in _evaluates(client)}
         for held in _evaluates(client):
             key = client.identity.key(protocol.COUNTS, held.domain)
-            found[held.domain][0].update(_read_counts(content, key, splits, found[held.domain][0], outputs=outputs))
+            read_counts = _read_counts if client.identity.protection is None else _read_protected
+            found[held.domain][0].update(read_counts(content, key, splits, found[held.domain][0], outputs=outputs))
         return found
 
     asked = [client for client in federation.clients if _evaluates(client) and client.identity.role in roles]
@@ -159,6 +162,7 @@ def make_rows(federation: Federation, measured: Measured, outcome: RoundOutcome,
     losses of training) is in the first of its rows alone.
     """
     failures, traffic = federation.ledger.take()
+    config = federation.config
     rows: list[Row] = []
     for client in federation.clients:
         missed = [failure for failure in failures if failure.client == client.label]
@@ -166,13 +170,22 @@ def make_rows(federation: Federation, measured: Measured, outcome: RoundOutcome,
         for held in client.identity.holdings:
             metrics = measured.get((client.label, held.domain), {})
             rows.append(_row(server_round, client, held, metrics, trained, missed, moved))
+            if config.is_private and client.identity.role == SOURCE:
+                rows[-1] |= _spent(federation, client)
             missed, moved, trained = [], Traffic(), {}
-            if federation.config.splits_targets and client.identity.role == TARGET:
+            if config.splits_targets and client.identity.role == TARGET:
                 rows[-1]["split"] = "in"
                 out = protocol.OUT
                 metrics = {key.removeprefix(out): value for key, value in metrics.items() if key.startswith(out)}
                 rows.append(_row(server_round, client, held, metrics, trained, missed, moved) | {"split": "out"})
     return rows
+
+
+def _spent(federation: Federation, client: Client) -> Row:
+    """Return what a row says of a private source client: the epsilon of all that it has sent, and whose noise it is."""
+    config, released = federation.config, federation.ledger.released.get(client.label, 0)
+    epsilon = spent_epsilon(run_noise(config), config.dp_delta, releases=released)
+    return {"epsilon": round(epsilon, 6), protocol.NOISE: client.identity.noise}
 
 
 def _evaluates(client: Client) -> list[Held]:
@@ -238,6 +251,25 @@ def _read_counts(
     return found
 
 
+def _read_protected(
+    content: RecordDict, key: str, splits: Iterable[str], metrics: Mapping[str, float], *, outputs: int
+) -> dict[str, list[list[int]] | None]:
+    """Read rounded or noisy counts, which add up to the accuracy alone; there is no loss and nothing of confidences."""
+    like = torch.empty(max(2, outputs), max(2, outputs), dtype=torch.int32)
+    tensors = read_tensors(content, key, like={f"{split}{protocol.CONFUSION}": like for split in splits})
+    found: dict[str, list[list[int]] | None] = {f"{split}loss": None for split in splits}
+    for split in splits:
+        confusion = tensors[f"{split}{protocol.CONFUSION}"].numpy()
+        accuracy, hits = metrics[f"{split}accuracy"], int(confusion.trace())
+        if (confusion < 0).any() or min(1.0, hits / metrics[f"{split}{protocol.NUM_EXAMPLES}"]) != accuracy:
+            raise ValueError(
+                f"{key}: expected counts that fit {split}accuracy {accuracy:g}, got {hits} predicted right"
+            )
+        places = confusion.nonzero()
+        found[f"{split}{protocol.CONFUSION}"] = np.stack([*places, confusion[places]], axis=1).tolist()
+    return found
+
+
 def _row(
     server_round: int,
     client: Client,
@@ -264,7 +296,10 @@ def _row(
         "failures": [{"round": f.round, "phase": f.phase, "reason": f.reason} for f in missed],
         "bytes_down": moved.down,
         "bytes_up": moved.up,
+        "sent": moved.sent,
     }
+    if identity.protection is not None:
+        row["evaluation_rounding"], row["evaluation_epsilon"] = identity.protection
     if held.domain != identity.domain:
         row["main_domain"] = identity.domain  # which the client's number counts in
     return row

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from flwr.app import RecordDict
+import torch
+from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedhess.alignment.means import DomainMeans, PerDomain
+from fedhess.alignment.means import DomainMeans, MeanRule, PerDomain
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
+from fedhess.federation.server.norm_bound import Norms, norm
 from fedhess.federation.tensors import read_tensors
 from fedhess.settings.run_config import Scalar
 
@@ -21,15 +23,24 @@ class Exchange:
     """Ask the source clients of a round for statistics, each call one exchange: :class:`fedhess.alignment.Ask`.
 
     Attributes:
+        asked: How many took part at first.
         participants: The source clients still in the round: those that answered every exchange so far.
     """
 
-    def __init__(self, federation: Federation, shapes: StatisticShapes, model: ModelPayload, server_round: int) -> None:
+    def __init__(
+        self,
+        federation: Federation,
+        shapes: StatisticShapes,
+        model: ModelPayload,
+        server_round: int,
+        without: Client | None = None,
+    ) -> None:
         self.domains = tuple(federation.config.sources)
-        self.participants = federation.participants(server_round)
+        self.participants = [client for client in federation.participants(server_round) if client is not without]
         self.seed = derive_seed(federation.config.seed, "round", server_round)
         self.server_round = server_round
-        self._asked = len(self.participants)
+        self.asked = len(self.participants)
+        self._norms: list[dict[Client, Norms]] = []  # of each exchange
         self._federation = federation
         self._shapes = shapes
         self._model = model
@@ -41,6 +52,24 @@ class Exchange:
     def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
         """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
         return self._average(names, self._answers(self.participants, names, given))
+
+    def held_out(self) -> dict[str, PerDomain]:
+        """Ask for ``"loss"`` and ``"accuracy"`` of the model on the sources' evaluation examples, one exchange."""
+
+        def read(client: Client, content: RecordDict) -> Answer:
+            measured = protocol.held_out_of(content, client.identity)
+            return {d: {n: torch.tensor(v, dtype=torch.float64) for n, v in own.items()} for d, own in measured.items()}
+
+        request = Request(
+            "exchange held-out",
+            protocol.STATISTICS,
+            self.server_round,
+            self._model,
+            self._federation.config.exchange_deadline,
+            read=read,
+            parts=lambda _: {protocol.CONFIG: ConfigRecord({protocol.HELD_OUT: True})},
+        )
+        return self._average(("loss", "accuracy"), self._federation.exchange(request, self.participants))
 
     def _answers(
         self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
@@ -61,18 +90,38 @@ class Exchange:
 
     def _average(self, names: Sequence[str], answers: Iterable[tuple[Client, Answer]]) -> dict[str, PerDomain]:
         """Average by domain, and go on with the clients that answered, if they are enough."""
-        means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants])
+        config = self._federation.config
+        rule = MeanRule(config.reference_mean, config.hostile_clients)
+        means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants], rule)
         answered: list[Client] = []
-        for client, answer in answers:
+        asked, phase = len(self.participants), _phase(names)
+        norms: dict[Client, Norms] = {}
+
+        def measured(client: Client, answer: Answer) -> Norms:
+            norms[client] = _norms(answer)
+            return norms[client]
+
+        screened = self._federation.screen(phase, self.server_round, answers, measured, asked=asked)
+        for client, answer in screened:
             answered.append(client)
             for domain, tensors in answer.items():
                 means.add(domain, tensors, client.identity.trains_on[domain])
         self.participants = answered
-        self._federation.require_quorum(_phase(names), self.server_round, answered, asked=self._asked)
+        self._norms.append({client: norms[client] for client in answered})
+        self._federation.require_quorum(phase, self.server_round, answered, asked=self.asked)
         by_domain = means.result()
-        by_examples = self._federation.config.weighting == "examples"
+        by_examples = config.weighting == "examples"
         weights = means.examples if by_examples else dict.fromkeys(by_domain, 1)
-        return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights) for name in names}
+        return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights, rule) for name in names}
+
+    def suspect(self) -> Client | None:
+        """Return a client that outweighs all others together in a statistic, the first such one, if there is any."""
+        for norms in self._norms:
+            for name in next(iter(norms.values()), ()):
+                longest = max(norms, key=lambda client: norms[client][name])
+                if 2 * norms[longest][name] > sum(each[name] for each in norms.values()):
+                    return longest
+        return None
 
 
 def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tensor]) -> Answer:
@@ -81,6 +130,12 @@ def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tens
         domain: read_tensors(content, client.identity.key(protocol.STATISTIC_VALUES, domain), like=expected)
         for domain in client.identity.trains_on
     }
+
+
+def _norms(answer: Answer) -> Norms:
+    """Return the norm of each statistic of a client, of several domains the largest."""
+    names = next(iter(answer.values()))
+    return {name: max(norm({name: tensors[name]}) for tensors in answer.values()) for name in names}
 
 
 def _phase(names: Sequence[str]) -> str:

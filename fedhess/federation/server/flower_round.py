@@ -19,6 +19,7 @@ from fedhess.federation.server.clients import Federation, Request
 from fedhess.federation.server.discovery import Client
 from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.local_training import RoundOutcome
+from fedhess.federation.server.norm_bound import norm
 from fedhess.federation.tensors import decode_tensors, read_tensors
 
 
@@ -113,12 +114,18 @@ class FlowerRounds:
         )
         addressed = [(grid.by_node[message.metadata.dst_node_id], message) for message in messages]
         outcome, replies = RoundOutcome(), []
-        for client, reply in federation.round_trip(request, addressed, grid):
-            metrics = None if reply is None else federation.accept(request, client, reply)
-            if reply is not None and metrics is not None:
-                outcome.metrics[client.label] = metrics
-                outcome.participants.append(client)
-                replies.append(reply)
+        read = (
+            (client, (reply, *found))
+            for client, reply in federation.round_trip(request, addressed, grid)
+            if reply is not None and (found := federation.accept(request, client, reply)) is not None
+        )
+        screened = federation.screen(
+            "train", server_round, read, lambda _, sent: {"update": sent[2]}, asked=len(addressed)
+        )
+        for client, (reply, metrics, _) in screened:
+            outcome.metrics[client.label] = metrics
+            outcome.participants.append(client)
+            replies.append(reply)
         federation.require_quorum("train", server_round, outcome.participants, asked=len(dict(addressed)))
 
         try:
@@ -167,12 +174,17 @@ def _require_erm(messages: Iterable[Message], where: str) -> None:
         )
 
 
-def _read(content: RecordDict, client: Client, model: GlobalModel) -> dict[str, float]:
-    """Check a reply as Flower's strategies will read it: one record of weights, one of metrics, the right count."""
+def _read(content: RecordDict, client: Client, model: GlobalModel) -> tuple[dict[str, float], float]:
+    """Check a reply as Flower's strategies will read it: one record of weights, one of metrics, the right count.
+
+    Returns:
+        Its metrics, and the norm of its update.
+    """
     if len(content.array_records) != 1 or len(content.metric_records) != 1:
         raise ValueError(f"expected one record of arrays and one of metrics, got {sorted(content)}")
-    read_tensors(content, protocol.MODEL, like=model.tensors)
-    return protocol.training_metrics_of(content, examples=client.identity.train_examples)
+    weights = read_tensors(content, protocol.MODEL, like=model.tensors)
+    metrics = protocol.training_metrics_of(content, examples=client.identity.train_examples)
+    return metrics, norm({name: before - weights[name] for name, before in model.tensors.items()})
 
 
 def _aggregate(arrays: ArrayRecord, model: GlobalModel, where: str) -> dict[str, Tensor]:

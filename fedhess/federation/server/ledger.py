@@ -1,11 +1,16 @@
-"""What went wrong and what was sent in a run: failures by client, and bytes, until a row reports them."""
+"""What went wrong and what was sent in a run: failures and records by client, until a row reports them."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from math import prod
+from typing import Any, Literal
+
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedhess.base.errors import DivergedError, FederationError, StrategyError
+from fedhess.federation import protocol
+from fedhess.federation.tensors import array_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +32,15 @@ class Failure:
 
 @dataclass
 class Traffic:
-    """Bytes of arrays exchanged with one client."""
+    """What was exchanged with one client: bytes of arrays, and every record but settings.
+
+    ``sent`` has by direction (``"down"``: to the client) and name, ``"MESSAGE RECORD"``, how often the record was sent,
+    all its bytes, and its shape.
+    """
 
     down: int = 0
     up: int = 0
+    sent: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -40,18 +50,23 @@ class Ledger:
     Attributes:
         failures: All of them, in order.
         traffic: By client, since the last row.
+        released: By client of a private run, how often it was asked for what depends on its examples.
     """
 
     failures: list[Failure] = field(default_factory=list)
     traffic: dict[str, Traffic] = field(default_factory=dict)
+    released: dict[str, int] = field(default_factory=dict)
     _reported: int = 0  # failures that are in rows
     _named: int = 0  # failures that a warning or an error has named
 
-    def count(self, client: str, *, down: int = 0, up: int = 0) -> None:
-        """Add bytes to the traffic of a client."""
+    def count(self, client: str, message_type: str, content: RecordDict, *, way: Literal["down", "up"]) -> None:
+        """Add what a message to a client, or its reply, has to the traffic of the client."""
         traffic = self.traffic.setdefault(client, Traffic())
-        traffic.down += down
-        traffic.up += up
+        setattr(traffic, way, getattr(traffic, way) + array_bytes(content))
+        sent = traffic.sent.setdefault(way, {})
+        for name, size, shape in _records(content):
+            times, total, _ = sent.get(f"{message_type} {name}", (0, 0, ""))
+            sent[f"{message_type} {name}"] = [times + 1, total + size, shape]
 
     def require_quorum(self, phase: str, server_round: int, completed: int, *, asked: int, quorum: int) -> None:
         """Check that at least ``quorum`` (0: all) of the clients asked completed a phase; log new failures.
@@ -59,15 +74,23 @@ class Ledger:
         Raises:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.
             StrategyError: The same, where it was the strategy that raised on every client that failed.
-            DivergedError: The same, where every client that failed sent values that are not finite.
+            DivergedError: The same, where every client that failed sent values that are not finite; whatever the quorum
+                where half of those that answered did: what so many have in common is no fault of theirs.
         """
         needed = min(quorum or asked, asked)
+        of_round = [failure for failure in self.failures if failure.round == server_round]
+        diverged = {failure.client for failure in of_round if failure.diverged and failure.phase == phase}
+        if len(diverged) >= completed > 0:
+            raise DivergedError(
+                f"round {server_round}: {len(diverged)} of {len(diverged) + completed} source clients sent values that "
+                f"are not finite in phase {phase!r}. None is left out as the culprit: it is what all of them were sent."
+                "\n  " + "\n  ".join(_lines(of_round))
+            )
         fresh, self._named = self.failures[self._named :], len(self.failures)
         if completed >= max(needed, 1):
             for line in _lines(fresh):
                 logger.warning("%s", line)
             return
-        of_round = [failure for failure in self.failures if failure.round == server_round]
         kind: type[Exception] = FederationError
         if of_round and all(failure.by_strategy for failure in of_round):
             kind = StrategyError
@@ -78,6 +101,15 @@ class Ledger:
             "needed (--quorum).\n  " + "\n  ".join(_lines(of_round))
         )
 
+    def diverged(self, begun: int) -> list[str]:
+        """Return the clients that sent values that are not finite, after the first ``begun`` failures."""
+        return list(dict.fromkeys(failure.client for failure in self.failures[begun:] if failure.diverged))
+
+    def rewind(self, begun: int, then: Iterable[Failure] = ()) -> None:
+        """Forget all but the first ``begun`` failures, and take others in their place, which are not logged again."""
+        self.failures[begun:] = then
+        self._named = len(self.failures)
+
     def take(self) -> tuple[list[Failure], dict[str, Traffic]]:
         """Return the failures and the traffic since the last call."""
         failures, self._reported = self.failures[self._reported :], len(self.failures)
@@ -87,13 +119,30 @@ class Ledger:
     def unreported(self) -> dict[str, Any]:
         """Return the failures and the traffic since the last row, for a checkpoint; JSON."""
         failures = [asdict(failure) for failure in self.failures[self._reported :]]
-        return {"failures": failures, "traffic": {client: asdict(moved) for client, moved in self.traffic.items()}}
+        found = {"failures": failures, "traffic": {client: asdict(moved) for client, moved in self.traffic.items()}}
+        return found | ({"released": dict(self.released)} if self.released else {})
 
     def restore(self, recorded: Mapping[str, Any]) -> None:
         """Continue from :meth:`unreported` of the process before."""
         self.failures += [Failure(**failure) for failure in recorded.get("failures", ())]
         self._named = len(self.failures)
         self.traffic = {client: Traffic(**moved) for client, moved in recorded.get("traffic", {}).items()}
+        self.released = dict(recorded.get("released", {}))
+
+
+def _records(content: RecordDict) -> Iterator[tuple[str, int, str]]:
+    """Describe the arrays, metrics and identity of a message: name, bytes, shape; a model's arrays are one record."""
+    for key, record in content.items():
+        name = protocol.record_name(key)
+        if isinstance(record, MetricRecord) or name == protocol.IDENTITY:
+            yield name, record.count_bytes(), f"{len(record)} values"
+        elif isinstance(record, ArrayRecord) and name in (protocol.MODEL, protocol.MOMENTUM):
+            arrays = list(record.values())
+            numbers = sum(prod(array.shape) for array in arrays)
+            yield name, sum(len(array.data) for array in arrays), f"{numbers:,} numbers in {len(arrays)} arrays"
+        elif isinstance(record, ArrayRecord):
+            for tensor, array in record.items():
+                yield f"{name}/{tensor}", len(array.data), " x ".join(map(str, array.shape)) or "1"
 
 
 def _lines(failures: Iterable[Failure]) -> list[str]:

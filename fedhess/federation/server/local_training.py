@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedhess.alignment.means import WeightedMean
-from fedhess.alignment.strategy import ClientUpdate, Reference
+from fedhess.alignment.means import MeanRule, WeightedMean
+from fedhess.alignment.step import round_steps
+from fedhess.alignment.strategy import ClientReply, ClientUpdate, Reference
+from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
 from fedhess.federation.server.global_model import GlobalModel
+from fedhess.federation.server.norm_bound import Norms, norm
 from fedhess.federation.server.previous_references import PreviousStatistics
 from fedhess.federation.tensors import encode_tensors, read_tensors
 from fedhess.settings.run_config import RunConfig
@@ -62,13 +66,15 @@ class LocalPhase:
         reference: Reference,
         server_round: int,
         previous: PreviousStatistics | None = None,
+        *,
+        asked: int,
     ) -> None:
         self.model = model
         self.participants = participants
         self.config = federation.config
         self.server_round = server_round
         self.outcome = RoundOutcome()
-        self._federation = federation
+        self._federation, self._asked = federation, asked
         self._reference_parts = _reference_parts(reference)
         self._previous = previous
 
@@ -78,22 +84,57 @@ class LocalPhase:
         held = {domain for client in self.participants for domain in client.identity.trains_on}
         return [domain for domain in self.config.sources if domain in held]
 
-    def mean_update(self, domain_weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+    @property
+    def shares(self) -> dict[str, float]:
+        """Weight of each source client of the run; see :meth:`fedhess.alignment.LocalTraining.shares`."""
+        weights = holding_weights(self._federation.source_clients, self.config)
+        own = {client.label: sum(held.values()) for client, held in weights.items()}
+        return {label: weight / sum(own.values()) for label, weight in own.items()}
+
+    def mean_update(
+        self,
+        domain_weights: Mapping[str, float] | None = None,
+        *,
+        given: Callable[[str], Mapping[str, Tensor]] | None = None,
+        each: Callable[[ClientReply], object] | None = None,
+        held_out: bool = False,
+    ) -> dict[str, Tensor]:
         """Train all clients at once from the global model; see :meth:`fedhess.alignment.LocalTraining.mean_update`.
 
-        Replies are added up as they come, one in memory at a time.
+        Replies are added up as they come, one in memory at a time; a robust mean holds them all.
+
+        Raises:
+            UsageError: The mean is robust, which counts every client once, and the strategy weighs the domains or sees
+                each update; or the run is private, and it wants evaluations.
         """
-        mean = WeightedMean()
+        if domain_weights is not None or each is not None:
+            reason = "it weighs the domains" if each is None else "it makes something of each update"
+            self._require_mean(f"{reason} by itself, and robust means count every client once")
+        if held_out and self.config.is_private:
+            raise UsageError(
+                f"--strategy {self.config.strategy}: its clients evaluate what they trained, and a private run's "
+                "sources send no loss and no accuracy; leave --dp-epsilon out, or choose another strategy"
+            )
+        mean = MeanRule(self.config.update_mean, self.config.hostile_clients).begin()
         weights = holding_weights(self.participants, self.config, domain_weights)
-        for client, result in self._train(weights, self.model.payload(), None):
-            mean.add(result.update, sum(weights[client].values()))
+        for client, result in self._train(weights, self.model.payload(), None, given=given, held_out=held_out):
+            weight = sum(weights[client].values())
+            if each is not None:
+                own, steps = client.identity.trains_on, self._steps(client)
+                each(ClientReply(client.label, weight, own, steps, result.update, result.held_out))
+            mean.add(result.update, weight)
         self.require_quorum()
         return mean.result()
 
     def train_domain(
         self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
     ) -> ClientUpdate | None:
-        """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`."""
+        """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`.
+
+        Raises:
+            UsageError: The mean over clients is to be robust: here no mean is taken over the domains.
+        """
+        self._require_mean("it trains one domain after the other, and each leaves the model where it likes")
         start = ModelPayload(f"{self.model.payload().model_id}-{name}", encode_tensors(position))
         counts = {client: client.identity.trains_on.get(domain, 0) for client in self.participants}
         total = sum(counts.values())
@@ -108,13 +149,29 @@ class LocalPhase:
             return None
         return ClientUpdate(update.result(), buffers.result() if result.momentum else {})
 
+    def _require_mean(self, reason: str) -> None:
+        if self.config.update_mean != "mean":
+            raise UsageError(
+                f"--update-mean {self.config.update_mean}: strategy {self.config.strategy} cannot have it, since "
+                f"{reason}; give --update-mean mean"
+            )
+
     def require_quorum(self) -> None:
         """Check that enough clients have trained."""
-        asked = len(self._federation.participants(self.server_round))
-        self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=asked)
+        self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=self._asked)
+
+    def _steps(self, client: Client) -> int:
+        examples = client.identity.train_examples
+        return len(round_steps(self.config, train_size=examples, server_round=self.server_round))
 
     def _train(
-        self, weights: Weights, payload: ModelPayload, momentum: Mapping[str, Tensor] | None
+        self,
+        weights: Weights,
+        payload: ModelPayload,
+        momentum: Mapping[str, Tensor] | None,
+        *,
+        given: Callable[[str], Mapping[str, Tensor]] | None = None,
+        held_out: bool = False,
     ) -> Iterator[tuple[Client, ClientUpdate]]:
         expected = {name: self.model.tensors[name] for name in self.model.update_names}
         carried = {} if momentum is None else {protocol.MOMENTUM: encode_tensors(momentum)}
@@ -126,24 +183,40 @@ class LocalPhase:
         requests = {} if previous is None else previous.requests()
 
         def parts(client: Client) -> dict[str, protocol.Part]:
-            return {**self._reference_parts(client), **carried, **_weights_part(client, weights[client]), **requests}
+            references = self._reference_parts(client)
+            if given is not None:
+                own = encode_tensors(given(client.label))
+                references[protocol.REFERENCE] = ArrayRecord({**references[protocol.REFERENCE], **own})
+            settings = _weights_setting(client, weights[client]) | ({protocol.HELD_OUT: True} if held_out else {})
+            return {**references, **carried, protocol.CONFIG: ConfigRecord(settings), **requests}
 
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
             buffers = read_tensors(content, protocol.MOMENTUM, like=trained) if trained else {}
-            metrics = protocol.training_metrics_of(content, examples=client.identity.train_examples)
+            metrics = protocol.training_metrics_of(
+                content, examples=client.identity.train_examples, private=self.config.is_private
+            )
             if previous is not None:
                 previous.read(client, content)
-            return ClientUpdate(update, buffers), metrics
+            measured = protocol.held_out_of(content, client.identity) if held_out else {}
+            return ClientUpdate(update, buffers, measured), metrics
 
         request = Request(
             "train", protocol.TRAIN, self.server_round, payload, self.config.deadline, read=read, parts=parts
         )
-        for client, (result, metrics) in self._federation.exchange(request, weights):
+        replies = self._federation.exchange(request, weights)
+        screened = self._federation.screen("train", self.server_round, replies, _norms, asked=len(weights))
+        for client, (result, metrics) in screened:
             if client.label not in self.outcome.metrics:  # else it has trained on another of its domains before
                 self.outcome.participants.append(client)
             self.outcome.metrics[client.label] = metrics
             yield client, result
+
+
+def _norms(client: Client, reply: tuple[ClientUpdate, dict[str, float]]) -> Norms:
+    del client
+    update, momentum = reply[0].update, reply[0].momentum
+    return {"update": norm(update)} | ({"momentum": norm(momentum)} if momentum else {})
 
 
 def _reference_parts(reference: Reference) -> Callable[[Client], dict[str, ArrayRecord]]:
@@ -166,14 +239,13 @@ def _reference_parts(reference: Reference) -> Callable[[Client], dict[str, Array
     return parts
 
 
-def _weights_part(client: Client, weights: Mapping[str, float]) -> dict[str, ConfigRecord]:
-    """Send a client of several domains what each weighs in its loss; nothing to a client of one."""
+def _weights_setting(client: Client, weights: Mapping[str, float]) -> dict[str, Any]:
+    """Tell a client of several domains what each weighs in its loss; nothing to a client of one."""
     if not client.identity.several:
         return {}
     if not any(weights.values()):  # its update will not count, but it has to make one
         weights = client.identity.trains_on
-    domains, values = list(weights), [float(weight) for weight in weights.values()]
-    return {protocol.CONFIG: ConfigRecord({protocol.TRAIN_DOMAINS: domains, protocol.TRAIN_WEIGHTS: values})}
+    return {protocol.TRAIN_DOMAINS: list(weights), protocol.TRAIN_WEIGHTS: [float(w) for w in weights.values()]}
 
 
 def holding_weights(

@@ -19,10 +19,8 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from fedhess.alignment.means import PerDomain
-from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
-from fedhess.federation.server.clients import Federation, ModelPayload
 from fedhess.federation.server.discovery import Client
 from fedhess.federation.server.exchange import Answer, Exchange, read_answer
 from fedhess.settings.run_config import Scalar
@@ -47,12 +45,10 @@ class PreviousStatistics:
         self.last: list[_Call] = []
         self.current: list[_Call] = []
 
-    def exchange(
-        self, federation: Federation, shapes: StatisticShapes, model: ModelPayload, server_round: int
-    ) -> "PreviousExchange":
-        """Begin a round: return its ``ask``, which answers from what is held."""
+    def exchange(self, *of_round: Any) -> "PreviousExchange":
+        """Begin a round: return its ``ask``, which answers from what is held; arguments are those of `Exchange`."""
         self.last, self.current = self.current, []
-        return PreviousExchange(self, federation, shapes, model, server_round)
+        return PreviousExchange(self, *of_round)
 
     def requests(self) -> dict[str, protocol.Part]:
         """Return the records by which a train message asks for the statistics of the next round's references."""

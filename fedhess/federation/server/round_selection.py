@@ -79,8 +79,10 @@ class BestSoFar:
         self._missed = self._missed or any(row["accuracy"] is None for row in group)
         if self._missed:
             return bool(select_round(self._rows, quorum=self._quorum) == server_round)
-        if server_round == 0 or not group:
+        if server_round == 0:
             return False
+        if not group:  # of a private run, whose sources evaluate nothing
+            return True
         merit = merit_of(group, server_round)
         if not self._averaged and group[0].get("averaged"):  # as in `reported_rows`
             self._averaged, self._best = True, None
@@ -136,7 +138,8 @@ def comparable_rounds(candidates: Sequence[Candidate]) -> Comparable:
 def source_merits(candidates: Sequence[Candidate]) -> list[dict[int, Merit]]:
     """Judge rounds by the sources' held-out examples, equal weight a domain (training-domain validation set).
 
-    Where the sources hold nothing out, the last round that counts is the only one.
+    Where the sources hold nothing out, the last round that counts is the only one; where they evaluate nothing, as in a
+    private run, the last.
 
     Returns:
         By candidate, its rounds that count; rows of targets are not looked at.
@@ -145,6 +148,8 @@ def source_merits(candidates: Sequence[Candidate]) -> list[dict[int, Merit]]:
     for candidate, rounds in zip(candidates, comparable_rounds(candidates).rounds, strict=True):
         judged = max(rounds) if rounds and not holds_out(candidate.rows) else None
         merits.append({n: merit_of(group, n) for n, group in rounds.items() if judged in (None, n)})
+        if not source_rows(candidate.rows) and (last := max((row["round"] for row in candidate.rows), default=0)):
+            merits[-1] = {last: (0.0, 0.0, -last)}
     return merits
 
 

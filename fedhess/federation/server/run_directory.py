@@ -1,5 +1,6 @@
 """The directory of one run on disk: rounds.jsonl, the truth that every table is made from, and the checkpoint."""
 
+import itertools
 import json
 import math
 import os
@@ -8,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedhess.base.errors import UsageError
-from fedhess.base.files import replace_file, writing
+from fedhess.base.errors import StorageError, UsageError
+from fedhess.base.files import append, digest_of, replace_file, writing
 from fedhess.federation.server.checkpoint import Checkpoint
 
 Row = dict[str, Any]
@@ -28,13 +30,15 @@ TRAINED = "trained"  # key of what no row has yet: the training metrics of a rou
 class RunDirectory:
     """One run's directory, ``runs/NAME/TARGET/SEED``, below a directory for the strategy if a job has several.
 
-    A checkpoint is a safetensors file and a small ``checkpoint.json`` that names it together with the length of
-    rounds.jsonl at that moment and what no row has yet. The JSON file is replaced atomically and last, so that whatever
-    instant the process is killed at, file, checkpoint and rows agree after :meth:`rewind`: later rows are cut off and
-    made again. What cannot be written raises ``StorageError``, what cannot be read ``UsageError``.
+    A checkpoint is a safetensors file and a small ``checkpoint.json`` that names it together with its sha256, the
+    length of rounds.jsonl at that moment and what no row has yet. The JSON file is replaced atomically and last, so
+    that whatever instant the process is killed at, file, checkpoint and rows agree after :meth:`rewind`: later rows are
+    cut off and made again. What cannot be written raises ``StorageError``, what cannot be read ``UsageError``.
 
-    ``selected/`` holds the model of the selected round so far, in a file named by the round. One that is written
-    replaces the one before only once the checkpoint has come to it: the run may go back to the checkpoint.
+    Three checkpoints are kept, which :meth:`go_back` can return to: the last two and that of the selected round.
+
+    ``selected/`` holds the model of the selected round so far, in a file named by the round, and what it was at the
+    checkpoints that are kept: the run may go back to any of them.
 
     Args:
         path: The directory; made when first written to.
@@ -58,8 +62,7 @@ class RunDirectory:
         file = self.path / name
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            with file.open("a", encoding="utf-8") as stream:
-                stream.write(text)
+            append(file, text)
         return file
 
     def record_clients(self, clients: Sequence[Mapping[str, Any]]) -> None:
@@ -76,6 +79,10 @@ class RunDirectory:
             found: list[dict[str, Any]] = json.loads(self._clients_file.read_text(encoding="utf-8"))
             return found
 
+    def nodes(self) -> dict[str, int]:
+        """Return which node each client was, by the client's name."""
+        return {str(client["client"]): int(client["node"]) for client in self.clients()}
+
     def record_failure(self, reason: str) -> None:
         """Keep why the run stopped, until it begins again."""
         with writing(self.path):
@@ -88,35 +95,36 @@ class RunDirectory:
 
     def rows(self) -> list[Row]:
         """Read every row; none if the run has not begun. A line cut short by a kill is left out."""
+        self._require_rows()
         if not self.rounds_file.exists():
             return []
         with _reading(self.rounds_file), self.rounds_file.open(encoding="utf-8") as stream:
             return [_row(line, number) for number, line in enumerate(stream, start=1) if line.endswith("\n")]
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and delete the one before it."""
+        """Write a checkpoint; of those before it the last and that of the selected round stay."""
         with writing(self.path):
             self._checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            name = _file_name(checkpoint.server_round)
-            tensors = {key: value.detach().contiguous() for key, value in checkpoint.tensors.items()}
-            replace_file(self._checkpoint_dir / name, save(tensors, metadata={"fedhess": checkpoint.header()}))
-            self._write_index(checkpoint.server_round, name, checkpoint.unreported)
+            number, selected = checkpoint.server_round, self.selected_round()
+            earlier = [entry for entry in self._checkpoints() if entry["round"] < number]
+            kept = [entry for entry in earlier if entry is earlier[-1] or entry["round"] == selected]
+            sha256 = _save(self._checkpoint_dir / _file_name(number), checkpoint.tensors, checkpoint.header())
+            entry = {"round": number, "file": _file_name(number), "sha256": sha256}
+            self._write_index([*kept, entry | self._position(checkpoint.unreported)])
             self.tidy()
 
     def settle(self) -> None:
         """Record that the rows have all that the last checkpoint's round reports; else it is evaluated again."""
-        index = self._read_index()
+        *earlier, last = self._checkpoints()
         with writing(self.path):
-            self._write_index(index["round"], index["file"], {})
+            self._write_index([*earlier, last | self._position({})])
             self._tidy_selected()
 
     def save_selected(self, server_round: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the model of a round that is the selected one so far, in place of others since the checkpoint."""
         with writing(self.path):
             self._selected_dir.mkdir(parents=True, exist_ok=True)
-            metadata = {"fedhess": json.dumps({"round": server_round})}
-            contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
-            replace_file(self._selected_dir / _file_name(server_round), save(contiguous, metadata=metadata))
+            _save(self._selected_dir / _file_name(server_round), tensors, json.dumps({"round": server_round}))
             completed = self.completed_round()
             for other in self._selected_files():
                 if completed is not None and completed < other < server_round:
@@ -129,13 +137,14 @@ class RunDirectory:
     def load_selected(self) -> dict[str, Tensor]:
         """Read the model in ``selected/``: its tensors by name."""
         file = self._selected_files()[max(self._selected_files())]
-        with _reading(file), safe_open(file, framework="pt") as stored:
-            return {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 - no mapping
+        with _reading(file):
+            return _load(file)[0]
 
     def sync(self) -> None:
         """Wait until the rows and the last checkpoint are on the disk, which a power cut could take before."""
-        checkpoint = self._checkpoint_dir / str(self._read_index()["file"])
-        selected = [*self._selected_files().values(), self._selected_dir] if self._selected_dir.exists() else []
+        checkpoint = self._checkpoint_dir / str(self._checkpoints()[-1]["file"])
+        files = self._selected_files()
+        selected = [files[max(files)], self._selected_dir] if files else []
         with writing(self.path):
             for path in (self.rounds_file, checkpoint, self._index, self._checkpoint_dir, *selected, self.path):
                 descriptor = os.open(path, os.O_RDONLY)
@@ -145,12 +154,12 @@ class RunDirectory:
                     os.close(descriptor)
 
     def tidy(self) -> None:
-        """Delete what belongs to no completed round: a failure, the checkpoint before the last, files half written."""
+        """Delete what belongs to no completed round: a failure, checkpoints that are not kept, files half written."""
         with writing(self.path):
             self._failure_file.unlink(missing_ok=True)
         if not self._index.exists():
             return
-        kept = (self._read_index()["file"], self._index.name)
+        kept = {*(entry["file"] for entry in self._checkpoints()), self._index.name}
         with writing(self.path):
             for other in self._checkpoint_dir.iterdir():
                 if other.name not in kept:
@@ -158,42 +167,51 @@ class RunDirectory:
             self._tidy_selected()
 
     def _tidy_selected(self) -> None:
-        """Delete all models in ``selected/`` but the newest that the last checkpoint's rows have."""
+        """Delete all models in ``selected/`` but those of the checkpoints that are kept."""
         completed = self.completed_round()
         known = [number for number in self._selected_files() if completed is not None and number <= completed]
-        kept = _file_name(max(known)) if known else ""
+        kept = {entry.get("selected") for entry in self._checkpoints()} | {max(known, default=None)}
+        names = {_file_name(number) for number in kept if number is not None}
         for other in self._selected_dir.glob("*"):
-            if other.name != kept:
+            if other.name not in names:
                 other.unlink()
 
     def _selected_files(self) -> dict[int, Path]:
         return {int(path.stem.partition("-")[2]): path for path in self._selected_dir.glob("round-*.safetensors")}
 
     def completed_round(self) -> int | None:
-        """Return the number of the last round that is trained and, where it is its turn, evaluated; or None."""
+        """Return the number of the last round that is trained and, where it is its turn, evaluated; or None.
+
+        Raises:
+            UsageError: Its rows are gone.
+        """
         if not self._index.exists():
             return None
-        index = self._read_index()
-        completed = int(index["round"]) - (TRAINED in index["unreported"])
+        self._require_rows()
+        last = self._checkpoints()[-1]
+        completed = int(last["round"]) - (TRAINED in last["unreported"])
         return completed if completed >= 0 else None
+
+    def kept_rounds(self) -> list[int]:
+        """Return the rounds whose checkpoints are kept."""
+        return [int(entry["round"]) for entry in self._checkpoints()]
 
     def load_checkpoint(self) -> Checkpoint | None:
         """Read the last checkpoint, or return None where there is none."""
         if not self._index.exists():
             return None
-        index = self._read_index()
-        file = self._checkpoint_dir / str(index["file"])
-        with _reading(file), safe_open(file, framework="pt") as stored:
-            header = json.loads(stored.metadata()["fedhess"])
-            tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118 - no mapping
-            return Checkpoint(int(header["round"]), tensors, header["plain"], index["unreported"])
+        last = self._checkpoints()[-1]
+        file = self._checkpoint_dir / str(last["file"])
+        with _reading(file):
+            tensors, header = _load(file, sha256=last["sha256"])
+            described = json.loads(header)
+            return Checkpoint(int(described["round"]), tensors, described["plain"], last["unreported"])
 
     def rewind(self) -> None:
         """Cut rounds.jsonl back to the last checkpoint, or delete it where there is none: the run continues there."""
-        length = int(self._read_index()["rounds_jsonl_bytes"]) if self._index.exists() else 0
-        with _reading(self.rounds_file):
-            if self._rows_length() < length:
-                raise ValueError(f"it is shorter than the {length} bytes that the checkpoint counted")
+        self._require_rows()
+        checkpoints = self._checkpoints()
+        length = int(checkpoints[-1]["rounds_jsonl_bytes"]) if checkpoints else 0
         with writing(self.path):
             if length:
                 os.truncate(self.rounds_file, length)
@@ -201,18 +219,68 @@ class RunDirectory:
                 self.rounds_file.unlink(missing_ok=True)
             self._tidy_selected()
 
+    def go_back(self, server_round: int) -> None:
+        """Return to the checkpoint of a round, one of `kept_rounds`: later ones and later rows are dropped."""
+        with writing(self.path):
+            self._write_index([entry for entry in self._checkpoints() if entry["round"] <= server_round])
+        self.rewind()
+        self.tidy()
+
+    def _require_rows(self) -> None:
+        """Check that the rows are there that the last checkpoint counted."""
+        for last in self._checkpoints()[-1:]:
+            with _reading(self.rounds_file):
+                if self._rows_length() < int(last["rounds_jsonl_bytes"]):
+                    raise ValueError(f"it is shorter than the {last['rounds_jsonl_bytes']} bytes of its checkpoint")
+
     def _rows_length(self) -> int:
         return self.rounds_file.stat().st_size if self.rounds_file.exists() else 0
 
-    def _write_index(self, server_round: int, file: str, unreported: Mapping[str, Any]) -> None:
-        index = {"round": server_round, "file": file, "rounds_jsonl_bytes": self._rows_length()}
-        replace_file(self._index, (json.dumps(index | {"unreported": dict(unreported)}) + "\n").encode())
+    def _position(self, unreported: Mapping[str, Any]) -> dict[str, Any]:
+        """Describe, for checkpoint.json, how far rows and selected model are."""
+        return {
+            "rounds_jsonl_bytes": self._rows_length(),
+            "selected": self.selected_round(),
+            "unreported": dict(unreported),
+        }
 
-    def _read_index(self) -> dict[str, Any]:
+    def _write_index(self, checkpoints: Sequence[Mapping[str, Any]]) -> None:
+        index = {**checkpoints[-1], "earlier": checkpoints[:-1]}
+        replace_file(self._index, (json.dumps(index) + "\n").encode())
+
+    def _checkpoints(self) -> list[dict[str, Any]]:
+        """Return what checkpoint.json has of each checkpoint that is kept, the last one last."""
+        if not self._index.exists():
+            return []
         with _reading(self._index):
             index: dict[str, Any] = json.loads(self._index.read_text(encoding="utf-8"))
-            needed = {key: index[key] for key in ("round", "file", "rounds_jsonl_bytes")}
-            return needed | {"unreported": dict(index.get("unreported", {}))}
+            checkpoints = [*index.pop("earlier", []), index]
+            for entry, key in itertools.product(checkpoints, ("round", "file", "rounds_jsonl_bytes")):
+                entry[key]
+            return [entry | {"unreported": dict(entry.get("unreported", {}))} for entry in checkpoints]
+
+
+def _save(file: Path, tensors: Mapping[str, Tensor], header: str) -> str:
+    """Write tensors with a header; return the sha256 of both, which is in the file as well."""
+    contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
+    sha256 = _sha256(contiguous, header)
+    replace_file(file, save(contiguous, metadata={"fedhess": f"{sha256} {header}"}))  # of two keys the order is random
+    return sha256
+
+
+def _load(file: Path, sha256: str = "") -> tuple[dict[str, Tensor], str]:
+    """Read what `_save` wrote; raises ValueError where it is not what was written."""
+    with file.open("rb"), safe_open(file, framework="pt") as stored:
+        recorded, _, header = stored.metadata()["fedhess"].partition(" ")
+        tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 - no mapping
+    if not _sha256(tensors, header) == recorded == (sha256 or recorded):
+        raise ValueError("its sha256 is not the one that was recorded")
+    return tensors, header
+
+
+def _sha256(tensors: Mapping[str, Tensor], header: str) -> str:
+    content = ((name, tensors[name].reshape(-1).view(torch.uint8).numpy().data) for name in sorted(tensors))
+    return digest_of([header, *itertools.chain.from_iterable(content)])
 
 
 def _file_name(server_round: int) -> str:
@@ -221,13 +289,17 @@ def _file_name(server_round: int) -> str:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
+    run = path.parent.parent if path.parent.name in ("checkpoint", "selected") else path.parent
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        run = path.parent.parent if path.parent.name in ("checkpoint", "selected") else path.parent
+    except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(
-            f"{path} is damaged or cannot be read ({type(error).__name__}: {error}); restore it from a copy, or delete "
-            f"{run} to make this run anew"
+            f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy, or delete {run} to make "
+            "this run anew"
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {path}: {error.strerror or error}; mend the disk or the permissions"
         ) from error
 
 

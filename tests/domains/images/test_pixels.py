@@ -1,15 +1,16 @@
 """The file of decoded images: filled once, by whoever comes, and never trusted blindly."""
 
 import logging
+import os
 import resource
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import fork, wait
 
 from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
@@ -18,17 +19,6 @@ from fedhess.domains.images.image_files import ImageDomain
 from fedhess.domains.images.pixels import decode_once, require_room, store_bytes, store_path
 
 SIDE, COUNT = 32, 21
-FILL = """
-import os, signal, sys
-from fedhess.domains import open_benchmark
-from fedhess.domains.images import pixels
-from fedhess.domains.images import release
-release.SIDE, pixels.AT_ONCE = 32, 4
-def notify(message):
-    if message.startswith("decoding photo: " + sys.argv[3] + " "):
-        os.kill(os.getpid(), signal.SIGKILL)
-pixels.decode_once(open_benchmark("PACS", data_dir=sys.argv[1]).load("photo"), cache_dir=sys.argv[2], notify=notify)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +42,12 @@ def count_decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return decoded
 
 
-def start_filling(root: Path, cache: Path, kill_at: str = "never") -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-c", FILL, str(root), str(cache), kill_at])
+def start_filling(photo: ImageDomain, cache: Path, kill_at: str = "never") -> int:
+    def notify(message: str) -> None:
+        if message.startswith(f"decoding photo: {kill_at} "):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return fork(lambda: decode_once(photo, cache_dir=cache, notify=notify))
 
 
 def test_stored_images_are_the_decoded_ones_under_the_same_digest(photo: ImageDomain, tmp_path: Path):
@@ -100,18 +94,21 @@ def test_other_images_another_size_and_another_decoder_get_another_file(
 
 
 def test_a_filling_that_was_killed_goes_on_where_it_stopped(
-    photo: ImageDomain, complete_pacs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photo: ImageDomain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    assert start_filling(complete_pacs, tmp_path, kill_at="12").wait(60) == -9
+    monkeypatch.setattr(pixels, "AT_ONCE", 4)
+    assert wait(start_filling(photo, tmp_path, kill_at="12")) == -signal.SIGKILL
     decoded = count_decodings(monkeypatch)
     stored = decode_once(photo, cache_dir=tmp_path)
     assert len(decoded) == COUNT - 12
     assert torch.equal(everything(stored), everything(photo))
 
 
-def test_two_processes_fill_one_file_at_the_same_time(photo: ImageDomain, complete_pacs: Path, tmp_path: Path):
-    processes = [start_filling(complete_pacs, tmp_path) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+def test_two_processes_fill_one_file_at_the_same_time(
+    photo: ImageDomain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pixels, "AT_ONCE", 4)
+    assert [wait(child) for child in [start_filling(photo, tmp_path) for _ in range(2)]] == [0, 0]
     messages: list[str] = []
     stored = decode_once(photo, cache_dir=tmp_path, notify=messages.append)
     assert messages == []

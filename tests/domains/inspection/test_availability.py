@@ -20,6 +20,7 @@ from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.engines.inprocess import run_in_process
 from fedhess.federation.flower_compat import read_run_config
+from fedhess.federation.server import discovery
 from fedhess.models.prepared import build_model, forget_data, local_domain
 from fedhess.settings.run_config import RunConfig
 
@@ -93,10 +94,13 @@ def deploy(root: Path, folder: Path, nodes: list[dict[str, Any]], *given: str) -
     run_config = read_run_config(plan)
     memory.MEMORY.clear()
     run_in_process(server_app, client_app, run_config=run_config, node_configs=nodes)
-    return next(folder.rglob("checkpoint/*.safetensors")).read_bytes()
+    return max(folder.rglob("checkpoint/*.safetensors")).read_bytes()
 
 
-def test_a_folder_is_deployed_with_each_node_holding_its_own_domain(tmp_path: Path) -> None:
+def test_a_folder_is_deployed_with_each_node_holding_its_own_domain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "AGAIN_SECONDS", 0.1)
     domains = ["café", "x's", "山", "山 2"]
     root = write_tree(tmp_path / "my photos", domains, {"chef's, hat": 4, "dog": 4})
     side = "domains-options='side=8'"

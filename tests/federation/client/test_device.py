@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from crossing import sampled
 from flwr.app import Context, Message
 from methods import METHODS
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,7 +14,6 @@ from toy import DOMAINS, SOURCES
 
 from fedhess.federation.client import evaluation
 from fedhess.federation.client.app import app as client_app
-from tests.promises.test_alive import KINDS
 
 Run = Callable[..., Any]
 Counted = Callable[..., Counter[str]]
@@ -66,9 +66,7 @@ def counted(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> Counted:
     return run
 
 
-@pytest.mark.parametrize(
-    "method", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
-)
+@pytest.mark.parametrize("method", sampled(METHODS, ("hgp-alpha", "hutchinson-probes", "iga", "fediir-average")))
 def test_a_local_step_sends_its_batch_and_waits_for_nothing(counted: Counted, method: str) -> None:
     strategy, args, changes = METHODS[method].strategy, METHODS[method].args, METHODS[method].changes
     few, many = (counted(strategy=strategy, strategy_args=args, **changes | {"local_steps": n}) for n in (2, 3))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from flwr.app import Error, Message
@@ -49,13 +50,14 @@ def of_another_run(message: Message) -> Message:
     return Message(Error(protocol.NOT_IN_RUN, "this node holds domain 'moon'"), reply_to=message)
 
 
-def find(grid: FixedNodes, *, deadline: float = 20.0) -> list[str]:
+def find(grid: FixedNodes, *, deadline: float = 20.0, **given: Any) -> list[str]:
     with run_identity(1):
-        return [c.label for c in discover(grid, sources=("north", "south"), targets=(), deadline=deadline)]  # type: ignore[arg-type]
+        found = discover(grid, sources=("north", "south"), targets=(), deadline=deadline, **given)  # type: ignore[arg-type]
+    return [client.label for client in found]
 
 
 @pytest.mark.parametrize("foreign", [silent, refusing, of_another_run])
-@pytest.mark.parametrize("comes_after", [0.0, 1.2])
+@pytest.mark.parametrize("comes_after", [0.0, 0.3])
 def test_a_foreign_node_keeps_nobody_waiting(foreign: Callable[[Message], Message | None], comes_after: float) -> None:
     began = time.monotonic()
     assert find(Nodes(foreign, comes_after=comes_after)) == ["north", "south"]
@@ -67,13 +69,13 @@ def test_nodes_that_did_not_say_who_they_are_are_named(
     foreign: Callable[[Message], Message | None], reason: str
 ) -> None:
     with pytest.raises(
-        FederationError, match=rf"(?s)no client for south after 1.*1 nodes identified .*node 7: {reason}"
+        FederationError, match=rf"(?s)no client for south after \d.*1 nodes identified .*node 7: {reason}"
     ):
-        find(Nodes(foreign, comes_after=60.0), deadline=1.0)
+        find(Nodes(foreign, comes_after=60.0), deadline=0.3)
 
 
 def test_a_node_of_another_run_is_asked_once() -> None:
-    nodes = Nodes(of_another_run, comes_after=1.5)
+    nodes = Nodes(of_another_run, comes_after=0.5)
     assert find(nodes) == ["north", "south"]
     assert nodes.asked.count(FOREIGN) == 1
 
@@ -87,7 +89,7 @@ def test_where_no_node_can_come_three_refusals_end_it() -> None:
 
 
 def test_a_node_that_lost_the_question_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(discovery, "SILENT_SECONDS", 0.3)
 
     class Forgetful(Nodes):
         def answer(self, message: Message) -> Message | None:
@@ -105,7 +107,7 @@ def test_a_node_that_lost_the_question_is_asked_again(monkeypatch: pytest.Monkey
 
 def test_clients_that_take_turns_have_the_deadline_each() -> None:
     class Turns(FixedNodes):
-        """Ten clients, one answer every 0.3 s."""
+        """Ten clients, one answer every 0.1 s."""
 
         nodes_are_fixed = True
         free_at = 0.0
@@ -113,7 +115,7 @@ def test_clients_that_take_turns_have_the_deadline_each() -> None:
         def answer(self, message: Message) -> Message | None:
             if time.monotonic() < self.free_at:
                 return None
-            self.free_at = time.monotonic() + 0.3
+            self.free_at = time.monotonic() + 0.1
             return super().answer(message)
 
     ten = {number: Identity("north", "source", number, 9, 3, True) for number in range(10)}
@@ -137,3 +139,28 @@ def test_a_node_too_many_is_named_at_once(identities: dict[int, Identity], messa
     with pytest.raises(FederationError, match=message):
         find(FixedNodes(identities), deadline=600)
     assert time.monotonic() - began < 30
+
+
+def test_a_registered_node_that_answers_as_another_client_is_refused_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    sybil = FixedNodes({1: NORTH, 3: SOUTH, 2: SOUTH})
+    with pytest.raises(FederationError, match="two nodes are client south, 3 and 2"):
+        find(sybil, deadline=1.0)
+    assert find(FixedNodes({1: NORTH, 3: SOUTH})) == ["north", "south"], "first come, and nobody says who is who"
+    assert find(sybil, nodes={"north": 1, "south": 2, "east": 3}) == ["north", "south"]
+    said = "node 3 takes no part: it answers as client south, which is node 2; this one is client east"
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ({"north": 1, "south": 2}, "node 3: it answers as client south, which is node 2; this one is none"),
+        (
+            {"north": 1, "east": 3},
+            "node 3: it answers as client south, which is no registered client; this one is client east",
+        ),
+    ],
+)
+def test_a_run_does_not_begin_with_a_node_in_anothers_place(nodes: dict[str, int], reason: str) -> None:
+    with pytest.raises(FederationError, match=rf"(?s)no client for south after .*{reason}"):
+        find(FixedNodes({1: NORTH, 3: SOUTH}), deadline=0.5, nodes=nodes)

@@ -1,7 +1,9 @@
 """Rows and checkpoints on disk: strict JSON, whole files, and every kind of state that must come back."""
 
+import errno
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +113,105 @@ def test_every_optimizer_continues_with_the_same_bits(name: str, args: dict[str,
         assert torch.equal(value, resumed.tensors[key]), key
 
 
-def test_only_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
+def evaluated(directory: RunDirectory, number: int, *, selected: bool = False) -> None:
+    """Train and evaluate a round, as far as the directory is concerned."""
+    directory.save_checkpoint(Checkpoint(number, {"x": torch.tensor([float(number)])}, unreported={"trained": {}}))
+    directory.append([FIRST | {"round": number}])
+    if selected:
+        directory.save_selected(number, {"x": torch.tensor([float(number)])})
+    directory.settle()
+
+
+def test_checkpoints_of_the_last_two_rounds_and_of_the_selected_one_are_kept(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     assert directory.completed_round() is None
-    for number in range(3):
-        directory.save_checkpoint(Checkpoint(number, {"x": torch.tensor([float(number)])}))
+    for number in range(6):
+        evaluated(directory, number, selected=number == 2)
     (tmp_path / "checkpoint" / ".half").write_text("left by a kill")
     directory.tidy()
     names = sorted(path.name for path in (tmp_path / "checkpoint").iterdir())
-    assert names == ["checkpoint.json", "round-000002.safetensors"]
-    assert directory.completed_round() == 2
+    assert names == ["checkpoint.json", *(f"round-00000{number}.safetensors" for number in (2, 4, 5))]
+    assert (directory.completed_round(), directory.kept_rounds()) == (5, [2, 4, 5])
+
+
+@pytest.mark.parametrize(("back", "selected"), [(2, 2), (4, 2), (5, 5), (6, 5)])
+def test_run_goes_back_to_a_checkpoint_that_is_kept(back: int, selected: int, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    for number in range(7 if back > 4 else 6):
+        evaluated(directory, number, selected=number in (2, 5))
+    directory.append([FIRST | {"round": 9}])  # after the last checkpoint
+    directory.go_back(back)
+    checkpoint = directory.load_checkpoint()
+    assert checkpoint is not None
+    assert (checkpoint.server_round, checkpoint.tensors["x"].item(), checkpoint.unreported) == (back, back, {})
+    assert [row["round"] for row in directory.rows()] == list(range(back + 1))
+    assert (directory.selected_round(), directory.load_selected()["x"].item()) == (selected, selected)
+    assert directory.kept_rounds()[-1] == directory.completed_round() == back
+
+
+def flip_a_bit(file: Path, *, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def test_flipped_bit_in_a_model_is_found(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    evaluated(directory, 1, selected=True)
+    (checkpoint,) = (tmp_path / "checkpoint").glob("*.safetensors")
+    (selected,) = (tmp_path / "selected").iterdir()
+    flip_a_bit(checkpoint, at=-1)
+    with pytest.raises(UsageError, match=r"round-000001.safetensors is damaged .*its sha256 is not the one"):
+        directory.load_checkpoint()
+    flip_a_bit(selected, at=-2)
+    with pytest.raises(UsageError, match=r"selected/round-000001.safetensors is damaged .*its sha256"):
+        directory.load_selected()
+
+
+def test_checkpoint_of_another_run_is_found(tmp_path: Path) -> None:
+    one, other = RunDirectory(tmp_path / "one"), RunDirectory(tmp_path / "other")
+    evaluated(one, 1)
+    other.save_checkpoint(Checkpoint(1, {"x": torch.tensor([7.0])}))
+    name = "checkpoint/round-000001.safetensors"
+    (one.path / name).write_bytes((other.path / name).read_bytes())
+    with pytest.raises(UsageError, match="its sha256 is not the one that was recorded"):
+        one.load_checkpoint()
+
+
+def test_rows_that_are_gone_are_no_finished_run(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    evaluated(directory, 1)
+    directory.rounds_file.unlink()
+    with pytest.raises(UsageError, match=r"rounds.jsonl is damaged .*shorter than the \d+ bytes of its checkpoint"):
+        directory.completed_round()
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.EROFS, "Read-only file system"), (errno.EIO, "Input/output")])
+def test_disk_that_fails_is_not_called_damage(
+    number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(tmp_path)
+    evaluated(directory, 1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(StorageError, match=f"cannot read .*checkpoint.json: {words}.*; mend the disk"):
+        directory.load_checkpoint()
+
+
+def test_prepared_links_are_not_followed(tmp_path: Path) -> None:
+    foreign, directory = tmp_path / "foreign", RunDirectory(tmp_path / "run")
+    foreign.write_text("theirs")
+    directory.path.mkdir()
+    (directory.path / ".clients.json.new").symlink_to(foreign)
+    directory.record_clients([{"client": "a"}])
+    directory.rounds_file.symlink_to(foreign)
+    with pytest.raises(StorageError, match=r"cannot write to .*/run: Too many levels of symbolic links"):
+        directory.append([FIRST])
+    assert foreign.read_text() == "theirs"
+    assert directory.clients() == [{"client": "a"}]
 
 
 def test_rows_after_the_checkpoint_are_cut_off_where_the_run_goes_on(tmp_path: Path) -> None:
@@ -142,7 +233,7 @@ def test_selected_model_is_the_one_that_the_checkpoint_knows(tmp_path: Path) -> 
     directory = RunDirectory(tmp_path)
     model = {number: {"x": torch.tensor([float(number)])} for number in range(9)}
 
-    def evaluated(number: int) -> None:
+    def evaluate(number: int) -> None:
         directory.append([FIRST | {"round": number}])
         directory.save_selected(number, model[number])
 
@@ -152,20 +243,22 @@ def test_selected_model_is_the_one_that_the_checkpoint_knows(tmp_path: Path) -> 
     assert directory.selected_round() is None
     directory.save_checkpoint(Checkpoint(0, {"x": torch.zeros(1)}))
     for number in (1, 2):
-        evaluated(number)
+        evaluate(number)
     assert files() == [2], "no checkpoint has come to either"
     directory.save_checkpoint(Checkpoint(3, {"x": torch.zeros(1)}))
     for number in (4, 5):
-        evaluated(number)
+        evaluate(number)
     assert files() == [2, 5], "the run may go back to round 3"
     (tmp_path / "selected" / ".half").write_text("left by a kill")
     directory.rewind()
     assert files() == [2]
     assert torch.equal(directory.load_selected()["x"], model[2]["x"])
     directory.save_checkpoint(Checkpoint(6, {"x": torch.zeros(1)}, unreported={"trained": {}}))
-    evaluated(6)
+    evaluate(6)
     assert files() == [2, 6], "the evaluation is not settled"
     directory.settle()
+    assert files() == [2, 6], "the run may go back to round 3"
+    directory.save_checkpoint(Checkpoint(7, {"x": torch.zeros(1)}))
     assert files() == [6]
     assert (directory.selected_round(), directory.load_selected()) == (6, model[6])
 

@@ -1,0 +1,121 @@
+"""Differential privacy as a strategy meets it: how often it has a client answer, and what statistics are clipped to."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from torch import Tensor, nn
+
+from fedhess.alignment.loading import client_half, load_class, load_strategy
+from fedhess.alignment.means import PerDomain
+from fedhess.alignment.statistics import StatisticShapes
+from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment.strategy_code import strategy_code
+from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.curvature.per_example import FACTORS
+from fedhess.models.headed import HeadedModel
+from fedhess.settings.privacy import STATISTICS, UPDATE, noise_multiplier
+from fedhess.settings.run_config import RunConfig, Scalar
+
+
+def bound_of(config: RunConfig, name: str) -> float:
+    """Return the greatest norm of an update, or of a statistic by its name."""
+    return config.dp_clip[name] if name in config.dp_clip else config.dp_clip[STATISTICS]
+
+
+def releases_per_round(config: RunConfig) -> int:
+    """Count what a private client sends in a round: the update, and every statistic that the strategy asks for.
+
+    Raises:
+        StrategyError: The strategy's server half raised on statistics that are zero.
+    """
+    return 1 + len(_asked_in(config))
+
+
+def run_noise(config: RunConfig) -> float:
+    """Return the noise's standard deviation over the sensitivity in each release of a private run.
+
+    Raises:
+        UsageError: dp-accounting is not installed.
+        StrategyError: As `releases_per_round`.
+    """
+    releases = config.rounds * releases_per_round(config)
+    return noise_multiplier(config.dp_epsilon, config.dp_delta, releases=releases)
+
+
+def check_privacy(configs: Sequence[RunConfig]) -> None:
+    """Check that the strategies of private runs, one job's, can be private; nothing where they are not.
+
+    Raises:
+        UsageError: The clients of one do not train under our own rules, one has a statistic without a bound or without
+            per-example terms, a bound is of nothing, or dp-accounting is not installed.
+        StrategyError: As `releases_per_round`.
+    """
+    known = {UPDATE, STATISTICS}
+    for config in configs:
+        known |= {*client_half(config).statistics, *client_half(config).network_statistics}
+    for config in configs:
+        if not config.is_private:
+            continue
+        if not issubclass(load_class(config.strategy), DomainStrategy):
+            raise UsageError(
+                f"--strategy {config.strategy}: a plain Flower strategy reads weights and losses of its clients, which "
+                "--dp-epsilon does not cover; take a strategy of fedhess, erm with --server-optimizer for example"
+            )
+        for name in config.dp_clip.keys() - known:
+            raise UsageError(f"--dp-clip: no strategy of the job has a statistic {name!r}; {did_you_mean(name, known)}")
+        _check_statistics(config)
+        run_noise(config)
+
+
+def _check_statistics(config: RunConfig) -> None:
+    statistics = client_half(config).statistics
+    for name in _asked_in(config):
+        if config.dp_unit == "example" and statistics.get(name) not in FACTORS:
+            raise UsageError(
+                f"--dp-unit example: statistic {name!r} of strategy {config.strategy} is no mean of per-example terms "
+                "that could be clipped (head_gradient, head_hvp and hessian_diagonal are); give --dp-unit client"
+            )
+        if name not in config.dp_clip and STATISTICS not in config.dp_clip:
+            raise UsageError(
+                f"--dp-clip: strategy {config.strategy} sends the statistic {name!r}, whose greatest norm is not "
+                f"given; add {name}=BOUND, or {STATISTICS}=BOUND for all"
+            )
+
+
+def _asked_in(config: RunConfig) -> tuple[str, ...]:
+    return _asked(config.strategy, tuple(sorted(config.strategy_args.items())), config.sources)
+
+
+class _Counting:
+    """An ``ask`` that answers zeros and counts."""
+
+    seed = 0
+    server_round = 1
+
+    def __init__(self, strategy: DomainStrategy, name: str, domains: tuple[str, ...]) -> None:
+        self.domains = domains
+        self.asked: list[str] = []
+        template = HeadedModel(nn.Linear(2, 2), nn.Linear(2, 2))
+        self._shapes = StatisticShapes(strategy.statistics, template, strategy.network_statistics.keys(), strategy=name)
+
+    def __call__(self, name: str, **given: Tensor | Scalar) -> PerDomain:
+        return self.several(name, **given)[name]
+
+    def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
+        self.asked += names
+        zeros = {name: blank.new_zeros(blank.shape) for name, blank in self._shapes.of(names, given).items()}
+        equal = dict.fromkeys(self.domains, 1)
+        return {name: PerDomain(dict.fromkeys(self.domains, zero), equal) for name, zero in zeros.items()}
+
+    def held_out(self) -> dict[str, PerDomain]:
+        raise UsageError("a private run's sources send no loss and no accuracy, which this strategy asks for")
+
+
+@lru_cache(maxsize=32)
+def _asked(name: str, args: tuple[tuple[str, Scalar], ...], domains: tuple[str, ...]) -> tuple[str, ...]:
+    strategy = load_strategy(name, dict(args))  # one of its own: it may keep what it is answered
+    assert isinstance(strategy, DomainStrategy), "check_privacy refuses others"
+    ask = _Counting(strategy, name, domains)
+    with strategy_code(name, "reference", type(strategy).reference):
+        strategy.reference(ask)
+    return tuple(ask.asked)

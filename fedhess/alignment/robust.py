@@ -1,0 +1,103 @@
+"""Means that a hostile minority cannot move at will, in the place of :class:`fedhess.alignment.means.WeightedMean`.
+
+Each contribution counts once: weights say how many examples a client claims. All contributions are held at once, and
+none of these means is the centralised algorithm's: promise 1 of docs/design.md holds for ``mean`` alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
+from flwr.serverapp.strategy.multikrum import select_multikrum
+from torch import Tensor
+
+STEPS, TOLERANCE = 200, 1e-10  # of Weiszfeld's algorithm
+
+Tensors = Mapping[str, Tensor]
+
+
+def robust_mean(kind: str, contributions: Sequence[Tensors], *, hostile: int) -> dict[str, Tensor]:
+    """Combine named tensors of several senders, given in a fixed order.
+
+    ``median`` is that of each value, as in Flower's FedMedian, and ``trimmed`` the mean of each value without the
+    ``hostile`` largest and smallest, by Flower's ``trim_mean`` (Yin et al., "Byzantine-Robust Distributed Learning",
+    ICML 2018, both). ``geometric`` is the point with the least sum of distances to all (Pillutla et al., "Robust
+    Aggregation for Federated Learning", IEEE TSP 2022). ``krum`` takes the one contribution that is nearest to its
+    neighbours and ``multikrum`` the mean of the n - hostile nearest, both by Flower's ``select_multikrum`` (Blanchard
+    et al., "Machine Learning with Adversaries", NeurIPS 2017).
+
+    Args:
+        kind: Which.
+        contributions: Of each sender, tensors by name; distances are of all names together.
+        hostile: How many of them may be hostile; where fewer than 2 * hostile + 1 came, as many as a majority bears.
+
+    Returns:
+        The dtypes of the contributions, float64 for whole numbers.
+
+    >>> values = [{"": torch.tensor([value])} for value in (1.0, 2.0, 4.0, 1e6)]
+    >>> [float(robust_mean(kind, values, hostile=1)[""]) for kind in ("median", "trimmed", "krum")]
+    [3.0, 3.0, 1.0]
+    """
+    first = contributions[0]
+    sizes = [tensor.numel() for tensor in first.values()]
+    points = np.stack(
+        [np.concatenate([tensor.double().reshape(-1).numpy() for tensor in each.values()]) for each in contributions]
+    )
+    combined = torch.from_numpy(MEANS[kind](points, min(hostile, (len(points) - 1) // 2)))
+    parts = zip(first.items(), torch.split(combined, sizes), strict=True)
+    return {
+        name: part.reshape(like.shape).to(like.dtype if like.is_floating_point() else part.dtype)
+        for (name, like), part in parts
+    }
+
+
+def _median(points: np.ndarray, hostile: int) -> np.ndarray:
+    del hostile
+    return np.asarray(np.median(points, axis=0))
+
+
+def _trimmed(points: np.ndarray, hostile: int) -> np.ndarray:
+    return trim_mean(points, (hostile + 0.25) / len(points))  # which it multiplies by their number and rounds down
+
+
+def _geometric(points: np.ndarray, hostile: int) -> np.ndarray:
+    """Weiszfeld's algorithm, begun at the median of each value; smoothed as by Pillutla et al., relative to lengths."""
+    del hostile
+    centre = np.asarray(np.median(points, axis=0))
+    for _ in range(STEPS):
+        distances = np.linalg.norm(points - centre, axis=1)
+        near = np.median(distances)
+        if near == 0:  # half of them are there
+            break
+        weights = 1 / np.maximum(distances, 1e-6 * near)
+        moved = weights @ points / weights.sum()
+        step, centre = np.linalg.norm(moved - centre), moved
+        if step <= TOLERANCE * near:
+            break
+    return centre
+
+
+def _krum(points: np.ndarray, hostile: int) -> np.ndarray:
+    return _selected(points, hostile, 1)
+
+
+def _multikrum(points: np.ndarray, hostile: int) -> np.ndarray:
+    return _selected(points, hostile, len(points) - hostile)
+
+
+def _selected(points: np.ndarray, hostile: int, number: int) -> np.ndarray:
+    contents = [RecordDict({"": ArrayRecord({"": Array(point)})}) for point in points]
+    chosen = select_multikrum(contents, hostile, number)
+    ordered = [point for point, content in zip(points, contents, strict=True) if any(content is c for c in chosen)]
+    return np.asarray(np.mean(ordered, axis=0))
+
+
+MEANS: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "median": _median,
+    "trimmed": _trimmed,
+    "geometric": _geometric,
+    "krum": _krum,
+    "multikrum": _multikrum,
+}

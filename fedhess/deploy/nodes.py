@@ -1,0 +1,91 @@
+"""Which registered node is which client: ``nodes.json`` in the folder of the SuperLink's state."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fedhess.base.errors import FederationError, UsageError
+from fedhess.base.files import replace_file
+from fedhess.deploy import programs
+from fedhess.deploy.keys import Keys
+from fedhess.deploy.submitted import answer
+
+NODES_FILE = "nodes.json"
+NODES_VARIABLE = "FEDHESS_NODES"  # names the file to the server of a run, which the SuperLink starts
+
+
+def read_nodes(file: Path) -> dict[str, int]:
+    """Read which node may answer for which client; empty where nobody has been registered yet.
+
+    Raises:
+        UsageError: The file is damaged.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        return {str(client): int(node) for client, node in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f'{file} cannot be read ({error}); expected clients with the ids of their nodes, as {{"photo": 123}}'
+        ) from error
+
+
+def read_names(given: list[str], keys: Keys) -> dict[str, str]:
+    """Return the client of each key: the one that ``KEY=CLIENT`` names, else the one of the key's own name.
+
+    Raises:
+        UsageError: There is no key, one is unknown, or two are of one client.
+    """
+    names = [file.stem for file in keys.public_keys()]
+    if not names:
+        raise UsageError(
+            f"--keys: there is no node's key in {keys.folder / 'nodes'}; make them with `keys --node NAME`"
+        )
+    clients = dict(zip(names, names, strict=True))
+    for text in given:
+        key, mark, client = text.partition("=")
+        if not mark or not client or key not in clients:
+            raise UsageError(f"--client: expected KEY=CLIENT with a key of {', '.join(names)}, got {text!r}")
+        clients[key] = client
+    if len(set(clients.values())) < len(clients):
+        raise UsageError(f"--client: expected another client for each key, got {clients}")
+    return clients
+
+
+def register_nodes(
+    clients: Mapping[str, str], keys: Keys, *, file: Path, flower_home: Path, say: Callable[[str], object]
+) -> None:
+    """Register the keys at the SuperLink, and write which client each node is.
+
+    Args:
+        clients: Key -> client.
+        keys: Where the public keys are.
+        file: Read and written; it says which client a node is that was registered before.
+        flower_home: Where Flower's configuration names the SuperLink.
+        say: Called with every command.
+
+    Raises:
+        UsageError: The file cannot be read or written.
+        FederationError: Some were not registered; the others are.
+    """
+    nodes, failed = read_nodes(file), []
+    for key, client in clients.items():
+        program = programs.register(keys.public(key), flower_home=flower_home)
+        say(f"$ {program}")
+        try:
+            node = int(answer(program)["node-id"])
+        except FederationError as error:
+            failed.append(f"{key}: {error}")
+            continue
+        if client in nodes:
+            say(f"client {client} was node {nodes[client]}")
+        nodes[client] = node
+        say(f"client {client} is node {node}")
+        try:
+            replace_file(file, (json.dumps(nodes, indent=2) + "\n").encode())
+        except OSError as error:
+            raise UsageError(
+                f"--state: cannot write {file}: {error.strerror}; choose the SuperLink's folder"
+            ) from error
+    if failed:
+        raise FederationError("not registered (a node that is already is refused): " + "\n".join(failed))

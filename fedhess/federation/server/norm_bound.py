@@ -1,0 +1,122 @@
+"""A bound on the norms of what clients send, against the medians of the round's clients and of the last rounds.
+
+A finite number can be as harmful as NaN: a statistic a million times too long decides a mean alone. How far honest
+clients are from one another is in docs/robust.md, which is where the default width comes from.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Sender = TypeVar("Sender")
+Sent = TypeVar("Sent")
+Norms = Mapping[str, float]  # by what it is the norm of
+
+REMEMBERED = 20  # rounds
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """Return the Euclidean norm of all floating-point tensors together, added up in float64."""
+    squares = [
+        float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+        for tensor in tensors.values()
+        if tensor.is_floating_point()
+    ]
+    return math.sqrt(math.fsum(squares))
+
+
+class NormBound:
+    """Rejects what exceeds ``width`` times the larger of two medians: of the round, and the largest of the last rounds.
+
+    A median is the lower one of an even number. The round's counts from three clients on, in the first round, since two
+    have no majority; later that of two does, which is the smaller norm, but never a single client's own. A reply that the last rounds' medians allow passes at once; where only the round's own can tell, in the first round
+    above all, replies are held back until enough norms are known, at most all of them.
+
+    Args:
+        width: How many times the median; 0 for no bound.
+
+    Attributes:
+        medians: Those of the last rounds, by what was sent; the whole state.
+    """
+
+    def __init__(self, width: float) -> None:
+        self.width = width or math.inf
+        self.medians: dict[str, list[float]] = {}
+
+    def screen(
+        self,
+        replies: Iterable[tuple[Sender, Sent]],
+        norms_of: Callable[[Sender, Sent], Norms],
+        reject: Callable[[Sender, str], None],
+        *,
+        asked: int,
+    ) -> Iterator[tuple[Sender, Sent]]:
+        """Yield the replies within the bound, in their order, and hand each other one's sender and why to ``reject``.
+
+        Args:
+            replies: Senders and what they sent, of one phase of a round.
+            norms_of: Returns a reply's norms by what they are of.
+            reject: Called with who exceeds, and the words for it.
+            asked: How many replies there can be.
+        """
+        seen: dict[str, list[float]] = {}
+        accepted: list[Norms] = []
+        held: deque[tuple[Sender, Sent, Norms]] = deque()
+        for sender, sent in replies:
+            norms = norms_of(sender, sent)
+            for what, value in norms.items():
+                seen.setdefault(what, []).append(value)
+            held.append((sender, sent, norms))
+            # Those that are still to come count as 0, so the median that is known for certain only rises.
+            while held and not self._excess(held[0][2], seen, asked):
+                accepted.append(held[0][2])
+                yield held.popleft()[:2]
+        for sender, sent, norms in held:
+            if reason := self._excess(norms, seen, 0):
+                reject(sender, reason)
+            else:
+                accepted.append(norms)
+                yield sender, sent
+        for what in accepted[0] if accepted else ():
+            median = lower_median(norms[what] for norms in accepted)
+            self.medians[what] = [*self.medians.get(what, []), median][-REMEMBERED:]
+
+    def _excess(self, norms: Norms, seen: Mapping[str, list[float]], asked: int) -> str:
+        """Describe by what a reply exceeds the bound; "" where it does not."""
+        for what, value in norms.items():
+            median = self.median(what, seen[what] + [0.0] * (asked - len(seen[what])))
+            judged = median > 0 or asked > 2  # else there is nothing to compare with
+            if judged and value > self.width * median:
+                return (
+                    f"{what} has norm {value:.3g}, {value / median if median else math.inf:.3g} times the median "
+                    f"{median:.3g} of the clients and of the last rounds; more than {self.width:g} is left out "
+                    "(--norm-bound)"
+                )
+        return ""
+
+    def median(self, what: str, of_round: Sequence[float]) -> float:
+        """Return what norms are compared with: the larger of the round's median and the last rounds'; 0 for neither."""
+        of_past = max(self.medians.get(what, ()), default=0.0)
+        return max(of_past, lower_median(of_round)) if len(of_round) > (1 if of_past else 2) else of_past
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next round needs, as JSON."""
+        return {what: list(values) for what, values in self.medians.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` returned."""
+        self.medians = {what: list(values) for what, values in state.items()}
+
+
+def lower_median(values: Iterable[float]) -> float:
+    """Return the median, of an even number of values the lower of the two in the middle.
+
+    >>> lower_median([4.0, 1.0, 9.0, 2.0])
+    2.0
+    """
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2]

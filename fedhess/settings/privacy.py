@@ -1,0 +1,94 @@
+"""Differential privacy of a run: which of its settings go together, and how much noise a number of releases takes.
+
+A release is one vector that a source client sends: its update, or one statistic, with Gaussian noise of `m` times the
+vector's sensitivity. Each client of a run has the same budget (epsilon, delta) for its releases in all rounds.
+
+k releases with noise m, each chosen after those before it, disclose what a single one with noise m / sqrt(k) does
+(Dong, Roth, Su, "Gaussian differential privacy", Journal of the Royal Statistical Society B, 2022, corollary 3.3), and
+a single one is (epsilon, delta)-private by the exact formula of Balle and Wang (ICML 2018), which dp-accounting has.
+Nothing is subtracted for sampling: batches come from passes, and the server knows which clients it has drawn.
+"""
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedhess.base.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedhess.settings.run_config import RunConfig
+
+Unit = Literal["client", "example"]
+
+UPDATE, STATISTICS = "update", "statistics"  # keys of --dp-clip beside the names of statistics
+
+
+def privacy_mistake(config: "RunConfig") -> str:
+    """Return what is impossible about the settings together, or nothing."""
+    if not config.is_private:
+        fields = type(config).model_fields
+        alone = [name for name in ("dp_delta", "dp_clip", "dp_unit") if getattr(config, name) != fields[name].default]
+        return f"--{alone[0].replace('_', '-')}: it belongs to --dp-epsilon, which is not given" if alone else ""
+    if config.dp_delta == 0:
+        return (
+            "--dp-epsilon: Gaussian noise has no epsilon without a delta; give --dp-delta, well below 1 over the "
+            "number of examples: 1e-5"
+        )
+    if UPDATE not in config.dp_clip:
+        return (
+            "--dp-clip: expected the greatest norm of an update, and of statistics where the strategy has any, as in "
+            f"update=0.1,statistics=1; got {', '.join(config.dp_clip) or 'nothing'}"
+        )
+    for option, meant in _refused(config):
+        return f"{option}: not with --dp-epsilon, {meant}"
+    return ""
+
+
+def _refused(config: "RunConfig") -> list[tuple[str, str]]:
+    """List the settings that a private run cannot have, each with the reason."""
+    found = {
+        "--batchnorm averaged": (
+            config.batchnorm == "averaged",
+            "whose noise would make running variances negative; give --batchnorm frozen",
+        ),
+        "--average swad": (
+            config.average == "swad",
+            "under which no source evaluates, so that there is no loss to follow; give --average swa or ema",
+        ),
+        f"--statistics-batches {config.statistics_batches}": (
+            config.dp_unit == "example" and config.statistics_batches > 1,
+            "which with --dp-unit example counts on each example once in a statistic; give a larger --batch-size",
+        ),
+    }
+    return [(option, meant) for option, (applies, meant) in found.items() if applies]
+
+
+@lru_cache(maxsize=64)
+def noise_multiplier(epsilon: float, delta: float, *, releases: int) -> float:
+    """Return the noise's standard deviation over the sensitivity with which so many releases are (epsilon, delta).
+
+    Raises:
+        UsageError: dp-accounting is not installed.
+
+    >>> round(noise_multiplier(1.0, 1e-5, releases=4), 2)
+    7.46
+    """
+    return float(_accountant().get_sigma_gaussian(epsilon, delta)) * math.sqrt(releases)
+
+
+@lru_cache(maxsize=4096)
+def spent_epsilon(multiplier: float, delta: float, *, releases: int) -> float:
+    """Return the epsilon of the releases so far.
+
+    >>> round(spent_epsilon(noise_multiplier(1.0, 1e-5, releases=4), 1e-5, releases=4), 6)
+    1.0
+    """
+    return float(_accountant().get_epsilon_gaussian(multiplier / math.sqrt(releases), delta)) if releases else 0.0
+
+
+def _accountant() -> Any:
+    try:
+        import dp_accounting  # optional  # noqa: PLC0415
+    except ImportError:
+        raise UsageError("--dp-epsilon: dp-accounting is not installed; pip install 'fedhess[dp]'") from None
+    return dp_accounting

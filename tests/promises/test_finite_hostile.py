@@ -1,0 +1,186 @@
+"""Finite but hostile numbers: who exceeds the bound is named and left out, and blame is checked."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Message
+from methods import METHODS, RELAYS
+from misbehaving import ALL, Misbehaving
+from toy import toy_config
+
+from fedhess.base.errors import DivergedError, FederationError, UsageError
+from fedhess.federation import protocol
+from fedhess.settings.combinations import check_combinations
+
+Run = Callable[..., Any]
+ABSOLUTE = {"alpha": 0.02, "beta": 0.05, "scale": "absolute"}
+
+
+def times(key: str, factor: float) -> Callable[[Message, Message], Message]:
+    """Scale what a reply holds of an array record."""
+
+    def act(message: Message, reply: Message) -> Message:
+        arrays = reply.content.array_records[key].items()
+        reply.content[key] = ArrayRecord({name: Array(np.asarray(array.numpy() * factor)) for name, array in arrays})
+        return reply
+
+    return act
+
+
+def scaled(message_type: str, factor: float, **more: Any) -> Misbehaving:
+    keys = {protocol.STATISTICS: protocol.STATISTIC_VALUES, protocol.TRAIN: protocol.MODEL}
+    return Misbehaving(message_type, times(keys[message_type], factor), **more)
+
+
+@pytest.mark.parametrize("strategy", ["hgp", "hutchinson", "fediir", "erm", "flwr.serverapp.strategy:FedAvg"])
+@pytest.mark.parametrize("first_round", [1, 2])
+def test_who_exceeds_the_bound_is_named_and_the_others_train_as_if_it_were_not_there(
+    toy_run: Run, strategy: str, first_round: int
+) -> None:
+    """In the first round, when only the clients themselves can be compared, and later."""
+    message_type = protocol.STATISTICS if strategy in ("hgp", "hutchinson", "fediir") else protocol.TRAIN
+    settings = {"strategy": strategy, "rounds": 2, "quorum": 2}
+    app = scaled(message_type, 1e6, first_round=first_round)
+    finished = toy_run(app=app, **settings)
+    failures = finished.server.federation.ledger.failures
+    assert [(failure.client, failure.round) for failure in failures] == [("south", n) for n in range(first_round, 3)]
+    assert "the median" in failures[0].reason
+    assert "more than 30 is left out (--norm-bound)" in failures[0].reason
+
+    def crash(message: Message, reply: Message) -> Message:
+        raise OSError("gone")
+
+    without = toy_run(app=Misbehaving(message_type, crash, first_round=first_round), **settings)
+    assert all(torch.equal(finished.tensors[name], without.tensors[name]) for name in without.tensors)
+
+
+@pytest.mark.parametrize("norm_bound", [30.0, 0.0])
+def test_with_quorum_1_statistics_out_of_scale_do_not_shut_the_honest_out(toy_run: Run, norm_bound: float) -> None:
+    settings = {"strategy": "hgp", "strategy_args": ABSOLUTE, "quorum": 1, "rounds": 3, "norm_bound": norm_bound}
+    finished = toy_run(app=scaled(protocol.STATISTICS, 1e90), local_steps=3, **settings)
+    assert {failure.client for failure in finished.server.federation.ledger.failures} == {"south"}
+    trained = {row["domain"] for row in finished.rows if row["round"] == 3 and row["train_loss"] is not None}
+    assert trained == {"north", "west"}
+
+
+@pytest.mark.parametrize("name", [*METHODS, *RELAYS])
+def test_in_an_honest_run_the_bound_does_not_act(toy_run: Run, name: str) -> None:
+    method = (METHODS | RELAYS)[name]
+    settings = {"strategy": method.strategy, "strategy_args": method.args, **method.changes, "evaluate_every": 3}
+    bounded, free = (toy_run(**settings, norm_bound=width) for width in (10.0, 0.0))
+    assert bounded.server.federation.ledger.failures == []
+    assert all(torch.equal(bounded.tensors[each], free.tensors[each]) for each in free.tensors)
+
+
+@pytest.mark.parametrize("references", ["current", "previous"])
+def test_blame_falls_on_the_one_without_whom_the_others_stay_finite(toy_run: Run, references: str) -> None:
+    """No bound: the references themselves are out of scale, and the honest send NaN."""
+    record = protocol.STATISTIC_VALUES
+
+    def act(message: Message, reply: Message) -> Message:
+        for name in [name for name in reply.content.array_records if record in name]:
+            times(name, 1e150)(message, reply)
+        return reply
+
+    settings = {"strategy": "hgp", "strategy_args": ABSOLUTE, "norm_bound": 0.0, "rounds": 3, "references": references}
+    finished = toy_run(app=Misbehaving("", act), quorum=2, **settings)
+    failures = finished.server.federation.ledger.failures
+    assert [(failure.client, failure.phase) for failure in failures] == [("south", "references")] * 3
+    assert failures[0].reason.startswith("north, west sent values that are not finite with its statistics")
+    with pytest.raises(FederationError, match=r"2 of 3 source clients .*\n  round 1, references, client south: north"):
+        toy_run(app=Misbehaving("", act), **settings)
+
+
+def test_a_client_that_fails_by_itself_is_to_blame_also_where_another_is_suspect(toy_run: Run) -> None:
+    """North's statistics outweigh the others', but south sends NaN without them too."""
+
+    def act(message: Message, reply: Message) -> Message:
+        key = {protocol.STATISTICS: protocol.STATISTIC_VALUES, protocol.TRAIN: protocol.MODEL}
+        kind = message.metadata.message_type
+        if kind == protocol.STATISTICS:
+            return times(key[kind], 5.0)(message, reply) if partition(message) == 0 else reply
+        return times(key[kind], float("nan"))(message, reply) if partition(message) == 1 else reply
+
+    def partition(message: Message) -> int:
+        return message.metadata.dst_node_id - 1001
+
+    settings = {"strategy": "fishr", "strategy_args": METHODS["fishr"].args, "quorum": 2, "rounds": 2}
+    app = Misbehaving("", act, partitions=(0, 1))
+    finished = toy_run(app=app, evaluate_every=2, **settings)
+    failures = finished.server.federation.ledger.failures
+    assert {(failure.client, failure.phase) for failure in failures if failure.phase == "train"} == {("south", "train")}
+    straight = finished.server.strategy.state_dict()
+    assert set(straight) == {"north", "south", "west"}, "the state is that of the round that counted"
+
+
+def test_most_of_the_clients_are_never_the_culprits(toy_run: Run) -> None:
+    app = scaled(protocol.TRAIN, float("nan"), partitions=(0, 1))
+    with pytest.raises(DivergedError, match="2 of 3 source clients sent values that are not finite in phase 'train'"):
+        toy_run(app=app, quorum=1)
+
+
+def test_a_resumed_run_judges_by_the_medians_of_the_run_before(toy_run: Run, tmp_path: Path) -> None:
+    """With two clients a round's own median says nothing: only the checkpoint's names the hostile one."""
+    settings = {"sources": ("north", "south"), "quorum": 1, "rounds": 4}
+    app = scaled(protocol.TRAIN, 1e6, first_round=3)
+    straight = toy_run(app=app, **settings)
+    toy_run(directory=tmp_path, app=app, **settings | {"rounds": 2})
+    resumed = toy_run(directory=tmp_path, app=app, **settings)
+    failures = resumed.server.federation.ledger.failures
+    assert [(failure.client, failure.round) for failure in failures] == [("south", 3), ("south", 4)]
+    assert all(torch.equal(straight.tensors[name], resumed.tensors[name]) for name in straight.tensors)
+
+
+@pytest.mark.parametrize("kind", ["median", "trimmed", "geometric"])
+def test_robust_means_take_a_run_through_what_the_bound_lets_pass(toy_run: Run, kind: str) -> None:
+    honest = toy_run(strategy="hgp", rounds=6)
+    results = {}
+    for each in ("mean", kind):
+        app = Misbehaving(protocol.TRAIN, times(protocol.MODEL, -10.0))
+        results[each] = toy_run(
+            app=app, strategy="hgp", rounds=6, reference_mean=each if each != "mean" else "mean", update_mean=each
+        )
+    losses = {
+        each: sum(row["train_loss"] for row in run.rows if row["round"] == 6 and row["train_loss"] is not None)
+        for each, run in {"honest": honest, **results}.items()
+    }
+    assert losses[kind] < losses["mean"] / 2
+    assert losses[kind] < 1.5 * losses["honest"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"update_mean": "krum", "hostile_clients": 2}, "--update-mean krum: expected at least 5 clients in a round"),
+        ({"update_mean": "trimmed", "hostile_clients": 2}, "expected at least 5 clients in a round, so that the hos"),
+        ({"update_mean": "median", "clients_per_round": 2}, "expected at least 3 clients in a round"),
+        ({"reference_mean": "median", "sources": ("north", "south")}, "expected at least 3 source domains"),
+    ],
+)
+def test_means_without_a_majority_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_combinations([toy_config(**changes)])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reason"), [("groupdro", "it weighs the domains by itself"), ("fish", "one domain after the other")]
+)
+def test_strategies_that_take_no_such_mean_refuse_it(toy_run: Run, strategy: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=f"--update-mean median: strategy {strategy} cannot have it.*{reason}"):
+        toy_run(strategy=strategy, update_mean="median")
+
+
+def test_where_nobody_answers_an_exchange_that_is_the_error(toy_run: Run) -> None:
+    app = scaled(protocol.STATISTICS, float("nan"), partitions=ALL)
+    with pytest.raises(DivergedError, match="0 of 3 source clients completed phase 'exchange gradient'"):
+        toy_run(app=app, strategy="hgp", quorum=1)
+
+
+def test_an_update_turned_round_is_not_named(toy_run: Run) -> None:
+    """What docs/threats.md says is not defended."""
+    finished = toy_run(app=scaled(protocol.TRAIN, -1.0), update_mean="median")
+    assert finished.server.federation.ledger.failures == []
