@@ -15,7 +15,7 @@ def nothing_remembered() -> None:
 def test_an_attack_is_run_and_shown_with_whom_it_named() -> None:
     runs = {
         f"one of three|erm|{attack}|mean|0": attack_once("one of three", "erm", "mean", attack, 0, 2)
-        for attack in ("honest", "update x100", "label flip", "eclipse, update x-10")
+        for attack in ("honest", "update x100", "label flip", "eclipse x-10")
     }
     honest, scaled, flipped, eclipsed = runs.values()
     assert (honest["hostile"], honest["honest"]) == ([], [])
