@@ -76,24 +76,24 @@ DOMAINS = tuple(PACKAGES)
 NAMING = "noto"  # the set whose categories are the classes
 DIGESTS: Mapping[int, Mapping[str, str]] = {
     64: {
-        "emojione-monotone": "def9b5bca410008a1bd3e7d3f6569253db3800b8bec98adb0966bf40ef636390",
-        "fluent-emoji-flat": "52619ac4a199fa873c17e89d7d697baf42fb66922b2aa209a1ff3aabcddf5bbb",
-        "fluent-emoji-high-contrast": "12b091a278b44f6692d81f0b4f22001f74a9391e1bd37ce9fd74771b7e077770",
-        "fxemoji": "5cad5abd1943ce58e3697199c61b925dd2c7ebe7ef144523c0c6a2b8fafe1753",
-        "noto": "09aeace7b9cecc096982f8a75cbeb670e28d1d3c848360d4891c70a001c0c538",
-        "openmoji": "3376d5456794cd804b1e71cab669bffdbccd616e9b170c0671fc57a4cfef3843",
-        "twemoji": "917b0805a1ea39d0de281d291328bfde45a77938fa936467294025f3b6bc2eef",
+        "emojione-monotone": "582f8c3025f26d922c88ff108b4cad2b4a3343a697a7eea278b7171f2abd1e4e",
+        "fluent-emoji-flat": "c35c29308513653f7b7502fd215ad0d23927a5bd28e26c2d88989340a612677a",
+        "fluent-emoji-high-contrast": "adeb66e3f1ec72ae7710b55d83bf33577c533cd385565d7b98c0fcd7a23f67ac",
+        "fxemoji": "5eb6910d560af2476b04088aaaf2ab44a494c64e11b9fb0cba37814407ba3a08",
+        "noto": "7235165761dd05a5a2891aa8e4a8e1ba655998a3ac030450f882f47fd61b4009",
+        "openmoji": "a920f3a2364ba891c3f326aebadffdf487da20bc8017fefd1f78137e03048c41",
+        "twemoji": "6f9948cfe6b7555c38308a64108995b4fe7614d44cedd59d2027b3611044083c",
     },
     224: {},
 }
 COUNTS: Mapping[str, tuple[int, ...]] = {
-    "emojione-monotone": (64, 109, 88, 192, 129, 229, 199),
-    "fluent-emoji-flat": (85, 158, 130, 262, 168, 223, 218),
-    "fluent-emoji-high-contrast": (85, 158, 130, 262, 168, 223, 218),
-    "fxemoji": (44, 71, 59, 131, 24, 130, 123),
-    "noto": (85, 161, 132, 268, 172, 251, 221),
-    "openmoji": (85, 161, 132, 268, 172, 251, 221),
-    "twemoji": (85, 160, 131, 266, 171, 250, 219),
+    "emojione-monotone": (64, 109, 88, 192, 129, 216, 198),
+    "fluent-emoji-flat": (85, 158, 130, 262, 168, 198, 217),
+    "fluent-emoji-high-contrast": (85, 158, 130, 262, 168, 198, 217),
+    "fxemoji": (44, 71, 59, 131, 24, 117, 122),
+    "noto": (85, 161, 132, 268, 172, 226, 220),
+    "openmoji": (85, 161, 132, 268, 172, 226, 220),
+    "twemoji": (85, 160, 131, 266, 171, 225, 218),
 }
 
 

@@ -145,7 +145,7 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     kind = {"random": " drawn at random", "grid": " of a grid", "optuna": " suggested by Optuna"}
     among = f" among {job.settings_each} settings{kind.get(job.search.get('kind', ''), '')}" if job.variants else ""
     server = describe_server(server + weighting, args)
-    server += config.robust_words + config.average_words + config.privacy_words
+    server += config.robust_words + config.average_words + privacy_words(config)
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "

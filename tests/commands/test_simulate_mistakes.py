@@ -170,21 +170,8 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_real_folder_is_not_called_a_stand_in(command: Command, pacs: Path) -> None:
-    outcome = command(
-        *(
-            "--domains",
-            "PACS",
-            "--data-dir",
-            pacs,
-            "--model",
-            "lite0-features",
-            "--batch-size",
-            4,
-            *BRIEF,
-            "--out",
-            "job",
-        ),
-    )
+    given = ["--domains", "PACS", "--data-dir", pacs, "--model", "lite0-features", "--batch-size", 4]
+    outcome = command(*given, *BRIEF, "--out", "job")
     assert outcome.status == 0, outcome.err
     assert "PACS: accuracy (%)" in outcome.out
     assert "stand" not in outcome.out

@@ -178,3 +178,9 @@ def test_where_nobody_answers_an_exchange_that_is_the_error(toy_run: Run) -> Non
     app = scaled(protocol.STATISTICS, float("nan"), partitions=ALL)
     with pytest.raises(DivergedError, match="0 of 3 source clients completed phase 'exchange gradient'"):
         toy_run(app=app, strategy="hgp", quorum=1)
+
+
+def test_an_update_turned_round_is_not_named(toy_run: Run) -> None:
+    """What docs/threats.md says is not defended."""
+    finished = toy_run(app=scaled(protocol.TRAIN, -1.0), update_mean="median")
+    assert finished.server.federation.ledger.failures == []

@@ -32,8 +32,8 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
 class NormBound:
     """Rejects what exceeds ``width`` times the larger of two medians: of the round, and the largest of the last rounds.
 
-    A median is the lower one of an even number. The round's counts from three clients on: fewer have no majority. A
-    reply that the last rounds' medians allow passes at once; where only the round's own can tell, in the first round
+    A median is the lower one of an even number. The round's counts from three clients on, in the first round, since two
+    have no majority; later that of two does, which is the smaller norm, but never a single client's own. A reply that the last rounds' medians allow passes at once; where only the round's own can tell, in the first round
     above all, replies are held back until enough norms are known, at most all of them.
 
     Args:
@@ -101,7 +101,7 @@ class NormBound:
     def median(self, what: str, of_round: Sequence[float]) -> float:
         """Return what norms are compared with: the larger of the round's median and the last rounds'; 0 for neither."""
         of_past = max(self.medians.get(what, ()), default=0.0)
-        return max(of_past, lower_median(of_round)) if len(of_round) > 2 else of_past
+        return max(of_past, lower_median(of_round)) if len(of_round) > (1 if of_past else 2) else of_past
 
     def state(self) -> dict[str, Any]:
         """Return what the next round needs, as JSON."""
