@@ -82,7 +82,14 @@ DIGESTS: Mapping[int, Mapping[str, str]] = {
         "openmoji": "a920f3a2364ba891c3f326aebadffdf487da20bc8017fefd1f78137e03048c41",
         "twemoji": "6f9948cfe6b7555c38308a64108995b4fe7614d44cedd59d2027b3611044083c",
     },
-    224: {},
+    224: {
+        "emojione-monotone": "e6b045ab20426516429444b4fc4831c4eccbb077795bbb2f3a18261bd9a1b901",
+        "fluent-emoji-flat": "b8901fcd7b12131ed8c8f177ebd4a10ed46f68843999b386f203e2332105e3b7",
+        "fluent-emoji-high-contrast": "cedab093ac2186f849807cef8db5c07f336ad6e298d280f29f3cb23fd164be02",
+        "noto": "3d70fb9aad11ad63579f88d1a027a1bb50cfb7393a4a6cc3743c2c72c24ec38e",
+        "openmoji": "80e1bfe6401fc4a8653368c86486a92214ac9a463e7b17071b6f3cb73bc5edf4",
+        "twemoji": "67e82ecbc9381180329b28c70f7f6f92bb588cb6ccdd03907d8c87b968141149",
+    },
 }
 COUNTS: Mapping[str, tuple[int, ...]] = {
     "emojione-monotone": (64, 109, 88, 192, 129, 216, 198),
