@@ -86,8 +86,8 @@ ATTACKS: Mapping[str, Attack] = {
     "statistics x10": Attack(statistics=10),
     "statistics x1e6": Attack(statistics=1e6),
     "label flip": Attack(flips_labels=True),
-    "eclipse, update x-10": Attack(update=-10, eclipses=True),
-    "sybils, update x-1": Attack(update=-1, colludes=True),
+    "eclipse x-10": Attack(update=-10, eclipses=True),
+    "sybils x-1": Attack(update=-1, colludes=True),
 }
 
 
@@ -271,6 +271,7 @@ def hostile(
     strategy: Annotated[
         str, typer.Option(help=f"Strategies, separated by commas; attacks has {', '.join(ATTACKED)} alone.")
     ] = ",".join(STRATEGIES),
+    attack: Annotated[str, typer.Option(help="Attacks, separated by commas.")] = ",".join(ATTACKS),
     seeds: SeedsOption = "0,1,2",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of a run under attack.")] = 8,
     out: Annotated[Path, typer.Option(help="File for the runs; Markdown goes beside it.")] = RESULTS / "hostile.json",
@@ -280,10 +281,11 @@ def hostile(
     """Measure what attacks do under every mean, and how far apart honest norms are; print and write the tables."""
     sections = chosen_names("--only", only, ("attacks", "norms"))
     strategies = chosen_names("--strategy", strategy, STRATEGIES)
+    attacks = chosen_names("--attack", attack, ATTACKS)
     require_ready(out, allow_dirty=allow_dirty, render_only=render_only)
     recorded = read_results(out, render)
     environment = describe_environment()
-    for section, key, run in () if render_only else _runs(sections, strategies, read_seeds(seeds), rounds):
+    for section, key, run in () if render_only else _runs(sections, strategies, attacks, read_seeds(seeds), rounds):
         kept = recorded.setdefault(section, {"runs": {}})
         kept["environment"] = environment
         kept["runs"][key] = run()
@@ -294,14 +296,14 @@ def hostile(
 
 
 def _runs(
-    sections: Sequence[str], strategies: Sequence[str], seeds: Sequence[int], rounds: int
+    sections: Sequence[str], strategies: Sequence[str], attacks: Sequence[str], seeds: Sequence[int], rounds: int
 ) -> Iterator[tuple[str, str, Callable[[], Results]]]:
     """List the runs: section, key in it, and what runs it."""
     for seed, strategy in itertools.product(seeds, strategies):
         for place, federation in FEDERATIONS.items() if "attacks" in sections else ():
             if strategy not in federation.strategies:
                 continue
-            for mean_of, attack in itertools.product(federation.means, ATTACKS):
+            for mean_of, attack in itertools.product(federation.means, attacks):
                 if _means_something(ATTACKS[attack], federation, strategy):
                     key = f"{place}|{strategy}|{attack}|{mean_of}|{seed}"
                     yield "attacks", key, partial(attack_once, place, strategy, mean_of, attack, seed, rounds)

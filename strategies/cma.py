@@ -33,6 +33,7 @@ from torch import Tensor
 
 from fedhess.alignment import Annealing, Ask, DomainStrategy, PenaltyScale, PenaltySchedule, Scale, Step
 from fedhess.base.errors import UsageError
+from fedhess.base.transfers import send
 from fedhess.curvature import HeadBatch, head_gradient
 from fedhess.curvature.closed_form import draw_signs
 
@@ -69,9 +70,10 @@ def blocks(batch: HeadBatch) -> Tensor:
 
 def sketch(batch: HeadBatch, /, *, seed: int, probes: int) -> Tensor:
     """Return H v over C D for probes v that depend on the seed alone, over the root of their number, (N, C, K)."""
-    signs = draw_signs(probes, batch.shape, torch.Generator().manual_seed(seed)).to(batch.weight)
     basics = batch.basics
-    products = basics.curve(basics.inputs @ signs.mT).mT @ basics.inputs
+    signs = draw_signs(probes, batch.shape, torch.Generator().manual_seed(seed))
+    vectors = send(signs, basics.inputs.device).to(basics.inputs.dtype)
+    products = basics.curve(basics.inputs @ vectors.mT).mT @ basics.inputs
     return products * (batch.size / _divisor(batch) / math.sqrt(probes))
 
 

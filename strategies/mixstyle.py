@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fedhess.alignment import DomainStrategy, LocalStep
 from fedhess.base.errors import UsageError
+from fedhess.base.transfers import send
 
 GUARD = 1e-6  # added to variances
 
@@ -59,8 +60,9 @@ class MixStyle(DomainStrategy):
                     f"--strategy mixstyle: layers={self.layers}: expected modules that return maps (B, C, H, W), got "
                     f"shape {tuple(maps.shape)}"
                 )
-            weights = torch.from_numpy(random.beta(self.alpha, self.alpha, len(maps))).to(maps).view(-1, 1, 1, 1)
-            return mixed(maps, weights, torch.from_numpy(random.permutation(len(maps))).to(maps.device))
+            weights = torch.from_numpy(random.beta(self.alpha, self.alpha, len(maps))).view(-1, 1, 1, 1)
+            others = torch.from_numpy(random.permutation(len(maps)))
+            return mixed(maps, send(weights.to(maps.dtype), maps.device), send(others, maps.device))
 
         hooks = [module.register_forward_hook(mix) for module in self._modules(step.model)]
         try:

@@ -24,6 +24,7 @@ DISCLOSES = {
     ("up", f"{protocol.TRAIN} {protocol.METRICS}"): "loss and objective of the first step, number of examples, seconds",
     ("up", f"{protocol.EVALUATE} {protocol.METRICS}"): "loss, accuracy and number of evaluated examples; of a constant "
     "model, which a server can send, examples by class",
+    ("up", protocol.HELD_OUT): "loss and accuracy of what the client began from and trained, on examples held out",
     ("up", protocol.COUNTS): "examples by class and prediction, so labels are counted; how confident the model was",
     ("down", protocol.MODEL): "the mean of the source clients' updates so far; where domains train in turn (fish), the "
     "update of the one before",

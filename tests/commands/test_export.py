@@ -147,6 +147,8 @@ def test_model_predicts_elsewhere_what_the_run_recorded(icons: bool, monkeypatch
         # One logit, tensors.
         "logistic": TOY_RUN | {"domains_args": "classes=1,holdout=0.25", "rounds": 3, "lr": 0.1},
     }
+    if not icons:
+        del jobs["tuned"]
     inputs: dict[Path, list[str] | str] = {}
     for name, options in jobs.items():
         fedhess.run(**{"strategy": "erm", "trials": 1, **options}, out=name)
@@ -219,6 +221,7 @@ def test_job_without_kept_models_exports_the_last_round_when_asked(trained: Path
     assert exported_round(Path("older"), "out", "--round", "last") == 8
 
 
+@pytest.mark.slow
 def test_cross_validation_exports_what_is_there_and_names_what_was_selected() -> None:
     options = TOY_RUN | {"rounds": 6, "lr": 1.5, "selection": "lodo"}
     fedhess.run(**options, domains_args="holdout=0.25,free=true", target="east,west", out="job")
@@ -317,6 +320,7 @@ def test_onnx_computes_the_same(trained: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(logits), model(inputs).detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_that_differs_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(export_module, "ONNX_TOLERANCE", -1.0)
@@ -414,10 +418,15 @@ def test_mistakes_of_loading_are_named(trained: Path) -> None:
         fedhess.load("out")
 
 
-def test_predict_prints_classes_and_names_what_it_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_prints_classes_and_names_what_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "SIDE", 32)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("flat.py").write_text(
+        "from torch import nn\n\n\ndef net(num_classes):\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, num_classes))\n"
+    )
     tree = write_tree(Path("tree"), ["east", "north", "west"], {"cat": 3, "dog": 3})
-    options: dict[str, Any] = {"model": "lite0", "pretrained": False, "batch_size": 2, "local_steps": 1, "rounds": 1}
+    options: dict[str, Any] = {"model": "flat:net", "batch_size": 2, "local_steps": 1, "rounds": 1}
     fedhess.run(domains=f"folder:{tree.resolve()}", target="west", strategy="erm", trials=1, **options, out="job")
     assert called("export", "job", "--out", "out").status == 0
     images = sorted((tree / "west").rglob("pic_*"))

@@ -80,7 +80,7 @@ class Ledger:
         needed = min(quorum or asked, asked)
         of_round = [failure for failure in self.failures if failure.round == server_round]
         diverged = {failure.client for failure in of_round if failure.diverged and failure.phase == phase}
-        if len(diverged) >= completed > 0:
+        if diverged and len(diverged) >= completed:
             raise DivergedError(
                 f"round {server_round}: {len(diverged)} of {len(diverged) + completed} source clients sent values that "
                 f"are not finite in phase {phase!r}. None is left out as the culprit: it is what all of them were sent."
