@@ -15,7 +15,7 @@ MNIST := $(DATA)/MNIST/raw/t10k-labels-idx1-ubyte
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help simulate install dev test test-all lint types imports pytest faults docs mnist digits programs clean
+.PHONY: help simulate install dev test test-all lint types imports pytest faults docs lock audit mnist digits programs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -63,6 +63,16 @@ programs: ## Install Chromium and nginx for the tests, through apt-get, where th
 	@{ command -v chromium && PATH="$$PATH:/usr/sbin" command -v nginx; } >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	  { $(APT_INSTALL) || { apt-get update -qq && $(APT_INSTALL); }; } >/dev/null; } || \
 	  echo "make: chromium or nginx is not there, and apt-get, as root, did not install it: the tests that need it are skipped and listed" >&2
+
+# What a release is installed with: uv export --frozen --no-dev --no-emit-project | pip install --require-hashes -r -
+lock: $(BIN)/python ## Check that uv.lock, with a hash of every file, agrees with pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv lock --check
+
+audit: $(BIN)/python ## Ask PyPI for known vulnerabilities of what uv.lock names (needs its JSON service)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv pip-audit
+	$(BIN)/uv export --quiet --frozen --no-dev --no-emit-project --output-file $(VENV)/locked.txt
+	$(BIN)/pip-audit --disable-pip --require-hashes --requirement $(VENV)/locked.txt
 
 docs: $(VENV)/.installed-dev ## Build the site into site/, strictly
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[docs]'

@@ -31,10 +31,8 @@ def hand_over(
 ) -> NoReturn:
     """Replace this process by one that runs :func:`watch`."""
     named = [(name, asdict(program)) for name, program in programs]
-    task = json.dumps(
-        {"programs": named, "folder": folder and str(folder), "patience": patience}
-        | {"database": database and str(database)}
-    )
+    paths = {"folder": folder and str(folder), "database": database and str(database)}
+    task = json.dumps({"programs": named, "patience": patience} | paths)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "fedhess.deploy.watch", task])
 

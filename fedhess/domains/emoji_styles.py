@@ -1,10 +1,10 @@
-"""EmojiStyles: emoji as seven sets draw them, each set a domain; what is drawn is the same, how it is drawn differs.
+"""EmojiStyles: emoji as six sets draw them, each set a domain; what is drawn is the same, how it is drawn differs.
 
 The sets are npm packages of Iconify (SVG in JSON) of known versions; `python -m fedhess.data prepare EmojiStyles`
 fetches them. Nothing of them is in fedhess. A drawing's class is the category of its code point in Unicode's list, as
 Noto's package has it, without people and flags. Code points, not drawings, are divided in two: three tenths are kept
 for targets. A source holds none of these and a target nothing else, so that no source in any style has shown what a
-target is asked for. Fluent's two sets share their outlines, and the oldest set, fxemoji, has half of the code points.
+target is asked for. Fluent's two sets share their outlines.
 """
 
 import io
@@ -66,7 +66,6 @@ PACKAGES = {
         _package(
             "fluent-emoji-high-contrast", "1.2.6", "0b92d48c90d2200bd499e3cdd09a127ca6a8c8ddefd34c35eb5a1e4994012ae0"
         ),
-        _package("fxemoji", "1.2.2", "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef"),
         _package("noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
         _package("openmoji", "1.2.29", "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5"),
         _package("twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"),
@@ -76,24 +75,29 @@ DOMAINS = tuple(PACKAGES)
 NAMING = "noto"  # the set whose categories are the classes
 DIGESTS: Mapping[int, Mapping[str, str]] = {
     64: {
-        "emojione-monotone": "def9b5bca410008a1bd3e7d3f6569253db3800b8bec98adb0966bf40ef636390",
-        "fluent-emoji-flat": "52619ac4a199fa873c17e89d7d697baf42fb66922b2aa209a1ff3aabcddf5bbb",
-        "fluent-emoji-high-contrast": "12b091a278b44f6692d81f0b4f22001f74a9391e1bd37ce9fd74771b7e077770",
-        "fxemoji": "5cad5abd1943ce58e3697199c61b925dd2c7ebe7ef144523c0c6a2b8fafe1753",
-        "noto": "09aeace7b9cecc096982f8a75cbeb670e28d1d3c848360d4891c70a001c0c538",
-        "openmoji": "3376d5456794cd804b1e71cab669bffdbccd616e9b170c0671fc57a4cfef3843",
-        "twemoji": "917b0805a1ea39d0de281d291328bfde45a77938fa936467294025f3b6bc2eef",
+        "emojione-monotone": "582f8c3025f26d922c88ff108b4cad2b4a3343a697a7eea278b7171f2abd1e4e",
+        "fluent-emoji-flat": "c35c29308513653f7b7502fd215ad0d23927a5bd28e26c2d88989340a612677a",
+        "fluent-emoji-high-contrast": "adeb66e3f1ec72ae7710b55d83bf33577c533cd385565d7b98c0fcd7a23f67ac",
+        "noto": "7235165761dd05a5a2891aa8e4a8e1ba655998a3ac030450f882f47fd61b4009",
+        "openmoji": "a920f3a2364ba891c3f326aebadffdf487da20bc8017fefd1f78137e03048c41",
+        "twemoji": "6f9948cfe6b7555c38308a64108995b4fe7614d44cedd59d2027b3611044083c",
     },
-    224: {},
+    224: {
+        "emojione-monotone": "e6b045ab20426516429444b4fc4831c4eccbb077795bbb2f3a18261bd9a1b901",
+        "fluent-emoji-flat": "b8901fcd7b12131ed8c8f177ebd4a10ed46f68843999b386f203e2332105e3b7",
+        "fluent-emoji-high-contrast": "cedab093ac2186f849807cef8db5c07f336ad6e298d280f29f3cb23fd164be02",
+        "noto": "3d70fb9aad11ad63579f88d1a027a1bb50cfb7393a4a6cc3743c2c72c24ec38e",
+        "openmoji": "80e1bfe6401fc4a8653368c86486a92214ac9a463e7b17071b6f3cb73bc5edf4",
+        "twemoji": "67e82ecbc9381180329b28c70f7f6f92bb588cb6ccdd03907d8c87b968141149",
+    },
 }
 COUNTS: Mapping[str, tuple[int, ...]] = {
-    "emojione-monotone": (64, 109, 88, 192, 129, 229, 199),
-    "fluent-emoji-flat": (85, 158, 130, 262, 168, 223, 218),
-    "fluent-emoji-high-contrast": (85, 158, 130, 262, 168, 223, 218),
-    "fxemoji": (44, 71, 59, 131, 24, 130, 123),
-    "noto": (85, 161, 132, 268, 172, 251, 221),
-    "openmoji": (85, 161, 132, 268, 172, 251, 221),
-    "twemoji": (85, 160, 131, 266, 171, 250, 219),
+    "emojione-monotone": (64, 109, 88, 192, 129, 216, 198),
+    "fluent-emoji-flat": (85, 158, 130, 262, 168, 198, 217),
+    "fluent-emoji-high-contrast": (85, 158, 130, 262, 168, 198, 217),
+    "noto": (85, 161, 132, 268, 172, 226, 220),
+    "openmoji": (85, 161, 132, 268, 172, 226, 220),
+    "twemoji": (85, 160, 131, 266, 171, 225, 218),
 }
 
 

@@ -121,6 +121,8 @@ STRATEGY_ARGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "mnist-cnn": _DOMAINBED_PENALTIES,
     **dict.fromkeys(("lite0", "lite1", "lite2", "resnet18", "resnet50", TIMM), _FINE_TUNING_PENALTIES),
     **dict.fromkeys(("lite0-features", "lite1-features", "lite2-features"), _FROZEN_FEATURES_PENALTIES),
+    # MixStyle at a quarter and an eighth of the side, as in a ResNet; Lite0's stages have no names.
+    "lite0": _FINE_TUNING_PENALTIES | {"mixstyle": {"layers": "_blocks.2+_blocks.4"}},
 }
 
 # The same of a model on one benchmark, in place of the model's.

@@ -140,6 +140,13 @@ OF_METHOD: Mapping[str, Mapping[str, Range]] = {
         "gamma": _powers(-4, -2, FEDIIR, name="penalty", default=1e-3),
         "ema": Range(0.90, 0.99, FEDIIR, choices=(0.90, 0.95, 0.99), default=0.95),
     },
+    "rsc": {
+        "f": Range(0, 0.5, DOMAINBED, name="rsc_f_drop_factor", default=1 / 3),
+        "b": Range(0, 0.5, DOMAINBED, name="rsc_b_drop_factor", default=1 / 3),
+    },
+    "mixup": {"alpha": _powers(-1, 1, name="mixup_alpha", default=0.2)},
+    "mixstyle": {"p": Range(0.1, 0.9, OURS, default=0.5), "alpha": _powers(-2, 0, OURS, default=0.1)},
+    "cma": {"a": _powers(math.log10(0.03), math.log10(3), OURS, default=0.3), "b": _powers(-2, 0, OURS, default=0.1)},
     "fedgma": {"tau": Range(0.1, 0.9, FEDGMA, choices=(0.1, 0.4, 0.9), default=0.4)},
     "scaffold": {},
     "fedprox": {"mu": _powers(-3, 0, FEDPROX, default=0.01)},

@@ -10,13 +10,13 @@ from tests.faults.conftest import Federation
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_nothing_of_the_model_is_left_after_a_run(federation: Federation) -> None:
     federation.start_superlink()
     federation.register()
     federation.start_nodes()
     federation.start_run("job", "rounds=1")
-    federation.finish("job", 200)
+    federation.finish("job", 500)
     weights = load_file(max((federation.folder / "job").rglob("checkpoint/*.safetensors")))["model/head.weight"]
     sent = weights.numpy().tobytes()[:256]
     database = federation.folder / "superlink.db"
@@ -24,10 +24,6 @@ def test_nothing_of_the_model_is_left_after_a_run(federation: Federation) -> Non
     federation.wait(lambda: forget_runs(database) == 1, "the run is forgotten", 30)
     assert sent not in everything(database)
     assert "superlink" not in federation.running.ended()
-    federation.start_run("again", "rounds=1")
-    federation.finish("again", 200)
-    federation.wait(lambda: forget_runs(database, 1) == 2, "the second run is forgotten", 30)
-    assert sent not in everything(database)
 
 
 def everything(database: Path) -> bytes:

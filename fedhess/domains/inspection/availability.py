@@ -119,7 +119,7 @@ OTHERS = {
         ways=lambda _: ["it is in the package"],
     ),
     "EmojiStyles": Availability(
-        "7 domains, 7 classes, 7,942 images of 64 or side=224 pixels: emoji as seven sets draw them",
+        "6 domains, 7 classes, 7,216 images of 64 or side=224 pixels: emoji as six sets draw them",
         settle=settle_emoji_styles,
         places=Opening.places,
         locate=locate_emoji_styles,

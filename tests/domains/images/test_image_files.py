@@ -7,6 +7,8 @@ from PIL import Image
 
 from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
+from fedhess.domains.images.image_files import ImageDomain, ImageFile, limit_pixels
+from fedhess.settings.run_config import MAX_PIXELS
 
 
 def damage(path: Path, how: str) -> None:
@@ -150,3 +152,25 @@ def test_an_image_damaged_during_the_run_is_named(pacs: Path):
     damage(pacs / "photo" / "dog" / "pic_001.jpg", "cut short")
     with pytest.raises(UsageError, match=r"pic_001\.jpg can no longer be decoded"):
         data.inputs(torch.tensor([1]))
+
+
+def test_image_of_too_many_pixels_is_refused(pacs: Path) -> None:
+    large = pacs / "sketch" / "dog" / "pic_000.jpg"
+    Image.new("1", (400, 300)).save(large.with_suffix(".png"))
+    large.unlink()
+    try:
+        limit_pixels(100_000)
+        with pytest.raises(UsageError, match=r"pic_000.png \(Image size \(120000 pixels\) .*--max-pixels"):
+            open_benchmark("PACS", data_dir=pacs).load("sketch")
+        limit_pixels(120_000)
+        assert len(open_benchmark("PACS", data_dir=pacs).load("sketch"))
+    finally:
+        limit_pixels(MAX_PIXELS)
+
+
+def test_a_small_file_that_claims_to_be_large_is_refused_by_default(tmp_path: Path) -> None:
+    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == MAX_PIXELS == 50_000_000
+    Image.new("1", (10_000, 5_001)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 20_000
+    with pytest.raises(UsageError, match="exceeds limit of 50000000 pixels"):
+        ImageDomain("a", [ImageFile(tmp_path / "bomb.png", "a", 0)], digest="", side=8).decode(0)

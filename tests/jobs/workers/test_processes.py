@@ -14,12 +14,12 @@ from filelock import FileLock
 
 from fedhess.base.errors import UsageError
 from fedhess.federation.server.run_directory import RunDirectory
-from fedhess.jobs import parallel, running
+from fedhess.jobs import parallel
 from fedhess.jobs.job import slug
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.running import open_job
 from fedhess.jobs.tracking import TRACKERS, About, Tracker
-from fedhess.jobs.workers import processes
+from fedhess.jobs.workers import processes, worker
 from fedhess.jobs.workers.processes import LocalWorkers, read_gpus
 from fedhess.jobs.workers.worker import Task
 from fedhess.settings.run_config import RunConfig
@@ -119,25 +119,8 @@ def test_cores_are_shared_out_and_a_job_keeps_the_threads_that_it_began_with(
         return int(job.record["settings"]["threads"])
 
     assert [planned(), planned(parallel=2), planned(parallel=2, threads=4)] == [0, 2, 4]
-    assert (
-        command(
-            "--domains",
-            "Toy",
-            "--strategy",
-            "erm",
-            "--trials",
-            1,
-            "--rounds",
-            1,
-            "--batch-size",
-            8,
-            "--threads",
-            2,
-            "--out",
-            "job",
-        ).status
-        == 0
-    )
+    brief = ["--domains", "Toy", "--strategy", "erm", "--trials", 1, "--rounds", 1, "--batch-size", 8]
+    assert command(*brief, "--threads", 2, "--out", "job").status == 0
     began = {"out": "job", "resume": True}
     assert [planned(**began), planned(parallel=5, **began)] == [2, 2]
     refused = command("--out", "job", "--resume", "--parallel", 2, "--threads", 1)
@@ -183,7 +166,7 @@ def test_a_run_that_a_worker_still_has_is_not_continued_beside_it(
     (run,) = (file.parent for file in Path("job").rglob("rounds.jsonl"))
     (run / "checkpoint/checkpoint.json").unlink()  # as at the beginning
     before = (run / "rounds.jsonl").read_bytes()
-    monkeypatch.setattr(running, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(worker, "LOCK_SECONDS", 0)
     with FileLock(run / ".lock"):
         said = command("--resume", "--out", "job", "--quiet")
         assert (said.status, "another worker still runs it" in said.err) == (1, True)

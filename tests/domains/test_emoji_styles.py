@@ -1,0 +1,105 @@
+"""EmojiStyles: what a package's names mean, and that no source holds what targets are asked for."""
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedhess.domains import emoji_styles, open_benchmark
+from fedhess.domains.benchmark import SOURCE, TARGET
+from fedhess.domains.domain import TensorDomain
+from fedhess.domains.emoji_styles import DOMAINS, group_of, prepare_emoji_styles, read_drawings, render
+from fedhess.domains.opening import Opening
+from fedhess.domains.split import is_for_role
+
+CATEGORIES = {category: [] for category in emoji_styles.CATEGORIES}
+
+
+def package(file: Path, icons: dict[str, Any], chars: dict[str, str], categories: dict[str, list[str]]) -> Path:
+    with tarfile.open(file, "w:gz") as tar:
+        for name, content in (("icons", icons), ("chars", chars), ("metadata", {"categories": categories})):
+            data = json.dumps(content).encode()
+            member = tarfile.TarInfo(f"package/{name}.json")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file
+
+
+def icon(colour: str) -> dict[str, str]:
+    return {"body": f'<path fill="{colour}" d="M0 0h8v8H0z"/>'}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """Noto with code points, emojione-monotone with words alone."""
+    noto = {"width": 8, "height": 8, "icons": {"dog": icon("red"), "bread": icon("#00f"), "disc": icon("red")}}
+    noto["aliases"] = {"loaf": {"parent": "bread"}}
+    categories = CATEGORIES | {"Animals & Nature": ["dog"], "Food & Drink": ["bread"], "Symbols": ["disc"]}
+    chars = {"1f415": "dog", "1f35e": "bread", "1f534": "disc"}
+    words = {"width": 8, "height": 8, "icons": {"loaf": icon("black"), "dogg": icon("red"), "dog": icon("lime")}}
+    return {
+        "noto": package(tmp_path / "noto.tgz", noto, chars, categories),
+        "emojione-monotone": package(tmp_path / "emojione-monotone.tgz", words, {}, {}),
+    }
+
+
+def test_names_become_code_points_and_discs_are_left_out(files: dict[str, Path]) -> None:
+    drawings, codes, labels = read_drawings("noto", files)
+    assert (codes, labels) == (["1f35e", "1f415"], [2, 1])
+    assert "#00f" in drawings[0]
+    drawings, codes, labels = read_drawings("emojione-monotone", files)
+    assert (codes, labels) == (["1f35e", "1f415"], [2, 1]), "by an alias, by Unicode's name; dogg is nobody's"
+    assert "lime" in drawings[1]
+
+
+def test_drawings_are_rendered_on_white(files: dict[str, Path]) -> None:
+    pytest.importorskip("resvg_py")
+    drawings, _, _ = read_drawings("noto", files)
+    images = render([*drawings, drawings[0].replace("h8v8H0z", "h4v8H0z")], side=64)
+    assert images.shape == (3, 3, 64, 64)
+    assert images[0, :, 30, 30].tolist() == [0, 0, 255]
+    assert images[2, :, 30, 60].tolist() == [255, 255, 255]
+
+
+def test_other_pixels_than_the_known_ones_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    with pytest.raises(Exception, match=r"other pixels than EmojiStyles: expected digest \w+, got \w+; delete it"):
+        emoji_styles._load("noto", files=files, side=64, cache_dir=tmp_path, notify=lambda _: None)
+
+
+def test_a_role_has_its_own_code_points() -> None:
+    groups = torch.tensor([3, -4, 5, -6])
+    data = TensorDomain("noto", torch.zeros(4, 1), labels=torch.zeros(4, dtype=torch.int64), groups=groups)
+    assert is_for_role(data, SOURCE).tolist() == [True, False, True, False]
+    assert is_for_role(data, TARGET).tolist() == [False, True, False, True]
+    kept = sum(group_of(f"1f{number:03x}") < 0 for number in range(1000))
+    assert 250 < kept < 350
+
+
+def test_without_a_network_the_reason_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("resvg_py")
+    closed = {name: replace(one, url="http://127.0.0.1:9/x.tgz") for name, one in emoji_styles.PACKAGES.items()}
+    monkeypatch.setattr(emoji_styles, "PACKAGES", closed)
+    reason = prepare_emoji_styles(Opening("EmojiStyles", data_dir=tmp_path))
+    assert "http://127.0.0.1:9/x.tgz cannot be reached" in reason
+    with pytest.raises(Exception, match=r"EmojiStyles: .* is not there: looked for EmojiStyles/.*data prepare Emoji"):
+        open_benchmark("EmojiStyles", data_dir=tmp_path)
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_no_source_holds_what_a_target_is_asked_for(tmp_path: Path) -> None:
+    opening = Opening("EmojiStyles", cache_dir=tmp_path)
+    assert prepare_emoji_styles(opening) == ""
+    benchmark = open_benchmark("EmojiStyles", cache_dir=tmp_path)
+    data = {domain: benchmark.load(domain) for domain in DOMAINS}
+    shown = {int(g) for each in data.values() for g in each.groups[is_for_role(each, SOURCE)]}
+    asked = {int(g) for each in data.values() for g in each.groups[is_for_role(each, TARGET)]}
+    assert asked
+    assert not {abs(g) for g in shown} & {abs(g) for g in asked}
+    assert benchmark.identity().get("differences") is None
