@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fedhess.base.environment import describe_environment
-from fedhess.base.errors import StorageError, UsageError
+from fedhess.base.errors import UsageError
 from fedhess.base.files import replace_file, writing
 from fedhess.domains.domain import Notify
 from fedhess.jobs.job import with_defaults
@@ -79,11 +79,7 @@ def job_directory(
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process runs the job in a directory.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
+    """Whether a process runs the job in a directory."""
     if not (path / ".lock").exists():
         return False
     try:
@@ -91,10 +87,6 @@ def is_held(path: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError as error:  # a disk that has become read-only
-        raise StorageError(
-            f"cannot write to {path}: {error.strerror or error}; mend the disk or permissions"
-        ) from error
 
 
 def hold(path: Path, option: str = "--out", *, wait: Notify | None = None) -> FileLock:

@@ -301,6 +301,6 @@ def test_disk_that_has_become_read_only_is_called_that(command: Command, monkeyp
 
     monkeypatch.setattr(os, "open", read_only)
     outcome = command("--out", "job", "--resume")
-    assert outcome.status == 1
-    assert "cannot write to job: Read-only file system; mend the disk" in outcome.err
+    assert outcome.status == 2
+    assert "cannot write to job: Read-only file system; choose another directory" in outcome.err
     assert "delete" not in outcome.err
