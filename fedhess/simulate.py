@@ -52,7 +52,7 @@ def simulate(
     if show_partition:
         typer.echo(show_partitions(job, as_json=as_json))
         return
-    results, files = run_and_report(job, progress, engine, resume=given["resume"] or given["add"])
+    results, files = run_and_report(job, progress, engine)
     print_results(results.summary, results.table, files, quiet=quiet, as_json=as_json)
 
 
@@ -93,7 +93,7 @@ def run(
     given = {"domains": domains, "strategy": strategy, "target": target} | options_and_settings
     progress = Progress(silent=quiet)
     job, engine = open_job(given, progress)
-    results, _ = run_and_report(job, progress, engine, resume=bool(given.get("resume") or given.get("add")))
+    results, _ = run_and_report(job, progress, engine)
     return results
 
 

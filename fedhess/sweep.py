@@ -84,7 +84,7 @@ def sweep(
     if show_ranges:
         typer.echo(json.dumps(job.search, indent=2) if as_json else range_table(job))
         return
-    results, files = run_and_report(job, progress, engine, resume=given["resume"] or given["add"])
+    results, files = run_and_report(job, progress, engine)
     print_results(results.summary, results.table, files, quiet=quiet, as_json=as_json)
 
 
@@ -135,7 +135,7 @@ def search(
     progress = Progress(silent=quiet)
     given = {"domains": domains, "strategy": strategy} | options_and_settings
     job, engine = open_job(given, progress, search=asked)
-    results, _ = run_and_report(job, progress, engine, resume=bool(given.get("resume") or given.get("add")))
+    results, _ = run_and_report(job, progress, engine)
     return results
 
 

@@ -23,19 +23,8 @@ TOY_COMMAND = (
     "from fedhess.simulate import main; main()"
 )
 # What makes a run of the toy quick, and a held-out split to select by; a plain Flower strategy has its own server.
-TOY_OF_FLOWER = [
-    "--domains",
-    "Toy",
-    "--domains-args",
-    "holdout=0.25",
-    "--rounds",
-    "3",
-    "--local-steps",
-    "1",
-    "--batch-size",
-    "8",
-]
-TOY_OF_FLOWER += ["--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--trials", "1"]
+TOY_OF_FLOWER = ["--domains", "Toy", "--domains-args", "holdout=0.25", "--rounds", "3", "--local-steps", "1"]
+TOY_OF_FLOWER += ["--batch-size", "8", "--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--trials", "1"]
 TOY = [*TOY_OF_FLOWER, "--server-optimizer", "SGD", "--server-lr", "1"]
 
 LONGEST = ("deploy/test_local", "promises/", "commands/")

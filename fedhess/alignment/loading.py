@@ -8,10 +8,12 @@ from typing import Any
 
 from flwr.serverapp.strategy import FedProx, Strategy
 
+from fedhess.alignment.combination import Combined, combine
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.alignment.strategy_code import strategy_code
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.loading import checked_arguments, find_object, installed, is_here, text_parameters
+from fedhess.settings.combined import PLUS, parts_of
 from fedhess.settings.run_config import RunConfig, Scalar
 
 ENTRY_POINT_GROUP = "fedhess.strategies"
@@ -29,6 +31,10 @@ BUILT_IN = {
     "fediir": "fedhess.strategies.fediir:FedIIR",
     "server_alignment": "fedhess.strategies.server_alignment:ServerAlignment",
     "groupdro": "fedhess.strategies.groupdro:GroupDRO",
+    "cma": "fedhess.strategies.cma:CMA",
+    "rsc": "fedhess.strategies.rsc:RSC",
+    "mixup": "fedhess.strategies.mixup:Mixup",
+    "mixstyle": "fedhess.strategies.mixstyle:MixStyle",
     "fedgma": "fedhess.strategies.fedgma:FedGMA",
     "fedomg": "fedhess.strategies.fedomg:FedOMG",
     "scaffold": "fedhess.strategies.scaffold:Scaffold",
@@ -49,7 +55,8 @@ def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Str
     """Build a strategy.
 
     Args:
-        name: A built-in name, an entry point of group ``fedhess.strategies``, or ``package.module:Class``.
+        name: A built-in name, an entry point of group ``fedhess.strategies``, or ``package.module:Class``; or several,
+            joined by a plus sign.
         args: Arguments of its constructor, checked against the constructor's annotations.
 
     Returns:
@@ -70,11 +77,17 @@ def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Str
 
 def is_installed(name: str) -> bool:
     """Whether a strategy can be found on this machine; it may be on others."""
-    return is_here(name if ":" in name else known_strategies().get(name, ""))
+    paths = (part if ":" in part else known_strategies().get(part, "") for part in name.split(PLUS))
+    return all(map(is_here, paths))
 
 
 def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
     """Find the class of a strategy; see :func:`load_strategy`."""
+    if PLUS in name:
+        parts = parts_of(name)
+        if len(parts) <= name.count(PLUS):
+            raise UsageError(f"--strategy {name}: two of its parts have the same name; name each strategy once")
+        return combine(name, {prefix: load_class(part) for prefix, part in parts.items()})
     known = known_strategies()
     path = name if ":" in name else known.get(name)
     if path is None:
@@ -120,6 +133,8 @@ def resolved_args(name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 def strategy_parameters(strategy_class: type) -> dict[str, inspect.Parameter]:
     """Return the constructor arguments of a strategy that text can set: those annotated with scalars."""
+    if issubclass(strategy_class, Combined):
+        return {parameter.name: parameter for parameter in strategy_class.parameters}
     return text_parameters(strategy_class, what=f"strategy {strategy_class.__qualname__!r}")
 
 

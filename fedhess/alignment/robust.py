@@ -46,7 +46,7 @@ def robust_mean(kind: str, contributions: Sequence[Tensors], *, hostile: int) ->
         [np.concatenate([tensor.double().reshape(-1).numpy() for tensor in each.values()]) for each in contributions]
     )
     combined = torch.from_numpy(MEANS[kind](points, min(hostile, (len(points) - 1) // 2)))
-    parts = zip(first.items(), combined.split(sizes), strict=True)
+    parts = zip(first.items(), torch.split(combined, sizes), strict=True)
     return {
         name: part.reshape(like.shape).to(like.dtype if like.is_floating_point() else part.dtype)
         for (name, like), part in parts
@@ -65,18 +65,19 @@ def _trimmed(points: np.ndarray, hostile: int) -> np.ndarray:
 def _geometric(points: np.ndarray, hostile: int) -> np.ndarray:
     """Weiszfeld's algorithm, begun at the median of each value; smoothed as by Pillutla et al., relative to lengths."""
     del hostile
-    centre = np.asarray(np.median(points, axis=0))
+    own = torch.from_numpy(points)
+    centre = torch.from_numpy(np.median(points, axis=0))
     for _ in range(STEPS):
-        distances = np.linalg.norm(points - centre, axis=1)
-        near = np.median(distances)
+        distances = (own - centre).norm(dim=1)
+        near = distances.median()
         if near == 0:  # half of them are there
             break
-        weights = 1 / np.maximum(distances, 1e-6 * near)
-        moved = weights @ points / weights.sum()
-        step, centre = np.linalg.norm(moved - centre), moved
+        weights = 1 / distances.clamp_min(1e-6 * near)
+        moved = (weights.unsqueeze(1) * own).sum(0) / weights.sum()
+        step, centre = (moved - centre).norm(), moved
         if step <= TOLERANCE * near:
             break
-    return centre
+    return centre.numpy()
 
 
 def _krum(points: np.ndarray, hostile: int) -> np.ndarray:

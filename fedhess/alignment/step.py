@@ -159,10 +159,14 @@ class Step:
         """The client's own loss L_e, (): mean cross-entropy (logistic for one logit), plus the L2 term if any."""
         if self._loss is None:
             self._loss = self.batch.loss
+        return self.regularized(self._loss)
+
+    def regularized(self, loss: Tensor) -> Tensor:
+        """Add the L2 term, if any, to a loss."""
         if self.l2 == 0.0:
-            return self._loss
+            return loss
         squares = torch.stack([parameter.square().sum() for parameter in self.trained.values()]).sum()
-        return self._loss + self.l2 * squares
+        return loss + self.l2 * squares
 
     def statistic(self, function: Statistic, **given: Tensor | Scalar) -> Tensor:
         """Compute a head statistic of this step's batch, part of the autograd graph."""
@@ -223,15 +227,21 @@ class LocalStep:
         """The parameters that are trained, by name."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def run(self) -> Forward:
-        """Make a pass over the batch."""
-        inputs, labels, sizes = self.batch
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """The step's random numbers, on the CPU: those of (seed, domain, client, step)."""
+        return seeded_generator(*self.key, "step rule", self.index)
+
+    def run(self, batch: tuple[Tensor, Tensor, Sequence[int]] | None = None) -> Forward:
+        """Make a pass over the batch, or over another."""
+        inputs, labels, sizes = batch or self.batch
         return run_forward(self.model, inputs, labels, sizes=sizes)
 
-    def backward(self, forward: Forward | None = None) -> None:
+    def backward(self, forward: Forward | None = None, *, weight: float = 1.0) -> None:
         """Add the gradient of the objective to that of the parameters, where they are; by default of a plain pass."""
         made, self.made = self.made, None
-        torch.autograd.backward(self.objective(forward or made or self.run()))
+        objective = self.objective(forward or made or self.run())
+        torch.autograd.backward(objective if weight == 1.0 else weight * objective)
 
     def take_gradient(self) -> dict[str, Tensor]:
         """Return the parameters' gradient by name, without those that have none, and leave none."""

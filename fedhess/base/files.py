@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from fedhess.base.errors import StorageError, UsageError
@@ -70,27 +71,47 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         finally:
             Path(name).unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error}); free the disk or set {CACHE_VARIABLE}") from error
+        raise _unwritable(path, error) from error
 
 
 def cached_tensor(path: Path, compute: Callable[[], Tensor]) -> Tensor:
-    """Read a tensor from ``path`` (npy), or compute and keep it there.
+    """Read a tensor from ``path`` (npy), or compute and keep it there: once, whoever else wants it meanwhile.
 
     A file that cannot be read is computed anew.
 
     Args:
         path: The file; its name must contain a digest of everything the tensor depends on.
         compute: Returns the tensor, on the CPU.
+
+    Raises:
+        UsageError: The directory is not writable or the disk is full.
     """
-    if path.exists():
-        try:
-            array: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
-            return torch.from_numpy(array)
-        except (ValueError, EOFError, OSError):
-            path.unlink(missing_ok=True)
-    tensor = compute()
-    write_atomically(path, lambda file: np.save(file, tensor.numpy(), allow_pickle=False))
-    return tensor
+    if (kept := _read_tensor(path)) is not None:
+        return kept
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with held:
+        if (kept := _read_tensor(path)) is not None:
+            return kept
+        tensor = compute()
+        write_atomically(path, lambda file: np.save(file, tensor.numpy(), allow_pickle=False))
+        return tensor
+
+
+def _read_tensor(path: Path) -> Tensor | None:
+    try:
+        array: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        return None
+    return torch.from_numpy(array)
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} cannot be written ({error}); free the disk or set {CACHE_VARIABLE}")
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -68,6 +68,9 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left
     return "\n".join([rendered(heads), rule, *map(rendered, lines)])
 
 
+SPENT = "epsilon spent in one run by the sources (runs with the same data add up)"
+
+
 def notes(summary: Mapping[str, Any]) -> list[str]:
     """List below a table the strategies' arguments, and what a reader must know of its cells.
 
@@ -86,9 +89,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             f"- {name}, {key}: {text}" for name, of in strategies for key, text in of.get("edges", {}).items()
         ],
         "sick runs:": [f"- {name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
-        "epsilon spent in one run by the sources (runs with the same data add up):": [
-            f"- {name}: {of['privacy']}" for name, of in strategies if "privacy" in of
-        ],
+        f"{SPENT}:": [f"- {name}: {of['privacy']}" for name, of in strategies if "privacy" in of],
         "counts of targets are rounded or noisy, and their accuracies with them (epsilon, by adding up):": [
             f"- {line}" for line in summary.get("protected", ())
         ],

@@ -60,7 +60,11 @@ class JobOptions:
     ] = "PACS"
     strategy: Annotated[
         str,
-        _option(MAIN, "Strategies, separated by commas: names (see --list) or package.module:Class. [default: hgp]"),
+        _option(
+            MAIN,
+            "Strategies, separated by commas: names (see --list) or package.module:Class; A+B combines two. "
+            "[default: hgp]",
+        ),
     ] = "hgp"
     target: Annotated[
         str,

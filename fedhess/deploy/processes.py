@@ -125,8 +125,9 @@ def processes(logs: Path | None, folder: Path | None = None) -> Iterator[Process
 
 def _copy_with_times(lines: IO[bytes]) -> None:
     for line in lines:
-        sys.stdout.buffer.write(f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z} ".encode() + line)
-        sys.stdout.buffer.flush()
+        with contextlib.suppress(OSError):  # nobody reads any more: the program must not wait for that
+            sys.stdout.buffer.write(f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z} ".encode() + line)
+            sys.stdout.buffer.flush()
 
 
 def marked_processes(mark: str, *, variable: str = MARK) -> list[psutil.Process]:

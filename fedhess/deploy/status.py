@@ -97,7 +97,7 @@ def read_status(flower_home: Path, state: Path) -> Status:
 
 
 def _last_seen(node: Mapping[str, Any]) -> str:
-    return "now" if node["status"] == "online" else str(node["offline-at"])
+    return {"online": "now", "registered": "never"}.get(node["status"], str(node["offline-at"]))
 
 
 def _percent(row: Row) -> str:

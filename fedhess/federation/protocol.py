@@ -160,12 +160,10 @@ class Identity:
                 "holds-out": self.holds_out,
                 "classes": list(self.classes),
                 "inputs": self.inputs,
-                DATA_DIGEST: self.data_digest,
+                **({NOISE: self.noise} if self.noise else {DATA_DIGEST: self.data_digest}),
                 "version": self.version,
             }
         )
-        if self.noise:
-            record[NOISE] = self.noise
         if self.protection is not None:
             record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON] = self.protection
         if self.several:

@@ -7,6 +7,7 @@ import torch
 from fedhess.alignment.server_step import describe_server
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.variants import VARIED, describe
+from fedhess.settings.privacy import privacy_words
 from fedhess.settings.run_config import RunConfig
 
 # What a protocol says of how domains are split; nothing of the usual way.
@@ -41,7 +42,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
         "domains": ", ".join(job.data["counts"]),
         "model": ", ".join([config.model, *_unusual(config)]),
         "strategies": ", ".join(job.strategies),
-        "federation": f"{config.rounds} rounds, server {server}{config.average_words}{config.privacy_words}",
+        "federation": f"{config.rounds} rounds, server {server}{config.average_words}{privacy_words(config)}",
         **({"partition": config.describe_clients()} if config.describe_clients() else {}),
         "clients": f"{config.local_work} a round on {batch}, {config.client_optimizer} lr {lr}",
         "engine": engine,
@@ -144,7 +145,7 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
     kind = {"random": " drawn at random", "grid": " of a grid", "optuna": " suggested by Optuna"}
     among = f" among {job.settings_each} settings{kind.get(job.search.get('kind', ''), '')}" if job.variants else ""
     server = describe_server(server + weighting, args)
-    server += config.robust_words + config.average_words + config.privacy_words
+    server += config.robust_words + config.average_words + privacy_words(config)
     return (
         f"{data}{sources} source domains{clients}, {SPLITS[config.split]}{config.rounds} rounds x {work}, "
         f"model {config.model}{weights}, batch {batch}, client {adam}lr {lr}, "

@@ -199,30 +199,25 @@ def _check_same(config_file: Path, record: Mapping[str, Any] | None, option: str
     try:
         before = with_defaults(json.loads(config_file.read_text(encoding="utf-8")))
         record = before if record is None else with_defaults(record)
-        different = describe_differences({key: before[key] for key in record}, record)
+        there = {key: before[key] for key in record}
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{option}: {config_file} is damaged ({type(error).__name__}: {error}); restore it from a copy, or begin "
             "anew in another directory"
         ) from error
-    _refuse(config_file.parent, different, option)
+    refuse_differences(config_file.parent, there, record, option)
     last, here = [before, *before.get("additions", [])][-1], describe_environment()
     began = last.get("environment", {})
     return describe_differences({key: began.get(key) for key in ENVIRONMENT}, {key: here[key] for key in ENVIRONMENT})
 
 
-def refuse_differences(
-    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], option: str, *, more: Sequence[str] = ()
-) -> None:
+def refuse_differences(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], option: str) -> None:
     """Check that two descriptions agree but for what does not change results.
 
     Raises:
-        UsageError: They do not, or there is ``more``; every key is listed with both values.
+        UsageError: They do not; every key is listed with both values.
     """
-    _refuse(path, [*describe_differences(before, now), *more], option)
-
-
-def _refuse(path: Path, different: Sequence[str], option: str) -> None:
+    different = describe_differences(before, now)
     if lines := [f"\n  {line}" for line in different if not line.startswith(FREE_SETTINGS)]:
         advice = "leave out what differs" if option == "--add" else "give the same options"
         raise UsageError(

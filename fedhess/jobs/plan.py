@@ -64,38 +64,25 @@ def plan_job(
     """
     if not 1 <= trials <= MOST_TRIALS:
         raise UsageError(f"--trials: expected 1 to {MOST_TRIALS}, got {trials}")
-    model = str(overrides.get("model", benchmark.default_model))
-    find_model(model)
     check_names(strategies)
     check_selection(selection, variants, benchmark, search=search, private=bool(overrides.get("dp_epsilon")))
     outer = choose_scenarios(benchmark, target)
     if selection == "lodo":
         inner_scenarios(benchmark, outer)  # raises where there can be none
-    recipe = benchmark.recipe or benchmark.name
-    base = default_settings(model, benchmark=recipe) | dict(overrides)
+    model = str(overrides.get("model", benchmark.default_model))
+    find_model(model)
+    base = default_settings(model, benchmark=benchmark.recipe or benchmark.name) | dict(overrides)
     base |= {"model": model, "domains": benchmark.name, "stand_in_for": benchmark.stand_in_for}
-    base["threads"] = base.get("threads") or threads
-    defaults = {name: default_strategy_args(name, model=model, benchmark=recipe) for name in strategies}
-    first = RunConfig.checked(base | {"sources": outer[0].sources, "targets": outer[0].targets})
-    first = with_recorded_weights(first)
+    base |= {"sources": outer[0].sources, "targets": outer[0].targets, "threads": base.get("threads") or threads}
+    first = with_recorded_weights(RunConfig.checked(base))
     seeds = [first.seed + trial for trial in range(trials)]
-    searched: Mapping[str, Any] = {}
-    if search is None:
-        args, of_variants = resolve_variants(strategy_args, variants, base, defaults)
-    else:
-        # What is added is drawn for the recorded trials, too.
-        drawn_for = list(dict.fromkeys([*(recorded["seeds"] if recorded else ()), *seeds]))
-        args, of_variants, searched = plan_search(
-            search, strategy_args, {} if recorded else overrides, first, defaults, benchmark=recipe, seeds=drawn_for
-        )
+    args, of_variants, searched = _settings_of(
+        benchmark, first, strategies, strategy_args, variants, search, {} if recorded else overrides,
+        seeds=list(dict.fromkeys([*(recorded["seeds"] if recorded else ()), *seeds])),
+    )  # fmt: skip
+    targets = [scenario.name for scenario in outer]
     record = make_record(
-        outline(benchmark),
-        first,
-        strategies=args,
-        targets=[scenario.name for scenario in outer],
-        seeds=seeds,
-        variants=of_variants,
-        search=searched,
+        outline(benchmark), first, strategies=args, targets=targets, seeds=seeds, variants=of_variants, search=searched
     )
     if recorded is not None:
         record = grown(recorded, record)
@@ -104,14 +91,32 @@ def plan_job(
     configs = [run.config for run in job.runs]
     check_settings(configs, needs_weights=needs_weights)
     check_execution(first, prepared_shape(model, benchmark.input_shape))
-    identity = benchmark.identity()
     if recorded is not None:
-        require_same_data(path, recorded["dataset"], identity)
+        require_same_data(path, recorded["dataset"], benchmark.identity())
     else:
-        record["dataset"] = identity
+        record["dataset"] = benchmark.identity()
     check_splits(benchmark, configs)
     check_partitions(benchmark, configs)
     return replace(job, record=record, before=recorded)
+
+
+def _settings_of(
+    benchmark: Benchmark,
+    first: RunConfig,
+    strategies: Sequence[str],
+    given: Mapping[str, Scalar],
+    variants: Sequence[Variant],
+    search: Search | None,
+    overrides: Mapping[str, Any],
+    *,
+    seeds: Sequence[int],
+) -> tuple[dict[str, dict[str, Scalar]], list[dict[str, Any]], Mapping[str, Any]]:
+    """Return what all runs of each strategy share, every variant, and what a sweep, drawn for ``seeds``, searches."""
+    recipe = benchmark.recipe or benchmark.name
+    defaults = {name: default_strategy_args(name, model=first.model, benchmark=recipe) for name in strategies}
+    if search is None:
+        return *resolve_variants(given, variants, first.model_dump(), defaults), {}
+    return plan_search(search, given, overrides, first, defaults, benchmark=recipe, seeds=seeds)
 
 
 def _new_path(benchmark: Benchmark, strategies: Sequence[str]) -> Path:

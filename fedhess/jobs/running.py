@@ -1,12 +1,10 @@
 """Run every run of a job that is not complete yet."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from fedhess.alignment.server_step import require_server
 from fedhess.base.environment import torch_threads
@@ -35,7 +33,7 @@ from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.tracking import STATE, Tracking, read_trackers
 from fedhess.jobs.variants import parse_variants
 from fedhess.jobs.workers.choice import SideBySide, choose_place
-from fedhess.jobs.workers.worker import LOCK_SECONDS, run_to_end
+from fedhess.jobs.workers.worker import alone_in, run_to_end
 from fedhess.models import keeps_images, prepare_inputs
 from fedhess.models.prepared import share_loaded
 from fedhess.settings.run_config import MAX_PIXELS, RunConfig, parse_assignments
@@ -219,7 +217,8 @@ def _run_in_turn(
     failures: dict[int, str] = {}
     for number, run in runs.items():
         try:
-            with _left_by_workers(run), tracking.follow(run, partial(progress.update, number)) as on_round:
+            left = alone_in(run.directory) if (run.directory.path / ".lock").exists() else nullcontext()
+            with left, tracking.follow(run, partial(progress.update, number)) as on_round:
                 run_to_end(run.directory, run.config, classes=job.classes, engine=engine, on_round=on_round)
         except (FederationError, StrategyError) as error:
             if not job.variants:
@@ -230,19 +229,6 @@ def _run_in_turn(
             )
         progress.end_run(number)
     return failures
-
-
-@contextmanager
-def _left_by_workers(run: PlannedRun) -> Iterator[None]:
-    """Keep workers away from a run that one of them had: on a cluster it may outlive the process that asked for it."""
-    file = run.directory.path / ".lock"
-    try:
-        with FileLock(file, timeout=LOCK_SECONDS) if file.exists() else nullcontext():
-            yield
-    except Timeout:
-        raise FederationError(
-            f"another worker still runs it: stop that one (scancel, on Slurm), or wait for it; {file.parent}"
-        ) from None
 
 
 def _is_complete(job: Job, number: int, progress: Progress) -> bool:

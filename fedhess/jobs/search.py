@@ -16,7 +16,17 @@ from fedhess.alignment.server_step import is_server_setting, steps_itself
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.options import JobOptions
 from fedhess.jobs.variants import VARIED, Variant, args_for, is_run_setting
-from fedhess.settings.ranges import GIVEN, OF_METHOD, OF_STEPS, OURS, STEPS, Range, around, common_ranges
+from fedhess.settings.ranges import (
+    GIVEN,
+    OF_STEPS,
+    OURS,
+    STEPS,
+    Range,
+    are_known,
+    around,
+    common_ranges,
+    ranges_of,
+)
 from fedhess.settings.run_config import RunConfig, Scalar, parse_scalar
 
 Kind = Literal["random", "grid", "optuna"]
@@ -189,9 +199,9 @@ def known_space(method: Method) -> dict[str, Range]:
     """
     total = method.config.rounds * method.config.local_steps
     space = _common(method)
-    for key, published in OF_METHOD.get(method.name, {}).items():
+    for key, published in ranges_of(method.name).items():
         default = method.args[key]
-        if key in OF_STEPS:
+        if key.endswith(OF_STEPS):
             if default and not method.config.local_epochs:  # 0 switches a schedule off; epochs differ in steps
                 space[key] = replace(published, scale=total / STEPS)
         elif default == published.default:
@@ -308,7 +318,7 @@ def spaces_of(search: Search, methods: Sequence[Method]) -> dict[str, dict[str, 
 
 def _require_ranges(method: Method, own: Space) -> None:
     """Check that something is drawn of a strategy's own, where it has something to draw."""
-    if method.name in OF_METHOD:
+    if are_known(method.name):
         return
     numbers = {key: float(value) for key, value in method.args.items() if type(value) in (int, float)}
     if numbers and not numbers.keys() & (own.keys() | method.fixed):

@@ -6,6 +6,7 @@ from typing import Any
 from fedhess.alignment.loading import load_class, resolved_args, strategy_parameters
 from fedhess.alignment.server_step import is_server_setting, steps_itself
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.settings.combined import bare
 from fedhess.settings.run_config import RunConfig, Scalar, parse_assignments
 
 Variant = Mapping[str, Scalar]
@@ -174,6 +175,7 @@ def args_for(
             if key in known or not elsewhere:
                 args[key] = value
     recipe = dict(defaults)
-    if args.get("scale", recipe.get("scale")) != recipe.get("scale"):
+    own, usual = bare(name, args), bare(name, recipe)
+    if own.get("scale", usual.get("scale")) != usual.get("scale"):
         recipe = {}  # its coefficients are for another scale
     return resolved_args(name, recipe | args)

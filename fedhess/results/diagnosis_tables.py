@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhess.base.files import replace_file, writing
-from fedhess.base.tables import markdown_table
+from fedhess.base.tables import markdown_table, short
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.jobs.job import slug
 from fedhess.results.diagnosis import MIXED_PAIR, SOURCE_PAIR, mean
@@ -27,7 +27,7 @@ def pair_tables(diagnosis: Mapping[str, Any]) -> dict[tuple[str, str], str]:
         letters = name_domains(domains)
         heads = ["attribute", *("-".join(letters[d] for d in pair["domains"]) for pair in runs[0]["pairs"])]
         lines = [
-            [attribute["label"], *map(_short, _pair_means(runs, name))]
+            [attribute["label"], *map(short, _pair_means(runs, name))]
             for name, attribute in diagnosis["attributes"].items()
         ]
         legend = markdown_table(
@@ -164,7 +164,7 @@ def _domain_line(letter: str, domain: Mapping[str, Any], runs: Sequence[Mapping[
     splits = " or ".join(dict.fromkeys(d["split"] for d in same))
     role = domain["role"].upper() if domain["role"] == TARGET else domain["role"]
     figures = [mean([d[key] for d in same]) for key in ("loss", "gradient_norm")]
-    return [letter, domain["domain"], role, splits, f"{100 * (accuracy or 0.0):.1f}", *map(_short, figures)]
+    return [letter, domain["domain"], role, splits, f"{100 * (accuracy or 0.0):.1f}", *map(short, figures)]
 
 
 def _heading(diagnosis: Mapping[str, Any], what: str) -> list[str]:
@@ -175,13 +175,9 @@ def _trials(diagnosis: Mapping[str, Any], mean: str = "mean") -> str:
     return "one trial" if len(diagnosis["seeds"]) == 1 else f"{mean} over {len(diagnosis['seeds'])} trials"
 
 
-def _short(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3g}"
-
-
 def _with_error(cell: Mapping[str, float | None]) -> str:
     error = cell["standard_error"]
-    return _short(cell["mean"]) + (f" +- {error:.2g}" if error is not None else "")
+    return short(cell["mean"]) + (f" +- {error:.2g}" if error is not None else "")
 
 
 def _relative(value: float | None, kind: str) -> str:

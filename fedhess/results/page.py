@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedhess.base.tables import short
+from fedhess.base.tables import SPENT, short
 from fedhess.jobs.description import incomplete_warning, stand_in_warning
 from fedhess.jobs.job import Job, history
 from fedhess.jobs.metrics import Confusion
@@ -76,7 +76,9 @@ def _top(job: Job, summary: Summary) -> str:
     failures = sum(result["failures"] for result in summary["strategies"].values())
     sick = [f"{name}, {run}: {sign}" for name, of in summary["strategies"].items() for run, sign in of["sick"].items()]
     gaps = [f"{name}, {gap}" for name, of in summary["strategies"].items() for gap in of["gaps"]]
+    spent = [f"{name}: {of['privacy']}" for name, of in summary["strategies"].items() if "privacy" in of]
     warnings = [
+        *([f"{SPENT}:{_listed(spent)}"] if spent else []),
         *(escape(text) for text in (stand_in_warning(job), incomplete_warning(job)) if text),
         *([unfinished] if lacking else []),
         *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),

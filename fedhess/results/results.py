@@ -175,12 +175,12 @@ def open_results(path: Path | str) -> Results:
     return Results(open_recorded(Path(path)))
 
 
-def run_and_report(job: Job, progress: Progress, engine: Engine, *, resume: bool) -> tuple[Results, list[Path]]:
+def run_and_report(job: Job, progress: Progress, engine: Engine) -> tuple[Results, list[Path]]:
     """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
     if job.search.get("kind") == "optuna":
         require_optuna()
-    resume = resume or job.resume_from is not None
-    with job_directory(job.path, job.record, resume=resume, selection=job.selection, lock=job.lock) as changes:
+    begun = job.lock is not None
+    with job_directory(job.path, job.record, resume=begun, selection=job.selection, lock=job.lock) as changes:
         if changes:
             progress.warn("Continued in another environment; bits may differ: " + "; ".join(changes))
         go_back(job)

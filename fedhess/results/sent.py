@@ -8,11 +8,12 @@ from fedhess.alignment.statistics import disclosed_by
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError
 from fedhess.base.tables import markdown_table
-from fedhess.domains.benchmark import TARGET
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
 from fedhess.federation.server.evaluation import ALIGNMENT
 from fedhess.federation.server.run_directory import Row
 from fedhess.results.selection import Recorded
+from fedhess.settings.run_config import RunConfig
 
 # By direction and record; a statistic's docstring says what it discloses.
 DISCLOSES = {
@@ -23,12 +24,18 @@ DISCLOSES = {
     ("up", f"{protocol.TRAIN} {protocol.METRICS}"): "loss and objective of the first step, number of examples, seconds",
     ("up", f"{protocol.EVALUATE} {protocol.METRICS}"): "loss, accuracy and number of evaluated examples; of a constant "
     "model, which a server can send, examples by class",
+    ("up", protocol.HELD_OUT): "loss and accuracy of what the client began from and trained, on examples held out",
     ("up", protocol.COUNTS): "examples by class and prediction, so labels are counted; how confident the model was",
     ("down", protocol.MODEL): "the mean of the source clients' updates so far; where domains train in turn (fish), the "
     "update of the one before",
     ("down", protocol.MOMENTUM): "where domains train in turn (fish), the gradients of the one before",
     ("down", protocol.REFERENCE): "means of statistics over the source domains, or the domain's own",
     ("down", protocol.GIVEN): "what the clients' next statistic is computed with, such as a mean over the domains",
+}
+# The same of source clients of a private run.
+PRIVATE = {
+    protocol.IDENTITY: "domain, numbers of examples, class names, versions",
+    f"{protocol.TRAIN} {protocol.METRICS}": "number of examples, seconds",
 }
 
 
@@ -47,7 +54,7 @@ def summarise_sent(recorded: Recorded) -> list[dict[str, Any]]:
             entry = found.setdefault(
                 (run.strategy, role, way, name),
                 {"strategy": run.strategy, "from": sender, "to": receiver, "record": name, "shape": shape}
-                | {"times": 0, "bytes": 0, "discloses": _discloses(run.config.strategy, way, name)},
+                | {"times": 0, "bytes": 0, "discloses": _discloses(run.config, role, way, name)},
             )
             entry["times"] += times
             entry["bytes"] += size
@@ -99,16 +106,18 @@ def _records(rows: Iterable[Row]) -> Iterable[tuple[str, str, str, tuple[int, in
                 yield row["role"], way, name, record
 
 
-def _discloses(strategy: str, way: str, name: str) -> str:
+def _discloses(config: RunConfig, role: str, way: str, name: str) -> str:
     """Say what a record discloses, by its full name, its own, or its statistic."""
     record, _, tensor = name.rpartition(" ")[2].partition("/")
+    if config.is_private and role == SOURCE and way == "up":
+        return PRIVATE.get(name, PRIVATE.get(record, "no more than epsilon, below the table, allows"))
     known = DISCLOSES.get((way, name), DISCLOSES.get((way, record)))
     if known is not None:
         return known
     if record == protocol.ALIGNMENT:
         return disclosed_by(ALIGNMENT[tensor])
     try:
-        made = load_class(strategy)
+        made = load_class(config.strategy)
     except UsageError:
         return "not known, the strategy cannot be loaded here"
     statistics = {**made.statistics, **made.network_statistics} if issubclass(made, DomainStrategy) else {}

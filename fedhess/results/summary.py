@@ -9,7 +9,7 @@ from fedhess.base.files import replace_file, writing
 from fedhess.base.tables import markdown_table, mean, mean_and_error, notes, short, shown
 from fedhess.domains import Scenario
 from fedhess.federation.server.health import sickness
-from fedhess.jobs.description import describe_arguments, protocol
+from fedhess.jobs.description import describe_arguments, describe_setting, protocol
 from fedhess.jobs.job import Job, slug
 from fedhess.jobs.metrics import Confusion
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
@@ -237,15 +237,6 @@ def _summarise_strategy(
     settings: dict[str, list[str | None]] = {}
     choices: list[dict[str, Any]] = []
     gaps: list[str] = []
-    sick, unfinished_runs = dict[str, str](), dict[str, str]()
-    for run, rows in ((run, rows) for run, rows in recorded if run.strategy == name and not run.inner):
-        setting = f" ({describe(job.variants[run.variant])})" if job.variants else ""
-        where, last = f"target {run.scenario.name}, seed {run.config.seed}{setting}", rows[-1]["round"] if rows else 0
-        if sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes)):
-            sick[where] = sign
-        if last < run.config.rounds:
-            why = " ".join((run.directory.failure() or "").split())
-            unfinished_runs[where] = f"round {last} of {run.config.rounds}" + (f": {why}" if why else "")
     before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
     for cell in cells_of(recorded, name):
         choice, rows = cell.choose(selection)
@@ -269,7 +260,6 @@ def _summarise_strategy(
     by_seed |= {"average": {str(seed): _percent(value) for seed, value in zip(seeds, averages, strict=True)}}
     counted = selected_rows(recorded, name, columns, selection)
     spent = spent_privacy([rows for run, rows in recorded if run.strategy == name])
-    failures = sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows)
     return {
         "accuracy": {column: mean_and_error(list(by_seed.values())) for column, by_seed in accuracy.items()},
         "average": mean_and_error(averages),
@@ -287,12 +277,25 @@ def _summarise_strategy(
             for (held_out, _), column in columns.items()
             if held_out == scenario
         },
-        "failures": failures,
+        "failures": sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows),
         "gaps": gaps,
         **({"privacy": spent} if spent else {}),
-        "sick": sick,
-        "unfinished": unfinished_runs,
+        **_troubles(job, recorded, name),
     }
+
+
+def _troubles(job: Job, recorded: Recorded, name: str) -> dict[str, dict[str, str]]:
+    """Name the runs of a strategy that are sick, and those that lack rounds, each with what is wrong."""
+    sick, unfinished = dict[str, str](), dict[str, str]()
+    for run, rows in ((run, rows) for run, rows in recorded if run.strategy == name and not run.inner):
+        where = f"target {run.scenario.name}, seed {run.config.seed}{describe_setting(job, run)}"
+        last = rows[-1]["round"] if rows else 0
+        if sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes)):
+            sick[where] = sign
+        if last < run.config.rounds:
+            why = " ".join((run.directory.failure() or "").split())
+            unfinished[where] = f"round {last} of {run.config.rounds}" + (f": {why}" if why else "")
+    return {"sick": sick, "unfinished": unfinished}
 
 
 def _percent(value: float | None) -> float | None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedhess.settings.combined import joined
+
 # Settings of the public ColoredMNIST scripts, as read in released code (IRM, V-REx, Fishr, Hessian alignment): 501
 # full-batch steps of Adam, L2 on the sum of squared parameters, penalty weight 1 before step 190. One local step of
 # SGD with learning rate 1 hands the gradient itself to the server's Adam. The scripts sum the penalties of alignment
@@ -119,6 +121,8 @@ STRATEGY_ARGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "mnist-cnn": _DOMAINBED_PENALTIES,
     **dict.fromkeys(("lite0", "lite1", "lite2", "resnet18", "resnet50", TIMM), _FINE_TUNING_PENALTIES),
     **dict.fromkeys(("lite0-features", "lite1-features", "lite2-features"), _FROZEN_FEATURES_PENALTIES),
+    # MixStyle at a quarter and an eighth of the side, as in a ResNet; Lite0's stages have no names.
+    "lite0": _FINE_TUNING_PENALTIES | {"mixstyle": {"layers": "_blocks.2+_blocks.4"}},
 }
 
 # The same of a model on one benchmark, in place of the model's.
@@ -148,7 +152,7 @@ def default_strategy_args(strategy: str, *, model: str, benchmark: str = "") -> 
         benchmark: A benchmark's name; its own arguments for the model, where it has some, replace the model's.
     """
     by_strategy = BENCHMARK_STRATEGY_ARGS.get(benchmark, {}).get(model, STRATEGY_ARGS.get(_of_timm(model), {}))
-    return dict(by_strategy.get(strategy, {}))
+    return joined(strategy, lambda part: by_strategy.get(part, {}))
 
 
 def describe_default(setting: str, *, otherwise: object) -> str:

@@ -11,20 +11,17 @@ Nothing is subtracted for sampling: batches come from passes, and the server kno
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fedhess.base.errors import UsageError
-
-if TYPE_CHECKING:
-    from fedhess.settings.run_config import RunConfig
 
 Unit = Literal["client", "example"]
 
 UPDATE, STATISTICS = "update", "statistics"  # keys of --dp-clip beside the names of statistics
 
 
-def privacy_mistake(config: "RunConfig") -> str:
-    """Return what is impossible about the settings together, or nothing."""
+def privacy_mistake(config: Any) -> str:
+    """Return what is impossible about the settings of a ``RunConfig`` together, or nothing."""
     if not config.is_private:
         fields = type(config).model_fields
         alone = [name for name in ("dp_delta", "dp_clip", "dp_unit") if getattr(config, name) != fields[name].default]
@@ -44,7 +41,15 @@ def privacy_mistake(config: "RunConfig") -> str:
     return ""
 
 
-def _refused(config: "RunConfig") -> list[tuple[str, str]]:
+def privacy_words(config: Any) -> str:
+    """Describe the privacy of the source clients, to follow other settings; nothing where there is none."""
+    if not config.is_private:
+        return ""
+    bounds = ", ".join(f"{name}={bound:g}" for name, bound in config.dp_clip.items())
+    return f", {config.dp_unit}-level privacy epsilon {config.dp_epsilon:g} delta {config.dp_delta:g} (norms {bounds})"
+
+
+def _refused(config: Any) -> list[tuple[str, str]]:
     """List the settings that a private run cannot have, each with the reason."""
     found = {
         "--batchnorm averaged": (

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedhess.settings.combined import joined, parts_of
 from fedhess.settings.run_config import Scalar
 
 DOMAINBED = "DomainBed, hparams_registry.py"
@@ -139,6 +140,13 @@ OF_METHOD: Mapping[str, Mapping[str, Range]] = {
         "gamma": _powers(-4, -2, FEDIIR, name="penalty", default=1e-3),
         "ema": Range(0.90, 0.99, FEDIIR, choices=(0.90, 0.95, 0.99), default=0.95),
     },
+    "rsc": {
+        "f": Range(0, 0.5, DOMAINBED, name="rsc_f_drop_factor", default=1 / 3),
+        "b": Range(0, 0.5, DOMAINBED, name="rsc_b_drop_factor", default=1 / 3),
+    },
+    "mixup": {"alpha": _powers(-1, 1, name="mixup_alpha", default=0.2)},
+    "mixstyle": {"p": Range(0.1, 0.9, OURS, default=0.5), "alpha": _powers(-2, 0, OURS, default=0.1)},
+    "cma": {"a": _powers(math.log10(0.03), math.log10(3), OURS, default=0.3), "b": _powers(-2, 0, OURS, default=0.1)},
     "fedgma": {"tau": Range(0.1, 0.9, FEDGMA, choices=(0.1, 0.4, 0.9), default=0.4)},
     "scaffold": {},
     "fedprox": {"mu": _powers(-3, 0, FEDPROX, default=0.01)},
@@ -160,6 +168,16 @@ RANGES: Mapping[str, Mapping[str, Mapping[str, Range]]] = {
         "hutchinson": {"alpha": _powers(-3, -1, HESSIAN, default=1e-3), "beta": _powers(-4, -2, HESSIAN, default=5e-3)},
     },
 }
+
+
+def ranges_of(strategy: str, *, ranges: str = "released") -> dict[str, Range]:
+    """Return what a strategy draws of its own, or the parts of a combination; nothing where that is not known."""
+    return joined(strategy, lambda part: RANGES[ranges].get(part, {}))
+
+
+def are_known(strategy: str) -> bool:
+    """Whether the ranges of a strategy, and of every part of a combination, are known."""
+    return all(part in OF_METHOD for part in parts_of(strategy).values())
 
 
 def seed_hash(*parts: object) -> int:
@@ -197,5 +215,5 @@ def draw_settings(
         ranges: A key of `RANGES`.
     """
     assert number >= 1, "setting 0 has the defaults and draws nothing"
-    space = {**common_ranges(benchmark), **RANGES[ranges].get(strategy, {})}
+    space = {**common_ranges(benchmark), **ranges_of(strategy, ranges=ranges)}
     return {key: each.draw(key, number=number, trial=trial) for key, each in space.items()}

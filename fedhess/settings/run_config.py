@@ -310,14 +310,6 @@ class RunConfig(BaseModel):
         return self.dp_epsilon > 0
 
     @property
-    def privacy_words(self) -> str:
-        """Words on the privacy of the source clients; nothing where there is none."""
-        if not self.is_private:
-            return ""
-        bounds = ", ".join(f"{name}={bound:g}" for name, bound in self.dp_clip.items())
-        return f", {self.dp_unit}-level privacy epsilon {self.dp_epsilon:g} delta {self.dp_delta:g} (norms {bounds})"
-
-    @property
     def partition_settings(self) -> PartitionSettings:
         """How the source domains are shared among clients."""
         return PartitionSettings(**{name: getattr(self, name) for name in PartitionSettings.__dataclass_fields__})

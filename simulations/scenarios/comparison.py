@@ -112,7 +112,7 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
     notes += [f"[{number}] {source}" for source, number in cited.items()]
     if published and not full:
         notes.append("the published values are of all examples and rounds: this table cannot be held against them")
-    notes += [*(_balance(rows) if comparison.balance else []), *dict.fromkeys(map(_environment, rows))]
+    notes += [*(_balance(rows) if comparison.balance else []), *dict.fromkeys(map(describe_machine, rows))]
     return [f"## {_heading(rows)}", "", shared_protocol(lines), "", *table, "", *(f"- {note}" for note in notes)]
 
 
@@ -141,7 +141,8 @@ def class_balance(row: Row) -> dict[str, str]:
     return described
 
 
-def _environment(row: Row) -> str:
+def describe_machine(row: Row) -> str:
+    """Describe where a row was measured: machine, versions, revision."""
     machine = row["environment"]
     return (
         f"{machine['platform']}, {machine['cpu_count']} cores, {row['device']}, torch {machine['versions']['torch']}, "

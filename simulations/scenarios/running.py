@@ -28,7 +28,7 @@ from fedhess.simulations.scenarios.outputs import (
     chosen_names,
     require_ready,
 )
-from fedhess.simulations.scenarios.records import Row, add_row, load_record
+from fedhess.simulations.scenarios.records import Record, Row, add_row, load_record
 
 SeedsOption = Annotated[str, typer.Option(help="Seeds, separated by commas.")]
 
@@ -124,7 +124,14 @@ def shorten(configuration: Configuration, *, rounds: int, annealed: int) -> Conf
     return replace(configuration, overrides=overrides, strategy_args={**configuration.strategy_args, **args})
 
 
-def run_scenario(comparison: Comparison, configurations: Sequence[Configuration], options: Options) -> None:
+def run_scenario(
+    comparison: Comparison,
+    configurations: Sequence[Configuration],
+    options: Options,
+    *,
+    render: Callable[[Comparison, Record], str] = render,
+    draw: Callable[[Comparison, Record, Path], list[Path]] = draw,
+) -> None:
     """Run the jobs of a scenario; after each, merge its row into the results, so that little is lost by stopping.
 
     Raises:

@@ -1,7 +1,10 @@
+import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import fork, wait
 
 from fedhess.base.errors import UsageError
 from fedhess.base.files import cache_directory, cached_tensor, write_atomically
@@ -50,3 +53,14 @@ def test_a_tensor_is_computed_once_and_again_when_its_file_is_damaged(tmp_path: 
         path.write_bytes(damage)
         assert torch.equal(cached_tensor(path, compute), torch.arange(1000))
     assert len(calls) == 4
+
+
+def test_two_processes_that_want_a_tensor_compute_it_once(tmp_path: Path) -> None:
+    def compute() -> torch.Tensor:
+        (tmp_path / f"computed by {os.getpid()}").touch()
+        time.sleep(0.2)
+        return torch.arange(3)
+
+    children = [fork(lambda: cached_tensor(tmp_path / "deep" / "tensor.npy", compute)) for _ in range(2)]
+    assert [wait(child) for child in children] == [0, 0]
+    assert len(list(tmp_path.glob("computed by *"))) == 1

@@ -55,7 +55,6 @@ def read_csv(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.usefixtures("rendered_figures")
 def test_job_of_several_strategies_is_compared(job: Path, diagnosed: Command) -> None:
     done = diagnosed(job)
     assert done.status == 0, done.err

@@ -30,6 +30,7 @@ from fedhess.federation.client.evaluation import BATCH_SIZE, predictions
 from fedhess.jobs.reopening import open_runs
 from fedhess.models.prepared import local_domain
 from fedhess.results import export as export_module
+from fedhess.results import summary
 from fedhess.results.models import RunModel, find_model, find_models
 from tests.conftest import Outcome
 
@@ -65,6 +66,7 @@ print(json.dumps({"answers": answers, "loaded": loaded}))
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(summary, "draw_rounds", lambda *_, **__: [])
     memory.MEMORY.clear()
 
 
@@ -74,6 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     job = tmp_path_factory.mktemp("trained") / "job"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+        patch.setattr(summary, "draw_rounds", lambda *_, **__: [])
         memory.MEMORY.clear()
         fedhess.run(**TOY_RUN | {"strategy": "erm,hgp", "rounds": 8, "lr": 1.5}, domains_args="holdout=0.25", out=job)
         yield job
@@ -129,18 +132,23 @@ def elsewhere(inputs: dict[Path, list[str] | str]) -> dict[str, list[list[float]
     return answers
 
 
-def test_model_predicts_elsewhere_what_the_run_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("icons", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_model_predicts_elsewhere_what_the_run_recorded(icons: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "SIDE", 32)
     tree = write_tree(Path("tree"), ["east", "north", "west"], {"cat": 6, "dog": 6})
     images = {"domains": f"folder:{tree.resolve()}", "target": "west", "batch_size": 4, "evaluate_every": 1}
+    data_set = ("IconPACS", "sketch") if icons else (f"folder:{tree.resolve()}", "west")
     jobs = {
         # Clients train on embeddings, the export takes images.
-        "embedded": images | {"model": "lite0-features", "rounds": 3, "lr": 0.5},
+        "embedded": dict(zip(("domains", "target"), data_set, strict=True))
+        | {"model": "lite0-features", "rounds": 3, "evaluate_every": 1, "lr": 0.5, "batch_size": 4},
         # Every layer is trained; images come from files, JPEG and PNG, that are resized.
         "tuned": images | {"model": "lite0", "rounds": 2, "lr": 0.01, "pretrained": False, "local_steps": 1},
         # One logit, tensors.
         "logistic": TOY_RUN | {"domains_args": "classes=1,holdout=0.25", "rounds": 3, "lr": 0.1},
     }
+    if not icons:
+        del jobs["tuned"]
     inputs: dict[Path, list[str] | str] = {}
     for name, options in jobs.items():
         fedhess.run(**{"strategy": "erm", "trials": 1, **options}, out=name)
@@ -149,7 +157,9 @@ def test_model_predicts_elsewhere_what_the_run_recorded(monkeypatch: pytest.Monk
         (run,) = open_runs(Path(name)).runs
         data = local_domain(run.config, domain=run.config.targets[0], role="target").data
         inputs[folder] = f"{folder}.npy"
-        if name != "logistic":
+        if name == "embedded" and icons:
+            data = fedhess.domains.open_benchmark("IconPACS").load("sketch")
+        elif name != "logistic":
             inputs[folder] = sorted(map(str, (tree / "west").rglob("pic_*")))
             assert len(data) == 12
             continue
@@ -191,8 +201,8 @@ def weights(out: str) -> dict[str, Tensor]:
 
 
 def test_selected_round_is_exported_unless_the_last_is_asked_for(trained: Path) -> None:
-    summary = json.loads((trained / "summary.json").read_text())
-    (reported,) = summary["strategies"]["erm"]["selected_rounds"]["east"]
+    recorded = json.loads((trained / "summary.json").read_text())
+    (reported,) = recorded["strategies"]["erm"]["selected_rounds"]["east"]
     assert exported_round(trained, "selected") == reported < 8
     assert exported_round(trained, "last", "--round", "last") == 8
     assert weights("selected").keys() == weights("last").keys()
@@ -211,6 +221,7 @@ def test_job_without_kept_models_exports_the_last_round_when_asked(trained: Path
     assert exported_round(Path("older"), "out", "--round", "last") == 8
 
 
+@pytest.mark.slow
 def test_cross_validation_exports_what_is_there_and_names_what_was_selected() -> None:
     options = TOY_RUN | {"rounds": 6, "lr": 1.5, "selection": "lodo"}
     fedhess.run(**options, domains_args="holdout=0.25,free=true", target="east,west", out="job")
@@ -309,6 +320,7 @@ def test_onnx_computes_the_same(trained: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(logits), model(inputs).detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_that_differs_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(export_module, "ONNX_TOLERANCE", -1.0)
@@ -324,6 +336,7 @@ def test_missing_extra_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "pip install 'fedhess[onnx]'" in outcome.err
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says() -> None:
     page = (REPOSITORY / "docs" / "use-a-model.md").read_text()
     commands = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
@@ -405,10 +418,15 @@ def test_mistakes_of_loading_are_named(trained: Path) -> None:
         fedhess.load("out")
 
 
-def test_predict_prints_classes_and_names_what_it_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_prints_classes_and_names_what_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "SIDE", 32)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("flat.py").write_text(
+        "from torch import nn\n\n\ndef net(num_classes):\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, num_classes))\n"
+    )
     tree = write_tree(Path("tree"), ["east", "north", "west"], {"cat": 3, "dog": 3})
-    options: dict[str, Any] = {"model": "lite0", "pretrained": False, "batch_size": 2, "local_steps": 1, "rounds": 1}
+    options: dict[str, Any] = {"model": "flat:net", "batch_size": 2, "local_steps": 1, "rounds": 1}
     fedhess.run(domains=f"folder:{tree.resolve()}", target="west", strategy="erm", trials=1, **options, out="job")
     assert called("export", "job", "--out", "out").status == 0
     images = sorted((tree / "west").rglob("pic_*"))

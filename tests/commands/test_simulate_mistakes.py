@@ -48,6 +48,11 @@ MISTAKES = {
     "--quorum 4": "--quorum: expected at most 3, the number of source clients (north, south, west), got 4",
     "--deadline 0": "--deadline: expected more than 0, got 0.0",
     "--exchange-deadline -1": "--exchange-deadline: expected more than 0, got -1.0",
+    "--dp-epsilon 1": "--dp-epsilon: Gaussian noise has no epsilon without a delta; give --dp-delta",
+    "--dp-epsilon 1 --dp-delta 1e-5": "--dp-clip: expected the greatest norm of an update, and of statistics",
+    "--dp-epsilon 1 --dp-delta 1e-5 --dp-clip update=1": "--dp-clip: strategy hgp sends the statistic 'gradient'",
+    "--dp-epsilon 1 --dp-delta 1e-5 --dp-clip update=1,statistics=1 --selection lodo": "--dp-epsilon: the sources of",
+    "--dp-clip update=1": "--dp-clip: it belongs to --dp-epsilon, which is not given",
     "--statistics-batches 0": "--statistics-batches: expected at least 1, got 0",
     "--evaluate-every 0": "--evaluate-every: expected at least 1, got 0",
     "--seed -1": "--seed: expected at least 0, got -1",
@@ -165,21 +170,8 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_real_folder_is_not_called_a_stand_in(command: Command, pacs: Path) -> None:
-    outcome = command(
-        *(
-            "--domains",
-            "PACS",
-            "--data-dir",
-            pacs,
-            "--model",
-            "lite0-features",
-            "--batch-size",
-            4,
-            *BRIEF,
-            "--out",
-            "job",
-        ),
-    )
+    given = ["--domains", "PACS", "--data-dir", pacs, "--model", "lite0-features", "--batch-size", 4]
+    outcome = command(*given, *BRIEF, "--out", "job")
     assert outcome.status == 0, outcome.err
     assert "PACS: accuracy (%)" in outcome.out
     assert "stand" not in outcome.out

@@ -185,6 +185,9 @@ def test_a_study_goes_on_after_an_interruption_with_the_settings_that_it_would_h
     assert len(rows("parts")) == 3
     unfinished = command("parts", of=report)
     assert "- hgp, east: of 4 runs 0 failed, 2 left to run" in unfinished.out
+    shutil.copytree("parts", "copy")
+    merged = command("parts", "copy", "--format", "markdown", of=report)
+    assert "- hgp, east: of 4 runs 0 failed, 2 left to run" in merged.out, "what nobody was asked for yet is left, too"
     continued = command("--resume", "--out", "parts", "--quiet")
     assert continued.status == 0, continued.err
     assert recorded("parts")["variants"] == recorded("whole")["variants"]

@@ -14,6 +14,7 @@ from fedhess.deploy.programs import Program
 from tests.conftest import TOY, Outcome
 
 NODES = [
+    {"node-id": "9", "status": "registered", "offline-at": "N/A"},
     {"node-id": "18446744073709551615", "status": "online", "offline-at": "N/A"},
     {"node-id": "7", "status": "offline", "offline-at": "2026-03-01 10:00:00Z"},
 ]
@@ -34,6 +35,7 @@ def test_nodes_runs_and_rounds_are_shown_and_can_be_collected(
     tables = found.tables()
     assert re.search(r"\| north +\| 18446744073709551615 +\| online +\| now  ", tables)
     assert re.search(r"\| a\"b +\| 7 +\| offline +\| 2026-03-01 10:00:00Z \|", tables)
+    assert re.search(r"\| - +\| 9 +\| registered \| never +\|", tables)
     assert re.search(r"\| 5 +\| running +\| 2026-03-01 09:00:00Z \| N/A   \|", tables)
     row = found.rows["runs/job/east/0"][0]
     assert row["round"] == 3

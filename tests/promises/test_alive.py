@@ -346,7 +346,8 @@ def test_the_server_optimizer_begins_anew_at_the_annealing_step(toy_run: Run) ->
 
 def test_more_strategies_than_these_are_not_built_in() -> None:
     tested = {method.strategy for method in (METHODS | RELAYS).values()} | {"erm", "fedadam"}
-    assert tested == set(BUILT_IN)
+    elsewhere = {"mixup", "mixstyle"}  # tests/strategies: they need clients of several domains, and maps
+    assert tested | elsewhere == set(BUILT_IN)
 
 
 def test_fedadam_is_flowers_own(toy_run: Run) -> None:

@@ -11,6 +11,7 @@ from centralised import (
     Pulls,
     adversarial_objective,
     afl_move,
+    cma_pulls,
     coral_objective,
     erm_objective,
     fediir_objective,
@@ -22,18 +23,21 @@ from centralised import (
     iga_objective,
     iga_pulls,
     irm_objective,
-    masked,
-    matched,
     pulled,
-    sagm_slope,
-    sam_slope,
+    rsc_objective,
     server_alignment_objective,
-    train_adjusted,
     train_centrally,
     train_fish,
+    vrex_objective,
+)
+from centralised_rounds import (
+    masked,
+    matched,
+    sagm_slope,
+    sam_slope,
+    train_adjusted,
     train_in_rounds,
     train_scaffold,
-    vrex_objective,
 )
 from crossing import crossed
 from torch import Tensor
@@ -49,6 +53,7 @@ ROUNDS = 20
 ALPHA, BETA = 2.0, 0.5
 HGP: dict[str, Any] = {"alpha": ALPHA, "beta": BETA, "scale": "absolute"}
 RELATIVE = HGP | {"scale": "relative"}
+CMA: dict[str, Any] = {"a": 0.5, "b": 50.0, "scale": "absolute"}
 NOW = {"anneal_steps": 0}
 LR = 0.05
 # By name: strategy, its arguments, and what it does given the names of the source domains and the length of a step.
@@ -72,6 +77,10 @@ METHODS: dict[str, tuple[str, dict[str, Any], Callable[[tuple[str, ...], float],
     "iga-sum": ("iga", {"coefficient": 0.01}, lambda *_: iga_objective(0.01, form="sum")),
     "fishr": ("fishr", {"weight": 20.0, "ema": 0.7} | NOW, lambda *_: fishr_objective(20.0, 0.7)),
     "fediir": ("fediir", {"gamma": 0.5, "ema": 0.8}, lambda *_: fediir_objective(0.5, 0.8)),
+    "cma-full": ("cma", CMA | {"form": "full"}, lambda *_: pulled(cma_pulls(0.5, 50.0, "full"))),
+    "cma-blocks": ("cma", CMA | {"form": "blocks"}, lambda *_: pulled(cma_pulls(0.5, 50.0, "blocks"))),
+    "cma-sketch": ("cma", CMA | {"probes": 5}, lambda *_: pulled(cma_pulls(0.5, 50.0, "sketch", probes=5))),
+    "rsc": ("rsc", {"f": 0.4, "b": 0.4}, lambda *_: rsc_objective(0.4, 0.4)),
     "server_alignment": ("server_alignment", {"step": 0.02}, lambda _, lr: server_alignment_objective(0.02, lr)),
     "groupdro": ("groupdro", {"eta": 0.3}, lambda names, _: adversarial_objective(names, groupdro_move(0.3))),
     "afl": (

@@ -38,6 +38,7 @@ SPLITTABLE: dict[str, dict[str, Any]] = {
     "fish": {"strategy_args": {"eps": 0.5}},
     "fish with momentum": {"strategy": "fish", "strategy_args": {"shuffle": True}, "momentum": 0.9},
 }
+QUICK = ("erm by examples", "groupdro", "fish with momentum")
 
 
 def close(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
@@ -50,7 +51,10 @@ def close(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
     ("method", "partition", "domains"),
     [
         *(("erm", name, domains) for name, domains in zip(PARTITIONS, cycle((3, 4, 5)), strict=False)),
-        *((name, "lambda-0.5", domains) for name, domains in zip(SPLITTABLE, cycle((4, 5, 3)), strict=False)),
+        *(
+            pytest.param(name, "lambda-0.5", domains, marks=[] if name in QUICK else [pytest.mark.slow])
+            for name, domains in zip(SPLITTABLE, cycle((4, 5, 3)), strict=False)
+        ),
     ],
 )
 def test_split_domains_train_the_same_model(toy_run: Run, method: str, partition: str, domains: int) -> None:
@@ -79,8 +83,10 @@ class Watched(DomainStrategy):
         del step, reference
 
 
-@pytest.mark.parametrize("weighting", ["domain", "examples"])
-@pytest.mark.parametrize(("partition", "domains"), list(zip(PARTITIONS, cycle((3, 4, 5)), strict=False)))
+@pytest.mark.parametrize(
+    ("partition", "domains", "weighting"),
+    list(zip(PARTITIONS, cycle((3, 4, 5)), cycle(("domain", "examples")), strict=False)),
+)
 def test_references_of_split_domains_are_those_of_whole_ones(
     toy_run: Run, partition: str, domains: int, weighting: str
 ) -> None:
@@ -113,10 +119,9 @@ SEVERAL: dict[str, tuple[dict[str, Any], Callable[[], Objective]]] = {
 }
 
 
-@pytest.mark.parametrize("method", SEVERAL)
 @pytest.mark.parametrize(
-    ("partition", "domains", "weighting"),
-    [("lambda-0", 3, "domain"), ("lambda-0.5", 4, "examples"), ("dirichlet", 5, "domain")],
+    ("partition", "domains", "weighting", "method"),
+    [("lambda-0", 3, "domain", "hgp"), ("lambda-0.5", 4, "examples", "fishr"), ("dirichlet", 5, "domain", "hgp")],
 )
 def test_clients_of_several_domains_minimise_the_stated_objective(
     toy_run: Run, method: str, partition: str, domains: int, weighting: str

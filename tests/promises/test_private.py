@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from federations import Finished
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from toy import toy_config
 
 from fedhess.alignment import Ask, DomainStrategy
@@ -100,13 +100,14 @@ def test_momentum_that_clients_hand_on_is_refused(toy_run: Run) -> None:
 
 
 def test_a_deployed_client_sends_no_digest_no_loss_and_evaluates_nothing() -> None:
-    config = toy_config(strategy="hgp", **PRIVATE)
+    config = toy_config(strategy="hgp", strategy_args={"scale": "absolute"}, **PRIVATE)
     grid = InProcessGrid(app, node_configs={2: {"domain": "north"}}, run_config=config.to_run_config())
     payload = GlobalModel(build_model(config), optimizer_args=None).payload()
 
-    def send(message_type: str, names: tuple[str, ...] = ()) -> Message:
+    def send(message_type: str, *names: str, reference: ArrayRecord | None = None) -> Message:
         settings = {protocol.MODEL_ID: payload.model_id, protocol.ROUND: 1, protocol.NAMES: list(names)}
         content = RecordDict({protocol.MODEL: payload.arrays, protocol.CONFIG: ConfigRecord(settings)})
+        content[protocol.REFERENCE] = reference or ArrayRecord()
         (reply,) = grid.send_and_receive([Message(content, dst_node_id=2, message_type=message_type)], timeout=60)
         return reply
 
@@ -114,9 +115,12 @@ def test_a_deployed_client_sends_no_digest_no_loss_and_evaluates_nothing() -> No
         identity = protocol.Identity.from_record(send(protocol.IDENTIFY).content.config_records[protocol.CONFIG])
         assert (identity.noise, identity.data_digest, identity.evaluate_examples) == ("system", "", 0)
         assert "is a source of a private run: it evaluates nothing" in str(send("evaluate").error.reason)
-        answers = [send("query.statistics", ("gradient",)).content for _ in range(2)]
+        answers = [send("query.statistics", "gradient", "hgp").content for _ in range(2)]
         first, again = (answer[protocol.STATISTIC_VALUES]["gradient"].numpy() for answer in answers)  # type: ignore[index]
         assert (first != again).all()
+        trained = send("train", reference=answers[0].array_records[protocol.STATISTIC_VALUES]).content
+        assert sorted(trained[protocol.METRICS]) == [protocol.NUM_EXAMPLES, "seconds"]
+        assert sorted(trained) == [protocol.MODEL, protocol.METRICS]
     grid.close()
 
 

@@ -110,10 +110,10 @@ def test_lines_differ_without_their_colours() -> None:
     assert len({(look["marker"], look["linestyle"]) for look in looks}) == 36
 
 
-def rounds(path: Path, *, title: str = "Toy", strategies: tuple[str, ...] = ("erm", "hgp")) -> None:
+def rounds(path: Path, *, title: str = "Toy", strategies: tuple[str, ...] = ("erm", "hgp"), **more: Any) -> None:
     curve = {number: {"mean": 60.0 + number, "standard_error": 2.0} for number in range(1, 30)}
     panels = [Panel("accuracy (%)", dict.fromkeys(strategies, curve)), Panel("distance", {"erm": curve}, True)]
-    draw_rounds(path, title=title, note="band: standard error of the mean", panels=panels)
+    draw_rounds(path, title=title, note="band: standard error of the mean", panels=panels, **more)
 
 
 def scenario(path: Path) -> None:
@@ -182,10 +182,10 @@ def test_name_is_drawn_where_an_installed_font_has_it_and_numbered_otherwise() -
 
 @pytest.mark.parametrize("name", [UNKNOWN, IN_ANOTHER_FONT, "山水画", "\udcef", "$x"])
 def test_names_of_any_script_are_drawn_without_a_warning(name: str, drawn: list[Figure], tmp_path: Path) -> None:
-    rounds(tmp_path / "a.png", title=f"folder:{name}", strategies=("erm", f"{name}:Class"))
+    rounds(tmp_path / "a.png", title=f"folder:{name}", strategies=("erm", f"{name}:Class"), endings=(".svg",))
     labels = [text.get_text() for text in drawn[-1].legends[0].get_texts()]
     assert labels == ["erm", drawable(f"{name}:Class", "strategy 2")]
-    with drawing(tmp_path / "b.png", (1, 1), size=(3, 3), title=name, names=[name]) as axes:
+    with drawing(tmp_path / "b.png", (1, 1), size=(3, 3), title=name, names=[name], endings=(".svg",)) as axes:
         axes[0, 0].set_xticks([0], [drawable(name, "S1")])
 
 

@@ -18,6 +18,8 @@ def configured(strategy: str, *, model: str, benchmark: str = "", **changes: Any
     settings = default_settings(model, benchmark=benchmark) | changes
     if strategy == "fish":  # its server has a step of its own
         settings |= {"server_optimizer": "SGD", "server_lr": 1.0}
+    if strategy == "mixup":
+        settings |= {"partition": "lambda", "clients": 2, "heterogeneity": 0.5}
     args = changes.get("strategy_args", default_strategy_args(strategy, model=model, benchmark=benchmark))
     names = {"domains": "IconPACS", "sources": ("a", "b"), "targets": ("c",), "model": model, "strategy": strategy}
     config = RunConfig.checked(settings | names | {"strategy_args": args})

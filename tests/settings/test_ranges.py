@@ -28,6 +28,11 @@ REGISTRY: dict[str, Registered] = {
     "coral": {"gamma": ("mmd_gamma", lambda r: 10 ** r.uniform(-1, 1))},
     "iga": {"coefficient": ("penalty", lambda r: 10 ** r.uniform(1, 5))},
     "groupdro": {"eta": ("groupdro_eta", lambda r: 10 ** r.uniform(-3, -1))},
+    "mixup": {"alpha": ("mixup_alpha", lambda r: 10 ** r.uniform(-1, 1))},
+    "rsc": {
+        "f": ("rsc_f_drop_factor", lambda r: r.uniform(0, 0.5)),
+        "b": ("rsc_b_drop_factor", lambda r: r.uniform(0, 0.5)),
+    },
     "fishr": {
         "weight": ("lambda", lambda r: 10 ** r.uniform(1, 4)),
         "anneal_steps": ("penalty_anneal_iters", lambda r: int(r.uniform(0, 5000))),

@@ -50,6 +50,7 @@ def test_quick_runs_shorten_the_annealing_that_a_strategy_has_by_default() -> No
 def run(mnist_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Run a scenario's command in an empty directory and return what it printed."""
     monkeypatch.setenv("FEDHESS_DATA", str(mnist_root))
+    monkeypatch.setattr(correlation_shift, "QUICK_ROUNDS", 4)
     monkeypatch.chdir(tmp_path)
     memory.MEMORY.clear()
 
@@ -180,9 +181,9 @@ def test_quick_results_merge_are_marked_and_lie_elsewhere(run: Run, mnist_root: 
         assert row["per_domain"] == 60
         assert row["environment"]["git_revision"]
         assert set(row["accuracy"]) == {"sources", "flip-0.9", "grey"}
-        assert row["settings"]["rounds"] == correlation_shift.QUICK_ROUNDS
+        assert row["settings"]["rounds"] == 4
         annealed = {"strategy_args": {"anneal_steps": 15}} if row["strategy"] == "irm" else {}
-        assert row["given"] == {"options": {"per_domain": 60}, "overrides": {"rounds": 40}, **annealed}
+        assert row["given"] == {"options": {"per_domain": 60}, "overrides": {"rounds": 4}, **annealed}
     assert read("runs/quick/correlation_shift.json")["rows"][1]["settings"]["strategy_args"]["anneal_steps"] == 15
     text = Path("runs/quick/correlation_shift.md").read_text(encoding="utf-8")
     assert text.strip() in out

@@ -68,6 +68,9 @@ METHODS: dict[str, Method] = {
     "groupdro-projection": Method(
         "groupdro", {"eta": 0.3, "form": "projection"}, {"eta": 0.0, "form": "projection"}, has_reference=False
     ),
+    "cma-blocks": Method("cma", {"a": 0.1, "b": 0.5, "form": "blocks"} | PUBLISHED, {"weight": 0.0, "form": "blocks"}),
+    "cma-sketch": Method("cma", {"a": 0.1, "b": 9.0, "probes": 4} | PUBLISHED, {"a": 0.0, "b": 0.0}),
+    "rsc": Method("rsc", {}, {"f": 0.0}, has_reference=False),
     "fedgma": Method("fedgma", {"tau": 0.9}, {"tau": 0.0}, has_reference=False),
     # No setting makes it ERM: with one client it is local training, test_alive.py.
     "scaffold": Method("scaffold", {}, None, has_reference=False, changes={"local_steps": 3}),

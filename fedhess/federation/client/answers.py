@@ -93,8 +93,9 @@ def answer_once(context: Context, server_round: int, *, rounds: int) -> None:
         UsageError: It was before, or a later one, or the run has no such round.
     """
     record = context.state.config_records.get(ANSWERED, ConfigRecord())
-    last = record.get("round", -1) if record.get("run-id") == context.run_id else -1
-    if not isinstance(last, int) or not last < server_round <= rounds:
+    last = record["round"] if record.get("run-id") == context.run_id else -1
+    assert isinstance(last, int), "only this function writes it"
+    if not last < server_round <= rounds:
         raise UsageError(
             f"a target evaluates one model a round, in order, in rounds 0 to {rounds}: got round {server_round} after "
             f"{last if last != -1 else 'none'}"

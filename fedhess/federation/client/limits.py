@@ -13,6 +13,7 @@ from fedhess.domains.images.hugging_face import settle_hugging_face
 from fedhess.domains.opening import Opening
 from fedhess.domains.partition import batch_sizes
 from fedhess.models import TIMM
+from fedhess.settings.combined import parts_of
 from fedhess.settings.run_config import RunConfig, Scalar
 
 MODULES = "modules"  # comma-separated: what a run may name of the node's packages, submodules included
@@ -33,8 +34,8 @@ def check_run(given: Mapping[str, object], node_config: Mapping[str, Scalar]) ->
         UsageError: The run names a module that the node does not list; or a folder, which only the node may.
     """
     listed = [*ALWAYS, *(name.strip() for name in str(node_config.get(MODULES, "")).split(",") if name.strip())]
-    for option in ("strategy", "model", "domains"):
-        name = str(given.get(option, ""))
+    named = [("strategy", part) for part in parts_of(str(given.get("strategy", ""))).values()]
+    for option, name in (*named, *((option, str(given.get(option, ""))) for option in ("model", "domains"))):
         module = name.partition(":")[0]
         known = option == "domains" and find_benchmark(name)[0] != "module:Class"
         if ":" not in name or known or (option == "model" and name.startswith(TIMM)):

@@ -233,7 +233,7 @@ class Server:
         before = {each["client"]: each for each in self.directory.clients()}
         for client in self.federation.clients:
             now, was = client.identity.description(), before.get(client.label)
-            if was is not None and was[protocol.DATA_DIGEST] != now[protocol.DATA_DIGEST]:
+            if was is not None and was.get(protocol.DATA_DIGEST) != now.get(protocol.DATA_DIGEST):
                 raise FederationError(
                     f"client {client.label} has other data than when the run began: digest "
                     f"{now[protocol.DATA_DIGEST]}, was {was[protocol.DATA_DIGEST]}; put it back, or begin another run"

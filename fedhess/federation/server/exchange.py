@@ -117,7 +117,7 @@ class Exchange:
     def suspect(self) -> Client | None:
         """Return a client that outweighs all others together in a statistic, the first such one, if there is any."""
         for norms in self._norms:
-            for name in next(iter(norms.values())):
+            for name in next(iter(norms.values()), ()):
                 longest = max(norms, key=lambda client: norms[client][name])
                 if 2 * norms[longest][name] > sum(each[name] for each in norms.values()):
                     return longest

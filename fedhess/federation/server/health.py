@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from fedhess.base.tables import mean
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.server.run_directory import Row
+from fedhess.settings.combined import bare
 from fedhess.settings.run_config import RunConfig, Scalar
 
 DROWNED = 10.0  # penalty over loss
@@ -61,6 +62,7 @@ def remedy(config: RunConfig, args: Mapping[str, Scalar]) -> str:
 
 def _divisor(number: int, config: RunConfig, args: Mapping[str, Scalar]) -> float:
     """Return what the objective of a round's first step was divided by, see ``PenaltySchedule``."""
+    args = bare(config.strategy, args)
     if args.get("annealing") != "rescale" or args.get("scale") == "relative":
         return 1.0
     begun = (number - 1) * config.local_steps >= float(args.get("anneal_steps", 0))

@@ -75,12 +75,12 @@ class Ledger:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.
             StrategyError: The same, where it was the strategy that raised on every client that failed.
             DivergedError: The same, where every client that failed sent values that are not finite; whatever the quorum
-                where more than half did: what most have in common is no fault of theirs.
+                where half of those that answered did: what so many have in common is no fault of theirs.
         """
         needed = min(quorum or asked, asked)
         of_round = [failure for failure in self.failures if failure.round == server_round]
         diverged = {failure.client for failure in of_round if failure.diverged and failure.phase == phase}
-        if len(diverged) > completed > 0:
+        if diverged and len(diverged) >= completed:
             raise DivergedError(
                 f"round {server_round}: {len(diverged)} of {len(diverged) + completed} source clients sent values that "
                 f"are not finite in phase {phase!r}. None is left out as the culprit: it is what all of them were sent."

@@ -104,10 +104,12 @@ class LocalPhase:
         Replies are added up as they come, one in memory at a time; a robust mean holds them all.
 
         Raises:
-            UsageError: The mean is robust, which counts every client once, and the strategy weighs the domains.
+            UsageError: The mean is robust, which counts every client once, and the strategy weighs the domains or sees
+                each update; or the run is private, and it wants evaluations.
         """
-        if domain_weights is not None:
-            self._require_mean("it weighs the domains by itself, and robust means count every client once")
+        if domain_weights is not None or each is not None:
+            reason = "it weighs the domains" if each is None else "it makes something of each update"
+            self._require_mean(f"{reason} by itself, and robust means count every client once")
         if held_out and self.config.is_private:
             raise UsageError(
                 f"--strategy {self.config.strategy}: its clients evaluate what they trained, and a private run's "

@@ -16,7 +16,7 @@ Sender = TypeVar("Sender")
 Sent = TypeVar("Sent")
 Norms = Mapping[str, float]  # by what it is the norm of
 
-REMEMBERED = 20  # rounds
+REMEMBERED = 20  # phases
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
@@ -32,9 +32,10 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
 class NormBound:
     """Rejects what exceeds ``width`` times the larger of two medians: of the round, and the largest of the last rounds.
 
-    A median is the lower one of an even number. The round's counts from three clients on: fewer have no majority. A
-    reply that the last rounds' medians allow passes at once; where only the round's own can tell, in the first round
-    above all, replies are held back until enough norms are known, at most all of them.
+    A median is the lower one of an even number. In the first round that of three clients or more counts, since two have
+    no majority; later that of two does, but never a single client's own norm. A reply that the last rounds' medians
+    allow passes at once; where only the round's own can tell, in the first round above all, replies are held back until
+    enough norms are known, at most all of them.
 
     Args:
         width: How many times the median; 0 for no bound.
@@ -101,7 +102,7 @@ class NormBound:
     def median(self, what: str, of_round: Sequence[float]) -> float:
         """Return what norms are compared with: the larger of the round's median and the last rounds'; 0 for neither."""
         of_past = max(self.medians.get(what, ()), default=0.0)
-        return max(of_past, lower_median(of_round)) if len(of_round) > 2 else of_past
+        return max(of_past, lower_median(of_round)) if len(of_round) > (1 if of_past else 2) else of_past
 
     def state(self) -> dict[str, Any]:
         """Return what the next round needs, as JSON."""

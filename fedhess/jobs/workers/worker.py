@@ -99,6 +99,23 @@ def run_to_end(
         raise
 
 
+@contextmanager
+def alone_in(directory: RunDirectory) -> Iterator[None]:
+    """Keep workers away from a run that this process has: on a cluster one may outlive the process that asked for it.
+
+    Raises:
+        FederationError: Another worker still runs it.
+    """
+    directory.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory.path / ".lock", timeout=LOCK_SECONDS):
+            yield
+    except Timeout:
+        raise FederationError(
+            f"another worker still runs it: stop that one (scancel, on Slurm), or wait for it; {directory.path}"
+        ) from None
+
+
 def work(task: Task) -> Result:
     """Run a task; whatever it raises is its result's failure."""
     job, directory = Path(task.job), RunDirectory(Path(task.job) / task.run)
@@ -111,15 +128,10 @@ def work(task: Task) -> Result:
     sys.path += [entry for entry in task.path if entry not in sys.path]
     torch.set_num_threads(task.threads)
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    directory.path.mkdir(parents=True, exist_ok=True)
     with _collected_warnings() as warnings:
         try:
-            with FileLock(directory.path / ".lock", timeout=LOCK_SECONDS):
+            with alone_in(directory):
                 run_to_end(directory, RunConfig.checked(task.config), classes=task.classes)
-        except Timeout:
-            return Result(
-                f"another worker still runs it: stop that one (scancel, on Slurm), or wait for it; {directory.path}"
-            )
         except EXPECTED as error:
             return Result(str(error), warnings)
         except Exception as error:  # noqa: BLE001 - one run's bug must not stop the others

@@ -176,7 +176,7 @@ def test_settings_out_of_range_stop_the_run_and_the_nodes_command(
     toy_run: Run, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(FederationError, match=message):
-        toy_run(app=Configured(3, **settings), exchange_deadline=5)
+        toy_run(app=Configured(3, **settings), exchange_deadline=0.5)
     given = " ".join(f"{key.replace('_', '-')}={value!r}" for key, value in settings.items())
     with pytest.raises(UsageError, match=message):
         check_node_config(given, {"role": "target", "domain": "east"})
@@ -184,7 +184,7 @@ def test_settings_out_of_range_stop_the_run_and_the_nodes_command(
 
 def test_a_source_whose_operator_wants_its_evaluation_protected_is_refused(toy_run: Run) -> None:
     with pytest.raises(FederationError, match="only a target's evaluation is protected, and this node is a source"):
-        toy_run(app=Configured(0, evaluation_epsilon=1.0), exchange_deadline=5)
+        toy_run(app=Configured(0, evaluation_epsilon=1.0), exchange_deadline=0.5)
 
 
 def test_protected_counts_that_contradict_the_accuracy_are_a_failure_of_the_client(toy_run: Run) -> None:

@@ -37,16 +37,19 @@ def reason(reply: Message) -> str:
     return reply.error.reason
 
 
-@pytest.mark.parametrize("option", ["strategy", "model", "domains"])
+@pytest.mark.parametrize(
+    ("option", "before"),
+    [("strategy", ""), ("strategy", "fedhess.strategies.sagm:SAGM+"), ("model", ""), ("domains", "")],
+)
 def test_a_run_has_a_node_import_no_module_that_it_does_not_list(
-    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    option: str, before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    name, was_there = f"loot_of_{option}", tmp_path / "imported"
+    name, was_there = f"loot_of_{option}{len(before)}", tmp_path / "imported"
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").touch()
     (tmp_path / name / "code.py").write_text(f"open({str(was_there)!r}, 'w').close()", encoding="utf-8")
-    run_config = toy_config().to_run_config() | {option: f"{name}.code:Loot"}
+    run_config = toy_config().to_run_config() | {option: f"{before}{name}.code:Loot"}
     node = {"domain": "north"}
     said = reason(ask(node, run_config))
     assert said.startswith(

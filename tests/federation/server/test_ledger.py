@@ -30,6 +30,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "previous": {"strategy": "hgp", "strategy_args": {}, "references": "previous"},
     "coral": {"strategy": "coral", "strategy_args": METHODS["coral"].args},
     "fish": {"strategy": "fish", "strategy_args": RELAYS["fish-momentum"].args, "momentum": 0.9},
+    "ga": {"strategy": "ga", "strategy_args": METHODS["ga"].args},
     "fedadam": {"strategy": "fedadam", "strategy_args": {}},
     "split": {"strategy": "erm", "strategy_args": {}, "split": "every", "domains_options": {"holdout": 0.25}},
 }
@@ -66,7 +67,7 @@ def test_rows_have_every_array_that_crossed_the_wire(toy_run: Run, name: str) ->
     watched = Watched()
     rows = toy_run(app=watched, **RUNS[name]).rows
     sent = summed(rows, RUNS[name]["strategy"])
-    arrays = [each for each in sent if not each["record"].endswith(("metrics", "identity"))]
+    arrays = [each for each in sent if not each["record"].endswith(("metrics", "identity", "held-out"))]
     for way, sender in (("down", {"server"}), ("up", {"source clients", "target clients"})):
         counted = sum(each["bytes"] for each in arrays if each["from"] in sender)
         assert counted == watched.bytes[way] == sum(row[f"bytes_{way}"] for row in rows) > 0

@@ -36,11 +36,13 @@ def test_where_norms_jump_together_or_vanish_the_bound_does_not_act() -> None:
         assert phase(bound, *norms)[1] == {}
 
 
-def test_two_clients_are_judged_by_the_last_rounds_alone() -> None:
+def test_two_clients_are_compared_once_there_are_earlier_rounds() -> None:
     bound = NormBound(30)
     assert phase(bound, 1.0, 1e6)[1] == {}, "neither is more credible"
     bound.restore({"update": [1.0]})
     assert phase(bound, 1.0, 1e6)[1].keys() == {1}
+    assert phase(bound, 93.0, 2e3)[1] == {}, "both have risen: the model may be at fault"
+    bound.restore({"update": [1.0]})
     assert phase(bound, 1e6)[1].keys() == {0}
 
 

@@ -14,12 +14,12 @@ from filelock import FileLock
 
 from fedhess.base.errors import UsageError
 from fedhess.federation.server.run_directory import RunDirectory
-from fedhess.jobs import parallel, running
+from fedhess.jobs import parallel
 from fedhess.jobs.job import slug
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.running import open_job
 from fedhess.jobs.tracking import TRACKERS, About, Tracker
-from fedhess.jobs.workers import processes
+from fedhess.jobs.workers import processes, worker
 from fedhess.jobs.workers.processes import LocalWorkers, read_gpus
 from fedhess.jobs.workers.worker import Task
 from fedhess.settings.run_config import RunConfig
@@ -74,12 +74,12 @@ def test_a_killed_worker_loses_a_round_and_a_failed_run_stops_no_other(
     monkeypatch.setattr(parallel, "LIVES", 2)
     monkeypatch.setenv("DEADLY", str(tmp_path))
     monkeypatch.setitem(TRACKERS, "toy", Seen)
-    strategies = "deadly:KilledOnce,deadly:KilledAlways,deadly:Raises,hgp"
+    strategies = "deadly:KilledOnce,deadly:Raises,hgp,deadly:KilledAlways"
     said = command(*TOY, "--strategy", strategies, "--out", "job", "--parallel", 2, "--track", "toy")
 
     assert said.status == 1
     assert "2 of 4 runs failed:" in said.err
-    killed, raised = (line for line in said.err.splitlines() if line.startswith("  deadly:"))
+    raised, killed = (line for line in said.err.splitlines() if line.startswith("  deadly:"))
     assert killed.startswith("  deadly:KilledAlways, target east, seed 0: 2 workers died in it, the last: process ")
     assert killed.endswith("was ended by SIGKILL, as by a kernel that is out of memory")
     assert raised.startswith("  deadly:Raises, target east, seed 0: ")
@@ -90,7 +90,7 @@ def test_a_killed_worker_loses_a_round_and_a_failed_run_stops_no_other(
     assert "- deadly:Raises, target east, seed 0: round 0 of 3: round 1: 0 of 3 source clients" in summary
     results = json.loads(Path("job/summary.json").read_text(encoding="utf-8"))["strategies"]
     cells = {name: of["accuracy"]["east"]["mean"] for name, of in results.items()}
-    assert [name for name, value in cells.items() if value is None] == ["deadly:KilledAlways", "deadly:Raises"]
+    assert [name for name, value in cells.items() if value is None] == ["deadly:Raises", "deadly:KilledAlways"]
 
     of_run = {run: [event[1:] for event in Seen.events if event[0] == run] for run in {run for run, *_ in Seen.events}}
     assert [what for what, _ in of_run["hgp/east/0"]] == [0, 1, 2, 3, "ended"]
@@ -119,25 +119,8 @@ def test_cores_are_shared_out_and_a_job_keeps_the_threads_that_it_began_with(
         return int(job.record["settings"]["threads"])
 
     assert [planned(), planned(parallel=2), planned(parallel=2, threads=4)] == [0, 2, 4]
-    assert (
-        command(
-            "--domains",
-            "Toy",
-            "--strategy",
-            "erm",
-            "--trials",
-            1,
-            "--rounds",
-            1,
-            "--batch-size",
-            8,
-            "--threads",
-            2,
-            "--out",
-            "job",
-        ).status
-        == 0
-    )
+    brief = ["--domains", "Toy", "--strategy", "erm", "--trials", 1, "--rounds", 1, "--batch-size", 8]
+    assert command(*brief, "--threads", 2, "--out", "job").status == 0
     began = {"out": "job", "resume": True}
     assert [planned(**began), planned(parallel=5, **began)] == [2, 2]
     refused = command("--out", "job", "--resume", "--parallel", 2, "--threads", 1)
@@ -183,7 +166,7 @@ def test_a_run_that_a_worker_still_has_is_not_continued_beside_it(
     (run,) = (file.parent for file in Path("job").rglob("rounds.jsonl"))
     (run / "checkpoint/checkpoint.json").unlink()  # as at the beginning
     before = (run / "rounds.jsonl").read_bytes()
-    monkeypatch.setattr(running, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(worker, "LOCK_SECONDS", 0)
     with FileLock(run / ".lock"):
         said = command("--resume", "--out", "job", "--quiet")
         assert (said.status, "another worker still runs it" in said.err) == (1, True)

@@ -1,0 +1,151 @@
+"""Several strategies as one, by a name such as ``hgp+sagm``: a penalty, a step rule and a server rule, one of each.
+
+The hooks that a strategy overrides are its places: ``penalty`` or ``objective``, ``compute_gradient``,
+``local_training``; ``reference`` and ``check`` each keeps to itself. SCAFFOLD takes two places.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fedhess.alignment.step import LocalStep, Step
+from fedhess.alignment.strategy import Ask, DomainStrategy, LocalTraining, Reference
+from fedhess.base.errors import UsageError
+from fedhess.base.loading import text_parameters
+from fedhess.settings.combined import parts_of
+from fedhess.settings.run_config import RunConfig
+
+PENALTY, STEP, SERVER = PLACES = ("penalty", "step rule", "server rule")
+_HOOKS = {PENALTY: ("penalty", "objective"), STEP: ("compute_gradient",), SERVER: ("local_training",)}
+
+
+class Combined(DomainStrategy):
+    """Strategies in different places, each with references and state of its own; :func:`combine` derives from it.
+
+    Args:
+        args: Arguments of the parts, with their prefixes.
+    """
+
+    classes: ClassVar[Mapping[str, type[DomainStrategy]]] = {}  # by prefix
+    parameters: ClassVar[Sequence[inspect.Parameter]] = ()  # that text can set
+
+    def __init__(self, **args: Any) -> None:
+        self._parts = {
+            prefix: made(**{k.removeprefix(prefix): value for k, value in args.items() if k.startswith(prefix)})
+            for prefix, made in self.classes.items()
+        }
+        self._prefixes = {place: prefix for prefix, made in self.classes.items() for place in places(made)}
+        if PENALTY in self._prefixes:
+            penalty = self._parts[self._prefixes[PENALTY]]
+            self.schedule, self.limited = penalty.schedule, penalty.limited
+
+    def __getattr__(self, name: str) -> Any:
+        """Find an argument's value in the part that it is of."""
+        for prefix, part in self.__dict__.get("_parts", {}).items():
+            if name.startswith(prefix):
+                return getattr(part, name.removeprefix(prefix))
+        raise AttributeError(name)
+
+    def check(self, config: RunConfig) -> None:
+        """Check that the settings suit every part."""
+        for prefix, part in self._parts.items():
+            name = parts_of(config.strategy)[prefix]
+            try:
+                part.check(config.model_copy(update={"strategy": name}))
+            except UsageError as error:
+                raise UsageError(str(error).replace(f"{name}.", f"{config.strategy}.{prefix}")) from error
+
+    def reference(self, ask: Ask) -> Reference:
+        """Return the references of every part."""
+        return {
+            f"{prefix}/{name}": value
+            for prefix, part in self._parts.items()
+            for name, value in part.reference(ask).items()
+        }
+
+    def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the penalty's."""
+        return self._of(PENALTY).penalty(step, self._own(PENALTY, reference))
+
+    def objective(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
+        """Return the penalty's."""
+        return self._of(PENALTY).objective(step, self._own(PENALTY, reference))
+
+    def compute_gradient(self, step: LocalStep) -> None:
+        """Follow the step rule."""
+        self._of(STEP).compute_gradient(step)
+
+    def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
+        """Follow the server rule."""
+        return self._of(SERVER).local_training(phase, self._own(SERVER, reference))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state of every part."""
+        return {
+            f"{prefix}/{k}": value for prefix, part in self._parts.items() for k, value in part.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        for prefix, part in self._parts.items():
+            own = {k.removeprefix(f"{prefix}/"): value for k, value in state.items() if k.startswith(f"{prefix}/")}
+            part.load_state_dict(own)
+
+    def _of(self, place: str) -> DomainStrategy:
+        prefix = self._prefixes.get(place)
+        return DomainStrategy() if prefix is None else self._parts[prefix]
+
+    def _own(self, place: str, reference: Mapping[str, Any]) -> dict[str, Any]:
+        return {name.removeprefix(f"{self._prefixes.get(place)}/"): value for name, value in reference.items()}
+
+
+def places(strategy: type[DomainStrategy]) -> list[str]:
+    """Return which places a strategy takes: those of the hooks that it overrides."""
+    return [
+        place
+        for place, hooks in _HOOKS.items()
+        if any(getattr(strategy, hook) is not getattr(DomainStrategy, hook) for hook in hooks)
+    ]
+
+
+def combine(name: str, classes: Mapping[str, type]) -> type[Combined]:
+    """Make the class of a combination.
+
+    Args:
+        name: Of the combination, for messages.
+        classes: Of its parts, by prefix.
+
+    Raises:
+        UsageError: A part has no hooks or overrides none, two are in one place, or two mean different statistics by one
+            name.
+    """
+    taken: dict[str, str] = {}
+    kinds: dict[str, dict[str, Any]] = {"statistics": {}, "network_statistics": {}}
+    for prefix, made in classes.items():
+        part = parts_of(name)[prefix]
+        if not issubclass(made, DomainStrategy):
+            raise UsageError(
+                f"--strategy {name}: {part!r} is a plain Flower strategy, which has no hooks to combine; give it "
+                "alone, or --server-optimizer Adam in its place"
+            )
+        if not places(made):
+            raise UsageError(f"--strategy {name}: {part!r} adds nothing to the others; leave it out")
+        for place in places(made):
+            other = taken.setdefault(place, part)
+            if other != part:
+                raise UsageError(
+                    f"--strategy {name}: {other!r} and {part!r} are each a {place}; expected one "
+                    f"{', one '.join(PLACES)} at most ({part!r} is a {' and a '.join(places(made))})"
+                )
+        for kind, known in kinds.items():
+            for key, function in getattr(made, kind).items():
+                if known.setdefault(key, function) is not function:
+                    raise UsageError(f"--strategy {name}: two of its parts mean different statistics by {key!r}")
+    parameters = [
+        parameter.replace(name=f"{prefix}{key}", kind=inspect.Parameter.KEYWORD_ONLY)
+        for prefix, made in classes.items()
+        for key, parameter in text_parameters(made, what=f"strategy {made.__qualname__!r}").items()
+    ]
+    return type("Combined", (Combined,), {"classes": dict(classes), "parameters": parameters, **kinds})
