@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import StorageError, UsageError
 from fedhess.domains import open_benchmark
 from fedhess.jobs.job import Job, PlannedRun, make_job, with_defaults
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
@@ -193,5 +193,7 @@ def read_config(file: Path) -> dict[str, Any]:
         for key in ("name", "title", "options", "digest"):
             recorded["dataset"][key]
         return with_defaults(recorded)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise StorageError(f"cannot read {file}: {error.strerror or error}; mend the disk or permissions") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({type(error).__name__}: {error}); restore it from a copy") from error

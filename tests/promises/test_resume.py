@@ -1,12 +1,15 @@
 """A run that is killed and resumed ends with the bytes of a run that was not."""
 
+import errno
 import json
+import os
 import random
 import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -285,3 +288,19 @@ def test_finished_job_without_its_rows_is_an_error(command: Command) -> None:
     assert "job/east/0/rounds.jsonl is damaged" in outcome.err
     with pytest.raises(UsageError, match=r"rounds.jsonl is damaged"):
         _ = open_results("job").summary
+
+
+def test_disk_that_has_become_read_only_is_called_that(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    command(*TOY, "--strategy", "erm", "--out", "job")
+    opened = os.open
+
+    def read_only(path: str, flags: int, *more: Any, **named: Any) -> int:
+        if str(path).endswith(".lock"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", read_only)
+    outcome = command("--out", "job", "--resume")
+    assert outcome.status == 2
+    assert "cannot write to job: Read-only file system; choose another directory" in outcome.err
+    assert "delete" not in outcome.err
