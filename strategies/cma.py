@@ -44,6 +44,9 @@ MOST_BYTES = 2**28  # of a full Hessian on the wire
 def full(batch: HeadBatch) -> Tensor:
     """Return H over C D, (C K, C K).
 
+    Discloses: of one example all features, no label; of B, second moments of features weighted by class
+    probabilities.
+
     >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(1, 2))
     >>> full(batch)
     tensor([[0.1250, 0.2500],
@@ -63,13 +66,20 @@ def full(batch: HeadBatch) -> Tensor:
 
 
 def blocks(batch: HeadBatch) -> Tensor:
-    """Return the blocks of H over C D on its diagonal, (C, K, K)."""
+    """Return the blocks of H over C D on its diagonal, (C, K, K).
+
+    Discloses: of one example all features, no label; of B, second moments of features weighted by class
+    probabilities.
+    """
     p, inputs = batch.basics.probabilities, batch.basics.inputs
     return torch.einsum("bc,bk,bl->ckl", p * (1 - p), inputs, inputs) / _divisor(batch)
 
 
 def sketch(batch: HeadBatch, /, *, seed: int, probes: int) -> Tensor:
-    """Return H v over C D for probes v that depend on the seed alone, over the root of their number, (N, C, K)."""
+    """Return H v over C D for probes v that depend on the seed alone, over the root of their number, (N, C, K).
+
+    Discloses: products with the Hessian: of one example all features, no label.
+    """
     basics = batch.basics
     signs = draw_signs(probes, batch.shape, torch.Generator().manual_seed(seed))
     vectors = send(signs, basics.inputs.device).to(basics.inputs.dtype)

@@ -58,7 +58,7 @@ class Watched:
 
 
 def summed(rows: Sequence[Row], strategy: str = "hgp") -> list[dict[str, Any]]:
-    run: Any = SimpleNamespace(strategy=strategy, config=SimpleNamespace(strategy=strategy))
+    run: Any = SimpleNamespace(strategy=strategy, config=SimpleNamespace(strategy=strategy, is_private=False))
     return summarise_sent([(run, rows)])
 
 
