@@ -340,7 +340,7 @@ def _render_attacks(section: Results) -> list[str]:
     ]
     for title, attacks in cells.items():
         means = FEDERATIONS[title.rpartition(", ")[0]].means
-        bar = (_accuracy(attacks["honest"]["mean"]) or 0.0) - NEAR
+        bar = (_accuracy(attacks.get("honest", {}).get("mean", [])) or 0.0) - NEAR
         rows = [[attack, *(_shown(found.get(each, []), bar) for each in means)] for attack, found in attacks.items()]
         lines += ["", f"## {title}", "", markdown_table(["attack", *means], rows)]
     return [*lines, ""]

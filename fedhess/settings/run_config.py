@@ -171,7 +171,7 @@ class RunConfig(BaseModel):
         1, FEDERATION, "Clients of a round that trimmed, krum and multikrum are to bear.", ge=1
     )
     norm_bound: float = _setting(
-        30.0,
+        50.0,
         FEDERATION,
         "Most that the norm of a client's statistic or update may be, in medians of the clients of this and the last "
         "rounds; who exceeds it is named and left out of the round. 0 for no bound.",

@@ -121,6 +121,13 @@ def test_unfinished_job_says_what_is_missing(tmp_path: Path) -> None:
     assert "not recorded by every run" in begun
 
 
+def test_what_was_sent_is_listed_with_what_it_discloses(tmp_path: Path) -> None:
+    page = render(make(tmp_path / "few"))
+    section = page[page.index("What was sent") : page.index("<h2>Settings")]
+    assert section.count('<td class="left">evaluate metrics</td><td class="left">3 values</td>') == 4, "by both roles"
+    assert "of a constant model" in section
+
+
 def test_confusions_are_shown_whole_or_by_what_is_confused_most(tmp_path: Path) -> None:
     page = render(make(tmp_path / "few"))
     section = page[page.index("What is taken for what") : page.index("What was selected")]
