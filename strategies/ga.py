@@ -37,6 +37,8 @@ class GA(DomainStrategy):
         measure: ``"accuracy"`` or ``"loss"``.
     """
 
+    bound_to_rounds = True
+
     def __init__(self, *, s: float = 0.2, measure: Literal["accuracy", "loss"] = "accuracy") -> None:
         if not 0 <= s <= 0.5:
             raise ValueError(f"expected 0 <= s <= 0.5, got {s}")

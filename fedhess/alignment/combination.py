@@ -148,4 +148,6 @@ def combine(name: str, classes: Mapping[str, type]) -> type[Combined]:
         for prefix, made in classes.items()
         for key, parameter in text_parameters(made, what=f"strategy {made.__qualname__!r}").items()
     ]
-    return type("Combined", (Combined,), {"classes": dict(classes), "parameters": parameters, **kinds})
+    bound = any(getattr(made, "bound_to_rounds", False) for made in classes.values())
+    own = {"classes": dict(classes), "parameters": parameters, "bound_to_rounds": bound, **kinds}
+    return type("Combined", (Combined,), own)

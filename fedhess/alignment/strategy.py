@@ -244,6 +244,7 @@ class DomainStrategy:
         schedule: Weight of the penalty over the run.
         limited: Whether the gradient of the weighted penalty is limited to the loss's, :meth:`Step.limited`. The
             objective is then not divided by the weight: the limit does what ``"rescale"`` is for.
+        bound_to_rounds: Whether what a round does depends on how many the run has.
         state: What the server half remembers between rounds (moving averages and the like); saved in checkpoints.
     """
 
@@ -251,6 +252,7 @@ class DomainStrategy:
     network_statistics: ClassVar[Mapping[str, NetworkStatistic]] = {}
     schedule: PenaltySchedule = PenaltySchedule()
     limited: bool = False
+    bound_to_rounds: ClassVar[bool] = False
 
     @cached_property
     def state(self) -> dict[str, Tensor]:

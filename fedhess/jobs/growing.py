@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def complete_options(
     here |= {f"strategies.{key}": args[key] for key in args if key.rpartition(".")[0] in known}
     if options.add:
         if now.rounds > old.rounds:
-            _require_unbound(options.out, old, now.rounds)
+            _require_unbound(options.out, old, known, now.rounds)
             del there["settings.rounds"], here["settings.rounds"]
         refuse_differences(options.out, there, here, "--add")
     else:
@@ -142,9 +142,10 @@ def complete_options(
     }
 
 
-def _require_unbound(path: Path, config: RunConfig, rounds: int) -> None:
+def _require_unbound(path: Path, config: RunConfig, strategies: Iterable[str], rounds: int) -> None:
     """Check that trained rounds are what they would have been with more to come."""
-    bound = config.bound_to_rounds
+    bound = [*config.bound_to_rounds]
+    bound += [f"strategy {name}" for name in strategies if getattr(load_class(name), "bound_to_rounds", False)]
     if config.average == "swad" and config.rounds % config.evaluate_every:
         bound = [*bound, f"average (swad has the loss of round {config.rounds}, which is evaluated only as the last)"]
     if bound:

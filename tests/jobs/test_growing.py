@@ -201,7 +201,11 @@ def test_what_differs_is_refused_by_key_and_nothing_changes(options: str, messag
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [(["--lr-schedule", "cosine"], "lr_schedule;"), (["--average", "swad", "--evaluate-every", "3"], "average (swad")],
+    [
+        (["--lr-schedule", "cosine"], "lr_schedule;"),
+        (["--average", "swad", "--evaluate-every", "3"], "average (swad"),
+        (["--strategy", "ga+sagm", "--strategy-args", "ga_s=0.1"], "strategy ga+sagm;"),
+    ],
 )
 def test_rounds_that_know_how_many_there_are_take_no_more(options: list[str], named: str, command: Command) -> None:
     done(command(*FIRST, *options, "--out", "job"))

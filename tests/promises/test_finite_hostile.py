@@ -167,7 +167,12 @@ def test_means_without_a_majority_are_refused(changes: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize(
-    ("strategy", "reason"), [("groupdro", "it weighs the domains by itself"), ("fish", "one domain after the other")]
+    ("strategy", "reason"),
+    [
+        ("groupdro", "it weighs the domains by itself"),
+        ("fedomg", "it makes something of each update by itself"),
+        ("fish", "one domain after the other"),
+    ],
 )
 def test_strategies_that_take_no_such_mean_refuse_it(toy_run: Run, strategy: str, reason: str) -> None:
     with pytest.raises(UsageError, match=f"--update-mean median: strategy {strategy} cannot have it.*{reason}"):
