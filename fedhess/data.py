@@ -23,7 +23,8 @@ from fedhess.domains.inspection.check import inspect
 from fedhess.domains.opening import Opening
 from fedhess.jobs.progress import Progress
 from fedhess.models import create_model, prepare_inputs, prepared_shape
-from fedhess.settings.run_config import MAX_PIXELS, parse_assignments
+from fedhess.settings.assignments import parse_assignments
+from fedhess.settings.run_config import MAX_PIXELS
 
 Name = Annotated[str, typer.Argument(help="A benchmark, as list names it, or folder:PATH.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]

@@ -21,7 +21,7 @@ from fedhess.base.errors import UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import BENCHMARKS
 from fedhess.results.published import DIVERSITY_SHIFT
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 from fedhess.simulations.scenarios.comparison import Comparison
 from fedhess.simulations.scenarios.measurement import Configuration
 from fedhess.simulations.scenarios.outputs import chosen_names

@@ -13,8 +13,9 @@ from fedhess.alignment.strategy import DomainStrategy
 from fedhess.alignment.strategy_code import strategy_code
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.loading import checked_arguments, find_object, installed, is_here, text_parameters
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.combined import PLUS, parts_of
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.run_config import RunConfig
 
 ENTRY_POINT_GROUP = "fedhess.strategies"
 

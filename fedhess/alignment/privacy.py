@@ -13,8 +13,9 @@ from fedhess.alignment.strategy_code import strategy_code
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.curvature.per_example import FACTORS
 from fedhess.models.headed import HeadedModel
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.privacy import STATISTICS, UPDATE, noise_multiplier
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.run_config import RunConfig
 
 
 def bound_of(config: RunConfig, name: str) -> float:

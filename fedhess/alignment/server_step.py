@@ -8,7 +8,7 @@ from flwr.serverapp import strategy as flower
 from fedhess.alignment.loading import load_class, load_strategy
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 SERVER_SETTINGS = (
     *("server_optimizer", "server_lr", "server_lr_schedule", "server_warmup_rounds"),

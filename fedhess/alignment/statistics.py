@@ -10,7 +10,7 @@ from fedhess.alignment.strategy_code import strategy_code
 from fedhess.base.errors import did_you_mean
 from fedhess.curvature import HeadBatch
 from fedhess.models.headed import HeadedModel
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 # A function of a ``HeadBatch``, and of named tensors and scalars, such as :func:`fedhess.curvature.head_gradient`.
 Statistic = Callable[..., Tensor]

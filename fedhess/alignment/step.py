@@ -13,7 +13,8 @@ from fedhess.base.seeds import seeded_generator, steps_per_pass
 from fedhess.curvature import HeadBatch, head_gradient
 from fedhess.curvature.distances import HeadTerms, head_objective
 from fedhess.models.headed import HeadedModel
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.assignments import Scalar
+from fedhess.settings.run_config import RunConfig
 
 
 @dataclass

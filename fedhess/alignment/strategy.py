@@ -17,7 +17,8 @@ from fedhess.alignment.means import PerDomain
 from fedhess.alignment.statistics import Statistic
 from fedhess.alignment.step import LocalStep, NetworkStatistic, Step
 from fedhess.base.errors import UsageError
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.assignments import Scalar
+from fedhess.settings.run_config import RunConfig
 
 # What a strategy's server half hands to the clients: tensors for all, or values by domain, to each those it holds.
 Reference = Mapping[str, Tensor | Mapping[str, Tensor]]

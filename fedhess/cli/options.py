@@ -18,8 +18,9 @@ from pydantic_core import PydanticUndefined
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.config_file import read_config_file
 from fedhess.domains import BENCHMARKS
+from fedhess.settings.assignments import parse_assignments
 from fedhess.settings.defaults import describe_default
-from fedhess.settings.run_config import DATA, MACHINE, MAIN, MAX_PIXELS, METHOD, OUTPUT, RunConfig, parse_assignments
+from fedhess.settings.run_config import DATA, MACHINE, MAIN, MAX_PIXELS, METHOD, OUTPUT, RunConfig
 
 
 def _option(group: str, text: str, *names: str, **more: Any) -> Any:

@@ -26,7 +26,7 @@ from fedhess.deploy.submitted import follow_run, start_run
 from fedhess.deploy.watch import hand_over
 from fedhess.jobs.checks import check_settings
 from fedhess.jobs.directory import require_unused
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of certificates and keys.")]
 Address = Annotated[str, typer.Option("--superlink", help="HOST:PORT of the SuperLink.")]

@@ -27,8 +27,9 @@ from fedhess.jobs.job import Job, make_job, make_record, outline
 from fedhess.models.weights import with_recorded_weights
 from fedhess.results.files import clear_results
 from fedhess.results.summary import summarise, table, write_report
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.combinations import check_combinations
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.run_config import RunConfig
 
 app = ServerApp()
 logger = logging.getLogger(__name__)

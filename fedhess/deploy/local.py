@@ -14,7 +14,7 @@ from fedhess.deploy.packing import pack_app
 from fedhess.deploy.processes import Processes, free_port, require_free
 from fedhess.deploy.programs import Program
 from fedhess.federation.client.node import Place
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0

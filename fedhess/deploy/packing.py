@@ -6,7 +6,8 @@ from pathlib import Path
 import fedhess
 from fedhess.base.errors import UsageError
 from fedhess.deploy.programs import toml
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.assignments import Scalar
+from fedhess.settings.run_config import RunConfig
 
 RUN_DIR = "run-dir"  # key of the run config: the job directory, on the SuperLink's machine
 DEFAULTS: dict[str, Scalar] = {

@@ -14,7 +14,7 @@ from fedhess.base.errors import UsageError
 
 if TYPE_CHECKING:  # neither is needed by the small process that starts the programs
     from fedhess.deploy.keys import Keys
-    from fedhess.settings.run_config import Scalar
+    from fedhess.settings.assignments import Scalar
 
 CONNECTION = "deployment"  # name of the SuperLink in the configuration written for Flower's command line
 JSON = ["--format", "json"]

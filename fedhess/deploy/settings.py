@@ -21,8 +21,9 @@ from fedhess.federation.flower_compat import read_run_config
 from fedhess.federation.run_settings import OF_THE_NODE, settings_of_run
 from fedhess.models import prepared_shape
 from fedhess.models.execution import check_execution
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.combinations import check_combinations
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.run_config import RunConfig
 
 DESCRIBED = ("folder:PATH", "hf:NAME", "module:Class")  # benchmarks whose options name domains and classes
 NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE, *LIMITS, *PROTECTION)

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.tensors import decode_tensors, encode_tensors
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 Part = ArrayRecord | ConfigRecord | MetricRecord
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from fedhess.alignment.server_step import require_server
 from fedhess.domains import open_benchmark
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.defaults import default_settings, default_strategy_args
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.run_config import RunConfig
 
 # What a node's own configuration decides, whatever the run says.
 OF_THE_NODE = {"data-dir": "data_dir", "device": "device", "threads": "threads"}

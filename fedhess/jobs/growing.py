@@ -19,7 +19,8 @@ from fedhess.jobs.directory import refuse_differences, write_config
 from fedhess.jobs.job import OF_A_RUN, Job, strategy_folders
 from fedhess.jobs.reopening import read_config
 from fedhess.jobs.variants import Variant, describe, is_of_server_args, parse_variants
-from fedhess.settings.run_config import RunConfig, Scalar, parse_assignments
+from fedhess.settings.assignments import Scalar, parse_assignments
+from fedhess.settings.run_config import RunConfig
 
 Record = Mapping[str, Any]
 

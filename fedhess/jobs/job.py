@@ -16,7 +16,8 @@ from fedhess.domains import Benchmark, Scenario
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import Variant, overridden
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.assignments import Scalar
+from fedhess.settings.run_config import RunConfig
 from fedhess.settings.schedules import current_settings
 
 # What differs between the runs of a job, and is not among its settings.

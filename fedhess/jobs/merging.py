@@ -12,7 +12,7 @@ from fedhess.base.errors import UsageError
 from fedhess.jobs.directory import FREE_SETTINGS, describe_differences
 from fedhess.jobs.job import Job, PlannedRun, history, variant_number, with_defaults
 from fedhess.jobs.variants import VARIED, describe
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 # Jobs of one protocol may differ in these: what a method does in a round, which a table names, and the machine.
 OF_A_METHOD = (*VARIED, "server_optimizer_args")

@@ -20,8 +20,9 @@ from fedhess.jobs.variants import Variant, resolve_variants
 from fedhess.models import find_model, prepared_shape
 from fedhess.models.execution import check_execution
 from fedhess.models.weights import with_recorded_weights
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.defaults import default_settings, default_strategy_args
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.run_config import RunConfig
 
 MOST_TRIALS = 1000
 

@@ -36,7 +36,8 @@ from fedhess.jobs.workers.choice import SideBySide, choose_place
 from fedhess.jobs.workers.worker import alone_in, run_to_end
 from fedhess.models import keeps_images, prepare_inputs
 from fedhess.models.prepared import share_loaded
-from fedhess.settings.run_config import MAX_PIXELS, RunConfig, parse_assignments
+from fedhess.settings.assignments import parse_assignments
+from fedhess.settings.run_config import MAX_PIXELS, RunConfig
 
 
 def open_job(

@@ -16,6 +16,7 @@ from fedhess.alignment.server_step import is_server_setting, steps_itself
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.options import JobOptions
 from fedhess.jobs.variants import VARIED, Variant, args_for, is_run_setting
+from fedhess.settings.assignments import Scalar, parse_scalar
 from fedhess.settings.ranges import (
     GIVEN,
     OF_STEPS,
@@ -27,7 +28,7 @@ from fedhess.settings.ranges import (
     common_ranges,
     ranges_of,
 )
-from fedhess.settings.run_config import RunConfig, Scalar, parse_scalar
+from fedhess.settings.run_config import RunConfig
 
 Kind = Literal["random", "grid", "optuna"]
 Space = Mapping[str, Range]

@@ -6,8 +6,9 @@ from typing import Any
 from fedhess.alignment.loading import load_class, resolved_args, strategy_parameters
 from fedhess.alignment.server_step import is_server_setting, steps_itself
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.settings.assignments import Scalar, parse_assignments
 from fedhess.settings.combined import bare
-from fedhess.settings.run_config import RunConfig, Scalar, parse_assignments
+from fedhess.settings.run_config import RunConfig
 
 Variant = Mapping[str, Scalar]
 

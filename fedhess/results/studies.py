@@ -23,8 +23,8 @@ from fedhess.jobs.search import recorded_spaces, variant_of
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import is_run_setting
 from fedhess.results.selection import Cell, cells_of, choose, read_rows
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.ranges import Range
-from fedhess.settings.run_config import Scalar
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.combined import joined, parts_of
-from fedhess.settings.run_config import Scalar
 
 DOMAINBED = "DomainBed, hparams_registry.py"
 HESSIAN = "released code of Hemati et al., ICCV 2023"

@@ -5,13 +5,13 @@ Each setting is written here once: options of the commands, ``--help`` and the r
 """
 
 import json
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fedhess.base.errors import UsageError
+from fedhess.settings.assignments import Scalar, decode
 from fedhess.settings.mistakes import describe_error
 from fedhess.settings.partition import Partition, PartitionSettings
 from fedhess.settings.privacy import Unit, privacy_mistake
@@ -19,8 +19,6 @@ from fedhess.settings.schedules import LearningRate, Schedule, average_args, cur
 
 if TYPE_CHECKING:
     import torch
-
-Scalar = str | int | float | bool
 
 # The groups of --help: what most people set first, then the rest.
 MAIN, SEARCH, DATA, METHOD, TRAINING, FEDERATION, PRIVACY, MACHINE, OUTPUT = GROUPS = (
@@ -428,7 +426,7 @@ class RunConfig(BaseModel):
             if value == "":
                 continue
             nested = isinstance(field.default, dict) or key in ("sources", "targets")
-            values[key] = _decode(wire_key, value) if nested else value
+            values[key] = decode(wire_key, value) if nested else value
         return values
 
     @classmethod
@@ -442,67 +440,3 @@ class RunConfig(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise UsageError("\n".join(describe_error(detail, cls.model_fields) for detail in error.errors())) from None
-
-
-_JSON_NAMES = {list: "array", dict: "object"}
-
-
-def _decode(wire_key: str, text: Scalar) -> object:
-    if not isinstance(text, str):
-        raise UsageError(f"run config, {wire_key}: expected a text, got {text!r}")
-    if not text.lstrip().startswith(("{", "[")):
-        if wire_key in ("sources", "targets"):
-            return [name.strip() for name in text.split(",") if name.strip()]
-        return parse_assignments(text, option=f"run config, {wire_key}")
-    try:
-        decoded: object = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"run config, {wire_key}: expected JSON, got {text!r} ({error})") from None
-    expected = list if wire_key in ("sources", "targets") else dict
-    if not isinstance(decoded, expected):
-        raise UsageError(f"run config, {wire_key}: expected a JSON {_JSON_NAMES[expected]}, got {text!r}")
-    return decoded
-
-
-def parse_assignments(text: str, *, option: str) -> dict[str, Scalar]:
-    """Read ``"alpha=1e-3,probes=8"`` into a dictionary of scalars.
-
-    Args:
-        text: Comma-separated assignments; empty text gives an empty dictionary.
-        option: Name of the command-line option, for the error message.
-
-    Raises:
-        UsageError: A part is no assignment, or a key appears twice.
-
-    >>> parse_assignments("alpha=1e-3,form=mean_of_hgp", option="--strategy-args")
-    {'alpha': 0.001, 'form': 'mean_of_hgp'}
-    """
-    values: dict[str, Scalar] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        key, separator, value = part.partition("=")
-        owner, dot, name = key.strip().rpartition(".")  # an owner is a strategy's name, whose dashes are its own
-        key = owner + dot + name.replace("-", "_")
-        if not separator or not key or not value.strip():
-            raise UsageError(f"{option}: expected key=value[,key=value...], got {part!r}")
-        if key in values:
-            raise UsageError(f"{option}: {key!r} is given twice; give it once")
-        values[key] = parse_scalar(value.strip())
-    return values
-
-
-def parse_scalar(text: str) -> Scalar:
-    """Read a bool, an int of 64 bits, a finite float, or else the text itself."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        whole = int(text)
-    except ValueError:
-        pass
-    else:
-        if -(2**63) <= whole < 2**63:
-            return whole
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return number if math.isfinite(number) else text

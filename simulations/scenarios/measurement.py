@@ -22,7 +22,7 @@ from fedhess.jobs.progress import Progress
 from fedhess.jobs.running import run_job
 from fedhess.jobs.selectors import DEFAULT, ORACLE
 from fedhess.results.summary import summarise
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 from fedhess.simulations.scenarios.records import Row
 
 

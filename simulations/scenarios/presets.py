@@ -7,8 +7,8 @@ from typing import Any
 
 from fedhess.alignment.server_step import steps_itself
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.ranges import draw_settings
-from fedhess.settings.run_config import Scalar
 from fedhess.simulations.scenarios.comparison import Comparison
 from fedhess.simulations.scenarios.measurement import Configuration
 from fedhess.simulations.scenarios.published_protocols import PROTOCOLS, Protocol

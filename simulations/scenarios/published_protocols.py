@@ -17,7 +17,7 @@ from fedhess.results.published import (
     GA_PROTOCOL,
     Table,
 )
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 BENCHMARKS = ("PACS", "VLCS", "OfficeHome", "DomainNet")
 WITH_TERRA = (*BENCHMARKS, "TerraIncognita")

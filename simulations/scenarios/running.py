@@ -16,8 +16,8 @@ from fedhess.alignment.loading import resolved_args
 from fedhess.base.errors import UsageError
 from fedhess.base.files import replace_file, writing
 from fedhess.domains import open_benchmark
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.defaults import default_strategy_args
-from fedhess.settings.run_config import Scalar
 from fedhess.simulations.scenarios.comparison import Comparison, draw, render
 from fedhess.simulations.scenarios.measurement import Configuration, measure
 from fedhess.simulations.scenarios.outputs import (

@@ -9,7 +9,7 @@ from fedhess.base.environment import torch_threads
 from fedhess.base.errors import UsageError
 from fedhess.federation.client.app import place, run_settings
 from fedhess.federation.run_settings import settings_of_run
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 PLAIN: dict[str, Scalar] = {
     "domains": "IconPACS",

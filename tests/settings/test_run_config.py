@@ -8,6 +8,7 @@ from toy import toy_config
 
 from fedhess.base.errors import UsageError
 from fedhess.models import MODELS
+from fedhess.settings.assignments import parse_assignments, parse_scalar
 from fedhess.settings.defaults import (
     BENCHMARK_STRATEGY_ARGS,
     SETTINGS,
@@ -16,7 +17,7 @@ from fedhess.settings.defaults import (
     describe_default,
 )
 from fedhess.settings.optimizers import UNUSABLE, check_optimizer, optimizer_name
-from fedhess.settings.run_config import RunConfig, parse_assignments, parse_scalar
+from fedhess.settings.run_config import RunConfig
 
 
 def test_run_config_survives_the_wire() -> None:

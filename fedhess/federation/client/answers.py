@@ -19,7 +19,7 @@ from fedhess.base.errors import UsageError
 from fedhess.domains.benchmark import TARGET
 from fedhess.federation.client.evaluation import Evaluation
 from fedhess.federation.protocol import CONFUSION, EVALUATION_EPSILON, EVALUATION_ROUNDING
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 PROTECTION = (EVALUATION_ROUNDING, EVALUATION_EPSILON)
 ANSWERED = "answered"  # record of the context that survives a run's messages on a node, not the node's restart

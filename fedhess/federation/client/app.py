@@ -38,7 +38,8 @@ from fedhess.federation.protocol import decode_request, numbered, numbered_parts
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.tensors import decode_tensors, encode_tensors
 from fedhess.models.prepared import class_names, describe_inputs
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.assignments import Scalar
+from fedhess.settings.run_config import RunConfig
 
 Handler = Callable[[Message, Context], Message]
 

@@ -13,8 +13,9 @@ from fedhess.domains.images.hugging_face import settle_hugging_face
 from fedhess.domains.opening import Opening
 from fedhess.domains.partition import batch_sizes
 from fedhess.models import TIMM
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.combined import parts_of
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.run_config import RunConfig
 
 MODULES = "modules"  # comma-separated: what a run may name of the node's packages, submodules included
 LEAST_BATCH = "min-batch-size"

@@ -31,7 +31,7 @@ from fedhess.federation.flower_compat import (
     run_identity,
     set_message_id,
 )
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 POLL_SECONDS = 0.5  # longest a single pull waits for a running client before it returns without its reply
 TURN_SECONDS = 600.0  # that a client may take, where replies are pulled, before the next begins beside it

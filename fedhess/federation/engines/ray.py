@@ -29,7 +29,8 @@ from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
 from fedhess.federation.engines.worker import CLIENT_THREAD, Worker, answer
 from fedhess.federation.flower_compat import SUPERLINK_NODE_ID, ForwardingGrid, run_flower_simulation, run_identity
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.assignments import Scalar
+from fedhess.settings.run_config import RunConfig
 
 CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.02

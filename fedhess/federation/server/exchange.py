@@ -14,7 +14,7 @@ from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
 from fedhess.federation.server.norm_bound import Norms, norm
 from fedhess.federation.tensors import read_tensors
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 Answer = dict[str, dict[str, Tensor]]  # a client's statistics, by domain and name
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedhess.base.errors import DivergedError, UsageError
 from fedhess.federation.server.clients import ModelPayload
 from fedhess.federation.tensors import encode_tensors, is_finite
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 
 class GlobalModel:

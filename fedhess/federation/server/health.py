@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from fedhess.base.tables import mean
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.server.run_directory import Row
+from fedhess.settings.assignments import Scalar
 from fedhess.settings.combined import bare
-from fedhess.settings.run_config import RunConfig, Scalar
+from fedhess.settings.run_config import RunConfig
 
 DROWNED = 10.0  # penalty over loss
 FIRST = 3  # evaluated rounds in which the penalty is checked: later a small loss is a good sign

@@ -23,7 +23,7 @@ from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
 from fedhess.federation.server.discovery import Client
 from fedhess.federation.server.exchange import Answer, Exchange, read_answer
-from fedhess.settings.run_config import Scalar
+from fedhess.settings.assignments import Scalar
 
 _Stored = tuple[list[str], list[tuple[str, list[str]]]]  # a call in a checkpoint: names, clients with their domains
 

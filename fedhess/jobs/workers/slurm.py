@@ -14,7 +14,8 @@ from fedhess.base.environment import resolve_device
 from fedhess.base.errors import UsageError
 from fedhess.jobs.workers.pool import Pool, StoppedError, WorkerDiedError, Workers
 from fedhess.jobs.workers.worker import Result, Task, work
-from fedhess.settings.run_config import RunConfig, Scalar, parse_assignments
+from fedhess.settings.assignments import Scalar, parse_assignments
+from fedhess.settings.run_config import RunConfig
 
 OPTION = "--slurm-args"
 POLL_SECONDS = 0.5  # between looks for a result
