@@ -30,6 +30,7 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
         ".lock",
         "config.json",
         "east/0/checkpoint/checkpoint.json",
+        "east/0/checkpoint/round-000002.safetensors",
         "east/0/checkpoint/round-000003.safetensors",
         "east/0/clients.json",
         "east/0/partition.json",

@@ -279,8 +279,10 @@ def _load(file: Path, sha256: str = "") -> tuple[dict[str, Tensor], str]:
 
 
 def _sha256(tensors: Mapping[str, Tensor], header: str) -> str:
-    content = ((name, tensors[name].reshape(-1).view(torch.uint8).numpy().data) for name in sorted(tensors))
-    return digest_of([header, *itertools.chain.from_iterable(content)])
+    parts: list[str | memoryview] = [header]
+    for name in sorted(tensors):
+        parts += [name, tensors[name].reshape(-1).view(torch.uint8).numpy().data]
+    return digest_of(parts)
 
 
 def _file_name(server_round: int) -> str:
