@@ -35,6 +35,7 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
         "east/0/clients.json",
         "east/0/partition.json",
         "east/0/rounds.jsonl",
+        "east/0/selected/round-000002.safetensors",
         "east/0/selected/round-000003.safetensors",
         "figures/rounds.png",
         "figures/rounds.svg",
