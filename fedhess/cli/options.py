@@ -87,7 +87,7 @@ class JobOptions:
         _option(
             MAIN,
             "Continue the job in --out from an earlier round, the one before the last or the selected one; what came "
-            "after is dropped.",
+            "after is dropped. [default: none]",
         ),
     ] = None
     add: Annotated[
