@@ -57,13 +57,6 @@ def register_nodes(
 ) -> None:
     """Register the keys at the SuperLink, and write which client each node is.
 
-    Args:
-        clients: Key -> client.
-        keys: Where the public keys are.
-        file: Read and written; it says which client a node is that was registered before.
-        flower_home: Where Flower's configuration names the SuperLink.
-        say: Called with every command.
-
     Raises:
         UsageError: The file cannot be read or written.
         FederationError: Some were not registered; the others are.

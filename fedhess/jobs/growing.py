@@ -265,10 +265,6 @@ def record_growth(job: Job, *, changed: bool) -> None:
     round from which on it trains each run that is not complete; every round is then told by its environment. Nothing is
     written where nothing is added and the environment is the one before.
 
-    Args:
-        job: The job, about to run.
-        changed: Whether the environment is another than before.
-
     Raises:
         UsageError: It cannot be written.
     """

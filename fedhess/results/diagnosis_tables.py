@@ -88,13 +88,6 @@ def name_domains(domains: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any]) -> list[Path]:
     """Write ``diagnosis.md``, ``.json`` and ``.csv`` and the heat maps; the titles in them name a stand-in.
 
-    Args:
-        folder: ``RUN/diagnosis``.
-        diagnosis: From :func:`fedhess.results.diagnosis.diagnose_job`.
-
-    Returns:
-        The files.
-
     Raises:
         StorageError: They cannot be written.
     """

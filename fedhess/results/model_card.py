@@ -40,14 +40,7 @@ BEGINNINGS = {
 
 
 def model_card(job: Job, found: RunModel, config: Mapping[str, Any], *, onnx: bool) -> str:
-    """Write the card.
-
-    Args:
-        job: The model's.
-        found: The model.
-        config: What the folder's config.json holds.
-        onnx: Whether the folder holds model.onnx.
-    """
+    """Write the card."""
     run, settings, target = config["run"], found.run.config, found.run.scenario.name
     images = config["preprocessing"]["transform"] is not None
     parts = [

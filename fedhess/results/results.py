@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 
 
 class Results:
-    """The results of a job, finished or not; they are read from its directory.
-
-    Args:
-        job: The job.
-    """
+    """The results of a job, finished or not; they are read from its directory."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -65,9 +61,6 @@ class Results:
 
     def report(self) -> list[Path]:
         """Write everything that ``python -m fedhess.report`` writes: tables, a page of HTML, and all figures.
-
-        Returns:
-            The files.
 
         Raises:
             StorageError: They cannot be written.
@@ -141,9 +134,6 @@ class Results:
             seed: Of the trial.
             round: See `model`.
             onnx: Write model.onnx too, and check it.
-
-        Returns:
-            The folder.
 
         Raises:
             UsageError: As `model`; or the folder holds something else, or the extra ``onnx`` is missing.

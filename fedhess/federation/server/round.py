@@ -28,11 +28,6 @@ class DomainRounds:
     The references are taken on the batch of the round's first local step. With one local step a round equals a step of
     the centralised algorithm; with more they are stale from the second step on.
 
-    Args:
-        strategy: Computes the references.
-        config: The settings of the run.
-        template: A model of the run's architecture.
-
     Raises:
         UsageError: The settings do not fit the strategy.
     """
