@@ -200,7 +200,7 @@ class RunDirectory:
         last = self._checkpoints()[-1]
         file = self._checkpoint_dir / str(last["file"])
         with _reading(file):
-            tensors, header = _load(file, sha256=last["sha256"])
+            tensors, header = _load(file, sha256=last.get("sha256", "none"))
             described = json.loads(header)
             return Checkpoint(int(described["round"]), tensors, described["plain"], last["unreported"])
 
@@ -266,10 +266,15 @@ def _save(file: Path, tensors: Mapping[str, Tensor], header: str) -> str:
 
 
 def _load(file: Path, sha256: str = "") -> tuple[dict[str, Tensor], str]:
-    """Read what `_save` wrote; raises ValueError where it is not what was written."""
+    """Read what `_save` wrote; ValueError where that is not it, UsageError where it has no sha256."""
     with file.open("rb"), safe_open(file, framework="pt") as stored:
         recorded, _, header = stored.metadata()["fedhess"].partition(" ")
         tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 - no mapping
+    if recorded.startswith("{"):
+        raise UsageError(
+            f"{file} was written by an earlier version, without a sha256; continue or read the run with the version "
+            "that wrote it, or begin another run"
+        )
     if not _sha256(tensors, header) == recorded == (sha256 or recorded):
         raise ValueError("its sha256 is not the one that was recorded")
     return tensors, header

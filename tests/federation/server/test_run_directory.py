@@ -13,6 +13,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from rows import source
+from safetensors.torch import save
 from torch import nn
 
 from fedhess.base.errors import StorageError, UsageError
@@ -176,6 +177,21 @@ def test_checkpoint_of_another_run_is_found(tmp_path: Path) -> None:
     (one.path / name).write_bytes((other.path / name).read_bytes())
     with pytest.raises(UsageError, match="its sha256 is not the one that was recorded"):
         one.load_checkpoint()
+
+
+def test_checkpoint_without_a_sha256_is_an_earlier_versions(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    evaluated(directory, 1)
+    index = tmp_path / "checkpoint" / "checkpoint.json"
+    recorded = json.loads(index.read_text(encoding="utf-8"))
+    del recorded["sha256"]
+    index.write_text(json.dumps(recorded), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"round-000001.safetensors is damaged .*its sha256 is not the one"):
+        directory.load_checkpoint()
+    (file,) = (tmp_path / "checkpoint").glob("*.safetensors")
+    file.write_bytes(save({"x": torch.zeros(1)}, metadata={"fedhess": json.dumps({"round": 1, "plain": {}})}))
+    with pytest.raises(UsageError, match=r"round-000001.safetensors was written by an earlier version, without a sha"):
+        directory.load_checkpoint()
 
 
 def test_rows_that_are_gone_are_no_finished_run(tmp_path: Path) -> None:
