@@ -180,7 +180,7 @@ def test_frozen_batch_norms_keep_their_running_statistics(run: Run) -> None:
     assert all(torch.equal(start[name], end[name]) for name in running)
 
 
-@pytest.mark.parametrize("strategy", ["erm", "hgp"])
+@pytest.mark.parametrize("strategy", ["erm", "hgp", "sagm"])
 def test_averaged_batch_norms_have_the_mean_of_what_the_clients_saw(run: Run, strategy: str) -> None:
     changes = {"batchnorm": "averaged", "strategy": strategy, "rounds": 1, "local_steps": 2, "dtype": "float64"}
     end = run(**changes).tensors
@@ -198,7 +198,7 @@ def test_averaged_batch_norms_have_the_mean_of_what_the_clients_saw(run: Run, st
             optimizer.step()
         ends.append(model.state_dict())
     running = "featurizer.norm.running_mean"
-    assert int(end["featurizer.norm.num_batches_tracked"]) == 2, "the exchanges of HGP do not count"
+    assert int(end["featurizer.norm.num_batches_tracked"]) == 2, "exchanges and passes elsewhere do not count"
     assert not torch.equal(end[running], start.state_dict()[running])
     if strategy == "erm":
         for name in (running, "featurizer.norm.running_var"):
