@@ -12,9 +12,10 @@ from pictures import pictures_config
 from torch import Tensor
 from toy import SOURCES
 
+from fedhess.alignment.step import run_forward
 from fedhess.base.seeds import batch_indices, seeded_generator
 from fedhess.domains import BENCHMARKS
-from fedhess.federation.client import batches, memory, training
+from fedhess.federation.client import batches, memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.augmentation import augment
 from fedhess.federation.client.batches import round_batch
@@ -151,7 +152,7 @@ def test_bf16_computes_the_featurizer_in_bfloat16_and_gives_the_head_float32() -
     seen: list[torch.dtype] = []
     model.featurizer.convolution.register_forward_hook(lambda module, given, result: seen.append(result.dtype))
     inputs, labels = round_batch(local_domain(config, domain="north", role="source"), config, step=0)
-    forward = training.run_forward(model, inputs, labels)
+    forward = run_forward(model, inputs, labels)
     assert seen == [torch.bfloat16]
     assert forward.features.dtype == forward.batch.loss.dtype == torch.float32
     exact = build_model(pictures_config()).features(inputs)
