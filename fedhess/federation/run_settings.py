@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fedhess.alignment.server_step import require_server
-from fedhess.domains import open_benchmark
+from fedhess.domains import find_benchmark, open_benchmark
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.defaults import default_settings, default_strategy_args
 from fedhess.settings.run_config import RunConfig
@@ -29,6 +29,13 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
     (3, 0.03, {})
     """
     given = RunConfig.given_in(run_config)
+    for wire_key, key in OF_THE_NODE.items():
+        if node_config and wire_key in node_config:
+            given[key] = node_config[wire_key]
+    if node_config and "data-dir" in node_config:  # in the place of any folder, which may be in the name of the data
+        options = {key: value for key, value in _dictionary(given, "domains_options").items() if key != "data_dir"}
+        names_folder = find_benchmark(str(given.get("domains", "")))[0] in ("folder:PATH", "hf:NAME")
+        given["domains_options"] = options | ({"data_dir": str(given["data_dir"])} if names_folder else {})
     recipe, model = _recipe(given), str(given.get("model", ""))
     strategy = str(given.get("strategy", RunConfig.model_fields["strategy"].default))
     if not str(run_config.get("strategy-args", "")).lstrip().startswith("{"):
@@ -36,12 +43,6 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
             require_server([strategy], given)
         args = _dictionary(given, "strategy_args")
         given["strategy_args"] = default_strategy_args(strategy, model=model, benchmark=recipe) | args
-    for wire_key, key in OF_THE_NODE.items():
-        if node_config and wire_key in node_config:
-            given[key] = node_config[wire_key]
-    if node_config and "data-dir" in node_config:
-        options = _dictionary(given, "domains_options")
-        given["domains_options"] = {key: value for key, value in options.items() if key != "data_dir"}
     config = RunConfig.checked(default_settings(model, benchmark=recipe) | given)
     if node_config is None or config.device != "auto":
         return config

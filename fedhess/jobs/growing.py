@@ -32,15 +32,11 @@ def read_begun(options: JobOptions) -> dict[str, Any] | None:
     """Read the record of the job that ``--resume`` or ``--add`` is about; None where it was killed before it had one.
 
     Raises:
-        UsageError: There is no such job, or it is damaged.
+        UsageError: It is damaged.
     """
     assert options.out is not None, "a job that is continued has a directory"
     file = options.out / "config.json"
-    if file.exists():
-        return read_config(file)
-    if options.add:
-        raise UsageError(f"--add: there is no {file}; give --out the directory of the job to add to")
-    return None
+    return read_config(file) if file.exists() else None
 
 
 def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], notify: Notify) -> Benchmark:

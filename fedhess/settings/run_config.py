@@ -171,7 +171,7 @@ class RunConfig(BaseModel):
     norm_bound: float = _setting(
         50.0,
         FEDERATION,
-        "Most that the norm of a client's statistic or update may be, in medians of the clients of this and the last "
+        "Most that the norm of a client's statistic or update may be, in medians of the clients of this and earlier "
         "rounds; who exceeds it is named and left out of the round. 0 for no bound.",
         ge=0,
     )

@@ -138,6 +138,7 @@ def test_help_says_every_default(command: Command, monkeypatch: pytest.MonkeyPat
     without = {option.split()[0] for option in options if "[default: " not in option}
     assert without == {
         "--strategy-args",
+        "--dp-clip",
         "--average-args",
         "--server-optimizer-args",
         "--domains-args",

@@ -12,7 +12,7 @@ from pictures import pictures_config
 from torch import Tensor
 from toy import SOURCES
 
-from fedhess.alignment.step import run_forward
+from fedhess.alignment import run_forward
 from fedhess.base.seeds import batch_indices, seeded_generator
 from fedhess.domains import BENCHMARKS
 from fedhess.federation.client import batches, memory

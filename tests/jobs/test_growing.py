@@ -273,6 +273,7 @@ def test_there_must_be_a_job_that_can_grow(command: Command) -> None:
     assert "--add: expected --out with the directory of the job to add to, got none" in command("--add").err
     Path("empty").mkdir()
     assert "--add: there is no empty/config.json" in command("--add", "--out", "empty").err
+    assert list(Path("empty").iterdir()) == [], "nor is it locked"
 
 
 def test_a_job_of_an_earlier_version_grows(command: Command) -> None:

@@ -73,7 +73,7 @@ def check_batches(
 
 def _folder(given: Mapping[str, object]) -> str:
     """Return the option with which a run names a folder of the node's, and the folder; "" if it names none."""
-    name, options = str(given.get("domains", "")), given.get("domains_options", {})
+    name, options = str(given.get("domains", "")).strip(), given.get("domains_options", {})
     assert isinstance(options, dict)
     if folder := given.get("data_dir") or options.get("data_dir"):
         return f"--data-dir {folder}"
@@ -81,5 +81,6 @@ def _folder(given: Mapping[str, object]) -> str:
         return f"--domains {name}"
     if not name.lower().startswith(HUGGING_FACE):
         return ""
-    dataset = str(settle_hugging_face(Opening("hf:NAME", name=name, options=options))[1]["dataset"])
-    return "" if ON_THE_HUB.fullmatch(dataset) else f"--domains {name}"
+    opening, columns = settle_hugging_face(Opening("hf:NAME", name=name, options=options))
+    on_the_hub = ON_THE_HUB.fullmatch(str(columns["dataset"])) and "data_dir" not in opening.options
+    return "" if on_the_hub else f"--domains {name}"

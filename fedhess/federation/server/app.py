@@ -43,7 +43,7 @@ CLIENT_LOG, SERVER_LOG = "client.log", "server.log"
 
 MEASURED = "measured"  # key of what no row has yet: what sources have measured of the model to be reported
 
-MEDIANS = "medians"  # key of the norms' medians of the last rounds
+MEDIANS = "medians"  # key of the norms' largest medians so far
 
 OnRound = Callable[[int, list[Row]], None]
 

@@ -1,4 +1,4 @@
-"""A bound on the norms of what clients send, against the medians of the round's clients and of the last rounds.
+"""A bound on the norms of what clients send, against the medians of the round's clients and of the rounds before.
 
 A finite number can be as harmful as NaN: a statistic a million times too long decides a mean alone. How far honest
 clients are from one another is in docs/robust.md, which is where the default width comes from.
@@ -16,8 +16,6 @@ Sender = TypeVar("Sender")
 Sent = TypeVar("Sent")
 Norms = Mapping[str, float]  # by what it is the norm of
 
-REMEMBERED = 20  # phases
-
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
     """Return the Euclidean norm of all floating-point tensors together, added up in float64."""
@@ -30,10 +28,11 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
 
 
 class NormBound:
-    """Rejects what exceeds ``width`` times the larger of two medians: of the round, and the largest of the last rounds.
+    """Rejects what exceeds ``width`` times the larger of two medians: of the round, and the largest of those before.
 
     A median is the lower one of an even number. In the first round that of three clients or more counts, since two have
-    no majority; later that of two does, but never a single client's own norm. A reply that the last rounds' medians
+    no majority; later that of two does, but never a single client's own norm. Of all rounds before, since
+    a batch that is hard for a model that fits the others is as far from them as in the first rounds. A reply that they
     allow passes at once; where only the round's own can tell, in the first round above all, replies are held back until
     enough norms are known, at most all of them.
 
@@ -41,12 +40,12 @@ class NormBound:
         width: How many times the median; 0 for no bound.
 
     Attributes:
-        medians: Those of the last rounds, by what was sent; the whole state.
+        medians: The largest of the rounds so far, by what was sent; the whole state.
     """
 
     def __init__(self, width: float) -> None:
         self.width = width or math.inf
-        self.medians: dict[str, list[float]] = {}
+        self.medians: dict[str, float] = {}
 
     def screen(
         self,
@@ -77,7 +76,7 @@ class NormBound:
                 yield sender, sent
         for what in accepted[0] if accepted else ():
             median = lower_median(norms[what] for norms in accepted)
-            self.medians[what] = [*self.medians.get(what, []), median][-REMEMBERED:]
+            self.medians[what] = max(self.medians.get(what, 0.0), median)
 
     def _excess(self, norms: Norms, seen: Mapping[str, list[float]], asked: int) -> str:
         """Describe by what a reply exceeds the bound; "" where it does not."""
@@ -87,23 +86,23 @@ class NormBound:
             if judged and value > self.width * median:
                 return (
                     f"{what} has norm {value:.3g}, {value / median if median else math.inf:.3g} times the median "
-                    f"{median:.3g} of the clients and of the last rounds; more than {self.width:g} is left out "
+                    f"{median:.3g} of the clients and of the rounds before; more than {self.width:g} is left out "
                     "(--norm-bound)"
                 )
         return ""
 
     def median(self, what: str, of_round: Sequence[float]) -> float:
-        """Return what norms are compared with: the larger of the round's median and the last rounds'; 0 for neither."""
-        of_past = max(self.medians.get(what, ()), default=0.0)
+        """Return what norms are compared with: the larger of the round's median and those before; 0 for neither."""
+        of_past = self.medians.get(what, 0.0)
         return max(of_past, lower_median(of_round)) if len(of_round) > (1 if of_past else 2) else of_past
 
     def state(self) -> dict[str, Any]:
         """Return what the next round needs, as JSON."""
-        return {what: list(values) for what, values in self.medians.items()}
+        return dict(self.medians)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state` returned."""
-        self.medians = {what: list(values) for what, values in state.items()}
+        self.medians = dict(state)
 
 
 def lower_median(values: Iterable[float]) -> float:

@@ -83,6 +83,8 @@ def test_a_run_has_a_node_open_no_folder_but_the_nodes_own(tmp_path: Path) -> No
         {"domains": "folder:own", "domains-options": names, "data-dir": str(secret)},
         {"domains": f"hf:{secret}", "domains-options": names},
         {"domains": "hf:imagefolder", "domains-options": names},
+        {"domains": f" folder:{secret}"},
+        {"domains": f"hf:owner/name?data_dir={secret}"},
     ]
     plain = toy_config(batch_size=2).to_run_config()
     held: dict[str, list[int]] = {}
