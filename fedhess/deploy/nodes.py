@@ -8,7 +8,7 @@ from fedhess.base.errors import FederationError, UsageError
 from fedhess.base.files import replace_file
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys
-from fedhess.deploy.submitted import answer
+from fedhess.deploy.programs import answer
 
 NODES_FILE = "nodes.json"
 NODES_VARIABLE = "FEDHESS_NODES"  # names the file to the server of a run, which the SuperLink starts

@@ -10,7 +10,7 @@ from fedhess.federation.engines.choice import Engine
 from fedhess.jobs.description import describe_failures
 from fedhess.jobs.directory import job_directory, record_selection
 from fedhess.jobs.growing import record_growth
-from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.job import Job
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.running import go_back, run_job
@@ -87,8 +87,20 @@ class Results:
         """
         import pandas as pd  # noqa: PLC0415 (half a second that no command needs)
 
-        recorded = [(run, row) for run, rows in read_rows(self.job) if not run.inner for row in rows]
-        return pd.DataFrame([_named(run) | row for run, row in recorded])
+        return pd.DataFrame(
+            [
+                {
+                    "strategy": run.strategy,
+                    "variant": run.number,
+                    "scenario": run.scenario.name,
+                    "seed": run.config.seed,
+                }
+                | row
+                for run, rows in read_rows(self.job)
+                if not run.inner
+                for row in rows
+            ]
+        )
 
     def model(
         self,
@@ -147,10 +159,6 @@ class Results:
 
     def __repr__(self) -> str:
         return f"Results of {self.path}\n{self.table}"
-
-
-def _named(run: PlannedRun) -> dict[str, Any]:
-    return {"strategy": run.strategy, "variant": run.number, "scenario": run.scenario.name, "seed": run.config.seed}
 
 
 def open_results(path: Path | str) -> Results:

@@ -99,7 +99,9 @@ class Exchange:
         norms: dict[Client, Norms] = {}
 
         def measured(client: Client, answer: Answer) -> Norms:
-            norms[client] = _norms(answer)
+            norms[client] = {
+                name: max(norm({name: tensors[name]}) for tensors in answer.values()) for name in names
+            }  # of several domains the largest
             return norms[client]
 
         screened = self._federation.screen(phase, self.server_round, answers, measured, asked=asked)
@@ -122,12 +124,6 @@ def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tens
         domain: read_tensors(content, client.identity.key(protocol.STATISTIC_VALUES, domain), like=expected)
         for domain in client.identity.trains_on
     }
-
-
-def _norms(answer: Answer) -> Norms:
-    """Return the norm of each statistic of a client, of several domains the largest."""
-    names = next(iter(answer.values()))
-    return {name: max(norm({name: tensors[name]}) for tensors in answer.values()) for name in names}
 
 
 def _phase(names: Sequence[str]) -> str:
