@@ -9,8 +9,7 @@ import typer
 
 from fedhess.base.errors import UsageError
 from fedhess.cli.command import Command, run_command
-from fedhess.cli.options import MaxPixels
-from fedhess.settings.run_config import MAX_PIXELS
+from fedhess.settings.run_config import MAX_PIXELS, RunConfig
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -22,7 +21,7 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Folder that fedhess export wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(help="Print so many classes of each image, the most probable first.")] = 1,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    max_pixels: Annotated[int, typer.Option(help=RunConfig.model_fields["max_pixels"].description, min=1)] = MAX_PIXELS,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: every class's probability.")] = False,
 ) -> None:

@@ -85,9 +85,9 @@ class JobOptions:
     resume_from: Annotated[
         int | None,
         _option(
-            MAIN,
+            OUTPUT,
             "Continue the job in --out from an earlier round, the one before the last or the selected one; what came "
-            "after is dropped.",
+            "after is dropped. [default: none]",
         ),
     ] = None
     add: Annotated[

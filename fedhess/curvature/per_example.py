@@ -58,6 +58,7 @@ def clipped(statistic: Callable[..., Tensor], bound: float) -> Callable[..., Ten
         statistic: A key of :data:`FACTORS`.
         bound: Greatest norm of a term.
 
+    >>> import torch
     >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2), torch.zeros(2))
     >>> round(float(clipped(head_gradient, 0.5)(batch).norm()), 6)
     0.5

@@ -74,13 +74,6 @@ STALL_SECONDS = 60  # in which a request must go on
 def gateway(keys: Keys, *, host: str, port: int, control_port: int, folder: Path) -> Program:
     """Write the configuration of nginx, and return nginx as a program.
 
-    Args:
-        keys: The server's certificate and key, which nginx uses, and the authority that the SuperLink's is checked by.
-        host: Address that nodes reach.
-        port: Port that nodes reach.
-        control_port: Port of the SuperLink, on loopback.
-        folder: Where nginx keeps its files.
-
     Raises:
         UsageError: nginx is not installed, the host is no IP address, the certificate is not there, or the folder
             cannot be written.

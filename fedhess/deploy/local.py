@@ -33,15 +33,6 @@ def run_locally(
 ) -> None:
     """Start SuperLink and SuperNodes, run the app, and return when it has ended.
 
-    Args:
-        folder: Where keys and Flower's own files go.
-        run_config: Arguments of ``flwr run --run-config``.
-        nodes: One a client.
-        port: Of the SuperLink; 0 takes a free one.
-        data_dir: Of all nodes.
-        running: Keeps the processes and ends them.
-        say: Called with every command.
-
     Raises:
         UsageError: The port is taken.
         FederationError: A process ended too early, or the run failed; the message has the end of its log.

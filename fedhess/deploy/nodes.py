@@ -8,7 +8,7 @@ from fedhess.base.errors import FederationError, UsageError
 from fedhess.base.files import replace_file
 from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys
-from fedhess.deploy.submitted import answer
+from fedhess.deploy.programs import answer
 
 NODES_FILE = "nodes.json"
 NODES_VARIABLE = "FEDHESS_NODES"  # names the file to the server of a run, which the SuperLink starts
@@ -56,13 +56,6 @@ def register_nodes(
     clients: Mapping[str, str], keys: Keys, *, file: Path, flower_home: Path, say: Callable[[str], object]
 ) -> None:
     """Register the keys at the SuperLink, and write which client each node is.
-
-    Args:
-        clients: Key -> client.
-        keys: Where the public keys are.
-        file: Read and written; it says which client a node is that was registered before.
-        flower_home: Where Flower's configuration names the SuperLink.
-        say: Called with every command.
 
     Raises:
         UsageError: The file cannot be read or written.

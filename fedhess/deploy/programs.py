@@ -1,16 +1,18 @@
 """Flower's programs with the arguments that a fedhess federation needs: what ``fedhess.deploy`` prints and runs."""
 
+import json
 import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import FederationError, UsageError
 
 if TYPE_CHECKING:  # neither is needed by the small process that starts the programs
     from fedhess.deploy.keys import Keys
@@ -96,6 +98,18 @@ def run(app: Path, *, flower_home: Path, run_config: Sequence[str], stream: bool
 def flwr(*arguments: str, home: Path) -> Program:
     """``flwr`` with a Flower home of our own, so that the user's is never touched."""
     return Program("flwr", arguments, {"FLWR_HOME": str(home)})
+
+
+def answer(program: Program) -> dict[str, Any]:
+    """Run one of Flower's commands that answer in JSON; :class:`FederationError` with Flower's message if it fails."""
+    done = subprocess.run(program.command(), env=program.environment(), capture_output=True, text=True, check=False)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        answer = {"error-message": done.stderr or done.stdout or f"status {done.returncode}"}
+    if not answer.get("success"):
+        raise FederationError(f"{program.name} {program.arguments[0]}: {str(answer.get('error-message')).strip()}")
+    return answer
 
 
 def write_connection(flower_home: Path, *, address: str, ca: Path) -> None:

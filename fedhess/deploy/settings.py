@@ -75,10 +75,6 @@ def plan_run(
 def read_settings(run_config: Sequence[str], *, data_dir: Path | None = None) -> RunConfig:
     """Read a run's settings as server and nodes will, and check what can be without data, weights and nodes.
 
-    Args:
-        run_config: Arguments of ``flwr run --run-config``.
-        data_dir: Of all nodes, if they are on this machine.
-
     Raises:
         UsageError: A setting is unknown, out of range, of the wrong type or excludes another.
     """

@@ -10,7 +10,7 @@ from typing import Any
 from fedhess.base.tables import markdown_table
 from fedhess.deploy import programs
 from fedhess.deploy.nodes import NODES_FILE, read_nodes
-from fedhess.deploy.submitted import answer
+from fedhess.deploy.programs import answer
 from fedhess.federation.protocol import client_label
 from fedhess.federation.server.run_directory import Row, RunDirectory
 
@@ -41,9 +41,11 @@ class Status:
 
     def tables(self) -> str:
         """Return the tables of nodes, runs and rounds."""
+        seen = {"online": "now", "registered": "never"}
         nodes = [
-            [self.clients.get(node["node-id"], "-"), node["node-id"], node["status"], _last_seen(node)]
+            [self.clients.get(node["node-id"], "-"), node["node-id"], state, seen.get(state, str(node["offline-at"]))]
             for node in self.nodes
+            for state in [node["status"]]
         ]
         runs = [[run["run-id"], run["status"], run["running-at"], run["finished-at"]] for run in self.runs]
         rounds = [
@@ -94,10 +96,6 @@ def read_status(flower_home: Path, state: Path) -> Status:
         if found:
             rows[str(file.parent.relative_to(state))] = [row for row in found if row["round"] == found[-1]["round"]]
     return Status(nodes, runs, clients, rows)
-
-
-def _last_seen(node: Mapping[str, Any]) -> str:
-    return {"online": "now", "registered": "never"}.get(node["status"], str(node["offline-at"]))
 
 
 def _percent(row: Row) -> str:

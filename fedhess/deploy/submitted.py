@@ -1,15 +1,13 @@
 """A run on a SuperLink elsewhere: start it, show its log, and ask the SuperLink how it ended."""
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from fedhess.base.errors import FederationError
 from fedhess.deploy import programs
-from fedhess.deploy.programs import Program
+from fedhess.deploy.programs import answer
 
 POLL_SECONDS = 1.0
 STATUS_SECONDS = 60.0  # after the end of its log, for the SuperLink to note how the run ended
@@ -47,15 +45,3 @@ def follow_run(run_id: str, *, flower_home: Path, say: Say) -> None:
     if run["status"] != "finished:completed":
         raise FederationError(f"run {run_id}: {run['status']}: {run.get('status-details') or 'no details given'}")
     say(f"run {run_id}: {run['status']}")
-
-
-def answer(program: Program) -> dict[str, Any]:
-    """Run one of Flower's commands that answer in JSON; :class:`FederationError` with Flower's message if it fails."""
-    done = subprocess.run(program.command(), env=program.environment(), capture_output=True, text=True, check=False)
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
-        answer = {"error-message": done.stderr or done.stdout or f"status {done.returncode}"}
-    if not answer.get("success"):
-        raise FederationError(f"{program.name} {program.arguments[0]}: {str(answer.get('error-message')).strip()}")
-    return answer

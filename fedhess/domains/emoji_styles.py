@@ -52,7 +52,7 @@ def _package(name: str, version: str, sha256: str) -> KnownFile:
         name=name,
         path=f"EmojiStyles/{name}-{version}.tgz",
         checksum=f"sha256:{sha256}",
-        url=f"https://registry.npmjs.org/@iconify-json/{name}/-/{name}-{version}.tgz",
+        npm=f"@iconify-json/{name}@{version}",
         advice="`python -m fedhess.data prepare EmojiStyles`",
         benchmark="EmojiStyles",
     )

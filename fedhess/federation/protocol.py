@@ -302,11 +302,6 @@ def held_out_of(content: RecordDict, identity: Identity) -> dict[str, dict[str, 
 def training_metrics_of(content: RecordDict, *, examples: int, private: bool = False) -> dict[str, float]:
     """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
 
-    Args:
-        content: The reply.
-        examples: How many training examples the client had at the start.
-        private: Whether the client leaves out its losses.
-
     Raises:
         ValueError: A metric is missing, or the examples are others.
     """

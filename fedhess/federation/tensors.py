@@ -86,11 +86,6 @@ def _read_header(data: bytes) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
 def read_tensors(content: RecordDict, key: str, *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Decode the tensors of a reply and check them before they are used.
 
-    Args:
-        content: A client's reply.
-        key: Name of the array record.
-        like: The expected tensors by name; shapes and dtypes are compared.
-
     Returns:
         The tensors, in the order of ``like``.
 

@@ -39,10 +39,6 @@ def check_names(strategies: Sequence[str]) -> None:
 def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) -> None:
     """Check what no single value shows: together, and with the model.
 
-    Args:
-        configs: Of every run.
-        needs_weights: Whether pretrained weights must be at hand; the model is built in any case.
-
     Raises:
         UsageError: Settings exclude each other, or the model cannot be built.
     """

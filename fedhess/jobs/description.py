@@ -118,7 +118,8 @@ def describe_setting(job: Job, run: PlannedRun) -> str:
 def protocol(job: Job, rules: Sequence[str]) -> str:
     """Describe in one line how the numbers of a table came about."""
     config = job.runs[0].config
-    varied = {key for variant in job.variants for key in variant} | _differing(job)
+    varied = {key for variant in job.variants for key in variant}
+    varied |= {key for key in VARIED if len({getattr(run.config, key) for run in job.outer_runs}) > 1}
 
     def shown(key: str, value: str) -> str:
         return "varied" if key in varied else value
@@ -152,11 +153,6 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
         f"server {server}, seeds {', '.join(map(str, job.seeds))}, "
         f"selection{among} by {' and '.join(rules)}{others}"
     )
-
-
-def _differing(job: Job) -> set[str]:
-    """List the settings that differ between runs: of a merged job's strategies, as of one with several settings."""
-    return {key for key in VARIED if len({getattr(run.config, key) for run in job.outer_runs}) > 1}
 
 
 def whole_protocol(job: Job, rules: Sequence[str]) -> str:

@@ -161,12 +161,15 @@ def require_begun(path: Path | None, option: str) -> Path:
     """Return the directory of the job to resume or to add to.
 
     Raises:
-        UsageError: None is given, or it is absent.
+        UsageError: None is given, it is absent, or it holds no job.
     """
+    what = "continue" if option == "--resume" else "add to"
     if path is None or not path.exists():
         found = "got none" if path is None else f"there is no {path}"
-        what = "continue" if option == "--resume" else "add to"
         raise UsageError(f"{option}: expected --out with the directory of the job to {what}, {found}")
+    file = path / "config.json"
+    if not file.exists() and (option == "--add" or _is_used(path)):  # else killed before it had written any
+        raise UsageError(f"{option}: there is no {file}; give --out the directory of the job to {what}")
     return path
 
 

@@ -32,15 +32,11 @@ def read_begun(options: JobOptions) -> dict[str, Any] | None:
     """Read the record of the job that ``--resume`` or ``--add`` is about; None where it was killed before it had one.
 
     Raises:
-        UsageError: There is no such job, or it is damaged.
+        UsageError: It is damaged.
     """
     assert options.out is not None, "a job that is continued has a directory"
     file = options.out / "config.json"
-    if file.exists():
-        return read_config(file)
-    if options.add:
-        raise UsageError(f"--add: there is no {file}; give --out the directory of the job to add to")
-    return None
+    return read_config(file) if file.exists() else None
 
 
 def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], notify: Notify) -> Benchmark:
@@ -268,10 +264,6 @@ def record_growth(job: Job, *, changed: bool) -> None:
     ``additions`` of config.json gets an entry with the command, what it adds, the environment, and by directory the
     round from which on it trains each run that is not complete; every round is then told by its environment. Nothing is
     written where nothing is added and the environment is the one before.
-
-    Args:
-        job: The job, about to run.
-        changed: Whether the environment is another than before.
 
     Raises:
         UsageError: It cannot be written.

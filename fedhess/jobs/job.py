@@ -232,7 +232,8 @@ def _runs(
     above = path / strategy_folders(record).get(strategy, slug(strategy))
     first_seed = record["seeds"][0]  # a seed that is added may be lower
     for index, variant in enumerate(variants or [{}]):
-        if variants and not _runs_it(variant, strategy, scenario):
+        targets = variant.get("targets", [scenario.name])
+        if variants and not (strategy in variant["strategies"] and scenario.name in targets):
             continue
         args, settings, folder = record["strategies"][strategy], record["settings"], above
         number = variant_number(index, variant)
@@ -247,10 +248,6 @@ def _runs(
                 | {"strategy": strategy, "strategy_args": args, "domains_options": options | made}
             )
             yield index, number, config, RunDirectory(folder / slug(scenario.name) / str(seed))
-
-
-def _runs_it(variant: Mapping[str, Any], strategy: str, scenario: Scenario) -> bool:
-    return strategy in variant["strategies"] and scenario.name in variant.get("targets", [scenario.name])
 
 
 def variant_number(index: int, variant: Mapping[str, Any]) -> int:

@@ -25,10 +25,6 @@ def accuracy(confusion: Confusion) -> float | None:
 def class_accuracies(confusion: Confusion, *, classes: int) -> list[float | None]:
     """Compute the accuracy on the examples of each class (its recall): n_cc / sum_k n_ck.
 
-    Args:
-        confusion: Counts by label and prediction.
-        classes: Number of classes.
-
     Returns:
         By class, in [0, 1]; None for a class without examples.
 

@@ -33,13 +33,6 @@ def run_side_by_side(
     A worker that dies loses the round it was in: another goes on from the checkpoint. One run that fails does not stop
     the others. Ctrl-C stops all workers; every run can be resumed.
 
-    Args:
-        job: The job.
-        runs: Those to run, by their number in the job.
-        workers: Who runs them.
-        progress: Where progress is reported; it knows each run.
-        tracking: The job's trackers.
-
     Returns:
         By number why a run failed; nothing of those that ended.
 

@@ -177,11 +177,6 @@ def go_back(job: Job) -> None:
 def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dict[int, str]:
     """Run every run of a job that is not complete yet.
 
-    Args:
-        job: From :func:`fedhess.jobs.plan.plan_job`.
-        progress: Where progress is reported.
-        engine: Where clients run, and where runs go side by side.
-
     Returns:
         Of the runs that failed where others went on, by their number in the job, why: those of settings to select
         among, and those side by side.

@@ -235,12 +235,7 @@ def read_trackers(given: str) -> tuple[str, ...]:
 
 
 class Tracking:
-    """Feeds a job's trackers; one that fails is named in a warning and fed no more.
-
-    Args:
-        job: The job; its ``trackers`` are fed.
-        warn: Called with the warning.
-    """
+    """Feeds a job's trackers; one that fails is named in a warning and fed no more."""
 
     def __init__(self, job: Job, warn: Callable[[str], None]) -> None:
         self._job, self._warn = job, warn

@@ -97,12 +97,6 @@ def resolve_variants(
     A variant that makes no difference to a strategy (another method's argument; a setting of the server, to a plain
     Flower strategy) is run once, as the first of its kind.
 
-    Args:
-        given: From the command line.
-        variants: To select among, or none.
-        base: Settings that all runs share.
-        defaults: By strategy.
-
     Returns:
         By strategy the arguments that all of its runs share; and for each variant its settings, the strategies that
         run it, and the arguments of each.

@@ -136,10 +136,6 @@ ATTRIBUTES: Mapping[str, Attribute] = {
 def compare_domains(a: DomainAttributes, b: DomainAttributes) -> dict[str, float]:
     """Measure how far two domains are apart in every attribute.
 
-    Args:
-        a: One domain.
-        b: Another, under the same model.
-
     Returns:
         By the names of :data:`ATTRIBUTES`; symmetric in the two domains. NaN where an attribute is not defined.
 

@@ -24,12 +24,6 @@ HEADS = {"balanced_accuracy": "balanced accuracy", "worst_class_accuracy": "wors
 def selected_rows(recorded: Recorded, strategy: str, columns: Columns, selection: str) -> Counted:
     """Return what a strategy recorded on the targets at the selected rounds; a row without counts is None.
 
-    Args:
-        recorded: Rows of the job.
-        strategy: Its name.
-        columns: From `summary.name_columns`.
-        selection: A key of `selectors.SELECTORS`.
-
     Returns:
         By column and seed the row, with its ``confusion`` and ``calibration`` added up over the target's clients.
     """
@@ -45,11 +39,6 @@ def selected_rows(recorded: Recorded, strategy: str, columns: Columns, selection
 
 def summarise_counts(counted: Counted, *, classes: int, averaged: bool) -> dict[str, Any]:
     """Compute the metrics of one strategy from its counts, percent.
-
-    Args:
-        counted: From :func:`selected_rows`.
-        classes: Number of classes.
-        averaged: Whether an average over the targets means something.
 
     Returns:
         JSON: for ``balanced_accuracy``, ``worst_class_accuracy`` and ``calibration_error`` mean and standard error over

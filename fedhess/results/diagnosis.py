@@ -22,12 +22,6 @@ def diagnose_job(
 ) -> dict[str, Any]:
     """Compare the domains of every finished run.
 
-    Args:
-        job: From :func:`fedhess.jobs.reopening.open_finished`.
-        most_examples: Upper bound on the examples of a domain.
-        notify: Called with progress.
-        which: Which round's model, one of :data:`fedhess.results.models.ROUNDS`.
-
     Returns:
         JSON: title, protocol, seeds and examples, the attributes, every run with its domains and pairs, and for every
         strategy and attribute the mean over pairs of two sources and over pairs of a source and a target.
@@ -97,9 +91,6 @@ def diagnose_run(model: RunModel, *, most_examples: int) -> dict[str, Any]:
 
 def compare_strategies(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Average over pairs, then over scenarios, then over seeds: which strategy has aligned which attribute.
-
-    Args:
-        runs: From :func:`diagnose_run`.
 
     Returns:
         By strategy, attribute and kind of pair: mean, standard error over seeds (null for one), and relative to the

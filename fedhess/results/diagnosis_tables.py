@@ -61,7 +61,8 @@ def strategy_table(diagnosis: Mapping[str, Any]) -> str:
             line = [attribute["label"] if position == 0 else "", strategy]
             for kind in (SOURCE_PAIR, MIXED_PAIR):
                 cell = result[name][kind]
-                line.append(_with_error(cell))
+                error = cell["standard_error"]
+                line.append(short(cell["mean"]) + (f" +- {error:.2g}" if error is not None else ""))
                 line += [_relative(cell["relative_to_erm"], attribute["kind"])] if with_erm else []
             lines.append(line)
     relative = "; to erm: ratio of distances, difference of similarities (inner product, cosine)" if with_erm else ""
@@ -87,13 +88,6 @@ def name_domains(domains: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any]) -> list[Path]:
     """Write ``diagnosis.md``, ``.json`` and ``.csv`` and the heat maps; the titles in them name a stand-in.
-
-    Args:
-        folder: ``RUN/diagnosis``.
-        diagnosis: From :func:`fedhess.results.diagnosis.diagnose_job`.
-
-    Returns:
-        The files.
 
     Raises:
         StorageError: They cannot be written.
@@ -173,11 +167,6 @@ def _heading(diagnosis: Mapping[str, Any], what: str) -> list[str]:
 
 def _trials(diagnosis: Mapping[str, Any], mean: str = "mean") -> str:
     return "one trial" if len(diagnosis["seeds"]) == 1 else f"{mean} over {len(diagnosis['seeds'])} trials"
-
-
-def _with_error(cell: Mapping[str, float | None]) -> str:
-    error = cell["standard_error"]
-    return short(cell["mean"]) + (f" +- {error:.2g}" if error is not None else "")
 
 
 def _relative(value: float | None, kind: str) -> str:

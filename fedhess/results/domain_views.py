@@ -35,10 +35,6 @@ def view_domains(found: RunModel, *, most_examples: int) -> list[DomainView]:
     Of a split with more than ``most_examples``
     examples as many are drawn without replacement, by (seed, domain) alone: every strategy gets the same.
 
-    Args:
-        found: A model of a finished run.
-        most_examples: Upper bound on the examples of a domain.
-
     Raises:
         UsageError: The run is not finished, did not keep the model, or its file is damaged.
     """

@@ -31,15 +31,6 @@ ONNX_TOLERANCE = 1e-3  # of logits, absolute and relative: kernels of another li
 def export_model(job: Job, *, out: Path | None = None, which: str = SELECTED, onnx: bool = False) -> Path:
     """Write the model of a job's one strategy, target and seed: weights, config, card, and ONNX if asked for.
 
-    Args:
-        job: See :func:`fedhess.results.models.narrowed`.
-        out: The folder: new, empty or an earlier export; None is ``export`` in the run's directory.
-        which: Which round's model, one of :data:`fedhess.results.models.ROUNDS`.
-        onnx: Write model.onnx too, and compare what ONNX Runtime computes with it.
-
-    Returns:
-        The folder.
-
     Raises:
         UsageError: Several runs are meant, the run is not finished or did not keep the model, the folder holds
             something else, or the extra ``onnx`` is missing.

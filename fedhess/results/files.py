@@ -36,14 +36,6 @@ def clear_results(path: Path) -> bool:
 def write_all(job: Job, recorded: Recorded, summary: Summary) -> list[Path]:
     """Write the summary, table.tex, table.csv, report.html and every figure; the titles in them name a stand-in.
 
-    Args:
-        job: The job.
-        recorded: Its rows.
-        summary: What `summary.summarise` returned for it by its own selector.
-
-    Returns:
-        The files.
-
     Raises:
         StorageError: They cannot be written.
     """

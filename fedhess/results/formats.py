@@ -77,7 +77,7 @@ def latex_table(summary: Summary) -> str:
     return "\n".join(
         [
             r"% \usepackage{booktabs}",
-            *(f"% {_one_line(comment)}" for comment in comments),
+            *(f"% {' '.join(comment.split())}" for comment in comments),
             rf"\begin{{table{star}}}",
             r"  \centering\small",
             rf"  \caption{{{'. '.join(caption)}.}}",
@@ -116,10 +116,6 @@ def csv_table(summary: Summary) -> str:
 
 def _row(cells: list[str]) -> str:
     return f"    {' & '.join(cells)} \\\\"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _latex_cell(cell: Mapping[str, Any], marks: frozenset[str]) -> str:

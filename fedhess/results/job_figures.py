@@ -31,17 +31,7 @@ MEGABYTE = 1e6
 
 
 def draw_figures(job: Job, recorded: Recorded, summary: Summary, panels: Sequence[Panel]) -> list[Path]:
-    """Draw every figure of a job into its folder ``figures``.
-
-    Args:
-        job: The job.
-        recorded: Its rows.
-        summary: What `summary.summarise` returned for it by its own selector.
-        panels: From :func:`job_panels`.
-
-    Returns:
-        The files.
-    """
+    """Draw every figure of a job into its folder ``figures``."""
     folder, files = job.path / "figures", list[Path]()
     folder.mkdir(exist_ok=True)
     by_round = [panel for panel in panels if panel.across == "round"]

@@ -1,6 +1,5 @@
 """The card of an exported model, in Markdown: what it is, how it scores, what it was trained on and by what."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,11 @@ model = fedhess.load("FOLDER")
 inputs = torch.zeros(1, *model.input_shape)
 print(dict(zip(model.classes, model.probabilities(inputs)[0].tolist())))
 ```"""
+FRONT = """\
+---
+library_name: fedhess
+tags: ["domain-generalization", "federated-learning", "flower"]
+---"""
 # What the weights of a model began as.
 BEGINNINGS = {
     "lite": "the ImageNet weights of EfficientNet-Lite (Tan and Le 2019)",
@@ -40,18 +44,11 @@ BEGINNINGS = {
 
 
 def model_card(job: Job, found: RunModel, config: Mapping[str, Any], *, onnx: bool) -> str:
-    """Write the card.
-
-    Args:
-        job: The model's.
-        found: The model.
-        config: What the folder's config.json holds.
-        onnx: Whether the folder holds model.onnx.
-    """
+    """Write the card."""
     run, settings, target = config["run"], found.run.config, found.run.scenario.name
     images = config["preprocessing"]["transform"] is not None
     parts = [
-        _front(),
+        FRONT,
         f"# {settings.model}, {found.run.strategy}: {job.data['title']} without {target}",
         *([f"> {warning}"] if (warning := stand_in_warning(job)) else []),
         f"A classifier of {len(job.classes)} classes ({', '.join(job.classes)}), trained by simulated federated domain "
@@ -86,11 +83,6 @@ def model_card(job: Job, found: RunModel, config: Mapping[str, Any], *, onnx: bo
     return "\n\n".join(parts) + "\n"
 
 
-def _front() -> str:
-    tags = ["domain-generalization", "federated-learning", "flower"]
-    return "\n".join(["---", "library_name: fedhess", f"tags: {json.dumps(tags)}", "---"])
-
-
 def _files(model: str, *, onnx: bool) -> str:
     lines = [
         "- `model.safetensors`: every weight of the network, a frozen backbone included",
@@ -123,21 +115,9 @@ def _scores(config: Mapping[str, Any]) -> str:
     for score in config["scores"]:
         accuracy = None if score["accuracy"] is None else 100 * score["accuracy"]
         role = "target, never trained on" if score["role"] == TARGET else score["role"]
-        lines.append(
-            [
-                score["domain"],
-                role,
-                score["split"],
-                str(score["examples"]),
-                _percent(accuracy),
-                short(score["loss"]),
-            ]
-        )
+        percent = "n/a" if accuracy is None else f"{accuracy:.1f}"
+        lines.append([score["domain"], role, score["split"], str(score["examples"]), percent, short(score["loss"])])
     return markdown_table(["domain", "role", "split", "examples", "accuracy (%)", "loss"], lines, left=3)
-
-
-def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.1f}"
 
 
 def _data(job: Job) -> str:

@@ -22,13 +22,7 @@ ROUND_HELP = (
 
 @dataclass(frozen=True)
 class RunModel:
-    """A model of a finished run.
-
-    Attributes:
-        run: The run.
-        server_round: After which round.
-        chosen_by: What the round was chosen by, in words.
-    """
+    """A model of a finished run."""
 
     run: PlannedRun
     server_round: int
@@ -36,9 +30,6 @@ class RunModel:
 
     def load(self, *, device: str | None = None) -> HeadedModel:
         """Build the model with the weights that were evaluated at its round, in evaluation mode.
-
-        Args:
-            device: Where it is; None is the run's.
 
         Raises:
             UsageError: The run did not keep it, or the file is damaged or of another model.

@@ -42,14 +42,7 @@ MOST_PAIRS = 10
 def render_page(
     job: Job, summary: Summary, panels: Sequence[Panel], confusions: Mapping[str, Mapping[str, Confusion]]
 ) -> str:
-    """Render the page of a job, finished or not.
-
-    Args:
-        job: The job.
-        summary: What `summary.summarise` returned for it.
-        panels: What is drawn, from `job_figures.job_panels`.
-        confusions: From `summary.target_confusions`.
-    """
+    """Render the page of a job, finished or not."""
     charts = "".join(_chart(panel, list(summary["strategies"])) for panel in panels)
     sections = {
         "Accuracy": _accuracy(summary),

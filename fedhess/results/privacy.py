@@ -8,11 +8,7 @@ from fedhess.federation.server.run_directory import Row
 
 
 def spent_privacy(runs: Sequence[Sequence[Row]]) -> str:
-    """Describe the epsilon by domain, the largest of its clients and over runs; "" where no run is private.
-
-    Args:
-        runs: The rows of each run of one strategy.
-    """
+    """Describe the epsilon by domain, the largest of its clients and over runs; "" where no run is private."""
     rows = [row for run in runs for row in run if row["role"] == SOURCE and "epsilon" in row]
     spent: dict[str, float] = {}
     for row in rows:

@@ -10,7 +10,7 @@ from fedhess.federation.engines.choice import Engine
 from fedhess.jobs.description import describe_failures
 from fedhess.jobs.directory import job_directory, record_selection
 from fedhess.jobs.growing import record_growth
-from fedhess.jobs.job import Job, PlannedRun
+from fedhess.jobs.job import Job
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.running import go_back, run_job
@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 
 
 class Results:
-    """The results of a job, finished or not; they are read from its directory.
-
-    Args:
-        job: The job.
-    """
+    """The results of a job, finished or not; they are read from its directory."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -66,9 +62,6 @@ class Results:
     def report(self) -> list[Path]:
         """Write everything that ``python -m fedhess.report`` writes: tables, a page of HTML, and all figures.
 
-        Returns:
-            The files.
-
         Raises:
             StorageError: They cannot be written.
         """
@@ -94,8 +87,20 @@ class Results:
         """
         import pandas as pd  # noqa: PLC0415 (half a second that no command needs)
 
-        recorded = [(run, row) for run, rows in read_rows(self.job) if not run.inner for row in rows]
-        return pd.DataFrame([_named(run) | row for run, row in recorded])
+        return pd.DataFrame(
+            [
+                {
+                    "strategy": run.strategy,
+                    "variant": run.number,
+                    "scenario": run.scenario.name,
+                    "seed": run.config.seed,
+                }
+                | row
+                for run, rows in read_rows(self.job)
+                if not run.inner
+                for row in rows
+            ]
+        )
 
     def model(
         self,
@@ -142,9 +147,6 @@ class Results:
             round: See `model`.
             onnx: Write model.onnx too, and check it.
 
-        Returns:
-            The folder.
-
         Raises:
             UsageError: As `model`; or the folder holds something else, or the extra ``onnx`` is missing.
             StorageError: The folder cannot be written.
@@ -157,10 +159,6 @@ class Results:
 
     def __repr__(self) -> str:
         return f"Results of {self.path}\n{self.table}"
-
-
-def _named(run: PlannedRun) -> dict[str, Any]:
-    return {"strategy": run.strategy, "variant": run.number, "scenario": run.scenario.name, "seed": run.config.seed}
 
 
 def open_results(path: Path | str) -> Results:

@@ -49,14 +49,6 @@ def require_optuna() -> None:
 def run_studies(job: Job, progress: Progress, *, engine: Engine) -> Job:
     """Run a sweep's first settings, then ask for the next of every study at once, and run those, until all have run.
 
-    Args:
-        job: A sweep by Optuna, whose directory this process holds.
-        progress: Where progress is reported.
-        engine: Where clients run.
-
-    Returns:
-        The job with all settings.
-
     Raises:
         UsageError: A suggested value is rejected: a given range is too wide.
         FederationError: As :func:`fedhess.jobs.running.run_job`.

@@ -125,13 +125,6 @@ def table(summary: Mapping[str, Any]) -> str:
 def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
     """Write summary.json, summary.md and, as PNG and SVG, figures/rounds; titles name a stand-in.
 
-    Args:
-        job: The job.
-        summary: What `summarise` returned for it by its own selector.
-
-    Returns:
-        The files.
-
     Raises:
         StorageError: They cannot be written.
     """

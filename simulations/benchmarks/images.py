@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from fedhess.alignment import step
 from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE
-from fedhess.federation.client import training
 from fedhess.federation.client.batches import step_batches
 from fedhess.federation.engines.inprocess import keep_freed_memory
 from fedhess.models.headed import IMAGENET_MEAN, IMAGENET_STD, ScaleImages
@@ -139,7 +139,7 @@ def image_settings(root: Path, **given: Any) -> RunConfig:
 def share_row(root: Path, *, rounds: int) -> Row:
     """Measure the share of a round outside forward and backward passes, by a clock around these."""
     inside: list[float] = []
-    with _clock_around(training, "run_forward", inside), _clock_around(torch.autograd, "backward", inside):
+    with _clock_around(step, "run_forward", inside), _clock_around(torch.autograd, "backward", inside):
         seconds = run_federation(image_settings(root, rounds=rounds + 1)).seconds[1:]
     steps = LOCAL_STEPS * len(SOURCES)
     share = 100 * (1 - sum(inside[-2 * steps * rounds :]) / sum(seconds))

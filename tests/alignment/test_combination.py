@@ -44,6 +44,16 @@ def test_a_combination_is_undisturbed_by_order_restarts_and_resuming(toy_run: Ru
     assert_undisturbed(toy_run, tmp_path / "run", **TRIPLE, strategy_args=args, dtype="float32")
 
 
+def test_a_penaltys_schedule_resets_the_server_optimizer_of_a_combination(toy_run: Run) -> None:
+    schedule = {"weight": 40.0, "annealing": "reset", "anneal_steps": 2}
+    adam = {"server_optimizer": "Adam", "server_lr": 0.01, "rounds": 4}
+    expected = toy_run(strategy="hgp", strategy_args=schedule, **adam).tensors
+    args = {f"hgp_{key}": value for key, value in schedule.items()} | {"fedgma_tau": 0.0}
+    assert same(toy_run(strategy="hgp+fedgma", strategy_args=args, **adam).tensors, expected)
+    late = args | {"hgp_annealing": "rescale"}
+    assert not same(toy_run(strategy="hgp+fedgma", strategy_args=late, **adam).tensors, expected)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -45,13 +45,6 @@ def test_run_directory_of_one_strategy(command: Command) -> None:
     assert Path("job/figures/rounds.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_run_directory_of_several_strategies_and_trials(command: Command) -> None:
-    outcome = command(*TOY, "--strategy", "erm,hgp", "--trials", "2", "--seed", "5", "--out", "job")
-    assert outcome.status == 0, outcome.err
-    found = sorted(str(path.parent.relative_to("job")) for path in Path("job").rglob("rounds.jsonl"))
-    assert found == ["erm/east/5", "erm/east/6", "hgp/east/5", "hgp/east/6"]
-
-
 def test_rows_are_one_a_round_and_domain(command: Command) -> None:
     command(*TOY, "--strategy", "erm", "--out", "job")
     rows = [json.loads(line) for line in Path("job/east/0/rounds.jsonl").read_text().splitlines()]
@@ -145,6 +138,7 @@ def test_help_says_every_default(command: Command, monkeypatch: pytest.MonkeyPat
     without = {option.split()[0] for option in options if "[default: " not in option}
     assert without == {
         "--strategy-args",
+        "--dp-clip",
         "--average-args",
         "--server-optimizer-args",
         "--domains-args",

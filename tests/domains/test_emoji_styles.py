@@ -2,8 +2,8 @@
 
 import io
 import json
+import shutil
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,14 @@ def test_a_role_has_its_own_code_points() -> None:
 
 def test_without_a_network_the_reason_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("resvg_py")
-    closed = {name: replace(one, url="http://127.0.0.1:9/x.tgz") for name, one in emoji_styles.PACKAGES.items()}
-    monkeypatch.setattr(emoji_styles, "PACKAGES", closed)
-    reason = prepare_emoji_styles(Opening("EmojiStyles", data_dir=tmp_path))
-    assert "http://127.0.0.1:9/x.tgz cannot be reached" in reason
+    opening = Opening("EmojiStyles", data_dir=tmp_path)
+    monkeypatch.setenv("PATH", "")
+    first = "@iconify-json/emojione-monotone@1.2.1"
+    assert prepare_emoji_styles(opening) == f"npm, which finds {first}, is not installed"
+    monkeypatch.undo()
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
+    if shutil.which("npm"):
+        assert f"npm cannot find {first}: FetchError: request to" in prepare_emoji_styles(opening)
     with pytest.raises(Exception, match=r"EmojiStyles: .* is not there: looked for EmojiStyles/.*data prepare Emoji"):
         open_benchmark("EmojiStyles", data_dir=tmp_path)
 

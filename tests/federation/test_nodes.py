@@ -17,7 +17,7 @@ from toy import toy_config, toy_domains
 
 from fedhess.base.errors import FederationError
 from fedhess.federation import protocol
-from fedhess.federation.client import app, memory
+from fedhess.federation.client import call, memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.app import return_nonce
 from fedhess.federation.flower_compat import run_identity, set_message_id
@@ -78,7 +78,7 @@ def test_a_late_thread_that_evicts_every_model_takes_none_from_a_client_at_work(
     toy_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = toy_run(**HGP).tensors
-    opened = app.local_client
+    opened = call.local_client
 
     def disturbed(*given: Any, **where: Any) -> Any:
         for late in ("late", "later"):  # as many as the store keeps
@@ -87,7 +87,7 @@ def test_a_late_thread_that_evicts_every_model_takes_none_from_a_client_at_work(
             thread.join()
         return opened(*given, **where)
 
-    monkeypatch.setattr(app, "local_client", disturbed)
+    monkeypatch.setattr(call, "local_client", disturbed)
     finished = toy_run(**HGP)
     assert finished.server.federation.ledger.failures == []
     assert all(torch.equal(finished.tensors[name], undisturbed[name]) for name in undisturbed)

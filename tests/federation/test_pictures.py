@@ -12,9 +12,10 @@ from pictures import pictures_config
 from torch import Tensor
 from toy import SOURCES
 
+from fedhess.alignment import run_forward
 from fedhess.base.seeds import batch_indices, seeded_generator
 from fedhess.domains import BENCHMARKS
-from fedhess.federation.client import batches, memory, training
+from fedhess.federation.client import batches, memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.augmentation import augment
 from fedhess.federation.client.batches import round_batch
@@ -151,7 +152,7 @@ def test_bf16_computes_the_featurizer_in_bfloat16_and_gives_the_head_float32() -
     seen: list[torch.dtype] = []
     model.featurizer.convolution.register_forward_hook(lambda module, given, result: seen.append(result.dtype))
     inputs, labels = round_batch(local_domain(config, domain="north", role="source"), config, step=0)
-    forward = training.run_forward(model, inputs, labels)
+    forward = run_forward(model, inputs, labels)
     assert seen == [torch.bfloat16]
     assert forward.features.dtype == forward.batch.loss.dtype == torch.float32
     exact = build_model(pictures_config()).features(inputs)
@@ -179,7 +180,7 @@ def test_frozen_batch_norms_keep_their_running_statistics(run: Run) -> None:
     assert all(torch.equal(start[name], end[name]) for name in running)
 
 
-@pytest.mark.parametrize("strategy", ["erm", "hgp"])
+@pytest.mark.parametrize("strategy", ["erm", "hgp", "sagm"])
 def test_averaged_batch_norms_have_the_mean_of_what_the_clients_saw(run: Run, strategy: str) -> None:
     changes = {"batchnorm": "averaged", "strategy": strategy, "rounds": 1, "local_steps": 2, "dtype": "float64"}
     end = run(**changes).tensors
@@ -197,7 +198,7 @@ def test_averaged_batch_norms_have_the_mean_of_what_the_clients_saw(run: Run, st
             optimizer.step()
         ends.append(model.state_dict())
     running = "featurizer.norm.running_mean"
-    assert int(end["featurizer.norm.num_batches_tracked"]) == 2, "the exchanges of HGP do not count"
+    assert int(end["featurizer.norm.num_batches_tracked"]) == 2, "exchanges and passes elsewhere do not count"
     assert not torch.equal(end[running], start.state_dict()[running])
     if strategy == "erm":
         for name in (running, "featurizer.norm.running_var"):

@@ -16,7 +16,7 @@ from fedhess.base.errors import FederationError, UsageError
 from fedhess.cli.options import read_options
 from fedhess.federation.engines.choice import Engine
 from fedhess.jobs.directory import hold, is_held
-from fedhess.jobs.growing import open_again, read_begun
+from fedhess.jobs.growing import open_again
 from fedhess.jobs.job import Job, make_job
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
@@ -273,6 +273,7 @@ def test_there_must_be_a_job_that_can_grow(command: Command) -> None:
     assert "--add: expected --out with the directory of the job to add to, got none" in command("--add").err
     Path("empty").mkdir()
     assert "--add: there is no empty/config.json" in command("--add", "--out", "empty").err
+    assert list(Path("empty").iterdir()) == [], "nor is it locked"
 
 
 def test_a_job_of_an_earlier_version_grows(command: Command) -> None:
@@ -311,7 +312,3 @@ def test_a_stand_in_is_opened_again_without_looking_for_what_it_stands_in_for() 
     options, _ = read_options({"require_real": True})
     with pytest.raises(UsageError, match="--require-real: the job in None is on IconPACS"):
         open_again({"dataset": was}, options, {}, print)
-
-
-def test_a_job_without_a_record_is_begun_by_resuming(tmp_path: Path) -> None:
-    assert read_begun(read_options({"out": tmp_path, "resume": True})[0]) is None

@@ -108,7 +108,8 @@ def test_report_feeds_a_finished_job_once(job: Job, name: str) -> None:
 def test_rounds_made_again_after_a_kill_are_not_recorded_again(job: Job) -> None:
     tracked, (run, _), rows = with_trackers(job, "tensorboard"), job.runs, rows_of(job)
     lines = run.directory.rounds_file.read_text().splitlines(keepends=True)
-    run.directory.rounds_file.write_text("".join(lines[:4]))  # as if killed after round 0 and its checkpoint
+    run.directory.rounds_file.write_text("".join(lines[:4]))  # as if killed after round 0, before a checkpoint
+    (run.directory.path / "checkpoint" / "checkpoint.json").unlink()
     with Tracking(tracked, pytest.fail).follow(run, lambda *_: None) as on_round:
         on_round(1, rows[1])
         on_round(2, rows[2])

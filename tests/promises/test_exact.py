@@ -81,6 +81,11 @@ METHODS: dict[str, tuple[str, dict[str, Any], Callable[[tuple[str, ...], float],
     "cma-blocks": ("cma", CMA | {"form": "blocks"}, lambda *_: pulled(cma_pulls(0.5, 50.0, "blocks"))),
     "cma-sketch": ("cma", CMA | {"probes": 5}, lambda *_: pulled(cma_pulls(0.5, 50.0, "sketch", probes=5))),
     "rsc": ("rsc", {"f": 0.4, "b": 0.4}, lambda *_: rsc_objective(0.4, 0.4)),
+    "cma-relative": (
+        "cma",
+        {"a": 0.5, "b": 0.3, "form": "blocks"},
+        lambda *_: pulled(cma_pulls(0.5, 0.3, "blocks", relative=True)),
+    ),
     "server_alignment": ("server_alignment", {"step": 0.02}, lambda _, lr: server_alignment_objective(0.02, lr)),
     "groupdro": ("groupdro", {"eta": 0.3}, lambda names, _: adversarial_objective(names, groupdro_move(0.3))),
     "afl": (
@@ -218,7 +223,9 @@ FOLLOWED: dict[str, tuple[dict[str, Any], Callable[..., dict[str, Tensor]]]] = {
 UPDATED = {
     "three": arranged(3, "examples", rounds=4, local_steps=3, lr=LR, momentum=0.9, weight_decay=0.01),
     "four": arranged(4, "domain", rounds=4, local_steps=2, lr=LR, server_optimizer="Adam", server_lr=0.01, l2=0.01),
-    "two of five": arranged(5, "domain", rounds=5, local_steps=3, lr=LR, clients_per_round=2),
+    "two of five": arranged(
+        5, "examples", rounds=5, local_steps=3, lr=LR, momentum=0.9, lr_schedule="cosine", clients_per_round=2
+    ),
 }
 
 

@@ -234,7 +234,7 @@ def test_job_that_stops_is_recorded_and_the_command_fails(run: Run, monkeypatch:
     few = ("--quick", "--per-domain", "60", "--strategy", "fish,erm", "--seeds", "0")
     out = run(correlation_shift, *few, status=1)
     stopped, erm = read("runs/quick/correlation_shift.json")["rows"]
-    assert "quorum" in stopped["stopped"]
+    assert "sent values that are not finite" in stopped["stopped"]
     assert erm["accuracy"]["sources"] > 0
     assert "- fish, seed 0: stopped: " in out
     assert "| fish | none | n/a |" in out

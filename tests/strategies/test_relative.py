@@ -9,13 +9,14 @@ from toy import create_small, toy_domains
 
 from fedhess.alignment.loading import load_strategy
 from fedhess.alignment.means import PerDomain
+from fedhess.alignment.statistics import compute_statistic
 from fedhess.alignment.step import Step, run_forward
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.domains import BENCHMARKS
 
 
 @pytest.mark.parametrize("annealing", ["rescale", "reset"])
-@pytest.mark.parametrize("name", ["hgp", "hutchinson"])
+@pytest.mark.parametrize("name", ["hgp", "hutchinson", "cma"])
 def test_the_gradient_of_the_weighted_penalty_is_no_longer_than_that_of_the_loss(
     name: str, annealing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,7 +36,9 @@ def test_the_gradient_of_the_weighted_penalty_is_no_longer_than_that_of_the_loss
         def several(self, *names: str, **given: Tensor) -> Mapping[str, PerDomain]:
             answers = {}
             for each in names:
-                values = {key: strategy.statistics[each](made.batch, **given).detach() for key, made in passes.items()}
+                function = strategy.statistics[each]
+                values = {key: compute_statistic(function, made.batch, **given) for key, made in passes.items()}
+                values = {key: value.detach() for key, value in values.items()}
                 answers[each] = PerDomain(values, dict.fromkeys(values, 1.0))
             return answers
 

@@ -152,8 +152,9 @@ def hutchinson_pulls(alpha: float, beta: float, *, probes: int = 0, relative: bo
     return pulls
 
 
-def cma_pulls(a: float, b: float, form: str, *, probes: int = 0) -> Pulls:
+def cma_pulls(a: float, b: float, form: str, *, probes: int = 0, relative: bool = False) -> Pulls:
     """a ||g_e - g||^2 + b ||H_e - H||^2 with the rows of H_e by double backward, over C D; of probes their products."""
+    sizes: list[list[Tensor] | None] = [[], []] if relative else [None, None]
 
     def pulls(now: Round) -> list[Pull]:
         generator = torch.Generator().manual_seed(derive_seed(now.seed, "round", now.number))
@@ -171,7 +172,7 @@ def cma_pulls(a: float, b: float, form: str, *, probes: int = 0) -> Pulls:
                 else torch.stack([whole[c * columns : (c + 1) * columns, c] for c in range(rows)])
             )
 
-        return [Pull(a, head_gradient_of), Pull(b, hessian_of)]
+        return [Pull(a, head_gradient_of, sizes=sizes[0]), Pull(b, hessian_of, sizes=sizes[1])]
 
     return pulls
 

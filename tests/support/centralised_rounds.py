@@ -51,7 +51,7 @@ def train_in_rounds(
         terms = [(pull, pull.target(model, now)) for pull in pulls(now)]
         copies = [copy.deepcopy(model) for _ in now.batches]
         for name, own in zip(now.batches, copies, strict=True):
-            options = {"lr": config.lr, "weight_decay": config.weight_decay}
+            options = {"lr": config.client_rate.at(now.number), "weight_decay": config.weight_decay}
             options |= {"momentum": config.momentum} if config.client_optimizer == "SGD" else {}
             client = getattr(torch.optim, config.client_optimizer)(own.parameters(), **options)
             for step in range((now.number - 1) * config.local_steps, now.number * config.local_steps):
@@ -202,7 +202,7 @@ def train_scaffold(model: HeadedModel, domains: Domains, *, config: RunConfig) -
                 counted = sum(config.momentum**later for later in range(config.local_steps - j))
                 counts, met = counts + counted, met + counted * slope
                 speed = config.momentum * speed + slope - control[name] + mean
-                place = place - config.lr * speed
+                place = place - config.client_rate.at(now.number) * speed
             ways.append(place - start)
             fresh[name] = met / counts
         control |= fresh

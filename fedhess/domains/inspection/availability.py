@@ -124,7 +124,7 @@ OTHERS = {
         places=Opening.places,
         locate=locate_emoji_styles,
         prepare=prepare_emoji_styles,
-        ways=lambda _: ["run `python -m fedhess.data prepare EmojiStyles` (10 MB, from npm's registry)"],
+        ways=lambda _: ["run `python -m fedhess.data prepare EmojiStyles` (10 MB, with npm)"],
     ),
     "ColoredMNIST": _of_mnist(
         "2 sources and 2 targets, or form=domainbed: 3 domains; 2 classes: digits in two colours",

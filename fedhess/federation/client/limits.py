@@ -27,10 +27,6 @@ ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")  # an existing path has been made ab
 def check_run(given: Mapping[str, object], node_config: Mapping[str, Scalar]) -> None:
     """Check what a run names before any of it is imported or opened.
 
-    Args:
-        given: What :meth:`RunConfig.given_in` reads from the run config.
-        node_config: The node's own configuration.
-
     Raises:
         UsageError: The run names a module that the node does not list; or a folder, which only the node may.
     """
@@ -57,12 +53,6 @@ def check_batches(
     config: RunConfig, counts: Sequence[int], held_out: Sequence[int], node_config: Mapping[str, Scalar]
 ) -> None:
     """Check that nothing is computed from fewer examples than the node allows.
-
-    Args:
-        config: The settings of the run.
-        counts: Training examples of each domain that the client trains on.
-        held_out: Its evaluation examples of each domain, of which it sends statistics too.
-        node_config: The node's own configuration.
 
     Raises:
         UsageError: A batch would be smaller.

@@ -55,15 +55,6 @@ def run_on_ray(
 ) -> None:
     """Run a federation to its end on Ray, as :func:`run_in_process` does here.
 
-    Args:
-        server_app: The ServerApp; it runs in a thread of this process.
-        client_app: The ClientApp; pickled to the actors.
-        run_config: The run config of both.
-        node_configs: One node config a client.
-        cpus_per_client: CPU cores that Ray sets aside for a running client.
-        gpus_per_client: GPUs that Ray sets aside for a running client; a fraction lets several share one.
-        address: Address of a running Ray cluster; without one a cluster is started on this machine for the run.
-
     Raises:
         UsageError: No cluster answers, or no machine of it has room for a client.
         Exception: Whatever the ServerApp raises.
@@ -134,12 +125,6 @@ def connect(most_cpus: int, address: str | None) -> None:
 
 def room(cpus: int, gpus: float, *, of: str, lower: str) -> int:
     """Count what the connected cluster runs side by side of something that takes so many CPUs and GPUs.
-
-    Args:
-        cpus: CPU cores that one takes.
-        gpus: GPUs that one takes.
-        of: What it is, for the message.
-        lower: The options that the message names.
 
     Raises:
         UsageError: No machine has room for one.

@@ -150,7 +150,9 @@ class Server:
         elif pending is not None:
             self._report(finished, pending)
         for server_round in range(finished + 1, self.config.rounds + 1):
-            self._complete(server_round, self._train(server_round))
+            with seeded_globally(self.config.seed, "server", server_round):  # for strategies that draw from them
+                outcome = self._rounds.run(self.federation, self.model, server_round)
+            self._complete(server_round, outcome)
         return self.model
 
     def _restore(self) -> tuple[int, RoundOutcome | None]:
@@ -175,10 +177,6 @@ class Server:
             return checkpoint.server_round, None
         measured = {(client, domain): found for client, domain, found in checkpoint.unreported.get(MEASURED, ())}
         return checkpoint.server_round, RoundOutcome(metrics=trained, measured=measured)
-
-    def _train(self, server_round: int) -> RoundOutcome:
-        with seeded_globally(self.config.seed, "server", server_round):  # for strategies that draw from them
-            return self._rounds.run(self.federation, self.model, server_round)
 
     def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
         """Write a checkpoint every few rounds and at the end; then evaluate if it is the round's turn.

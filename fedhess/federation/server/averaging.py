@@ -28,12 +28,7 @@ Tensors = dict[str, Tensor]
 
 
 class EvaluatedModel:
-    """The model that is evaluated, reported and kept: the global one, or its average over rounds.
-
-    Args:
-        model: The global model.
-        config: The settings of the run.
-    """
+    """The model that is evaluated, reported and kept: the global one, or its average over rounds."""
 
     def __init__(self, model: GlobalModel, config: RunConfig) -> None:
         self._model = model
@@ -98,10 +93,6 @@ class EvaluatedModel:
 
 class NoAverage:
     """The model itself. Base of the averages.
-
-    Args:
-        args: The run's ``average_args``.
-        rounds: Of the run.
 
     Attributes:
         count: Models in the average; 0 while the model itself is evaluated.

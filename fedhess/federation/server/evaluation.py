@@ -53,14 +53,6 @@ def evaluate_clients(
     If fewer source clients than the quorum answer, a warning names it, the rows have what did come, and no selector
     takes the round (see :func:`fedhess.federation.server.round_selection.comparable_rounds`).
 
-    Args:
-        federation: The clients.
-        model: The model.
-        alignment: From :func:`alignment_shapes`.
-        outputs: Number of logits of the model.
-        server_round: Number of the round.
-        roles: Of the clients that are asked.
-
     Returns:
         Loss, accuracy, number of examples, counts and, of a source domain, the distances of its head statistics to
         their mean.

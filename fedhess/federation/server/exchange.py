@@ -25,6 +25,7 @@ class Exchange:
     Attributes:
         asked: How many took part at first.
         participants: The source clients still in the round: those that answered every exchange so far.
+        norms: Of what each of them sent in each exchange.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Exchange:
         self.seed = derive_seed(federation.config.seed, "round", server_round)
         self.server_round = server_round
         self.asked = len(self.participants)
-        self._norms: list[dict[Client, Norms]] = []  # of each exchange
+        self.norms: list[dict[Client, Norms]] = []
         self._federation = federation
         self._shapes = shapes
         self._model = model
@@ -98,7 +99,9 @@ class Exchange:
         norms: dict[Client, Norms] = {}
 
         def measured(client: Client, answer: Answer) -> Norms:
-            norms[client] = _norms(answer)
+            norms[client] = {
+                name: max(norm({name: tensors[name]}) for tensors in answer.values()) for name in names
+            }  # of several domains the largest
             return norms[client]
 
         screened = self._federation.screen(phase, self.server_round, answers, measured, asked=asked)
@@ -107,21 +110,12 @@ class Exchange:
             for domain, tensors in answer.items():
                 means.add(domain, tensors, client.identity.trains_on[domain])
         self.participants = answered
-        self._norms.append({client: norms[client] for client in answered})
+        self.norms.append({client: norms[client] for client in answered})
         self._federation.require_quorum(phase, self.server_round, answered, asked=self.asked)
         by_domain = means.result()
         by_examples = config.weighting == "examples"
         weights = means.examples if by_examples else dict.fromkeys(by_domain, 1)
         return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights, rule) for name in names}
-
-    def suspect(self) -> Client | None:
-        """Return a client that outweighs all others together in a statistic, the first such one, if there is any."""
-        for norms in self._norms:
-            for name in next(iter(norms.values()), ()):
-                longest = max(norms, key=lambda client: norms[client][name])
-                if 2 * norms[longest][name] > sum(each[name] for each in norms.values()):
-                    return longest
-        return None
 
 
 def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tensor]) -> Answer:
@@ -130,12 +124,6 @@ def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tens
         domain: read_tensors(content, client.identity.key(protocol.STATISTIC_VALUES, domain), like=expected)
         for domain in client.identity.trains_on
     }
-
-
-def _norms(answer: Answer) -> Norms:
-    """Return the norm of each statistic of a client, of several domains the largest."""
-    names = next(iter(answer.values()))
-    return {name: max(norm({name: tensors[name]}) for tensors in answer.values()) for name in names}
 
 
 def _phase(names: Sequence[str]) -> str:

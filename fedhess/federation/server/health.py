@@ -18,12 +18,6 @@ def sickness(rows: Sequence[Row], config: RunConfig, *, args: Mapping[str, Scala
     """Describe what is wrong with a run so far and which settings to change; "" if nothing is.
 
     Whether anything is learned, and whether the head moves, is checked from the middle of the run on.
-
-    Args:
-        rows: The run's rows so far, those of every client.
-        config: Its settings.
-        args: The strategy's arguments, defaults included.
-        classes: Number of classes, 0 if that is not known.
     """
     rounds: dict[int, list[Row]] = {}
     for row in rows:

@@ -120,7 +120,8 @@ class LocalPhase:
         for client, result in self._train(weights, self.model.payload(), None, given=given, held_out=held_out):
             weight = sum(weights[client].values())
             if each is not None:
-                own, steps = client.identity.trains_on, self._steps(client)
+                own, examples = client.identity.trains_on, client.identity.train_examples
+                steps = len(round_steps(self.config, train_size=examples, server_round=self.server_round))
                 each(ClientReply(client.label, weight, own, steps, result.update, result.held_out))
             mean.add(result.update, weight)
         self.require_quorum()
@@ -159,10 +160,6 @@ class LocalPhase:
     def require_quorum(self) -> None:
         """Check that enough clients have trained."""
         self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=self._asked)
-
-    def _steps(self, client: Client) -> int:
-        examples = client.identity.train_examples
-        return len(round_steps(self.config, train_size=examples, server_round=self.server_round))
 
     def _train(
         self,

@@ -55,14 +55,7 @@ class NormBound:
         *,
         asked: int,
     ) -> Iterator[tuple[Sender, Sent]]:
-        """Yield the replies within the bound, in their order, and hand each other one's sender and why to ``reject``.
-
-        Args:
-            replies: Senders and what they sent, of one phase of a round.
-            norms_of: Returns a reply's norms by what they are of.
-            reject: Called with who exceeds, and the words for it.
-            asked: How many replies there can be.
-        """
+        """Yield the replies within the bound, in their order; hand each other one's sender and why to ``reject``."""
         seen: dict[str, list[float]] = {}
         accepted: list[Norms] = []
         held: deque[tuple[Sender, Sent, Norms]] = deque()

@@ -103,9 +103,6 @@ def comparable_rounds(candidates: Sequence[Candidate]) -> Comparable:
     A client that missed some rounds is left out of all, as long as the quorum is left. Where it would not be, the
     clients that were there together most often decide, and the rounds that miss one of them do not count. Without a
     quorum every source client has to have evaluated a round.
-
-    Args:
-        candidates: Settings of one strategy on the same clients.
     """
     by_round = [rows_by_round(source_rows(reported_rows(candidate.rows))) for candidate in candidates]
     held: dict[_Client, set[str]] = {}  # by client, the domains that it evaluates

@@ -39,9 +39,6 @@ class RunDirectory:
 
     ``selected/`` holds the model of the selected round so far, in a file named by the round, and what it was at the
     checkpoints that are kept: the run may go back to any of them.
-
-    Args:
-        path: The directory; made when first written to.
     """
 
     def __init__(self, path: Path) -> None:

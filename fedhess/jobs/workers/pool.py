@@ -35,11 +35,7 @@ class Pool(ABC):
 
 @dataclass(frozen=True)
 class Workers(ABC):
-    """Workers as they were asked for.
-
-    Attributes:
-        count: How many there are.
-    """
+    """Workers as they were asked for."""
 
     count: int
 
@@ -59,10 +55,6 @@ class Workers(ABC):
     @abstractmethod
     def open(self, job: Path, config: RunConfig) -> Pool:
         """Make the workers of a job ready.
-
-        Args:
-            job: Its directory.
-            config: Any of its runs'.
 
         Raises:
             UsageError: They cannot be had here.

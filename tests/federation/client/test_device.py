@@ -44,7 +44,7 @@ class Accelerator(TorchDispatchMode):
 @pytest.fixture
 def counted(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> Counted:
     """Run on the accelerator and count by type of message."""
-    monkeypatch.setattr("fedhess.federation.client.app.resolve_device", lambda name: name)
+    monkeypatch.setattr("fedhess.federation.client.call.resolve_device", lambda name: name)
 
     def run(**changes: Any) -> Counter[str]:
         counts: Counter[str] = Counter()

@@ -194,14 +194,6 @@ def test_checkpoint_without_a_sha256_is_an_earlier_versions(tmp_path: Path) -> N
         directory.load_checkpoint()
 
 
-def test_rows_that_are_gone_are_no_finished_run(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path / "run")
-    evaluated(directory, 1)
-    directory.rounds_file.unlink()
-    with pytest.raises(UsageError, match=r"rounds.jsonl is damaged .*shorter than the \d+ bytes of its checkpoint"):
-        directory.completed_round()
-
-
 @pytest.mark.parametrize(("number", "words"), [(errno.EROFS, "Read-only file system"), (errno.EIO, "Input/output")])
 def test_disk_that_fails_is_not_called_damage(
     number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,123 @@
+"""What every request but ``identify`` carries, and what this client holds for it."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from torch import Tensor
+
+from fedhess.base.environment import resolve_device
+from fedhess.base.errors import UsageError
+from fedhess.base.transfers import copy_together
+from fedhess.domains.benchmark import SOURCE
+from fedhess.federation import protocol
+from fedhess.federation.client.examples import LocalClient, local_client
+from fedhess.federation.client.limits import check_batches, check_run
+from fedhess.federation.client.memory import MEMORY, ReceivedModel
+from fedhess.federation.client.node import is_simulated, place
+from fedhess.federation.client.privacy import Mechanism
+from fedhess.federation.client.training import Holding
+from fedhess.federation.run_settings import settings_of_run
+from fedhess.federation.tensors import decode_tensors
+from fedhess.settings.assignments import Scalar
+from fedhess.settings.run_config import RunConfig
+
+
+def run_settings(context: Context) -> RunConfig:
+    """Return the settings of the run that a message belongs to, as they are on this node."""
+    return _parsed(tuple(context.run_config.items()), tuple(context.node_config.items()))
+
+
+@lru_cache(maxsize=64)
+def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple[str, Scalar], ...]) -> RunConfig:
+    own = dict(node_config)
+    if "domain" in own:  # a deployed node; the others are this process's
+        check_run(RunConfig.given_in(dict(run_config)), own)
+    config = settings_of_run(dict(run_config), own)
+    resolve_device(config.device)  # the server may not have it, so nobody has checked yet
+    return config
+
+
+class Call(NamedTuple):
+    """A request, opened."""
+
+    config: RunConfig
+    data: LocalClient
+    role: str
+    received: ReceivedModel
+    server_round: int
+    content: RecordDict
+    mechanism: Mechanism | None  # of a source client of a private run
+
+    def tensors(self, record: str) -> dict[str, Tensor] | None:
+        """Read tensors of the message onto the device; None where it has no such record."""
+        arrays = self.content.array_records.get(record)
+        return None if arrays is None else on_device(self.config.device, decode_tensors(arrays))
+
+    def wants(self, what: str) -> bool:
+        """Whether the message asks for something that replies do not have otherwise."""
+        return bool(self.content.config_records[protocol.CONFIG].get(what, False))
+
+
+def own_data(config: RunConfig, context: Context) -> tuple[LocalClient, str]:
+    """Open what this node holds, and return it with the node's role."""
+    domain, role, client = place(config, context)
+    data = local_client(config, domain=domain, role=role, client=client)
+    if role == SOURCE:
+        counts = [part.train_size for part in data.training_parts.values()]
+        held_out = [len(part.evaluate_indices) for part in data.parts.values()]
+        check_batches(config, counts, held_out, context.node_config)
+    return data, role
+
+
+def open_call(message: Message, context: Context) -> Call:
+    """Read a message, and open what it is about; ``UsageError`` where the message or the data is not what it was."""
+    config = run_settings(context)
+    record = message.content.config_records.get(protocol.CONFIG, ConfigRecord())
+    model_id, server_round = record.get(protocol.MODEL_ID), record.get(protocol.ROUND)
+    if not isinstance(model_id, str) or not isinstance(server_round, int):
+        raise UsageError(f"expected {protocol.MODEL_ID} and {protocol.ROUND} in the message, got {sorted(record)}")
+    received = MEMORY.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
+    data, role = own_data(config, context)
+    began_with = str(record.get(protocol.DATA_DIGEST, ""))
+    if began_with and began_with != data.data_digest:
+        raise UsageError(
+            f"the data of {data.domain} has changed since the run began: digest {data.data_digest}, was {began_with}; "
+            "put it back, or begin another run"
+        )
+    mechanism = None
+    if config.is_private and role == SOURCE:
+        mechanism = Mechanism(config, (data.domain, data.client, server_round) if is_simulated(context) else None)
+    return Call(config, data, role, received, server_round, message.content, mechanism)
+
+
+def holdings(call: Call) -> list[Holding]:
+    """Return what is trained on: everything, or what the server names; of several domains each by its weight."""
+    identity = call.data.identity(SOURCE)
+    record = call.content.config_records[protocol.CONFIG]
+    weights = {domain: float(part.train_size) for domain, part in call.data.training_parts.items()}
+    domains, by_server = record.get(protocol.TRAIN_DOMAINS), record.get(protocol.TRAIN_WEIGHTS)
+    if isinstance(domains, list) and isinstance(by_server, list):
+        named = dict(zip(map(str, domains), map(float, by_server), strict=True))
+        weights = {domain: named.get(domain, 0.0) for domain in weights}
+    total = sum(weights.values())
+    shared = call.tensors(protocol.REFERENCE) or {}
+    own = {}
+    if identity.several:
+        own = {domain: call.tensors(identity.key(protocol.REFERENCE, domain)) or {} for domain in weights}
+    return [
+        Holding(call.data.parts[domain], weight / total, shared | own.get(domain, {}))
+        for domain, weight in weights.items()
+        if weight > 0
+    ]
+
+
+def on_device(device: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy what a message holds to the device, but single whole numbers (a count, a seed) into the host's memory.
+
+    There a strategy reads them without waiting for the device, and computes with them on any.
+    """
+    numbers = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 0 and not tensor.is_floating_point()}
+    others = {name: tensor for name, tensor in tensors.items() if name not in numbers}
+    return copy_together(others, torch.device(device)) | copy_together(numbers, torch.device("cpu"))
