@@ -44,6 +44,11 @@ class MixStyle(DomainStrategy):
             raise ValueError(f"expected 0 <= p <= 1 and alpha > 0, got {p} and {alpha}")
         self.p, self.alpha, self.layers = p, alpha, layers
 
+    def check_model(self, model: nn.Module) -> None:
+        """Check that the layers are there."""
+        if self.p > 0:
+            self._modules(model)
+
     def compute_gradient(self, step: LocalStep) -> None:
         """Leave the gradient of the network that mixes."""
         if self.p == 0:

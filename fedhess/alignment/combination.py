@@ -14,6 +14,7 @@ from fedhess.alignment.step import LocalStep, Step
 from fedhess.alignment.strategy import Ask, DomainStrategy, LocalTraining, Reference
 from fedhess.base.errors import UsageError
 from fedhess.base.loading import text_parameters
+from fedhess.models.headed import HeadedModel
 from fedhess.settings.combined import parts_of
 from fedhess.settings.run_config import RunConfig
 
@@ -56,6 +57,11 @@ class Combined(DomainStrategy):
                 part.check(config.model_copy(update={"strategy": name}))
             except UsageError as error:
                 raise UsageError(str(error).replace(f"{name}.", f"{config.strategy}.{prefix}")) from error
+
+    def check_model(self, model: HeadedModel) -> None:
+        """Check that the network suits every part."""
+        for part in self._parts.values():
+            part.check_model(model)
 
     def reference(self, ask: Ask) -> Reference:
         """Return the references of every part."""

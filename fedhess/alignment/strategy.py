@@ -17,6 +17,7 @@ from fedhess.alignment.means import PerDomain
 from fedhess.alignment.statistics import Statistic
 from fedhess.alignment.step import LocalStep, NetworkStatistic, Step
 from fedhess.base.errors import UsageError
+from fedhess.models.headed import HeadedModel
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.run_config import RunConfig
 
@@ -275,6 +276,14 @@ class DomainStrategy:
             f"the penalty begins at step {schedule.anneal_steps}; set --strategy-args {config.strategy}.anneal_steps=N "
             f"with N < {steps}, or {config.strategy}.weight=0 for a run without penalty"
         )
+
+    def check_model(self, model: HeadedModel) -> None:
+        """Check, before anything runs, that the network has what the strategy needs of it; by default nothing.
+
+        Raises:
+            UsageError: It has not.
+        """
+        del model
 
     def reference(self, ask: Ask) -> Reference:
         """Server half: exchange statistics with the source clients and return the references of the round.

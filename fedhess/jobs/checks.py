@@ -48,9 +48,11 @@ def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) 
     for config in configs:
         client_half(config).check(config)
     try:
-        build_model(first, initial=needs_weights)
+        model = build_model(first, initial=needs_weights)
     except UsageError as error:
         raise UsageError(f"--model {first.model}: {error}") from error
+    for config in configs:
+        client_half(config).check_model(model)
 
 
 def check_selection(

@@ -27,6 +27,7 @@ MISTAKES = {
     "--strategy-args alpha=big": "--strategy-args: alpha of strategy 'hgp': expected a finite number, got 'big'",
     "--strategy-args alpha=-1": "--strategy-args: strategy 'hgp' rejects its arguments: expected alpha, beta",
     "--strategy-args erm.alpha=1": "--strategy-args: 'erm.alpha' is for strategy 'erm', which does not run here",
+    "--strategy hgp+mixstyle": "--strategy mixstyle: layers=layer1+layer2: expected one module of the model whose name",
     "--target wst": "--target: Toy has no target 'wst'; did you mean 'east'?",
     "--model mpl": "--model: unknown model 'mpl'; did you mean 'mlp'?",
     "--model resnet18": "--model resnet18: ",

@@ -34,6 +34,7 @@ class DomainRounds:
 
     def __init__(self, strategy: DomainStrategy, config: RunConfig, template: HeadedModel) -> None:
         strategy.check(config)
+        strategy.check_model(template)
         self._strategy = strategy
         self._shapes = StatisticShapes(
             strategy.statistics, template, strategy.network_statistics.keys(), strategy=config.strategy
