@@ -144,10 +144,5 @@ def _opening(name: str, *, data_dir: Path | None, domains_args: str, notify: Not
     return availability_of(key).settle(opening)[0], key
 
 
-def main() -> None:
-    """Run the command; a mistake of the user ends with one message and status 2."""
-    sys.exit(run_command(cli))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(cli))

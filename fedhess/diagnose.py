@@ -74,10 +74,5 @@ def diagnose(
         typer.echo("\nwritten: " + ", ".join(str(path) for path in paths))
 
 
-def main() -> None:
-    """Run the command; a mistake of the user ends with one message and status 2."""
-    sys.exit(run_command(cli))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(cli))

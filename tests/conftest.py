@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedhess import data, simulate
+from fedhess.cli.command import run_command
 from fedhess.domains import BENCHMARKS
 from fedhess.domains.images import release
 from fedhess.federation.client import memory
@@ -117,10 +118,9 @@ def data_command(
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["data", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            data.main()
+        status = run_command(data.cli)
         said = capsys.readouterr()
-        return Outcome(int(stop.value.code or 0), said.out, said.err)
+        return Outcome(status, said.out, said.err)
 
     return call
 

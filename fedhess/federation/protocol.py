@@ -199,21 +199,8 @@ class Identity:
             str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE)
         )
         holds_out = bool(record.get("holds-out", False))
-        return cls(
-            domain,
-            role,
-            client,
-            train,
-            evaluate,
-            holds_out,
-            several,
-            classes,
-            inputs,
-            digest,
-            versions,
-            noise,
-            protection,
-        )
+        counted = (domain, role, client, train, evaluate, holds_out, several)
+        return cls(*counted, classes, inputs, digest, versions, noise, protection)
 
     def description(self) -> dict[str, Any]:
         """Return what a record of the run keeps of it; JSON."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fedhess import diagnose
+from fedhess.cli.command import run_command
 from fedhess.domains import BENCHMARKS
 from fedhess.federation.client import memory
 from fedhess.jobs.reopening import open_finished
@@ -32,10 +33,9 @@ def diagnosed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         memory.MEMORY.clear()
         monkeypatch.setattr(sys, "argv", ["diagnose", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            diagnose.main()
+        status = run_command(diagnose.cli)
         said = capsys.readouterr()
-        return Outcome(int(stop.value.code or 0), said.out, said.err)
+        return Outcome(status, said.out, said.err)
 
     return run
 

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 import torch
 from federations import Finished
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.client.mod import secaggplus_mod
-from flwr.clientapp import mod
-from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
 from flwr.server.workflow import SecAggPlusWorkflow
 from methods import METHODS, RELAYS
 
@@ -58,34 +56,9 @@ def test_its_client_half_passes_all_but_plain_train_messages_unmasked(message_ty
     assert torch.equal(decode_tensors(arrays)["head.weight"], torch.ones(2, 3))
 
 
-@pytest.mark.usefixtures("in_a_run")
-def test_its_client_half_masks_replies_of_flowers_old_clients_alone() -> None:
-    def ask(stage: str, own: Context, **settings: object) -> Message:
-        config = ConfigRecord({Key.STAGE: stage, **settings})  # type: ignore[dict-item]
-        content = RecordDict({RECORD_KEY_CONFIGS: config})
-        return secaggplus_mod(Message(content, dst_node_id=2, message_type=protocol.TRAIN), own, reply)
-
-    nodes = {node: context() for node in (2, 3, 4)}
-    sizes = {Key.SAMPLE_NUMBER: 3, Key.SHARE_NUMBER: 3, Key.THRESHOLD: 2}
-    ranges = {Key.CLIPPING_RANGE: 8.0, Key.TARGET_RANGE: 2**22, Key.MOD_RANGE: 2**32, Key.MAX_WEIGHT: 1000.0}
-    public = {}
-    for node, own in nodes.items():
-        made = ask(Stage.SETUP, own, **sizes, **ranges).content.config_records[RECORD_KEY_CONFIGS]
-        public[str(node)] = [made[Key.PUBLIC_KEY_1], made[Key.PUBLIC_KEY_2]]
-    own = nodes[2]
-    ask(Stage.SHARE_KEYS, own, **public)
-    with pytest.raises(KeyError, match=r"fitres\.parameters"):
-        ask(Stage.COLLECT_MASKED_VECTORS, own, **{Key.CIPHERTEXT_LIST: [], Key.SOURCE_LIST: []})
-
-
 def test_its_server_half_wants_the_context_of_flowers_old_server() -> None:
     with pytest.raises(TypeError, match="Expect a LegacyContext, but get Context"):
         SecAggPlusWorkflow(3, 2)(None, context())  # type: ignore[arg-type]
-
-
-def test_the_mods_for_client_apps_of_today_have_none() -> None:
-    assert [name for name in mod.__all__ if "secagg" in name.lower()] == []
-    assert "LocalDpMod" in mod.__all__
 
 
 @pytest.mark.parametrize(
