@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedhess.base.errors import UsageError
 from fedhess.base.seeds import derive_seed, seeded_generator
-from fedhess.domains.benchmark import Benchmark
-from fedhess.domains.split import SplitRule, split_domain
+from fedhess.domains.benchmark import SOURCE, Benchmark
+from fedhess.domains.split import SplitRule, is_for_role, split_domain
 from fedhess.settings.partition import PartitionSettings
 
 
@@ -75,7 +75,7 @@ def read_examples(benchmark: Benchmark, sources: Sequence[str], *, rule: SplitRu
     for domain in sources:
         data, position = benchmark.load(domain), benchmark.domains.index(domain)
         split = split_domain(data, rule=rule, holdout=benchmark.holdout, seed=seed, position=position)
-        examples[domain] = Examples(data.labels, *split)
+        examples[domain] = Examples(data.labels, *(part[is_for_role(data, SOURCE)[part]] for part in split))
     return examples
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from fedhess.domains import emoji_styles, open_benchmark
-from fedhess.domains.benchmark import SOURCE, TARGET
+from fedhess.domains.benchmark import SOURCE, TARGET, Benchmark
 from fedhess.domains.domain import TensorDomain
 from fedhess.domains.emoji_styles import DOMAINS, group_of, prepare_emoji_styles, read_drawings, render
 from fedhess.domains.opening import Opening
+from fedhess.domains.partition import read_examples
 from fedhess.domains.split import is_for_role
 
 CATEGORIES = {category: [] for category in emoji_styles.CATEGORIES}
@@ -79,6 +80,17 @@ def test_a_role_has_its_own_code_points() -> None:
     assert is_for_role(data, TARGET).tolist() == [False, True, False, True]
     kept = sum(group_of(f"1f{number:03x}") < 0 for number in range(1000))
     assert 250 < kept < 350
+
+
+def test_no_source_is_shared_what_is_kept_for_targets() -> None:
+    groups = torch.arange(20) - 6
+    data = TensorDomain("noto", torch.zeros(20, 1), labels=torch.arange(20) % 2, groups=groups)
+    benchmark = Benchmark(
+        name="kept", domains=("noto",), classes=("a", "b"), input_shape=(1,), outputs=2, default_model="mlp",
+        scenarios=(), loader=lambda _: data, holdout=0.25,
+    )  # fmt: skip
+    examples = read_examples(benchmark, ["noto"], rule="sources", seed=0)["noto"]
+    assert sorted([*examples.train.tolist(), *examples.evaluate.tolist()]) == list(range(6, 20))
 
 
 def test_without_a_network_the_reason_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
