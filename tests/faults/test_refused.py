@@ -100,7 +100,7 @@ def test_a_run_does_not_get_past_what_a_node_allows_and_is_told(started: Federat
         "folder": (f'domains="folder:{secret}" domains-options="side=8"', "this node opens no folder that a run names"),
     }
     for name, (settings, reason) in attacks.items():
-        started.start_run(name, f"rounds=1 exchange-deadline=25.0 {settings}")
+        started.start_run(name, f"rounds=1 exchange-deadline=45.0 {settings}")
         log = started.finish(name, 200)
         nodes = re.findall(rf"node (\d+) takes no part: [^\n]*{re.escape(reason)}", log)
         assert len(set(nodes)) == (1 if name == "one" else 4), log
