@@ -162,8 +162,7 @@ def prepare_emoji_styles(opening: Opening) -> str:
 def _load(domain: str, *, files: Mapping[str, Path], side: int, cache_dir: Path | None, notify: Notify) -> TensorDomain:
     """Load one domain, rendered the first time; its pixels are those that are known, or it is an error."""
     drawings, codes, labels = read_drawings(domain, files)
-    version = PACKAGES[domain].checksum.partition(":")[2]
-    path = cache_directory(cache_dir) / "emoji-styles" / f"{domain}-{side}-{version[:20]}.npy"
+    path = cache_directory(cache_dir) / "emoji-styles" / f"{domain}-{side}-{DIGESTS[side][domain][:20]}.npy"
     if not path.exists():
         notify(f"EmojiStyles: rendering {domain}")
     images = cached_tensor(path, partial(render, drawings, side=side))
