@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhess.base.errors import UsageError
-from fedhess.models.headed import HeadedModel
+from fedhess.models.headed import HeadedModel, to_unit
 
 WIDTHS = (64, 128, 128, 128)
 STRIDES = (1, 2, 1, 1)
@@ -24,20 +24,17 @@ class MnistCnnFeaturizer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute (B, 128) features of (B, channels, H, W) images."""
-        unit = images.to(self.first.weight.dtype)
-        if not images.is_floating_point():
-            unit = unit / 255
-        features: Tensor = self.rest(self.first(unit))
+        features: Tensor = self.rest(self.first(to_unit(images, self.first.weight.dtype)))
         return torch.mean(features, dim=(2, 3))
 
 
-def create_mnist_cnn(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def create_mnist_cnn(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     """Create convolutions of 64, 128 (stride 2), 128 and 128 channels, and a linear head on their 128 means.
 
     Source: Gulrajani and Lopez-Paz, "In search of lost domain generalization", ICLR 2021, appendix, the network for
     ColoredMNIST and RotatedMNIST. Weights are drawn as torch draws them.
     """
-    del pretrained
+    del name, pretrained
     if len(input_shape) != 3:
         raise UsageError(f"mnist-cnn takes images (C, H, W), got examples of shape {input_shape}; choose --model mlp")
     return HeadedModel(MnistCnnFeaturizer(input_shape[0]), nn.Linear(WIDTHS[-1], outputs))

@@ -42,16 +42,6 @@ class DataKey(NamedTuple):
     max_pixels: int
 
 
-class Geometry(NamedTuple):
-    """What a benchmark states about its data without reading it; the shape is of an input as the model sees it."""
-
-    shape: tuple[int, ...]
-    outputs: int
-    holdout: float
-    domains: tuple[str, ...]
-    classes: tuple[str, ...]
-
-
 class LocalDomain:
     """One client's examples of one domain, on their way to the device in batches.
 
@@ -152,15 +142,14 @@ def prepared(key: DataKey) -> DomainData:
     )
 
 
-def _geometry_of(key: DataKey) -> Geometry:
-    return _geometry(key._replace(domain="", device="", images="", image_cache_gb=None, max_pixels=0))
+def _benchmark_of(key: DataKey) -> Benchmark:
+    """Return what is known of a benchmark without reading its data."""
+    return _opened(key._replace(domain="", model="", device="", images="", image_cache_gb=None, max_pixels=0))
 
 
 @lru_cache(maxsize=64)
-def _geometry(key: DataKey) -> Geometry:
-    benchmark = open_benchmark(key.domains, data_dir=key.data_dir, seed=key.seed, options=dict(key.options), held=())
-    shape = prepared_shape(key.model, benchmark.input_shape)
-    return Geometry(shape, benchmark.outputs, benchmark.holdout, benchmark.domains, benchmark.classes)
+def _opened(key: DataKey) -> Benchmark:
+    return open_benchmark(key.domains, data_dir=key.data_dir, seed=key.seed, options=dict(key.options), held=())
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
@@ -170,10 +159,10 @@ def domain_split(key: DataKey, *, rule: SplitRule, role: str = SOURCE) -> Exampl
     A benchmark that holds nothing out evaluates what it trains on. One that keeps groups of examples for targets has
     none of them here for a source, and nothing else for a target.
     """
-    data, geometry = prepared(key), _geometry_of(key)
-    if geometry.holdout > 0:
-        position = geometry.domains.index(key.domain)
-        parts = split_domain(data, rule=rule, holdout=geometry.holdout, seed=key.seed, position=position)
+    data, benchmark = prepared(key), _benchmark_of(key)
+    if benchmark.holdout > 0:
+        position = benchmark.domains.index(key.domain)
+        parts = split_domain(data, rule=rule, holdout=benchmark.holdout, seed=key.seed, position=position)
         return Examples(data.labels, *(part[is_for_role(data, role)[part]] for part in parts))
     everything = torch.arange(len(data))
     return Examples(data.labels, everything, everything)
@@ -194,7 +183,7 @@ def _local_domain(key: DataKey, *, rule: SplitRule, role: str, dtype: torch.dtyp
     if role == SOURCE:
         examples = domain_split(key, rule=rule)
         train, evaluate, out = examples.train, examples.evaluate, None
-    elif rule != "sources" and _geometry_of(key).holdout > 0:
+    elif rule != "sources" and _benchmark_of(key).holdout > 0:
         examples = domain_split(key, rule=rule, role=role)
         train, evaluate, out = examples.train[:0], examples.train, examples.evaluate
     else:
@@ -229,13 +218,13 @@ def data_key(config: RunConfig, domain: str) -> DataKey:
 
 def class_names(config: RunConfig) -> tuple[str, ...]:
     """Return the names of the classes, by label."""
-    return _geometry_of(data_key(config, "")).classes
+    return _benchmark_of(data_key(config, "")).classes
 
 
 def describe_inputs(config: RunConfig) -> str:
     """Say how an example becomes what the model is given; two clients whose texts differ train on different inputs."""
-    shape = "x".join(map(str, _geometry_of(data_key(config, "")).shape))
-    return f"{shape}, {describe_preparation(config.model)}"
+    shape = prepared_shape(config.model, _benchmark_of(data_key(config, "")).input_shape)
+    return f"{'x'.join(map(str, shape))}, {describe_preparation(config.model)}"
 
 
 def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
@@ -246,11 +235,11 @@ def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
         initial: With its initial weights. A client receives all weights from the server, and needs neither pretrained
             ones nor the run's file of them.
     """
-    geometry = _geometry_of(data_key(config, ""))
+    benchmark = _benchmark_of(data_key(config, ""))
     model = create_model(
         config.model,
-        input_shape=geometry.shape,
-        outputs=geometry.outputs,
+        input_shape=prepared_shape(config.model, benchmark.input_shape),
+        outputs=benchmark.outputs,
         seed=config.seed,
         pretrained=initial and config.pretrained and config.weights is None,
     )
@@ -262,6 +251,6 @@ def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
 
 def forget_data() -> None:
     """Drop the examples and benchmarks that this process holds."""
-    for kept in (prepared, _geometry, domain_split, _local_domain):
+    for kept in (prepared, _opened, domain_split, _local_domain):
         kept.cache_clear()
     _OF_JOBS.clear()

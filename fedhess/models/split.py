@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fedhess.base.errors import UsageError
 from fedhess.base.users_code import users_code
-from fedhess.models.headed import FrozenNorms, HeadedModel
+from fedhess.models.headed import FrozenNorms, HeadedModel, to_unit
 
 PROBES = 2  # examples that a network is tried on
 
@@ -42,8 +42,7 @@ class ToFloat(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Convert."""
-        values = inputs.to(self.kind.dtype)
-        return values if inputs.is_floating_point() else values / 255
+        return to_unit(inputs, self.kind.dtype)
 
 
 class _Call(NamedTuple):

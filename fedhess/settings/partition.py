@@ -47,19 +47,24 @@ class PartitionSettings:
         by_partition = {"lambda": self.clients, "dirichlet": self.clients_per_domain * domains}
         return by_partition.get(self.partition, domains)
 
-    def mistake(self) -> str:
-        """Return what is impossible about the settings together, or nothing."""
+    def check_together(self) -> None:
+        """Raise ``ValueError`` where the settings do not go together."""
         left_out = PartitionSettings()
         for name, owner in _OWNERS.items():
             value = getattr(self, name)
             if value != getattr(left_out, name) and self.partition != owner:
                 option = "--" + name.replace("_", "-")
-                return f"{option}: it belongs to --partition {owner}, got {value:g} with --partition {self.partition}"
+                raise ValueError(
+                    f"{option}: it belongs to --partition {owner}, got {value:g} with --partition {self.partition}"
+                )
         if self.partition == "lambda" and self.clients == 0:
-            return "--partition lambda: expected --clients, the number of clients that share the domains; got none"
+            raise ValueError(
+                "--partition lambda: expected --clients, the number of clients that share the domains; got none"
+            )
         if self.partition == "dirichlet" and self.clients_per_domain == 0:
-            return "--partition dirichlet: expected --clients-per-domain, the clients that share a domain; got none"
-        return ""
+            raise ValueError(
+                "--partition dirichlet: expected --clients-per-domain, the clients that share a domain; got none"
+            )
 
     def describe(self) -> str:
         """Describe in a few words who the clients are; nothing for one client a domain."""

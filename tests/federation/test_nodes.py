@@ -150,7 +150,7 @@ class Normed(nn.Module):
         return self.norm(self.linear(inputs))
 
 
-def make_normed(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def make_normed(name: str = "", *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     return HeadedModel(Normed(), nn.Linear(8, outputs))
 
 

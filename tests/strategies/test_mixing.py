@@ -38,7 +38,7 @@ class Maps(nn.Module):
         return self.layer2(self.layer1(inputs.view(-1, 3, 2, 2)).tanh()).tanh().flatten(1)  # type: ignore[no-any-return]
 
 
-def create_maps(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def create_maps(name: str = "", *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     del input_shape, pretrained
     return HeadedModel(Maps(), nn.Linear(16, outputs))
 

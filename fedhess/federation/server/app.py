@@ -3,7 +3,7 @@
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,8 +23,14 @@ from fedhess.federation import protocol
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.averaging import EvaluatedModel
 from fedhess.federation.server.checkpoint import snapshot
-from fedhess.federation.server.clients import Federation
-from fedhess.federation.server.evaluation import alignment_shapes, evaluate_clients, make_rows, validation_loss
+from fedhess.federation.server.clients import Federation, ModelPayload
+from fedhess.federation.server.evaluation import (
+    Measured,
+    alignment_shapes,
+    evaluate_clients,
+    make_rows,
+    validation_loss,
+)
 from fedhess.federation.server.flower_round import FlowerRounds
 from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.health import remedy, sickness
@@ -102,8 +108,7 @@ class Server:
             optimizer_args=config.server_optimizer_args,
         )
         self.evaluated = EvaluatedModel(self.model, config)
-        self.alignment_shapes = alignment_shapes(template)
-        self._outputs = template.head.out_features
+        self.alignment_shapes = alignment_shapes(template.head)
         log = None if self.directory is None else partial(self.directory.log, CLIENT_LOG)
         self.federation = Federation(self.grid, config, on_traceback=log)
         self._best = BestSoFar(quorum=config.quorum)
@@ -209,14 +214,7 @@ class Server:
         Where it is still the model itself, that is their part of the round's evaluation.
         """
         started = time.monotonic()
-        measured = evaluate_clients(
-            self.federation,
-            self.model.payload(),
-            alignment=self.alignment_shapes,
-            outputs=self._outputs,
-            server_round=server_round,
-            roles=(SOURCE,),
-        )
+        measured = self._measure(self.model.payload(), server_round, (SOURCE,))
         loss = validation_loss(self.federation, measured)
         if loss is not None:
             self.evaluated.observe(loss)
@@ -269,18 +267,16 @@ class Server:
     def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:
         """Have every client evaluate the model; one row a client and domain, those that failed included."""
         started = time.monotonic()
-        measured = outcome.measured | evaluate_clients(
-            self.federation,
-            self.evaluated.payload(),
-            alignment=self.alignment_shapes,
-            outputs=self._outputs,
-            server_round=server_round,
-            roles=(TARGET,) if outcome.measured else (SOURCE, TARGET),
-        )
+        roles = (TARGET,) if outcome.measured else (SOURCE, TARGET)
+        measured = outcome.measured | self._measure(self.evaluated.payload(), server_round, roles)
         rows = make_rows(self.federation, measured, outcome, server_round=server_round)
         seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0
         change = float((self._head() - self._first_head).norm() / self._first_head.norm())
         return [row | {"seconds": seconds, "head_change": change} | self.evaluated.row() for row in rows]
+
+    def _measure(self, model: ModelPayload, server_round: int, roles: Sequence[str]) -> Measured:
+        shapes = self.alignment_shapes
+        return evaluate_clients(self.federation, model, alignment=shapes, server_round=server_round, roles=roles)
 
     def _warn_once(self, rows: list[Row]) -> None:
         """Log the first sign of failed training."""

@@ -6,7 +6,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedhess.alignment.means import DomainMeans, MeanRule, PerDomain
+from fedhess.alignment.means import DomainMeans, PerDomain, mean_rule
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
@@ -92,7 +92,7 @@ class Exchange:
     def _average(self, names: Sequence[str], answers: Iterable[tuple[Client, Answer]]) -> dict[str, PerDomain]:
         """Average by domain, and go on with the clients that answered, if they are enough."""
         config = self._federation.config
-        rule = MeanRule(config.reference_mean, config.hostile_clients)
+        rule = mean_rule(config.reference_mean, hostile=config.hostile_clients)
         means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants], rule)
         answered: list[Client] = []
         asked, phase = len(self.participants), _phase(names)

@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedhess.alignment.means import MeanRule, WeightedMean
+from fedhess.alignment.means import WeightedMean, mean_rule
 from fedhess.alignment.step import round_steps
 from fedhess.alignment.strategy import ClientReply, ClientUpdate, Reference
 from fedhess.base.errors import UsageError
@@ -115,7 +115,7 @@ class LocalPhase:
                 f"--strategy {self.config.strategy}: its clients evaluate what they trained, and a private run's "
                 "sources send no loss and no accuracy; leave --dp-epsilon out, or choose another strategy"
             )
-        mean = MeanRule(self.config.update_mean, self.config.hostile_clients).begin()
+        mean = mean_rule(self.config.update_mean, hostile=self.config.hostile_clients)()
         weights = holding_weights(self.participants, self.config, domain_weights)
         for client, result in self._train(weights, self.model.payload(), None, given=given, held_out=held_out):
             weight = sum(weights[client].values())
