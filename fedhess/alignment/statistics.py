@@ -65,13 +65,9 @@ def _parameter_names(function: Statistic) -> frozenset[str]:
 
 
 class StatisticShapes:
-    """The statistics of a strategy, each with the shape and dtype its value must have.
+    """The statistics of a strategy on a model of the run's, each with the shape and dtype its value must have.
 
-    Args:
-        statistics: The strategy's statistics of the head, by name.
-        template: A model of the run's architecture.
-        network: Names of the strategy's statistics of the whole network: flat vectors over its trained parameters.
-        strategy: The strategy as the run names it, for messages.
+    ``network`` names those of the whole network, flat vectors over its trained parameters.
     """
 
     def __init__(

@@ -25,9 +25,6 @@ def resolve_device(name: str, *, model: str = "", batch_size: int = 0) -> str:
 
     ``auto`` takes the CPU for :data:`QUICK_MODELS`, unless on all examples at once (``batch_size`` 0): those of
     ColoredMNIST keep a CPU busy for half a second.
-
-    Raises:
-        UsageError: The device is unknown or absent.
     """
     if name == "auto":
         if model in QUICK_MODELS and batch_size > 0:

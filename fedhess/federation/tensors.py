@@ -74,10 +74,7 @@ def _decode(array: Array) -> Tensor:
 
 
 def read_tensors(content: RecordDict, key: str, *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Decode the tensors of a reply and check them before they are used.
-
-    Returns:
-        The tensors, in the order of ``like``.
+    """Decode the tensors of a reply in the order of ``like``, and check them before they are used.
 
     Raises:
         ValueError: The record or a tensor is missing, unexpected, of another shape or dtype, or not finite

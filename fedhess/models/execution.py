@@ -14,9 +14,6 @@ def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
 
     What is float32 is computed in float32 on a GPU too, not in TF32, which torch takes for convolutions. This and
     ``deterministic`` are switches of the process; the latter stays on once a run has asked for it.
-
-    Raises:
-        UsageError: Batch norms are to be averaged and the model has none.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if config.deterministic:

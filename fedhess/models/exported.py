@@ -84,10 +84,6 @@ class ImageTransform:
 class TrainedModel(nn.Module):
     """A trained network, in evaluation mode.
 
-    Args:
-        network: From the benchmark's examples to logits; a frozen backbone is part of it.
-        config: What it was exported with.
-
     Attributes:
         network: Its ``featurizer`` and its linear ``head``.
         classes: Names, in the order of the logits.

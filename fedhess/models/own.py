@@ -24,15 +24,6 @@ def create_own(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrai
     It is called with ``num_classes`` and, where it has parameters of these names, ``input_shape`` and ``pretrained``.
     What it returns is split at its head, see `split_network`. A module that has no forward of its own but a
     ``featurizer`` and a ``head`` is run as one after the other.
-
-    Args:
-        name: See `fedhess.models.find_model`.
-        input_shape: Of one example.
-        outputs: Logits.
-        pretrained: Whether it is to begin from weights of its own.
-
-    Raises:
-        UsageError: It cannot be found, called, or split.
     """
     path = find_model(name)
     make: Callable[..., Any] = find_object(path, name=name, kind="model")
@@ -64,11 +55,7 @@ def create_own(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrai
 
 
 def create_timm(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create a network of timm, ``timm:NAME``, with the scaling and image size that it was trained with.
-
-    Raises:
-        UsageError: timm is not installed, has no such network, or its weights cannot be had.
-    """
+    """Create a network of timm, ``timm:NAME``, with the scaling and image size that it was trained with."""
     try:
         timm: Any = importlib.import_module("timm")  # an extra, and slow to import
     except ModuleNotFoundError as error:

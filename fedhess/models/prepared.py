@@ -45,14 +45,8 @@ class DataKey(NamedTuple):
 class LocalDomain:
     """One client's examples of one domain, on their way to the device in batches.
 
-    Args:
-        data: The domain's examples, as the model sees them.
-        train_indices: Which of them are trained on.
-        evaluate_indices: Which of them are evaluated.
-        key: What names the client's stream of batches.
-        device: Where batches go.
-        dtype: Floating-point type of batches; images stay uint8 and are scaled by the model.
-        out_indices: A target's out split, for the oracle alone; empty unless the run splits targets.
+    ``key`` names the client's stream of batches; ``out_indices`` are a target's out split, for the oracle alone. Images
+    stay uint8 and are scaled by the model.
     """
 
     def __init__(
@@ -230,10 +224,7 @@ def describe_inputs(config: RunConfig) -> str:
 def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
     """Build the run's model, on the run's device where it is here, and in its dtype.
 
-    Args:
-        config: The run's settings.
-        initial: With its initial weights. A client receives all weights from the server, and needs neither pretrained
-            ones nor the run's file of them.
+    ``initial`` weights are not needed by a client, which receives all from the server.
     """
     benchmark = _benchmark_of(data_key(config, ""))
     model = create_model(

@@ -26,11 +26,7 @@ SHOWN = 5
 
 
 def with_recorded_weights(config: RunConfig) -> RunConfig:
-    """Return settings with the path of their file of weights in full, and its sha256.
-
-    Raises:
-        UsageError: There is no such file, or its content is another than that which the settings have recorded.
-    """
+    """Return settings with the path of their file of weights in full, and its sha256."""
     if config.weights is None:
         return config
     file = Path(config.weights).expanduser().resolve()
@@ -42,13 +38,6 @@ def load_weights(model: HeadedModel, config: RunConfig) -> None:
 
     Names are those of the model, or of the network that it was made of: torchvision's, timm's, the user's own. A head
     for other classes, or none, is left out, with a warning.
-
-    Args:
-        model: Changed in place.
-        config: Names the file, safetensors or what ``torch.save`` made of a state dict, and its sha256 if known.
-
-    Raises:
-        UsageError: The file cannot be read, is another than it was, or does not fit; names and shapes are listed.
     """
     file = Path(str(config.weights))
     _checked_digest(file, config)

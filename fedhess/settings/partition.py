@@ -17,16 +17,7 @@ _OWNERS = {
 
 @dataclass(frozen=True)
 class PartitionSettings:
-    """How the source domains are shared among clients; the defaults are those of ``RunConfig``.
-
-    Attributes:
-        partition: ``"domain"``: one client each; ``"lambda"``: N over all; ``"dirichlet"``: K each, of unlike labels.
-        clients: N, for lambda.
-        heterogeneity: lambda: 1 makes all clients alike, 0 gives each one domain.
-        clients_per_domain: K, for dirichlet.
-        dirichlet_alpha: Concentration: the smaller, the fewer classes a client has.
-        dirichlet_min_size: Training examples that each client must get.
-    """
+    """How the source domains are shared among clients; ``RunConfig`` has the same settings, and says what they are."""
 
     partition: Partition = "domain"
     clients: int = 0
@@ -36,10 +27,7 @@ class PartitionSettings:
     dirichlet_min_size: int = 10
 
     def source_clients(self, domains: int) -> int:
-        """Return the number of source clients.
-
-        Args:
-            domains: Number of source domains.
+        """Return the number of source clients, given that of the source domains.
 
         >>> PartitionSettings("dirichlet", clients_per_domain=5).source_clients(3)
         15

@@ -67,9 +67,6 @@ def privacy_words(config: Any) -> str:
 def noise_multiplier(epsilon: float, delta: float, *, releases: int) -> float:
     """Return the noise's standard deviation over the sensitivity with which so many releases are (epsilon, delta).
 
-    Raises:
-        UsageError: dp-accounting is not installed.
-
     >>> round(noise_multiplier(1.0, 1e-5, releases=4), 2)
     7.46
     """

@@ -391,9 +391,6 @@ class RunConfig(BaseModel):
         """Read what :meth:`to_run_config` wrote, by our names; an empty text gives none, others' keys are left out.
 
         Lists and dictionaries are JSON, or as on the command line: ``"a,b"`` and ``"key=value,..."``.
-
-        Raises:
-            UsageError: A list or dictionary is no text, or cannot be read.
         """
         values: dict[str, object] = {}
         for key, field in cls.model_fields.items():
@@ -407,11 +404,7 @@ class RunConfig(BaseModel):
 
     @classmethod
     def checked(cls, values: Mapping[str, object]) -> "RunConfig":
-        """Validate, and turn every error into one line that names the option, the range and the value.
-
-        Raises:
-            UsageError: At least one value is out of range, of the wrong type, missing or unknown.
-        """
+        """Validate, and turn every error into one line that names the option, the range and the value."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:

@@ -102,11 +102,7 @@ class Memory:
     def receive(
         self, model_id: str, arrays: ArrayRecord | None, *, device: torch.device | str = "cpu"
     ) -> ReceivedModel:
-        """Return the model of a message, from the message or from memory: sent to the device once for all clients.
-
-        Raises:
-            ModelMissingError: Neither has it.
-        """
+        """Return the model of a message, from the message or from memory: sent to the device once for all clients."""
         with self._lock:
             if model_id not in self._received:
                 if arrays is None:

@@ -191,15 +191,8 @@ def run_in_process(
 ) -> None:
     """Run a federation to its end in this process, which from then on keeps the memory that it frees.
 
-    Args:
-        server_app: The ServerApp.
-        client_app: The ClientApp.
-        run_config: The run config of both.
-        node_configs: One node config a client.
-        node_ids: One id a client; by default 1001, 1002, ... Nothing may depend on them.
-
-    Raises:
-        Exception: Whatever the ServerApp raises.
+    ``node_configs`` and ``node_ids`` have one a client; nothing may depend on the ids. What the ServerApp raises is
+    raised.
     """
     ids = range(1001, 1001 + len(node_configs)) if node_ids is None else node_ids
     run_id = 1

@@ -57,9 +57,7 @@ OnRound = Callable[[int, list[Row]], None]
 def make_server_app(directory: RunDirectory | None = None, on_round: OnRound | None = None) -> ServerApp:
     """Make the ServerApp of a run; :mod:`fedhess.deploy.app` has the one that records a whole job.
 
-    Args:
-        directory: Where rounds and checkpoints are written, and where an interrupted run continues from; None for none.
-        on_round: Called with each evaluated round's number and rows; 0 is the model before training.
+    ``on_round`` is called with each evaluated round's number and rows; 0 is the model before training.
     """
     server_app = ServerApp()
 
@@ -75,21 +73,13 @@ def make_server_app(directory: RunDirectory | None = None, on_round: OnRound | N
 
 @dataclass
 class Server:
-    """One run from discovery to the last evaluation.
-
-    Args:
-        grid: Flower's grid.
-        config: The settings of the run.
-        directory: Where to record, or None.
-        on_round: Called after each evaluation.
-        nodes: Client -> node that alone may answer for it; empty for whoever comes first.
-    """
+    """One run from discovery to the last evaluation, recorded in ``directory`` if there is one."""
 
     grid: Grid
     config: RunConfig
     directory: RunDirectory | None = None
     on_round: OnRound | None = None
-    nodes: Mapping[str, int] = field(default_factory=dict)
+    nodes: Mapping[str, int] = field(default_factory=dict)  # client -> node that alone may answer for it
 
     def __post_init__(self) -> None:
         config = self.config

@@ -51,17 +51,11 @@ class Request(Generic[T]):
 
 @dataclass
 class Federation:
-    """The clients of one run.
-
-    Args:
-        grid: Flower's grid.
-        config: The settings of the run.
-        on_traceback: Called with the traceback of each error that a strategy raised on a client.
-    """
+    """The clients of one run."""
 
     grid: Grid
     config: RunConfig
-    on_traceback: Callable[[str], object] | None = None
+    on_traceback: Callable[[str], object] | None = None  # called with that of each error of a strategy on a client
     clients: list[Client] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     bound: NormBound = field(init=False)

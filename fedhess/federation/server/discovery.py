@@ -56,10 +56,10 @@ def discover(
 
     Args:
         grid: Flower's grid.
-        sources: Names of the source domains, in domain order.
-        targets: Names of the target domains, in domain order.
+        sources: The source domains, in domain order.
+        targets: The target domains.
         deadline: Seconds to wait for the next client.
-        clients: Number of source clients of the run; 0 for one a source domain.
+        clients: Number of source clients; 0 for one a domain.
         nodes: Client -> node that alone may answer for it; none for whoever comes first.
 
     Returns:

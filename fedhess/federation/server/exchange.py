@@ -22,10 +22,7 @@ Answer = dict[str, dict[str, Tensor]]  # a client's statistics, by domain and na
 class Exchange:
     """Ask the source clients of a round for statistics, each call one exchange: :class:`fedhess.alignment.Ask`.
 
-    Attributes:
-        asked: How many took part at first.
-        participants: The source clients still in the round: those that answered every exchange so far.
-        norms: Of what each of them sent in each exchange.
+    Its ``participants`` are the clients that answered every exchange so far; ``norms`` has those of each exchange.
     """
 
     def __init__(

@@ -18,13 +18,7 @@ class GlobalModel:
 
     The mean update of a round, ``mean_e (theta - theta_e)``, is the pseudo-gradient of Reddi et al., "Adaptive
     Federated Optimization", ICLR 2021, algorithm 2; any optimizer of ``torch.optim`` steps along it. SGD with learning
-    rate 1 sets the model to the mean of the clients' models: FedAvg.
-
-    Args:
-        model: Has the initial values; it is not kept.
-        optimizer: Name of a class of ``torch.optim``.
-        lr: Learning rate of the server.
-        optimizer_args: Further arguments of the optimizer.
+    rate 1 sets the model to the mean of the clients' models: FedAvg. ``model`` has the initial values; it is not kept.
     """
 
     def __init__(

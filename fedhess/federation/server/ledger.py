@@ -45,17 +45,11 @@ class Traffic:
 
 @dataclass
 class Ledger:
-    """Failures and traffic of a run.
-
-    Attributes:
-        failures: All of them, in order.
-        traffic: By client, since the last row.
-        released: By client of a private run, how often it was asked for what depends on its examples.
-    """
+    """Failures and traffic of a run."""
 
     failures: list[Failure] = field(default_factory=list)
-    traffic: dict[str, Traffic] = field(default_factory=dict)
-    released: dict[str, int] = field(default_factory=dict)
+    traffic: dict[str, Traffic] = field(default_factory=dict)  # by client, since the last row
+    released: dict[str, int] = field(default_factory=dict)  # by private client, answers that depend on its examples
     _reported: int = 0  # failures that are in rows
     _named: int = 0  # failures that a warning or an error has named
 

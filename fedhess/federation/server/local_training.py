@@ -37,18 +37,12 @@ def check_reference(reference: object) -> None:
 
 @dataclass
 class RoundOutcome:
-    """What a round of training did.
+    """What a round of training did."""
 
-    Attributes:
-        participants: Source clients that completed every phase.
-        metrics: Each participant's training metrics: examples, loss and objective at the first step, seconds.
-        seconds: Wall time of the round's training.
-        measured: What sources have measured of the evaluated model already, by client and domain.
-    """
-
-    participants: list[Client] = field(default_factory=list)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: float = 0.0
+    participants: list[Client] = field(default_factory=list)  # that completed every phase
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # of training, by client
+    seconds: float = 0.0  # wall time
+    # What sources have measured of the evaluated model already, by client and domain.
     measured: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
 
@@ -130,11 +124,7 @@ class LocalPhase:
     def train_domain(
         self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
     ) -> ClientUpdate | None:
-        """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`.
-
-        Raises:
-            UsageError: The mean over clients is to be robust: here no mean is taken over the domains.
-        """
+        """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`."""
         self._require_mean("it trains one domain after the other, and each leaves the model where it likes")
         start = ModelPayload(f"{self.model.payload().model_id}-{name}", encode_tensors(position))
         counts = {client: client.identity.trains_on.get(domain, 0) for client in self.participants}

@@ -31,9 +31,6 @@ class DomainRounds:
 
     The references are taken on the batch of the round's first local step. With one local step a round equals a step of
     the centralised algorithm; with more they are stale from the second step on.
-
-    Raises:
-        UsageError: The settings do not fit the strategy.
     """
 
     def __init__(self, strategy: DomainStrategy, config: RunConfig, template: HeadedModel) -> None:

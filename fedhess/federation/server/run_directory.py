@@ -177,11 +177,7 @@ class RunDirectory:
         return {int(path.stem.partition("-")[2]): path for path in self._selected_dir.glob("round-*.safetensors")}
 
     def completed_round(self) -> int | None:
-        """Return the number of the last round that is trained and, where it is its turn, evaluated; or None.
-
-        Raises:
-            UsageError: Its rows are gone.
-        """
+        """Return the number of the last round that is trained and, where it is its turn, evaluated; or None."""
         if not self._index.exists():
             return None
         self._require_rows()
