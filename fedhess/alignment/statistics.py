@@ -40,7 +40,7 @@ def strategy_statistic(strategy: str, name: str, function: Statistic, of: object
 
 
 def disclosed_by(statistic: Callable[..., Tensor]) -> str:
-    """Return what a statistic tells who receives it: the paragraph ``Discloses:`` of its docstring.
+    """Return what a statistic discloses to its receiver: the paragraph ``Discloses:`` of its docstring.
 
     >>> disclosed_by(head_loss)[:48]
     "the batch's mean loss; of a head that ignores fe"

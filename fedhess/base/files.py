@@ -68,7 +68,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def cached_tensor(path: Path, compute: Callable[[], Tensor]) -> Tensor:
     """Read a tensor from ``path`` (npy), or compute and keep it there: once, whoever else wants it meanwhile.
 
-    A file that cannot be read is computed anew. Its name must contain a digest of everything the tensor depends on.
+    A file that cannot be read is replaced. Its name must contain a digest of everything the tensor depends on.
     """
     if (kept := _read_tensor(path)) is not None:
         return kept
@@ -129,5 +129,5 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"cannot write to {path}: {error.strerror or error}; free space or mend the permissions"
+            f"cannot write to {path}: {error.strerror or error}; free space or fix the permissions"
         ) from error

@@ -194,6 +194,6 @@ def read_config(file: Path) -> dict[str, Any]:
             recorded["dataset"][key]
         return with_defaults(recorded)
     except OSError as error:
-        raise StorageError(f"cannot read {file}: {error.strerror or error}; mend the disk or permissions") from error
+        raise StorageError(f"cannot read {file}: {error.strerror or error}; check the disk or permissions") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({type(error).__name__}: {error}); restore it from a copy") from error

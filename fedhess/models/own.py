@@ -38,8 +38,8 @@ def create_own(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrai
             f"--model: {path} must take num_classes, and may take input_shape and pretrained; it takes "
             f"{', '.join(parameters) or 'nothing'}"
         )
-    wishes = {"input_shape": input_shape, "pretrained": pretrained}
-    given = {key: value for key, value in wishes.items() if key in parameters}
+    optional = {"input_shape": input_shape, "pretrained": pretrained}
+    given = {key: value for key, value in optional.items() if key in parameters}
     with users_code(f"model {name!r}", "constructor", make):
         network = make(num_classes=outputs, **given)
     if not isinstance(network, nn.Module):

@@ -216,7 +216,7 @@ def class_names(config: RunConfig) -> tuple[str, ...]:
 
 
 def describe_inputs(config: RunConfig) -> str:
-    """Say how an example becomes what the model is given; two clients whose texts differ train on different inputs."""
+    """Describe how an example becomes the input of the model: clients whose texts differ train on different inputs."""
     shape = prepared_shape(config.model, _benchmark_of(data_key(config, "")).input_shape)
     return f"{'x'.join(map(str, shape))}, {describe_preparation(config.model)}"
 

@@ -51,7 +51,7 @@ def load_weights(model: HeadedModel, config: RunConfig) -> None:
     head = [name for name in wanted if name.startswith("head.")]
     unlike = [name for name in head if name not in fitting or fitting[name].shape != wanted[name].shape]
     if unlike:
-        _warn_once(f"--weights {file}: its head does not fit {tuple(wanted['head.weight'].shape)}, and begins anew")
+        _warn_once(f"--weights {file}: its head does not fit {tuple(wanted['head.weight'].shape)}, and is initialised")
         fitting = {name: value for name, value in fitting.items() if name not in head and name in wanted}
     _check(file, model, given, fitting, names=names, head=head if unlike else [])
     model.load_state_dict(fitting, strict=False)

@@ -229,7 +229,7 @@ def test_full_disk_keeps_the_last_round(command: Command) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (outcome.status, outcome.out) == (1, ""), outcome.err
-    assert "cannot write to job/east/0: File too large; free space or mend the permissions" in outcome.err
+    assert "cannot write to job/east/0: File too large; free space or fix the permissions" in outcome.err
     assert "completed rounds are kept: continue with --resume --out job" in outcome.err
     assert json.loads(Path("job/east/0/checkpoint/checkpoint.json").read_text())["round"] == 0
     assert command(*TOY, *HGP_ADAM, "--out", "job", "--resume").status == 0
@@ -254,7 +254,7 @@ def test_poisoned_round_is_undone(command: Command) -> None:
     assert_same(Path("job"), Path("reference"))
     (entry,) = json.loads(Path("job/config.json").read_text())["additions"]
     assert entry["from_round"] == {"east/0": 2}
-    assert not (run.path / "tracking.json").exists(), "trackers begin a run anew"
+    assert not (run.path / "tracking.json").exists(), "trackers begin a run again"
 
 
 def test_round_without_a_checkpoint_is_refused(command: Command) -> None:

@@ -1,4 +1,4 @@
-"""What a target client tells of its examples: one evaluation a round, with rounded or noisy counts if the node says so.
+"""What a target client sends about its examples: one evaluation a round, its counts protected if the node says so.
 
 A node sets ``evaluation-rounding`` and ``evaluation-epsilon``, whatever the run's settings are. With either it sends of
 an evaluation its counts by label and prediction, and the accuracy that follows from them; no loss, and nothing of its

@@ -5,7 +5,7 @@ UAI 2018 (SWA); Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima"
 but the model that they evaluate.
 
 Trained parameters are averaged, and buffers that are floating-point numbers with them; whole numbers are the newest
-model's. Deviation: running statistics of batch norms are averaged too, where SWA makes them anew from training data:
+model's. Deviation: running statistics of batch norms are averaged too, where SWA computes them from training data:
 that is an exchange more, and with ``batchnorm="frozen"``, the default and the way of the DomainBed code that SWAD is
 built on, they never change.
 """

@@ -95,7 +95,7 @@ class Federation:
 
         A client that refuses, fails, stays silent or sends what ``read`` rejects is recorded in the ledger by name and
         left out. Replies are consumed one at a time: with a lazy grid only one is in memory. The model is sent only to
-        clients not known to hold it; one that lost it says so and is sent it again.
+        clients not known to hold it; a client that lost it replies so, and is sent it again.
         """
         asked = list(clients)
         for client, reply in _in_order(asked, self._send(request, asked)):
@@ -236,8 +236,8 @@ class Federation:
         self._fail(request, client, reason.rstrip(), by_strategy=True)
 
     def _fail(self, request: Request[T], client: Client, reason: str, **kind: bool) -> None:
-        said = protocol.printable(reason)
-        self.ledger.failures.append(Failure(request.server_round, request.phase, client.label, said, **kind))
+        shown = protocol.printable(reason)
+        self.ledger.failures.append(Failure(request.server_round, request.phase, client.label, shown, **kind))
 
 
 def _model_is_missing(reply: Message) -> bool:

@@ -167,7 +167,7 @@ def make_rows(federation: Federation, measured: Measured, outcome: RoundOutcome,
 
 
 def _spent(federation: Federation, client: Client) -> Row:
-    """Return what a row says of a private source client: the epsilon of all that it has sent, and whose noise it is."""
+    """Return a row's fields about a private source client: the epsilon of all that it has sent, and its noise."""
     config, released = federation.config, federation.ledger.released.get(client.label, 0)
     epsilon = spent_epsilon(run_noise(config), config.dp_delta, releases=released)
     return {"epsilon": round(epsilon, 6), protocol.NOISE: client.identity.noise}

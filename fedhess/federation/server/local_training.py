@@ -1,5 +1,6 @@
 """The server's side of local training: train messages with their references, and the mean of the updates."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -247,10 +248,9 @@ def holding_weights(
     held = {client: client.identity.trains_on for client in clients}
     if config.weighting == "examples" and by_domain is None:
         return {client: {domain: float(count) for domain, count in own.items()} for client, own in held.items()}
-    totals: dict[str, int] = {}
+    totals = Counter[str]()
     for own in held.values():
-        for domain, count in own.items():
-            totals[domain] = totals.get(domain, 0) + count
+        totals.update(own)
     share = {client: {domain: count / totals[domain] for domain, count in own.items()} for client, own in held.items()}
     if by_domain is None:
         return share

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedhess.domains.benchmark import SOURCE
+from fedhess.federation.protocol import client_label
 from fedhess.federation.server.run_directory import Row
 
 _Client = tuple[str, int]  # main domain and number among the clients of it
@@ -113,7 +114,7 @@ def comparable_rounds(candidates: Sequence[Candidate]) -> Comparable:
         {number: [row for row in groups[number] if _client(row) in common] for number in sorted(groups)}
         for groups in rounds
     ]
-    return Comparable(compared, gaps, [_label(client) for client in held if client not in common])
+    return Comparable(compared, gaps, [client_label(*client) for client in held if client not in common])
 
 
 def source_merits(candidates: Sequence[Candidate]) -> list[dict[int, Merit]]:
@@ -154,10 +155,6 @@ def rows_by_round(rows: Sequence[Row]) -> dict[int, list[Row]]:
 def _client(row: Row) -> _Client:
     # A client of several domains has a row for each, and a number among those with the same main domain.
     return str(row.get("main_domain", row["domain"])), int(row.get("client", 0))
-
-
-def _label(client: _Client) -> str:
-    return client[0] if client[1] == 0 else f"{client[0]}[{client[1]}]"
 
 
 def merit_of(group: Sequence[Row], server_round: int) -> Merit:

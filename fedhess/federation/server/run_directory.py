@@ -295,11 +295,11 @@ def _reading(path: Path) -> Iterator[None]:
     except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy, or delete {run} to make "
-            "this run anew"
+            "this run again"
         ) from error
     except OSError as error:
         raise StorageError(
-            f"cannot read {path}: {error.strerror or error}; mend the disk or the permissions"
+            f"cannot read {path}: {error.strerror or error}; check the disk and the permissions"
         ) from error
 
 

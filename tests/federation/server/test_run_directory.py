@@ -205,7 +205,7 @@ def test_disk_that_fails_is_not_called_damage(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "read_text", fail)
-    with pytest.raises(StorageError, match=f"cannot read .*checkpoint.json: {words}.*; mend the disk"):
+    with pytest.raises(StorageError, match=f"cannot read .*checkpoint.json: {words}.*; check the disk"):
         directory.load_checkpoint()
 
 
