@@ -20,7 +20,7 @@ from fedhess.federation.client.node import Place
 from fedhess.federation.flower_compat import read_run_config
 from fedhess.federation.run_settings import OF_THE_NODE, settings_of_run
 from fedhess.models import prepared_shape
-from fedhess.models.execution import check_execution
+from fedhess.models.building import check_execution
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig

@@ -11,7 +11,7 @@ from fedhess.jobs.job import slug
 from fedhess.jobs.search import Search
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import Variant, check_variants
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig
 

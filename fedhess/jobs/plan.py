@@ -18,7 +18,7 @@ from fedhess.jobs.search import Search, plan_search
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import Variant, resolve_variants
 from fedhess.models import find_model, prepared_shape
-from fedhess.models.execution import check_execution
+from fedhess.models.building import check_execution
 from fedhess.models.weights import with_recorded_weights
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.defaults import default_settings, default_strategy_args

@@ -1,4 +1,4 @@
-"""The examples of domains, opened once and kept, and the model that fits them."""
+"""The examples of domains as a model sees them, opened once and kept."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -15,10 +15,7 @@ from fedhess.domains.domain import DomainData
 from fedhess.domains.images.image_files import limit_pixels
 from fedhess.domains.partition import Examples
 from fedhess.domains.split import SplitRule, is_for_role, split_domain
-from fedhess.models import create_model, describe_preparation, prepare_inputs, prepared_shape
-from fedhess.models.execution import set_execution
-from fedhess.models.headed import HeadedModel
-from fedhess.models.weights import load_weights
+from fedhess.models import describe_preparation, prepare_inputs, prepared_shape
 from fedhess.settings.run_config import RunConfig
 
 DOMAINS_KEPT = 12  # four domains of three trials: a job comes back to them with its next strategy
@@ -137,7 +134,6 @@ def prepared(key: DataKey) -> DomainData:
 
 
 def _benchmark_of(key: DataKey) -> Benchmark:
-    """Return what is known of a benchmark without reading its data."""
     return _opened(key._replace(domain="", model="", device="", images="", image_cache_gb=None, max_pixels=0))
 
 
@@ -210,34 +206,20 @@ def data_key(config: RunConfig, domain: str) -> DataKey:
     )
 
 
+def known_benchmark(config: RunConfig) -> Benchmark:
+    """Return what is known of a run's benchmark without reading its data."""
+    return _benchmark_of(data_key(config, ""))
+
+
 def class_names(config: RunConfig) -> tuple[str, ...]:
     """Return the names of the classes, by label."""
-    return _benchmark_of(data_key(config, "")).classes
+    return known_benchmark(config).classes
 
 
 def describe_inputs(config: RunConfig) -> str:
     """Describe how an example becomes the input of the model: clients whose texts differ train on different inputs."""
-    shape = prepared_shape(config.model, _benchmark_of(data_key(config, "")).input_shape)
+    shape = prepared_shape(config.model, known_benchmark(config).input_shape)
     return f"{'x'.join(map(str, shape))}, {describe_preparation(config.model)}"
-
-
-def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
-    """Build the run's model, on the run's device where it is here, and in its dtype.
-
-    ``initial`` weights are not needed by a client, which receives all from the server.
-    """
-    benchmark = _benchmark_of(data_key(config, ""))
-    model = create_model(
-        config.model,
-        input_shape=prepared_shape(config.model, benchmark.input_shape),
-        outputs=benchmark.outputs,
-        seed=config.seed,
-        pretrained=initial and config.pretrained and config.weights is None,
-    )
-    if initial and config.weights is not None:
-        load_weights(model, config)
-    model = model.to(device=torch.device(config.device_here), dtype=config.torch_dtype)
-    return set_execution(model, config)
 
 
 def forget_data() -> None:

@@ -22,7 +22,7 @@ from fedhess.federation.client.memory import Memory
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.protocol import Identity
 from fedhess.federation.server.discovery import Client, draw_clients
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 from tests.promises.test_alive import KINDS, assert_undisturbed, run_of, same
 
 Run = Callable[..., Any]

@@ -18,7 +18,7 @@ from fedhess.federation.client.app import app
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.server.global_model import GlobalModel
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 
 Run = Callable[..., Finished]
 PRIVATE: dict[str, Any] = {

@@ -15,8 +15,8 @@ from toy import SOURCES, toy_config, toy_domains
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.base.seeds import seeded_generator
 from fedhess.models import MODELS
+from fedhess.models.building import build_model
 from fedhess.models.headed import HeadedModel
-from fedhess.models.prepared import build_model
 from tests.promises.conftest import toy_benchmark, toy_run
 from tests.promises.test_alive import assert_undisturbed, same
 

@@ -14,8 +14,9 @@ from fedhess.base.transfers import copy_together
 from fedhess.federation import protocol
 from fedhess.federation.client.examples import forget_clients
 from fedhess.federation.tensors import decode_tensors
+from fedhess.models.building import build_model
 from fedhess.models.headed import HeadedModel
-from fedhess.models.prepared import build_model, forget_data
+from fedhess.models.prepared import forget_data
 from fedhess.settings.run_config import RunConfig
 
 

@@ -38,7 +38,7 @@ from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.round import DomainRounds
 from fedhess.federation.server.round_selection import BestSoFar
 from fedhess.federation.server.run_directory import TRAINED, Row, RunDirectory
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig
 

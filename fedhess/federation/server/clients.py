@@ -77,15 +77,7 @@ class Federation:
 
     def discover(self, nodes: Mapping[str, int]) -> None:
         """Find the clients of the run: see :func:`fedhess.federation.server.discovery.discover`."""
-        config = self.config
-        self.clients = discover(
-            self.grid,
-            sources=config.sources,
-            targets=config.targets,
-            deadline=config.exchange_deadline,
-            clients=config.source_clients,
-            nodes=nodes,
-        )
+        self.clients = discover(self.grid, self.config, nodes)
         for client in self.clients:
             content = RecordDict({protocol.IDENTITY: client.identity.to_record()})
             self.ledger.count(client.label, protocol.IDENTIFY, content, way="up")

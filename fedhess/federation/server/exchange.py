@@ -1,6 +1,6 @@
 """The server's request to the source clients: ``ask("gradient")`` returns that statistic of every domain."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
@@ -58,16 +58,9 @@ class Exchange:
             measured = protocol.held_out_of(content, client.identity)
             return {d: {n: torch.tensor(v, dtype=torch.float64) for n, v in own.items()} for d, own in measured.items()}
 
-        request = Request(
-            "exchange held-out",
-            protocol.STATISTICS,
-            self.server_round,
-            self._model,
-            self._federation.config.exchange_deadline,
-            read=read,
-            parts=lambda _: {protocol.CONFIG: ConfigRecord({protocol.HELD_OUT: True})},
-        )
-        return self._average(("loss", "accuracy"), self._federation.exchange(request, self.participants))
+        parts = {protocol.CONFIG: ConfigRecord({protocol.HELD_OUT: True})}
+        answers = self._request("exchange held-out", parts, read, self.participants)
+        return self._average(("loss", "accuracy"), answers)
 
     def _answers(
         self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
@@ -75,14 +68,20 @@ class Exchange:
         """Send one message to each client and yield the good answers as they come, in domain order."""
         parts = protocol.encode_request(names, given)
         expected = self._shapes.of(names, given)
+        return self._request(
+            _phase(names), parts, lambda client, content: read_answer(client, content, expected), clients
+        )
+
+    def _request(
+        self,
+        phase: str,
+        parts: Mapping[str, protocol.Part],
+        read: Callable[[Client, RecordDict], Answer],
+        clients: Sequence[Client],
+    ) -> Iterator[tuple[Client, Answer]]:
+        deadline = self._federation.config.exchange_deadline
         request = Request(
-            _phase(names),
-            protocol.STATISTICS,
-            self.server_round,
-            self._model,
-            self._federation.config.exchange_deadline,
-            read=lambda client, content: read_answer(client, content, expected),
-            parts=lambda _: parts,
+            phase, protocol.STATISTICS, self.server_round, self._model, deadline, read=read, parts=lambda _: parts
         )
         return self._federation.exchange(request, clients)
 
