@@ -14,9 +14,9 @@ from fedhess.domains import find_benchmark, open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.domains.scenarios import choose_scenarios
 from fedhess.federation.client.answers import PROTECTION, Protection
+from fedhess.federation.client.call import Place
 from fedhess.federation.client.examples import simulated_client
 from fedhess.federation.client.limits import LIMITS
-from fedhess.federation.client.node import Place
 from fedhess.federation.flower_compat import read_run_config
 from fedhess.federation.run_settings import OF_THE_NODE, settings_of_run
 from fedhess.models import prepared_shape

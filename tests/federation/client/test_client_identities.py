@@ -11,8 +11,8 @@ from fedhess.base.errors import FederationError, UsageError
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.batches import joint_batch
+from fedhess.federation.client.call import NotInRunError, place
 from fedhess.federation.client.examples import local_client, source_shares
-from fedhess.federation.client.node import NotInRunError, place
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.protocol import Held, Identity
 from fedhess.federation.server.discovery import discover

@@ -274,7 +274,7 @@ def test_selected_model_is_the_one_that_the_checkpoint_knows(tmp_path: Path) -> 
 def test_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     directory = RunDirectory(tmp_path / "file" / "run")
-    with pytest.raises(StorageError, match=r"cannot write to .*/file/run: Not a directory; free space or mend"):
+    with pytest.raises(StorageError, match=r"cannot write to .*/file/run: Not a directory; free space or fix"):
         directory.append([{"round": 0}])
     with pytest.raises(StorageError, match="cannot write to"):
         directory.save_checkpoint(Checkpoint(0))
