@@ -214,9 +214,6 @@ def read_options(given: Mapping[str, Any]) -> tuple[JobOptions, dict[str, Any]]:
     """Divide what was given, all that is not None, into the options of a job and the settings, by their names.
 
     Dictionaries and lists are as text has them: ``"key=value,..."``, ``"erm,hgp"``.
-
-    Raises:
-        UsageError: There is no option of a name.
     """
     own = {each.name for each in dataclasses.fields(JobOptions)}
     for name in given:

@@ -41,11 +41,7 @@ class Opening:
         return [*named, cache_directory(self.cache_dir) / cached]
 
     def read_options(self, **defaults: OptionValue) -> dict[str, OptionValue]:
-        """Return a value for every option of the benchmark, converted to the type of its default.
-
-        Raises:
-            UsageError: An unknown option, or a value of another type.
-        """
+        """Return a value for every option of the benchmark, converted to the type of its default."""
         for name in self.options:
             if name not in defaults:
                 raise UsageError(f"{self.benchmark} has no option {name!r}; {did_you_mean(name, defaults)}")

@@ -80,11 +80,7 @@ def read_examples(benchmark: Benchmark, sources: Sequence[str], *, rule: SplitRu
 
 
 def share_out(settings: PartitionSettings, examples: Mapping[str, Examples], *, seed: int) -> list[Share]:
-    """Share the examples of source domains, in domain order, among clients, by main domain in domain order.
-
-    Raises:
-        UsageError: There are too few examples for so many clients.
-    """
+    """Share the examples of source domains, in domain order, among clients, by main domain in domain order."""
     if settings.partition == "lambda":
         return _by_lambda(examples, settings, seed=seed)
     if settings.partition == "dirichlet":
@@ -93,11 +89,7 @@ def share_out(settings: PartitionSettings, examples: Mapping[str, Examples], *, 
 
 
 def require_room_for_domains(shares: Sequence[Share], *, batch_size: int) -> None:
-    """Check that a batch has room for an example of each domain that a client trains on.
-
-    Raises:
-        UsageError: A client trains on more domains than a batch has examples.
-    """
+    """Check that a batch has room for an example of each domain that a client trains on."""
     most = max(sum(len(holding.train) > 0 for holding in share.holdings.values()) for share in shares)
     if 0 < batch_size < most:
         raise UsageError(

@@ -7,11 +7,7 @@ from fedhess.domains import Benchmark, Scenario
 
 
 def choose_scenarios(benchmark: Benchmark, target: str) -> tuple[Scenario, ...]:
-    """Turn ``"all"``, or targets separated by commas, each a domain or several joined by ``+``, into scenarios.
-
-    Raises:
-        UsageError: A target is unknown or given twice, or fewer than two sources are left.
-    """
+    """Turn ``"all"``, or targets separated by commas, each a domain or several joined by ``+``, into scenarios."""
     if target.strip() == "all":
         return benchmark.scenarios
     chosen = [_scenario(benchmark, part.strip()) for part in target.split(",") if part.strip()]
@@ -33,9 +29,6 @@ def inner_scenarios(benchmark: Benchmark, scenarios: Sequence[Scenario]) -> tupl
     """List what cross-validation leaves out: with each scenario's targets, each of its sources in turn.
 
     A pair of domains serves both: of four domains left out in turn these are six more scenarios, not twelve.
-
-    Raises:
-        UsageError: The benchmark fixes its targets, or a scenario has too few sources to lose one.
     """
     if set(benchmark.domains) != {scenario.name for scenario in benchmark.scenarios}:
         raise UsageError(

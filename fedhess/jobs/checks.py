@@ -17,11 +17,7 @@ from fedhess.settings.run_config import RunConfig
 
 
 def check_names(strategies: Sequence[str]) -> None:
-    """Check that each strategy is named once and has a directory of its own.
-
-    Raises:
-        UsageError: There is none, one is named twice, or two would share a directory.
-    """
+    """Check that each strategy is named once and has a directory of its own."""
     if not strategies:
         raise UsageError("--strategy: expected a strategy, or several separated by commas; got nothing")
     by_folder: dict[str, str] = {}
@@ -37,11 +33,7 @@ def check_names(strategies: Sequence[str]) -> None:
 
 
 def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) -> None:
-    """Check what no single value shows: together, and with the model.
-
-    Raises:
-        UsageError: Settings exclude each other, or the model cannot be built.
-    """
+    """Check what no single value shows: together, and with the model."""
     first = configs[0]
     check_combinations(configs)
     check_privacy(configs)
@@ -63,11 +55,7 @@ def check_selection(
     search: Search | None = None,
     private: bool = False,
 ) -> None:
-    """Check that a selector does not look at the target, and that it can tell the variants, or a sweep's, apart.
-
-    Raises:
-        UsageError: It does, or cannot.
-    """
+    """Check that a selector does not look at the target, and that it can tell the variants, or a sweep's, apart."""
     if selection == "oracle":
         raise UsageError(
             "--selection: the oracle looks at the target and selects nothing here; compare with it afterwards: "
@@ -95,11 +83,7 @@ def check_selection(
 
 
 def check_splits(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
-    """Check that every domain that is split can hold examples out and keep some.
-
-    Raises:
-        UsageError: One cannot, or the benchmark holds nothing out where a rule wants every domain split.
-    """
+    """Check that every domain that is split can hold examples out and keep some."""
     rule = configs[0].split
     if rule != "sources" and benchmark.holdout == 0:
         raise UsageError(f"--split {rule}: {benchmark.title} holds no examples out; leave the option out")
@@ -122,11 +106,7 @@ def check_splits(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
 
 
 def check_partitions(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
-    """Check that every client of every run has something to train on.
-
-    Raises:
-        UsageError: One has nothing, or holds more domains than a batch has examples.
-    """
+    """Check that every client of every run has something to train on."""
     for config in configs:
         if config.partition != "domain":
             examples = read_examples(benchmark, config.sources, rule=config.split, seed=config.seed)

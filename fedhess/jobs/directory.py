@@ -117,11 +117,7 @@ def hold(path: Path, option: str = "--out", *, wait: Notify | None = None) -> Fi
 
 
 def record_selection(path: Path, selection: str) -> None:
-    """Record the selector that the summary of a job, whose directory this process holds, is about to be made by.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
+    """Record the selector that the summary of a job, whose directory this process holds, is about to be made by."""
     config_file = path / "config.json"
     recorded = json.loads(config_file.read_text(encoding="utf-8"))
     if recorded.get("selection", DEFAULT) == selection:
@@ -133,11 +129,7 @@ def record_selection(path: Path, selection: str) -> None:
 
 
 def record_variants(path: Path, variants: Sequence[Mapping[str, Any]]) -> None:
-    """Record all variants of a job, whose directory this process holds and whose search has come to more of them.
-
-    Raises:
-        StorageError: They cannot be written.
-    """
+    """Record all variants of a job, whose directory this process holds and whose search has come to more of them."""
     config_file = path / "config.json"
     recorded = json.loads(config_file.read_text(encoding="utf-8"))
     with writing(path):
@@ -145,11 +137,7 @@ def record_variants(path: Path, variants: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_config(config_file: Path, record: Mapping[str, Any]) -> None:
-    """Write a job's config.json, so that it is seen as it was or as it is.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write a job's config.json, so that it is seen as it was or as it is."""
     replace_file(config_file, (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -158,11 +146,7 @@ def _unwritable(path: Path, error: OSError, option: str = "--out") -> UsageError
 
 
 def require_begun(path: Path | None, option: str) -> Path:
-    """Return the directory of the job to resume or to add to.
-
-    Raises:
-        UsageError: None is given, it is absent, or it holds no job.
-    """
+    """Return the directory of the job to resume or to add to."""
     what = "continue" if option == "--resume" else "add to"
     if path is None or not path.exists():
         found = "got none" if path is None else f"there is no {path}"
@@ -174,11 +158,7 @@ def require_begun(path: Path | None, option: str) -> Path:
 
 
 def require_unused(path: Path) -> None:
-    """Check that a new job's directory is absent or empty.
-
-    Raises:
-        UsageError: It holds something, is no directory, or cannot be looked at.
-    """
+    """Check that a new job's directory is absent or empty."""
     try:
         used = _is_used(path)
     except OSError as error:
@@ -215,11 +195,7 @@ def _check_same(config_file: Path, record: Mapping[str, Any] | None, option: str
 
 
 def refuse_differences(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], option: str) -> None:
-    """Check that two descriptions agree but for what does not change results.
-
-    Raises:
-        UsageError: They do not; every key is listed with both values.
-    """
+    """Check that two descriptions agree but for what does not change results."""
     different = describe_differences(before, now)
     if lines := [f"\n  {line}" for line in different if not line.startswith(FREE_SETTINGS)]:
         advice = "leave out what differs" if option == "--add" else "give the same options"

@@ -29,22 +29,14 @@ Record = Mapping[str, Any]
 
 
 def read_begun(options: JobOptions) -> dict[str, Any] | None:
-    """Read the record of the job that ``--resume`` or ``--add`` is about; None where it was killed before it had one.
-
-    Raises:
-        UsageError: It is damaged.
-    """
+    """Read the record of the job in ``--out``; None where it was killed before it had one."""
     assert options.out is not None, "a job that is continued has a directory"
     file = options.out / "config.json"
     return read_config(file) if file.exists() else None
 
 
 def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], notify: Notify) -> Benchmark:
-    """Open the data of a recorded job, as it is now.
-
-    Raises:
-        UsageError: Other data is asked for, or it cannot be opened.
-    """
+    """Open the data of a recorded job, as it is now."""
     was, changed = recorded["dataset"], parse_assignments(options.domains_args, option="--domains-args")
     if options.require_real and was["stand_in_for"]:
         raise UsageError(f"--require-real: the job in {options.out} is on {was['title']}; begin another one")
@@ -90,9 +82,6 @@ def complete_options(
         options: As read from ``given``; a default in it means nothing.
         given: What was given, by name; None was not.
         settings: Those that were given.
-
-    Raises:
-        UsageError: What was given differs from the record in what it means; every key is listed.
     """
     assert options.out is not None, "its record was read"
     chosen = {name for name, value in given.items() if value is not None}
@@ -264,9 +253,6 @@ def record_growth(job: Job, *, changed: bool) -> None:
     ``additions`` of config.json gets an entry with the command, what it adds, the environment, and by directory the
     round from which on it trains each run that is not complete; every round is then told by its environment. Nothing is
     written where nothing is added and the environment is the one before.
-
-    Raises:
-        UsageError: It cannot be written.
     """
     rounds = {run.directory.path: (run.directory.completed_round() or 0, run.config.rounds) for run in job.runs}
     left = {str(path.relative_to(job.path)): done for path, (done, last) in rounds.items() if done < last}

@@ -201,9 +201,6 @@ def make_job(
         inner: Whether the runs that cross-validation needs are part of it.
         selection: A key of `selectors.SELECTORS`.
         benchmark: Its data, where it is about to run.
-
-    Raises:
-        UsageError: A setting is out of range.
     """
     domains = tuple(record["dataset"]["counts"])
     outer = [_scenario(domains, name.split("+")) for name in record["targets"]]

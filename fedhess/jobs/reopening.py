@@ -105,9 +105,6 @@ def open_runs(path: Path) -> Job:
     """Open the runs in a directory, finished or not: of a whole job, or of a part of it down to a single run.
 
     What they trained on is not needed. The runs for cross-validation that belong to them are there if they have rows.
-
-    Raises:
-        UsageError: There is no job, or its config.json is damaged or of another version.
     """
     folder = _job_folder(path)
     return _within(path, _job(folder, read_config(folder / "config.json")))

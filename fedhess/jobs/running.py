@@ -155,9 +155,6 @@ def go_back(job: Job) -> None:
     """Put the runs of a job, whose directory this process holds, back to the round that it is to go on from.
 
     Runs that have not come to it stay where they are.
-
-    Raises:
-        UsageError: A run does not keep the checkpoint of that round.
     """
     wanted = job.resume_from
     if wanted is None:
@@ -240,11 +237,7 @@ def _is_complete(job: Job, number: int, progress: Progress) -> bool:
 
 
 def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:
-    """Do what is done once per domain before training; the clients find the result in the cache.
-
-    Raises:
-        UsageError: There is no room for it.
-    """
+    """Do what is done once per domain before training; the clients find the result in the cache."""
     assert job.benchmark is not None, "a job that runs was planned with its data"
     share_loaded(job.benchmark)
     domains = [job.benchmark.load(domain) for domain in job.benchmark.domains]

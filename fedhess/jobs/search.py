@@ -62,11 +62,7 @@ class Search:
 
     @classmethod
     def read(cls, *, search: str | None, draws: int | None, grid: str, ranges: str) -> "Search":
-        """Check what was given together.
-
-        Raises:
-            UsageError: It is unknown, out of range, or excludes something else that was given.
-        """
+        """Check what was given together."""
         search = search or ("grid" if grid else "random")
         kind = next((each for each in KINDS if each == search), None)
         if kind is None:
@@ -93,9 +89,6 @@ def read_search(
         given: Options of :meth:`Search.read`; None where the command is no sweep.
         recorded: Record of the job that is continued or added to.
         options: Of the job.
-
-    Raises:
-        UsageError: As :meth:`Search.read`; or what was searched would be another than before.
     """
     if recorded is None:
         return None if given is None else Search.read(**given)
@@ -134,9 +127,6 @@ class Method:
 def parse_grid(text: str) -> dict[str, tuple[Scalar, ...]]:
     """Read ``"alpha=1e-5,1e-4,lr=0.1,0.2"``: a comma is followed by another value, or by another key.
 
-    Raises:
-        UsageError: A part is no assignment or empty, or something is there twice.
-
     >>> parse_grid("alpha=1e-5,1e-4,lr=0.1,0.2")
     {'alpha': (1e-05, 0.0001), 'lr': (0.1, 0.2)}
     """
@@ -157,9 +147,6 @@ def parse_grid(text: str) -> dict[str, tuple[Scalar, ...]]:
 
 def parse_ranges(text: str) -> dict[str, Range]:
     """Read ``"alpha=1e-5:1e-3:log,lr=0.01:0.1"``.
-
-    Raises:
-        UsageError: A part is no range, is empty, or is there twice.
 
     >>> parse_ranges("alpha=1e-5:1e-3:log")["alpha"].ends
     (1e-05, 0.001)
@@ -257,11 +244,7 @@ def _own_of(given: Mapping[str, Any], method: Method, names: Sequence[str]) -> d
 
 
 def check_keys(keys: Iterable[str], methods: Sequence[Method], *, option: str) -> None:
-    """Check that each key of a grid or of given ranges means something to a strategy.
-
-    Raises:
-        UsageError: One does not, or may not differ within a job.
-    """
+    """Check that each key of a grid or of given ranges means something to a strategy."""
     names = [method.name for method in methods]
     for key in keys:
         owner = next((name for name in names if key.startswith(f"{name}.")), None)
@@ -359,9 +342,6 @@ def plan_search(
     Returns:
         A sweep's part of a job's record: by strategy the arguments that all of its runs share, the variants, and what
         was searched.
-
-    Raises:
-        UsageError: As :func:`spaces_of` and :func:`fedhess.jobs.variants.args_for`.
     """
     names = list(defaults)
     of_server = (f"{SERVER_ARGS}.{key}" for key in overrides.get(SERVER_ARGS, ()))

@@ -220,11 +220,7 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB
 
 
 def read_trackers(given: str) -> tuple[str, ...]:
-    """Read ``--track``: names of trackers, separated by commas.
-
-    Raises:
-        UsageError: One is unknown or not installed.
-    """
+    """Read ``--track``: names of trackers, separated by commas."""
     names = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
     for name in names:
         if name not in TRACKERS:

@@ -134,9 +134,6 @@ def write_onnx(model: TrainedModel, file: Path) -> None:
     """Write a network as ONNX, for batches of any size, and check that ONNX Runtime computes the same logits.
 
     Images go in as uint8, other inputs as floats of the network's type; bf16 networks compute in float32 there.
-
-    Raises:
-        UsageError: The logits differ by more than :data:`ONNX_TOLERANCE`.
     """
     import onnxruntime  # noqa: PLC0415 (an extra)
 

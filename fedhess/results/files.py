@@ -21,11 +21,7 @@ RESULTS = (
 
 
 def clear_results(path: Path) -> bool:
-    """Remove all results from a job's directory, whose rows change or have changed; return whether a page was there.
-
-    Raises:
-        StorageError: They cannot be removed.
-    """
+    """Remove all results from a job's directory, whose rows change or have changed; return whether a page was there."""
     there = [file for pattern in RESULTS for file in path.glob(pattern)]
     with writing(path):
         for file in there:
@@ -34,11 +30,7 @@ def clear_results(path: Path) -> bool:
 
 
 def write_all(job: Job, recorded: Recorded, summary: Summary) -> list[Path]:
-    """Write the summary, table.tex, table.csv, report.html and every figure; the titles in them name a stand-in.
-
-    Raises:
-        StorageError: They cannot be written.
-    """
+    """Write the summary, table.tex, table.csv, report.html and every figure; the titles in them name a stand-in."""
     panels, confused = job_panels(job, recorded, summary), target_confusions(job, recorded)
     texts = {
         "table.tex": latex_table(summary),

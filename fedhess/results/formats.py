@@ -139,11 +139,7 @@ FORMATS: Mapping[str, Callable[[Summary], str]] = {"markdown": table, "latex": l
 
 
 def format_table(summary: Summary, form: str) -> str:
-    """Render the table in a form, a key of :data:`FORMATS`.
-
-    Raises:
-        UsageError: There is no such form.
-    """
+    """Render the table in a form, a key of :data:`FORMATS`."""
     if form not in FORMATS:
         raise UsageError(f"--format: unknown format {form!r}; {did_you_mean(form, FORMATS)}")
     return FORMATS[form](summary)

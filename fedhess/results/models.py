@@ -74,11 +74,7 @@ def find_models(job: Job, which: str = SELECTED) -> list[RunModel]:
 
 
 def narrowed(job: Job, *, strategy: str | None = None, target: str | None = None, seed: int | None = None) -> Job:
-    """Leave out the runs of other strategies, targets and seeds; None stands for all.
-
-    Raises:
-        UsageError: No run is left.
-    """
+    """Leave out the runs of other strategies, targets and seeds; None stands for all."""
     wanted = (strategy, target, seed)
     meant = [
         run for run in job.outer_runs if all(value in (None, own) for value, own in zip(wanted, _key(run), strict=True))
@@ -89,11 +85,7 @@ def narrowed(job: Job, *, strategy: str | None = None, target: str | None = None
 
 
 def find_model(job: Job, which: str = SELECTED) -> RunModel:
-    """Find the model of a job's one strategy, target and seed; see `find_models`.
-
-    Raises:
-        UsageError: There are several, or as there.
-    """
+    """Find the model of a job's one strategy, target and seed; see `find_models`."""
     if len({_key(run) for run in job.outer_runs}) != 1:
         raise UsageError(f"expected strategy, target and seed of one run of {job.path}, got several: {_listed(job)}")
     (model,) = find_models(job, which)

@@ -32,11 +32,7 @@ if TYPE_CHECKING:
 
 
 def require_optuna() -> None:
-    """Check that Optuna is installed.
-
-    Raises:
-        UsageError: It is not.
-    """
+    """Check that Optuna is installed."""
     try:
         import optuna  # noqa: F401, PLC0415
     except ImportError as error:
@@ -47,13 +43,7 @@ def require_optuna() -> None:
 
 
 def run_studies(job: Job, progress: Progress, *, engine: Engine) -> Job:
-    """Run a sweep's first settings, then ask for the next of every study at once, and run those, until all have run.
-
-    Raises:
-        UsageError: A suggested value is rejected: a given range is too wide.
-        FederationError: As :func:`fedhess.jobs.running.run_job`.
-        StorageError: A round, or what was suggested, could not be written.
-    """
+    """Run a sweep's first settings, then ask for the next of every study at once, and run those, until all have run."""
     run_job(job, progress, engine=engine)
     while suggested := suggest(job):
         record = {**job.record, "variants": [*job.record["variants"], *suggested]}

@@ -123,11 +123,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
-    """Write summary.json, summary.md and, as PNG and SVG, figures/rounds; titles name a stand-in.
-
-    Raises:
-        StorageError: They cannot be written.
-    """
+    """Write summary.json, summary.md and, as PNG and SVG, figures/rounds; titles name a stand-in."""
     files = write_summary(job, summary)
     figure = job.path / "figures" / "rounds.png"
     with writing(job.path):
@@ -138,11 +134,7 @@ def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
 
 
 def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
-    """Write summary.json, and summary.md with the table and what was sent.
-
-    Raises:
-        StorageError: They cannot be written.
-    """
+    """Write summary.json, and summary.md with the table and what was sent."""
     return _write_both(job, "summary", summary, "\n".join([table(summary), *sent_section(summary)]))
 
 
@@ -346,11 +338,7 @@ def selector_table(compared: Mapping[str, Any]) -> str:
 
 
 def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:
-    """Write selection.json and selection.md; the title in them names a stand-in.
-
-    Raises:
-        StorageError: They cannot be written.
-    """
+    """Write selection.json and selection.md; the title in them names a stand-in."""
     return _write_both(job, "selection", compared, selector_table(compared))
 
 

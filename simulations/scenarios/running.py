@@ -57,11 +57,7 @@ class Options:
     render_only: RenderOption = False
 
     def strategies(self, known: Sequence[str]) -> list[str]:
-        """Return the chosen strategies of a scenario.
-
-        Raises:
-            UsageError: One is not part of it.
-        """
+        """Return the chosen strategies of a scenario."""
         return list(known) if self.strategy.strip() == "all" else chosen_names("--strategy", self.strategy, known)
 
     def examples(self, *, quick: int) -> int:
@@ -90,11 +86,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def read_seeds(given: str) -> list[int]:
-    """Read ``--seeds``.
-
-    Raises:
-        UsageError: It is no list of whole numbers of at least 0.
-    """
+    """Read ``--seeds``."""
     parts = [part.strip() for part in given.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() for part in parts):
         raise UsageError(f"--seeds: expected whole numbers separated by commas, as in 0,1, got {given!r}")

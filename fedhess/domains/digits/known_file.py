@@ -46,11 +46,7 @@ class KnownFile:
     benchmark: str = "Digits"
 
     def find(self, places: Sequence[Path]) -> Path | None:
-        """Return the first of the data folders' files, or None.
-
-        Raises:
-            UsageError: Its content is another one.
-        """
+        """Return the first of the data folders' files, or None."""
         path = next((place / self.path for place in places if (place / self.path).exists()), None)
         if path is not None and not has_checksum(path, self.checksum):
             raise UsageError(

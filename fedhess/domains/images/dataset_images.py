@@ -67,11 +67,7 @@ class DatasetImages(ImageDomain):
 
 
 def whole_label(value: Any, where: str) -> int:
-    """Return a label as a number.
-
-    Raises:
-        UsageError: It is none, or a fraction.
-    """
+    """Return a label as a number."""
     try:
         if (label := int(value)) == value:
             return label

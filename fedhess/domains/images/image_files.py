@@ -128,11 +128,7 @@ limit_pixels(MAX_PIXELS)
 
 
 def read_pixels(image: Image.Image, side: int) -> Tensor:
-    """Convert an opened image to (3, side, side) uint8 RGB, without keeping its proportions.
-
-    Raises:
-        DECODE_ERRORS: It is broken.
-    """
+    """Convert an opened image to (3, side, side) uint8 RGB, without keeping its proportions."""
     rgb = to_rgb(image)
     if rgb.size != (side, side):
         rgb = rgb.resize((side, side), Image.Resampling.BILINEAR)

@@ -12,20 +12,12 @@ from fedhess.domains.digits.digit_collections import OPTDIGITS, USPS, locate_dig
 from fedhess.domains.digits.mnist import locate_mnist, mnist_places, prepare_mnist
 from fedhess.domains.digits.rotated_mnist import settle_rotated_mnist
 from fedhess.domains.emoji_styles import locate_emoji_styles, prepare_emoji_styles, settle_emoji_styles
-from fedhess.domains.images import domain_net, office_home, pacs, terra_incognita, vlcs
 from fedhess.domains.images.any_tree import read_tree, settle_tree
 from fedhess.domains.images.hugging_face import locate_hugging_face, settle_hugging_face, unpacked
-from fedhess.domains.images.release import Release, listed
+from fedhess.domains.images.release import listed
+from fedhess.domains.images.releases import RELEASES
 from fedhess.domains.opening import DATA_VARIABLE, Opening
 from fedhess.domains.own_data import locate_own
-
-RELEASES = {
-    "PACS": pacs,
-    "VLCS": vlcs,
-    "OfficeHome": office_home,
-    "DomainNet": domain_net,
-    "TerraIncognita": terra_incognita,
-}  # module of each image benchmark
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class Availability:
 def availability_of(benchmark: str) -> Availability:
     """Return how the data of a benchmark, a key of `fedhess.domains.BENCHMARKS`, comes here."""
     if benchmark in RELEASES:
-        release: Release = RELEASES[benchmark].RELEASE
+        release = RELEASES[benchmark]
         return Availability(
             about=release.about,
             settle=lambda opening: opening.settled(skip_bad_images=opening.skip_bad_images),

@@ -65,11 +65,7 @@ def visible_gpus() -> list[str]:
 
 
 def read_gpus(text: str) -> list[str]:
-    """Read ``--gpus 0,1``.
-
-    Raises:
-        UsageError: It names none, or one that is not here.
-    """
+    """Read ``--gpus 0,1``."""
     named, there = [part.strip() for part in text.split(",") if part.strip()], visible_gpus()
     if not named or not set(named) <= set(there):
         here = f"{', '.join(there)}" if there else "none: torch sees no CUDA device"

@@ -62,11 +62,7 @@ class SlurmWorkers(Workers):
 
 
 def read_slurm_args(text: str) -> dict[str, Scalar]:
-    """Read ``--slurm-args partition=gpu,time=120``.
-
-    Raises:
-        UsageError: submitit or Slurm is not installed, or an argument is out of range.
-    """
+    """Read ``--slurm-args partition=gpu,time=120``."""
     args = {"cluster": "slurm"} | parse_assignments(text, option=OPTION)
     if args["cluster"] not in CLUSTERS:
         raise UsageError(f"{OPTION}: expected cluster={' or cluster='.join(CLUSTERS)}, got {args['cluster']!r}")

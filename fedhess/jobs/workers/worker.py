@@ -101,11 +101,7 @@ def run_to_end(
 
 @contextmanager
 def alone_in(directory: RunDirectory) -> Iterator[None]:
-    """Keep workers away from a run that this process has: on a cluster one may outlive the process that asked for it.
-
-    Raises:
-        FederationError: Another worker still runs it.
-    """
+    """Keep workers away from a run: on a cluster one may outlive the process that asked for it."""
     directory.path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(directory.path / ".lock", timeout=LOCK_SECONDS):
