@@ -166,19 +166,6 @@ def test_means_without_a_majority_are_refused(changes: dict[str, Any], message: 
         check_combinations([toy_config(**changes)])
 
 
-@pytest.mark.parametrize(
-    ("strategy", "reason"),
-    [
-        ("groupdro", "it weighs the domains by itself"),
-        ("fedomg", "it makes something of each update by itself"),
-        ("fish", "one domain after the other"),
-    ],
-)
-def test_strategies_that_take_no_such_mean_refuse_it(toy_run: Run, strategy: str, reason: str) -> None:
-    with pytest.raises(UsageError, match=f"--update-mean median: strategy {strategy} cannot have it.*{reason}"):
-        toy_run(strategy=strategy, update_mean="median")
-
-
 def test_an_update_turned_round_is_not_named(toy_run: Run) -> None:
     """What docs/threats.md says is not defended."""
     finished = toy_run(app=scaled(protocol.TRAIN, -1.0), update_mean="median")
