@@ -31,7 +31,7 @@ TOY_OF_FLOWER += ["--batch-size", "8", "--lr", "0.1", "--evaluate-every", "1", "
 TOY = [*TOY_OF_FLOWER, "--server-optimizer", "SGD", "--server-lr", "1"]
 
 LONGEST = ("deploy/test_local", "promises/", "commands/")
-FIGURE, RENDERED = figures._figure, figures.rendered
+DRAWING = {name: getattr(figures, name) for name in ("_figure", "_draw_map", "rendered")}
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -74,6 +74,8 @@ class Blank:
     """A figure and its axes on which nothing is drawn."""
 
     def __getattr__(self, name: str) -> "Blank":
+        if name.startswith("__"):
+            raise AttributeError(name)  # numpy's protocols
         return self
 
     def __getitem__(self, index: object) -> "Blank":
@@ -91,6 +93,7 @@ def blank_figures() -> Iterator[None]:
     """Leave figures blank, whose drawing takes four fifths of a short job."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "_figure", lambda grid, **_: nullcontext((Blank(), np.full(grid, Blank(), object))))
+        patch.setattr(figures, "_draw_map", lambda *_, **__: None)
         patch.setattr(figures, "rendered", lambda *_, **__: b"<svg></svg>")
         yield
 
@@ -98,8 +101,8 @@ def blank_figures() -> Iterator[None]:
 @pytest.fixture
 def rendered_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw figures, for the tests that look at them."""
-    monkeypatch.setattr(figures, "_figure", FIGURE)
-    monkeypatch.setattr(figures, "rendered", RENDERED)
+    for name, function in DRAWING.items():
+        monkeypatch.setattr(figures, name, function)
 
 
 @pytest.fixture
