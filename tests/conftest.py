@@ -1,13 +1,15 @@
 """Shared by all tests: a cache of their own, the toy benchmark, the command in this process or in one of its own."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,23 +111,29 @@ def rendered_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Outcome]:
-    """Run ``python -m fedhess.simulate`` in this process, in an empty directory; the toy benchmark is known."""
+    """Run a command in this process, ``simulate`` unless another is named, in an empty directory; the toy is known."""
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
     monkeypatch.chdir(tmp_path)
-    memory.MEMORY.clear()
 
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["simulate", *map(str, arguments)])
+    def run(*arguments: object, of: Any = simulate) -> Outcome:
+        memory.MEMORY.clear()
+        monkeypatch.setattr(sys, "argv", ["fedhess", *map(str, arguments)])
         capsys.readouterr()
-        status = 0
-        try:
-            simulate.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
+        status = run_command(of.cli)
         said = capsys.readouterr()
         return Outcome(status, said.out, said.err)
 
     return run
+
+
+def run_apart(command: Any, *arguments: object) -> str:
+    """Run a command for a fixture that several tests read; the toy benchmark is known; return what it printed."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
+        patch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+        patch.setattr(sys, "argv", ["fedhess", *map(str, arguments)])
+        memory.MEMORY.clear()
+        assert run_command(command.cli) == 0
+    return said.getvalue()
 
 
 @pytest.fixture

@@ -3,22 +3,20 @@
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedhess import report, simulate
-from fedhess.cli.command import run_command
 from fedhess.domains import BENCHMARKS
-from fedhess.federation.client import memory
 from fedhess.federation.server.run_directory import Row, RunDirectory
 from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.selectors import ORACLE, SELECTORS
 from fedhess.results.selection import cells_of, choose, read_rows
-from tests.conftest import Outcome
+from tests.conftest import Outcome, run_apart
 
 FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--rounds", "2", "--local-steps", "1"]
 FREE += ["--batch-size", "8", "--server-optimizer", "SGD", "--server-lr", "1", "--evaluate-every", "1", "--l2", "0"]
@@ -29,18 +27,10 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A job with two strategies, three settings, two seeds and cross-validation, and what was printed; read only."""
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A job with two strategies, three settings and cross-validation, and what was printed; read only."""
     path = tmp_path_factory.mktemp("selected") / "job"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
-        patch.setattr(sys, "argv", ["simulate", *FULL, "--out", str(path)])
-        out = path.parent / "out"
-        memory.MEMORY.clear()
-        with out.open("w") as stream:
-            patch.setattr(sys, "stdout", stream)
-            assert run_command(simulate.cli) == 0
-        yield path, out.read_text()
+    return path, run_apart(simulate, *FULL, "--out", path)
 
 
 @pytest.fixture
@@ -51,18 +41,10 @@ def job(recorded: tuple[Path, str], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def reported(command: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run ``python -m fedhess.report`` in this process, where the benchmark is not known."""
-    monkeypatch.delitem(BENCHMARKS, "Toy", raising=False)
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
-        capsys.readouterr()
-        status = run_command(report.cli)
-        said = capsys.readouterr()
-        return Outcome(status, said.out, said.err)
-
-    return run
+    monkeypatch.delitem(BENCHMARKS, "Toy")
+    return partial(command, of=report)
 
 
 def change_rows(job: Path, change: Callable[[Path, list[Row]], list[Row]]) -> None:
