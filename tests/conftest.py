@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,22 +139,15 @@ def run_apart(command: Any, *arguments: object) -> str:
 
 @pytest.fixture
 def data_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Outcome]:
     """Run the command in this process, with a cache of its own and without a network."""
     monkeypatch.setenv("FEDHESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("FEDHESS_DATA", raising=False)
     monkeypatch.setattr(release, "SIDE", 24)
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["data", *map(str, arguments)])
-        capsys.readouterr()
-        status = run_command(data.cli)
-        said = capsys.readouterr()
-        return Outcome(status, said.out, said.err)
-
-    return call
+    monkeypatch.delitem(BENCHMARKS, "Toy")
+    return partial(command, of=data)
 
 
 @pytest.fixture
