@@ -83,6 +83,7 @@ def test_recorded_results_are_no_change_of_the_revision(monkeypatch: pytest.Monk
     assert found == [found[0], found[0], f"{found[0]}-dirty"]
 
 
+@pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.parametrize("module", [timing, load], ids=lambda m: m.__name__)
 def test_render_makes_the_committed_table_again(module: ModuleType, call: Call) -> None:
     committed = module.RESULTS / f"{module.__name__.rpartition('.')[2]}.json"
