@@ -157,8 +157,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     path = os.pathsep.join([str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
-    def begin(arguments: Sequence[object], *, toy: bool = True) -> "subprocess.Popen[str]":
-        entry = ["-c", TOY_COMMAND] if toy else ["-m", "fedhess.simulate"]
+    def begin(arguments: Sequence[object], *, code: str | None = TOY_COMMAND) -> "subprocess.Popen[str]":
+        entry = ["-c", code] if code else ["-m", "fedhess.simulate"]
         process = subprocess.Popen(
             [sys.executable, *entry, *map(str, arguments)],
             stdout=subprocess.PIPE,
