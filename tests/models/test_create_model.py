@@ -11,7 +11,7 @@ from fedhess.domains import TensorDomain
 from fedhess.models import MODELS, HeadedModel, create_model, prepare_inputs, prepared_shape
 
 IMAGES = (3, 32, 32)
-SMALL = {"resnet18": 512, "resnet50": 2048, "mlp": 390, "mnist-cnn": 128}  # the others have 1280
+SMALL = {"resnet18": 512, "resnet50": 2048, "mlp": 390, "mnist-cnn": 128, "cnn": 256}  # the others have 1280
 
 
 @lru_cache
