@@ -13,14 +13,23 @@ LAYERS = {
     "mnist-cnn": ((64, 1), (128, 2), (128, 1), (128, 1)),
     "cnn": ((32, 2), (64, 2), (128, 2), (256, 2)),
 }
+# The value of a pixel in [0, 1] that becomes 0; 1 remains 1. White paper trains slowly where white is 1 and black 0.
+CENTRES = {"mnist-cnn": 0.0, "cnn": 0.5}
 GROUPS = 8
 
 
 class CnnFeaturizer(nn.Module):
-    """Four 3x3 convolutions, each with ReLU and group norm, and a mean over the image; uint8 becomes [0, 1]."""
+    """Four 3x3 convolutions, each with ReLU and group norm, and a mean over the image; uint8 becomes [0, 1].
 
-    def __init__(self, channels: int, layers: tuple[tuple[int, int], ...]) -> None:
+    Args:
+        channels: Of the images.
+        layers: Width and stride of each convolution.
+        centre: The value in [0, 1] that becomes 0; 1 remains 1.
+    """
+
+    def __init__(self, channels: int, layers: tuple[tuple[int, int], ...], *, centre: float) -> None:
         super().__init__()
+        self.centre = centre
         (before, stride), *others = layers
         self.first = nn.Conv2d(channels, before, 3, stride=stride, padding=1)
         rest: list[nn.Module] = [nn.ReLU(), nn.GroupNorm(GROUPS, before)]
@@ -34,6 +43,8 @@ class CnnFeaturizer(nn.Module):
         unit = images.to(self.first.weight.dtype)
         if not images.is_floating_point():
             unit = unit / 255
+        if self.centre:
+            unit = (unit - self.centre) / (1 - self.centre)
         features: Tensor = self.rest(self.first(unit))
         return torch.mean(features, dim=(2, 3))
 
@@ -43,13 +54,14 @@ def create_small(name: str, *, input_shape: tuple[int, ...], outputs: int, pretr
 
     ``mnist-cnn``: 64, 128 (stride 2), 128 and 128 channels; Gulrajani and Lopez-Paz, "In search of lost domain
     generalization", ICLR 2021, appendix, the network for ColoredMNIST and RotatedMNIST. ``cnn``, ours: 32, 64, 128 and
-    256, each of stride 2, a 25th of the products on an image. Weights are drawn as torch draws them.
+    256, each of stride 2, a 25th of the products on an image, whose pixels are scaled to [-1, 1]. Weights are drawn
+    as torch draws them.
     """
     del pretrained
     if len(input_shape) != 3:
         raise UsageError(f"{name} takes images (C, H, W), got examples of shape {input_shape}; choose --model mlp")
     layers = LAYERS[name]
-    return HeadedModel(CnnFeaturizer(input_shape[0], layers), nn.Linear(layers[-1][0], outputs))
+    return HeadedModel(CnnFeaturizer(input_shape[0], layers, centre=CENTRES[name]), nn.Linear(layers[-1][0], outputs))
 
 
 create_mnist_cnn = partial(create_small, "mnist-cnn")
