@@ -32,8 +32,8 @@ _IRM_SCRIPTS_PENALTIES: dict[str, dict[str, Any]] = {
     "fishr": _IRM_SCRIPTS_ANNEALING | {"coefficient": 2.0 * 391, "ema": 0.0},
 }
 
-# From scratch. Chosen on source validation of RotatedMNIST and Digits, where penalties of alignment diverge now and then
-# with 0.1, and of EmojiStyles with cnn.
+# From scratch. Chosen on source validation of RotatedMNIST and Digits, where with 0.1 penalties of alignment diverge
+# now and then, and of EmojiStyles with cnn.
 _FROM_SCRATCH = {
     "rounds": 40,
     "local_steps": 20,
