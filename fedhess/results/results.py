@@ -16,12 +16,12 @@ from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.running import go_back, run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.export import export_model
-from fedhess.results.files import clear_results, write_all
-from fedhess.results.formats import format_table
+from fedhess.results.files import clear_results, write_all, write_report
+from fedhess.results.formats import format_table, table
 from fedhess.results.models import SELECTED, find_model, narrowed
 from fedhess.results.selection import read_rows
 from fedhess.results.studies import require_optuna, run_studies
-from fedhess.results.summary import summarise, table, write_report
+from fedhess.results.summary import summarise
 
 if TYPE_CHECKING:
     import pandas as pd
