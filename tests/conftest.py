@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ TOY_OF_FLOWER += ["--batch-size", "8", "--lr", "0.1", "--evaluate-every", "1", "
 TOY = [*TOY_OF_FLOWER, "--server-optimizer", "SGD", "--server-lr", "1"]
 
 LONGEST = ("deploy/test_local", "promises/", "commands/")
+FIGURE, RENDERED = figures._figure, figures.rendered
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -67,19 +69,36 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["FEDHESS_CACHE"] = before
 
 
+class Blank:
+    """A figure and its axes on which nothing is drawn."""
+
+    def __getattr__(self, name: str) -> "Blank":
+        return self
+
+    def __getitem__(self, index: object) -> "Blank":
+        return self
+
+    def __call__(self, *_: object, **__: object) -> "Blank":
+        return self
+
+    def __iter__(self) -> Iterator["Blank"]:
+        return iter(())
+
+
 @pytest.fixture(scope="session", autouse=True)
-def unrendered_figures() -> Iterator[Callable[..., bytes]]:
-    """Leave figures blank, whose rendering takes four fifths of a short job; yield what renders them."""
-    render = figures.rendered
-    figures.rendered = lambda *_, **__: b"<svg></svg>"
-    yield render
-    figures.rendered = render
+def blank_figures() -> Iterator[None]:
+    """Leave figures blank, whose drawing takes four fifths of a short job."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "_figure", lambda *_, **__: nullcontext((Blank(), Blank())))
+        patch.setattr(figures, "rendered", lambda *_, **__: b"<svg></svg>")
+        yield
 
 
 @pytest.fixture
-def rendered_figures(unrendered_figures: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render figures, for the tests that look at them."""
-    monkeypatch.setattr(figures, "rendered", unrendered_figures)
+def rendered_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw figures, for the tests that look at them."""
+    monkeypatch.setattr(figures, "_figure", FIGURE)
+    monkeypatch.setattr(figures, "rendered", RENDERED)
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from functools import lru_cache
 
 from torch import Tensor, nn
 
-from fedhess.alignment.loading import client_half, load_class, load_strategy
+from fedhess.alignment.loading import client_half, find_method, load_strategy
 from fedhess.alignment.means import PerDomain
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.alignment.strategy import DomainStrategy
-from fedhess.alignment.strategy_code import strategy_code
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.users_code import users_code
 from fedhess.curvature.per_example import FACTORS
 from fedhess.models.headed import HeadedModel
 from fedhess.settings.assignments import Scalar
@@ -53,11 +53,11 @@ def check_privacy(configs: Sequence[RunConfig]) -> None:
     """
     known = {UPDATE, STATISTICS}
     for config in configs:
-        known |= {*client_half(config).statistics, *client_half(config).network_statistics}
+        known |= find_method(config.strategy).statistics.keys()
     for config in configs:
         if not config.is_private:
             continue
-        if not issubclass(load_class(config.strategy), DomainStrategy):
+        if find_method(config.strategy).is_flower:
             raise UsageError(
                 f"--strategy {config.strategy}: a plain Flower strategy reads weights and losses of its clients, which "
                 "--dp-epsilon does not cover; take a strategy of fedhess, erm with --server-optimizer for example"
@@ -117,6 +117,6 @@ def _asked(name: str, args: tuple[tuple[str, Scalar], ...], domains: tuple[str, 
     strategy = load_strategy(name, dict(args))  # one of its own: it may keep what it is answered
     assert isinstance(strategy, DomainStrategy), "check_privacy refuses others"
     ask = _Counting(strategy, name, domains)
-    with strategy_code(name, "reference", type(strategy).reference):
+    with users_code(f"strategy {name!r}", "reference", type(strategy).reference):
         strategy.reference(ask)
     return tuple(ask.asked)

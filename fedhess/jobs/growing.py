@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhess.alignment.loading import load_class, strategy_parameters
+from fedhess.alignment.loading import find_method
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
 from fedhess.cli.options import JobOptions
@@ -125,7 +125,7 @@ def complete_options(
 def _require_unbound(path: Path, config: RunConfig, strategies: Iterable[str], rounds: int) -> None:
     """Check that trained rounds are what they would have been with more to come."""
     bound = [*config.bound_to_rounds]
-    bound += [f"strategy {name}" for name in strategies if getattr(load_class(name), "bound_to_rounds", False)]
+    bound += [f"strategy {name}" for name in strategies if getattr(find_method(name).cls, "bound_to_rounds", False)]
     if config.average == "swad" and config.rounds % config.evaluate_every:
         bound = [*bound, f"average (swad has the loss of round {config.rounds}, which is evaluated only as the last)"]
     if bound:
@@ -155,7 +155,7 @@ def _owned(args: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, Scalar
     """Name the strategies that arguments are for: an argument without an owner is for each that has it."""
     owned: dict[str, Scalar] = {}
     for key, value in args.items():
-        has_it = [name for name in names if key in strategy_parameters(load_class(name))]
+        has_it = [name for name in names if key in find_method(name).parameters]
         owned |= {key: value} if "." in key else dict.fromkeys((f"{name}.{key}" for name in has_it or names), value)
     return owned
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from fedhess.alignment.loading import load_class, strategy_parameters
-from fedhess.alignment.server_step import is_server_setting, steps_itself
+from fedhess.alignment.loading import find_method
+from fedhess.alignment.server_step import is_server_setting
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.options import JobOptions
 from fedhess.jobs.variants import VARIED, Variant, args_for, is_run_setting
@@ -202,7 +202,7 @@ def known_space(method: Method) -> dict[str, Range]:
 
 def _common(method: Method) -> dict[str, Range]:
     """Return what every strategy draws: in DomainBed's own form of training its ranges, else around the defaults."""
-    config, own_server = method.config, steps_itself(method.name)
+    config, own_server = method.config, find_method(method.name).is_flower
     published = common_ranges(method.benchmark)
     batch = {"batch_size": published.pop("batch_size")}
     one_step = (config.local_steps, config.local_epochs, config.lr) == (1, 0, 1.0)  # clients hand on their gradient
@@ -222,7 +222,7 @@ def _common(method: Method) -> dict[str, Range]:
 def _whole(method: Method, key: str) -> bool:
     if key in RunConfig.model_fields:
         return RunConfig.model_fields[key].annotation is int
-    parameter = strategy_parameters(load_class(method.name)).get(key)
+    parameter = find_method(method.name).parameters.get(key)
     return parameter is not None and parameter.annotation is int
 
 
@@ -230,9 +230,9 @@ def _applicable(key: str, method: Method, names: Sequence[str]) -> str | None:
     """Return a key without the name of the strategy that it is for; None where it means nothing to a strategy."""
     owner = next((name for name in names if key.startswith(f"{name}.")), None)
     bare = key if owner is None else key.removeprefix(f"{owner}.")
-    if owner not in (None, method.name) or (is_server_setting(bare) and steps_itself(method.name)):
+    if owner not in (None, method.name) or (is_server_setting(bare) and find_method(method.name).is_flower):
         return None
-    known = is_run_setting(bare) or bare in strategy_parameters(load_class(method.name))
+    known = is_run_setting(bare) or bare in find_method(method.name).parameters
     return bare if known else None
 
 
@@ -256,7 +256,7 @@ def check_keys(keys: Iterable[str], methods: Sequence[Method], *, option: str) -
 
 
 def _known(methods: Sequence[Method]) -> str:
-    own = dict.fromkeys(key for method in methods for key in strategy_parameters(load_class(method.name)))
+    own = dict.fromkeys(key for method in methods for key in find_method(method.name).parameters)
     return f"an argument of a strategy ({', '.join(own) or 'none here'}), server_optimizer_args.NAME, or one of " + (
         ", ".join(VARIED)
     )

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedhess.alignment.loading import load_class, resolved_args, strategy_parameters
-from fedhess.alignment.server_step import is_server_setting, steps_itself
+from fedhess.alignment.loading import find_method, resolved_args
+from fedhess.alignment.server_step import is_server_setting
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.settings.assignments import Scalar, parse_assignments
 from fedhess.settings.combined import bare
@@ -70,7 +70,7 @@ def is_run_setting(key: str) -> bool:
 
 def overridden(settings: Mapping[str, Any], variant: Variant, strategy: str) -> dict[str, Any]:
     """Return a run's settings with a variant's in their place, but for a server's with a plain Flower strategy."""
-    if any(map(is_server_setting, variant)) and steps_itself(strategy):
+    if any(map(is_server_setting, variant)) and find_method(strategy).is_flower:
         variant = {key: value for key, value in variant.items() if not is_server_setting(key)}
     changed = dict(settings) | {key: value for key, value in variant.items() if key in VARIED}
     server = {key.partition(".")[2]: value for key, value in variant.items() if is_of_server_args(key)}
@@ -145,7 +145,7 @@ def args_for(
         UsageError: An argument belongs to a strategy that does not run, is unknown, or is rejected.
     """
     args: dict[str, Scalar] = {}
-    known = strategy_parameters(load_class(name))
+    known = find_method(name).parameters
     for key, value in given.items():
         owner, dot, rest = key.rpartition(".")
         if dot and owner not in strategies:
@@ -156,7 +156,7 @@ def args_for(
         if dot and owner == name:
             args[rest] = value
         elif not dot:
-            elsewhere = any(key in strategy_parameters(load_class(other)) for other in strategies)
+            elsewhere = any(key in find_method(other).parameters for other in strategies)
             if key in known or not elsewhere:
                 args[key] = value
     recipe = dict(defaults)

@@ -8,7 +8,7 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.reopening import require_finished, with_inner_runs
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
-from fedhess.models.headed import HeadedModel
+from fedhess.models.headed import AUXILIARY, HeadedModel
 from fedhess.models.prepared import build_model
 from fedhess.results.selection import Cell, cells_of, read_rows, selection_rule
 
@@ -128,6 +128,7 @@ def _find(job: Job, strategy: str, cell: Cell, which: str) -> RunModel:
 def _build(run: PlannedRun, stored: dict[str, Tensor], device: str | None) -> HeadedModel:
     config = run.config if device is None else run.config.model_copy(update={"device": device})
     model = build_model(config, initial=False)
+    stored = {name: tensor for name, tensor in stored.items() if not name.startswith(AUXILIARY)}
     wanted = model.state_dict()
     shapes, expected = ({name: value.shape for name, value in state.items()} for state in (stored, wanted))
     if shapes != expected:

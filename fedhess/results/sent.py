@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedhess.alignment.loading import load_class
+from fedhess.alignment.loading import find_method
 from fedhess.alignment.statistics import disclosed_by
-from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError
 from fedhess.base.tables import markdown_table
 from fedhess.domains.benchmark import SOURCE, TARGET
@@ -128,8 +127,7 @@ def _discloses(config: RunConfig, role: str, way: str, name: str) -> str:
     if record == protocol.ALIGNMENT:
         return disclosed_by(ALIGNMENT[tensor])
     try:
-        made = load_class(config.strategy)
+        method = find_method(config.strategy)
     except UsageError:
         return "not known, the strategy cannot be loaded here"
-    statistics = {**made.statistics, **made.network_statistics} if issubclass(made, DomainStrategy) else {}
-    return disclosed_by(statistics[tensor]) if tensor in statistics else "not stated"
+    return disclosed_by(method.statistics[tensor]) if tensor in method.statistics else "not stated"

@@ -1,6 +1,6 @@
 """Show a scenario's results beside the published ones: Markdown tables and a figure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,19 +59,21 @@ def render(comparison: Comparison, record: Record) -> str:
         f"`python -m fedhess.simulations.{command}`; seeds and examples a domain may come from several invocations.",
     ]
     lines += ["", *(f"- {note}" for note in comparison.notes)] if comparison.notes else []
-    for rows in _tables(record):
+    for rows in tables(record):
         lines += ["", *_render_table(comparison, rows, quick=record["quick"])]
     return "\n".join(lines)
 
 
-def _tables(record: Record) -> list[list[Row]]:
-    tables: dict[tuple[str, int], list[Row]] = {}
+def tables(record: Record) -> list[list[Row]]:
+    """Split the rows by benchmark and number of examples."""
+    found: dict[tuple[str, int], list[Row]] = {}
     for row in record["rows"]:
-        tables.setdefault((row["benchmark"], row["per_domain"]), []).append(row)
-    return list(tables.values())
+        found.setdefault((row["benchmark"], row["per_domain"]), []).append(row)
+    return list(found.values())
 
 
-def _heading(rows: list[Row]) -> str:
+def heading(rows: Sequence[Row]) -> str:
+    """Name the benchmark of rows and how many examples they are of."""
     per_domain = rows[0]["per_domain"]
     examples = f"the first {per_domain:,} examples of each domain" if per_domain else "all examples"
     return f"{rows[0]['benchmark']}, {examples}"
@@ -113,7 +115,7 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
     if published and not full:
         notes.append("the published values are of all examples and rounds: this table cannot be held against them")
     notes += [*(_balance(rows) if comparison.balance else []), *dict.fromkeys(map(describe_machine, rows))]
-    return [f"## {_heading(rows)}", "", shared_protocol(lines), "", *table, "", *(f"- {note}" for note in notes)]
+    return [f"## {heading(rows)}", "", shared_protocol(lines), "", *table, "", *(f"- {note}" for note in notes)]
 
 
 def _quoted(value: Published | None) -> str:
@@ -156,23 +158,23 @@ def draw(comparison: Comparison, record: Record, path: Path) -> list[Path]:
     Returns:
         The files, PNG and SVG; none where there is nothing to show.
     """
-    tables = [(rows, [line for line in lines_of(rows) if line.cells]) for rows in _tables(record)]
-    tables = [(rows, lines) for rows, lines in tables if lines]
-    if not tables:
+    drawn = [(rows, [line for line in lines_of(rows) if line.cells]) for rows in tables(record)]
+    drawn = [(rows, lines) for rows, lines in drawn if lines]
+    if not drawn:
         return []
-    panels = [_panels(comparison, lines) for _, lines in tables]
-    shape = len(tables), max(map(len, panels))
-    size = 4, 1.2 + 0.22 * max(len(lines) for _, lines in tables)
+    panels = [_panels(comparison, lines) for _, lines in drawn]
+    shape = len(drawn), max(map(len, panels))
+    size = 4, 1.2 + 0.22 * max(len(lines) for _, lines in drawn)
     title = comparison.title + (" (QUICK: no result)" if record["quick"] else "")
     note = "bars: standard error of the mean over seeds, where there are several; each panel has a scale of its own"
     with writing(path), drawing(path, shape, size=size, title=title, note=note, sharey="row") as axes:
-        for (rows, lines), columns, row_of_axes in zip(tables, panels, axes, strict=True):
+        for (rows, lines), columns, row_of_axes in zip(drawn, panels, axes, strict=True):
             published = comparison.published.get(rows[0]["benchmark"], {})
             for axis in row_of_axes[len(columns) :]:
                 axis.axis("off")
             for column, axis in zip(columns, row_of_axes, strict=False):
                 _draw_column(axis, lines, column, published)
-                axis.set_title(f"{_heading(rows)}: {comparison.label(column)}", fontsize=9)
+                axis.set_title(f"{heading(rows)}: {comparison.label(column)}", fontsize=9)
             row_of_axes[0].set_yticks(range(len(lines)), [line.label for line in lines])
             row_of_axes[0].set_ylim(len(lines) - 0.5, -0.5)
     return written(path)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhess.alignment.server_step import steps_itself
+from fedhess.alignment.loading import find_method
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.ranges import draw_settings
@@ -54,7 +54,7 @@ def configurations(
 
     With ``quick``, a small network without pretrained weights, two rounds of small batches, few clients and settings.
     """
-    for strategy in filter(steps_itself, strategies if protocol.draws else ()):
+    for strategy in (each for each in strategies if protocol.draws and find_method(each).is_flower):
         raise UsageError(
             f"--strategy: preset {protocol.name} draws the server's learning rate, got {strategy!r}, a plain Flower "
             "strategy with a server of its own; leave it out, or choose a preset that draws nothing"

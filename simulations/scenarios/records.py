@@ -35,6 +35,7 @@ class Line:
     cells: Mapping[str, Cell]  # sources, targets, and the average over several targets
     settings: Mapping[str, Any]
     protocol: str  # how the first seed's numbers came about; empty where every seed stopped
+    rows: Sequence[Row]  # of the seeds that came to their end
 
 
 def load_record(path: Path, *, quick: bool) -> Record:
@@ -136,4 +137,5 @@ def _line(rows: Sequence[Row], *, label: str) -> Line:
         cells={column: mean_and_error(found, unit=1.0) for column, found in values.items() if None not in found},
         settings=rows[0]["settings"],
         protocol=next((row["protocol"] for row in done if "protocol" in row), ""),
+        rows=done,
     )

@@ -121,10 +121,19 @@ def run_scenario(
     configurations: Sequence[Configuration],
     options: Options,
     *,
+    run: Callable[..., Row] | None = None,
     render: Callable[[Comparison, Record], str] = render,
     draw: Callable[[Comparison, Record, Path], list[Path]] = draw,
 ) -> None:
     """Run the jobs of a scenario; after each, merge its row into the results, so that little is lost by stopping.
+
+    Args:
+        comparison: How the scenario is shown.
+        configurations: Its jobs.
+        options: Those of the command.
+        run: What makes a row of a configuration; `measure` by default.
+        render: What makes the table of the record.
+        draw: What makes the figure of the record.
 
     Raises:
         UsageError: Data, settings or the folder are not possible.
@@ -141,7 +150,7 @@ def run_scenario(
     with ExitStack() as stack:
         jobs = options.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for number, configuration in enumerate(configurations, start=1):
-            row = measure(configuration, folder=jobs, device=options.device)
+            row = (run or measure)(configuration, folder=jobs, device=options.device)
             stopped = stopped or "stopped" in row
             typer.echo(f"[{number}/{len(configurations)}] {_described(row, comparison)}")
             record = add_row(path, row, quick=options.quick)

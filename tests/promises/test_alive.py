@@ -26,8 +26,10 @@ from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.models.prepared import local_domain
 
 Run = Callable[..., Any]
-# One of each kind: two exchanges, probes, the whole network, values by domain, an average, weights, a relay.
+# One of each kind: two exchanges, probes, the whole network, values by domain, an average, weights, a relay, parameters
+# of the strategy's own.
 KINDS = ["hgp-alpha", "hutchinson-probes", "iga", "fishr", "fediir-average", "groupdro-projection", "fish-momentum"]
+KINDS += ["fedsr"]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -50,11 +52,13 @@ def erm_with(toy_run: Run, **changes: Any) -> dict[str, torch.Tensor]:
     return _BASELINES[key]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_term_changes_the_update(toy_run: Run, name: str) -> None:
-    method = METHODS[name]
-    erm = erm_with(toy_run, **method.changes)
-    penalised = toy_run(**run_of(method)).tensors
+@pytest.mark.parametrize("name", METHODS | RELAYS)
+def test_the_term_changes_the_update_and_no_honest_client_is_blamed(toy_run: Run, name: str) -> None:
+    method = (METHODS | RELAYS)[name]
+    erm = erm_with(toy_run, **method.changes, evaluate_every=3)
+    finished = toy_run(**run_of(method), evaluate_every=3, norm_bound=10.0)
+    penalised = finished.tensors
+    assert finished.server.federation.ledger.failures == []
     assert (erm["head.weight"] - penalised["head.weight"]).abs().max() > 1e-5
     if method.moves_features:
         assert (erm["featurizer.second.weight"] - penalised["featurizer.second.weight"]).abs().max() > 1e-7
@@ -63,7 +67,7 @@ def test_the_term_changes_the_update(toy_run: Run, name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.neutral is not None])
 def test_the_neutral_setting_is_erm_bit_for_bit(toy_run: Run, name: str) -> None:
     method = METHODS[name]
-    changes = {"dtype": "float32", "local_steps": 3, "momentum": 0.9}
+    changes = {"dtype": "float32", "local_steps": 2, "momentum": 0.9, "rounds": 2, "evaluate_every": 2}
     erm = erm_with(toy_run, **changes)
     neutral = toy_run(strategy=method.strategy, strategy_args=method.neutral, **changes).tensors
     assert same(erm, neutral)

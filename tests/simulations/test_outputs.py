@@ -86,7 +86,7 @@ def test_recorded_results_are_no_change_of_the_revision(monkeypatch: pytest.Monk
     for file in (None, results, code):
         if file is not None:
             file.write_text("2", encoding="utf-8")
-        found.append(environment.describe_environment()["git_revision"])
+        found.append(environment._git_revision.__wrapped__())
     assert len(found[0]) == 40
     assert found == [found[0], found[0], f"{found[0]}-dirty"]
 

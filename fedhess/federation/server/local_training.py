@@ -1,5 +1,6 @@
 """The server's side of local training: train messages with their references, and the mean of the updates."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,7 +118,9 @@ class LocalPhase:
             )
         mean = MeanRule(self.config.update_mean, self.config.hostile_clients).begin()
         weights = holding_weights(self.participants, self.config, domain_weights)
-        for client, result in self._train(weights, self.model.payload(), None, given=given, held_out=held_out):
+        spare = self._federation.spare(self.participants, asked=self._asked)
+        trained = self._train(weights, self.model.payload(), None, given=given, held_out=held_out, spare=spare)
+        for client, result in trained:
             weight = sum(weights[client].values())
             if each is not None:
                 own, examples = client.identity.trains_on, client.identity.train_examples
@@ -169,6 +172,7 @@ class LocalPhase:
         *,
         given: Callable[[str], Mapping[str, Tensor]] | None = None,
         held_out: bool = False,
+        spare: float = math.inf,
     ) -> Iterator[tuple[Client, ClientUpdate]]:
         expected = {name: self.model.tensors[name] for name in self.model.update_names}
         carried = {} if momentum is None else {protocol.MOMENTUM: encode_tensors(momentum)}
@@ -198,9 +202,8 @@ class LocalPhase:
             measured = protocol.held_out_of(content, client.identity) if held_out else {}
             return ClientUpdate(update, buffers, measured), metrics
 
-        request = Request(
-            "train", protocol.TRAIN, self.server_round, payload, self.config.deadline, read=read, parts=parts
-        )
+        deadline = self.config.deadline
+        request = Request("train", protocol.TRAIN, self.server_round, payload, deadline, read, parts, spare)
         replies = self._federation.exchange(request, weights)
         screened = self._federation.screen("train", self.server_round, replies, _norms, asked=len(weights))
         for client, (result, metrics) in screened:
