@@ -96,9 +96,6 @@ def hold(path: Path, option: str = "--out", *, wait: Notify | None = None) -> Fi
         path: The directory.
         option: What names it in messages.
         wait: Called with a notice where another process runs the job, whose end is then waited for.
-
-    Raises:
-        UsageError: Another process runs the job and is not waited for, or the directory cannot be written.
     """
     lock = FileLock(path / ".lock", timeout=0)
     try:

@@ -63,9 +63,6 @@ def plan_job(
         needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
         recorded: The record of the job in ``out`` that this one continues or adds to; its runs stay what they are.
         threads: Of torch, for a model whose defaults have none; 0 leaves them to torch.
-
-    Raises:
-        UsageError: A name is unknown, a value is out of range, or the data cannot be read.
     """
     if not 1 <= trials <= MOST_TRIALS:
         raise UsageError(f"--trials: expected 1 to {MOST_TRIALS}, got {trials}")

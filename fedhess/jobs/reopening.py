@@ -22,9 +22,6 @@ def open_recorded(path: Path, *, inner: bool = False) -> Job:
     Args:
         path: ``runs/NAME``.
         inner: Whether those that the job is yet to run are part of it as well.
-
-    Raises:
-        UsageError: There is no job, or its config.json is damaged or of another version.
     """
     file = path / "config.json"
     if not file.is_file():
@@ -82,9 +79,6 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
 
     Returns:
         The job with the runs that are in ``path``, and those for cross-validation that belong to them.
-
-    Raises:
-        UsageError: There is no job, it is damaged, its data is other than it was, or a run of it is not finished.
     """
     folder = _job_folder(path)
     recorded = read_config(folder / "config.json")

@@ -61,9 +61,6 @@ def open_job(
 
     Returns:
         The job and where its clients run.
-
-    Raises:
-        UsageError: An option is wrong, or the data cannot be read.
     """
     options, _ = read_options(given)
     lock, trackers = None, read_trackers(options.track)
@@ -174,11 +171,6 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dic
     Returns:
         Of the runs that failed where others went on, by their number in the job, why: those of settings to select
         among, and those side by side.
-
-    Raises:
-        UsageError: The engine cannot run the job here.
-        FederationError: A round could not be completed.
-        StorageError: A round could not be written.
     """
     config = job.runs[0].config
     progress.header(header(job, engine=engine.title))
