@@ -185,10 +185,6 @@ def with_job_options(command: Callable[..., None], *, without: Collection[str] =
     """Replace a command's ``**given`` by the options of a job; Typer reads signature and annotations of a command.
 
     What is not given is None, and False of a flag.
-
-    Args:
-        command: The command.
-        without: Names of options that it does not have.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(JobOptions, include_extras=True)

@@ -50,15 +50,9 @@ class Opening:
     def settled(self, **defaults: OptionValue) -> tuple["Opening", dict[str, OptionValue]]:
         """Read the options of a benchmark that has ``data_dir`` among them, and perhaps ``per_domain``.
 
-        Args:
-            **defaults: Every other option of the benchmark.
-
         Returns:
             The opening with the data folder, and where it is an option ``skip_bad_images``, that the options name; and
             a value for each option.
-
-        Raises:
-            UsageError: As `read_options`; or ``per_domain``, a number of examples, is negative.
         """
         options = self.read_options(**defaults, data_dir=str(self.data_dir or ""))
         if int(options.get("per_domain", 0)) < 0:

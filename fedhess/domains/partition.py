@@ -23,17 +23,11 @@ from fedhess.settings.partition import PartitionSettings
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples of one source domain, split.
+    """The examples of one source domain, split."""
 
-    Attributes:
-        labels: (N,) class of every example.
-        train: Indices that are trained on.
-        evaluate: Indices that are held out; the same as ``train`` where nothing is held out.
-    """
-
-    labels: Tensor
-    train: Tensor
-    evaluate: Tensor
+    labels: Tensor  # (N,) class of every example
+    train: Tensor  # indices that are trained on
+    evaluate: Tensor  # indices that are held out; the same as train where nothing is held out
 
     @property
     def holds_out(self) -> bool:
@@ -51,16 +45,11 @@ class Holding:
 
 @dataclass(frozen=True)
 class Share:
-    """What one client holds.
+    """What one client holds."""
 
-    Attributes:
-        domain: Its main domain, which names it.
-        client: Its number among the clients with that main domain, from 0.
-        holdings: Its part of every domain of which it has an example, in domain order.
-    """
-
-    domain: str
-    client: int
+    domain: str  # its main domain, which names it
+    client: int  # its number among the clients with that main domain, from 0
+    # Its part of every domain of which it has an example, in domain order
     holdings: Mapping[str, Holding] = field(repr=False)
 
     @property

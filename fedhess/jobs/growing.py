@@ -1,6 +1,5 @@
 """Continue a recorded job, or add to it: what a command leaves out is the record's, and nothing recorded changes."""
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +14,9 @@ from fedhess.domains import FOLDER, HUGGING_FACE, Benchmark, Opening, find_bench
 from fedhess.domains.domain import Notify
 from fedhess.domains.images.hugging_face import settle_hugging_face
 from fedhess.domains.scenarios import choose_scenarios
-from fedhess.jobs.directory import refuse_differences, write_config
+from fedhess.jobs.directory import amend_config, refuse_differences
 from fedhess.jobs.job import OF_A_RUN, Job, strategy_folders
-from fedhess.jobs.reopening import read_config
+from fedhess.jobs.reopening import moved_to, read_config
 from fedhess.jobs.variants import Variant, describe, is_of_server_args, parse_variants
 from fedhess.settings.assignments import Scalar, parse_assignments
 from fedhess.settings.run_config import RunConfig
@@ -47,12 +46,7 @@ def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], 
                 f"--domains: the job in {options.out} is on {was['title']}, got {options.domains}; leave the option out"
             )
         changed |= {"data_dir": str(folder.resolve())} if folder else {}
-    if options.data_dir is not None:
-        if "data_dir" not in was["options"]:
-            raise UsageError(
-                f"--data-dir: {was['title']} reads no folder, got {options.data_dir}; leave the option out"
-            )
-        changed["data_dir"] = str(options.data_dir.resolve())
+    changed |= moved_to(options.data_dir, was["title"], was["options"])
     try:
         benchmark = open_benchmark(was["name"], options=was["options"] | changed, notify=notify)
     except UsageError as error:
@@ -259,10 +253,9 @@ def record_growth(job: Job, *, changed: bool) -> None:
     grows = job.before is not None and any(job.before.get(key) != value for key, value in job.record.items())
     if not grows and not (changed and left):
         return
-    file = job.path / "config.json"
-    recorded = json.loads(file.read_text(encoding="utf-8"))
+    before = (job.before or {}).get("additions", [])
     entry = {"command": sys.argv, "adds": _added(job), "from_round": left, "environment": describe_environment()}
-    write_config(file, recorded | dict(job.record) | {"additions": [*recorded.get("additions", []), entry]})
+    amend_config(job.path, {**job.record, "additions": [*before, entry]})
 
 
 def _added(job: Job) -> dict[str, list[Any]]:

@@ -42,22 +42,14 @@ SERVER_ARGS = "server_optimizer_args"
 
 @dataclass(frozen=True)
 class Search:
-    """What a sweep was asked for.
+    """What a sweep was asked for."""
 
-    Attributes:
-        kind: How settings come about.
-        draws: Settings for each strategy, target and trial, the defaults among them; 0 for a grid.
-        grid: ``key=value,value,...``, several keys for their product; ``NAME.key`` is for strategy NAME alone.
-        ranges: ``key=low:high[:log],...`` in place of the known ranges, and for what has none.
-        fixed: Keys that were given a value, and so are not drawn.
-        spaces: By strategy what is searched already, in a sweep that continues or grows.
-    """
-
-    kind: Kind = "random"
-    draws: int = DRAWS
-    grid: str = ""
-    ranges: str = ""
-    fixed: tuple[str, ...] = ()
+    kind: Kind = "random"  # how settings come about
+    draws: int = DRAWS  # settings for each strategy, target and trial, the defaults among them; 0 for a grid
+    grid: str = ""  # key=value,value,..., several keys for their product; NAME.key is for strategy NAME alone
+    ranges: str = ""  # key=low:high[:log],... in place of the known ranges, and for what has none
+    fixed: tuple[str, ...] = ()  # keys that were given a value, and so are not drawn
+    # By strategy what is searched already, in a sweep that continues or grows
     spaces: Mapping[str, Space] = field(default_factory=dict)
 
     @classmethod
@@ -329,15 +321,6 @@ def plan_search(
     seeds: Sequence[int],
 ) -> tuple[dict[str, dict[str, Scalar]], list[dict[str, Any]], dict[str, Any]]:
     """Draw every setting of a sweep; of Optuna's only the first, the others follow from results.
-
-    Args:
-        search: What was asked for.
-        given: Arguments of strategies from the command line, which are not drawn.
-        overrides: Settings from the command line, which are not drawn either.
-        config: Of any run where nothing is drawn.
-        defaults: By strategy.
-        benchmark: Whose ranges apply.
-        seeds: Of the trials.
 
     Returns:
         A sweep's part of a job's record: by strategy the arguments that all of its runs share, the variants, and what

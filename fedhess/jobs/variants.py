@@ -140,9 +140,6 @@ def args_for(
         strategies: All of the job's.
         given: ``name.key`` applies to one strategy, ``key`` to each that has it.
         defaults: What applies where ``given`` says nothing.
-
-    Raises:
-        UsageError: An argument belongs to a strategy that does not run, is unknown, or is rejected.
     """
     args: dict[str, Scalar] = {}
     known = find_method(name).parameters

@@ -29,11 +29,7 @@ class RunModel:
     chosen_by: str
 
     def load(self, *, device: str | None = None) -> HeadedModel:
-        """Build the model with the weights that were evaluated at its round, in evaluation mode.
-
-        Raises:
-            UsageError: The run did not keep it, or the file is damaged or of another model.
-        """
+        """Build the model with the weights that were evaluated at its round, in evaluation mode."""
         require_finished(self.run)
         directory = self.run.directory
         kept, last = directory.selected_round(), self.run.config.rounds
@@ -62,9 +58,6 @@ def find_models(job: Job, which: str = SELECTED) -> list[RunModel]:
     Args:
         job: Its runs are finished, and those for cross-validation are there if it selects by that.
         which: One of :data:`ROUNDS`.
-
-    Raises:
-        UsageError: An unknown name, or nothing can be selected.
     """
     if which not in ROUNDS:
         raise UsageError(f"--round: unknown {which!r}; {did_you_mean(which, ROUNDS)}")

@@ -15,7 +15,7 @@ from fedhess.alignment.loading import resolved_args
 from fedhess.base.errors import UsageError
 from fedhess.base.seeds import derive_seed
 from fedhess.federation.engines.choice import Engine
-from fedhess.jobs.directory import record_variants
+from fedhess.jobs.directory import amend_config
 from fedhess.jobs.job import Job, make_job, variant_number
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.running import run_job
@@ -48,7 +48,7 @@ def run_studies(job: Job, progress: Progress, *, engine: Engine) -> Job:
     while suggested := suggest(job):
         record = {**job.record, "variants": [*job.record["variants"], *suggested]}
         longer = make_job(job.path, record, inner=False, selection=job.selection, benchmark=job.benchmark)
-        record_variants(job.path, record["variants"])
+        amend_config(job.path, {"variants": record["variants"]})
         progress.note(f"\nsuggested by Optuna: setting {suggested[0]['number'] + 1} of {job.search['draws']}")
         known = {run.directory.path for run in job.runs}
         longer = replace(longer, trackers=job.trackers)

@@ -46,10 +46,6 @@ def require_ready(path: Path, *, allow_dirty: bool, render_only: bool, quick: bo
         allow_dirty: Whether results may come from a tree with uncommitted changes.
         render_only: Whether nothing is measured; then the file must be there.
         quick: Whether what is measured is no result, and may come from any tree.
-
-    Raises:
-        UsageError: The file cannot be written; there is nothing to render; tracked files differ from the commit, or
-            there is no git checkout.
     """
     _require_writable(path)
     if render_only and not path.exists():

@@ -125,21 +125,7 @@ def run_scenario(
     render: Callable[[Comparison, Record], str] = render,
     draw: Callable[[Comparison, Record, Path], list[Path]] = draw,
 ) -> None:
-    """Run the jobs of a scenario; after each, merge its row into the results, so that little is lost by stopping.
-
-    Args:
-        comparison: How the scenario is shown.
-        configurations: Its jobs.
-        options: Those of the command.
-        run: What makes a row of a configuration; `measure` by default.
-        render: What makes the table of the record.
-        draw: What makes the figure of the record.
-
-    Raises:
-        UsageError: Data, settings or the folder are not possible.
-        StorageError: Results could not be written.
-        typer.Exit: A job was stopped: status 1.
-    """
+    """Run the jobs of a scenario; after each, merge its row into the results, so that little is lost by stopping."""
     path = (options.out or (QUICK_RESULTS if options.quick else RESULTS)) / f"{comparison.file}.json"
     require_ready(path, allow_dirty=options.allow_dirty, render_only=options.render_only, quick=options.quick)
     record = load_record(path, quick=options.quick)  # before anything is run

@@ -137,14 +137,7 @@ def decode_once(
 def require_room(
     domains: Sequence[DomainData], *, cache_dir: Path | str | None = None, limit_gb: float | None = None, notify: Notify
 ) -> None:
-    """Check that there is room for the decoded images of those domains that are image files.
-
-    Args:
-        domains: Of a run.
-        cache_dir: See `fedhess.base.files.cache_directory`.
-        limit_gb: Most room they may take, in 10^9 bytes.
-        notify: Called with the size, unless everything is decoded already.
-    """
+    """Check that there is room for the decoded images of those domains that are image files."""
     found = [images for images in domains if isinstance(images, ImageDomain)]
     total = sum(map(store_bytes, found))
     paths = {store_path(images, cache_dir): images for images in found}

@@ -22,23 +22,16 @@ from fedhess.domains.own_data import locate_own
 
 @dataclass(frozen=True)
 class Availability:
-    """The data of a benchmark; every function takes an opening whose options `settle` has checked.
+    """The data of a benchmark; every function takes an opening whose options `settle` has checked."""
 
-    Attributes:
-        about: What it is, in a few words.
-        settle: Checks the options; returns the opening with the data folder that they name, and a value for each.
-        places: Lists the folders that are looked at, in order; none where the data is in the package.
-        locate: Finds it without a network; raises where it is there in part, or damaged.
-        prepare: Fetches it unless it is there; returns why that failed, or nothing.
-        ways: Lists the ways to get it, as lines for a message.
-    """
-
-    about: str
+    about: str  # what it is, in a few words
+    # Checks the options; returns the opening with the data folder that they name, and a value for each
     settle: Callable[[Opening], tuple[Opening, dict[str, OptionValue]]]
+    # Lists the folders that are looked at, in order; none where the data is in the package
     places: Callable[[Opening], list[Path]]
-    locate: Callable[[Opening], Path | None]
-    prepare: Callable[[Opening], str]
-    ways: Callable[[Opening], list[str]]
+    locate: Callable[[Opening], Path | None]  # finds it without a network; raises where it is there in part, or damaged
+    prepare: Callable[[Opening], str]  # fetches it unless it is there; returns why that failed, or nothing
+    ways: Callable[[Opening], list[str]]  # lists the ways to get it, as lines for a message
 
     def absent(self, name: str, opening: Opening) -> str:
         """Describe where the data was looked for, and how to get it."""

@@ -25,13 +25,9 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class LocalWorkers(Workers):
-    """Processes of this machine.
+    """Processes of this machine."""
 
-    Attributes:
-        gpus: Each worker sees one of these, in turn; by default those that this process sees.
-    """
-
-    gpus: Sequence[str] = ()
+    gpus: Sequence[str] = ()  # each worker sees one of these, in turn; by default those that this process sees
 
     @property
     def title(self) -> str:

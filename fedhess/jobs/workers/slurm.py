@@ -26,13 +26,9 @@ CLUSTERS = ("slurm", "local")
 
 @dataclass(frozen=True)
 class SlurmWorkers(Workers):
-    """As many jobs of Slurm at once.
+    """As many jobs of Slurm at once."""
 
-    Attributes:
-        args: Options of ``sbatch`` by their names. Beside them ``cluster``: ``slurm``, or ``local`` to try everything
-            out on this machine, in processes that submitit starts.
-    """
-
+    # Options of sbatch by their names; and `cluster`: slurm, or local for processes that submitit starts here
     args: Mapping[str, Scalar] = field(default_factory=dict)
 
     @property
