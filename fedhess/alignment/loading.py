@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
 from flwr.serverapp.strategy import FedProx, Strategy
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.loading import checked_arguments, find_object, installed, is_here, text_parameters
 from fedhess.base.users_code import users_code
+from fedhess.models.building import build_model
+from fedhess.models.headed import HeadedModel
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.combined import PLUS, parts_of
 from fedhess.settings.run_config import RunConfig
@@ -44,6 +47,7 @@ BUILT_IN = {
     "ga": "fedhess.strategies.ga:GA",
     "fedsam": "fedhess.strategies.fedsam:FedSAM",
     "sagm": "fedhess.strategies.sagm:SAGM",
+    "fedsr": "fedhess.strategies.fedsr:FedSR",
     "fedprox": "fedhess.strategies.fedprox:FedProx",
     "fedadam": "fedhess.strategies.fedadam:FedAdam",
 }
@@ -98,8 +102,8 @@ def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Str
     checked = method.check_args(args)
     with users_code(f"strategy {name!r}", "constructor", method.cls):
         try:
-            made: DomainStrategy | Strategy = method.cls(**checked)
-            return made
+            built: DomainStrategy | Strategy = method.cls(**checked)
+            return built
         except (ValueError, TypeError) as error:
             raise UsageError(f"--strategy-args: strategy {name!r} rejects its arguments: {error}") from error
 
@@ -154,6 +158,15 @@ def _client_half(name: str, args: tuple[tuple[str, Scalar], ...]) -> DomainStrat
     if find_method(name).is_flower:
         return DomainStrategy()
     return typing.cast(DomainStrategy, load_strategy(name, dict(args)))
+
+
+def strategy_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
+    """Build the run's model with what its strategy trains beside it; see `build_model`."""
+    model = build_model(config, initial=initial)
+    auxiliary = client_half(config).auxiliary(model)
+    if auxiliary is not None:
+        model.auxiliary = auxiliary.to(device=torch.device(config.device_here), dtype=config.torch_dtype)
+    return model
 
 
 def resolved_args(name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:

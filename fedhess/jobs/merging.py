@@ -51,9 +51,6 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
 
     A strategy that is there with different settings is named by what differs. A run that is there twice counts once:
     the one that has come further. ``path`` is a directory beside the first job's, named after all.
-
-    Raises:
-        UsageError: The jobs are not of one protocol; every key in which they differ is listed.
     """
     if len(jobs) == 1:
         return jobs[0]

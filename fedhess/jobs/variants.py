@@ -24,9 +24,6 @@ OPTION = "--variants"
 def parse_variants(text: str, *, fewest: int = 2) -> list[dict[str, Scalar]]:
     """Read ``"lr=0.01; lr=0.1,alpha=1e-4"``: settings separated by semicolons, each as ``--strategy-args`` has them.
 
-    Raises:
-        UsageError: A setting is empty or no assignment, or there are fewer than ``fewest``.
-
     >>> parse_variants("lr=0.01; lr=0.1,alpha=1e-4")
     [{'lr': 0.01}, {'lr': 0.1, 'alpha': 0.0001}]
     """
@@ -42,11 +39,7 @@ def parse_variants(text: str, *, fewest: int = 2) -> list[dict[str, Scalar]]:
 
 
 def check_variants(variants: Sequence[Variant]) -> None:
-    """Check that each setting may differ within a job, and that no variant is there twice.
-
-    Raises:
-        UsageError: One may not, or is.
-    """
+    """Check that each setting may differ within a job, and that no variant is there twice."""
     for number, variant in enumerate(variants):
         for key in variant:
             if key in RunConfig.model_fields and key not in VARIED:
@@ -100,9 +93,6 @@ def resolve_variants(
     Returns:
         By strategy the arguments that all of its runs share; and for each variant its settings, the strategies that
         run it, and the arguments of each.
-
-    Raises:
-        UsageError: As :func:`args_for`.
     """
     resolved: dict[str, dict[int, dict[str, Scalar]]] = {}
     for name in defaults:
@@ -150,9 +140,6 @@ def args_for(
         strategies: All of the job's.
         given: ``name.key`` applies to one strategy, ``key`` to each that has it.
         defaults: What applies where ``given`` says nothing.
-
-    Raises:
-        UsageError: An argument belongs to a strategy that does not run, is unknown, or is rejected.
     """
     args: dict[str, Scalar] = {}
     known = find_method(name).parameters

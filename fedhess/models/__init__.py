@@ -39,7 +39,8 @@ TIMM = "timm:"  # what precedes the name of a network of timm
 # Name -> module:function; imported when asked for, since torchvision takes a second.
 MODELS: dict[str, str] = {
     "mlp": "fedhess.models.mlp:create_mlp",
-    "mnist-cnn": "fedhess.models.mnist_cnn:create_mnist_cnn",
+    "mnist-cnn": "fedhess.models.mnist_cnn:create_cnn",
+    "cnn": "fedhess.models.mnist_cnn:create_cnn",
     "resnet18": "fedhess.models.resnet:create_resnet",
     "resnet50": "fedhess.models.resnet:create_resnet",
     "lite0": "fedhess.models.lite0:create_lite",

@@ -1,6 +1,6 @@
-"""What was sent by whom to whom in the runs of a job, and what it discloses: from the rows, in plain words."""
+"""What was sent by whom to whom in the runs of a job, what it discloses, and what privacy it cost: from the rows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedhess.alignment.loading import find_method
@@ -96,6 +96,17 @@ def protected_targets(recorded: Recorded) -> list[str]:
         else f"{domain}: multiples of {rounding}, no noise"
         for (domain, rounding, epsilon), times in spent.items()
     ]
+
+
+def spent_privacy(runs: Sequence[Sequence[Row]]) -> str:
+    """Describe the epsilon by domain, the largest of its clients and over runs; "" where no run is private."""
+    rows = [row for run in runs for row in run if row["role"] == SOURCE and "epsilon" in row]
+    spent: dict[str, float] = {}
+    for row in rows:
+        spent[row["domain"]] = max(spent.get(row["domain"], 0.0), row["epsilon"])
+    listed = ", ".join(f"{domain} {epsilon:.4g}" for domain, epsilon in spent.items())
+    seeded = any(row["noise"] == protocol.SEED for row in rows)
+    return listed + ("; noise from the run's seed, which protects nobody" if seeded else "")
 
 
 def _records(rows: Iterable[Row]) -> Iterable[tuple[str, str, str, tuple[int, int, str]]]:

@@ -21,11 +21,7 @@ QUICK_CLIENTS, QUICK_DRAWS = 4, 2
 
 
 def find_protocol(name: str) -> Protocol:
-    """Find a preset.
-
-    Raises:
-        UsageError: There is none of that name.
-    """
+    """Find a preset."""
     if name not in PROTOCOLS:
         raise UsageError(f"--preset: unknown protocol {name!r}; {did_you_mean(name, PROTOCOLS)}")
     return PROTOCOLS[name]
@@ -57,9 +53,6 @@ def configurations(
     """List a protocol's jobs: every benchmark with every strategy and seed.
 
     With ``quick``, a small network without pretrained weights, two rounds of small batches, few clients and settings.
-
-    Raises:
-        UsageError: The protocol draws settings of the server, and a strategy has a server of its own.
     """
     for strategy in (each for each in strategies if protocol.draws and find_method(each).is_flower):
         raise UsageError(

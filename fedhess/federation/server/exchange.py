@@ -79,9 +79,15 @@ class Exchange:
         read: Callable[[Client, RecordDict], Answer],
         clients: Sequence[Client],
     ) -> Iterator[tuple[Client, Answer]]:
-        deadline = self._federation.config.exchange_deadline
         request = Request(
-            phase, protocol.STATISTICS, self.server_round, self._model, deadline, read=read, parts=lambda _: parts
+            phase,
+            protocol.STATISTICS,
+            self.server_round,
+            self._model,
+            self._federation.config.exchange_deadline,
+            read=read,
+            parts=lambda _: parts,
+            spare=self._federation.spare(self.participants, asked=self.asked),
         )
         return self._federation.exchange(request, clients)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.alignment.step import round_steps
 from fedhess.alignment.strategy import DomainStrategy
-from fedhess.base.errors import DivergedError, FederationError
+from fedhess.base.errors import DivergedError, FederationError, StrategyError
 from fedhess.base.users_code import users_code
 from fedhess.federation.server.checkpoint import State, below
 from fedhess.federation.server.clients import Federation
@@ -71,11 +71,13 @@ class DomainRounds:
         of_round = (federation, self._shapes, model.payload(), server_round)
         ledger, error, found = federation.ledger, None, None
         begun, before = len(ledger.failures), self._memory(federation)
+        versions = {name: tensor._version for name, tensor in before[0][0].items()}
         ask = begin(*of_round)
         try:
             found = self._train(federation, model, ask)
         except DivergedError as raised:
             error = raised
+        self._require_replaced(before[0][0], versions, federation.config.strategy)
         diverged = ledger.diverged(begun)
         suspect = _suspect(ask.norms) if diverged else None
         victims = [label for label in diverged if suspect is not None and label != suspect.label]
@@ -124,8 +126,16 @@ class DomainRounds:
         return phase, update
 
     def _memory(self, federation: Federation) -> tuple[State, dict[str, Any]]:
-        tensors, plain = self.state()
-        return ({name: tensor.clone() for name, tensor in tensors.items()}, plain), federation.bound.state()
+        """Return what was before a round: the tensors themselves, since a round replaces them and writes to none."""
+        return self.state(), federation.bound.state()
+
+    def _require_replaced(self, tensors: Mapping[str, Tensor], versions: Mapping[str, int], strategy: str) -> None:
+        for name, tensor in tensors.items():
+            if tensor._version != versions[name]:  # torch counts what is written to it
+                raise StrategyError(
+                    f"strategy {strategy!r} wrote to a tensor of its state, {name.removeprefix('strategy/')!r}, by "
+                    "which a round could be undone; replace it: self.state[name] = new"
+                )
 
     def _recall(self, memory: tuple[State, dict[str, Any]], federation: Federation) -> None:
         self.restore(*memory[0])
@@ -151,6 +161,7 @@ def _suspect(exchanges: Sequence[Mapping[Client, Norms]]) -> Client | None:
     for norms in exchanges:
         for name in next(iter(norms.values()), ()):
             longest = max(norms, key=lambda client: norms[client][name])
-            if 2 * norms[longest][name] > sum(each[name] for each in norms.values()):
+            others = sum(each[name] for client, each in norms.items() if client is not longest)
+            if norms[longest][name] > others:  # also where it is so large that its norm is inf
                 return longest
     return None
