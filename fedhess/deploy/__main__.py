@@ -185,11 +185,23 @@ def run(
     strategy: Strategy = None,
     rounds: Rounds = None,
     run_dir: Annotated[Path | None, typer.Option(help="Job directory, on the SuperLink's machine.")] = None,
+    resume_from: Annotated[
+        int | None,
+        typer.Option(help="Continue the job in --run-dir from this earlier round; what came after is dropped."),
+    ] = None,
     run_config: RunConfigs = None,
     folder: KeysFolder = Path("keys"),
 ) -> None:
     """Send the app to the SuperLink, start a run, show its log until it ends, and end with 1 if it failed."""
-    config = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=run_dir, given=run_config or [])
+    config = plan_run(
+        domains,
+        target=target,
+        strategy=strategy,
+        rounds=rounds,
+        run_dir=run_dir,
+        resume_from=resume_from,
+        given=run_config or [],
+    )
     settings = read_settings(config)
     if not is_installed(settings.strategy):
         typer.echo(f"fedhess: strategy {settings.strategy!r} is not installed here; server and nodes need it", err=True)
