@@ -35,7 +35,7 @@ EMA = [*HGP_ADAM, "--average", "ema", "--evaluate-every", "2", "--lr-schedule", 
 EMA += ["--server-lr-schedule", "step", "--lr-drop-after", "0.5"]
 
 PRIVATE = ["--strategy", "hgp", "--dp-epsilon", "50", "--dp-delta", "1e-5", "--dp-clip", "update=0.1,statistics=1"]
-PRIVATE_EXAMPLES = [*PRIVATE, "--dp-unit", "example", "--references", "previous", "--checkpoint-every", "2"]
+PRIVATE_EXAMPLES = [*PRIVATE, "--dp-unit", "example", "--references", "previous"]
 
 
 def toy(method: list[str]) -> list[str]:
@@ -77,8 +77,6 @@ def assert_same(job: Path, reference: Path) -> None:
         (SELDOM, 2, 7),
         (SWAD, 2, 13),
         (SELECTED_EARLIER, 5, 11),
-        (PRIVATE, 2, 23),
-        (PRIVATE_EXAMPLES, 3, 23),
         *(pytest.param(method, 2, 1, marks=pytest.mark.slow) for method in (FED_ADAM, FED_AVG_M, SWA, SWAD, EMA)),
         pytest.param(SELDOM, 2, 5, marks=pytest.mark.slow),
         *(pytest.param(method, 3, 1, marks=pytest.mark.slow) for method in (PRIVATE, PRIVATE_EXAMPLES)),
