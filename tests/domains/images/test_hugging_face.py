@@ -131,9 +131,7 @@ def test_a_row_names_no_file_that_is_not_the_data_sets(tmp_path: Path, kind: str
 
     own = open_benchmark(named(f"{len(table) - 1}.png"), options={"side": 12})
     assert sum(len(own.load(style)) for style in STYLES) == len(table)
-    with pytest.raises(
-        UsageError, match=r"a row whose image is the file .*secret.png, which is none of the data set's"
-    ):
+    with pytest.raises(UsageError, match=r"a row whose image is the file .*secret.png, which is none of the"):
         open_benchmark(named(str(secret) if kind == "absolute" else "../secret.png"), options={"side": 12})
 
 
