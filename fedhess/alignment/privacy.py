@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
-from fedhess.alignment.loading import client_half, load_class, load_strategy
+from fedhess.alignment.loading import client_half, find_method, load_strategy
 from fedhess.alignment.rehearsal import rehearse_references
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError, did_you_mean
@@ -48,11 +48,11 @@ def check_privacy(configs: Sequence[RunConfig]) -> None:
     """
     known = {UPDATE, STATISTICS}
     for config in configs:
-        known |= {*client_half(config).statistics, *client_half(config).network_statistics}
+        known |= find_method(config.strategy).statistics.keys()
     for config in configs:
         if not config.is_private:
             continue
-        if not issubclass(load_class(config.strategy), DomainStrategy):
+        if find_method(config.strategy).is_flower:
             raise UsageError(
                 f"--strategy {config.strategy}: a plain Flower strategy reads weights and losses of its clients, which "
                 "--dp-epsilon does not cover; take a strategy of fedhess, erm with --server-optimizer for example"

@@ -6,12 +6,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fedhess.alignment.loading import load_class, load_strategy
+from fedhess.alignment.loading import find_method, load_strategy
 from fedhess.alignment.means import PerDomain
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.alignment.strategy import DomainStrategy
-from fedhess.alignment.strategy_code import strategy_code
 from fedhess.base.errors import UsageError
+from fedhess.base.users_code import users_code
 from fedhess.models.headed import HeadedModel
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.run_config import RunConfig
@@ -26,14 +26,14 @@ def check_training(configs: Sequence[RunConfig]) -> None:
     """
     for config in configs:
         robust = config.update_mean != "mean"
-        if not (config.is_private or robust) or not issubclass(load_class(config.strategy), DomainStrategy):
+        if not (config.is_private or robust) or find_method(config.strategy).is_flower:
             continue
         strategy = load_strategy(config.strategy, config.strategy_args)
         assert isinstance(strategy, DomainStrategy)
         names = config.strategy, config.sources
         _, reference = rehearse_references(strategy, *names, private=config.is_private)
         try:
-            with strategy_code(config.strategy, "local_training", type(strategy).local_training):
+            with users_code(f"strategy {config.strategy!r}", "local_training", type(strategy).local_training):
                 strategy.local_training(_Training(config), reference)
         except _IsAllowedError:
             pass
@@ -92,7 +92,7 @@ def rehearse_references(
         UsageError: It asks for evaluations, which a private run does not have.
     """
     ask = _Ask(strategy, name, domains, private=private)
-    with strategy_code(name, "reference", type(strategy).reference):
+    with users_code(f"strategy {name!r}", "reference", type(strategy).reference):
         reference = strategy.reference(ask)
     return tuple(ask.asked), reference
 
