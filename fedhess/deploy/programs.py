@@ -95,6 +95,12 @@ def run(app: Path, *, flower_home: Path, run_config: Sequence[str], stream: bool
     return flwr("run", str(app), CONNECTION, *settings, *(["--stream"] if stream else JSON), home=flower_home)
 
 
+def metrics(keys: Path, *, port: int, state: Path) -> Program:
+    """``fedhess.deploy status`` of the SuperLink on this machine, for Prometheus."""
+    arguments = ["status", "--superlink", f"127.0.0.1:{port}", "--keys", str(keys), "--state", str(state)]
+    return Program(sys.executable, ["-m", "fedhess.deploy", *arguments, "--prometheus"])
+
+
 def flwr(*arguments: str, home: Path) -> Program:
     """``flwr`` with a Flower home of our own, so that the user's is never touched."""
     return Program("flwr", arguments, {"FLWR_HOME": str(home)})

@@ -35,6 +35,7 @@ EMA = [*HGP_ADAM, "--average", "ema", "--evaluate-every", "2", "--lr-schedule", 
 EMA += ["--server-lr-schedule", "step", "--lr-drop-after", "0.5"]
 
 PRIVATE = ["--strategy", "hgp", "--dp-epsilon", "50", "--dp-delta", "1e-5", "--dp-clip", "update=0.1,statistics=1"]
+PRIVATE_EXAMPLES = [*PRIVATE, "--dp-unit", "example", "--references", "previous"]
 
 
 def toy(method: list[str]) -> list[str]:
@@ -78,7 +79,7 @@ def assert_same(job: Path, reference: Path) -> None:
         (SELECTED_EARLIER, 5, 23),
         *(pytest.param(method, 2, 1, marks=pytest.mark.slow) for method in (FED_ADAM, FED_AVG_M, SWA, SWAD, EMA)),
         pytest.param(SELDOM, 2, 5, marks=pytest.mark.slow),
-        pytest.param(PRIVATE, 2, 1, marks=pytest.mark.slow),
+        *(pytest.param(method, 3, 1, marks=pytest.mark.slow) for method in (PRIVATE, PRIVATE_EXAMPLES)),
         pytest.param(SELECTED_EARLIER, 5, 1, marks=pytest.mark.slow),
     ],
 )

@@ -153,12 +153,32 @@ def _write(rows: Any, folder: Path, own: Mapping[str, OptionValue], *, notify: N
         if number % 1000 == 0:
             notify(f"hf:{name}: unpacking image {number:,} of {len(rows):,}")
         parts = [_named(features[str(own[key])], row[str(own[key])]) for key in ("domain", "label")]
-        content = row[image] and (row[image]["bytes"] or Path(row[image]["path"]).read_bytes())
+        content = row[image] and (row[image]["bytes"] or _file(name, row[image]["path"]).read_bytes())
         if not content or not all(parts):
             raise UsageError(f"hf:{name}: row {number} lacks its image, domain or label; filter such rows out")
         where = folder.joinpath(*parts)
         where.mkdir(parents=True, exist_ok=True)
         (where / f"{number:07d}.{suffix_of(content)}").write_bytes(content)
+
+
+def _file(dataset: str, named: str) -> Path:
+    """Return the file that a row names in the place of an image, which may be one of the data set's own alone.
+
+    Raises:
+        UsageError: It is another: the rows of a data set are somebody else's, the files of this machine are not.
+    """
+    import datasets  # noqa: PLC0415
+    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415
+
+    path = Path(dataset)
+    own = [path if path.is_dir() else path.parent]
+    if not path.exists():
+        fetched = Path(HF_HUB_CACHE, f"datasets--{dataset.replace('/', '--')}")
+        own = [fetched, Path(datasets.config.DOWNLOADED_DATASETS_PATH)]
+    file = Path(os.path.abspath(own[0] / named))
+    if not any(file.is_relative_to(folder.absolute()) for folder in own):
+        raise UsageError(f"hf:{dataset} has a row whose image is the file {named}, which is none of the data set's")
+    return file
 
 
 def _named(feature: Any, value: Any) -> str:

@@ -50,6 +50,7 @@ CLIENT_LOG, SERVER_LOG = "client.log", "server.log"
 MEASURED = "measured"  # key of what no row has yet: what sources have measured of the model to be reported
 
 MEDIANS = "largest-medians"  # key of the norms' largest medians so far
+RELEASED = "released"  # key of how often each client of a private run was asked for what depends on its examples
 
 OnRound = Callable[[int, list[Row]], None]
 
@@ -167,6 +168,7 @@ class Server:
         self.evaluated.restore(checkpoint.tensors, checkpoint.plain)
         self.federation.ledger.restore(checkpoint.unreported)
         self.federation.bound.restore(checkpoint.plain.get(MEDIANS, {}))
+        self.federation.ledger.released = dict(checkpoint.plain.get(RELEASED, {}))
         self._seconds = checkpoint.unreported.get("seconds", 0.0)
         trained = checkpoint.unreported.get(TRAINED)
         if trained is None:
@@ -194,7 +196,10 @@ class Server:
                 unreported[MEASURED] = [[*place, found] for place, found in outcome.measured.items()]
             tensors, plain = self._rounds.state()
             more_tensors, more_plain = self.evaluated.state()
-            state = (tensors | more_tensors, plain | more_plain | {MEDIANS: self.federation.bound.state()})
+            own = {MEDIANS: self.federation.bound.state()}
+            if self.config.is_private:
+                own[RELEASED] = dict(self.federation.ledger.released)
+            state = (tensors | more_tensors, plain | more_plain | own)
             self.directory.save_checkpoint(snapshot(server_round, self.model, state, unreported))
         if evaluated:
             self._report(server_round, outcome)

@@ -253,13 +253,14 @@ def _replies(grid: Grid, messages: list[Message], deadline: float, goes_on: Call
     """
     if not type(grid).__module__.startswith("flwr."):
         return grid.send_and_receive(messages, timeout=deadline)
-    return _as_they_come(grid, list(grid.push_messages(messages)), time.monotonic() + deadline, goes_on)
+    sent = [message_id for message_id in grid.push_messages(messages) if message_id]  # none for one that was not
+    return _as_they_come(grid, sent, time.monotonic() + deadline, goes_on)
 
 
 def _as_they_come(grid: Grid, waiting: list[str], end: float, goes_on: Callable[[], bool]) -> Iterator[Message]:
     while waiting and goes_on() and time.monotonic() < end:
-        for reply in grid.pull_messages(list(waiting)):
-            waiting.remove(reply.metadata.reply_to_message_id)
+        for reply in grid.pull_messages(waiting):
+            waiting = [message_id for message_id in waiting if message_id != reply.metadata.reply_to_message_id]
             yield reply
         if waiting:
             time.sleep(REPLY_SECONDS)

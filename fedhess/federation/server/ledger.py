@@ -113,15 +113,13 @@ class Ledger:
     def unreported(self) -> dict[str, Any]:
         """Return the failures and the traffic since the last row, for a checkpoint; JSON."""
         failures = [asdict(failure) for failure in self.failures[self._reported :]]
-        found = {"failures": failures, "traffic": {client: asdict(moved) for client, moved in self.traffic.items()}}
-        return found | ({"released": dict(self.released)} if self.released else {})
+        return {"failures": failures, "traffic": {client: asdict(moved) for client, moved in self.traffic.items()}}
 
     def restore(self, recorded: Mapping[str, Any]) -> None:
         """Continue from :meth:`unreported` of the process before."""
         self.failures += [Failure(**failure) for failure in recorded.get("failures", ())]
         self._named = len(self.failures)
         self.traffic = {client: Traffic(**moved) for client, moved in recorded.get("traffic", {}).items()}
-        self.released = dict(recorded.get("released", {}))
 
 
 def _records(content: RecordDict) -> Iterator[tuple[str, int, str]]:
