@@ -12,8 +12,8 @@ from fedhess.domains import TensorDomain
 from fedhess.models import MODELS, HeadedModel, create_model, prepare_inputs, prepared_shape
 
 IMAGES = (3, 32, 32)
-QUICK = ("mlp", "mnist-cnn", "resnet18", "lite0", "lite0-features")  # one of each kind
-SMALL = {"resnet18": 512, "resnet50": 2048, "mlp": 390, "mnist-cnn": 128}  # the others have 1280
+QUICK = ("mlp", "mnist-cnn", "resnet18", "cnn", "lite0", "lite0-features")  # one of each kind
+SMALL = {"resnet18": 512, "resnet50": 2048, "mlp": 390, "mnist-cnn": 128, "cnn": 256}  # the others have 1280
 
 
 @lru_cache

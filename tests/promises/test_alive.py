@@ -26,8 +26,10 @@ from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.models.prepared import local_domain
 
 Run = Callable[..., Any]
-# One of each kind: two exchanges, probes, the whole network, values by domain, an average, weights, a relay.
+# One of each kind: two exchanges, probes, the whole network, values by domain, an average, weights, a relay, parameters
+# of the strategy's own.
 KINDS = ["hgp-alpha", "hutchinson-probes", "iga", "fishr", "fediir-average", "groupdro-projection", "fish-momentum"]
+KINDS += ["fedsr"]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -72,7 +72,7 @@ def test_hgp_ends_with_the_bits_of_the_in_process_engine() -> None:
 
 @needs_ray
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fishr", "flwr.serverapp.strategy:FedAvgM", "half:Half"])
+@pytest.mark.parametrize("strategy", ["fishr", "fedsr", "flwr.serverapp.strategy:FedAvgM", "half:Half"])
 def test_other_strategies_do_too(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "half.py").write_text(CUSTOM, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
