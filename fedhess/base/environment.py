@@ -65,7 +65,7 @@ def describe_environment() -> dict[str, Any]:
     """Describe what a run ran on: versions, revision, machine, and its GPUs or None."""
     return {
         # torch's own version says which build it is, for which CUDA; its package's does not.
-        "versions": {name: version(name) for name in PACKAGES} | {"torch": torch.__version__},
+        "versions": _versions() | {"torch": torch.__version__},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
@@ -74,6 +74,11 @@ def describe_environment() -> dict[str, Any]:
         "git_revision": _git_revision(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
 
 
 def _describe_gpus() -> dict[str, Any]:
