@@ -88,10 +88,6 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
 
     Returns:
         A row as ``scenarios.measurement.measure`` makes it, with ``course``: what `measure_round` returns, by round.
-
-    Raises:
-        UsageError: Data or settings are not possible.
-        StorageError: A round could not be written.
     """
     progress, started = Progress(silent=not sys.stdout.isatty()), time.monotonic()
     job = plan(configuration, folder=folder, device=device, notify=progress.note)

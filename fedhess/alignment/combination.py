@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedhess.alignment.step import LocalStep, Step
 from fedhess.alignment.strategy import Ask, DomainStrategy, LocalTraining, Reference
@@ -19,7 +19,7 @@ from fedhess.settings.combined import parts_of
 from fedhess.settings.run_config import RunConfig
 
 PENALTY, STEP, SERVER = PLACES = ("penalty", "step rule", "server rule")
-_HOOKS = {PENALTY: ("penalty", "objective"), STEP: ("compute_gradient",), SERVER: ("local_training",)}
+_HOOKS = {PENALTY: ("penalty", "objective", "auxiliary"), STEP: ("compute_gradient",), SERVER: ("local_training",)}
 
 
 class Combined(DomainStrategy):
@@ -62,6 +62,10 @@ class Combined(DomainStrategy):
         """Check that the network suits every part."""
         for part in self._parts.values():
             part.check_model(model)
+
+    def auxiliary(self, model: HeadedModel) -> nn.Module | None:
+        """Return the penalty's."""
+        return self._of(PENALTY).auxiliary(model)
 
     def reference(self, ask: Ask) -> Reference:
         """Return the references of every part."""

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedhess.alignment.means import PerDomain
 from fedhess.alignment.statistics import Statistic
@@ -247,7 +247,8 @@ class DomainStrategy:
         limited: Whether the gradient of the weighted penalty is limited to the loss's, :meth:`Step.limited`. The
             objective is then not divided by the weight: the limit does what ``"rescale"`` is for.
         bound_to_rounds: Whether what a round does depends on how many the run has.
-        state: What the server half remembers between rounds (moving averages and the like); saved in checkpoints.
+        state: What the server half remembers between rounds (moving averages and the like); saved in checkpoints. Its
+            tensors are replaced and never written to.
     """
 
     statistics: ClassVar[Mapping[str, Statistic]] = {}
@@ -284,6 +285,17 @@ class DomainStrategy:
             UsageError: It has not.
         """
         del model
+
+    def auxiliary(self, model: HeadedModel) -> nn.Module | None:
+        """Return modules that are trained, sent, averaged and kept in checkpoints with the network, or None for none.
+
+        A step finds them as ``model.auxiliary``. Evaluations do not use them, and exported models have none.
+
+        Args:
+            model: The network. Initial values must not depend on the random state.
+        """
+        del model
+        return None
 
     def reference(self, ask: Ask) -> Reference:
         """Server half: exchange statistics with the source clients and return the references of the round.

@@ -7,6 +7,7 @@ from fedhess.base.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+AUXILIARY = "auxiliary."  # what precedes the names of a strategy's tensors
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -22,6 +23,7 @@ class HeadedModel(nn.Module):
     Attributes:
         autocast: The type that the featurizer computes in where that is safe, None for the parameters' own. Features
             leave it as float32, so that the head and its statistics never know.
+        auxiliary: What a strategy trains beside featurizer and head, for its objective alone.
     """
 
     def __init__(self, featurizer: nn.Module, head: nn.Linear, *, head_name: str = "") -> None:
@@ -30,6 +32,7 @@ class HeadedModel(nn.Module):
         self.head = head
         self.head_name = head_name
         self.autocast: torch.dtype | None = None
+        self.auxiliary: nn.Module | None = None
 
     def features(self, inputs: Tensor) -> Tensor:
         """Compute the (B, D) features that the head sees."""

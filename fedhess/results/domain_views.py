@@ -34,9 +34,6 @@ def view_domains(found: RunModel, *, most_examples: int) -> list[DomainView]:
     A source shows the split that it is evaluated on, a target everything (its in split where the run splits targets).
     Of a split with more than ``most_examples``
     examples as many are drawn without replacement, by (seed, domain) alone: every strategy gets the same.
-
-    Raises:
-        UsageError: The run is not finished, did not keep the model, or its file is damaged.
     """
     return view_under(found.load(), found.run, most_examples=most_examples)
 

@@ -155,6 +155,7 @@ OF_METHOD: Mapping[str, Mapping[str, Range]] = {
     "fedomg": {"k": _powers(math.log10(0.05), math.log10(5), OURS, default=0.5)},
     "ga": {"s": Range(0.05, 0.5, OURS, default=0.2)},
     "fedsam": {"rho": _powers(-2, 0, OURS, default=0.1)},
+    "fedsr": {"l2r": _powers(-3, -1, OURS, default=0.01), "cmi": _powers(-4, -2, OURS, default=0.001)},
     "sagm": {"rho": _powers(math.log10(0.005), math.log10(0.5), OURS, default=0.05)},
     "fedadam": {"eta": _powers(-2, 0, OURS, default=0.1)},
 }

@@ -171,9 +171,6 @@ def draw(comparison: Comparison, record: Record, path: Path) -> list[Path]:
 
     Returns:
         The files, PNG and SVG; none where there is nothing to show.
-
-    Raises:
-        StorageError: A file cannot be written.
     """
     drawn = [(rows, [line for line in lines_of(rows) if line.cells]) for rows in tables(record)]
     drawn = [(rows, lines) for rows, lines in drawn if lines]

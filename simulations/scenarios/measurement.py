@@ -50,10 +50,6 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
     Returns:
         JSON: what ran on which data, settings, environment, accuracy (percent) on sources and targets; or the reason
         why the federation stopped.
-
-    Raises:
-        UsageError: Data or settings are not possible.
-        StorageError: A round could not be written.
     """
     progress = Progress(silent=not sys.stdout.isatty())
     job = plan(configuration, folder=folder, device=device, notify=progress.note)

@@ -70,12 +70,7 @@ def load_record(path: Path, *, quick: bool) -> Record:
 
 
 def add_row(path: Path, row: Row, *, quick: bool) -> Record:
-    """Merge a row into the file, in which it replaces one of the same identity; several processes may do so at a time.
-
-    Raises:
-        UsageError: As `load_record`.
-        StorageError: The file cannot be written.
-    """
+    """Merge a row into the file, in place of one of the same identity; several processes may do so at a time."""
     with writing(path), FileLock(cache_directory() / "results.lock"):
         path.parent.mkdir(parents=True, exist_ok=True)
         record = load_record(path, quick=quick)

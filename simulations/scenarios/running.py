@@ -58,11 +58,7 @@ class Options:
     render_only: RenderOption = False
 
     def strategies(self, known: Sequence[str]) -> list[str]:
-        """Return the chosen strategies of a scenario.
-
-        Raises:
-            UsageError: One is not part of it.
-        """
+        """Return the chosen strategies of a scenario."""
         return list(known) if self.strategy.strip() == "all" else chosen_names("--strategy", self.strategy, known)
 
     def examples(self, *, quick: int) -> int:
@@ -91,11 +87,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def read_seeds(given: str) -> list[int]:
-    """Read ``--seeds``.
-
-    Raises:
-        UsageError: It is no list of whole numbers of at least 0.
-    """
+    """Read ``--seeds``."""
     parts = [part.strip() for part in given.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() for part in parts):
         raise UsageError(f"--seeds: expected whole numbers separated by commas, as in 0,1, got {given!r}")
@@ -134,21 +126,7 @@ def run_scenario(
     render: Callable[[Comparison, Record], str] = render,
     draw: Callable[[Comparison, Record, Path], list[Path]] = draw,
 ) -> None:
-    """Run the jobs of a scenario; after each, merge its row into the results, so that little is lost by stopping.
-
-    Args:
-        comparison: How the scenario is shown.
-        configurations: Its jobs.
-        options: Those of the command.
-        run: What makes a row of a configuration; `measure` by default.
-        render: What makes the table of the record.
-        draw: What makes the figure of the record.
-
-    Raises:
-        UsageError: Data, settings or the folder are not possible.
-        StorageError: Results could not be written.
-        typer.Exit: A job was stopped: status 1.
-    """
+    """Run the jobs of a scenario; after each, merge its row into the results, so that little is lost by stopping."""
     path = (options.out or (QUICK_RESULTS if options.quick else RESULTS)) / f"{comparison.file}.json"
     require_ready(path, allow_dirty=options.allow_dirty, render_only=options.render_only, quick=options.quick)
     record = load_record(path, quick=options.quick)  # before anything is run

@@ -64,7 +64,7 @@ def test_every_strategy_has_ranges_and_each_of_them_a_source() -> None:
     assert set(OF_METHOD) == set(known_strategies())
     assert all(each.source and each.ends[0] < each.ends[1] for space in OF_METHOD.values() for each in space.values())
     ours = {name for name, space in OF_METHOD.items() if any(each.source == OURS for each in space.values())}
-    assert ours == {"server_alignment", "fedadam", "cma", "mixstyle", "fedomg", "ga", "fedsam", "sagm"}
+    assert ours == {"server_alignment", "fedadam", "cma", "mixstyle", "fedomg", "ga", "fedsam", "fedsr", "sagm"}
 
 
 def test_in_domainbeds_form_of_training_a_sweep_draws_domainbeds_values(toy: Benchmark) -> None:

@@ -80,6 +80,11 @@ METHODS: dict[str, Method] = {
     "fedsam": Method("fedsam", {}, {"rho": 0.0}, has_reference=False),
     "fedsam-asam": Method("fedsam", {"form": "asam"}, {"rho": 0.0, "form": "asam"}, has_reference=False),
     "sagm": Method("sagm", {"rho": 0.2}, {"rho": 0.0, "alpha": 0.0}, has_reference=False),
+    "fedsr": Method("fedsr", {}, {"l2r": 0.0, "cmi": 0.0, "sampled": False}, has_reference=False),
+    # Without a sample and the divergence only the features' length is left.
+    "fedsr-fedl2r": Method(
+        "fedsr", {"l2r": 0.1, "cmi": 0.0, "sampled": False}, {"l2r": 0.0, "cmi": 0.0, "sampled": False}, False
+    ),
     "fedprox": Method("fedprox", {"mu": 3.0}, {"mu": 0.0}, has_reference=False, changes={"local_steps": 3}),
 }
 # Fish has no coefficient that makes it ERM: it moves the model along a relay. Its own neutral setting is eps = 1 with

@@ -9,13 +9,14 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
+from fedhess.alignment.loading import strategy_model
 from fedhess.alignment.step import Forward
 from fedhess.base.transfers import copy_together
 from fedhess.federation import protocol
 from fedhess.federation.client.examples import forget_clients
 from fedhess.federation.tensors import decode_tensors
 from fedhess.models.headed import HeadedModel
-from fedhess.models.prepared import build_model, forget_data
+from fedhess.models.prepared import forget_data
 from fedhess.settings.run_config import RunConfig
 
 
@@ -121,7 +122,7 @@ class Memory:
     def model(self, config: RunConfig, received: ReceivedModel, *, writable: bool) -> HeadedModel:
         """Return this thread's working model with the weights of a received model; ``writable`` ones are copies."""
         if getattr(self._of_thread, "config", None) != config:
-            self._of_thread.working = WorkingModel(build_model(config, initial=False))
+            self._of_thread.working = WorkingModel(strategy_model(config, initial=False))
             self._of_thread.config = config
         working: WorkingModel = self._of_thread.working
         working.load(received, writable=writable)

@@ -12,8 +12,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from fedhess.alignment.loading import load_strategy, resolved_args
+from fedhess.alignment.loading import load_strategy, resolved_args, strategy_model
 from fedhess.alignment.privacy import check_privacy
+from fedhess.alignment.rehearsal import check_training
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
 from fedhess.base.errors import DivergedError, FederationError, StrategyError, UsageError
@@ -32,7 +33,6 @@ from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.round import DomainRounds
 from fedhess.federation.server.round_selection import BestSoFar
 from fedhess.federation.server.run_directory import TRAINED, Row, RunDirectory
-from fedhess.models.prepared import build_model
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig
 
@@ -88,8 +88,9 @@ class Server:
     def __post_init__(self) -> None:
         config = self.config
         check_privacy([config])
+        check_training([config])
         self.strategy = load_strategy(config.strategy, config.strategy_args)
-        template = build_model(config.model_copy(update={"device": "cpu"}))  # the clients' device need not be here
+        template = strategy_model(config.model_copy(update={"device": "cpu"}))  # the clients' device need not be here
         self._rounds: DomainRounds | FlowerRounds
         if isinstance(self.strategy, DomainStrategy):
             self._rounds = DomainRounds(self.strategy, config, template)

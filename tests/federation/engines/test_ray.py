@@ -72,7 +72,7 @@ def test_hgp_ends_with_the_bits_of_the_in_process_engine() -> None:
 
 @needs_ray
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fishr", "flwr.serverapp.strategy:FedAvgM", "half:Half"])
+@pytest.mark.parametrize("strategy", ["fishr", "fedsr", "flwr.serverapp.strategy:FedAvgM", "half:Half"])
 def test_other_strategies_do_too(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "half.py").write_text(CUSTOM, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -136,7 +136,7 @@ def test_a_running_cluster_is_joined_by_its_address_and_left_running() -> None:
 @pytest.mark.timeout(240)
 def test_ctrl_c_ends_a_run_on_ray(start: Start, tmp_path: Path) -> None:
     brief = ["--domains", "IconPACS", "--target", "sketch", "--rounds", "100000", "--trials", "1", "--device", "cpu"]
-    process = start([*brief, "--strategy", "erm", "--engine", "ray", "--out", "job"], toy=False)
+    process = start([*brief, "--strategy", "erm", "--engine", "ray", "--out", "job"], code=None)
     while not (tmp_path / "job/sketch/0/rounds.jsonl").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
