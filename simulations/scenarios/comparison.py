@@ -1,7 +1,7 @@
 """Show a scenario's results beside the published ones: Markdown tables and a figure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from fedhess.jobs.selectors import ORACLE
 from fedhess.results.figures import drawing, line_look, written
 from fedhess.results.paired import compare_paired, explain, shown_difference
 from fedhess.results.published import Published, Table
+from fedhess.settings.partition import PartitionSettings
 from fedhess.simulations.scenarios.differences import own_particulars, shared_protocol
 from fedhess.simulations.scenarios.outputs import describe_revision
 from fedhess.simulations.scenarios.records import Cell, Line, Record, Row, lines_of
@@ -66,18 +67,23 @@ def render(comparison: Comparison, record: Record) -> str:
 
 
 def tables(record: Record) -> list[list[Row]]:
-    """Split the rows by benchmark and number of examples."""
-    found: dict[tuple[str, int], list[Row]] = {}
+    """Split the rows by benchmark, number of examples and partition."""
+    found: dict[tuple[str, int, str], list[Row]] = {}
     for row in record["rows"]:
-        found.setdefault((row["benchmark"], row["per_domain"]), []).append(row)
+        found.setdefault((row["benchmark"], row["per_domain"], _partition(row)), []).append(row)
     return list(found.values())
 
 
 def heading(rows: Sequence[Row]) -> str:
-    """Name the benchmark of rows and how many examples they are of."""
+    """Name the benchmark of a table's rows, how many examples they are of, and who the clients are."""
     per_domain = rows[0]["per_domain"]
     examples = f"the first {per_domain:,} examples of each domain" if per_domain else "all examples"
-    return f"{rows[0]['benchmark']}, {examples}"
+    return ", ".join(filter(None, [rows[0]["benchmark"], examples, _partition(rows[0])]))
+
+
+def _partition(row: Row) -> str:
+    names = [each.name for each in fields(PartitionSettings)]
+    return PartitionSettings(**{name: row["settings"][name] for name in names if name in row["settings"]}).describe()
 
 
 def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> list[str]:
