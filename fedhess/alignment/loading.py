@@ -1,6 +1,7 @@
 """Turn the text of ``--strategy`` and ``--strategy-args`` into a strategy object."""
 
 import inspect
+import itertools
 import typing
 from collections.abc import Mapping
 from functools import lru_cache
@@ -92,6 +93,12 @@ def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
         parts = parts_of(name)
         if len(parts) <= name.count(PLUS):
             raise UsageError(f"--strategy {name}: two of its parts have the same name; name each strategy once")
+        clash = next(((a, b) for a, b in itertools.permutations(parts, 2) if b.startswith(a)), None)
+        if clash is not None:
+            raise UsageError(
+                f"--strategy {name}: arguments of {parts[clash[1]]!r}, {clash[1]}..., could be those of "
+                f"{parts[clash[0]]!r}, {clash[0]}...; give one of the two another name"
+            )
         return combine(name, {prefix: load_class(part) for prefix, part in parts.items()})
     known = known_strategies()
     path = name if ":" in name else known.get(name)
