@@ -11,6 +11,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium nginx-light
 
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile
 MNIST := $(DATA)/MNIST/raw/t10k-labels-idx1-ubyte
 
 .DEFAULT_GOAL := help
@@ -26,7 +27,7 @@ simulate: $(VENV)/.installed ## Run python -m fedhess.simulate --domains PACS $(
 test: lint mnist digits programs pytest ## Check lint, types, import rules, and the tests that are not slow
 
 test-all: lint mnist digits programs ## Check everything, slow tests too: real deployments, Ray, faults, presets (not the network)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not network" $(PYTEST_ARGS)
+	$(PYTEST) -m "not network" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev types imports ## Check style, types and import rules
 	$(BIN)/ruff check
@@ -39,9 +40,10 @@ imports: $(VENV)/.installed-dev ## Check who imports whom
 	$(BIN)/lint-imports --no-logo
 
 # Two processes, a file of tests in one of them, and one thread each: waiting for each other, the threads of tiny
-# operations would cost more than they do. PYTEST_ARGS="-n 0" takes one process.
+# operations would cost more than they do. PYTEST_ARGS="-n 0" takes one process. Bytecode is kept even where the
+# environment says not to: pytest rewrites every assertion without it, and each process compiles the package.
 pytest: $(VENV)/.installed-dev ## Run the tests alone (options: make pytest PYTEST_ARGS="-k hgp")
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not network" $(PYTEST_ARGS)
+	$(PYTEST) --no-loadscope-reorder -m "not slow and not network" $(PYTEST_ARGS)
 
 faults: $(VENV)/.installed-dev ## Kill, starve and mislead a real federation, an hour of it: docs/faults.md
 	$(BIN)/python -m pytest tests/faults -m "slow or not slow" $(PYTEST_ARGS)

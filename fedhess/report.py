@@ -21,12 +21,12 @@ from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded, require_inner_runs
 from fedhess.jobs.selectors import read_selectors
 from fedhess.jobs.tracking import read_trackers, track_recorded
-from fedhess.results.files import write_all
-from fedhess.results.formats import FORMATS, format_table
+from fedhess.results.files import write_all, write_selection
+from fedhess.results.formats import FORMATS, format_table, selector_table, table
 from fedhess.results.run_states import list_runs, states_table
 from fedhess.results.selection import Recorded, read_rows, unfinished
 from fedhess.results.sent import sent_section
-from fedhess.results.summary import selector_table, summarise, table, write_selection
+from fedhess.results.summary import summarise
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

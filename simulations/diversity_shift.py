@@ -63,11 +63,7 @@ def configurations(
 
 
 def choose_domains(given: str, among: Iterable[str] = BENCHMARKS) -> list[str]:
-    """Read ``--domains``, names in any case.
-
-    Raises:
-        UsageError: A benchmark is unknown, or fixes its targets.
-    """
+    """Read ``--domains``, names in any case."""
     known = {name.lower(): name for name in among if name not in OTHERS and ":" not in name}
     names = [known.get(name.strip().lower(), name.strip()) for name in given.split(",")]
     return chosen_names("--domains", ",".join(names), list(known.values()))

@@ -328,7 +328,8 @@ def render(recorded: Results) -> str:
 
 def _render_attacks(section: Results) -> list[str]:
     cells: dict[str, dict[str, dict[str, list[Results]]]] = {}
-    for key, result in section["runs"].items():
+    order = list(ATTACKS)
+    for key, result in sorted(section["runs"].items(), key=lambda run: order.index(run[0].split("|")[2])):
         place, strategy, attack, mean_of, _ = key.split("|")
         cells.setdefault(f"{place}, {strategy}", {}).setdefault(attack, {}).setdefault(mean_of, []).append(result)
     rounds = sorted({result["rounds"] for result in section["runs"].values()})

@@ -3,18 +3,20 @@
 import inspect
 import itertools
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from flwr.serverapp.strategy import FedProx, Strategy
+from torch import Tensor
 
-from fedhess.alignment.combination import Combined, combine
+from fedhess.alignment.combination import combine
 from fedhess.alignment.strategy import DomainStrategy
-from fedhess.alignment.strategy_code import strategy_code
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.loading import checked_arguments, find_object, installed, is_here, text_parameters
+from fedhess.base.users_code import users_code
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import build_model
 from fedhess.settings.assignments import Scalar
@@ -57,26 +59,52 @@ def known_strategies() -> dict[str, str]:
     return {**installed(ENTRY_POINT_GROUP), **BUILT_IN}
 
 
+@dataclass(frozen=True)
+class Method:
+    """A strategy, found by its name.
+
+    Attributes:
+        name: What the run calls it.
+        cls: Its class: a :class:`DomainStrategy`, or a plain Flower ``Strategy`` (whose clients then train ERM).
+        parameters: The arguments of its constructor that text can set: those annotated with scalars.
+    """
+
+    name: str
+    cls: Any
+    parameters: Mapping[str, inspect.Parameter]
+
+    @property
+    def is_flower(self) -> bool:
+        """Whether it is a plain Flower strategy, to which the run's server optimizer and weighting mean nothing."""
+        return not issubclass(self.cls, DomainStrategy)
+
+    @property
+    def statistics(self) -> dict[str, Callable[..., Tensor]]:
+        """What its clients may be asked, by name: none of a plain Flower strategy."""
+        return {} if self.is_flower else {**self.cls.statistics, **self.cls.network_statistics}
+
+    def check_args(self, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Check arguments against the constructor's annotations."""
+        return checked_arguments(self.parameters, args, option="--strategy-args", what=f"strategy {self.name!r}")
+
+
 def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Strategy:
     """Build a strategy.
 
     Args:
-        name: A built-in name, an entry point of group ``fedhess.strategies``, or ``package.module:Class``; or several,
-            joined by a plus sign.
+        name: See :func:`find_method`.
         args: Arguments of its constructor, checked against the constructor's annotations.
 
-    Returns:
-        A :class:`DomainStrategy`, or a plain Flower ``Strategy`` (whose clients then train ERM).
-
     Raises:
-        UsageError: The name is unknown, cannot be imported or is no strategy; an argument is unknown, missing, of the
-            wrong type or rejected by the constructor.
+        UsageError: As :func:`find_method`; or an argument is unknown, missing, of the wrong type or rejected by the
+            constructor.
     """
-    strategy_class = load_class(name)
-    checked = _checked_args(strategy_class, name, args)
-    with strategy_code(name, "constructor", strategy_class):
+    method = find_method(name)
+    checked = method.check_args(args)
+    with users_code(f"strategy {name!r}", "constructor", method.cls):
         try:
-            return strategy_class(**checked)
+            built: DomainStrategy | Strategy = method.cls(**checked)
+            return built
         except (ValueError, TypeError) as error:
             raise UsageError(f"--strategy-args: strategy {name!r} rejects its arguments: {error}") from error
 
@@ -87,8 +115,16 @@ def is_installed(name: str) -> bool:
     return all(map(is_here, paths))
 
 
-def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
-    """Find the class of a strategy; see :func:`load_strategy`."""
+def find_method(name: str) -> Method:
+    """Find a strategy.
+
+    Args:
+        name: A built-in name, an entry point of group ``fedhess.strategies``, or ``package.module:Class``; or several,
+            joined by a plus sign.
+
+    Raises:
+        UsageError: The name is unknown, cannot be imported or is no strategy.
+    """
     if PLUS in name:
         parts = parts_of(name)
         if len(parts) <= name.count(PLUS):
@@ -99,7 +135,8 @@ def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
                 f"--strategy {name}: arguments of {parts[clash[1]]!r}, {clash[1]}..., could be those of "
                 f"{parts[clash[0]]!r}, {clash[0]}...; give one of the two another name"
             )
-        return combine(name, {prefix: load_class(part) for prefix, part in parts.items()})
+        combined = combine(name, {prefix: find_method(part).cls for prefix, part in parts.items()})
+        return Method(name, combined, {parameter.name: parameter for parameter in combined.parameters})
     known = known_strategies()
     path = name if ":" in name else known.get(name)
     if path is None:
@@ -115,7 +152,7 @@ def load_class(name: str) -> type[DomainStrategy] | type[Strategy]:
             f"--strategy: {path} is the server half of FedProx: its clients would have to add its proximal term to "
             "their loss; use --strategy fedprox"
         )
-    return found
+    return Method(name, found, text_parameters(found, what=f"strategy {found.__qualname__!r}"))
 
 
 def client_half(config: RunConfig) -> DomainStrategy:
@@ -125,15 +162,16 @@ def client_half(config: RunConfig) -> DomainStrategy:
 
 @lru_cache(maxsize=32)
 def _client_half(name: str, args: tuple[tuple[str, Scalar], ...]) -> DomainStrategy:
-    if not issubclass(load_class(name), DomainStrategy):
+    if find_method(name).is_flower:
         return DomainStrategy()
     return typing.cast(DomainStrategy, load_strategy(name, dict(args)))
 
 
 def strategy_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
     """Build the run's model with what its strategy trains beside it; see `build_model`."""
-    model = build_model(config, initial=initial)
-    auxiliary = client_half(config).auxiliary(model)
+    model, strategy = build_model(config, initial=initial), client_half(config)
+    with users_code(f"strategy {config.strategy!r}", "auxiliary", type(strategy)):
+        auxiliary = strategy.auxiliary(model)
     if auxiliary is not None:
         model.auxiliary = auxiliary.to(device=torch.device(config.device_here), dtype=config.torch_dtype)
     return model
@@ -144,21 +182,8 @@ def resolved_args(name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
     A default of None is replaced by the object's attribute of that name; without any it is left out.
     """
-    strategy = load_strategy(name, args)
-    parameters = strategy_parameters(type(strategy)).items()
-    defaults = {key: parameter.default for key, parameter in parameters if parameter.default is not parameter.empty}
-    values = defaults | _checked_args(type(strategy), name, args)
+    method, strategy = find_method(name), load_strategy(name, args)
+    defaults = {key: p.default for key, p in method.parameters.items() if p.default is not p.empty}
+    values = defaults | method.check_args(args)
     made = {key: getattr(strategy, key, None) if value is None else value for key, value in values.items()}
     return {key: value for key, value in made.items() if value is not None}
-
-
-def strategy_parameters(strategy_class: type) -> dict[str, inspect.Parameter]:
-    """Return the constructor arguments of a strategy that text can set: those annotated with scalars."""
-    if issubclass(strategy_class, Combined):
-        return {parameter.name: parameter for parameter in strategy_class.parameters}
-    return text_parameters(strategy_class, what=f"strategy {strategy_class.__qualname__!r}")
-
-
-def _checked_args(strategy_class: type, name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    parameters = strategy_parameters(strategy_class)
-    return checked_arguments(parameters, args, option="--strategy-args", what=f"strategy {name!r}")

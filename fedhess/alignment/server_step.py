@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from flwr.serverapp import strategy as flower
 
-from fedhess.alignment.loading import load_class, load_strategy
-from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment.loading import find_method, load_strategy
 from fedhess.base.errors import UsageError
 from fedhess.settings.assignments import Scalar
 
@@ -18,11 +17,6 @@ SERVER_SETTINGS = (
 # Flower's strategies whose aggregate is the weighted mean, or a step from it; FedMedian, Krum and others have none.
 _MEANS = (flower.FedAvg, flower.FedAvgM, flower.FedAdagrad, flower.FedAdam, flower.FedYogi)
 _BY_EXAMPLES = inspect.signature(flower.FedAvg).parameters["weighted_by_key"].default
-
-
-def steps_itself(name: str) -> bool:
-    """Whether a strategy is a plain Flower one, to which the run's server optimizer and weighting mean nothing."""
-    return not issubclass(load_class(name), DomainStrategy)
 
 
 def is_server_setting(key: str) -> bool:
@@ -49,7 +43,7 @@ def require_server(
     """
     options = [f"--{key.replace('_', '-')}" for key in given if is_server_setting(key) and given[key] is not None]
     options += [f"--variants: {key}" for variant in variants for key in variant if is_server_setting(key)]
-    if options and strategies and all(map(steps_itself, strategies)):
+    if options and strategies and all(find_method(name).is_flower for name in strategies):
         raise UsageError(
             f"{options[0]}: expected a strategy that steps by the run's server optimizer, got "
             f"{', '.join(map(repr, strategies))}, a plain Flower strategy with a server of its own; leave the option "
@@ -75,15 +69,15 @@ def describe_server(optimizer: str, args: Mapping[str, Mapping[str, Scalar]]) ->
 def _own_server(name: str, args: Mapping[str, Scalar]) -> str:
     """Describe the server of a plain Flower strategy; nothing for a strategy that steps by the run's optimizer."""
     try:
-        strategy = load_strategy(name, args)
+        method, strategy = find_method(name), load_strategy(name, args)
     except UsageError:  # a recorded job may be of a strategy that is installed elsewhere
         return "not known, the strategy cannot be loaded here"
-    made = type(strategy)
-    if issubclass(made, DomainStrategy):
+    if not method.is_flower:
         return ""
-    base = next(each for each in made.__mro__ if each.__module__.startswith("flwr."))
-    text = f"{base.__name__} of Flower" if made.__name__ == base.__name__ else f"{made.__name__}, a Flower strategy"
-    if base in _MEANS and made.aggregate_train is base.aggregate_train:
+    base = next(each for each in method.cls.__mro__ if each.__module__.startswith("flwr."))
+    same = method.cls.__name__ == base.__name__
+    text = f"{base.__name__} of Flower" if same else f"{method.cls.__name__}, a Flower strategy"
+    if base in _MEANS and method.cls.aggregate_train is base.aggregate_train:
         key = str(getattr(strategy, "weighted_by_key", _BY_EXAMPLES))
         text += ", by examples" if key == _BY_EXAMPLES else f", by {key}"
     return text

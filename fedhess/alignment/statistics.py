@@ -6,8 +6,8 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from fedhess.alignment.strategy_code import strategy_code
 from fedhess.base.errors import did_you_mean
+from fedhess.base.users_code import users_code
 from fedhess.curvature import HeadBatch
 from fedhess.models.headed import HeadedModel
 from fedhess.settings.assignments import Scalar
@@ -32,7 +32,7 @@ def strategy_statistic(strategy: str, name: str, function: Statistic, of: object
     Raises:
         StrategyError: It raised, or returned no tensor.
     """
-    with strategy_code(strategy, f"statistic {name!r}", function):
+    with users_code(f"strategy {strategy!r}", f"statistic {name!r}", function):
         value = compute_statistic(function, of, **given) if isinstance(of, HeadBatch) else function(of)
         if not isinstance(value, Tensor):
             raise TypeError(f"expected a tensor, got {type(value).__name__}")

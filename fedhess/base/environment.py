@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,9 @@ def _nvidia_driver() -> str | None:
         return None
 
 
+@cache
 def _git_revision() -> str | None:
-    """Return the commit, with ``-dirty`` where a tracked file differs from it.
+    """Return the commit of the code that this process runs, with ``-dirty`` where a tracked file differs from it.
 
     Recorded results do not count: they are what a command at this revision writes, not what it runs.
     """

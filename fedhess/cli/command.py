@@ -36,10 +36,6 @@ class Command(TyperCommand):
 def run_command(cli: typer.Typer | click.Command, name: str = "fedhess") -> int:
     """Run a command on the arguments of this process.
 
-    Args:
-        cli: A Typer application, or a command.
-        name: What its messages begin with.
-
     Returns:
         The exit status: 0 if results were written, 2 for a mistake of the user, 130 after Ctrl-C, else 1.
     """

@@ -13,11 +13,7 @@ from fedhess.settings.ranges import GIVEN
 
 
 def read_config_file(context: click.Context, path: Path | None) -> Path | None:
-    """Take the options of a file as defaults of a command.
-
-    Raises:
-        UsageError: The file cannot be read, or names an option that the command does not have.
-    """
+    """Take the options of a file as defaults of a command."""
     if path is None:
         return None
     known = {parameter.name: parameter for parameter in context.command.params if parameter.name}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from fedhess.alignment.loading import known_strategies, load_class, strategy_parameters
+from fedhess.alignment.loading import find_method, known_strategies
 from fedhess.base.loading import installed
 from fedhess.domains import BENCHMARKS, ENTRY_POINT_GROUP
 from fedhess.models import known_models
@@ -46,7 +46,7 @@ def list_everything() -> str:
 def _parameters(name: str) -> str:
     return ", ".join(
         key if parameter.default is parameter.empty else f"{key}={parameter.default}"
-        for key, parameter in strategy_parameters(load_class(name)).items()
+        for key, parameter in find_method(name).parameters.items()
     )
 
 

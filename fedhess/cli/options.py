@@ -185,10 +185,6 @@ def with_job_options(command: Callable[..., None], *, without: Collection[str] =
     """Replace a command's ``**given`` by the options of a job; Typer reads signature and annotations of a command.
 
     What is not given is None, and False of a flag.
-
-    Args:
-        command: The command.
-        without: Names of options that it does not have.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(JobOptions, include_extras=True)
@@ -214,9 +210,6 @@ def read_options(given: Mapping[str, Any]) -> tuple[JobOptions, dict[str, Any]]:
     """Divide what was given, all that is not None, into the options of a job and the settings, by their names.
 
     Dictionaries and lists are as text has them: ``"key=value,..."``, ``"erm,hgp"``.
-
-    Raises:
-        UsageError: There is no option of a name.
     """
     own = {each.name for each in dataclasses.fields(JobOptions)}
     for name in given:

@@ -24,8 +24,8 @@ from fedhess.deploy.settings import check_node_config, plan_nodes, plan_run, rea
 from fedhess.deploy.status import read_status
 from fedhess.deploy.submitted import follow_run, start_run
 from fedhess.deploy.watch import hand_over
-from fedhess.jobs.checks import check_settings
 from fedhess.jobs.directory import require_unused
+from fedhess.jobs.plan import check_settings
 from fedhess.settings.assignments import Scalar
 
 KeysFolder = Annotated[Path, typer.Option("--keys", help="Folder of certificates and keys.")]

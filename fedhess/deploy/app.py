@@ -25,8 +25,9 @@ from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory
 from fedhess.jobs.job import Job, make_job, make_record, outline
 from fedhess.models.weights import with_recorded_weights
-from fedhess.results.files import clear_results
-from fedhess.results.summary import summarise, table, write_report
+from fedhess.results.files import clear_results, write_report
+from fedhess.results.formats import table
+from fedhess.results.summary import summarise
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig

@@ -44,11 +44,7 @@ class Keys:
         return sorted((self.folder / "nodes").glob("*.pub"))
 
     def require(self, *files: Path) -> None:
-        """Check that files are there.
-
-        Raises:
-            UsageError: One is not.
-        """
+        """Check that files are there."""
         for file in files:
             if not file.is_file():
                 raise UsageError(

@@ -15,11 +15,7 @@ NODES_VARIABLE = "FEDHESS_NODES"  # names the file to the server of a run, which
 
 
 def read_nodes(file: Path) -> dict[str, int]:
-    """Read which node may answer for which client; empty where nobody has been registered yet.
-
-    Raises:
-        UsageError: The file is damaged.
-    """
+    """Read which node may answer for which client; empty where nobody has been registered yet."""
     if not file.is_file():
         return {}
     try:

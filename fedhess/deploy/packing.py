@@ -51,11 +51,7 @@ def app_config() -> dict[str, Scalar]:
 
 
 def pack_app(folder: Path) -> Path:
-    """Write the app into a folder, in place of what is there; ``flwr run`` sends its Python files.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
+    """Write the app into a folder, in place of what is there; ``flwr run`` sends its Python files."""
     unsent = shutil.ignore_patterns("__pycache__", "simulations", "drawings", "licenses")
     config = "\n".join(f"{key} = {toml(value)}" for key, value in app_config().items())
     try:

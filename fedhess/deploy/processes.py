@@ -37,11 +37,7 @@ class Processes:
         self._copying: list[threading.Thread] = []
 
     def start(self, name: str, program: Program, *, show: bool = False) -> "subprocess.Popen[bytes]":
-        """Start a program, with the log ``NAME.log`` unless it may ``show`` on standard output.
-
-        Raises:
-            UsageError: The log cannot be written.
-        """
+        """Start a program, with the log ``NAME.log`` unless it may ``show`` on standard output."""
         output: int | IO[bytes] = subprocess.PIPE
         if self._logs is not None:
             try:
@@ -147,11 +143,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def require_free(host: str, port: int) -> None:
-    """Check that a port can be listened on, before what listens there is started in the background.
-
-    Raises:
-        UsageError: It cannot.
-    """
+    """Check that a port can be listened on, before what listens there is started in the background."""
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass

@@ -113,11 +113,7 @@ def answer(program: Program) -> dict[str, Any]:
 
 
 def write_connection(flower_home: Path, *, address: str, ca: Path) -> None:
-    """Write the ``config.toml`` of a Flower home.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
+    """Write the ``config.toml`` of a Flower home."""
     text = (
         f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
         f"address = {toml(address)}\nroot-certificates = {toml(str(ca.resolve()))}\n"

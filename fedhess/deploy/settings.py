@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedhess.alignment.loading import client_half, is_installed, load_strategy
 from fedhess.alignment.privacy import check_privacy
+from fedhess.alignment.rehearsal import check_training
 from fedhess.alignment.server_step import require_server
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.deploy.packing import RUN_DIR, app_config
@@ -73,11 +74,7 @@ def plan_run(
 
 
 def read_settings(run_config: Sequence[str], *, data_dir: Path | None = None) -> RunConfig:
-    """Read a run's settings as server and nodes will, and check what can be without data, weights and nodes.
-
-    Raises:
-        UsageError: A setting is unknown, out of range, of the wrong type or excludes another.
-    """
+    """Read a run's settings as server and nodes will, and check what can be without data, weights and nodes."""
     defaults, given = app_config(), _read(run_config)
     for key in sorted(given.keys() - defaults.keys()):
         raise UsageError(f"--run-config: the app has no setting {key!r}; {did_you_mean(key, defaults)}")
@@ -93,17 +90,14 @@ def read_settings(run_config: Sequence[str], *, data_dir: Path | None = None) ->
     if is_installed(config.strategy):
         load_strategy(config.strategy, config.strategy_args)
         check_privacy([config])
+        check_training([config])
         client_half(config).check(config)
         require_server([config.strategy], RunConfig.given_in(given))
     return config
 
 
 def check_node_config(given: str, own: Mapping[str, Scalar]) -> None:
-    """Check further settings of a node, as ``--node-config`` takes them: Flower leaves out what it does not understand.
-
-    Raises:
-        UsageError: They are not in Flower's form; one is unknown, or is among the command's own.
-    """
+    """Check further settings of a node, ``--node-config``: Flower leaves out what it does not understand."""
     settings = _read([given] if given else [], option="--node-config")
     for key in settings:
         if key in own:
@@ -117,9 +111,6 @@ def plan_nodes(config: RunConfig) -> list[Place]:
     """List the nodes of a run on one machine: its source clients, then its targets.
 
     The data is read only if the partition mixes domains.
-
-    Raises:
-        UsageError: There are too few examples for so many clients.
     """
     clients = [simulated_client(config, position) for position in range(config.source_clients)]
     sources = [Place(domain, SOURCE, number) for domain, number in clients]

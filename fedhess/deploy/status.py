@@ -81,12 +81,7 @@ class Status:
 
 
 def read_status(flower_home: Path, state: Path) -> Status:
-    """Ask the SuperLink, and read the folder of its state.
-
-    Raises:
-        FederationError: The SuperLink does not answer.
-        UsageError: A file of the folder is damaged.
-    """
+    """Ask the SuperLink, and read the folder of its state."""
     nodes = answer(programs.flwr("supernode", "list", programs.CONNECTION, *programs.JSON, home=flower_home))["nodes"]
     runs = answer(programs.flwr("list", programs.CONNECTION, *programs.JSON, home=flower_home))["runs"]
     clients = {str(node): client for client, node in read_nodes(state / NODES_FILE).items()}

@@ -33,16 +33,12 @@ class Scenario:
 
 @dataclass(frozen=True)
 class KnownCounts:
-    """How many examples the complete copy of a benchmark has.
+    """How many examples the complete copy of a benchmark has."""
 
-    Attributes:
-        domains: Domain -> number of examples.
-        classes: Domain -> class -> number of examples, for those domains where it is known.
-        others: Name of another release -> its counts by domain.
-    """
-
-    domains: Mapping[str, int]
+    domains: Mapping[str, int]  # domain -> number of examples
+    # Domain -> class -> number of examples, for those domains where it is known
     classes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    # Name of another release -> its counts by domain
     others: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property

@@ -21,17 +21,7 @@ class DownloadError(OSError):
 
 
 def download(url: str, path: Path, *, checksum: str, notify: Notify) -> None:
-    """Download a file, which appears whole and checked or not at all.
-
-    Args:
-        url: Where it is; redirections are followed.
-        path: The file; one that is there is replaced.
-        checksum: ``"sha256:..."`` or ``"md5:..."`` of the whole file.
-        notify: Called when it begins.
-
-    Raises:
-        DownloadError: No answer, an error of the server, or a wrong checksum.
-    """
+    """Download a file, which appears whole and checked or not at all."""
     if reason := why_no_answer([url]):
         raise DownloadError(reason)
     notify(f"downloading {url}")
@@ -57,14 +47,7 @@ def has_checksum(path: Path, checksum: str) -> bool:
 
 
 def why_no_answer(urls: Sequence[str]) -> str:
-    """Request the head of a file from servers in turn.
-
-    Args:
-        urls: The same file on one or more servers.
-
-    Returns:
-        Why none can be had, or nothing when one can.
-    """
+    """Request the head of a file from the servers that have it, in turn; return why none answers, or nothing."""
     return decide(lambda: _request(urls))
 
 

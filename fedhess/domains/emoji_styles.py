@@ -109,9 +109,6 @@ def open_emoji_styles(opening: Opening) -> Benchmark:
 
     Returns:
         The benchmark: (3, side, side) uint8 on white; groups are code points.
-
-    Raises:
-        UsageError: An unknown option, or a package that is not there or damaged.
     """
     opening, options = settle_emoji_styles(opening)
     places, side = [place.resolve() for place in opening.places()], int(options["side"])
@@ -139,11 +136,7 @@ def settle_emoji_styles(opening: Opening) -> tuple[Opening, dict[str, OptionValu
 
 
 def locate_emoji_styles(opening: Opening) -> Path | None:
-    """Return the folder of the packages where all are there, or None; never downloads.
-
-    Raises:
-        UsageError: A package is damaged.
-    """
+    """Return the folder of the packages where all are there, or None; never downloads."""
     found = [package.find(opening.places()) for package in PACKAGES.values()]
     return found[0].parent if found[0] and all(found) else None
 

@@ -41,11 +41,7 @@ class Opening:
         return [*named, cache_directory(self.cache_dir) / cached]
 
     def read_options(self, **defaults: OptionValue) -> dict[str, OptionValue]:
-        """Return a value for every option of the benchmark, converted to the type of its default.
-
-        Raises:
-            UsageError: An unknown option, or a value of another type.
-        """
+        """Return a value for every option of the benchmark, converted to the type of its default."""
         for name in self.options:
             if name not in defaults:
                 raise UsageError(f"{self.benchmark} has no option {name!r}; {did_you_mean(name, defaults)}")
@@ -54,15 +50,9 @@ class Opening:
     def settled(self, **defaults: OptionValue) -> tuple["Opening", dict[str, OptionValue]]:
         """Read the options of a benchmark that has ``data_dir`` among them, and perhaps ``per_domain``.
 
-        Args:
-            **defaults: Every other option of the benchmark.
-
         Returns:
             The opening with the data folder, and where it is an option ``skip_bad_images``, that the options name; and
             a value for each option.
-
-        Raises:
-            UsageError: As `read_options`; or ``per_domain``, a number of examples, is negative.
         """
         options = self.read_options(**defaults, data_dir=str(self.data_dir or ""))
         if int(options.get("per_domain", 0)) < 0:

@@ -39,9 +39,6 @@ def open_own(opening: Opening) -> Benchmark:
     Args:
         opening: ``name`` is the entry point, or ``package.module:Name``. Options: the arguments of the class, and
             ``image_side`` (pixels that PIL images are resized to, 224). ``data_dir`` is an argument if it has one.
-
-    Raises:
-        UsageError: It cannot be found or called, or returns something else; the message names the domain.
     """
     ours = {key: value for key, value in opening.options.items() if key in OURS}
     names, classes = _split(ours.get("domain_names", "")), _split(ours.get("class_names", ""))

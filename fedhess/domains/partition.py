@@ -23,17 +23,11 @@ from fedhess.settings.partition import PartitionSettings
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples of one source domain, split.
+    """The examples of one source domain, split."""
 
-    Attributes:
-        labels: (N,) class of every example.
-        train: Indices that are trained on.
-        evaluate: Indices that are held out; the same as ``train`` where nothing is held out.
-    """
-
-    labels: Tensor
-    train: Tensor
-    evaluate: Tensor
+    labels: Tensor  # (N,) class of every example
+    train: Tensor  # indices that are trained on
+    evaluate: Tensor  # indices that are held out; the same as train where nothing is held out
 
     @property
     def holds_out(self) -> bool:
@@ -51,16 +45,11 @@ class Holding:
 
 @dataclass(frozen=True)
 class Share:
-    """What one client holds.
+    """What one client holds."""
 
-    Attributes:
-        domain: Its main domain, which names it.
-        client: Its number among the clients with that main domain, from 0.
-        holdings: Its part of every domain of which it has an example, in domain order.
-    """
-
-    domain: str
-    client: int
+    domain: str  # its main domain, which names it
+    client: int  # its number among the clients with that main domain, from 0
+    # Its part of every domain of which it has an example, in domain order
     holdings: Mapping[str, Holding] = field(repr=False)
 
     @property
@@ -80,11 +69,7 @@ def read_examples(benchmark: Benchmark, sources: Sequence[str], *, rule: SplitRu
 
 
 def share_out(settings: PartitionSettings, examples: Mapping[str, Examples], *, seed: int) -> list[Share]:
-    """Share the examples of source domains, in domain order, among clients, by main domain in domain order.
-
-    Raises:
-        UsageError: There are too few examples for so many clients.
-    """
+    """Share the examples of source domains, in domain order, among clients, by main domain in domain order."""
     if settings.partition == "lambda":
         return _by_lambda(examples, settings, seed=seed)
     if settings.partition == "dirichlet":
@@ -93,11 +78,7 @@ def share_out(settings: PartitionSettings, examples: Mapping[str, Examples], *, 
 
 
 def require_room_for_domains(shares: Sequence[Share], *, batch_size: int) -> None:
-    """Check that a batch has room for an example of each domain that a client trains on.
-
-    Raises:
-        UsageError: A client trains on more domains than a batch has examples.
-    """
+    """Check that a batch has room for an example of each domain that a client trains on."""
     most = max(sum(len(holding.train) > 0 for holding in share.holdings.values()) for share in shares)
     if 0 < batch_size < most:
         raise UsageError(

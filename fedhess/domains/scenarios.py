@@ -1,17 +1,11 @@
 """Turn ``--target`` into scenarios: which domains are learned from and which are only evaluated."""
 
-from collections.abc import Sequence
-
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.domains import Benchmark, Scenario
 
 
 def choose_scenarios(benchmark: Benchmark, target: str) -> tuple[Scenario, ...]:
-    """Turn ``"all"``, or targets separated by commas, each a domain or several joined by ``+``, into scenarios.
-
-    Raises:
-        UsageError: A target is unknown or given twice, or fewer than two sources are left.
-    """
+    """Turn ``"all"``, or targets separated by commas, each a domain or several joined by ``+``, into scenarios."""
     if target.strip() == "all":
         return benchmark.scenarios
     chosen = [_scenario(benchmark, part.strip()) for part in target.split(",") if part.strip()]
@@ -27,32 +21,6 @@ def choose_scenarios(benchmark: Benchmark, target: str) -> tuple[Scenario, ...]:
                 f"{left}; hold out fewer at once"
             )
     return tuple(chosen)
-
-
-def inner_scenarios(benchmark: Benchmark, scenarios: Sequence[Scenario]) -> tuple[Scenario, ...]:
-    """List what cross-validation leaves out: with each scenario's targets, each of its sources in turn.
-
-    A pair of domains serves both: of four domains left out in turn these are six more scenarios, not twelve.
-
-    Raises:
-        UsageError: The benchmark fixes its targets, or a scenario has too few sources to lose one.
-    """
-    if set(benchmark.domains) != {scenario.name for scenario in benchmark.scenarios}:
-        raise UsageError(
-            f"--selection lodo: {benchmark.title} fixes its targets, so no source can be left out as well; use "
-            "--selection source"
-        )
-    inner: dict[str, Scenario] = {}
-    for scenario in scenarios:
-        if len(scenario.sources) < 3:
-            raise UsageError(
-                f"--selection lodo: expected at least three sources for target {scenario.name}, so that two are left "
-                f"to align, got {', '.join(scenario.sources)}; hold out fewer at once, or use --selection source"
-            )
-        for source in scenario.sources:
-            both = _scenario(benchmark, "+".join((*scenario.targets, source)))
-            inner[both.name] = both
-    return tuple(both for both in inner.values() if both not in scenarios)
 
 
 def _scenario(benchmark: Benchmark, name: str) -> Scenario:

@@ -7,7 +7,7 @@ Messages (server to client, all of them also answered by an error reply where th
 ==================== ========= ===============================================================================
 type                 who       content
 ==================== ========= ===============================================================================
-evaluate.identify    every     none; the reply names domain, role, client and example counts
+evaluate.identify    every     none; the reply names domain, role, client and example counts, or why it refuses the run
 query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic;
                                or that the model's loss and accuracy on held-out examples are wanted, and these
 train                source    model, reference; reply: the update (or the weights) and metrics; with
@@ -51,6 +51,7 @@ REFERENCE = "reference"
 MOMENTUM = "momentum"
 STATISTIC_VALUES = "statistics"
 CALL = "call-"
+REFUSED = "refused"  # by the reply to IDENTIFY: why the node takes no part, beside its domain
 IDENTITY = "identity"  # what the run's rows call the reply to IDENTIFY
 
 ROUND = "server-round"

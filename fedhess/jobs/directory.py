@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def job_directory(
         path: The directory.
         record: What determines the results, from :func:`fedhess.jobs.job.make_record`.
         resume: Whether the directory may be that of an interrupted job.
-        selection: How round and variant are selected, recorded when the job begins; see `record_selection`.
+        selection: How round and variant are selected, recorded when the job begins.
         options: The options that messages name: of the directory, and of resuming.
         lock: From `hold`, where the job was planned from the directory's own record; it is released at the end.
 
@@ -72,7 +72,7 @@ def job_directory(
                 changes = _check_same(config_file, None if planned_from_it else record, of_resuming)
             else:
                 described = {**record, "selection": selection, "environment": describe_environment()}
-                write_config(config_file, described | {"command": sys.argv})
+                _write_config(config_file, described | {"command": sys.argv})
         except OSError as error:
             raise _unwritable(path, error, of_directory) from error
         yield changes
@@ -96,9 +96,6 @@ def hold(path: Path, option: str = "--out", *, wait: Notify | None = None) -> Fi
         path: The directory.
         option: What names it in messages.
         wait: Called with a notice where another process runs the job, whose end is then waited for.
-
-    Raises:
-        UsageError: Another process runs the job and is not waited for, or the directory cannot be written.
     """
     lock = FileLock(path / ".lock", timeout=0)
     try:
@@ -116,40 +113,16 @@ def hold(path: Path, option: str = "--out", *, wait: Notify | None = None) -> Fi
     return lock
 
 
-def record_selection(path: Path, selection: str) -> None:
-    """Record the selector that the summary of a job, whose directory this process holds, is about to be made by.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
-    config_file = path / "config.json"
-    recorded = json.loads(config_file.read_text(encoding="utf-8"))
-    if recorded.get("selection", DEFAULT) == selection:
-        return
-    try:
-        write_config(config_file, recorded | {"selection": selection})
-    except OSError as error:
-        raise _unwritable(path, error) from error
+def amend_config(path: Path, changes: Mapping[str, Any]) -> None:
+    """Change entries of a job's config.json, whose directory this process holds, where any of them differs."""
+    file = path / "config.json"
+    recorded = {"selection": DEFAULT} | json.loads(file.read_text(encoding="utf-8"))
+    if recorded | changes != recorded:
+        with writing(path):
+            _write_config(file, recorded | changes)
 
 
-def record_variants(path: Path, variants: Sequence[Mapping[str, Any]]) -> None:
-    """Record all variants of a job, whose directory this process holds and whose search has come to more of them.
-
-    Raises:
-        StorageError: They cannot be written.
-    """
-    config_file = path / "config.json"
-    recorded = json.loads(config_file.read_text(encoding="utf-8"))
-    with writing(path):
-        write_config(config_file, recorded | {"variants": variants})
-
-
-def write_config(config_file: Path, record: Mapping[str, Any]) -> None:
-    """Write a job's config.json, so that it is seen as it was or as it is.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+def _write_config(config_file: Path, record: Mapping[str, Any]) -> None:
     replace_file(config_file, (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -158,11 +131,7 @@ def _unwritable(path: Path, error: OSError, option: str = "--out") -> UsageError
 
 
 def require_begun(path: Path | None, option: str) -> Path:
-    """Return the directory of the job to resume or to add to.
-
-    Raises:
-        UsageError: None is given, it is absent, or it holds no job.
-    """
+    """Return the directory of the job to resume or to add to."""
     what = "continue" if option == "--resume" else "add to"
     if path is None or not path.exists():
         found = "got none" if path is None else f"there is no {path}"
@@ -174,11 +143,7 @@ def require_begun(path: Path | None, option: str) -> Path:
 
 
 def require_unused(path: Path) -> None:
-    """Check that a new job's directory is absent or empty.
-
-    Raises:
-        UsageError: It holds something, is no directory, or cannot be looked at.
-    """
+    """Check that a new job's directory is absent or empty."""
     try:
         used = _is_used(path)
     except OSError as error:
@@ -215,11 +180,7 @@ def _check_same(config_file: Path, record: Mapping[str, Any] | None, option: str
 
 
 def refuse_differences(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], option: str) -> None:
-    """Check that two descriptions agree but for what does not change results.
-
-    Raises:
-        UsageError: They do not; every key is listed with both values.
-    """
+    """Check that two descriptions agree but for what does not change results."""
     different = describe_differences(before, now)
     if lines := [f"\n  {line}" for line in different if not line.startswith(FREE_SETTINGS)]:
         advice = "leave out what differs" if option == "--add" else "give the same options"

@@ -1,13 +1,12 @@
 """Continue a recorded job, or add to it: what a command leaves out is the record's, and nothing recorded changes."""
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhess.alignment.loading import load_class, strategy_parameters
+from fedhess.alignment.loading import find_method
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
 from fedhess.cli.options import JobOptions
@@ -15,9 +14,9 @@ from fedhess.domains import FOLDER, HUGGING_FACE, Benchmark, Opening, find_bench
 from fedhess.domains.domain import Notify
 from fedhess.domains.images.hugging_face import settle_hugging_face
 from fedhess.domains.scenarios import choose_scenarios
-from fedhess.jobs.directory import refuse_differences, write_config
+from fedhess.jobs.directory import amend_config, refuse_differences
 from fedhess.jobs.job import OF_A_RUN, Job, strategy_folders
-from fedhess.jobs.reopening import read_config
+from fedhess.jobs.reopening import moved_to, read_config
 from fedhess.jobs.variants import Variant, describe, is_of_server_args, parse_variants
 from fedhess.settings.assignments import Scalar, parse_assignments
 from fedhess.settings.run_config import RunConfig
@@ -29,22 +28,14 @@ Record = Mapping[str, Any]
 
 
 def read_begun(options: JobOptions) -> dict[str, Any] | None:
-    """Read the record of the job that ``--resume`` or ``--add`` is about; None where it was killed before it had one.
-
-    Raises:
-        UsageError: It is damaged.
-    """
+    """Read the record of the job in ``--out``; None where it was killed before it had one."""
     assert options.out is not None, "a job that is continued has a directory"
     file = options.out / "config.json"
     return read_config(file) if file.exists() else None
 
 
 def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], notify: Notify) -> Benchmark:
-    """Open the data of a recorded job, as it is now.
-
-    Raises:
-        UsageError: Other data is asked for, or it cannot be opened.
-    """
+    """Open the data of a recorded job, as it is now."""
     was, changed = recorded["dataset"], parse_assignments(options.domains_args, option="--domains-args")
     if options.require_real and was["stand_in_for"]:
         raise UsageError(f"--require-real: the job in {options.out} is on {was['title']}; begin another one")
@@ -55,12 +46,7 @@ def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], 
                 f"--domains: the job in {options.out} is on {was['title']}, got {options.domains}; leave the option out"
             )
         changed |= {"data_dir": str(folder.resolve())} if folder else {}
-    if options.data_dir is not None:
-        if "data_dir" not in was["options"]:
-            raise UsageError(
-                f"--data-dir: {was['title']} reads no folder, got {options.data_dir}; leave the option out"
-            )
-        changed["data_dir"] = str(options.data_dir.resolve())
+    changed |= moved_to(options.data_dir, was["title"], was["options"])
     try:
         benchmark = open_benchmark(was["name"], options=was["options"] | changed, notify=notify)
     except UsageError as error:
@@ -90,9 +76,6 @@ def complete_options(
         options: As read from ``given``; a default in it means nothing.
         given: What was given, by name; None was not.
         settings: Those that were given.
-
-    Raises:
-        UsageError: What was given differs from the record in what it means; every key is listed.
     """
     assert options.out is not None, "its record was read"
     chosen = {name for name, value in given.items() if value is not None}
@@ -142,7 +125,7 @@ def complete_options(
 def _require_unbound(path: Path, config: RunConfig, strategies: Iterable[str], rounds: int) -> None:
     """Check that trained rounds are what they would have been with more to come."""
     bound = [*config.bound_to_rounds]
-    bound += [f"strategy {name}" for name in strategies if getattr(load_class(name), "bound_to_rounds", False)]
+    bound += [f"strategy {name}" for name in strategies if getattr(find_method(name).cls, "bound_to_rounds", False)]
     if config.average == "swad" and config.rounds % config.evaluate_every:
         bound = [*bound, f"average (swad has the loss of round {config.rounds}, which is evaluated only as the last)"]
     if bound:
@@ -172,7 +155,7 @@ def _owned(args: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, Scalar
     """Name the strategies that arguments are for: an argument without an owner is for each that has it."""
     owned: dict[str, Scalar] = {}
     for key, value in args.items():
-        has_it = [name for name in names if key in strategy_parameters(load_class(name))]
+        has_it = [name for name in names if key in find_method(name).parameters]
         owned |= {key: value} if "." in key else dict.fromkeys((f"{name}.{key}" for name in has_it or names), value)
     return owned
 
@@ -264,19 +247,15 @@ def record_growth(job: Job, *, changed: bool) -> None:
     ``additions`` of config.json gets an entry with the command, what it adds, the environment, and by directory the
     round from which on it trains each run that is not complete; every round is then told by its environment. Nothing is
     written where nothing is added and the environment is the one before.
-
-    Raises:
-        UsageError: It cannot be written.
     """
     rounds = {run.directory.path: (run.directory.completed_round() or 0, run.config.rounds) for run in job.runs}
     left = {str(path.relative_to(job.path)): done for path, (done, last) in rounds.items() if done < last}
     grows = job.before is not None and any(job.before.get(key) != value for key, value in job.record.items())
     if not grows and not (changed and left):
         return
-    file = job.path / "config.json"
-    recorded = json.loads(file.read_text(encoding="utf-8"))
+    before = (job.before or {}).get("additions", [])
     entry = {"command": sys.argv, "adds": _added(job), "from_round": left, "environment": describe_environment()}
-    write_config(file, recorded | dict(job.record) | {"additions": [*recorded.get("additions", []), entry]})
+    amend_config(job.path, {**job.record, "additions": [*before, entry]})
 
 
 def _added(job: Job) -> dict[str, list[Any]]:

@@ -26,52 +26,35 @@ OF_A_RUN = {"sources", "targets", "strategy", "strategy_args", "seed", "domains_
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a job.
+    """One run of a job."""
 
-    Attributes:
-        strategy: The strategy as the user named it.
-        scenario: Its sources and targets.
-        config: Its settings.
-        directory: Where it is recorded.
-        variant: Which of the job's settings it has, by index; 0 where there is one.
-        number: Which its directory and tables call it: in a sweep the number of the setting, otherwise the index.
-        inner: Whether it is there for cross-validation alone: it leaves out a target and one of its sources as well.
-    """
-
-    strategy: str
-    scenario: Scenario
-    config: RunConfig
-    directory: RunDirectory
-    variant: int = 0
-    number: int = 0
+    strategy: str  # the strategy as the user named it
+    scenario: Scenario  # its sources and targets
+    config: RunConfig  # its settings
+    directory: RunDirectory  # where it is recorded
+    variant: int = 0  # which of the job's settings it has, by index; 0 where there is one
+    number: int = 0  # which its directory and tables call it: in a sweep the number of the setting, otherwise the index
+    # Whether it is there for cross-validation alone: it leaves out a target and one of its sources as well
     inner: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """Every run that a command asks for.
+    """Every run that a command asks for."""
 
-    Attributes:
-        path: The job's directory, ``runs/NAME``.
-        runs: Target by target, then strategy, then variant, then trial; those for cross-validation alone come last.
-        record: What determines the results, as JSON; a resumed job must have the same.
-        selection: How round and variant are selected, a key of `selectors.SELECTORS`.
-        benchmark: Its data, opened, where the job is about to run.
-        before: The record of the job in ``path`` that this one continues or adds to, if it does.
-        trackers: Keys of `tracking.TRACKERS` that its rows are fed to.
-        lock: On ``path``, held since the record in ``before`` was read; it is released when the job has run.
-        resume_from: The round that its runs go back to, if they do.
-    """
-
-    path: Path
+    path: Path  # the job's directory, runs/NAME
+    # Target by target, then strategy, then variant, then trial; those for cross-validation alone come last
     runs: tuple[PlannedRun, ...]
+    # What determines the results, as JSON; a resumed job must have the same
     record: Mapping[str, Any] = field(repr=False)
-    selection: str = DEFAULT
-    benchmark: Benchmark | None = field(default=None, repr=False)
+    selection: str = DEFAULT  # how round and variant are selected, a key of `selectors.SELECTORS`
+    benchmark: Benchmark | None = field(default=None, repr=False)  # its data, opened, where the job is about to run
+    # The record of the job in path that this one continues or adds to, if it does
     before: Mapping[str, Any] | None = field(default=None, repr=False)
-    trackers: tuple[str, ...] = ()
+    trackers: tuple[str, ...] = ()  # keys of `tracking.TRACKERS` that its rows are fed to
+    # On path, held since the record in before was read; it is released when the job has run
     lock: FileLock | None = field(default=None, repr=False, compare=False)
-    resume_from: int | None = None
+    resume_from: int | None = None  # the round that its runs go back to, if they do
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -201,9 +184,6 @@ def make_job(
         inner: Whether the runs that cross-validation needs are part of it.
         selection: A key of `selectors.SELECTORS`.
         benchmark: Its data, where it is about to run.
-
-    Raises:
-        UsageError: A setting is out of range.
     """
     domains = tuple(record["dataset"]["counts"])
     outer = [_scenario(domains, name.split("+")) for name in record["targets"]]

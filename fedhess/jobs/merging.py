@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fedhess.alignment.server_step import is_server_setting, steps_itself
+from fedhess.alignment.loading import find_method
+from fedhess.alignment.server_step import is_server_setting
 from fedhess.base.errors import UsageError
 from fedhess.jobs.directory import FREE_SETTINGS, describe_differences
 from fedhess.jobs.job import Job, PlannedRun, history, variant_number, with_defaults
@@ -34,7 +35,7 @@ class _Method:
     @property
     def values(self) -> dict[str, Scalar]:
         """What may tell it from another method; to a plain Flower strategy settings of the server mean nothing."""
-        own = steps_itself(self.strategy)
+        own = find_method(self.strategy).is_flower
         settings = {key: value for key, value in self.settings.items() if not (own and is_server_setting(key))}
         args = settings.pop("server_optimizer_args", {})
         return settings | {f"server_optimizer_args.{key}": value for key, value in args.items()} | dict(self.args)
@@ -50,9 +51,6 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
 
     A strategy that is there with different settings is named by what differs. A run that is there twice counts once:
     the one that has come further. ``path`` is a directory beside the first job's, named after all.
-
-    Raises:
-        UsageError: The jobs are not of one protocol; every key in which they differ is listed.
     """
     if len(jobs) == 1:
         return jobs[0]

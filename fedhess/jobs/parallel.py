@@ -35,9 +35,6 @@ def run_side_by_side(
 
     Returns:
         By number why a run failed; nothing of those that ended.
-
-    Raises:
-        UsageError: The workers cannot be had.
     """
     tasks = {number: _task(job, run) for number, run in runs.items()}
     watched = {number: _Watched(run) for number, run in runs.items()}

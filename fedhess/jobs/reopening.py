@@ -22,9 +22,6 @@ def open_recorded(path: Path, *, inner: bool = False) -> Job:
     Args:
         path: ``runs/NAME``.
         inner: Whether those that the job is yet to run are part of it as well.
-
-    Raises:
-        UsageError: There is no job, or its config.json is damaged or of another version.
     """
     file = path / "config.json"
     if not file.is_file():
@@ -82,9 +79,6 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
 
     Returns:
         The job with the runs that are in ``path``, and those for cross-validation that belong to them.
-
-    Raises:
-        UsageError: There is no job, it is damaged, its data is other than it was, or a run of it is not finished.
     """
     folder = _job_folder(path)
     recorded = read_config(folder / "config.json")
@@ -105,9 +99,6 @@ def open_runs(path: Path) -> Job:
     """Open the runs in a directory, finished or not: of a whole job, or of a part of it down to a single run.
 
     What they trained on is not needed. The runs for cross-validation that belong to them are there if they have rows.
-
-    Raises:
-        UsageError: There is no job, or its config.json is damaged or of another version.
     """
     folder = _job_folder(path)
     return _within(path, _job(folder, read_config(folder / "config.json")))
@@ -140,16 +131,24 @@ def with_inner_runs(job: Job, runs: Sequence[PlannedRun]) -> Job:
 def _check_data(folder: Path, recorded: dict[str, Any], data_dir: Path | None) -> None:
     """Check that the data is what a job was trained on, in ``data_dir`` where it has moved."""
     was = recorded["dataset"]
-    if data_dir is not None:
-        if "data_dir" not in was["options"]:
-            raise UsageError(f"--data-dir: {was['title']} reads no folder, got {data_dir}; leave the option out")
-        was["options"]["data_dir"] = recorded["settings"]["data_dir"] = str(data_dir.resolve())
+    moved = moved_to(data_dir, was["title"], was["options"])
+    was["options"] |= moved
+    recorded["settings"] |= moved
     try:
         now = open_benchmark(was["name"], options=was["options"]).identity()
     except UsageError as error:
         raise UsageError(f"{folder} cannot be opened as it was trained: {error}") from error
     unknown = not was["digest"]  # of a deployed run, whose data stayed on its nodes
     require_same_data(folder, was, now | ({"digest": ""} if unknown else {}))
+
+
+def moved_to(data_dir: Path | None, title: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the option of data that names its folder, where ``--data-dir`` does."""
+    if data_dir is None:
+        return {}
+    if "data_dir" not in options:
+        raise UsageError(f"--data-dir: {title} reads no folder, got {data_dir}; leave the option out")
+    return {"data_dir": str(data_dir.resolve())}
 
 
 def require_same_data(folder: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.parallel import run_side_by_side
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
+from fedhess.jobs.reopening import moved_to
 from fedhess.jobs.search import read_search
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.tracking import STATE, Tracking, read_trackers
@@ -60,9 +61,6 @@ def open_job(
 
     Returns:
         The job and where its clients run.
-
-    Raises:
-        UsageError: An option is wrong, or the data cannot be read.
     """
     options, _ = read_options(given)
     lock, trackers = None, read_trackers(options.track)
@@ -121,8 +119,7 @@ def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) 
     variants = parse_variants(options.variants)
     require_server(names, settings, variants)
     benchmark = _open_data(options, int(settings.get("seed", 0)), progress)
-    if options.data_dir is not None:
-        settings["data_dir"] = str(options.data_dir.resolve())
+    settings |= moved_to(options.data_dir, benchmark.title, benchmark.options)
     return benchmark, {
         "strategies": names,
         "strategy_args": parse_assignments(options.strategy_args, option="--strategy-args"),
@@ -135,7 +132,7 @@ def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) 
 
 def _open_data(options: JobOptions, seed: int, progress: Progress) -> Benchmark:
     try:
-        benchmark = open_benchmark(
+        return open_benchmark(
             options.domains,
             data_dir=options.data_dir,
             require_real=options.require_real,
@@ -146,18 +143,12 @@ def _open_data(options: JobOptions, seed: int, progress: Progress) -> Benchmark:
         )
     except UsageError as error:
         raise UsageError(f"--domains {options.domains}: {error}") from error
-    if options.data_dir is not None and "data_dir" not in benchmark.options:
-        raise UsageError(f"--data-dir: {benchmark.title} reads no folder, got {options.data_dir}; leave the option out")
-    return benchmark
 
 
 def go_back(job: Job) -> None:
     """Put the runs of a job, whose directory this process holds, back to the round that it is to go on from.
 
     Runs that have not come to it stay where they are.
-
-    Raises:
-        UsageError: A run does not keep the checkpoint of that round.
     """
     wanted = job.resume_from
     if wanted is None:
@@ -180,11 +171,6 @@ def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dic
     Returns:
         Of the runs that failed where others went on, by their number in the job, why: those of settings to select
         among, and those side by side.
-
-    Raises:
-        UsageError: The engine cannot run the job here.
-        FederationError: A round could not be completed.
-        StorageError: A round could not be written.
     """
     config = job.runs[0].config
     progress.header(header(job, engine=engine.title))
@@ -240,11 +226,7 @@ def _is_complete(job: Job, number: int, progress: Progress) -> bool:
 
 
 def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:
-    """Do what is done once per domain before training; the clients find the result in the cache.
-
-    Raises:
-        UsageError: There is no room for it.
-    """
+    """Do what is done once per domain before training; the clients find the result in the cache."""
     assert job.benchmark is not None, "a job that runs was planned with its data"
     share_loaded(job.benchmark)
     domains = [job.benchmark.load(domain) for domain in job.benchmark.domains]

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from fedhess.alignment.loading import load_class, strategy_parameters
-from fedhess.alignment.server_step import is_server_setting, steps_itself
+from fedhess.alignment.loading import find_method
+from fedhess.alignment.server_step import is_server_setting
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.options import JobOptions
 from fedhess.jobs.variants import VARIED, Variant, args_for, is_run_setting
@@ -42,31 +42,19 @@ SERVER_ARGS = "server_optimizer_args"
 
 @dataclass(frozen=True)
 class Search:
-    """What a sweep was asked for.
+    """What a sweep was asked for."""
 
-    Attributes:
-        kind: How settings come about.
-        draws: Settings for each strategy, target and trial, the defaults among them; 0 for a grid.
-        grid: ``key=value,value,...``, several keys for their product; ``NAME.key`` is for strategy NAME alone.
-        ranges: ``key=low:high[:log],...`` in place of the known ranges, and for what has none.
-        fixed: Keys that were given a value, and so are not drawn.
-        spaces: By strategy what is searched already, in a sweep that continues or grows.
-    """
-
-    kind: Kind = "random"
-    draws: int = DRAWS
-    grid: str = ""
-    ranges: str = ""
-    fixed: tuple[str, ...] = ()
+    kind: Kind = "random"  # how settings come about
+    draws: int = DRAWS  # settings for each strategy, target and trial, the defaults among them; 0 for a grid
+    grid: str = ""  # key=value,value,..., several keys for their product; NAME.key is for strategy NAME alone
+    ranges: str = ""  # key=low:high[:log],... in place of the known ranges, and for what has none
+    fixed: tuple[str, ...] = ()  # keys that were given a value, and so are not drawn
+    # By strategy what is searched already, in a sweep that continues or grows
     spaces: Mapping[str, Space] = field(default_factory=dict)
 
     @classmethod
     def read(cls, *, search: str | None, draws: int | None, grid: str, ranges: str) -> "Search":
-        """Check what was given together.
-
-        Raises:
-            UsageError: It is unknown, out of range, or excludes something else that was given.
-        """
+        """Check what was given together."""
         search = search or ("grid" if grid else "random")
         kind = next((each for each in KINDS if each == search), None)
         if kind is None:
@@ -93,9 +81,6 @@ def read_search(
         given: Options of :meth:`Search.read`; None where the command is no sweep.
         recorded: Record of the job that is continued or added to.
         options: Of the job.
-
-    Raises:
-        UsageError: As :meth:`Search.read`; or what was searched would be another than before.
     """
     if recorded is None:
         return None if given is None else Search.read(**given)
@@ -134,9 +119,6 @@ class Method:
 def parse_grid(text: str) -> dict[str, tuple[Scalar, ...]]:
     """Read ``"alpha=1e-5,1e-4,lr=0.1,0.2"``: a comma is followed by another value, or by another key.
 
-    Raises:
-        UsageError: A part is no assignment or empty, or something is there twice.
-
     >>> parse_grid("alpha=1e-5,1e-4,lr=0.1,0.2")
     {'alpha': (1e-05, 0.0001), 'lr': (0.1, 0.2)}
     """
@@ -157,9 +139,6 @@ def parse_grid(text: str) -> dict[str, tuple[Scalar, ...]]:
 
 def parse_ranges(text: str) -> dict[str, Range]:
     """Read ``"alpha=1e-5:1e-3:log,lr=0.01:0.1"``.
-
-    Raises:
-        UsageError: A part is no range, is empty, or is there twice.
 
     >>> parse_ranges("alpha=1e-5:1e-3:log")["alpha"].ends
     (1e-05, 0.001)
@@ -215,7 +194,7 @@ def known_space(method: Method) -> dict[str, Range]:
 
 def _common(method: Method) -> dict[str, Range]:
     """Return what every strategy draws: in DomainBed's own form of training its ranges, else around the defaults."""
-    config, own_server = method.config, steps_itself(method.name)
+    config, own_server = method.config, find_method(method.name).is_flower
     published = common_ranges(method.benchmark)
     batch = {"batch_size": published.pop("batch_size")}
     one_step = (config.local_steps, config.local_epochs, config.lr) == (1, 0, 1.0)  # clients hand on their gradient
@@ -235,7 +214,7 @@ def _common(method: Method) -> dict[str, Range]:
 def _whole(method: Method, key: str) -> bool:
     if key in RunConfig.model_fields:
         return RunConfig.model_fields[key].annotation is int
-    parameter = strategy_parameters(load_class(method.name)).get(key)
+    parameter = find_method(method.name).parameters.get(key)
     return parameter is not None and parameter.annotation is int
 
 
@@ -243,9 +222,9 @@ def _applicable(key: str, method: Method, names: Sequence[str]) -> str | None:
     """Return a key without the name of the strategy that it is for; None where it means nothing to a strategy."""
     owner = next((name for name in names if key.startswith(f"{name}.")), None)
     bare = key if owner is None else key.removeprefix(f"{owner}.")
-    if owner not in (None, method.name) or (is_server_setting(bare) and steps_itself(method.name)):
+    if owner not in (None, method.name) or (is_server_setting(bare) and find_method(method.name).is_flower):
         return None
-    known = is_run_setting(bare) or bare in strategy_parameters(load_class(method.name))
+    known = is_run_setting(bare) or bare in find_method(method.name).parameters
     return bare if known else None
 
 
@@ -257,11 +236,7 @@ def _own_of(given: Mapping[str, Any], method: Method, names: Sequence[str]) -> d
 
 
 def check_keys(keys: Iterable[str], methods: Sequence[Method], *, option: str) -> None:
-    """Check that each key of a grid or of given ranges means something to a strategy.
-
-    Raises:
-        UsageError: One does not, or may not differ within a job.
-    """
+    """Check that each key of a grid or of given ranges means something to a strategy."""
     names = [method.name for method in methods]
     for key in keys:
         owner = next((name for name in names if key.startswith(f"{name}.")), None)
@@ -273,7 +248,7 @@ def check_keys(keys: Iterable[str], methods: Sequence[Method], *, option: str) -
 
 
 def _known(methods: Sequence[Method]) -> str:
-    own = dict.fromkeys(key for method in methods for key in strategy_parameters(load_class(method.name)))
+    own = dict.fromkeys(key for method in methods for key in find_method(method.name).parameters)
     return f"an argument of a strategy ({', '.join(own) or 'none here'}), server_optimizer_args.NAME, or one of " + (
         ", ".join(VARIED)
     )
@@ -347,21 +322,9 @@ def plan_search(
 ) -> tuple[dict[str, dict[str, Scalar]], list[dict[str, Any]], dict[str, Any]]:
     """Draw every setting of a sweep; of Optuna's only the first, the others follow from results.
 
-    Args:
-        search: What was asked for.
-        given: Arguments of strategies from the command line, which are not drawn.
-        overrides: Settings from the command line, which are not drawn either.
-        config: Of any run where nothing is drawn.
-        defaults: By strategy.
-        benchmark: Whose ranges apply.
-        seeds: Of the trials.
-
     Returns:
         A sweep's part of a job's record: by strategy the arguments that all of its runs share, the variants, and what
         was searched.
-
-    Raises:
-        UsageError: As :func:`spaces_of` and :func:`fedhess.jobs.variants.args_for`.
     """
     names = list(defaults)
     of_server = (f"{SERVER_ARGS}.{key}" for key in overrides.get(SERVER_ARGS, ()))

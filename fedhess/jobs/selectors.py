@@ -13,11 +13,7 @@ DEFAULT = "source"
 
 
 def read_selectors(given: str) -> list[str]:
-    """Read ``--selection``: names of selectors, or all.
-
-    Raises:
-        UsageError: One is unknown, or none is left.
-    """
+    """Read ``--selection``: names of selectors, or all."""
     names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
     if names == ["all"]:
         return list(SELECTORS)

@@ -42,23 +42,14 @@ Settings = Mapping[str, str | int | float | bool]
 
 @dataclass(frozen=True)
 class About:
-    """What a tracker is told of a run.
+    """What a tracker is told of a run."""
 
-    Attributes:
-        folder: Where the tracker writes unless its environment variables say otherwise.
-        job: Name of the job.
-        name: Of the run, ``STRATEGY/TARGET/SEED``.
-        settings: Its settings and its strategy's arguments.
-        run_id: Of the tracker run that is continued; None for a new one.
-        first_round: The first round that the tracker does not have.
-    """
-
-    folder: Path
-    job: str
-    name: str
-    settings: Settings
-    run_id: str | None
-    first_round: int
+    folder: Path  # where the tracker writes unless its environment variables say otherwise
+    job: str  # name of the job
+    name: str  # of the run, STRATEGY/TARGET/SEED
+    settings: Settings  # its settings and its strategy's arguments
+    run_id: str | None  # of the tracker run that is continued; None for a new one
+    first_round: int  # the first round that the tracker does not have
 
 
 class Tracker(ABC):
@@ -220,11 +211,7 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB
 
 
 def read_trackers(given: str) -> tuple[str, ...]:
-    """Read ``--track``: names of trackers, separated by commas.
-
-    Raises:
-        UsageError: One is unknown or not installed.
-    """
+    """Read ``--track``: names of trackers, separated by commas."""
     names = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
     for name in names:
         if name not in TRACKERS:
@@ -325,10 +312,6 @@ def track_recorded(job: Job, warn: Callable[[str], None]) -> None:
 
 def metrics_of_round(rows: Sequence[Row], *, classes: int) -> dict[str, float]:
     """Name the numbers of a round for a tracker; those that are missing or not finite are left out.
-
-    Args:
-        rows: Of the round.
-        classes: Number of classes.
 
     Returns:
         ``source/DOMAIN/...`` and ``target/DOMAIN/...`` (``target-out/DOMAIN/...`` of an out split): loss, accuracy and

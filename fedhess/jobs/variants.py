@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedhess.alignment.loading import load_class, resolved_args, strategy_parameters
-from fedhess.alignment.server_step import is_server_setting, steps_itself
+from fedhess.alignment.loading import find_method, resolved_args
+from fedhess.alignment.server_step import is_server_setting
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.settings.assignments import Scalar, parse_assignments
 from fedhess.settings.combined import bare
@@ -24,9 +24,6 @@ OPTION = "--variants"
 def parse_variants(text: str, *, fewest: int = 2) -> list[dict[str, Scalar]]:
     """Read ``"lr=0.01; lr=0.1,alpha=1e-4"``: settings separated by semicolons, each as ``--strategy-args`` has them.
 
-    Raises:
-        UsageError: A setting is empty or no assignment, or there are fewer than ``fewest``.
-
     >>> parse_variants("lr=0.01; lr=0.1,alpha=1e-4")
     [{'lr': 0.01}, {'lr': 0.1, 'alpha': 0.0001}]
     """
@@ -42,11 +39,7 @@ def parse_variants(text: str, *, fewest: int = 2) -> list[dict[str, Scalar]]:
 
 
 def check_variants(variants: Sequence[Variant]) -> None:
-    """Check that each setting may differ within a job, and that no variant is there twice.
-
-    Raises:
-        UsageError: One may not, or is.
-    """
+    """Check that each setting may differ within a job, and that no variant is there twice."""
     for number, variant in enumerate(variants):
         for key in variant:
             if key in RunConfig.model_fields and key not in VARIED:
@@ -77,7 +70,7 @@ def is_run_setting(key: str) -> bool:
 
 def overridden(settings: Mapping[str, Any], variant: Variant, strategy: str) -> dict[str, Any]:
     """Return a run's settings with a variant's in their place, but for a server's with a plain Flower strategy."""
-    if any(map(is_server_setting, variant)) and steps_itself(strategy):
+    if any(map(is_server_setting, variant)) and find_method(strategy).is_flower:
         variant = {key: value for key, value in variant.items() if not is_server_setting(key)}
     changed = dict(settings) | {key: value for key, value in variant.items() if key in VARIED}
     server = {key.partition(".")[2]: value for key, value in variant.items() if is_of_server_args(key)}
@@ -100,9 +93,6 @@ def resolve_variants(
     Returns:
         By strategy the arguments that all of its runs share; and for each variant its settings, the strategies that
         run it, and the arguments of each.
-
-    Raises:
-        UsageError: As :func:`args_for`.
     """
     resolved: dict[str, dict[int, dict[str, Scalar]]] = {}
     for name in defaults:
@@ -150,12 +140,9 @@ def args_for(
         strategies: All of the job's.
         given: ``name.key`` applies to one strategy, ``key`` to each that has it.
         defaults: What applies where ``given`` says nothing.
-
-    Raises:
-        UsageError: An argument belongs to a strategy that does not run, is unknown, or is rejected.
     """
     args: dict[str, Scalar] = {}
-    known = strategy_parameters(load_class(name))
+    known = find_method(name).parameters
     for key, value in given.items():
         owner, dot, rest = key.rpartition(".")
         if dot and owner not in strategies:
@@ -166,7 +153,7 @@ def args_for(
         if dot and owner == name:
             args[rest] = value
         elif not dot:
-            elsewhere = any(key in strategy_parameters(load_class(other)) for other in strategies)
+            elsewhere = any(key in find_method(other).parameters for other in strategies)
             if key in known or not elsewhere:
                 args[key] = value
     recipe = dict(defaults)

@@ -64,16 +64,11 @@ def measure_domain(batch: HeadBatch) -> DomainAttributes:
 
 @dataclass(frozen=True)
 class Attribute:
-    """One way in which two domains can be alike.
+    """One way in which two domains can be alike."""
 
-    Attributes:
-        label: For tables and figures.
-        kind: A distance is 0 for equal domains and shrinks with alignment; a similarity grows with it.
-        compare: The value for two domains, (), not rounded; NaN where it is not defined.
-    """
-
-    label: str
-    kind: Kind
+    label: str  # for tables and figures
+    kind: Kind  # a distance is 0 for equal domains and shrinks with alignment; a similarity grows with it
+    # The value for two domains, (), not rounded; NaN where it is not defined
     compare: Callable[[DomainAttributes, DomainAttributes], Tensor]
 
 

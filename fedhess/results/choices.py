@@ -26,14 +26,7 @@ def range_table(job: Job) -> str:
 
 
 def choice_of(job: Job, strategy: str, cell: Cell, variant: int | None) -> dict[str, Any]:
-    """Describe what was chosen for one target and trial: number and values, and which of them lie at an edge.
-
-    Args:
-        job: A sweep.
-        strategy: Whose setting it is.
-        cell: What was chosen from.
-        variant: Index of the choice among the job's variants; None where nothing could be chosen.
-    """
+    """Describe what was chosen for one target and trial: number and values, and which of them lie at an edge."""
     found: dict[str, Any] = {"target": cell.scenario.name, "seed": cell.seed, "number": None, "settings": {}}
     if variant is None:
         return found | {"edges": {}}

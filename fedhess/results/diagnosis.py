@@ -25,9 +25,6 @@ def diagnose_job(
     Returns:
         JSON: title, protocol, seeds and examples, the attributes, every run with its domains and pairs, and for every
         strategy and attribute the mean over pairs of two sources and over pairs of a source and a target.
-
-    Raises:
-        UsageError: A run is not finished, or damaged, or the model was not kept.
     """
     runs: list[dict[str, Any]] = []
     models = find_models(job, which)

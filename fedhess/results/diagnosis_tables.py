@@ -87,11 +87,7 @@ def name_domains(domains: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any]) -> list[Path]:
-    """Write ``diagnosis.md``, ``.json`` and ``.csv`` and the heat maps; the titles in them name a stand-in.
-
-    Raises:
-        StorageError: They cannot be written.
-    """
+    """Write ``diagnosis.md``, ``.json`` and ``.csv`` and the heat maps; the titles in them name a stand-in."""
     text = "\n\n".join([strategy_table(diagnosis), *pair_tables(diagnosis).values()])
     contents = {
         "diagnosis.md": text + "\n",

@@ -34,11 +34,12 @@ def view_domains(found: RunModel, *, most_examples: int) -> list[DomainView]:
     A source shows the split that it is evaluated on, a target everything (its in split where the run splits targets).
     Of a split with more than ``most_examples``
     examples as many are drawn without replacement, by (seed, domain) alone: every strategy gets the same.
-
-    Raises:
-        UsageError: The run is not finished, did not keep the model, or its file is damaged.
     """
-    model, run = found.load(), found.run
+    return view_under(found.load(), found.run, most_examples=most_examples)
+
+
+def view_under(model: HeadedModel, run: PlannedRun, *, most_examples: int) -> list[DomainView]:
+    """Compute the features of every domain of a finished run under any model, as `view_domains`."""
     roles = dict.fromkeys(run.config.sources, SOURCE) | dict.fromkeys(run.config.targets, TARGET)
     return [_view(run, model, domain, role, most_examples) for domain, role in roles.items()]
 

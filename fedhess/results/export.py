@@ -29,13 +29,7 @@ ONNX_TOLERANCE = 1e-3  # of logits, absolute and relative: kernels of another li
 
 
 def export_model(job: Job, *, out: Path | None = None, which: str = SELECTED, onnx: bool = False) -> Path:
-    """Write the model of a job's one strategy, target and seed: weights, config, card, and ONNX if asked for.
-
-    Raises:
-        UsageError: Several runs are meant, the run is not finished or did not keep the model, the folder holds
-            something else, or the extra ``onnx`` is missing.
-        StorageError: The folder cannot be written.
-    """
+    """Write the model of a job's one strategy, target and seed: weights, config, card, and ONNX if asked for."""
     if onnx and not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
         raise UsageError("--onnx: it needs the extra onnx; install it with: pip install 'fedhess[onnx]'")
     found = find_model(job, which)
@@ -134,9 +128,6 @@ def write_onnx(model: TrainedModel, file: Path) -> None:
     """Write a network as ONNX, for batches of any size, and check that ONNX Runtime computes the same logits.
 
     Images go in as uint8, other inputs as floats of the network's type; bf16 networks compute in float32 there.
-
-    Raises:
-        UsageError: The logits differ by more than :data:`ONNX_TOLERANCE`.
     """
     import onnxruntime  # noqa: PLC0415 (an extra)
 

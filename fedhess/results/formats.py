@@ -1,4 +1,4 @@
-"""A job's table for papers and programs: LaTeX with booktabs, and CSV; Markdown is the summary's own."""
+"""A job's table in its forms: Markdown (that of selectors too), LaTeX with booktabs, CSV; what they share first."""
 
 import csv
 import io
@@ -7,24 +7,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.tables import markdown_table, notes, short, shown
 from fedhess.jobs.job import slug
-from fedhess.results.columns import (
-    BEST,
-    INCOMPLETE,
-    SECOND,
-    TIED,
-    Summary,
-    accuracy_columns,
-    cell_of,
-    comparison_columns,
-    differences_of,
-    heading,
-    mark_best,
-    warnings,
-)
-from fedhess.results.paired import explain, signed, stars
-from fedhess.results.summary import table
+from fedhess.jobs.selectors import SELECTORS
+from fedhess.results.choices import choice_lines
+from fedhess.results.counts import counts_section
+from fedhess.results.paired import explain, shown_difference, signed, stars
+from fedhess.results.summary import DISTANCES
 
+Summary = Mapping[str, Any]  # what `summary.summarise` returns
+
+BEST, SECOND, TIED, INCOMPLETE = "best", "second", "tied", "incomplete"
+MARKS = "**best**, _second_, ~: within one standard error of the best, *: not all of its runs have ended"
+SAME = 1e-9  # means, in percent, that are equal but for rounding
 ONE_COLUMN = 3  # as many columns of numbers fit one of two columns of text
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -35,6 +30,180 @@ CSV_COLUMNS = (
     *("dataset", "protocol", "strategy", "column", "mean", "standard_error", "trials", "mark"),
     *("baseline", "difference", "low", "high", "p", "p_holm", "pairs"),
 )
+
+
+def accuracy_columns(summary: Summary) -> list[str]:
+    """Name the columns of accuracies: the targets, and their average where it means something."""
+    return [*summary["targets"], *(["average"] if summary["averaged"] else [])]
+
+
+def cell_of(result: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Return mean and standard error of a strategy in a column of accuracies."""
+    found: dict[str, Any] = result["accuracy"].get(column) or result["average"]
+    return found
+
+
+def comparison_columns(summary: Summary) -> list[str]:
+    """Name the columns of differences to the baseline: of the average, or of each target where there is none."""
+    if not summary["comparison"]:
+        return []
+    baseline = summary["comparison"]["baseline"]
+    compared = _compared(summary)
+    return [f"to {baseline}" if len(compared) == 1 else f"{column} to {baseline}" for column in compared]
+
+
+def differences_of(summary: Summary, strategy: str) -> list[Mapping[str, Any] | None]:
+    """List a strategy's differences, by comparison column; None for the baseline itself."""
+    if not summary["comparison"]:
+        return []
+    found = summary["comparison"]["strategies"].get(strategy)
+    return [None if found is None else found[column] for column in _compared(summary)]
+
+
+def _compared(summary: Summary) -> list[str]:
+    return list(next(iter(summary["comparison"]["strategies"].values())))
+
+
+def mark_best(summary: Summary) -> dict[tuple[str, str], frozenset[str]]:
+    """Mark the best and second mean of each column, those within one standard error of the best, and incomplete ones.
+
+    Equal means are all best, and then no one is second; the standard error is that of the best. Nothing is marked where
+    fewer than two strategies have a mean.
+    """
+    marks: dict[tuple[str, str], frozenset[str]] = {}
+    for column in accuracy_columns(summary):
+        cells = {name: cell_of(result, column) for name, result in summary["strategies"].items()}
+        means = {name: cell["mean"] for name, cell in cells.items() if cell["mean"] is not None}
+        best = max(means.values(), default=0.0)
+        winners = {name for name, value in means.items() if value >= best - SAME}
+        others = [value for name, value in means.items() if name not in winners]
+        error = max((cells[name]["standard_error"] or 0.0 for name in winners), default=0.0)
+        for name in cells:
+            found: set[str] = set()
+            if len(means) > 1 and name in means:
+                found |= {BEST} if name in winners else set()
+                second = name not in winners and len(winners) == 1 and means[name] >= max(others) - SAME
+                found |= {SECOND} if second else set()
+                found |= {TIED} if name not in winners and means[name] >= best - error else set()
+            lacking = summary["strategies"][name]["incomplete"]
+            found |= {INCOMPLETE} if column in lacking or (column == "average" and lacking) else set()
+            marks[name, column] = frozenset(found)
+    return marks
+
+
+def marked_text(text: str, marks: frozenset[str]) -> str:
+    """Write the marks of a cell in Markdown: bold, italic, and ``~`` and ``*`` behind.
+
+    >>> marked_text("70.1 +- 0.4", frozenset({SECOND, TIED}))
+    '_70.1 +- 0.4_ ~'
+    """
+    around = "**" if BEST in marks else "_" if SECOND in marks else ""
+    return f"{around}{text}{around}" + (" ~" if TIED in marks else "") + (" *" if INCOMPLETE in marks else "")
+
+
+def heading(summary: Summary) -> str:
+    """Name the data (a stand-in as such), the measure and the trials."""
+    trials = "one trial" if len(summary["seeds"]) == 1 else "mean +- standard error over trials"
+    return f"{summary['title']}: accuracy (%) on the target domain, {trials}"
+
+
+def warnings(summary: Summary) -> list[str]:
+    """List what a reader must not miss: runs that are not finished, clients that failed."""
+    lacking = summary["unfinished"]
+    failures = sum(result["failures"] for result in summary["strategies"].values())
+    unfinished = f"UNFINISHED: {len(lacking)} of {summary['runs']} runs"
+    return [
+        *([unfinished] if lacking else []),
+        *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
+    ]
+
+
+def table(summary: Summary) -> str:
+    """Render the summary as a Markdown table that also reads well on a terminal."""
+    columns = accuracy_columns(summary)
+    marks = mark_best(summary)
+    compared = summary["comparison"]
+    heads = ["strategy", *columns, *comparison_columns(summary), *DISTANCES.values()]
+    lines: list[list[str]] = []
+    for name, result in summary["strategies"].items():
+        cells = [name, *(marked_text(shown(cell_of(result, column)), marks[name, column]) for column in columns)]
+        cells += [shown_difference(cell) if cell else "" for cell in differences_of(summary, name)]
+        cells += [f"{short(result[key]['before'])} -> {short(result[key]['after'])}" for key in DISTANCES]
+        lines.append(cells)
+    return "\n".join(
+        [
+            heading(summary),
+            summary["protocol"],
+            *warnings(summary),
+            "distances: squared, of the source domains' head statistics to their mean, averaged over the domains, "
+            "before -> after training",
+            *([f"in each column {MARKS}"] if any(marks.values()) else []),
+            *([explain(compared)] if compared else []),
+            "",
+            markdown_table(heads, lines),
+            *choice_lines(summary["strategies"]),
+            *counts_section(summary),
+            *notes(summary),
+        ]
+    )
+
+
+def selector_table(compared: Mapping[str, Any]) -> str:
+    """Render a column for each selector, a row for each strategy and target, and what was selected.
+
+    Args:
+        compared: By selector, what `summary.summarise` returns for it, or ``{"left_out": why}``; one is not left out.
+    """
+    left_out = {name: found["left_out"] for name, found in compared.items() if "left_out" in found}
+    compared = {name: found for name, found in compared.items() if name not in left_out}
+    first = next(iter(compared.values()))
+    columns = {name: SELECTORS[name] if name != "source" else found["selection"][0] for name, found in compared.items()}
+    heads = ["strategy", "target", *columns.values()]
+    lines: list[list[str]] = []
+    for strategy in first["strategies"]:
+        results = [found["strategies"][strategy] for found in compared.values()]
+        lines += [
+            [strategy, target, *(shown(result["accuracy"][target]) for result in results)]
+            for target in first["targets"]
+        ]
+        if first["averaged"]:
+            lines.append([strategy, "average", *(shown(result["average"]) for result in results)])
+    trials = "one trial" if len(first["seeds"]) == 1 else "mean +- standard error over trials"
+    protocol = first["protocol"].partition(", selection")
+    rest = protocol[2].partition(";")[2]
+    lines_above = [f"{first['title']}: accuracy (%) on the target domain by what it was selected by, {trials}"]
+    lines_above.append(protocol[0] + (f";{rest}" if rest else ""))
+    if "oracle" in compared:
+        lines_above.append(
+            "the oracle takes the last round, and the setting that is best on the target: a bound, no result"
+        )
+    lines_above += [f"left out: {SELECTORS[name]}: {why}" for name, why in left_out.items()]
+    tables = [markdown_table(heads, lines, left=2), markdown_table(heads, _selected(compared), left=len(heads))]
+    return "\n".join([*lines_above, "", tables[0], "", "selected, seed by seed:", "", tables[1], *notes(first)])
+
+
+def _selected(compared: Mapping[str, Any]) -> list[list[str]]:
+    """List the rounds (and settings) that each selector chose, seed by seed."""
+    first = next(iter(compared.values()))
+    lines: list[list[str]] = []
+    for strategy, result in first["strategies"].items():
+        for scenario in result["selected_rounds"]:
+            cells = []
+            for found in compared.values():
+                own = found["strategies"][strategy]
+                rounds = own["selected_rounds"][scenario]
+                settings = own.get("selected_settings", {}).get(scenario, [None] * len(rounds))
+                cells.append(
+                    "; ".join(_named(number, setting) for number, setting in zip(rounds, settings, strict=True))
+                )
+            lines.append([strategy, scenario, *cells])
+    return lines
+
+
+def _named(server_round: int | None, setting: str | None) -> str:
+    if server_round is None:
+        return "none"
+    return f"round {server_round}" + (f" ({setting})" if setting else "")
 
 
 def latex_text(text: str) -> str:
@@ -139,11 +308,7 @@ FORMATS: Mapping[str, Callable[[Summary], str]] = {"markdown": table, "latex": l
 
 
 def format_table(summary: Summary, form: str) -> str:
-    """Render the table in a form, a key of :data:`FORMATS`.
-
-    Raises:
-        UsageError: There is no such form.
-    """
+    """Render the table in a form, a key of :data:`FORMATS`."""
     if form not in FORMATS:
         raise UsageError(f"--format: unknown format {form!r}; {did_you_mean(form, FORMATS)}")
     return FORMATS[form](summary)

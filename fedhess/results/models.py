@@ -29,11 +29,7 @@ class RunModel:
     chosen_by: str
 
     def load(self, *, device: str | None = None) -> HeadedModel:
-        """Build the model with the weights that were evaluated at its round, in evaluation mode.
-
-        Raises:
-            UsageError: The run did not keep it, or the file is damaged or of another model.
-        """
+        """Build the model with the weights that were evaluated at its round, in evaluation mode."""
         require_finished(self.run)
         directory = self.run.directory
         kept, last = directory.selected_round(), self.run.config.rounds
@@ -62,9 +58,6 @@ def find_models(job: Job, which: str = SELECTED) -> list[RunModel]:
     Args:
         job: Its runs are finished, and those for cross-validation are there if it selects by that.
         which: One of :data:`ROUNDS`.
-
-    Raises:
-        UsageError: An unknown name, or nothing can be selected.
     """
     if which not in ROUNDS:
         raise UsageError(f"--round: unknown {which!r}; {did_you_mean(which, ROUNDS)}")
@@ -74,11 +67,7 @@ def find_models(job: Job, which: str = SELECTED) -> list[RunModel]:
 
 
 def narrowed(job: Job, *, strategy: str | None = None, target: str | None = None, seed: int | None = None) -> Job:
-    """Leave out the runs of other strategies, targets and seeds; None stands for all.
-
-    Raises:
-        UsageError: No run is left.
-    """
+    """Leave out the runs of other strategies, targets and seeds; None stands for all."""
     wanted = (strategy, target, seed)
     meant = [
         run for run in job.outer_runs if all(value in (None, own) for value, own in zip(wanted, _key(run), strict=True))
@@ -89,11 +78,7 @@ def narrowed(job: Job, *, strategy: str | None = None, target: str | None = None
 
 
 def find_model(job: Job, which: str = SELECTED) -> RunModel:
-    """Find the model of a job's one strategy, target and seed; see `find_models`.
-
-    Raises:
-        UsageError: There are several, or as there.
-    """
+    """Find the model of a job's one strategy, target and seed; see `find_models`."""
     if len({_key(run) for run in job.outer_runs}) != 1:
         raise UsageError(f"expected strategy, target and seed of one run of {job.path}, got several: {_listed(job)}")
     (model,) = find_models(job, which)

@@ -16,7 +16,9 @@ from fedhess.base.tables import SPENT, short
 from fedhess.jobs.description import incomplete_warning, stand_in_warning
 from fedhess.jobs.job import Job, history
 from fedhess.jobs.metrics import Confusion
-from fedhess.results.columns import (
+from fedhess.results.counts import counts_lines
+from fedhess.results.figures import Panel, panel_svg
+from fedhess.results.formats import (
     BEST,
     INCOMPLETE,
     SECOND,
@@ -29,8 +31,6 @@ from fedhess.results.columns import (
     heading,
     mark_best,
 )
-from fedhess.results.counts import counts_lines
-from fedhess.results.figures import Panel, panel_svg
 from fedhess.results.paired import explain, shown_difference, stars
 from fedhess.results.published import published_values
 from fedhess.results.summary import DISTANCES

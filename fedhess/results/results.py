@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fedhess.base.errors import DivergedError, FederationError, StorageError
 from fedhess.federation.engines.choice import Engine
 from fedhess.jobs.description import describe_failures
-from fedhess.jobs.directory import job_directory, record_selection
+from fedhess.jobs.directory import amend_config, job_directory
 from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job
 from fedhess.jobs.progress import Progress
@@ -16,12 +16,12 @@ from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.running import go_back, run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.export import export_model
-from fedhess.results.files import clear_results, write_all
-from fedhess.results.formats import format_table
+from fedhess.results.files import clear_results, write_all, write_report
+from fedhess.results.formats import format_table, table
 from fedhess.results.models import SELECTED, find_model, narrowed
 from fedhess.results.selection import read_rows
 from fedhess.results.studies import require_optuna, run_studies
-from fedhess.results.summary import summarise, table, write_report
+from fedhess.results.summary import summarise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,7 +191,7 @@ def run_and_report(job: Job, progress: Progress, engine: Engine) -> tuple[Result
                 had_page |= clear_results(job.path)
             if failures and len(failures) == len(job.runs):
                 raise FederationError(describe_failures(job, failures))
-            record_selection(job.path, job.selection)
+            amend_config(job.path, {"selection": job.selection})
             results = Results(job)
             files = results.report() if had_page else results.write()
             if failures and not job.variants:

@@ -1,11 +1,10 @@
-"""What was sent by whom to whom in the runs of a job, and what it discloses: from the rows, in plain words."""
+"""What was sent by whom to whom in the runs of a job, what it discloses, and what privacy it cost: from the rows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedhess.alignment.loading import load_class
+from fedhess.alignment.loading import find_method
 from fedhess.alignment.statistics import disclosed_by
-from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError
 from fedhess.base.tables import markdown_table
 from fedhess.domains.benchmark import SOURCE, TARGET
@@ -99,6 +98,17 @@ def protected_targets(recorded: Recorded) -> list[str]:
     ]
 
 
+def spent_privacy(runs: Sequence[Sequence[Row]]) -> str:
+    """Describe the epsilon by domain, the largest of its clients and over runs; "" where no run is private."""
+    rows = [row for run in runs for row in run if row["role"] == SOURCE and "epsilon" in row]
+    spent: dict[str, float] = {}
+    for row in rows:
+        spent[row["domain"]] = max(spent.get(row["domain"], 0.0), row["epsilon"])
+    listed = ", ".join(f"{domain} {epsilon:.4g}" for domain, epsilon in spent.items())
+    seeded = any(row["noise"] == protocol.SEED for row in rows)
+    return listed + ("; noise from the run's seed, which protects nobody" if seeded else "")
+
+
 def _records(rows: Iterable[Row]) -> Iterable[tuple[str, str, str, tuple[int, int, str]]]:
     for row in rows:
         for way, records in row.get("sent", {}).items():
@@ -117,8 +127,7 @@ def _discloses(config: RunConfig, role: str, way: str, name: str) -> str:
     if record == protocol.ALIGNMENT:
         return disclosed_by(ALIGNMENT[tensor])
     try:
-        made = load_class(config.strategy)
+        method = find_method(config.strategy)
     except UsageError:
         return "not known, the strategy cannot be loaded here"
-    statistics = {**made.statistics, **made.network_statistics} if issubclass(made, DomainStrategy) else {}
-    return disclosed_by(statistics[tensor]) if tensor in statistics else "not stated"
+    return disclosed_by(method.statistics[tensor]) if tensor in method.statistics else "not stated"

@@ -15,7 +15,7 @@ from fedhess.alignment.loading import resolved_args
 from fedhess.base.errors import UsageError
 from fedhess.base.seeds import derive_seed
 from fedhess.federation.engines.choice import Engine
-from fedhess.jobs.directory import record_variants
+from fedhess.jobs.directory import amend_config
 from fedhess.jobs.job import Job, make_job, variant_number
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.running import run_job
@@ -32,11 +32,7 @@ if TYPE_CHECKING:
 
 
 def require_optuna() -> None:
-    """Check that Optuna is installed.
-
-    Raises:
-        UsageError: It is not.
-    """
+    """Check that Optuna is installed."""
     try:
         import optuna  # noqa: F401, PLC0415
     except ImportError as error:
@@ -47,18 +43,12 @@ def require_optuna() -> None:
 
 
 def run_studies(job: Job, progress: Progress, *, engine: Engine) -> Job:
-    """Run a sweep's first settings, then ask for the next of every study at once, and run those, until all have run.
-
-    Raises:
-        UsageError: A suggested value is rejected: a given range is too wide.
-        FederationError: As :func:`fedhess.jobs.running.run_job`.
-        StorageError: A round, or what was suggested, could not be written.
-    """
+    """Run a sweep's first settings, then ask for the next of every study at once, and run those, until all have run."""
     run_job(job, progress, engine=engine)
     while suggested := suggest(job):
         record = {**job.record, "variants": [*job.record["variants"], *suggested]}
         longer = make_job(job.path, record, inner=False, selection=job.selection, benchmark=job.benchmark)
-        record_variants(job.path, record["variants"])
+        amend_config(job.path, {"variants": record["variants"]})
         progress.note(f"\nsuggested by Optuna: setting {suggested[0]['number'] + 1} of {job.search['draws']}")
         known = {run.directory.path for run in job.runs}
         longer = replace(longer, trackers=job.trackers)

@@ -1,35 +1,18 @@
-"""The table of a job from its recorded rows: no data, no model, no checkpoint."""
+"""The numbers of a job's table from its recorded rows: no data, no model, no checkpoint."""
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedhess.base.files import replace_file, writing
-from fedhess.base.tables import markdown_table, mean, mean_and_error, notes, short, shown
+from fedhess.base.tables import mean, mean_and_error
 from fedhess.domains import Scenario
 from fedhess.federation.server.health import sickness
 from fedhess.jobs.description import describe_arguments, describe_setting, protocol
-from fedhess.jobs.job import Job, slug
-from fedhess.jobs.metrics import Confusion
+from fedhess.jobs.job import Job
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
-from fedhess.results.choices import choice_lines, choice_of, edge_warnings, incomplete
-from fedhess.results.columns import (
-    MARKS,
-    accuracy_columns,
-    cell_of,
-    comparison_columns,
-    differences_of,
-    heading,
-    mark_best,
-    marked_text,
-    warnings,
-)
-from fedhess.results.counts import confusions, counts_section, selected_rows, summarise_counts
-from fedhess.results.figures import ENDINGS, Panel, draw_confusions, draw_rounds, drawable, trained_rounds
-from fedhess.results.paired import compare_paired, explain, shown_difference
-from fedhess.results.privacy import spent_privacy
+from fedhess.results.choices import choice_of, edge_warnings, incomplete
+from fedhess.results.counts import selected_rows, summarise_counts
+from fedhess.results.paired import compare_paired
 from fedhess.results.selection import (
     Recorded,
     cells_of,
@@ -39,7 +22,7 @@ from fedhess.results.selection import (
     source_accuracy,
     target_accuracy,
 )
-from fedhess.results.sent import protected_targets, sent_section, summarise_sent
+from fedhess.results.sent import protected_targets, spent_privacy, summarise_sent
 
 DISTANCES = {"gradient_distance": "gradient distance", "hgp_distance": "HGP distance"}
 
@@ -63,7 +46,7 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
-    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
+    columns = name_columns(run.scenario for run in job.outer_runs)
     rules = [SELECTORS[selection]]
     if selection == DEFAULT:
         rules = sorted({selection_rule(rows) for run, rows in recorded if rows and not run.inner}) or rules
@@ -90,127 +73,6 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         "sent": summarise_sent(recorded),
         "protected": protected_targets(recorded),
     }
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """Render the summary as a Markdown table that also reads well on a terminal."""
-    columns = accuracy_columns(summary)
-    marks = mark_best(summary)
-    compared = summary["comparison"]
-    heads = ["strategy", *columns, *comparison_columns(summary), *DISTANCES.values()]
-    lines: list[list[str]] = []
-    for name, result in summary["strategies"].items():
-        cells = [name, *(marked_text(shown(cell_of(result, column)), marks[name, column]) for column in columns)]
-        cells += [shown_difference(cell) if cell else "" for cell in differences_of(summary, name)]
-        cells += [f"{short(result[key]['before'])} -> {short(result[key]['after'])}" for key in DISTANCES]
-        lines.append(cells)
-    return "\n".join(
-        [
-            heading(summary),
-            summary["protocol"],
-            *warnings(summary),
-            "distances: squared, of the source domains' head statistics to their mean, averaged over the domains, "
-            "before -> after training",
-            *([f"in each column {MARKS}"] if any(marks.values()) else []),
-            *([explain(compared)] if compared else []),
-            "",
-            markdown_table(heads, lines),
-            *choice_lines(summary["strategies"]),
-            *counts_section(summary),
-            *notes(summary),
-        ]
-    )
-
-
-def write_report(job: Job, summary: Mapping[str, Any]) -> list[Path]:
-    """Write summary.json, summary.md and, as PNG and SVG, figures/rounds; titles name a stand-in.
-
-    Raises:
-        StorageError: They cannot be written.
-    """
-    files = write_summary(job, summary)
-    figure = job.path / "figures" / "rounds.png"
-    with writing(job.path):
-        figure.parent.mkdir(exist_ok=True)
-        title = f"{summary['title']}: accuracy on the target and alignment distances, round by round"
-        panels = rounds_panels(job, summary, read_rows(job))
-        return files + draw_rounds(figure, title=title, note=rounds_note(job, summary), panels=panels)
-
-
-def write_summary(job: Job, summary: Mapping[str, Any]) -> list[Path]:
-    """Write summary.json, and summary.md with the table and what was sent.
-
-    Raises:
-        StorageError: They cannot be written.
-    """
-    return _write_both(job, "summary", summary, "\n".join([table(summary), *sent_section(summary)]))
-
-
-def _write_both(job: Job, name: str, content: Mapping[str, Any], text: str) -> list[Path]:
-    as_json, as_text = job.path / f"{name}.json", job.path / f"{name}.md"
-    with writing(job.path):
-        job.path.mkdir(parents=True, exist_ok=True)  # that of jobs put together
-        replace_file(as_json, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-        replace_file(as_text, (text + "\n").encode())
-    return [as_json, as_text]
-
-
-def draw_targets(
-    job: Job, recorded: Recorded, summary: Mapping[str, Any], *, endings: Sequence[str] = ENDINGS
-) -> list[Path]:
-    """Draw the confusion matrices of each target, one a strategy."""
-    trials = "one trial" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} trials together"
-    files: list[Path] = []
-    for number, (target, maps) in enumerate(target_confusions(job, recorded).items(), start=1):
-        if maps:
-            title = f"{summary['title']}: predictions on {drawable(target, f'target {number}')}"
-            note = f"at the selected round, percent of the examples of each class, {trials}"
-            file = job.path / "figures" / f"confusion_{slug(target)}.png"
-            files += draw_confusions(file, title=title, note=note, classes=job.classes, panels=maps, endings=endings)
-    return files
-
-
-def target_confusions(job: Job, recorded: Recorded) -> dict[str, dict[str, Confusion]]:
-    """Add up confusion matrices over the trials: by column and strategy, those of which every trial has counts."""
-    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
-    found = {name: confusions(recorded, name, columns, job.selection) for name in job.strategies}
-    return {
-        target: {name: counts for name, of in found.items() if (counts := of[target]) is not None}
-        for target in columns.values()
-    }
-
-
-def rounds_note(job: Job, summary: Mapping[str, Any]) -> str:
-    """Describe the figure of the rounds: seeds, what the band is, what was selected."""
-    seeds = ", ".join(map(str, summary["seeds"]))
-    shown_as = "one trial" if len(summary["seeds"]) == 1 else "mean over trials, band: standard error of the mean"
-    selected = (
-        f"; of {job.settings_each} settings the one selected by {summary['selection'][0]}" if job.variants else ""
-    )
-    names = [*summary["strategies"], *([] if summary["averaged"] else summary["targets"])]
-    unknown = any(drawable(name, "?") == "?" for name in names)
-    numbered = "; a number stands for a name in the table that no installed font can draw" if unknown else ""
-    lacking = f"; {len(summary['unfinished'])} of {summary['runs']} runs UNFINISHED" if summary["unfinished"] else ""
-    return f"seeds {seeds}: {shown_as}{selected}; round 0, the untrained model, is left out{numbered}{lacking}"
-
-
-def rounds_panels(job: Job, summary: Mapping[str, Any], recorded: Recorded) -> list[Panel]:
-    """Make a panel of the accuracy on each target, or of their average where there is one, and of each distance."""
-    columns = name_columns(list(dict.fromkeys(run.scenario for run in job.outer_runs)))
-    if summary["averaged"]:
-        labels = {"average": f"accuracy (%), mean over {len(columns)} targets"}
-        columns = dict.fromkeys(columns, "average")
-    else:
-        numbered = enumerate(columns.values(), start=1)
-        labels = {name: f"accuracy (%) on {drawable(name, f'target {number}')}" for number, name in numbered}
-    curves = {
-        name: trained_rounds(cells_of(recorded, name), job.selection, columns, DISTANCES) for name in job.strategies
-    }
-    labels |= {key: f"{label} of the sources" for key, label in DISTANCES.items()}
-    return [
-        Panel(label, {name: of[key] for name, of in curves.items()}, logarithmic=key in DISTANCES)
-        for key, label in labels.items()
-    ]
 
 
 def _has_average(columns: Mapping[tuple[str, str], str]) -> bool:
@@ -301,78 +163,12 @@ def _worst(accuracies: Sequence[float | None]) -> float | None:
     return min(known) if 1 < len(known) == len(accuracies) else None
 
 
-def name_columns(scenarios: Sequence[Scenario]) -> dict[tuple[str, str], str]:
+def name_columns(scenarios: Iterable[Scenario]) -> dict[tuple[str, str], str]:
     """Name the table's column of each (scenario, target): the domain, with the scenario where it is in several."""
+    scenarios = list(dict.fromkeys(scenarios))
     held_out = [target for scenario in scenarios for target in scenario.targets]
     return {
         (scenario.name, target): target if held_out.count(target) == 1 else f"{target} (of {scenario.name})"
         for scenario in scenarios
         for target in scenario.targets
     }
-
-
-def selector_table(compared: Mapping[str, Any]) -> str:
-    """Render a column for each selector, a row for each strategy and target, and what was selected.
-
-    Args:
-        compared: By selector, what `report.summarise` returns for it, or ``{"left_out": why}``; one is not left out.
-    """
-    left_out = {name: found["left_out"] for name, found in compared.items() if "left_out" in found}
-    compared = {name: found for name, found in compared.items() if name not in left_out}
-    first = next(iter(compared.values()))
-    columns = {name: SELECTORS[name] if name != "source" else found["selection"][0] for name, found in compared.items()}
-    heads = ["strategy", "target", *columns.values()]
-    lines: list[list[str]] = []
-    for strategy in first["strategies"]:
-        results = [found["strategies"][strategy] for found in compared.values()]
-        lines += [
-            [strategy, target, *(shown(result["accuracy"][target]) for result in results)]
-            for target in first["targets"]
-        ]
-        if first["averaged"]:
-            lines.append([strategy, "average", *(shown(result["average"]) for result in results)])
-    trials = "one trial" if len(first["seeds"]) == 1 else "mean +- standard error over trials"
-    protocol = first["protocol"].partition(", selection")
-    rest = protocol[2].partition(";")[2]
-    lines_above = [f"{first['title']}: accuracy (%) on the target domain by what it was selected by, {trials}"]
-    lines_above.append(protocol[0] + (f";{rest}" if rest else ""))
-    if "oracle" in compared:
-        lines_above.append(
-            "the oracle takes the last round, and the setting that is best on the target: a bound, no result"
-        )
-    lines_above += [f"left out: {SELECTORS[name]}: {why}" for name, why in left_out.items()]
-    tables = [markdown_table(heads, lines, left=2), markdown_table(heads, _selected(compared), left=len(heads))]
-    return "\n".join([*lines_above, "", tables[0], "", "selected, seed by seed:", "", tables[1], *notes(first)])
-
-
-def write_selection(job: Job, compared: Mapping[str, Any]) -> list[Path]:
-    """Write selection.json and selection.md; the title in them names a stand-in.
-
-    Raises:
-        StorageError: They cannot be written.
-    """
-    return _write_both(job, "selection", compared, selector_table(compared))
-
-
-def _selected(compared: Mapping[str, Any]) -> list[list[str]]:
-    """List the rounds (and settings) that each selector chose, seed by seed."""
-    first = next(iter(compared.values()))
-    lines: list[list[str]] = []
-    for strategy, result in first["strategies"].items():
-        for scenario in result["selected_rounds"]:
-            cells = []
-            for found in compared.values():
-                own = found["strategies"][strategy]
-                rounds = own["selected_rounds"][scenario]
-                settings = own.get("selected_settings", {}).get(scenario, [None] * len(rounds))
-                cells.append(
-                    "; ".join(_named(number, setting) for number, setting in zip(rounds, settings, strict=True))
-                )
-            lines.append([strategy, scenario, *cells])
-    return lines
-
-
-def _named(server_round: int | None, setting: str | None) -> str:
-    if server_round is None:
-        return "none"
-    return f"round {server_round}" + (f" ({setting})" if setting else "")

@@ -56,11 +56,7 @@ SMALL = Size(("resnet18",), batch_size=2, local_steps=2, rounds=1, compiled=Fals
 
 
 def gpu_rows(*, repeats: int) -> list[Row]:
-    """Measure everything at full size, blocks at most three times.
-
-    Raises:
-        UsageError: There is no CUDA device.
-    """
+    """Measure everything at full size, blocks at most three times."""
     if not torch.cuda.is_available():
         raise UsageError("--only gpu: torch sees no CUDA device; choose others")
     return measure(FULL, device="cuda", repeats=min(repeats, 3))

@@ -49,11 +49,7 @@ CASES = (
 
 
 def round_rows(*, repeats: int) -> list[Row]:
-    """Compare rounds on both federations, in at most five blocks of each strategy.
-
-    Raises:
-        UsageError: The data is not there.
-    """
+    """Compare rounds on both federations, in at most five blocks of each strategy."""
     for case in CASES:
         open_benchmark(case.domains)  # data that is not there is named before anything runs
     rows: list[Row] = []

@@ -32,17 +32,12 @@ class Held(NamedTuple):
 
 @dataclass
 class Watched:
-    """What was seen of a command.
+    """What was seen of a command."""
 
-    Attributes:
-        programs: The name of each process's program, by process id.
-        held: By round from 1: what each process held at most, by process id.
-        seconds: By round from 1: wall time as rounds.jsonl has it.
-    """
-
-    programs: dict[int, str] = field(default_factory=dict)
+    programs: dict[int, str] = field(default_factory=dict)  # the name of each process's program, by process id
+    # By round from 1: what each process held at most, by process id
     held: dict[int, dict[int, Held]] = field(default_factory=dict)
-    seconds: dict[int, float] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)  # by round from 1: wall time as rounds.jsonl has it
 
     def lasting(self) -> dict[str, list[int]]:
         """Return the processes that lived from the first round to the last, by program."""
@@ -77,14 +72,6 @@ class Watched:
 
 def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str] | None = None) -> Watched:
     """Run a command to its end and watch it, and everything that it starts.
-
-    Args:
-        command: The command; its output is shown only if it fails.
-        rounds: Where its rounds.jsonl will be.
-        environment: Variables beside this process's.
-
-    Returns:
-        What was seen.
 
     Raises:
         FederationError: The command failed, or wrote no round.

@@ -1,6 +1,6 @@
 """Show a scenario's results beside the published ones: Markdown tables and a figure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from fedhess.base.files import writing
 from fedhess.base.tables import shown
 from fedhess.jobs.selectors import ORACLE
 from fedhess.results.figures import drawing, line_look, written
+from fedhess.results.paired import compare_paired, explain, shown_difference
 from fedhess.results.published import Published, Table
 from fedhess.simulations.scenarios.differences import own_particulars, shared_protocol
 from fedhess.simulations.scenarios.outputs import describe_revision
@@ -59,19 +60,21 @@ def render(comparison: Comparison, record: Record) -> str:
         f"`python -m fedhess.simulations.{command}`; seeds and examples a domain may come from several invocations.",
     ]
     lines += ["", *(f"- {note}" for note in comparison.notes)] if comparison.notes else []
-    for rows in _tables(record):
+    for rows in tables(record):
         lines += ["", *_render_table(comparison, rows, quick=record["quick"])]
     return "\n".join(lines)
 
 
-def _tables(record: Record) -> list[list[Row]]:
-    tables: dict[tuple[str, int], list[Row]] = {}
+def tables(record: Record) -> list[list[Row]]:
+    """Split the rows by benchmark and number of examples."""
+    found: dict[tuple[str, int], list[Row]] = {}
     for row in record["rows"]:
-        tables.setdefault((row["benchmark"], row["per_domain"]), []).append(row)
-    return list(tables.values())
+        found.setdefault((row["benchmark"], row["per_domain"]), []).append(row)
+    return list(found.values())
 
 
-def _heading(rows: list[Row]) -> str:
+def heading(rows: Sequence[Row]) -> str:
+    """Name the benchmark of rows and how many examples they are of."""
     per_domain = rows[0]["per_domain"]
     examples = f"the first {per_domain:,} examples of each domain" if per_domain else "all examples"
     return f"{rows[0]['benchmark']}, {examples}"
@@ -85,9 +88,12 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
     cited: dict[str, int] = {}  # sources, in the order they are cited
     columns = comparison.columns(lines)
     compared = [column for column in columns if any(column in values for values in published.values())]
+    tested = ["average"] if "average" in columns else [each for each in columns if each not in ("sources", ORACLE)]
+    paired = compare_paired({line.label: {each: line.by_seed(each) for each in tested} for line in lines if line.rows})
     heads = ["strategy", "seeds"]
     for column in columns:
-        heads += [comparison.label(column), *(["published"] if column in compared else [])]
+        heads += [comparison.label(column), *([f"to {paired['baseline']}"] if paired and column in tested else [])]
+        heads += ["published"] if column in compared else []
     heads += [f"authors' script ({' / '.join(map(comparison.label, columns))})"] if scripts else []
     heads += [*(["source"] if published else []), *(["bar"] if judge else [])]
     table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -96,6 +102,9 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
         cells = [line.label, ", ".join(map(str, line.seeds)) or "none"]
         for column in columns:
             cells.append(shown(line.cells[column]) if column in line.cells else "n/a")
+            if paired and column in tested:
+                difference = paired["strategies"].get(line.label, {}).get(column)
+                cells.append("" if difference is None else shown_difference(difference))
             cells += [_quoted(known.get(column))] if column in compared else []
         cells += [" / ".join(_quoted(script[column]) for column in columns if column in script)] if scripts else []
         sources = dict.fromkeys(value.source for value in [*known.values(), *script.values()])
@@ -109,11 +118,12 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
         for line in lines
         for seed in line.irreproducible
     ]
+    notes += [explain(paired)] if paired else []
     notes += [f"[{number}] {source}" for source, number in cited.items()]
     if published and not full:
         notes.append("the published values are of all examples and rounds: this table cannot be held against them")
     notes += [*(_balance(rows) if comparison.balance else []), *dict.fromkeys(map(describe_machine, rows))]
-    return [f"## {_heading(rows)}", "", shared_protocol(lines), "", *table, "", *(f"- {note}" for note in notes)]
+    return [f"## {heading(rows)}", "", shared_protocol(lines), "", *table, "", *(f"- {note}" for note in notes)]
 
 
 def _quoted(value: Published | None) -> str:
@@ -155,27 +165,24 @@ def draw(comparison: Comparison, record: Record, path: Path) -> list[Path]:
 
     Returns:
         The files, PNG and SVG; none where there is nothing to show.
-
-    Raises:
-        StorageError: A file cannot be written.
     """
-    tables = [(rows, [line for line in lines_of(rows) if line.cells]) for rows in _tables(record)]
-    tables = [(rows, lines) for rows, lines in tables if lines]
-    if not tables:
+    drawn = [(rows, [line for line in lines_of(rows) if line.cells]) for rows in tables(record)]
+    drawn = [(rows, lines) for rows, lines in drawn if lines]
+    if not drawn:
         return []
-    panels = [_panels(comparison, lines) for _, lines in tables]
-    shape = len(tables), max(map(len, panels))
-    size = 4, 1.2 + 0.22 * max(len(lines) for _, lines in tables)
+    panels = [_panels(comparison, lines) for _, lines in drawn]
+    shape = len(drawn), max(map(len, panels))
+    size = 4, 1.2 + 0.22 * max(len(lines) for _, lines in drawn)
     title = comparison.title + (" (QUICK: no result)" if record["quick"] else "")
     note = "bars: standard error of the mean over seeds, where there are several; each panel has a scale of its own"
     with writing(path), drawing(path, shape, size=size, title=title, note=note, sharey="row") as axes:
-        for (rows, lines), columns, row_of_axes in zip(tables, panels, axes, strict=True):
+        for (rows, lines), columns, row_of_axes in zip(drawn, panels, axes, strict=True):
             published = comparison.published.get(rows[0]["benchmark"], {})
             for axis in row_of_axes[len(columns) :]:
                 axis.axis("off")
             for column, axis in zip(columns, row_of_axes, strict=False):
                 _draw_column(axis, lines, column, published)
-                axis.set_title(f"{_heading(rows)}: {comparison.label(column)}", fontsize=9)
+                axis.set_title(f"{heading(rows)}: {comparison.label(column)}", fontsize=9)
             row_of_axes[0].set_yticks(range(len(lines)), [line.label for line in lines])
             row_of_axes[0].set_ylim(len(lines) - 0.5, -0.5)
     return written(path)

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedhess.alignment.loading import known_strategies
-from fedhess.alignment.server_step import describe_server, is_server_setting, steps_itself
+from fedhess.alignment.loading import find_method, known_strategies
+from fedhess.alignment.server_step import describe_server, is_server_setting
 from fedhess.jobs.variants import VARIED
 from fedhess.simulations.scenarios.records import Line
 
@@ -78,7 +78,7 @@ def _server(line: Line, head: str) -> list[str]:
 
 
 def _is_plain(strategy: str) -> bool:
-    return strategy in known_strategies() and steps_itself(strategy)
+    return strategy in known_strategies() and find_method(strategy).is_flower
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ from fedhess.base.environment import check_device
 from fedhess.base.errors import FederationError
 from fedhess.base.files import digest_of
 from fedhess.domains import open_benchmark
+from fedhess.domains.domain import Notify
 from fedhess.jobs.description import cost, stand_in_warning, whole_protocol
 from fedhess.jobs.directory import job_directory
 from fedhess.jobs.job import Job, slug
@@ -44,26 +45,57 @@ class Configuration:
 
 
 def measure(configuration: Configuration, *, folder: Path, device: str = "auto") -> Row:
-    """Run one job, or continue it, in a directory below ``folder`` whose name tells configurations apart.
+    """Run one job, or continue it, in the directory that `plan` gives it.
 
     Returns:
         JSON: what ran on which data, settings, environment, accuracy (percent) on sources and targets; or the reason
         why the federation stopped.
+    """
+    progress = Progress(silent=not sys.stdout.isatty())
+    job = plan(configuration, folder=folder, device=device, notify=progress.note)
+    progress.warn(stand_in_warning(job))
+    if job.variants or job.selection != DEFAULT:
+        typer.echo(f"{job.path.name}: {cost(job)}")
+    started = time.monotonic()
+    with job_directory(job.path, job.record, resume=True, selection=job.selection):
+        try:
+            run_job(job, progress)
+        except FederationError as error:
+            return describe(job, configuration) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
+    summary = summarise(job)
+    result = summary["strategies"][configuration.strategy]
+    accuracy = {"sources": result["sources"]["mean"]}
+    accuracy |= {target: cell["mean"] for target, cell in result["accuracy"].items()}
+    if configuration.oracle:
+        best = summarise(job, selection="oracle")["strategies"][configuration.strategy]
+        alone = [cell["mean"] for cell in best["accuracy"].values()]
+        accuracy[ORACLE] = best["average"]["mean"] if len(alone) > 1 else alone[0]
+    return describe(job, configuration) | {
+        **({"selected_settings": result["selected_settings"]} if job.variants else {}),
+        "accuracy": accuracy,
+        "average": result["average"]["mean"],
+        "protocol": whole_protocol(job, summary["selection"]),
+        "failures": result["failures"],
+        **({"gaps": result["gaps"]} if result["gaps"] else {}),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def plan(configuration: Configuration, *, folder: Path, device: str, notify: Notify) -> Job:
+    """Open the data and plan the job, in a directory below ``folder`` whose name tells configurations apart.
 
     Raises:
         UsageError: Data or settings are not possible.
-        StorageError: A round could not be written.
     """
-    progress = Progress(silent=not sys.stdout.isatty())
     benchmark = open_benchmark(
         configuration.benchmark,
         require_real=configuration.require_real,
         seed=configuration.seed,
         options=configuration.options,
-        notify=progress.note,
+        notify=notify,
     )
     name = f"{slug(benchmark.title)}-{configuration.strategy}-{configuration.seed}"
-    job = plan_job(
+    return plan_job(
         benchmark,
         strategies=[configuration.strategy],
         strategy_args=configuration.strategy_args,
@@ -74,32 +106,6 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         selection=configuration.selection,
         out=folder / f"{name}-{digest_of([json.dumps(asdict(configuration), sort_keys=True)])[:8]}",
     )
-    progress.warn(stand_in_warning(job))
-    if job.variants or job.selection != DEFAULT:
-        typer.echo(f"{name}: {cost(job)}")
-    started = time.monotonic()
-    with job_directory(job.path, job.record, resume=True, selection=job.selection):
-        try:
-            run_job(job, progress)
-        except FederationError as error:
-            return _row(job, configuration) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
-    summary = summarise(job)
-    result = summary["strategies"][configuration.strategy]
-    accuracy = {"sources": result["sources"]["mean"]}
-    accuracy |= {target: cell["mean"] for target, cell in result["accuracy"].items()}
-    if configuration.oracle:
-        best = summarise(job, selection="oracle")["strategies"][configuration.strategy]
-        alone = [cell["mean"] for cell in best["accuracy"].values()]
-        accuracy[ORACLE] = best["average"]["mean"] if len(alone) > 1 else alone[0]
-    return _row(job, configuration) | {
-        **({"selected_settings": result["selected_settings"]} if job.variants else {}),
-        "accuracy": accuracy,
-        "average": result["average"]["mean"],
-        "protocol": whole_protocol(job, summary["selection"]),
-        "failures": result["failures"],
-        **({"gaps": result["gaps"]} if result["gaps"] else {}),
-        "seconds": round(time.monotonic() - started, 1),
-    }
 
 
 def given(configuration: Configuration) -> dict[str, Any]:
@@ -112,8 +118,8 @@ def given(configuration: Configuration) -> dict[str, Any]:
     return {key: value for key, value in chosen.items() if key not in elsewhere and value != usual[key]}
 
 
-def _row(job: Job, configuration: Configuration) -> Row:
-    """Describe a job, without the paths of this machine."""
+def describe(job: Job, configuration: Configuration) -> Row:
+    """Describe a job that has begun as a row without results and without the paths of this machine."""
     config, dataset = job.runs[0].config, job.record["dataset"]
     kept = {key: value for key, value in job.record["settings"].items() if key not in ("data_dir", "device")}
     several: dict[str, Any] = {"variants": len(job.variants)} if job.variants else {}  # settings are the first's

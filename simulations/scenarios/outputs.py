@@ -28,11 +28,7 @@ RenderOption = Annotated[
 
 
 def chosen_names(option: str, given: str, known: Collection[str]) -> list[str]:
-    """Read names separated by commas, each once.
-
-    Raises:
-        UsageError: One is unknown, or there is none.
-    """
+    """Read names separated by commas, each once."""
     names = [name.strip() for name in given.split(",") if name.strip()]
     for name in names:
         if name not in known:
@@ -50,10 +46,6 @@ def require_ready(path: Path, *, allow_dirty: bool, render_only: bool, quick: bo
         allow_dirty: Whether results may come from a tree with uncommitted changes.
         render_only: Whether nothing is measured; then the file must be there.
         quick: Whether what is measured is no result, and may come from any tree.
-
-    Raises:
-        UsageError: The file cannot be written; there is nothing to render; tracked files differ from the commit, or
-            there is no git checkout.
     """
     _require_writable(path)
     if render_only and not path.exists():
@@ -114,11 +106,7 @@ def read_results(path: Path, render: Callable[[dict[str, Any]], str]) -> dict[st
 
 
 def write_results(path: Path, results: dict[str, Any], text: str, *, indent: int = 2) -> None:
-    """Write results and, beside them, their table.
-
-    Raises:
-        StorageError: They cannot be written.
-    """
+    """Write results and, beside them, their table."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, (json.dumps(results, indent=indent, allow_nan=False) + "\n").encode())

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhess.alignment.server_step import steps_itself
+from fedhess.alignment.loading import find_method
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.ranges import draw_settings
@@ -21,11 +21,7 @@ QUICK_CLIENTS, QUICK_DRAWS = 4, 2
 
 
 def find_protocol(name: str) -> Protocol:
-    """Find a preset.
-
-    Raises:
-        UsageError: There is none of that name.
-    """
+    """Find a preset."""
     if name not in PROTOCOLS:
         raise UsageError(f"--preset: unknown protocol {name!r}; {did_you_mean(name, PROTOCOLS)}")
     return PROTOCOLS[name]
@@ -57,11 +53,8 @@ def configurations(
     """List a protocol's jobs: every benchmark with every strategy and seed.
 
     With ``quick``, a small network without pretrained weights, two rounds of small batches, few clients and settings.
-
-    Raises:
-        UsageError: The protocol draws settings of the server, and a strategy has a server of its own.
     """
-    for strategy in filter(steps_itself, strategies if protocol.draws else ()):
+    for strategy in (each for each in strategies if protocol.draws and find_method(each).is_flower):
         raise UsageError(
             f"--strategy: preset {protocol.name} draws the server's learning rate, got {strategy!r}, a plain Flower "
             "strategy with a server of its own; leave it out, or choose a preset that draws nothing"

@@ -35,6 +35,14 @@ class Line:
     cells: Mapping[str, Cell]  # sources, targets, and the average over several targets
     settings: Mapping[str, Any]
     protocol: str  # how the first seed's numbers came about; empty where every seed stopped
+    rows: Sequence[Row]  # of the seeds that came to their end
+
+    def by_seed(self, column: str) -> dict[str, float | None]:
+        """Return a column's values by seed, percent."""
+        return {
+            str(row["seed"]): row["average"] if column == "average" else row["accuracy"].get(column)
+            for row in self.rows
+        }
 
 
 def load_record(path: Path, *, quick: bool) -> Record:
@@ -62,12 +70,7 @@ def load_record(path: Path, *, quick: bool) -> Record:
 
 
 def add_row(path: Path, row: Row, *, quick: bool) -> Record:
-    """Merge a row into the file, in which it replaces one of the same identity; several processes may do so at a time.
-
-    Raises:
-        UsageError: As `load_record`.
-        StorageError: The file cannot be written.
-    """
+    """Merge a row into the file, in place of one of the same identity; several processes may do so at a time."""
     with writing(path), FileLock(cache_directory() / "results.lock"):
         path.parent.mkdir(parents=True, exist_ok=True)
         record = load_record(path, quick=quick)
@@ -141,4 +144,5 @@ def _line(rows: Sequence[Row], *, label: str) -> Line:
         cells={column: mean_and_error(found, unit=1.0) for column, found in values.items() if None not in found},
         settings=rows[0]["settings"],
         protocol=next((row["protocol"] for row in done if "protocol" in row), ""),
+        rows=done,
     )

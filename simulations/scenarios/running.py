@@ -57,11 +57,7 @@ class Options:
     render_only: RenderOption = False
 
     def strategies(self, known: Sequence[str]) -> list[str]:
-        """Return the chosen strategies of a scenario.
-
-        Raises:
-            UsageError: One is not part of it.
-        """
+        """Return the chosen strategies of a scenario."""
         return list(known) if self.strategy.strip() == "all" else chosen_names("--strategy", self.strategy, known)
 
     def examples(self, *, quick: int) -> int:
@@ -90,11 +86,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def read_seeds(given: str) -> list[int]:
-    """Read ``--seeds``.
-
-    Raises:
-        UsageError: It is no list of whole numbers of at least 0.
-    """
+    """Read ``--seeds``."""
     parts = [part.strip() for part in given.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() for part in parts):
         raise UsageError(f"--seeds: expected whole numbers separated by commas, as in 0,1, got {given!r}")
@@ -129,16 +121,11 @@ def run_scenario(
     configurations: Sequence[Configuration],
     options: Options,
     *,
+    run: Callable[..., Row] | None = None,
     render: Callable[[Comparison, Record], str] = render,
     draw: Callable[[Comparison, Record, Path], list[Path]] = draw,
 ) -> None:
-    """Run the jobs of a scenario; after each, merge its row into the results, so that little is lost by stopping.
-
-    Raises:
-        UsageError: Data, settings or the folder are not possible.
-        StorageError: Results could not be written.
-        typer.Exit: A job was stopped: status 1.
-    """
+    """Run the jobs of a scenario; after each, merge its row into the results, so that little is lost by stopping."""
     path = (options.out or (QUICK_RESULTS if options.quick else RESULTS)) / f"{comparison.file}.json"
     require_ready(path, allow_dirty=options.allow_dirty, render_only=options.render_only, quick=options.quick)
     record = load_record(path, quick=options.quick)  # before anything is run
@@ -149,7 +136,7 @@ def run_scenario(
     with ExitStack() as stack:
         jobs = options.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for number, configuration in enumerate(configurations, start=1):
-            row = measure(configuration, folder=jobs, device=options.device)
+            row = (run or measure)(configuration, folder=jobs, device=options.device)
             stopped = stopped or "stopped" in row
             typer.echo(f"[{number}/{len(configurations)}] {_described(row, comparison)}")
             record = add_row(path, row, quick=options.quick)

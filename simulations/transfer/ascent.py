@@ -48,21 +48,13 @@ LONGEST = 1024.0  # step length in radii: as good as infinite
 
 @dataclass(frozen=True)
 class TransferPoint:
-    """Transfer measures and bounds at one radius.
+    """Transfer measures and bounds at one radius."""
 
-    Attributes:
-        delta: Radius of the ball of heads.
-        tilted: Measure where the assumptions hold.
-        bound: delta^2 / 2 * ||H_T - H_S||_2.
-        actual: Measure of the losses as they are, zero at the trained head.
-        actual_bound: The bound with the difference of the gradients.
-    """
-
-    delta: float
-    tilted: float
-    bound: float
-    actual: float
-    actual_bound: float
+    delta: float  # radius of the ball of heads
+    tilted: float  # measure where the assumptions hold
+    bound: float  # delta^2 / 2 * ||H_T - H_S||_2
+    actual: float  # measure of the losses as they are, zero at the trained head
+    actual_bound: float  # the bound with the difference of the gradients
 
 
 def transfer_curve(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from toy import toy_config
 
-from fedhess.alignment.loading import client_half, load_class, load_strategy, resolved_args, strategy_parameters
+from fedhess.alignment.loading import client_half, find_method, load_strategy, resolved_args
 from fedhess.base.errors import UsageError
 from fedhess.settings.defaults import default_strategy_args
 from fedhess.settings.ranges import draw_settings
@@ -71,11 +71,11 @@ def test_a_penaltys_schedule_resets_the_server_optimizer_of_a_combination(toy_ru
 )
 def test_what_does_not_combine_is_refused_by_name(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load_class(name)
+        find_method(name)
 
 
 def test_arguments_have_the_prefix_of_their_part() -> None:
-    assert {"hgp_alpha", "hgp_scale", "sagm_alpha", "sagm_rho"} < strategy_parameters(load_class("hgp+sagm")).keys()
+    assert {"hgp_alpha", "hgp_scale", "sagm_alpha", "sagm_rho"} < find_method("hgp+sagm").parameters.keys()
     made = resolved_args("hgp+sagm", {"sagm_rho": 0.2})
     assert (made["hgp_alpha"], made["sagm_alpha"], made["sagm_rho"]) == (0.1, 0.001, 0.2)
     with pytest.raises(UsageError, match=r"has no argument 'rho'; did you mean 'sagm_rho'"):

@@ -13,14 +13,14 @@ from fedhess.alignment import loading as alignment_loading
 from fedhess.alignment.loading import (
     BUILT_IN,
     client_half,
+    find_method,
     known_strategies,
-    load_class,
     load_strategy,
-    strategy_parameters,
 )
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base import loading
 from fedhess.base.errors import UsageError
+from fedhess.base.loading import text_parameters
 from fedhess.strategies.hgp import HGP
 
 GOOD = """
@@ -100,7 +100,7 @@ def test_entry_point_is_known_but_does_not_hide_a_built_in(monkeypatch: pytest.M
     monkeypatch.setattr(loading, "entry_points", lambda group: entries if group == "fedhess.strategies" else [])
     monkeypatch.setattr(alignment_loading, "installed", loading.installed.__wrapped__)
     assert known_strategies()["hgp"] == BUILT_IN["hgp"]
-    assert load_class("mine") is load_class("erm")
+    assert find_method("mine").cls is find_method("erm").cls
 
 
 @pytest.mark.parametrize(
@@ -186,4 +186,4 @@ def test_only_scalars_can_be_given_as_text() -> None:
             f=3,
         ) -> None: ...
 
-    assert list(strategy_parameters(Mixed)) == ["a", "b", "d"]
+    assert list(text_parameters(Mixed, what="it")) == ["a", "b", "d"]

@@ -15,12 +15,13 @@ from image_trees import write_image, write_tree
 from torchvision.datasets import MNIST
 
 from fedhess.domains import BENCHMARKS
-from fedhess.domains.images import vlcs
-from fedhess.domains.images.vlcs import CLASSES, RELEASE
+from fedhess.domains.images.releases import RELEASES
+from fedhess.domains.images.releases import VLCS_CLASSES as CLASSES
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
+RELEASE = RELEASES["VLCS"]
 DOMAINS = tuple(RELEASE.layout.domains)
 
 
@@ -126,7 +127,7 @@ def hub(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """A hub with VLCS on it."""
     rows = [(file.read_bytes(), file.parts[-3], file.parts[-2]) for file in sorted(tree.rglob("pic_*"))]
     content = parquet(tmp_path / "x.parquet", rows, list(CLASSES), None)
-    monkeypatch.setattr(vlcs, "RELEASE", replace(vlcs.RELEASE, repository=REPOSITORY, size="1 MB"))
+    monkeypatch.setitem(RELEASES, "VLCS", replace(RELEASE, repository=REPOSITORY, size="1 MB"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     with serving(Hub({"data/train-00000-of-00001.parquet": content})) as running:

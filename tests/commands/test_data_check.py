@@ -12,13 +12,13 @@ from image_trees import write_tree
 
 from fedhess.domains import TensorDomain
 from fedhess.domains.benchmark import KnownCounts
-from fedhess.domains.images import vlcs
-from fedhess.domains.images.office_home import RELEASE as OFFICE_HOME
-from fedhess.domains.images.vlcs import CLASSES, RELEASE
+from fedhess.domains.images.releases import RELEASES
+from fedhess.domains.images.releases import VLCS_CLASSES as CLASSES
 from fedhess.domains.inspection.check import example_keys, shared
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
+RELEASE, OFFICE_HOME = RELEASES["VLCS"], RELEASES["OfficeHome"]
 DOMAINS = tuple(RELEASE.layout.domains)
 
 
@@ -32,7 +32,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """VLCS, small, with the counts of a complete copy set to its own: 2 images a class."""
     counts = {domain: dict.fromkeys(CLASSES, 2) for domain in DOMAINS}
     known = KnownCounts(dict.fromkeys(DOMAINS, 10), classes=counts)
-    monkeypatch.setattr(vlcs, "RELEASE", replace(RELEASE, known=known))
+    monkeypatch.setitem(RELEASES, "VLCS", replace(RELEASE, known=known))
     return write_tree(tmp_path / "data", DOMAINS, dict.fromkeys(CLASSES, 2))
 
 

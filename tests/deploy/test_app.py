@@ -22,7 +22,8 @@ from fedhess.federation.engines.inprocess import run_in_process
 from fedhess.federation.flower_compat import keeps_node_ids
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.reopening import open_finished, open_recorded
-from fedhess.results.summary import summarise, table
+from fedhess.results.formats import table
+from fedhess.results.summary import summarise
 from fedhess.settings.run_config import RunConfig
 from tests.conftest import TOY, Outcome
 

@@ -10,7 +10,7 @@ from image_trees import write_tree
 from PIL import Image
 
 from fedhess.domains.iconpacs import DOMAINS, read_drawings
-from fedhess.domains.images import domain_net, office_home, terra_incognita, vlcs
+from fedhess.domains.images.releases import RELEASES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGES_PER_CLASS = 3
@@ -45,8 +45,8 @@ def complete_pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def complete(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Image benchmarks with every class in every domain, under the names of their layouts; read only."""
     root = tmp_path_factory.mktemp("releases")
-    for module in (vlcs, office_home, domain_net, terra_incognita):
-        layout = module.RELEASE.layout
+    for name in ("VLCS", "OfficeHome", "DomainNet", "TerraIncognita"):
+        layout = RELEASES[name].layout
         counts = dict.fromkeys(layout.classes, 1 if layout.benchmark == "DomainNet" else 2)
         write_tree(root / layout.benchmark, list(layout.domains), counts)
     return {folder.name: folder for folder in root.iterdir()}

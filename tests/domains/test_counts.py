@@ -6,17 +6,14 @@ import pytest
 
 from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import KnownCounts
-from fedhess.domains.images.domain_net import RELEASE as DOMAIN_NET
-from fedhess.domains.images.office_home import RELEASE as OFFICE_HOME
-from fedhess.domains.images.pacs import RELEASE as PACS
-from fedhess.domains.images.release import Release
-from fedhess.domains.images.vlcs import RELEASE as VLCS
+from fedhess.domains.images.releases import RELEASES
 
 
 @pytest.mark.parametrize(
-    ("release", "total"), [(PACS, 9991), (VLCS, 10729), (OFFICE_HOME, 15588), (DOMAIN_NET, 586575)]
+    ("name", "total"), [("PACS", 9991), ("VLCS", 10729), ("OfficeHome", 15588), ("DomainNet", 586575)]
 )
-def test_known_counts_add_up(release: Release, total: int) -> None:
+def test_known_counts_add_up(name: str, total: int) -> None:
+    release = RELEASES[name]
     assert release.known is not None
     assert release.known.total == total
     assert set(release.known.domains) == set(release.layout.domains)
@@ -41,7 +38,7 @@ def test_a_part_of_a_benchmark_is_told_from_the_whole(complete: dict[str, Path])
 
 
 def test_the_original_domainnet_is_called_by_its_name() -> None:
-    known = DOMAIN_NET.known
+    known = RELEASES["DomainNet"].known
     assert known is not None
     (original,) = known.others.values()
     counts = {domain: {"zebra": number} for domain, number in original.items()}
@@ -53,11 +50,12 @@ def test_the_original_domainnet_is_called_by_its_name() -> None:
 
 
 def test_unreadable_images_count_as_there() -> None:
-    assert PACS.known is not None
-    counts = {domain: dict(classes) for domain, classes in PACS.known.classes.items()}
-    assert PACS.known.differences(counts) == []
+    known = RELEASES["PACS"].known
+    assert known is not None
+    counts = {domain: dict(classes) for domain, classes in known.classes.items()}
+    assert known.differences(counts) == []
     counts["photo"]["dog"] -= 1
-    assert PACS.known.differences(counts, unreadable={"photo": 1}) == []
+    assert known.differences(counts, unreadable={"photo": 1}) == []
     counts["photo"]["cat"] = 1
-    (sentence,) = PACS.known.differences(counts)
+    (sentence,) = known.differences(counts)
     assert sentence == "domain 'photo': 1,670 images, the complete copy has 1,670 (dog 188 of 189)"

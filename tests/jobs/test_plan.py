@@ -131,7 +131,7 @@ def test_recipe_gives_way_to_the_command_line(toy: Benchmark) -> None:
 
 def test_benchmark_made_at_random_is_made_anew_for_each_trial(toy: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     # The toy itself is not made at random.
-    monkeypatch.setattr("fedhess.jobs.checks.build_model", lambda config, **_: None)
+    monkeypatch.setattr("fedhess.jobs.plan.build_model", lambda config, **_: None)
     seeded = replace(toy, options={"seed": 4})
     job = plan(seeded, trials=2)
     assert [run.config.domains_options for run in job.runs] == [{"seed": 4}, {"seed": 5}]

@@ -1,6 +1,7 @@
 """A client that fails, lies or stays silent is named, counted and left out; too few of them end the run loudly."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -179,6 +180,32 @@ def test_below_the_quorum_the_run_stops_and_names_who_when_and_why(toy_run: Run)
         toy_run(app=Misbehaving(protocol.TRAIN, crash, partitions=ALL), quorum=1)
 
 
+@pytest.mark.parametrize("message_type", [protocol.STATISTICS, protocol.TRAIN])
+def test_once_too_few_are_left_the_silent_are_not_waited_for(toy_run: Run, message_type: str) -> None:
+    """On a grid of Flower's own, where all clients work at the same time: south refuses, west is silent."""
+
+    class FlowersOwn(InProcessGrid):
+        __module__ = "flwr.grid"
+
+    def wrap(grid: InProcessGrid) -> InProcessGrid:
+        grid.__class__ = FlowersOwn
+        return grid
+
+    def act(message: Message, reply: Message) -> Message:
+        return {1002: refuse, 1003: hang}.get(message.metadata.dst_node_id, lambda _, answer: answer)(message, reply)
+
+    app = Misbehaving(message_type, act, partitions=ALL)
+    began = time.monotonic()
+    with pytest.raises(
+        FederationError, match=r"1 of 3 source .*, 3 are needed(?s:.*)south: error 1234: not today"
+    ) as caught:
+        toy_run(app=app, wrap=wrap, deadline=600.0, exchange_deadline=600.0, **HGP)
+    assert time.monotonic() - began < 30
+    assert "client west: not waited for: too few would be left" in str(caught.value)
+    undisturbed = toy_run(wrap=wrap, **HGP)
+    assert all(torch.equal(value, undisturbed.tensors[name]) for name, value in toy_run(**HGP).tensors.items())
+
+
 def test_a_target_that_cannot_evaluate_is_reported_and_training_goes_on(toy_run: Run) -> None:
     rows = toy_run(app=Misbehaving(protocol.EVALUATE, crash, first_round=0, partitions=[TARGET_PARTITION])).rows
     target = [row for row in rows if row["role"] == "target"]
@@ -202,7 +229,7 @@ def as_another(message: Message, reply: Message) -> Message:
 def test_a_missing_domain_is_an_error_at_the_start(toy_run: Run, act: Any, partition: int, message: str) -> None:
     app = Misbehaving(protocol.IDENTIFY, act, first_round=0, partitions=[partition])
     with pytest.raises(FederationError, match=message):
-        toy_run(app=app, exchange_deadline=3.0)
+        toy_run(app=app, exchange_deadline=1.5)
 
 
 def test_a_client_that_lost_the_model_is_sent_it_again(toy_run: Run) -> None:

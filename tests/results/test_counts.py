@@ -13,8 +13,10 @@ from fedhess.domains import Benchmark, Scenario
 from fedhess.federation.server.run_directory import Row, RunDirectory
 from fedhess.jobs.job import Job, PlannedRun, outline
 from fedhess.results.figures import draw_confusions
+from fedhess.results.files import target_confusions, write_report
+from fedhess.results.formats import table
 from fedhess.results.selection import read_rows
-from fedhess.results.summary import summarise, table, target_confusions, write_report
+from fedhess.results.summary import summarise
 
 DOMAINS = ("north", "south", "west", "east")
 Confusion = list[list[int]]

@@ -10,10 +10,9 @@ import pytest
 from recorded import record_job
 
 from fedhess.base.errors import UsageError
-from fedhess.results.columns import BEST, SECOND, TIED, mark_best
-from fedhess.results.formats import FORMATS, csv_table, latex_table, latex_text
+from fedhess.results.formats import BEST, FORMATS, SECOND, TIED, csv_table, latex_table, latex_text, mark_best, table
 from fedhess.results.results import open_results
-from fedhess.results.summary import summarise, table
+from fedhess.results.summary import summarise
 
 HOSTILE = r"x_1 & 5 % #{$}~^\ <b>"
 

@@ -11,11 +11,10 @@ import pytest
 from recorded import record_job
 
 from fedhess.jobs.job import Job
-from fedhess.results.files import write_all
-from fedhess.results.job_figures import job_panels, megabytes
+from fedhess.results.files import job_panels, megabytes, target_confusions, write_all
 from fedhess.results.page import render_page
 from fedhess.results.selection import read_rows
-from fedhess.results.summary import summarise, target_confusions
+from fedhess.results.summary import summarise
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (

@@ -12,23 +12,15 @@ from PIL import Image
 from toy import toy_config
 
 from fedhess.base.errors import StorageError
+from fedhess.base.tables import mean_and_error
 from fedhess.domains import Benchmark, Scenario
 from fedhess.federation.server.run_directory import Row, RunDirectory
 from fedhess.jobs.description import header, stand_in_warning
 from fedhess.jobs.job import Job, PlannedRun, outline
+from fedhess.results.files import rounds_note, rounds_panels, write_report, write_selection, write_summary
+from fedhess.results.formats import table
 from fedhess.results.selection import read_rows
-from fedhess.results.summary import (
-    _has_average,
-    mean_and_error,
-    name_columns,
-    rounds_note,
-    rounds_panels,
-    summarise,
-    table,
-    write_report,
-    write_selection,
-    write_summary,
-)
+from fedhess.results.summary import _has_average, name_columns, summarise
 
 DOMAINS = ("north", "south", "west", "east")
 Made = Callable[..., Job]

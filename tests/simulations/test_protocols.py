@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from fedhess.alignment.loading import load_strategy
 from fedhess.base.errors import UsageError
-from fedhess.domains.images import domain_net, office_home, pacs, release, terra_incognita, vlcs
+from fedhess.domains.images import release
+from fedhess.domains.images.releases import RELEASES, TEN
 from fedhess.federation.client import memory
 from fedhess.jobs.selectors import ORACLE
 from fedhess.settings.ranges import draw_settings
@@ -26,8 +27,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # Where each benchmark lies in a data folder, as its releases have it.
 ROOTS = {"PACS": "PACS", "VLCS": "VLCS", "OfficeHome": "office_home", "DomainNet": "domain_net"}
 ROOTS |= {"TerraIncognita": "terra_incognita"}
-MODULES = {"PACS": pacs, "VLCS": vlcs, "OfficeHome": office_home, "DomainNet": domain_net}
-MODULES |= {"TerraIncognita": terra_incognita}
 SIDE = 32  # pixels, in place of 224
 
 
@@ -112,13 +111,13 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     root = tmp_path_factory.mktemp("trees")
 
     def make(benchmark: str) -> Path:
-        layout = MODULES[benchmark].RELEASE.layout
+        layout = RELEASES[benchmark].layout
         for domain, name in enumerate(layout.domains):
             for label, kind in enumerate(layout.classes):
                 folder = root / ROOTS[benchmark] / name / kind
                 if not folder.exists():
                     folder.mkdir(parents=True)
-                    for number in range(5 if label < 4 or kind in domain_net.TEN else 1):
+                    for number in range(5 if label < 4 or kind in TEN else 1):
                         (folder / f"{number}.jpg").write_bytes(picture(domain, label, number))
         return root
 
@@ -149,7 +148,7 @@ def run(trees: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def target_of(benchmark: str) -> str:
-    return list(MODULES[benchmark].RELEASE.layout.domains)[-1]
+    return list(RELEASES[benchmark].layout.domains)[-1]
 
 
 SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]

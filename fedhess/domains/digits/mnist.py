@@ -33,15 +33,8 @@ ADVICE = (
 def read_mnist(root: Path, *, part: Literal["train", "test"] = "train") -> tuple[Tensor, Tensor]:
     """Read a part of MNIST.
 
-    Args:
-        root: As `find_mnist` returns it.
-        part: The training part, N = 60,000, or the test part, N = 10,000.
-
     Returns:
         (N, 28, 28) uint8 images and (N,) int64 digits.
-
-    Raises:
-        UsageError: The files hold something else.
     """
     try:
         data = MNIST(str(root), train=part == "train", download=False)

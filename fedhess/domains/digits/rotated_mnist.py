@@ -32,9 +32,6 @@ def open_rotated_mnist(opening: Opening) -> Benchmark:
 
     Returns:
         The benchmark: (1, 28, 28) uint8, ten classes.
-
-    Raises:
-        UsageError: An unknown option, or no MNIST; see `find_mnist`.
     """
     opening, options = settle_rotated_mnist(opening)
     root = find_mnist(opening)

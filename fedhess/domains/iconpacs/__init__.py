@@ -67,11 +67,7 @@ def read_drawings(domain: str) -> dict[str, list[tuple[str, bytes]]]:
 
 
 def drawings_folder() -> Path:
-    """Find the drawings: beside this file, else in the installed package, since a Flower app's bundle holds only code.
-
-    Raises:
-        UsageError: They are nowhere.
-    """
+    """Find the drawings: beside this file, else in the installed package: a Flower app's bundle holds only code."""
     places = [Path(__file__).parent, *(Path(entry, *__name__.split(".")) for entry in sys.path)]
     for place in places:
         if (place / "drawings").is_dir():

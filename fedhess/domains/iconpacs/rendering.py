@@ -29,10 +29,6 @@ def render(domain: str, *, drawings: Sequence[Sequence[bytes]]) -> Tensor:
     Each image has its own generator, from (domain, class, number): the images of one class do not depend on another's
     drawings.
 
-    Args:
-        domain: Decides the background.
-        drawings: PNG files, per class.
-
     Returns:
         (C * IMAGES_PER_CLASS, 3, SIDE, SIDE) uint8, class by class.
     """

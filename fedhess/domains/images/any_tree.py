@@ -25,9 +25,6 @@ def open_folder_tree(opening: Opening) -> Benchmark:
         opening: ``data_dir`` is the folder. Options: ``side`` (pixels that images are resized to, 224); ``domains`` and
             ``classes``, names separated by slashes, with which only the domains that are ``held`` are looked for;
             ``data_dir`` and ``skip_bad_images``, which overrule the arguments.
-
-    Raises:
-        UsageError: An unknown option, or a folder that is not such a tree; the message names where and how.
     """
     opening, options = settle_tree(opening)
     root, side = opening.data_dir or Path(), int(options["side"])

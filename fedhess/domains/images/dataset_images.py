@@ -23,10 +23,6 @@ class DatasetImages(ImageDomain):
         dataset: One thread at a time asks it for an item.
         side: Height and width of the decoded images, pixels.
         what: What it is, for messages.
-
-    Raises:
-        UsageError: An item is no image with a whole number, cannot be decoded, or is another when read again.
-        StrategyError: The data set raised.
     """
 
     def __init__(self, name: str, dataset: Any, *, side: int, what: str) -> None:
@@ -67,11 +63,7 @@ class DatasetImages(ImageDomain):
 
 
 def whole_label(value: Any, where: str) -> int:
-    """Return a label as a number.
-
-    Raises:
-        UsageError: It is none, or a fraction.
-    """
+    """Return a label as a number."""
     try:
         if (label := int(value)) == value:
             return label

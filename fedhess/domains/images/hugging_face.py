@@ -81,11 +81,7 @@ def locate_hugging_face(opening: Opening) -> Path | None:
 
 
 def unpacked(opening: Opening, own: Mapping[str, OptionValue]) -> Path:
-    """Return the folder of a data set's images, which appears complete or not at all.
-
-    Raises:
-        UsageError: It cannot be had, or has no such columns.
-    """
+    """Return the folder of a data set's images, which appears complete or not at all."""
     folder, dataset = _folder(opening, own), str(own["dataset"])
     if folder.exists():
         return folder

@@ -39,19 +39,12 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """What reading every file once has shown.
+    """What reading every file once has shown."""
 
-    Attributes:
-        digest: sha256 over names and contents of the files that can be decoded.
-        bad: Position -> reason, of those that cannot.
-        aspects: Width by height of those that can, in their order.
-        keys: The first 64 bits of their sha256.
-    """
-
-    digest: str
-    bad: dict[int, str]
-    aspects: list[float]
-    keys: list[int]
+    digest: str  # sha256 over names and contents of the files that can be decoded
+    bad: dict[int, str]  # position -> reason, of those that cannot
+    aspects: list[float]  # width by height of those that can, in their order
+    keys: list[int]  # the first 64 bits of their sha256
 
 
 SCANS = TypeAdapter(Scan)
@@ -128,11 +121,7 @@ limit_pixels(MAX_PIXELS)
 
 
 def read_pixels(image: Image.Image, side: int) -> Tensor:
-    """Convert an opened image to (3, side, side) uint8 RGB, without keeping its proportions.
-
-    Raises:
-        DECODE_ERRORS: It is broken.
-    """
+    """Convert an opened image to (3, side, side) uint8 RGB, without keeping its proportions."""
     rgb = to_rgb(image)
     if rgb.size != (side, side):
         rgb = rgb.resize((side, side), Image.Resampling.BILINEAR)

@@ -19,23 +19,16 @@ Tree = Mapping[str, ClassFolders]  # domain -> its classes
 
 @dataclass(frozen=True)
 class Layout:
-    """How a benchmark lies on disk.
-
-    Attributes:
-        benchmark: Its name.
-        nestings: Folders below the root where the domains may be; () is the root itself, the last one is advised.
-        domains: Domain -> other spellings. Case, spaces and signs never matter.
-        classes: Class names; every domain must hold each.
-        class_spellings: Class -> other spellings.
-        parts: Folders that some releases have between a domain and its classes. Of the alternatives the first whose
-            folders are all there is taken, and its folders are read as one.
-    """
+    """How a benchmark lies on disk."""
 
     benchmark: str
+    # Folders below the root where the domains may be; () is the root itself, the last one is advised
     nestings: tuple[tuple[str, ...], ...]
-    domains: Mapping[str, tuple[str, ...]]
-    classes: tuple[str, ...]
-    class_spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    domains: Mapping[str, tuple[str, ...]]  # domain -> other spellings. Case, spaces and signs never matter
+    classes: tuple[str, ...]  # class names; every domain must hold each
+    class_spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # class -> other spellings
+    # Folders that some releases have between a domain and its classes. Of the alternatives the first whose folders are
+    # all there is taken, and its folders are read as one
     parts: tuple[tuple[str, ...], ...] = ()
 
     def expected(self, root: Path) -> str:

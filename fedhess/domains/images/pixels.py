@@ -37,9 +37,6 @@ class StoredImages:
     Args:
         images: The domain as it lies on disk; what the file lacks is decoded from it.
         path: The file; made if absent.
-
-    Raises:
-        UsageError: The file cannot be made or opened.
     """
 
     groups: Tensor | None = None
@@ -75,11 +72,7 @@ class StoredImages:
         return [int(number) for number in np.flatnonzero(self._sums == 0)]
 
     def inputs(self, indices: Tensor) -> Tensor:
-        """Read images, those of `ImageDomain.inputs`; one that is damaged in the file is decoded again, with a warning.
-
-        Raises:
-            UsageError: A damaged image cannot be decoded or written anew.
-        """
+        """Read images as `ImageDomain.inputs` does; one that is damaged in the file is decoded again and warned of."""
         numbers = indices.numpy()
         found = np.empty((len(numbers), *self._pixels.shape[1:]), dtype=np.uint8)
         np.take(self._pixels, numbers, axis=0, out=found, mode="clip")  # "raise" would copy once more
@@ -129,11 +122,7 @@ def decode_once(
     limit_gb: float | None = None,
     notify: Notify = keep_silent,
 ) -> StoredImages:
-    """Decode every image of a domain that has not been decoded yet, and keep them in the cache.
-
-    Raises:
-        UsageError: They do not fit (see `require_room`), or cannot be written, or one cannot be decoded.
-    """
+    """Decode every image of a domain that has not been decoded yet, and keep them in the cache."""
     require_room([images], cache_dir=cache_dir, limit_gb=limit_gb, notify=notify)
     stored = StoredImages(images, store_path(images, cache_dir))
     missing = stored.missing()
@@ -148,17 +137,7 @@ def decode_once(
 def require_room(
     domains: Sequence[DomainData], *, cache_dir: Path | str | None = None, limit_gb: float | None = None, notify: Notify
 ) -> None:
-    """Check that there is room for the decoded images of those domains that are image files.
-
-    Args:
-        domains: Of a run.
-        cache_dir: See `fedhess.base.files.cache_directory`.
-        limit_gb: Most room they may take, in 10^9 bytes.
-        notify: Called with the size, unless everything is decoded already.
-
-    Raises:
-        UsageError: They take more than the limit, or what is missing takes more than is free.
-    """
+    """Check that there is room for the decoded images of those domains that are image files."""
     found = [images for images in domains if isinstance(images, ImageDomain)]
     total = sum(map(store_bytes, found))
     paths = {store_path(images, cache_dir): images for images in found}

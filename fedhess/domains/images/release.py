@@ -18,23 +18,14 @@ SIDE = 224  # pixels
 
 @dataclass(frozen=True)
 class Release:
-    """An image benchmark.
+    """An image benchmark."""
 
-    Attributes:
-        layout: How it lies on disk.
-        source: Who made it, and where it comes from by hand.
-        known: What its complete copy holds; None where releases differ.
-        repository: ``owner/name`` on the hub, or nothing where the hub has no copy.
-        size: Of the download, for messages.
-        unasked: Whether a run downloads it by itself; else ``python -m fedhess.data prepare`` does.
-    """
-
-    layout: Layout
-    source: str
-    known: KnownCounts | None = None
-    repository: str = ""
-    size: str = ""
-    unasked: bool = True
+    layout: Layout  # how it lies on disk
+    source: str  # who made it, and where it comes from by hand
+    known: KnownCounts | None = None  # what its complete copy holds; None where releases differ
+    repository: str = ""  # owner/name on the hub, or nothing where the hub has no copy
+    size: str = ""  # of the download, for messages
+    unasked: bool = True  # whether a run downloads it by itself; else python -m fedhess.data prepare does
 
     @property
     def name(self) -> str:

@@ -12,41 +12,26 @@ from fedhess.domains.digits.digit_collections import OPTDIGITS, USPS, locate_dig
 from fedhess.domains.digits.mnist import locate_mnist, mnist_places, prepare_mnist
 from fedhess.domains.digits.rotated_mnist import settle_rotated_mnist
 from fedhess.domains.emoji_styles import locate_emoji_styles, prepare_emoji_styles, settle_emoji_styles
-from fedhess.domains.images import domain_net, office_home, pacs, terra_incognita, vlcs
 from fedhess.domains.images.any_tree import read_tree, settle_tree
 from fedhess.domains.images.hugging_face import locate_hugging_face, settle_hugging_face, unpacked
-from fedhess.domains.images.release import Release, listed
+from fedhess.domains.images.release import listed
+from fedhess.domains.images.releases import RELEASES
 from fedhess.domains.opening import DATA_VARIABLE, Opening
 from fedhess.domains.own_data import locate_own
-
-RELEASES = {
-    "PACS": pacs,
-    "VLCS": vlcs,
-    "OfficeHome": office_home,
-    "DomainNet": domain_net,
-    "TerraIncognita": terra_incognita,
-}  # module of each image benchmark
 
 
 @dataclass(frozen=True)
 class Availability:
-    """The data of a benchmark; every function takes an opening whose options `settle` has checked.
+    """The data of a benchmark; every function takes an opening whose options `settle` has checked."""
 
-    Attributes:
-        about: What it is, in a few words.
-        settle: Checks the options; returns the opening with the data folder that they name, and a value for each.
-        places: Lists the folders that are looked at, in order; none where the data is in the package.
-        locate: Finds it without a network; raises where it is there in part, or damaged.
-        prepare: Fetches it unless it is there; returns why that failed, or nothing.
-        ways: Lists the ways to get it, as lines for a message.
-    """
-
-    about: str
+    about: str  # what it is, in a few words
+    # Checks the options; returns the opening with the data folder that they name, and a value for each
     settle: Callable[[Opening], tuple[Opening, dict[str, OptionValue]]]
+    # Lists the folders that are looked at, in order; none where the data is in the package
     places: Callable[[Opening], list[Path]]
-    locate: Callable[[Opening], Path | None]
-    prepare: Callable[[Opening], str]
-    ways: Callable[[Opening], list[str]]
+    locate: Callable[[Opening], Path | None]  # finds it without a network; raises where it is there in part, or damaged
+    prepare: Callable[[Opening], str]  # fetches it unless it is there; returns why that failed, or nothing
+    ways: Callable[[Opening], list[str]]  # lists the ways to get it, as lines for a message
 
     def absent(self, name: str, opening: Opening) -> str:
         """Describe where the data was looked for, and how to get it."""
@@ -57,7 +42,7 @@ class Availability:
 def availability_of(benchmark: str) -> Availability:
     """Return how the data of a benchmark, a key of `fedhess.domains.BENCHMARKS`, comes here."""
     if benchmark in RELEASES:
-        release: Release = RELEASES[benchmark].RELEASE
+        release = RELEASES[benchmark]
         return Availability(
             about=release.about,
             settle=lambda opening: opening.settled(skip_bad_images=opening.skip_bad_images),

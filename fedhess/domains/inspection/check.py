@@ -25,7 +25,8 @@ from fedhess.domains.images.layout import (
     subfolders,
 )
 from fedhess.domains.images.release import Release
-from fedhess.domains.inspection.availability import RELEASES, availability_of
+from fedhess.domains.images.releases import RELEASES
+from fedhess.domains.inspection.availability import availability_of
 from fedhess.domains.opening import Opening
 
 Keys = npt.NDArray[np.uint64]  # a number for each example of a domain, the same where the content is
@@ -69,7 +70,7 @@ def inspect(name: str, key: str, opening: Opening) -> Inspection:
     try:
         if key == "folder:PATH":
             return _inspect_tree(name, opening)
-        found = _inspect_release(RELEASES[key].RELEASE, opening) if key in RELEASES else _inspect_loaded(key, opening)
+        found = _inspect_release(RELEASES[key], opening) if key in RELEASES else _inspect_loaded(key, opening)
         if found is not None:
             return found
         problem = availability_of(key).absent(key, opening)

@@ -58,6 +58,10 @@ def errors_as_replies(message: Message, context: Context, call_next: Handler) ->
         trace = "".join(traceback.format_exception(error.__cause__))
         return Message(Error(protocol.STRATEGY_RAISED, f"{error}\n{trace}"), reply_to=message)
     except UsageError as error:
+        if message.metadata.message_type == protocol.IDENTIFY and not isinstance(error, NotInRunError):
+            own = {key: value for key, value in context.node_config.items() if key in ("domain", "client")}
+            refusal = ConfigRecord({**own, protocol.REFUSED: str(error)})
+            return Message(RecordDict({protocol.CONFIG: refusal}), reply_to=message)
         code = protocol.NOT_IN_RUN if isinstance(error, NotInRunError) else protocol.BAD_REQUEST
         return Message(Error(code, str(error)), reply_to=message)
 

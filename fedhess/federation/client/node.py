@@ -48,7 +48,8 @@ def place(config: RunConfig, context: Context) -> Place:
                 f"{', '.join(config.targets)}; run it with --federation-config 'num-supernodes={nodes}'"
             )
         if not isinstance(position, int) or not 0 <= position < nodes:
-            raise UsageError(f"the node config has no domain, and its partition-id is {position!r}; add domain=NAME")
+            kind = NotInRunError if isinstance(position, int) else UsageError  # a simulation may have nodes to spare
+            raise kind(f"the node config has no domain, and its partition-id is {position!r}; add domain=NAME")
         if position < config.source_clients:
             domain, client = simulated_client(config, position)
         else:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedhess.alignment.step import Forward, LocalStep, Step, round_steps
 from fedhess.alignment.strategy import DomainStrategy
-from fedhess.alignment.strategy_code import strategy_code
+from fedhess.base.users_code import users_code
 from fedhess.federation.client.batches import joint_batches
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import LocalDomain
@@ -102,7 +102,7 @@ def train_locally(
             Step(model, part, before, index, server_round, config.l2, own.data.key)
             for part, own in zip(forward.parts, holdings, strict=True)
         ]
-        with strategy_code(config.strategy, "penalty", type(strategy)):
+        with users_code(f"strategy {config.strategy!r}", "penalty", type(strategy)):
             terms = [strategy.objective(step, own.reference) for step, own in zip(steps, holdings, strict=True)]
         return _weighted([step.loss for step in steps], holdings), _weighted(terms, holdings)
 
@@ -111,7 +111,7 @@ def train_locally(
         step = LocalStep(model, batch, partial(objective, index=index), index, holdings[0].data.key, first)
         first = None
         optimizer.zero_grad(set_to_none=True)
-        with strategy_code(config.strategy, "step", type(strategy), calls=LocalStep):
+        with users_code(f"strategy {config.strategy!r}", "step", type(strategy), calls=LocalStep):
             strategy.compute_gradient(step)
         recorded = step.recorded if recorded is None else recorded
         if writes:

@@ -1,6 +1,8 @@
 """The clients of a run and one exchange with them: deadlines, failures by name, replies in domain order."""
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -20,6 +22,7 @@ from fedhess.settings.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
+REPLY_SECONDS = 0.5  # between two looks for replies
 MOST_LINES = 200  # of a traceback
 
 T = TypeVar("T")
@@ -37,7 +40,8 @@ class ModelPayload:
 class Request(Generic[T]):
     """One message to each of several clients, and how their replies are read.
 
-    ``parts`` returns the further records of a client's message; ``read`` raises ``ValueError`` to reject a reply.
+    ``parts`` returns the further records of a client's message; ``read`` raises ``ValueError`` to reject a reply. Once
+    more than ``spare`` clients have refused or failed, the others are not waited for.
     """
 
     phase: str
@@ -47,6 +51,7 @@ class Request(Generic[T]):
     deadline: float  # seconds
     read: Callable[[Client, RecordDict], T]
     parts: Callable[[Client], Mapping[str, Part]] = lambda _: {}
+    spare: float = math.inf
 
 
 @dataclass
@@ -144,8 +149,10 @@ class Federation:
         nonces = [add_nonce(message) for _, message in messages]
         for addressee, message in messages:
             self.ledger.count(addressee.label, request.message_type, message.content, way="down")
-        replies = grid.send_and_receive([message for _, message in messages], timeout=request.deadline)
-        ids = [message.metadata.message_id for _, message in messages]
+        failed = 0
+        sent = [message for _, message in messages]
+        replies = _replies(grid, sent, request.deadline, goes_on=lambda: failed <= request.spare)
+        ids = [message.metadata.message_id for message in sent]
         asked = {id_: (client, nonce) for id_, (client, _), nonce in zip(ids, messages, nonces, strict=True)}
         for reply in replies:
             # By message id: when a node is gone, the SuperLink answers in its place, under its own node id.
@@ -157,6 +164,7 @@ class Federation:
                 self.ledger.count(client.label, request.message_type, reply.content, way="up")
                 yield client, reply
                 continue
+            failed += 1
             self._holds.pop(client.node_id, None)
             if reply.has_error():
                 self._fail_by(reply.error, request, client)
@@ -167,12 +175,17 @@ class Federation:
             yield client, None
         for client, _ in asked.values():
             self._holds.pop(client.node_id, None)
-            self._fail(request, client, f"no reply within {request.deadline:g} s")
+            late = f"no reply within {request.deadline:g} s"
+            self._fail(request, client, late if failed <= request.spare else "not waited for: too few would be left")
             yield client, None
 
     def require_quorum(self, phase: str, server_round: int, completed: Sequence[Client], *, asked: int) -> None:
         """Check that enough source clients completed a phase: see :meth:`Ledger.require_quorum`."""
         self.ledger.require_quorum(phase, server_round, len(completed), asked=asked, quorum=self.config.quorum)
+
+    def spare(self, participants: Sequence[Client], *, asked: int) -> int:
+        """Return how many of a round's participants may fail before fewer than the quorum are left."""
+        return len(participants) - min(self.config.quorum or asked, asked)
 
     def _send(self, request: Request[T], clients: Sequence[Client]) -> Iterator[tuple[Client, Message | None]]:
         """Send a request; yield each client once, with its reply or None, as the replies come."""
@@ -244,6 +257,26 @@ class Federation:
     def _fail(self, request: Request[T], client: Client, reason: str, **kind: bool) -> None:
         said = protocol.printable(reason)
         self.ledger.failures.append(Failure(request.server_round, request.phase, client.label, said, **kind))
+
+
+def _replies(grid: Grid, messages: list[Message], deadline: float, goes_on: Callable[[], bool]) -> Iterable[Message]:
+    """Send messages; return the replies, which may come until the deadline.
+
+    Flower's own grids would return them when the last is there, and look every three seconds: these are asked more
+    often, and while it ``goes_on``.
+    """
+    if not type(grid).__module__.startswith("flwr."):
+        return grid.send_and_receive(messages, timeout=deadline)
+    return _as_they_come(grid, list(grid.push_messages(messages)), time.monotonic() + deadline, goes_on)
+
+
+def _as_they_come(grid: Grid, waiting: list[str], end: float, goes_on: Callable[[], bool]) -> Iterator[Message]:
+    while waiting and goes_on() and time.monotonic() < end:
+        for reply in grid.pull_messages(list(waiting)):
+            waiting.remove(reply.metadata.reply_to_message_id)
+            yield reply
+        if waiting:
+            time.sleep(REPLY_SECONDS)
 
 
 def _model_is_missing(reply: Message) -> bool:

@@ -23,6 +23,7 @@ POLL_SECONDS = 0.25
 ATTEMPTS = 3  # questions to a node of a simulation: it may still be starting
 AGAIN_SECONDS = 1.0  # after which a node that replied with an error is asked again
 FOREIGN = "the reply does not return the message's nonce: another node sent it, or one with other code"
+OTHERS_SECONDS = 10.0  # in which the others may answer when one refuses, so that all reasons are named
 SILENT_SECONDS = 30.0  # after which a node that did not reply is: it may have restarted and lost the question
 
 
@@ -51,8 +52,9 @@ def discover(
     """Ask every node which client it is, until each domain of the run has a client and the run all of its clients.
 
     The server of a deployment cannot see a node's configuration, so it asks. Nodes of domains that the run does not
-    name take no part, and their answers are not waited for. Where nodes are fixed (the attribute ``nodes_are_fixed`` of
-    a simulation's grid), the search ends as soon as all have answered and a client is missing.
+    name take no part, and their answers are not waited for. The search ends at once where a node of the run refuses it;
+    where nodes are fixed (the attribute ``nodes_are_fixed`` of a simulation's grid), also as soon as all have answered
+    and a client is missing.
 
     Args:
         grid: Flower's grid.
@@ -66,10 +68,10 @@ def discover(
         The clients, source domains first, in domain order and by client number: never in the order of node ids.
 
     Raises:
-        FederationError: A client is missing when the deadline has passed. At once where one contradicts the run or
-            another node, or is beyond the clients that the run has.
+        FederationError: A client is missing when the deadline has passed. At once where one refuses or contradicts the
+            run, contradicts another node, or is beyond the clients that the run has.
     """
-    inquiry = _Inquiry(grid, nodes or {})
+    inquiry = _Inquiry(grid, nodes or {}, domains=(*sources, *targets))
     began = time.monotonic()
     clients = clients or len(sources)
     while True:
@@ -80,11 +82,12 @@ def discover(
         if not missing:
             return roster
         failed = getattr(grid, "nodes_are_fixed", False) and inquiry.has_failed()
-        if failed or time.monotonic() - inquiry.last_found >= deadline:
+        if failed or inquiry.is_refused() or time.monotonic() - inquiry.last_found >= deadline:
             reasons = "".join(f"\n  node {node}: {reason}" for node, reason in inquiry.reasons().items())
+            why = "a node refuses" if inquiry.refused else f"exchange deadline: {deadline:g} s"
             raise FederationError(
-                f"{missing} after {time.monotonic() - began:.1f} s (exchange deadline: {deadline:g} s); {len(known)} "
-                f"nodes identified themselves{reasons}"
+                f"{missing} after {time.monotonic() - began:.1f} s ({why}); {len(known)} nodes identified themselves"
+                f"{reasons}"
             )
         time.sleep(POLL_SECONDS)
 
@@ -92,10 +95,11 @@ def discover(
 class _Inquiry:
     """Asks the nodes of a grid which clients they are, without waiting for any of them."""
 
-    def __init__(self, grid: Grid, nodes: Mapping[str, int]) -> None:
+    def __init__(self, grid: Grid, nodes: Mapping[str, int], domains: Collection[str]) -> None:
         self.known: dict[int, Identity] = {}
+        self.refused: dict[int, float] = {}  # nodes of the run that refuse it -> when they did
         self.last_found = time.monotonic()
-        self._grid, self._nodes = grid, nodes
+        self._grid, self._nodes, self._domains = grid, nodes, domains
         self._questions: dict[str, tuple[int, str]] = {}  # message id -> node and nonce
         self._asked: dict[int, float] = {}  # node -> when it was last asked
         self._errors: dict[int, list[str]] = {}
@@ -120,13 +124,19 @@ class _Inquiry:
         unknown = self._asked.keys() - self.known.keys() - self._others
         return bool(unknown) and all(len(self._errors.get(node, ())) >= ATTEMPTS for node in unknown)
 
+    def is_refused(self) -> bool:
+        """Whether a node of the run refuses it, and the others that were asked have answered or had time to."""
+        if not self.refused:
+            return False
+        return not self._questions or time.monotonic() - min(self.refused.values()) >= OTHERS_SECONDS
+
     def reasons(self) -> dict[int, str]:
         """Return why each node is not known: its last error, or that it has not answered."""
         return {node: self._errors.get(node, ["no answer"])[-1] for node in self._asked if node not in self.known}
 
     def _is_due(self, node: int, *, silent: bool) -> bool:
         pause = SILENT_SECONDS if silent else AGAIN_SECONDS
-        settled = node in self.known or node in self._others
+        settled = node in self.known or node in self._others or node in self.refused
         return not settled and time.monotonic() - self._asked.get(node, -math.inf) >= pause
 
     def _check_name(self, node: int, label: str) -> None:
@@ -139,6 +149,17 @@ class _Inquiry:
                 f"{f'client {own[0]}' if own else 'none'}"
             )
 
+    def _note_refusal(self, node: int, record: ConfigRecord) -> None:
+        """Settle a node that refuses: the run cannot begin without it if it is a client of the run."""
+        domain, client = record.get("domain"), record.get("client", 0)
+        if domain is None and not self._nodes:  # of a simulation, whose nodes are all the run's
+            self.refused[node] = time.monotonic()
+        elif domain not in self._domains or not isinstance(client, int):
+            self._others.add(node)
+        else:
+            self._check_name(node, protocol.client_label(str(domain), client))
+            self.refused[node] = time.monotonic()
+
     def _read(self, node: int, nonce: str, reply: Message) -> None:
         try:
             if reply.has_error():
@@ -147,7 +168,11 @@ class _Inquiry:
                 raise ValueError(protocol.printable(reply.error.reason or f"error {reply.error.code}"))
             if not returns_nonce(reply, nonce):
                 raise ValueError(FOREIGN)
-            identity = Identity.from_record(reply.content.config_records[protocol.CONFIG])
+            record = reply.content.config_records[protocol.CONFIG]
+            if protocol.REFUSED in record:
+                self._note_refusal(node, record)
+                raise ValueError(str(record[protocol.REFUSED]))
+            identity = Identity.from_record(record)
             self._check_name(node, identity.label)
             self.known[node] = identity
             self.last_found = time.monotonic()

@@ -69,6 +69,7 @@ class Exchange:
             self._federation.config.exchange_deadline,
             read=read,
             parts=lambda _: {protocol.CONFIG: ConfigRecord({protocol.HELD_OUT: True})},
+            spare=self._federation.spare(self.participants, asked=self.asked),
         )
         return self._average(("loss", "accuracy"), self._federation.exchange(request, self.participants))
 
@@ -86,6 +87,7 @@ class Exchange:
             self._federation.config.exchange_deadline,
             read=lambda client, content: read_answer(client, content, expected),
             parts=lambda _: parts,
+            spare=self._federation.spare(self.participants, asked=self.asked),
         )
         return self._federation.exchange(request, clients)
 

@@ -1,5 +1,6 @@
 """The server's side of local training: train messages with their references, and the mean of the updates."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,9 +9,9 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedhess.alignment.means import MeanRule, WeightedMean
+from fedhess.alignment.rehearsal import check_mean_update, check_relay
 from fedhess.alignment.step import round_steps
 from fedhess.alignment.strategy import ClientReply, ClientUpdate, Reference
-from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
@@ -104,20 +105,14 @@ class LocalPhase:
         Replies are added up as they come, one in memory at a time; a robust mean holds them all.
 
         Raises:
-            UsageError: The mean is robust, which counts every client once, and the strategy weighs the domains or sees
-                each update; or the run is private, and it wants evaluations.
+            UsageError: See `check_mean_update`.
         """
-        if domain_weights is not None or each is not None:
-            reason = "it weighs the domains" if each is None else "it makes something of each update"
-            self._require_mean(f"{reason} by itself, and robust means count every client once")
-        if held_out and self.config.is_private:
-            raise UsageError(
-                f"--strategy {self.config.strategy}: its clients evaluate what they trained, and a private run's "
-                "sources send no loss and no accuracy; leave --dp-epsilon out, or choose another strategy"
-            )
+        check_mean_update(self.config, weighs=domain_weights is not None, sees=each is not None, held_out=held_out)
         mean = MeanRule(self.config.update_mean, self.config.hostile_clients).begin()
         weights = holding_weights(self.participants, self.config, domain_weights)
-        for client, result in self._train(weights, self.model.payload(), None, given=given, held_out=held_out):
+        spare = self._federation.spare(self.participants, asked=self._asked)
+        trained = self._train(weights, self.model.payload(), None, given=given, held_out=held_out, spare=spare)
+        for client, result in trained:
             weight = sum(weights[client].values())
             if each is not None:
                 own, examples = client.identity.trains_on, client.identity.train_examples
@@ -133,9 +128,9 @@ class LocalPhase:
         """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`.
 
         Raises:
-            UsageError: The mean over clients is to be robust: here no mean is taken over the domains.
+            UsageError: See `check_relay`.
         """
-        self._require_mean("it trains one domain after the other, and each leaves the model where it likes")
+        check_relay(self.config)
         start = ModelPayload(f"{self.model.payload().model_id}-{name}", encode_tensors(position))
         counts = {client: client.identity.trains_on.get(domain, 0) for client in self.participants}
         total = sum(counts.values())
@@ -150,13 +145,6 @@ class LocalPhase:
             return None
         return ClientUpdate(update.result(), buffers.result() if result.momentum else {})
 
-    def _require_mean(self, reason: str) -> None:
-        if self.config.update_mean != "mean":
-            raise UsageError(
-                f"--update-mean {self.config.update_mean}: strategy {self.config.strategy} cannot have it, since "
-                f"{reason}; give --update-mean mean"
-            )
-
     def require_quorum(self) -> None:
         """Check that enough clients have trained."""
         self._federation.require_quorum("train", self.server_round, self.outcome.participants, asked=self._asked)
@@ -169,6 +157,7 @@ class LocalPhase:
         *,
         given: Callable[[str], Mapping[str, Tensor]] | None = None,
         held_out: bool = False,
+        spare: float = math.inf,
     ) -> Iterator[tuple[Client, ClientUpdate]]:
         expected = {name: self.model.tensors[name] for name in self.model.update_names}
         carried = {} if momentum is None else {protocol.MOMENTUM: encode_tensors(momentum)}
@@ -198,9 +187,8 @@ class LocalPhase:
             measured = protocol.held_out_of(content, client.identity) if held_out else {}
             return ClientUpdate(update, buffers, measured), metrics
 
-        request = Request(
-            "train", protocol.TRAIN, self.server_round, payload, self.config.deadline, read=read, parts=parts
-        )
+        deadline = self.config.deadline
+        request = Request("train", protocol.TRAIN, self.server_round, payload, deadline, read, parts, spare)
         replies = self._federation.exchange(request, weights)
         screened = self._federation.screen("train", self.server_round, replies, _norms, asked=len(weights))
         for client, (result, metrics) in screened:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.alignment.step import round_steps
 from fedhess.alignment.strategy import DomainStrategy
-from fedhess.alignment.strategy_code import strategy_code
+from fedhess.base.users_code import users_code
 from fedhess.federation.server.blame import Trained, train_without_culprit
 from fedhess.federation.server.checkpoint import State, below
 from fedhess.federation.server.clients import Federation
@@ -71,7 +71,7 @@ class DomainRounds:
         strategy, config, server_round = self._strategy, federation.config, ask.server_round
 
         # -- References: zero, one or two exchanges of statistics
-        with strategy_code(config.strategy, "reference", type(strategy).reference, calls=Federation):
+        with users_code(f"strategy {config.strategy!r}", "reference", type(strategy).reference, calls=Federation):
             reference = strategy.reference(ask)
             check_reference(reference)
         most = max(client.identity.train_examples for client in federation.source_clients)
@@ -82,7 +82,9 @@ class DomainRounds:
         phase = LocalPhase(
             federation, model, ask.participants, reference, server_round, self._previous, asked=ask.asked
         )
-        with strategy_code(config.strategy, "local_training", type(strategy).local_training, calls=Federation):
+        with users_code(
+            f"strategy {config.strategy!r}", "local_training", type(strategy).local_training, calls=Federation
+        ):
             update = strategy.local_training(phase, reference)
         phase.require_quorum()
         return phase, update

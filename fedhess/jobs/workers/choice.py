@@ -26,11 +26,7 @@ class SideBySide(Engine):
 
 
 def choose_place(options: JobOptions) -> Engine:
-    """Choose where the runs of a job take place, and their clients.
-
-    Raises:
-        UsageError: Options are out of range, exclude each other or are of no use; or what they need is not installed.
-    """
+    """Choose where the runs of a job take place, and their clients."""
     if options.parallel is None:
         for option, given in (
             ("--gpus", options.gpus),

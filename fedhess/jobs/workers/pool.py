@@ -54,8 +54,4 @@ class Workers(ABC):
 
     @abstractmethod
     def open(self, job: Path, config: RunConfig) -> Pool:
-        """Make the workers of a job ready.
-
-        Raises:
-            UsageError: They cannot be had here.
-        """
+        """Make the workers of a job ready."""

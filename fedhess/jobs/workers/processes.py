@@ -25,13 +25,9 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class LocalWorkers(Workers):
-    """Processes of this machine.
+    """Processes of this machine."""
 
-    Attributes:
-        gpus: Each worker sees one of these, in turn; by default those that this process sees.
-    """
-
-    gpus: Sequence[str] = ()
+    gpus: Sequence[str] = ()  # each worker sees one of these, in turn; by default those that this process sees
 
     @property
     def title(self) -> str:
@@ -65,11 +61,7 @@ def visible_gpus() -> list[str]:
 
 
 def read_gpus(text: str) -> list[str]:
-    """Read ``--gpus 0,1``.
-
-    Raises:
-        UsageError: It names none, or one that is not here.
-    """
+    """Read ``--gpus 0,1``."""
     named, there = [part.strip() for part in text.split(",") if part.strip()], visible_gpus()
     if not named or not set(named) <= set(there):
         here = f"{', '.join(there)}" if there else "none: torch sees no CUDA device"

@@ -16,13 +16,9 @@ from fedhess.settings.run_config import RunConfig
 
 @dataclass(frozen=True)
 class RayWorkers(Workers):
-    """As many tasks at once, each with a core for each of its threads and, where they train on one, a GPU's share.
+    """As many tasks at once, each with a core for each of its threads and, where they train on one, a GPU's share."""
 
-    Attributes:
-        address: Of the cluster; ``local`` starts one on this machine.
-    """
-
-    address: str
+    address: str  # of the cluster; local starts one on this machine
 
     def __post_init__(self) -> None:
         require_ray("--ray-address", instead="leave it out for processes of this machine")

@@ -26,13 +26,9 @@ CLUSTERS = ("slurm", "local")
 
 @dataclass(frozen=True)
 class SlurmWorkers(Workers):
-    """As many jobs of Slurm at once.
+    """As many jobs of Slurm at once."""
 
-    Attributes:
-        args: Options of ``sbatch`` by their names. Beside them ``cluster``: ``slurm``, or ``local`` to try everything
-            out on this machine, in processes that submitit starts.
-    """
-
+    # Options of sbatch by their names; and `cluster`: slurm, or local for processes that submitit starts here
     args: Mapping[str, Scalar] = field(default_factory=dict)
 
     @property
@@ -62,11 +58,7 @@ class SlurmWorkers(Workers):
 
 
 def read_slurm_args(text: str) -> dict[str, Scalar]:
-    """Read ``--slurm-args partition=gpu,time=120``.
-
-    Raises:
-        UsageError: submitit or Slurm is not installed, or an argument is out of range.
-    """
+    """Read ``--slurm-args partition=gpu,time=120``."""
     args = {"cluster": "slurm"} | parse_assignments(text, option=OPTION)
     if args["cluster"] not in CLUSTERS:
         raise UsageError(f"{OPTION}: expected cluster={' or cluster='.join(CLUSTERS)}, got {args['cluster']!r}")

@@ -35,25 +35,15 @@ LOCK_SECONDS = 10.0  # that the worker before this one may take to end
 
 @dataclass(frozen=True)
 class Task:
-    """A run, and what the process that asks for it has beside it.
+    """A run, and what the process that asks for it has beside it."""
 
-    Attributes:
-        job: The job's directory, absolute.
-        run: The run's, in it.
-        config: Its settings, as JSON has them.
-        classes: Names of the classes.
-        threads: Threads of torch where the settings leave them to torch.
-        folder: The working directory.
-        path: Where modules are imported from.
-    """
-
-    job: str
-    run: str
-    config: Mapping[str, Any]
-    classes: Sequence[str]
-    threads: int
-    folder: str
-    path: Sequence[str]
+    job: str  # the job's directory, absolute
+    run: str  # the run's, in it
+    config: Mapping[str, Any]  # its settings, as JSON has them
+    classes: Sequence[str]  # names of the classes
+    threads: int  # threads of torch where the settings leave them to torch
+    folder: str  # the working directory
+    path: Sequence[str]  # where modules are imported from
 
     def to_json(self) -> str:
         """Write it in one line."""
@@ -76,13 +66,7 @@ def run_to_end(
     engine: Engine = IN_PROCESS,
     on_round: OnRound | None = None,
 ) -> None:
-    """Run one run from its checkpoint to its end; why it stops, if it does, is kept in its directory.
-
-    Raises:
-        FederationError: A round could not be completed.
-        UsageError: The strategy's own code raised, or what is recorded is damaged.
-        StorageError: A round could not be written.
-    """
+    """Run one run from its checkpoint to its end; why it stops, if it does, is kept in its directory."""
     directory.tidy()
     shares = list(source_shares(config).values())
     record_manifest(directory.path, make_manifest(config, shares, source_examples(config), classes=classes))
@@ -101,11 +85,7 @@ def run_to_end(
 
 @contextmanager
 def alone_in(directory: RunDirectory) -> Iterator[None]:
-    """Keep workers away from a run that this process has: on a cluster one may outlive the process that asked for it.
-
-    Raises:
-        FederationError: Another worker still runs it.
-    """
+    """Keep workers away from a run: on a cluster one may outlive the process that asked for it."""
     directory.path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(directory.path / ".lock", timeout=LOCK_SECONDS):

@@ -18,10 +18,11 @@ from hub_server import REPOSITORY, Hub, parquet, serving
 from image_trees import write_image
 
 from fedhess.domains import open_benchmark
-from fedhess.domains.images import domain_net, hub, office_home, pacs
+from fedhess.domains.images import hub
 from fedhess.domains.images.hub import fetch, why_unreachable
-from fedhess.domains.images.pacs import RELEASE
+from fedhess.domains.images.releases import RELEASES
 
+RELEASE = RELEASES["PACS"]
 CLASSES = list(RELEASE.layout.classes)
 
 
@@ -81,7 +82,7 @@ def test_a_download_becomes_a_local_copy_with_the_same_images(
 def test_pacs_is_downloaded_once_and_then_opened_from_the_cache(
     running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pacs, "RELEASE", replace(RELEASE, repository=REPOSITORY))
+    monkeypatch.setitem(RELEASES, "PACS", replace(RELEASE, repository=REPOSITORY))
     first = open_benchmark("PACS", cache_dir=tmp_path / "cache", require_real=True)
     again = open_benchmark("PACS", cache_dir=tmp_path / "cache")
     assert first.title == again.title == "PACS"
@@ -155,11 +156,11 @@ def test_a_second_process_waits_and_downloads_nothing(running: Hub, tmp_path: Pa
     assert running.asked == []
 
 
-@pytest.mark.parametrize(("module", "name"), [(office_home, "OfficeHome"), (domain_net, "DomainNet")])
+@pytest.mark.parametrize("name", ["OfficeHome", "DomainNet"])
 def test_other_copies_of_the_hub_are_laid_out_by_their_own_names(
-    running: Hub, tmp_path: Path, module: object, name: str, monkeypatch: pytest.MonkeyPatch
+    running: Hub, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = module.RELEASE  # type: ignore[attr-defined]
+    release = RELEASES[name]
     few = replace(release.layout, classes=release.layout.classes[:12])
     domains, classes = list(few.domains), sorted(few.classes, key=str.lower)  # DomainNet's copy sorts them otherwise
     write_image(tmp_path / "x.jpg", 5)
@@ -171,7 +172,7 @@ def test_other_copies_of_the_hub_are_laid_out_by_their_own_names(
         f"data/{split}.parquet": parquet(tmp_path / "x.parquet", part, classes, labelled)
         for split, part in {"train": rows[:half], "test": rows[half:]}.items()
     }
-    monkeypatch.setattr(module, "RELEASE", replace(release, layout=few, repository=REPOSITORY, unasked=True))
+    monkeypatch.setitem(RELEASES, name, replace(release, layout=few, repository=REPOSITORY, unasked=True))
     benchmark = open_benchmark(name, cache_dir=tmp_path / "cache")
     assert benchmark.load(benchmark.domains[-1]).labels.tolist() == list(range(len(classes)))
     assert sorted(path.name for path in (tmp_path / "cache" / name).iterdir() if path.is_dir()) == sorted(domains)
@@ -181,7 +182,7 @@ def test_other_copies_of_the_hub_are_laid_out_by_their_own_names(
 def test_a_failed_download_ends_in_the_stand_in_with_the_reason(
     running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pacs, "RELEASE", replace(RELEASE, repository=REPOSITORY))
+    monkeypatch.setitem(RELEASES, "PACS", replace(RELEASE, repository=REPOSITORY))
     messages: list[str] = []
     assert open_benchmark("PACS", cache_dir=tmp_path, notify=messages.append).stand_in_for == "PACS"
     assert "the download of" in messages[-1]
@@ -222,7 +223,7 @@ def test_killed_in_the_middle_it_goes_on(running: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("module", [pacs, office_home, domain_net])
-def test_the_hub_has_it(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["PACS", "OfficeHome", "DomainNet"])
+def test_the_hub_has_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    assert why_unreachable(module.RELEASE.repository) == ""  # type: ignore[attr-defined]
+    assert why_unreachable(RELEASES[name].repository) == ""

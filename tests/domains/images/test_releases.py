@@ -14,10 +14,9 @@ from PIL import Image
 
 from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
-from fedhess.domains.images import domain_net, office_home, pacs, terra_incognita, vlcs
+from fedhess.domains.images.releases import RELEASES
 
-MODULES = (pacs, vlcs, office_home, domain_net, terra_incognita)
-LAYOUTS = {module.RELEASE.name: module.RELEASE.layout for module in MODULES}
+LAYOUTS = {name: release.layout for name, release in RELEASES.items()}
 OPEN = """
 import sys, time
 from fedhess.domains import download, open_benchmark

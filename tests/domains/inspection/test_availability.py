@@ -15,7 +15,7 @@ from fedhess.deploy.app import app as server_app
 from fedhess.deploy.programs import toml
 from fedhess.deploy.settings import plan_run, read_settings
 from fedhess.domains import open_benchmark
-from fedhess.domains.images.pacs import CLASSES
+from fedhess.domains.images.releases import PACS_CLASSES as CLASSES
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.engines.inprocess import run_in_process

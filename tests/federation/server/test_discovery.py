@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flwr.app import Error, Message
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedhess.base.errors import FederationError
 from fedhess.federation import protocol
+from fedhess.federation.client.app import return_nonce
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.protocol import Identity
 from fedhess.federation.server import discovery
@@ -50,6 +51,16 @@ def of_another_run(message: Message) -> Message:
     return Message(Error(protocol.NOT_IN_RUN, "this node holds domain 'moon'"), reply_to=message)
 
 
+def refuses(**own: Any) -> Callable[[Message], Message]:
+    """Reply as a node whose own limits forbid the run."""
+
+    def act(message: Message) -> Message:
+        refusal = RecordDict({protocol.CONFIG: ConfigRecord({**own, protocol.REFUSED: "not on its list"})})
+        return return_nonce(message, None, lambda *_: Message(refusal, reply_to=message))  # type: ignore[arg-type]
+
+    return act
+
+
 def find(grid: FixedNodes, *, deadline: float = 20.0, **given: Any) -> list[str]:
     with run_identity(1):
         found = discover(grid, sources=("north", "south"), targets=(), deadline=deadline, **given)  # type: ignore[arg-type]
@@ -72,6 +83,44 @@ def test_nodes_that_did_not_say_who_they_are_are_named(
         FederationError, match=rf"(?s)no client for south after \d.*1 nodes identified .*node 7: {reason}"
     ):
         find(Nodes(foreign, comes_after=60.0), deadline=0.3)
+
+
+@pytest.mark.parametrize(
+    ("own", "nodes"),
+    [
+        ({"domain": "south"}, {}),
+        ({"domain": "south", "client": 0}, {"north": 1, "south": FOREIGN}),
+        ({}, {}),  # a simulation's node
+    ],
+)
+def test_a_node_of_the_run_that_refuses_ends_it_at_once(own: dict[str, Any], nodes: dict[str, int]) -> None:
+    began = time.monotonic()
+    reason = r"(?s)no client for south .*a node refuses.*1 nodes identified .*node 7: not on its list"
+    with pytest.raises(FederationError, match=reason):
+        find(Nodes(refuses(**own), comes_after=600.0), deadline=600, nodes=nodes)
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("own", "nodes"),
+    [({"domain": "moon"}, {}), *((own, {"north": 1, "south": LATE}) for own in ({"domain": "south"}, {}))],
+)
+def test_who_is_no_client_of_the_run_does_not_end_it_by_refusing(own: dict[str, str], nodes: dict[str, int]) -> None:
+    """A node of another domain, and one that the operator registered as none of the run's."""
+    assert find(Nodes(refuses(**own), comes_after=0.5), nodes=nodes) == ["north", "south"]
+
+
+def test_where_one_refuses_a_silent_one_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "OTHERS_SECONDS", 0.5)
+
+    class Silent(Nodes):
+        def answer(self, message: Message) -> Message | None:
+            return None if message.metadata.dst_node_id == 1 else super().answer(message)
+
+    began = time.monotonic()
+    with pytest.raises(FederationError, match=r"(?s)no client for north, south.*node 1: no answer.*node 7: not on its"):
+        find(Silent(refuses(domain="south"), comes_after=600.0), deadline=600)
+    assert time.monotonic() - began < 30
 
 
 def test_a_node_of_another_run_is_asked_once() -> None:
