@@ -34,7 +34,6 @@ from torch.nn.functional import softplus
 from fedhess.alignment import DomainStrategy, Step
 from fedhess.base.transfers import send
 from fedhess.curvature import mean_loss
-from fedhess.models.headed import HeadedModel
 
 
 class Gaussians(nn.Module):
@@ -76,11 +75,13 @@ class FedSR(DomainStrategy):
             raise ValueError(f"expected l2r, cmi >= 0, got {l2r}, {cmi}")
         self.l2r, self.cmi, self.sampled = l2r, cmi, sampled
 
-    def auxiliary(self, model: HeadedModel) -> nn.Module | None:
+    def auxiliary(self, model: nn.Module) -> nn.Module | None:
         """Return the spread and the classes' Gaussians, if they are needed."""
         if not self.sampled and self.cmi == 0:
             return None
-        return Gaussians(model.head.in_features, max(2, model.head.out_features))
+        head = model.get_submodule("head")
+        assert isinstance(head, nn.Linear)
+        return Gaussians(head.in_features, max(2, head.out_features))
 
     def objective(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
         """Return the loss of a sample, and what pulls it."""

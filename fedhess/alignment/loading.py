@@ -1,6 +1,7 @@
 """Turn the text of ``--strategy`` and ``--strategy-args`` into a strategy object."""
 
 import inspect
+import itertools
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -128,6 +129,12 @@ def find_method(name: str) -> Method:
         parts = parts_of(name)
         if len(parts) <= name.count(PLUS):
             raise UsageError(f"--strategy {name}: two of its parts have the same name; name each strategy once")
+        clash = next(((a, b) for a, b in itertools.permutations(parts, 2) if b.startswith(a)), None)
+        if clash is not None:
+            raise UsageError(
+                f"--strategy {name}: arguments of {parts[clash[1]]!r}, {clash[1]}..., could be those of "
+                f"{parts[clash[0]]!r}, {clash[0]}...; give one of the two another name"
+            )
         combined = combine(name, {prefix: find_method(part).cls for prefix, part in parts.items()})
         return Method(name, combined, {parameter.name: parameter for parameter in combined.parameters})
     known = known_strategies()
@@ -162,8 +169,9 @@ def _client_half(name: str, args: tuple[tuple[str, Scalar], ...]) -> DomainStrat
 
 def strategy_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
     """Build the run's model with what its strategy trains beside it; see `build_model`."""
-    model = build_model(config, initial=initial)
-    auxiliary = client_half(config).auxiliary(model)
+    model, strategy = build_model(config, initial=initial), client_half(config)
+    with users_code(f"strategy {config.strategy!r}", "auxiliary", type(strategy)):
+        auxiliary = strategy.auxiliary(model)
     if auxiliary is not None:
         model.auxiliary = auxiliary.to(device=torch.device(config.device_here), dtype=config.torch_dtype)
     return model

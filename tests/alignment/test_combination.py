@@ -65,6 +65,7 @@ def test_a_penaltys_schedule_resets_the_server_optimizer_of_a_combination(toy_ru
         ("hgp+erm", "'erm' adds nothing to the others; leave it out"),
         ("hgp+hgp", "two of its parts have the same name"),
         ("hgp+sag", "unknown strategy 'sag'; did you mean 'sagm'"),
+        ("hgp+mine.rules:hgp_sharp", r"of 'mine.rules:hgp_sharp', hgp_sharp_..., could be those of 'hgp', hgp_..."),
         ("hgp+", "unknown strategy ''"),
     ],
 )

@@ -4,12 +4,14 @@ import io
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fedhess.base.errors import UsageError
 from fedhess.domains import emoji_styles, open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET, Benchmark
 from fedhess.domains.domain import TensorDomain
@@ -17,6 +19,7 @@ from fedhess.domains.emoji_styles import DOMAINS, group_of, prepare_emoji_styles
 from fedhess.domains.opening import Opening
 from fedhess.domains.partition import read_examples
 from fedhess.domains.split import is_for_role
+from tests.conftest import Outcome
 
 CATEGORIES = {category: [] for category in emoji_styles.CATEGORIES}
 
@@ -105,6 +108,42 @@ def test_without_a_network_the_reason_comes_at_once(tmp_path: Path, monkeypatch:
         assert f"npm cannot find {first}: FetchError: request to" in prepare_emoji_styles(opening)
     with pytest.raises(Exception, match=r"EmojiStyles: .* is not there: looked for EmojiStyles/.*data prepare Emoji"):
         open_benchmark("EmojiStyles", data_dir=tmp_path)
+
+
+def test_a_damaged_package_is_named(tmp_path: Path) -> None:
+    file = tmp_path / emoji_styles.PACKAGES["emojione-monotone"].path
+    file.parent.mkdir()
+    file.write_bytes(b"half of it")
+    with pytest.raises(
+        UsageError, match=r"emojione-monotone-1.2.1.tgz is damaged: .* delete it; `python -m fedhess.data"
+    ):
+        open_benchmark("EmojiStyles", data_dir=tmp_path)
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("partition", "clients"),
+    [
+        (["--partition", "dirichlet", "--clients-per-domain", "2"], 10),
+        (["--partition", "lambda", "--clients", "7", "--heterogeneity", "0.5"], 7),
+    ],
+)
+def test_clients_of_a_partition_share_what_sources_may_show(
+    partition: list[str], clients: int, command: Callable[..., Outcome]
+) -> None:
+    assert prepare_emoji_styles(Opening("EmojiStyles")) == ""
+    run = ["--domains", "EmojiStyles", "--target", "noto", "--strategy", "erm", "--model", "cnn", "--rounds", "1"]
+    outcome = command(*run, "--local-steps", "1", "--trials", "1", "--out", "job", *partition)
+    assert outcome.status == 0, outcome.err
+    recorded = json.loads(Path("job/noto/0/clients.json").read_text(encoding="utf-8"))
+    sources = [each for each in recorded if each["role"] == SOURCE]
+    assert len(sources) == clients
+    benchmark = open_benchmark("EmojiStyles")
+    shown = {name: int(is_for_role(benchmark.load(name), SOURCE).sum()) for name in DOMAINS if name != "noto"}
+    assert sum(each["train-examples"] + each["evaluate-examples"] for each in sources) == sum(shown.values())
+    (target,) = [each for each in recorded if each["role"] == TARGET]
+    assert target["evaluate-examples"] == 385
 
 
 @pytest.mark.network

@@ -16,7 +16,6 @@ from centralised import (
     erm_objective,
     fediir_objective,
     fedprox_pulls,
-    fedsr_objective,
     fishr_objective,
     groupdro_move,
     hgp_pulls,
@@ -31,6 +30,7 @@ from centralised import (
     train_fish,
     vrex_objective,
 )
+from centralised_fedsr import fedsr_objective
 from centralised_rounds import (
     masked,
     matched,

@@ -25,11 +25,10 @@ from domain_statistics import (
     variance_of,
 )
 from torch import Tensor, nn
-from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 
-from fedhess.base.seeds import batch_indices, derive_seed, seeded_generator
+from fedhess.base.seeds import batch_indices, derive_seed
 from fedhess.curvature.closed_form import draw_signs
 from fedhess.federation.server.discovery import draw_clients
 from fedhess.models.headed import HeadedModel
@@ -223,22 +222,6 @@ def irm_objective(weight: float, form: str) -> Objective:
     return lambda model, now: now.mean(
         cross_entropy(model, batch) + weight * penalty(model, batch) for batch in now.batches.values()
     )
-
-
-def fedsr_objective(l2r: float, cmi: float) -> Objective:
-    """Mean of CE(head(z)) + l2r mean ||z|| + cmi mean KL, torch's own, of a network with S, s, m, r and C beside it."""
-
-    def of_domain(model: HeadedModel, name: str, now: Round) -> Tensor:
-        (inputs, labels), own = now.batches[name], dict(model.auxiliary.named_parameters())
-        mean = model.featurizer(inputs)
-        sigma = functional.softplus(mean @ own["spread.weight"].T + own["spread.bias"])
-        generator = seeded_generator(now.seed, name, 0, "step", now.number - 1)
-        z = mean + sigma * torch.randn(mean.shape, generator=generator, dtype=torch.float64)
-        given = Normal(own["class_mean"][labels], functional.softplus(own["class_spread"])[labels])
-        divergence = kl_divergence(Normal(own["scale"] * mean, own["scale"] * sigma), given).sum(1).mean()
-        return loss_of(model.head(z), labels) + l2r * z.square().sum(1).sqrt().mean() + cmi * divergence
-
-    return lambda model, now: now.mean(of_domain(model, name, now) for name in now.batches)
 
 
 def vrex_objective(weight: float) -> Objective:
