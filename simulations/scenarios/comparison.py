@@ -170,8 +170,6 @@ def draw(comparison: Comparison, record: Record, path: Path) -> list[Path]:
     with writing(path), drawing(path, shape, size=size, title=title, note=note, sharey="row") as axes:
         for (rows, lines), columns, row_of_axes in zip(drawn, panels, axes, strict=True):
             published = comparison.published.get(rows[0]["benchmark"], {})
-            for axis in row_of_axes[len(columns) :]:
-                axis.axis("off")
             for column, axis in zip(columns, row_of_axes, strict=False):
                 _draw_column(axis, lines, column, published)
                 axis.set_title(f"{heading(rows)}: {comparison.label(column)}", fontsize=9)
