@@ -1,13 +1,13 @@
 """Accuracy against epsilon: ERM, HGP and Hutchinson under differential privacy, on ColoredMNIST and IconPACS.
 
-    python -m fedhess.simulations.privacy                                    # everything: a quarter of an hour
+    python -m fedhess.simulations.privacy                                    # everything: half an hour
     python -m fedhess.simulations.privacy --strategy erm --seeds 0,1         # a part; results merge
     python -m fedhess.simulations.privacy --quick
 
 Every client clips and noises by itself, example level where that exists (the statistics). All methods of a column have
 the same epsilon: one that asks for statistics has more noise in each of its replies. Bounds are about the median norm
 of what an ordinary run of the method sends, which was looked up once and is no part of epsilon. Both are small here:
-ColoredMNIST has 500 examples a domain and 60 rounds, annealing after 20, IconPACS one target and 15 rounds.
+ColoredMNIST has 2,000 examples a domain and 60 rounds, annealing after 20, IconPACS one target and 15 rounds.
 """
 
 import math
@@ -23,9 +23,9 @@ from fedhess.base.files import writing
 from fedhess.base.tables import markdown_table, shown
 from fedhess.cli.command import Command, run_command
 from fedhess.results.figures import drawing, line_look, written
-from fedhess.simulations.scenarios.comparison import Comparison, describe_machine
+from fedhess.simulations.scenarios.comparison import Comparison, describe_machine, heading, tables
 from fedhess.simulations.scenarios.measurement import Configuration
-from fedhess.simulations.scenarios.records import Line, Record, Row, lines_of
+from fedhess.simulations.scenarios.records import Line, Record, lines_of
 from fedhess.simulations.scenarios.running import (
     Options,
     SeedsOption,
@@ -50,7 +50,7 @@ BOUNDS: Mapping[str, Mapping[str, float]] = {
     "IconPACS": {"update": 0.2, "gradient": 4.0, "hvp": 2.0, "diagonal": 2.0},
 }
 DELTA = 1e-5
-EXAMPLES, ANNEALED = 500, 20  # of ColoredMNIST
+EXAMPLES, ANNEALED = 2000, 20  # of ColoredMNIST
 ROUNDS = {"ColoredMNIST": 60, "IconPACS": 15}
 QUICK_EXAMPLES, QUICK_ROUNDS = 100, 4
 
@@ -87,7 +87,7 @@ def render(comparison: Comparison, record: Record) -> str:
         f"Accuracy (%) on the target, mean +- standard error over seeds; epsilon of each source client's run at delta "
         f"{DELTA:g}. Made by `python -m fedhess.simulations.privacy{' --quick' if record['quick'] else ''}`."
     ]
-    for benchmark, rows in _by_benchmark(record).items():
+    for rows in tables(record):
         lines = lines_of(rows)
         targets = _targets(lines)
         heads = ["epsilon", *(f"{name}, {target}" for target in targets for name in _strategies(lines))]
@@ -99,9 +99,9 @@ def render(comparison: Comparison, record: Record) -> str:
             ]
             for epsilon in sorted({_epsilon(line) for line in lines}, reverse=True)
         ]
-        text += ["", f"## {benchmark}", "", markdown_table(heads, table), ""]
+        text += ["", f"## {heading(rows)}", "", markdown_table(heads, table), ""]
         text += [f"- {line.label}, seed {s}: stopped: {why}" for line in lines for s, why in line.stopped.items()]
-        text += [f"- {line.protocol}" for line in lines if _epsilon(line) in EPSILONS[benchmark][-1:]]
+        text += [f"- {line.protocol}" for line in lines if _epsilon(line) in EPSILONS[rows[0]["benchmark"]][-1:]]
         text += [f"- {line}" for line in dict.fromkeys(map(describe_machine, rows))]
     return "\n".join(text)
 
@@ -109,8 +109,8 @@ def render(comparison: Comparison, record: Record) -> str:
 def draw(comparison: Comparison, record: Record, path: Path) -> list[Path]:
     """Draw accuracy against epsilon, a panel for each target; a horizontal line is the method without privacy."""
     panels = [
-        (benchmark, target, lines)
-        for benchmark, rows in _by_benchmark(record).items()
+        (rows[0]["benchmark"], target, lines)
+        for rows in tables(record)
         for lines in [[line for line in lines_of(rows) if line.cells]]
         for target in _targets(lines)
     ]
@@ -137,13 +137,6 @@ def _draw_method(axis: Any, name: str, number: int, points: Sequence[tuple[float
         axis.axhline(cell["mean"], color=look["color"], linewidth=0.8)
 
 
-def _by_benchmark(record: Record) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in record["rows"]:
-        found.setdefault(row["benchmark"], []).append(row)
-    return found
-
-
 def _epsilon(line: Line) -> float:
     return float(line.settings["dp_epsilon"]) or math.inf
 
@@ -164,7 +157,7 @@ def _cell(line: Line | None, target: str) -> str:
 
 @cli.command(cls=Command)
 @with_options
-def privacy(options: Options, seeds: SeedsOption = "0") -> None:
+def privacy(options: Options, seeds: SeedsOption = "0,1,2") -> None:
     """Train with several budgets of differential privacy, and draw accuracy against epsilon."""
     examples, strategies = options.examples(quick=QUICK_EXAMPLES), options.strategies(tuple(SENT))
     jobs = configurations(strategies=strategies, seeds=read_seeds(seeds), per_domain=examples, quick=options.quick)

@@ -71,7 +71,7 @@ class MixStyle(DomainStrategy):
 
         hooks = [module.register_forward_hook(mix) for module in self._modules(step.model)]
         try:
-            step.backward(step.run())
+            step.backward([(1.0, step.run())])
         finally:
             for hook in hooks:
                 hook.remove()

@@ -16,10 +16,12 @@ On the wire a round:     as ERM.
 Discloses:               what ERM does.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
-from fedhess.alignment import DomainStrategy, LocalStep
+from fedhess.alignment import DomainStrategy, Forward, LocalStep
 from fedhess.base.errors import UsageError
 from fedhess.settings.run_config import RunConfig
 
@@ -59,8 +61,11 @@ class Mixup(DomainStrategy):
         if not inputs.is_floating_point():
             inputs = inputs.to(next(step.model.parameters()).dtype) / 255
         parts, own = torch.split(inputs, list(sizes)), torch.split(labels, list(sizes))
-        for share, others in ((weight, after), (1 - weight, before)):
-            kept = [min(sizes[d], sizes[others[d]]) for d in range(len(sizes))]
-            mixed = [share * parts[d][:n] + (1 - share) * parts[others[d]][:n] for d, n in enumerate(kept)]
-            batch = torch.cat(mixed), torch.cat([own[d][:n] for d, n in enumerate(kept)]), kept
-            step.backward(step.run(batch), weight=share)
+
+        def passes() -> Iterator[tuple[float, Forward]]:
+            for share, others in ((weight, after), (1 - weight, before)):
+                kept = [min(sizes[d], sizes[others[d]]) for d in range(len(sizes))]
+                mixed = [share * parts[d][:n] + (1 - share) * parts[others[d]][:n] for d, n in enumerate(kept)]
+                yield share, step.run((torch.cat(mixed), torch.cat([own[d][:n] for d, n in enumerate(kept)]), kept))
+
+        step.backward(passes())

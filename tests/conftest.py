@@ -1,14 +1,18 @@
 """Shared by all tests: a cache of their own, the toy benchmark, the command in this process or in one of its own."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from fedhess import data, simulate
@@ -30,7 +34,7 @@ TOY_OF_FLOWER += ["--batch-size", "8", "--lr", "0.1", "--evaluate-every", "1", "
 TOY = [*TOY_OF_FLOWER, "--server-optimizer", "SGD", "--server-lr", "1"]
 
 LONGEST = ("deploy/test_local", "promises/", "commands/")
-FIGURE, RENDERED = figures._figure, figures.rendered
+DRAWING = {name: getattr(figures, name) for name in ("_figure", "_draw_map", "rendered")}
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -73,6 +77,8 @@ class Blank:
     """A figure and its axes on which nothing is drawn."""
 
     def __getattr__(self, name: str) -> "Blank":
+        if name.startswith("__"):
+            raise AttributeError(name)  # numpy's protocols
         return self
 
     def __getitem__(self, index: object) -> "Blank":
@@ -89,7 +95,8 @@ class Blank:
 def blank_figures() -> Iterator[None]:
     """Leave figures blank, whose drawing takes four fifths of a short job."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "_figure", lambda *_, **__: nullcontext((Blank(), Blank())))
+        patch.setattr(figures, "_figure", lambda grid, **_: nullcontext((Blank(), np.full(grid, Blank(), object))))
+        patch.setattr(figures, "_draw_map", lambda *_, **__: None)
         patch.setattr(figures, "rendered", lambda *_, **__: b"<svg></svg>")
         yield
 
@@ -97,51 +104,50 @@ def blank_figures() -> Iterator[None]:
 @pytest.fixture
 def rendered_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw figures, for the tests that look at them."""
-    monkeypatch.setattr(figures, "_figure", FIGURE)
-    monkeypatch.setattr(figures, "rendered", RENDERED)
+    for name, function in DRAWING.items():
+        monkeypatch.setattr(figures, name, function)
 
 
 @pytest.fixture
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Outcome]:
-    """Run ``python -m fedhess.simulate`` in this process, in an empty directory; the toy benchmark is known."""
+    """Run a command in this process, ``simulate`` unless another is named, in an empty directory; the toy is known."""
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
     monkeypatch.chdir(tmp_path)
-    memory.MEMORY.clear()
 
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["simulate", *map(str, arguments)])
+    def run(*arguments: object, of: Any = simulate) -> Outcome:
+        memory.MEMORY.clear()
+        monkeypatch.setattr(sys, "argv", ["fedhess", *map(str, arguments)])
         capsys.readouterr()
-        status = 0
-        try:
-            simulate.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
+        status = run_command(of.cli)
         said = capsys.readouterr()
         return Outcome(status, said.out, said.err)
 
     return run
 
 
+def run_apart(command: Any, *arguments: object) -> str:
+    """Run a command for a fixture that several tests read; the toy benchmark is known; return what it printed."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
+        patch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+        patch.setattr(sys, "argv", ["fedhess", *map(str, arguments)])
+        memory.MEMORY.clear()
+        assert run_command(command.cli) == 0
+    return said.getvalue()
+
+
 @pytest.fixture
 def data_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Outcome]:
     """Run the command in this process, with a cache of its own and without a network."""
     monkeypatch.setenv("FEDHESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("FEDHESS_DATA", raising=False)
     monkeypatch.setattr(release, "SIDE", 24)
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["data", *map(str, arguments)])
-        capsys.readouterr()
-        status = run_command(data.cli)
-        said = capsys.readouterr()
-        return Outcome(status, said.out, said.err)
-
-    return call
+    monkeypatch.delitem(BENCHMARKS, "Toy")
+    return partial(command, of=data)
 
 
 @pytest.fixture
@@ -151,8 +157,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     path = os.pathsep.join([str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
-    def begin(arguments: Sequence[object], *, toy: bool = True) -> "subprocess.Popen[str]":
-        entry = ["-c", TOY_COMMAND] if toy else ["-m", "fedhess.simulate"]
+    def begin(arguments: Sequence[object], *, code: str | None = TOY_COMMAND) -> "subprocess.Popen[str]":
+        entry = ["-c", code] if code else ["-m", "fedhess.simulate"]
         process = subprocess.Popen(
             [sys.executable, *entry, *map(str, arguments)],
             stdout=subprocess.PIPE,

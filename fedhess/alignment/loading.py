@@ -102,7 +102,8 @@ def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Str
     checked = method.check_args(args)
     with users_code(f"strategy {name!r}", "constructor", method.cls):
         try:
-            return method.cls(**checked)
+            built: DomainStrategy | Strategy = method.cls(**checked)
+            return built
         except (ValueError, TypeError) as error:
             raise UsageError(f"--strategy-args: strategy {name!r} rejects its arguments: {error}") from error
 

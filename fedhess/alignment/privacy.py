@@ -3,16 +3,11 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
-from torch import Tensor, nn
-
 from fedhess.alignment.loading import client_half, find_method, load_strategy
-from fedhess.alignment.means import PerDomain
-from fedhess.alignment.statistics import StatisticShapes
+from fedhess.alignment.rehearsal import rehearse_references
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError, did_you_mean
-from fedhess.base.users_code import users_code
 from fedhess.curvature.per_example import FACTORS
-from fedhess.models.headed import HeadedModel
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.privacy import STATISTICS, UPDATE, noise_multiplier
 from fedhess.settings.run_config import RunConfig
@@ -87,36 +82,8 @@ def _asked_in(config: RunConfig) -> tuple[str, ...]:
     return _asked(config.strategy, tuple(sorted(config.strategy_args.items())), config.sources)
 
 
-class _Counting:
-    """An ``ask`` that answers zeros and counts."""
-
-    seed = 0
-    server_round = 1
-
-    def __init__(self, strategy: DomainStrategy, name: str, domains: tuple[str, ...]) -> None:
-        self.domains = domains
-        self.asked: list[str] = []
-        template = HeadedModel(nn.Linear(2, 2), nn.Linear(2, 2))
-        self._shapes = StatisticShapes(strategy.statistics, template, strategy.network_statistics.keys(), strategy=name)
-
-    def __call__(self, name: str, **given: Tensor | Scalar) -> PerDomain:
-        return self.several(name, **given)[name]
-
-    def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
-        self.asked += names
-        zeros = {name: blank.new_zeros(blank.shape) for name, blank in self._shapes.of(names, given).items()}
-        equal = dict.fromkeys(self.domains, 1)
-        return {name: PerDomain(dict.fromkeys(self.domains, zero), equal) for name, zero in zeros.items()}
-
-    def held_out(self) -> dict[str, PerDomain]:
-        raise UsageError("a private run's sources send no loss and no accuracy, which this strategy asks for")
-
-
 @lru_cache(maxsize=32)
 def _asked(name: str, args: tuple[tuple[str, Scalar], ...], domains: tuple[str, ...]) -> tuple[str, ...]:
     strategy = load_strategy(name, dict(args))  # one of its own: it may keep what it is answered
     assert isinstance(strategy, DomainStrategy), "check_privacy refuses others"
-    ask = _Counting(strategy, name, domains)
-    with users_code(f"strategy {name!r}", "reference", type(strategy).reference):
-        strategy.reference(ask)
-    return tuple(ask.asked)
+    return rehearse_references(strategy, name, domains, private=True)[0]

@@ -1,6 +1,6 @@
 """One local step of a client as a strategy sees it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -210,18 +210,20 @@ class LocalStep:
     Attributes:
         model: The client's working model, in training mode.
         batch: Inputs (B, ...) and labels (B,), domain after domain, and the number of examples of each.
-        objective: Makes the objective of a pass over the batch, ().
+        objective: Makes loss and objective of a pass over the batch, () each.
         index: Number of the step since the beginning of the run, from 0.
         key: What names the client's stream of batches: (seed, domain, client).
         made: A pass over the batch that is there already, if any.
+        recorded: Loss and objective, (2,), that :meth:`backward` first went back from.
     """
 
     model: HeadedModel
     batch: tuple[Tensor, Tensor, Sequence[int]]
-    objective: Callable[[Forward], Tensor]
+    objective: Callable[[Forward], tuple[Tensor, Tensor]]
     index: int
     key: tuple[str | int, ...] = ()
     made: Forward | None = None
+    recorded: Tensor | None = None
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -238,11 +240,21 @@ class LocalStep:
         inputs, labels, sizes = batch or self.batch
         return run_forward(self.model, inputs, labels, sizes=sizes)
 
-    def backward(self, forward: Forward | None = None, *, weight: float = 1.0) -> None:
-        """Add the gradient of the objective to that of the parameters, where they are; by default of a plain pass."""
+    def backward(self, passes: Iterable[tuple[float, Forward]] = ()) -> None:
+        """Add the gradient of the objective to that of the parameters, where they are; by default of a plain pass.
+
+        Args:
+            passes: Others in its place, each with what its objective weighs in their sum. One is in memory at a time
+                where they are made as they are taken.
+        """
         made, self.made = self.made, None
-        objective = self.objective(forward or made or self.run())
-        torch.autograd.backward(objective if weight == 1.0 else weight * objective)
+        terms = []
+        for weight, forward in passes or [(1.0, made or self.run())]:
+            loss, objective = self.objective(forward)
+            torch.autograd.backward(objective if weight == 1.0 else weight * objective)
+            terms.append(weight * torch.stack([loss, objective]).detach())
+        if self.recorded is None:
+            self.recorded = torch.stack(terms).sum(0)
 
     def take_gradient(self) -> dict[str, Tensor]:
         """Return the parameters' gradient by name, without those that have none, and leave none."""

@@ -247,7 +247,8 @@ class DomainStrategy:
         limited: Whether the gradient of the weighted penalty is limited to the loss's, :meth:`Step.limited`. The
             objective is then not divided by the weight: the limit does what ``"rescale"`` is for.
         bound_to_rounds: Whether what a round does depends on how many the run has.
-        state: What the server half remembers between rounds (moving averages and the like); saved in checkpoints.
+        state: What the server half remembers between rounds (moving averages and the like); saved in checkpoints. Its
+            tensors are replaced and never written to.
     """
 
     statistics: ClassVar[Mapping[str, Statistic]] = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedhess.alignment.loading import client_half, is_installed, load_strategy
 from fedhess.alignment.privacy import check_privacy
+from fedhess.alignment.rehearsal import check_training
 from fedhess.alignment.server_step import require_server
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.deploy.packing import RUN_DIR, app_config
@@ -89,6 +90,7 @@ def read_settings(run_config: Sequence[str], *, data_dir: Path | None = None) ->
     if is_installed(config.strategy):
         load_strategy(config.strategy, config.strategy_args)
         check_privacy([config])
+        check_training([config])
         client_half(config).check(config)
         require_server([config.strategy], RunConfig.given_in(given))
     return config

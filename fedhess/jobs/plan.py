@@ -9,6 +9,7 @@ from typing import Any
 
 from fedhess.alignment.loading import client_half
 from fedhess.alignment.privacy import check_privacy
+from fedhess.alignment.rehearsal import check_training
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.domains import Benchmark, Scenario, split_domain
 from fedhess.domains.partition import read_examples, require_room_for_domains, share_out
@@ -153,6 +154,7 @@ def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) 
     first = configs[0]
     check_combinations(configs)
     check_privacy(configs)
+    check_training(configs)
     for config in configs:
         client_half(config).check(config)
     try:

@@ -41,6 +41,7 @@ TIMM = "timm:"  # what precedes the name of a network of timm
 MODELS: dict[str, str] = {
     "mlp": "fedhess.models.mlp:create_mlp",
     "mnist-cnn": "fedhess.models.mnist_cnn:create_mnist_cnn",
+    "cnn": "fedhess.models.mnist_cnn:create_cnn",
     "resnet18": "fedhess.models.resnet:create_resnet18",
     "resnet50": "fedhess.models.resnet:create_resnet50",
     "lite0": "fedhess.models.lite0:create_lite0",

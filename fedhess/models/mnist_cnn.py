@@ -1,4 +1,6 @@
-"""The small convolutional network that DomainBed trains on digits."""
+"""Small convolutional networks from scratch: the one that DomainBed trains on digits, and one for larger images."""
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -6,38 +8,61 @@ from torch import Tensor, nn
 from fedhess.base.errors import UsageError
 from fedhess.models.headed import HeadedModel
 
-WIDTHS = (64, 128, 128, 128)
-STRIDES = (1, 2, 1, 1)
+# Width and stride of each convolution.
+LAYERS = {
+    "mnist-cnn": ((64, 1), (128, 2), (128, 1), (128, 1)),
+    "cnn": ((32, 2), (64, 2), (128, 2), (256, 2)),
+}
+# The value of a pixel in [0, 1] that becomes 0; 1 remains 1. White paper trains slowly where white is 1 and black 0.
+CENTRES = {"mnist-cnn": 0.0, "cnn": 0.5}
 GROUPS = 8
 
 
-class MnistCnnFeaturizer(nn.Module):
-    """Four 3x3 convolutions, each with ReLU and group norm, and a mean over the image; uint8 becomes [0, 1]."""
+class CnnFeaturizer(nn.Module):
+    """Four 3x3 convolutions, each with ReLU and group norm, and a mean over the image; uint8 becomes [0, 1].
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: Of the images.
+        layers: Width and stride of each convolution.
+        centre: The value in [0, 1] that becomes 0; 1 remains 1.
+    """
+
+    def __init__(self, channels: int, layers: tuple[tuple[int, int], ...], *, centre: float) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, WIDTHS[0], 3, padding=1)
-        rest: list[nn.Module] = [nn.ReLU(), nn.GroupNorm(GROUPS, WIDTHS[0])]
-        for before, width, stride in zip(WIDTHS, WIDTHS[1:], STRIDES[1:], strict=False):
+        self.centre = centre
+        (before, stride), *others = layers
+        self.first = nn.Conv2d(channels, before, 3, stride=stride, padding=1)
+        rest: list[nn.Module] = [nn.ReLU(), nn.GroupNorm(GROUPS, before)]
+        for width, stride in others:
             rest += [nn.Conv2d(before, width, 3, stride=stride, padding=1), nn.ReLU(), nn.GroupNorm(GROUPS, width)]
+            before = width
         self.rest = nn.Sequential(*rest)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute (B, 128) features of (B, channels, H, W) images."""
+        """Compute (B, D) features of (B, channels, H, W) images."""
         unit = images.to(self.first.weight.dtype)
         if not images.is_floating_point():
             unit = unit / 255
+        if self.centre:
+            unit = (unit - self.centre) / (1 - self.centre)
         features: Tensor = self.rest(self.first(unit))
         return torch.mean(features, dim=(2, 3))
 
 
-def create_mnist_cnn(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create convolutions of 64, 128 (stride 2), 128 and 128 channels, and a linear head on their 128 means.
+def create_small(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """Create convolutions, and a linear head on the mean of each of their last channels.
 
-    Source: Gulrajani and Lopez-Paz, "In search of lost domain generalization", ICLR 2021, appendix, the network for
-    ColoredMNIST and RotatedMNIST. Weights are drawn as torch draws them.
+    ``mnist-cnn``: 64, 128 (stride 2), 128 and 128 channels; Gulrajani and Lopez-Paz, "In search of lost domain
+    generalization", ICLR 2021, appendix, the network for ColoredMNIST and RotatedMNIST. ``cnn``, ours: 32, 64, 128 and
+    256, each of stride 2, a 25th of the products on an image, whose pixels are scaled to [-1, 1]. Weights are drawn
+    as torch draws them.
     """
     del pretrained
     if len(input_shape) != 3:
-        raise UsageError(f"mnist-cnn takes images (C, H, W), got examples of shape {input_shape}; choose --model mlp")
-    return HeadedModel(MnistCnnFeaturizer(input_shape[0]), nn.Linear(WIDTHS[-1], outputs))
+        raise UsageError(f"{name} takes images (C, H, W), got examples of shape {input_shape}; choose --model mlp")
+    layers = LAYERS[name]
+    return HeadedModel(CnnFeaturizer(input_shape[0], layers, centre=CENTRES[name]), nn.Linear(layers[-1][0], outputs))
+
+
+create_mnist_cnn = partial(create_small, "mnist-cnn")
+create_cnn = partial(create_small, "cnn")

@@ -40,6 +40,7 @@ BEGINNINGS = {
     "resnet": "torchvision's ImageNet weights, version 1",
     "mlp": "random weights",
     "mnist-cnn": "random weights",
+    "cnn": "random weights",
 }
 
 

@@ -17,6 +17,8 @@ from torch.nn import functional
 from fedhess.base.files import digest_of
 from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
+from fedhess.federation.client.evaluation import evaluate_model
+from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import local_domain
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations.benchmarks.measuring import Row, in_turn, row, run_command, run_job, seconds_of
@@ -104,22 +106,19 @@ def probe_accuracy(target: str, *, seed: int, settings: dict[str, Any]) -> float
     """
     benchmark = open_benchmark("IconPACS")
     sources = tuple(domain for domain in benchmark.domains if domain != target)
-    config = RunConfig.checked(settings | {"sources": sources, "targets": (target,), "seed": seed})
+    given = {"sources": sources, "targets": (target,), "seed": seed, "dtype": "float64"}
+    config = RunConfig.checked(settings | given)
     parts = [local_domain(config, domain=domain, role=SOURCE) for domain in sources]
-    batches = [part.batch(part.train_indices) for part in parts]
-    features = _normed(torch.cat([inputs for inputs, _ in batches]))
-    head = _fit(features, torch.cat([labels for _, labels in batches]), classes=len(benchmark.classes))
-    held_out = local_domain(config, domain=target, role=TARGET)
-    inputs, labels = held_out.batch(held_out.evaluate_indices)
-    return float((head(_normed(inputs)).argmax(1) == labels).double().mean())
+    inputs, labels = (torch.cat(column) for column in zip(*(p.batch(p.train_indices) for p in parts), strict=True))
+    probe = fit_probe(inputs, labels, classes=len(benchmark.classes))
+    return evaluate_model(probe, local_domain(config, domain=target, role=TARGET)).accuracy
 
 
-def _normed(inputs: Tensor) -> Tensor:
-    return functional.layer_norm(inputs, inputs.shape[1:]).double()
-
-
-def _fit(features: Tensor, labels: Tensor, *, classes: int) -> nn.Linear:
-    head = nn.Linear(features.shape[1], classes, dtype=torch.float64)
+def fit_probe(embeddings: Tensor, labels: Tensor, *, classes: int) -> HeadedModel:
+    """Fit a linear layer to embeddings (N, D) in float64 and labels (N,), as `probe_accuracy` says."""
+    width = embeddings.shape[1]
+    probe = HeadedModel(nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, classes)).double()
+    features, head = probe.features(embeddings), probe.head
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=500, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
@@ -131,7 +130,7 @@ def _fit(features: Tensor, labels: Tensor, *, classes: int) -> nn.Linear:
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return head
+    return probe
 
 
 def references_rows(*, repeats: int) -> list[Row]:

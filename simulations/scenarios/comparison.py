@@ -9,6 +9,7 @@ from fedhess.base.files import writing
 from fedhess.base.tables import shown
 from fedhess.jobs.selectors import ORACLE
 from fedhess.results.figures import drawing, line_look, written
+from fedhess.results.paired import compare_paired, explain, shown_difference
 from fedhess.results.published import Published, Table
 from fedhess.simulations.scenarios.differences import own_particulars, shared_protocol
 from fedhess.simulations.scenarios.outputs import describe_revision
@@ -87,9 +88,12 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
     cited: dict[str, int] = {}  # sources, in the order they are cited
     columns = comparison.columns(lines)
     compared = [column for column in columns if any(column in values for values in published.values())]
+    tested = ["average"] if "average" in columns else [each for each in columns if each not in ("sources", ORACLE)]
+    paired = compare_paired({line.label: {each: line.by_seed(each) for each in tested} for line in lines if line.rows})
     heads = ["strategy", "seeds"]
     for column in columns:
-        heads += [comparison.label(column), *(["published"] if column in compared else [])]
+        heads += [comparison.label(column), *([f"to {paired['baseline']}"] if paired and column in tested else [])]
+        heads += ["published"] if column in compared else []
     heads += [f"authors' script ({' / '.join(map(comparison.label, columns))})"] if scripts else []
     heads += [*(["source"] if published else []), *(["bar"] if judge else [])]
     table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -98,6 +102,9 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
         cells = [line.label, ", ".join(map(str, line.seeds)) or "none"]
         for column in columns:
             cells.append(shown(line.cells[column]) if column in line.cells else "n/a")
+            if paired and column in tested:
+                difference = paired["strategies"].get(line.label, {}).get(column)
+                cells.append("" if difference is None else shown_difference(difference))
             cells += [_quoted(known.get(column))] if column in compared else []
         cells += [" / ".join(_quoted(script[column]) for column in columns if column in script)] if scripts else []
         sources = dict.fromkeys(value.source for value in [*known.values(), *script.values()])
@@ -111,6 +118,7 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
         for line in lines
         for seed in line.irreproducible
     ]
+    notes += [explain(paired)] if paired else []
     notes += [f"[{number}] {source}" for source, number in cited.items()]
     if published and not full:
         notes.append("the published values are of all examples and rounds: this table cannot be held against them")

@@ -37,6 +37,13 @@ class Line:
     protocol: str  # how the first seed's numbers came about; empty where every seed stopped
     rows: Sequence[Row]  # of the seeds that came to their end
 
+    def by_seed(self, column: str) -> dict[str, float | None]:
+        """Return a column's values by seed, percent."""
+        return {
+            str(row["seed"]): row["average"] if column == "average" else row["accuracy"].get(column)
+            for row in self.rows
+        }
+
 
 def load_record(path: Path, *, quick: bool) -> Record:
     """Read the results so far.

@@ -5,15 +5,14 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from fedhess import diagnose
-from fedhess.cli.command import run_command
 from fedhess.domains import BENCHMARKS
-from fedhess.federation.client import memory
 from fedhess.jobs.reopening import open_finished
 from fedhess.results.attributes import ATTRIBUTES, compare_domains, measure_domain
 from fedhess.results.diagnosis import MIXED_PAIR, SOURCE_PAIR, compare_strategies
@@ -25,19 +24,8 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def diagnosed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process."""
-    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
-
-    def run(*arguments: object) -> Outcome:
-        memory.MEMORY.clear()
-        monkeypatch.setattr(sys, "argv", ["diagnose", *map(str, arguments)])
-        capsys.readouterr()
-        status = run_command(diagnose.cli)
-        said = capsys.readouterr()
-        return Outcome(status, said.out, said.err)
-
-    return run
+def diagnosed(command: Command) -> Command:
+    return partial(command, of=diagnose)
 
 
 @pytest.fixture

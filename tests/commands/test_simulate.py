@@ -185,7 +185,7 @@ def test_stand_in_is_named_on_stderr_when_quiet(command: Command, monkeypatch: p
 
 @pytest.mark.slow
 def test_module_runs_and_the_user_can_interrupt_it(start: Start, tmp_path: Path) -> None:
-    wrong = start(["--strategy", "hpg", "--domains", "IconPACS"], toy=False)
+    wrong = start(["--strategy", "hpg", "--domains", "IconPACS"], code=None)
     long = start([*TOY, "--strategy", "erm", "--rounds", "100000", "--out", "job"])
     out, err = wrong.communicate(timeout=60)
     assert (wrong.returncode, out) == (2, "")

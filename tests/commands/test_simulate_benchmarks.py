@@ -58,7 +58,7 @@ def test_image_benchmarks_run_and_are_called_incomplete(command: Command, tmp_pa
 @pytest.mark.usefixtures("small")
 def test_a_tree_of_ones_own_runs(command: Command, tmp_path: Path) -> None:
     root = write_tree(tmp_path / "mes photos", ["été", "hiver", "冬"], {"chien": 3, "chat": 3})
-    summary = result(command("--domains", f"folder:{root}", "--no-pretrained", *ONE_ROUND, "--json", "--out", "job"))
+    summary = result(command("--domains", f"folder:{root}", "--model", "mlp", *ONE_ROUND, "--json", "--out", "job"))
     assert summary["title"] == "folder:mes photos"
     assert str(summary["protocol"]).startswith("data side=32; "), "names of domains and classes stand elsewhere"
     assert summary["targets"] == ["hiver", "été", "冬"]
@@ -69,7 +69,8 @@ def test_a_tree_of_ones_own_runs(command: Command, tmp_path: Path) -> None:
 def test_images_that_are_left_out_are_named_once(command: Command, tmp_path: Path) -> None:
     root = write_tree(tmp_path / "photos", ["a", "b", "c"], {"x": 4, "y": 3})
     (root / "a" / "x" / "pic_000.jpg").write_bytes(b"")
-    outcome = command("--domains", f"folder:{root}", "--no-pretrained", *ONE_ROUND, "--skip-bad-images", "--out", "job")
+    brief = ["--model", "mlp", "--target", "c", *ONE_ROUND]
+    outcome = command("--domains", f"folder:{root}", *brief, "--skip-bad-images", "--out", "job")
     assert (outcome.status, outcome.out.count("cannot be decoded and are left out")) == (0, 1)
 
 

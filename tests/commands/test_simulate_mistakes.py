@@ -53,6 +53,7 @@ MISTAKES = {
     "--dp-epsilon 1 --dp-delta 1e-5": "--dp-clip: expected the greatest norm of an update, and of statistics",
     "--dp-epsilon 1 --dp-delta 1e-5 --dp-clip update=1": "--dp-clip: strategy hgp sends the statistic 'gradient'",
     "--dp-epsilon 1 --dp-delta 1e-5 --dp-clip update=1,statistics=1 --selection lodo": "--dp-epsilon: the sources of",
+    "--strategy ga --dp-epsilon 9 --dp-delta 1e-5 --dp-clip update=1": "--strategy ga: its clients evaluate what they",
     "--dp-clip update=1": "--dp-clip: it belongs to --dp-epsilon, which is not given",
     "--statistics-batches 0": "--statistics-batches: expected at least 1, got 0",
     "--evaluate-every 0": "--evaluate-every: expected at least 1, got 0",

@@ -4,8 +4,9 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,6 @@ import pytest
 
 import fedhess
 from fedhess import report, simulate, sweep
-from fedhess.cli.command import run_command
-from fedhess.domains import BENCHMARKS
-from fedhess.federation.client import memory
 from fedhess.federation.engines.choice import IN_PROCESS
 from fedhess.jobs import running
 from fedhess.jobs.progress import Progress
@@ -23,7 +21,7 @@ from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.search import recorded_spaces
 from fedhess.results import studies
 from fedhess.results.selection import cells_of, choose, read_rows
-from tests.conftest import Outcome
+from tests.conftest import Outcome, run_apart
 
 FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--rounds", "2", "--local-steps", "1"]
 FREE += ["--batch-size", "8", "--server-optimizer", "SGD", "--server-lr", "1", "--evaluate-every", "1", "--l2", "0"]
@@ -35,20 +33,9 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Run a command in this process, a sweep unless it is named, in an empty directory; the toy benchmark is known."""
-    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
-    monkeypatch.chdir(tmp_path)
-    memory.MEMORY.clear()
-
-    def run(*arguments: object, of: Any = sweep) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fedhess", *map(str, arguments)])
-        capsys.readouterr()
-        status = run_command(of.cli)
-        said = capsys.readouterr()
-        return Outcome(status, said.out, said.err)
-
-    return run
+def command(command: Command) -> Command:
+    """Run a command in this process, a sweep unless another is named."""
+    return partial(command, of=sweep)
 
 
 def rows(job: str) -> dict[str, list[dict[str, Any]]]:
@@ -154,15 +141,8 @@ def test_a_sweep_of_which_every_run_failed_ends_with_an_error(
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished sweep by Optuna; read only."""
-    return finished(tmp_path_factory.mktemp("study") / "job", OPTUNA)
-
-
-def finished(path: Path, arguments: Sequence[str]) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
-        patch.setattr(sys, "argv", ["fedhess", *arguments, "--out", str(path)])
-        memory.MEMORY.clear()
-        assert run_command(sweep.cli) == 0
+    path = tmp_path_factory.mktemp("study") / "job"
+    run_apart(sweep, *OPTUNA, "--out", path)
     return path
 
 
@@ -305,7 +285,9 @@ def test_what_was_searched_stays(
 @pytest.fixture(scope="module")
 def sweep_of_hgp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished sweep of one strategy; read only."""
-    return finished(tmp_path_factory.mktemp("sweep") / "job", [*BRIEF, "--strategy", "hgp", "--draws", "2"])
+    path = tmp_path_factory.mktemp("sweep") / "job"
+    run_apart(sweep, *BRIEF, "--strategy", "hgp", "--draws", "2", "--out", path)
+    return path
 
 
 def test_a_sweep_is_told_how_it_gets_its_cross_validation(command: Command, sweep_of_hgp: Path) -> None:

@@ -2,8 +2,8 @@
 
 import os
 import socket
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,22 +19,9 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+def command(command: Command) -> Command:
     """Run the command in this process, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["deploy", *map(str, arguments)])
-        capsys.readouterr()
-        status = 0
-        try:
-            deploy.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        said = capsys.readouterr()
-        return Outcome(status, said.out, said.err)
-
-    return run
+    return partial(command, of=deploy)
 
 
 def test_keys_and_run_print_the_plain_command(command: Command) -> None:

@@ -31,8 +31,8 @@ class Behind(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         left = count = int(self.headers.get("Content-Length", 0))
-        while left:
-            left -= len(self.rfile.read(min(left, MB)))
+        while left and (part := self.rfile.read(min(left, MB))):
+            left -= len(part)
         answer = bytes(20 * MB) if self.path.endswith("large") else f"{self.path} {count}".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))

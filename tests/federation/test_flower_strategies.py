@@ -71,10 +71,10 @@ def test_flowers_fedavg_is_erm(toy_run: Run) -> None:
 @pytest.mark.parametrize("name", ["FedAdam", "FedMedian"])
 def test_fedadam_and_fedmedian_train(toy_run: Run, name: str) -> None:
     args = {"eta": 0.05} if name == "FedAdam" else {}
-    rows = toy_run(strategy=PATH + name, strategy_args=args, rounds=12, local_steps=3).rows
+    rows = toy_run(strategy=PATH + name, strategy_args=args, rounds=12, local_steps=3, evaluate_every=6).rows
     accuracy = {n: [r["accuracy"] for r in rows if r["round"] == n and r["role"] == "source"] for n in (0, 12)}
     assert sum(accuracy[12]) > sum(accuracy[0]) + 0.5
-    assert sum(1 for row in rows if row["role"] == "target" and row["accuracy"] is not None) == 13
+    assert sum(1 for row in rows if row["role"] == "target" and row["accuracy"] is not None) == 3
 
 
 def test_fedmedian_takes_the_median(toy_run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from crashes import ASSASSIN
 
 import fedhess
+from fedhess import simulate
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.cli.options import read_options
 from fedhess.federation.engines.choice import Engine
@@ -22,7 +24,7 @@ from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
 from fedhess.results import results as results_module
 from fedhess.results.results import Results
-from tests.conftest import Outcome, Start
+from tests.conftest import Outcome, Start, run_apart
 
 BASE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--local-steps", "1", "--batch-size", "8"]
 BASE += ["--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--server-optimizer", "Adam", "--server-lr", "0.01"]
@@ -39,6 +41,21 @@ Key = tuple[str, str, str, int]
 @pytest.fixture(autouse=True)
 def no_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Results, "write", lambda self: [])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The job that grows; read only."""
+    path = tmp_path_factory.mktemp("first") / "job"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Results, "write", lambda self: [])
+        run_apart(simulate, *FIRST, "--out", path)
+    return path
+
+
+@pytest.fixture
+def first(trained: Path, command: Command) -> None:
+    shutil.copytree(trained, "job")
 
 
 def done(outcome: Outcome) -> None:
@@ -64,10 +81,10 @@ def digests(path: str) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.usefixtures("first")
 def test_a_job_grows_also_while_it_runs_to_the_bytes_of_one_that_had_it_all_from_the_beginning(
     command: Command, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done(command(*FIRST, "--out", "job"))
     for options in (["--strategy", "erm"], ["--target", "west"]):
         before = digests("job")
         done(command("--out", "job", "--add", *options))
@@ -103,8 +120,8 @@ def test_a_job_grows_also_while_it_runs_to_the_bytes_of_one_that_had_it_all_from
     assert set(fedhess.open("job").summary["strategies"]) == {"hgp", "erm"}
 
 
+@pytest.mark.usefixtures("first")
 def test_variants_are_added_beside_the_setting_that_is_there(command: Command) -> None:
-    done(command(*FIRST, "--out", "job"))
     before = digests("job")
     fedhess.run(out="job", add=True, variants=[{"lr": 0.2}, {"alpha": 1.0}], strategy="erm")
     assert digests("job").items() > before.items()
@@ -129,8 +146,8 @@ def test_a_variant_that_leaves_open_what_all_others_set_is_refused(command: Comm
     done(command("--out", "job", "--add", "--variants", "lr=0.3,alpha=3"))
 
 
+@pytest.mark.usefixtures("first")
 def test_an_addition_that_is_killed_is_resumed_without_any_option(command: Command) -> None:
-    done(command(*FIRST, "--out", "job"))
     job = Path("job").resolve()
     assert ASSASSIN.attempt(lambda: command("--out", job, "--add", "--strategy", "erm"), below=job, strike=40)
     done(command("--out", "job", "--resume"))
@@ -142,8 +159,8 @@ def test_an_addition_that_is_killed_is_resumed_without_any_option(command: Comma
     assert Path("job/config.json").read_bytes() == config, "nothing is added and nothing is left to run"
 
 
+@pytest.mark.usefixtures("first")
 def test_each_addition_is_recorded_with_what_it_ran_in(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    done(command(*FIRST, "--out", "job"))
     begun = json.loads(Path("job/config.json").read_text())
     now = begun["environment"] | {"git_revision": "another"}
     monkeypatch.setattr("fedhess.jobs.growing.describe_environment", lambda: now)
@@ -189,8 +206,8 @@ def test_own_data_may_be_named_again(command: Command) -> None:
         "--variants lr": "expected key=value",
     }.items(),
 )
+@pytest.mark.usefixtures("first")
 def test_what_differs_is_refused_by_key_and_nothing_changes(options: str, message: str, command: Command) -> None:
-    done(command(*FIRST, "--out", "job"))
     before = {file: file.read_bytes() for file in Path("job").rglob("*") if file.is_file()}
     outcome = command("--out", "job", "--add", *options.split())
     assert (outcome.status, outcome.out) == (2, "")
@@ -226,8 +243,8 @@ def test_the_former_last_round_stays_evaluated_and_the_model_is_the_same(command
     assert (grown.directory.path / last).read_bytes() == (whole.directory.path / last).read_bytes()
 
 
+@pytest.mark.usefixtures("first")
 def test_a_mistake_in_what_is_added_to_a_running_job_shows_at_once(command: Command) -> None:
-    done(command(*FIRST, "--out", "job"))
     lock = hold(Path("job"))
     outcome = command("--out", "job", "--add", "--strategy", "no-such")
     assert outcome.status == 2
@@ -237,6 +254,7 @@ def test_a_mistake_in_what_is_added_to_a_running_job_shows_at_once(command: Comm
     assert not is_held(Path("job")), "a refused plan releases it"
 
 
+@pytest.mark.usefixtures("first")
 def test_nothing_made_of_other_rows_stays_in_a_job(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     made = ["report.html", "table.tex", "selection.md", "figures/rounds-column.pdf", "figures/confusion_east.png"]
     kept, whole = ["notes.md", "figures/mine.png"], list[Path]()
@@ -254,7 +272,6 @@ def test_nothing_made_of_other_rows_stays_in_a_job(command: Command, monkeypatch
         make()  # somebody looks while it runs
         raise FederationError("too few clients")
 
-    done(command(*FIRST, "--out", "job"))
     make()
     for name in kept:
         Path("job", name).touch()
@@ -276,8 +293,8 @@ def test_there_must_be_a_job_that_can_grow(command: Command) -> None:
     assert list(Path("empty").iterdir()) == [], "nor is it locked"
 
 
+@pytest.mark.usefixtures("first")
 def test_a_job_of_an_earlier_version_grows(command: Command) -> None:
-    done(command(*FIRST, "--out", "job"))
     file = Path("job/config.json")
     config = json.loads(file.read_text())
     del config["variants"], config["selection"], config["settings"]["lr_schedule"], config["settings"]["average"]

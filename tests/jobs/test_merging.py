@@ -1,8 +1,8 @@
 """Jobs of one protocol in one table, and the states of their runs."""
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,6 @@ from recorded import record_job
 
 from fedhess import report, simulate
 from fedhess.base.errors import UsageError
-from fedhess.cli.command import run_command
-from fedhess.domains import BENCHMARKS
-from fedhess.federation.client import memory
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory
 from fedhess.jobs.job import Job
@@ -22,7 +19,7 @@ from fedhess.results.page import render_page
 from fedhess.results.results import Results
 from fedhess.results.run_states import list_runs
 from fedhess.results.summary import summarise
-from tests.conftest import Outcome
+from tests.conftest import Outcome, run_apart
 
 FREE = ["--domains", "Toy", "--domains-args", "holdout=0.25,free=true", "--local-steps", "1", "--batch-size", "8"]
 FREE += ["--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--server-optimizer", "SGD", "--server-lr", "1"]
@@ -43,24 +40,15 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Several small jobs; read only."""
     folder = tmp_path_factory.mktemp("jobs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
         patch.setattr(Results, "write", lambda self: [])
-        memory.MEMORY.clear()
         for name, options in JOBS.items():
-            patch.setattr(sys, "argv", ["simulate", *FREE, *options, "--quiet", "--out", str(folder / name)])
-            assert run_command(simulate.cli) == 0
+            run_apart(simulate, *FREE, *options, "--quiet", "--out", folder / name)
     return folder
 
 
 @pytest.fixture
-def reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
-        status = run_command(report.cli)
-        said = capsys.readouterr()
-        return Outcome(status, said.out, said.err)
-
-    return run
+def reported(command: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    return partial(command, of=report)
 
 
 def merged(recorded: Path, *names: str) -> Job:

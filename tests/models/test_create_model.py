@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from crossing import sampled
 from torch import nn
 
 from fedhess.base.errors import UsageError
@@ -11,7 +12,8 @@ from fedhess.domains import TensorDomain
 from fedhess.models import MODELS, HeadedModel, create_model, prepare_inputs, prepared_shape
 
 IMAGES = (3, 32, 32)
-SMALL = {"resnet18": 512, "resnet50": 2048, "mlp": 390, "mnist-cnn": 128}  # the others have 1280
+QUICK = ("mlp", "mnist-cnn", "resnet18", "cnn", "lite0", "lite0-features")  # one of each kind
+SMALL = {"resnet18": 512, "resnet50": 2048, "mlp": 390, "mnist-cnn": 128, "cnn": 256}  # the others have 1280
 
 
 @lru_cache
@@ -23,7 +25,7 @@ def build(name: str, seed: int = 0, outputs: int = 5) -> HeadedModel:
     return create_model(name, input_shape=prepared_shape(name, IMAGES), outputs=outputs, seed=seed, pretrained=False)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sampled(MODELS, QUICK))
 def test_logits_are_the_head_of_the_features(name: str):
     model = kept(name)
     batch = torch.rand(4, *prepared_shape(name, IMAGES), generator=torch.Generator().manual_seed(0))
@@ -34,7 +36,7 @@ def test_logits_are_the_head_of_the_features(name: str):
     assert model(batch).shape == (4, 5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sampled(MODELS, QUICK))
 def test_every_parameter_is_trained(name: str):
     model = deepcopy(kept(name))
     if name.endswith("-features"):
@@ -44,7 +46,7 @@ def test_every_parameter_is_trained(name: str):
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sampled(MODELS, QUICK))
 def test_the_seed_decides_the_weights_and_the_global_state_is_left_alone(name: str):
     torch.manual_seed(5)
     state = torch.get_rng_state()

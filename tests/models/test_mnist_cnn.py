@@ -13,19 +13,25 @@ def test_it_has_the_layers_of_the_paper():
     assert sum(parameter.numel() for parameter in model.featurizer.parameters()) == 371_136
 
 
-def test_features_are_four_convolutions_with_relu_and_norm_and_a_mean():
-    model = create_model("mnist-cnn", input_shape=(1, 28, 28), outputs=10, seed=0).double()
-    images = torch.rand(3, 1, 28, 28, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    ("name", "strides", "side", "left", "zero"),
+    [("mnist-cnn", (1, 2, 1, 1), 28, 14, 0.0), ("cnn", (2, 2, 2, 2), 64, 4, 0.5)],
+)
+def test_features_are_four_convolutions_with_relu_and_norm_and_a_mean(
+    name: str, strides: tuple[int, ...], side: int, left: int, zero: float
+):
+    model = create_model(name, input_shape=(1, side, side), outputs=10, seed=0).double()
+    images = torch.rand(3, 1, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weights = list(model.featurizer.parameters())
     with torch.no_grad():
         for index in range(0, len(weights), 4):
             weights[index + 2].uniform_(0.5, 2, generator=torch.Generator().manual_seed(index))
-        expected = images
-        for number in range(4):
+        expected = (images - zero) / (1 - zero)
+        for number, stride in enumerate(strides):
             kernel, bias, scale, shift = weights[4 * number : 4 * number + 4]
-            convolved = conv2d(expected, kernel, bias, stride=2 if number == 1 else 1, padding=1)
+            convolved = conv2d(expected, kernel, bias, stride=stride, padding=1)
             expected = group_norm(torch.relu(convolved), 8, scale, shift)
-        assert expected.shape == (3, 128, 14, 14)
+        assert expected.shape == (3, model.head.in_features, left, left)
         torch.testing.assert_close(model.features(images), expected.mean((2, 3)))
 
 

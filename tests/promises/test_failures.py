@@ -229,7 +229,7 @@ def as_another(message: Message, reply: Message) -> Message:
 def test_a_missing_domain_is_an_error_at_the_start(toy_run: Run, act: Any, partition: int, message: str) -> None:
     app = Misbehaving(protocol.IDENTIFY, act, first_round=0, partitions=[partition])
     with pytest.raises(FederationError, match=message):
-        toy_run(app=app, exchange_deadline=3.0)
+        toy_run(app=app, exchange_deadline=1.5)
 
 
 def test_a_client_that_lost_the_model_is_sent_it_again(toy_run: Run) -> None:

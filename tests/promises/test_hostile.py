@@ -274,7 +274,7 @@ def test_a_source_client_without_examples_takes_no_part(toy_run: Run, count: int
         return reply
 
     with pytest.raises(FederationError, match="expected a source client with examples"):
-        toy_run(app=Misbehaving(protocol.IDENTIFY, act, first_round=0), exchange_deadline=3.0)
+        toy_run(app=Misbehaving(protocol.IDENTIFY, act, first_round=0), exchange_deadline=1.5)
 
 
 class Peeking(FedAvg):

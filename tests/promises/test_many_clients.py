@@ -23,12 +23,16 @@ from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.protocol import Identity
 from fedhess.federation.server.discovery import Client, draw_clients
 from fedhess.models.prepared import build_model
-from tests.promises.test_alive import KINDS, assert_undisturbed, run_of, same
+from tests.promises.test_alive import KINDS, assert_undisturbed, run_of, same, server_of
 
 Run = Callable[..., Any]
 MIXED = {"partition": "lambda", "clients": 7, "heterogeneity": 0.5}
 DRAWN = {"partition": "dirichlet", "clients_per_domain": 3, "dirichlet_min_size": 2, "clients_per_round": 4}
-MANY = {"mixed": MIXED | {"clients_per_round": 5}, "drawn": DRAWN}
+MANY = {
+    "mixed": MIXED | {"clients": 5, "clients_per_round": 4},
+    "drawn": DRAWN | {"clients_per_domain": 2},
+    "one a domain": {},
+}
 ALL = METHODS | RELAYS
 
 
@@ -36,7 +40,8 @@ ALL = METHODS | RELAYS
 def test_node_ids_reply_order_forgetful_clients_and_a_resumed_server_change_nothing(
     toy_run: Run, name: str, many: str, tmp_path: Path
 ) -> None:
-    assert_undisturbed(toy_run, tmp_path / "run", **run_of(ALL[name], dtype="float32") | MANY[many])
+    args = run_of(ALL[name], dtype="float32", local_steps=2, **server_of(name)) | MANY[many]
+    assert_undisturbed(toy_run, tmp_path / "run", **args)
 
 
 @pytest.mark.parametrize("name", sampled(ALL, KINDS))

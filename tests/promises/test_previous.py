@@ -159,7 +159,12 @@ SEVERAL_STEPS = {"local_steps": 2, "momentum": 0.9, "statistics_batches": 2}
 
 @pytest.mark.parametrize(
     ("steps", "many", "away"),
-    [({"local_steps": 2}, {}, 2), ({"local_steps": 2}, DRAWN, 2), (SEVERAL_STEPS, MIXED, 2), (SEVERAL_STEPS, DRAWN, 0)],
+    [
+        pytest.param({"local_steps": 2}, {}, 2, marks=pytest.mark.slow),
+        pytest.param({"local_steps": 2}, DRAWN, 2, marks=pytest.mark.slow),
+        (SEVERAL_STEPS, MIXED, 2),
+        pytest.param(SEVERAL_STEPS, DRAWN, 0, marks=pytest.mark.slow),
+    ],
     ids=["one a domain", "drawn", "momentum, mixed", "momentum, drawn, all there"],
 )
 def test_local_steps_and_forgetful_clients_change_nothing(

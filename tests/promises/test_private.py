@@ -94,7 +94,11 @@ def test_a_client_is_asked_for_no_more_than_there_is_noise_for(toy_run: Run) -> 
         toy_run(strategy=f"{__name__}:Greedy", rounds=3, **PRIVATE)
 
 
-def test_momentum_that_clients_hand_on_is_refused(toy_run: Run) -> None:
+def test_clients_refuse_momentum_that_is_handed_on_whatever_the_server_checks(
+    toy_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedhess.federation.server.app.check_training", lambda configs: None)
+    monkeypatch.setattr("fedhess.federation.server.local_training.check_relay", lambda config: None)
     with pytest.raises(FederationError, match=r"--momentum 0.9: strategy fish carries it"):
         toy_run(strategy="fish", momentum=0.9, **PRIVATE)
 

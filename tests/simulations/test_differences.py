@@ -79,6 +79,24 @@ def test_what_stands_behind_a_mean_is_its_standard_error_and_a_published_deviati
     assert "+- 0.0" in text
 
 
+def test_differences_to_erm_are_paired_by_seed() -> None:
+    reached = {"erm": (60.0, 70.0, 80.0), "hgp": (61.0, 73.0, 85.0)}
+    rows = [
+        row(name) | {"seed": seed, "accuracy": {"sources": 70.0, "east": each}}
+        for name, values in reached.items()
+        for seed, each in enumerate(values)
+    ]
+    text = render(COMPARISON, {"quick": False, "rows": rows})
+    assert "| strategy | seeds | sources | east | to erm |" in text
+    assert "| 73.0 +- 6.9 | +3.0 [-2.0, +8.0] |" in text
+    assert "| 70.0 +- 5.8 |  |" in text, "erm has none to itself"
+    assert "95 % confidence interval (Student's t over 3 seeds" in text
+    averaged = [
+        each | {"average": each["accuracy"]["east"] - 1, "accuracy": {**each["accuracy"], "west": 0.0}} for each in rows
+    ]
+    assert "| average | to erm |" in render(COMPARISON, {"quick": False, "rows": averaged})
+
+
 def test_a_rule_of_ones_own_and_varied_settings_are_said() -> None:
     varied = row("hgp", {"beta": 0.5}, variants=({"lr": 0.5, "alpha": 0.1}, {"lr": 0.25, "alpha": 0.2}))
     lines = lines_of([row("erm"), row("coral"), row("vrex", rule="oracle"), varied])

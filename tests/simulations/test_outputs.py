@@ -23,9 +23,8 @@ COMPARISON = Comparison(name="toy", title="Toy", published={})
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+def call(command: Call, monkeypatch: pytest.MonkeyPatch) -> Call:
     """Run a command in an empty directory; it fails the test if anything is measured or trained."""
-    monkeypatch.chdir(tmp_path)
 
     def measured(*_: object, **__: object) -> None:
         pytest.fail("it began to measure")
@@ -36,14 +35,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     monkeypatch.setattr("fedhess.simulations.scenarios.running.measure", measured)
     monkeypatch.setattr(environment, "_git_revision", lambda: "abc")
 
-    def run(module: ModuleType, *arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        capsys.readouterr()
-        status = run_command(module.cli)
-        said = capsys.readouterr()
-        return Outcome(status, said.out, said.err)
-
-    return run
+    return lambda module, *arguments: command(*arguments, of=module)
 
 
 def refused(outcome: Outcome, *said: str) -> None:
@@ -91,6 +83,7 @@ def test_recorded_results_are_no_change_of_the_revision(monkeypatch: pytest.Monk
     assert found == [found[0], found[0], f"{found[0]}-dirty"]
 
 
+@pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.parametrize("module", [timing, load], ids=lambda m: m.__name__)
 def test_render_makes_the_committed_table_again(module: ModuleType, call: Call) -> None:
     committed = module.RESULTS / f"{module.__name__.rpartition('.')[2]}.json"

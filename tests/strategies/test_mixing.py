@@ -55,7 +55,8 @@ def close(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
 
 def test_mixup_of_one_client_is_domainbeds_over_its_domains(toy_run: Run) -> None:
     settings = {"batch_size": 0, "rounds": 4, "lr": 0.05} | ONE
-    found = toy_run(strategy="mixup", strategy_args={"alpha": 0.4}, **settings).tensors
+    finished = toy_run(strategy="mixup", strategy_args={"alpha": 0.4}, **settings)
+    found, whole = finished.tensors, {}
     config, domains = toy_config(**settings), list(toy_domains(SOURCES).values())
     model = build_model(config)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
@@ -69,10 +70,14 @@ def test_mixup_of_one_client_is_domainbeds_over_its_domains(toy_run: Run) -> Non
             logits = model(lam * xi + (1 - lam) * xj)
             losses.append(lam * loss_of(logits, yi) + (1 - lam) * loss_of(logits, yj))
         optimizer.zero_grad()
-        torch.stack(losses).mean().backward()
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        whole[step + 1] = loss.item()
         optimizer.step()
     close(tensors_of(model), found)
     assert not same(found, toy_run(**settings).tensors)
+    recorded = {row["round"]: row["train_loss"] for row in finished.rows if row["train_loss"] is not None}
+    assert recorded == pytest.approx(whole, abs=1e-12), "of both labels"
 
 
 def test_mixup_is_erm_without_alpha_and_undisturbed_with_it(toy_run: Run, tmp_path: Path) -> None:

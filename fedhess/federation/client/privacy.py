@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, RecordDict
-from scipy.special import ndtri
 from torch import Tensor
 
 from fedhess.alignment.privacy import bound_of, run_noise
@@ -101,6 +100,8 @@ def gaussian(size: int, generator: torch.Generator | None) -> Tensor:
     """Draw standard normal numbers, (size,), float64: from a generator, or the operating system's secure source."""
     if generator is not None:
         return torch.randn(size, generator=generator, dtype=torch.float64)
+    from scipy.special import ndtri  # noqa: PLC0415 - slow to import, and needed only here
+
     bits = np.frombuffer(secrets.token_bytes(8 * size), dtype=np.uint64) >> np.uint64(12)
     return torch.from_numpy(ndtri((bits + 0.5) / 2.0**52))
 

@@ -91,23 +91,20 @@ def train_locally(
     for name, buffer in (momentum or {}).items():
         optimizer.state[trained[name]]["momentum_buffer"] = buffer
     writes = writes_parameters(config, carries_momentum=momentum is not None)
-    losses: list[Tensor] = []
+    recorded: Tensor | None = None
     train_size = sum(holding.data.train_size for holding in holdings)
     indices = round_steps(config, train_size=train_size, server_round=server_round)
     batches = joint_batches([holding.data for holding in holdings], config, steps=indices[first is not None :])
 
-    def objective(forward: Forward, index: int) -> Tensor:
-        """Weigh losses and penalties of a pass, (); what the first has is kept."""
+    def objective(forward: Forward, index: int) -> tuple[Tensor, Tensor]:
+        """Weigh the losses of a pass, and the losses with their penalties."""
         steps = [
             Step(model, part, before, index, server_round, config.l2, own.data.key)
             for part, own in zip(forward.parts, holdings, strict=True)
         ]
         with users_code(f"strategy {config.strategy!r}", "penalty", type(strategy)):
             terms = [strategy.objective(step, own.reference) for step, own in zip(steps, holdings, strict=True)]
-        whole = _weighted(terms, holdings)
-        if not losses:
-            losses.extend((_weighted([step.loss for step in steps], holdings).detach(), whole.detach()))
-        return whole
+        return _weighted([step.loss for step in steps], holdings), _weighted(terms, holdings)
 
     for index in indices:
         batch = next(batches) if first is None else first.taken
@@ -116,6 +113,7 @@ def train_locally(
         optimizer.zero_grad(set_to_none=True)
         with users_code(f"strategy {config.strategy!r}", "step", type(strategy), calls=LocalStep):
             strategy.compute_gradient(step)
+        recorded = step.recorded if recorded is None else recorded
         if writes:
             optimizer.step()
     with torch.no_grad():
@@ -126,7 +124,9 @@ def train_locally(
     if all(buffer is None for buffer in buffers.values()):
         buffers = {}
     kept = {name: torch.zeros_like(trained[name]) if buffer is None else buffer for name, buffer in buffers.items()}
-    return LocalUpdate(update, loss=float(losses[0]), objective=float(losses[1]), momentum=kept)
+    assert recorded is not None, "a round has a step"
+    loss, whole = recorded.tolist()
+    return LocalUpdate(update, loss=loss, objective=whole, momentum=kept)
 
 
 def _weighted(terms: Sequence[Tensor], holdings: Sequence[Holding]) -> Tensor:

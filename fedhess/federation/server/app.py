@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedhess.alignment.loading import load_strategy, resolved_args, strategy_model
 from fedhess.alignment.privacy import check_privacy
+from fedhess.alignment.rehearsal import check_training
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.environment import torch_threads
 from fedhess.base.errors import DivergedError, FederationError, StrategyError, UsageError
@@ -87,6 +88,7 @@ class Server:
     def __post_init__(self) -> None:
         config = self.config
         check_privacy([config])
+        check_training([config])
         self.strategy = load_strategy(config.strategy, config.strategy_args)
         template = strategy_model(config.model_copy(update={"device": "cpu"}))  # the clients' device need not be here
         self._rounds: DomainRounds | FlowerRounds

@@ -1,11 +1,12 @@
 """Who is to blame where clients diverge: the round is run again without a client that outweighs all others."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from fedhess.base.errors import DivergedError, FederationError
+from fedhess.base.errors import DivergedError, FederationError, StrategyError
 from fedhess.federation.server.checkpoint import State
 from fedhess.federation.server.clients import Federation
 from fedhess.federation.server.discovery import Client
@@ -44,6 +45,7 @@ def train_without_culprit(
     Raises:
         DivergedError: Most clients sent values that are not finite, and no client is to blame.
         FederationError: Fewer source clients than the quorum completed a phase.
+        StrategyError: The strategy wrote to a tensor of its state.
     """
     ledger, error, found = federation.ledger, None, None
     begun, before = len(ledger.failures), _memory(federation, rounds)
@@ -52,6 +54,7 @@ def train_without_culprit(
         found = train(ask)
     except DivergedError as raised:
         error = raised
+    _require_replaced(before, federation.config.strategy)
     diverged = ledger.diverged(begun)
     suspect = _suspect(ask.norms) if diverged else None
     victims = [label for label in diverged if suspect is not None and label != suspect.label]
@@ -83,19 +86,36 @@ def _suspect(exchanges: Sequence[Mapping[Client, Norms]]) -> Client | None:
     for norms in exchanges:
         for name in next(iter(norms.values()), ()):
             longest = max(norms, key=lambda client: norms[client][name])
-            if 2 * norms[longest][name] > sum(each[name] for each in norms.values()):
+            others = sum(each[name] for client, each in norms.items() if client is not longest)
+            if norms[longest][name] > others:  # also where it is so large that its norm is inf
                 return longest
     return None
 
 
-_Memory = tuple[State, dict[str, Any]]
+@dataclass(frozen=True)
+class _Memory:
+    """What was before a round: the tensors themselves, since a round replaces them and writes to none."""
+
+    state: State
+    medians: dict[str, Any]
+    versions: dict[str, int]  # of each tensor: torch counts what is written to it
 
 
 def _memory(federation: Federation, rounds: Stateful) -> _Memory:
-    tensors, plain = rounds.state()
-    return ({name: tensor.clone() for name, tensor in tensors.items()}, plain), federation.bound.state()
+    state = rounds.state()
+    versions = {name: tensor._version for name, tensor in state[0].items()}
+    return _Memory(state, federation.bound.state(), versions)
+
+
+def _require_replaced(memory: _Memory, strategy: str) -> None:
+    for name, tensor in memory.state[0].items():
+        if tensor._version != memory.versions[name]:
+            raise StrategyError(
+                f"strategy {strategy!r} wrote to a tensor of its state, {name.removeprefix('strategy/')!r}, by which a "
+                "round could be undone; replace it: self.state[name] = new"
+            )
 
 
 def _recall(memory: _Memory, federation: Federation, rounds: Stateful) -> None:
-    rounds.restore(*memory[0])
-    federation.bound.restore(memory[1])
+    rounds.restore(*memory.state)
+    federation.bound.restore(memory.medians)

@@ -9,9 +9,9 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedhess.alignment.means import MeanRule, WeightedMean
+from fedhess.alignment.rehearsal import check_mean_update, check_relay
 from fedhess.alignment.step import round_steps
 from fedhess.alignment.strategy import ClientReply, ClientUpdate, Reference
-from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
 from fedhess.federation.server.clients import Federation, ModelPayload, Request
 from fedhess.federation.server.discovery import Client
@@ -105,17 +105,9 @@ class LocalPhase:
         Replies are added up as they come, one in memory at a time; a robust mean holds them all.
 
         Raises:
-            UsageError: The mean is robust, which counts every client once, and the strategy weighs the domains or sees
-                each update; or the run is private, and it wants evaluations.
+            UsageError: See `check_mean_update`.
         """
-        if domain_weights is not None or each is not None:
-            reason = "it weighs the domains" if each is None else "it makes something of each update"
-            self._require_mean(f"{reason} by itself, and robust means count every client once")
-        if held_out and self.config.is_private:
-            raise UsageError(
-                f"--strategy {self.config.strategy}: its clients evaluate what they trained, and a private run's "
-                "sources send no loss and no accuracy; leave --dp-epsilon out, or choose another strategy"
-            )
+        check_mean_update(self.config, weighs=domain_weights is not None, sees=each is not None, held_out=held_out)
         mean = MeanRule(self.config.update_mean, self.config.hostile_clients).begin()
         weights = holding_weights(self.participants, self.config, domain_weights)
         spare = self._federation.spare(self.participants, asked=self._asked)
@@ -136,9 +128,9 @@ class LocalPhase:
         """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`.
 
         Raises:
-            UsageError: The mean over clients is to be robust: here no mean is taken over the domains.
+            UsageError: See `check_relay`.
         """
-        self._require_mean("it trains one domain after the other, and each leaves the model where it likes")
+        check_relay(self.config)
         start = ModelPayload(f"{self.model.payload().model_id}-{name}", encode_tensors(position))
         counts = {client: client.identity.trains_on.get(domain, 0) for client in self.participants}
         total = sum(counts.values())
@@ -152,13 +144,6 @@ class LocalPhase:
         if result is None:
             return None
         return ClientUpdate(update.result(), buffers.result() if result.momentum else {})
-
-    def _require_mean(self, reason: str) -> None:
-        if self.config.update_mean != "mean":
-            raise UsageError(
-                f"--update-mean {self.config.update_mean}: strategy {self.config.strategy} cannot have it, since "
-                f"{reason}; give --update-mean mean"
-            )
 
     def require_quorum(self) -> None:
         """Check that enough clients have trained."""

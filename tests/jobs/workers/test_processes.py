@@ -67,43 +67,56 @@ class Seen(Tracker):
         self._note("failed" if failed else "ended")
 
 
-def test_a_killed_worker_loses_a_round_and_a_failed_run_stops_no_other(
-    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def deadly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let real workers know the toy benchmark and what ends them; note what a tracker is given."""
     toy_worker.use(monkeypatch)
     monkeypatch.setattr(parallel, "LIVES", 2)
     monkeypatch.setenv("DEADLY", str(tmp_path))
     monkeypatch.setitem(TRACKERS, "toy", Seen)
-    strategies = "deadly:KilledOnce,deadly:Raises,hgp,deadly:KilledAlways"
-    said = command(*TOY, "--strategy", strategies, "--out", "job", "--parallel", 2, "--track", "toy")
+    Seen.events.clear()
 
+
+def seen(run: str) -> list[tuple[object, int]]:
+    return [(what, at) for each, what, at in Seen.events if each == run]
+
+
+@pytest.mark.usefixtures("deadly")
+def test_a_killed_worker_loses_a_round_and_no_bit(command: Command, tmp_path: Path) -> None:
+    strategies = [*TOY, "--strategy", "deadly:KilledOnce,hgp"]
+    said = command(*strategies, "--out", "job", "--parallel", 2, "--track", "toy")
+    assert said.status == 0, said.err
+    assert "goes on from the checkpoint" in said.out
+    assert [what for what, _ in seen("hgp/east/0")] == [0, 1, 2, 3, "ended"]
+    killed_once = seen("deadly:KilledOnce/east/0")
+    assert [what for what, _ in killed_once] == [0, 1, 2, 3, "ended"]
+    assert killed_once[0][1] < 3, "its first round was seen long before its last"
+    (tmp_path / "spare").touch()
+    in_turn = command(*strategies, "--out", "in-turn")
+    assert in_turn.status == 0, in_turn.err
+    for strategy in ("deadly-KilledOnce", "hgp"):
+        assert_same(Path("job", strategy, "east/0"), Path("in-turn", strategy, "east/0"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deadly")
+def test_a_failed_run_stops_no_other_and_is_named(command: Command) -> None:
+    strategies = "deadly:Raises,hgp,deadly:KilledAlways"
+    said = command(*TOY, "--strategy", strategies, "--out", "job", "--parallel", 2, "--track", "toy")
     assert said.status == 1
-    assert "2 of 4 runs failed:" in said.err
+    assert "2 of 3 runs failed:" in said.err
     raised, killed = (line for line in said.err.splitlines() if line.startswith("  deadly:"))
     assert killed.startswith("  deadly:KilledAlways, target east, seed 0: 2 workers died in it, the last: process ")
     assert killed.endswith("was ended by SIGKILL, as by a kernel that is out of memory")
     assert raised.startswith("  deadly:Raises, target east, seed 0: ")
     assert "ZeroDivisionError: no such penalty" in said.err
-    assert "goes on from the checkpoint" in said.out
     summary = Path("job/summary.md").read_text(encoding="utf-8")
     assert "- deadly:KilledAlways, target east, seed 0: round 0 of 3: 2 workers died" in summary
     assert "- deadly:Raises, target east, seed 0: round 0 of 3: round 1: 0 of 3 source clients" in summary
     results = json.loads(Path("job/summary.json").read_text(encoding="utf-8"))["strategies"]
     cells = {name: of["accuracy"]["east"]["mean"] for name, of in results.items()}
     assert [name for name, value in cells.items() if value is None] == ["deadly:Raises", "deadly:KilledAlways"]
-
-    of_run = {run: [event[1:] for event in Seen.events if event[0] == run] for run in {run for run, *_ in Seen.events}}
-    assert [what for what, _ in of_run["hgp/east/0"]] == [0, 1, 2, 3, "ended"]
-    killed_once = of_run["deadly:KilledOnce/east/0"]
-    assert [what for what, _ in killed_once] == [0, 1, 2, 3, "ended"]
-    assert killed_once[0][1] < 3, "its first round was seen long before its last"
-    assert of_run["deadly:Raises/east/0"][-1] == ("failed", 0)
-
-    (tmp_path / "spare").touch()
-    in_turn = command(*TOY, "--strategy", "deadly:KilledOnce,hgp", "--out", "in-turn")
-    assert in_turn.status == 0, in_turn.err
-    for strategy in ("deadly-KilledOnce", "hgp"):
-        assert_same(Path("job", strategy, "east/0"), Path("in-turn", strategy, "east/0"))
+    assert seen("deadly:Raises/east/0")[-1] == ("failed", 0)
 
 
 def test_cores_are_shared_out_and_a_job_keeps_the_threads_that_it_began_with(
@@ -137,7 +150,7 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", code])
     task = Task(str(tmp_path), "run", {}, (), 1, os.getcwd(), ())
 
-    def seen(workers: LocalWorkers, device: str) -> list[str | None]:
+    def gpus(workers: LocalWorkers, device: str) -> list[str | None]:
         config = RunConfig.checked(
             {"domains": "Toy", "sources": ("a",), "targets": ("b",), "model": "mlp"} | {"device": device}
         )
@@ -147,10 +160,10 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         finally:
             pool.stop()
 
-    assert seen(LocalWorkers(3, ("0", "2")), "cuda") == ["0", "2", "0"]
-    assert seen(LocalWorkers(4), "cuda") == ["0", "1", "2", "0"], "by default all of them"
-    assert seen(LocalWorkers(1), "cpu") == [None]
-    assert seen(LocalWorkers(2), "cuda:1") == [None, None], "whoever names one means it"
+    assert gpus(LocalWorkers(3, ("0", "2")), "cuda") == ["0", "2", "0"]
+    assert gpus(LocalWorkers(4), "cuda") == ["0", "1", "2", "0"], "by default all of them"
+    assert gpus(LocalWorkers(1), "cpu") == [None]
+    assert gpus(LocalWorkers(2), "cuda:1") == [None, None], "whoever names one means it"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
     assert read_gpus("GPU-7, 5") == ["GPU-7", "5"]
     with pytest.raises(UsageError, match=r"--gpus: .* got '0'; there are 5, GPU-7$"):

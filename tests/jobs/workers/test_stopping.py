@@ -1,17 +1,15 @@
 """Ctrl-C and kills of the command: no worker is left, and the job is resumed to the same bits."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import SUPPORT, TOY
+from tests.conftest import TOY, Start
 from tests.jobs.workers.test_processes import assert_same
 
 Begin = Callable[..., "subprocess.Popen[str]"]
@@ -24,25 +22,8 @@ COMMAND = (
 
 
 @pytest.fixture
-def begin(tmp_path: Path) -> Iterator[Begin]:
-    started: list[subprocess.Popen[str]] = []
-    path = os.pathsep.join([str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-    def start(*arguments: object) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *map(str, arguments)],
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+def begin(start: Start) -> Begin:
+    return lambda *arguments: start(arguments, code=COMMAND)
 
 
 def in_the_middle(process: "subprocess.Popen[str]", job: Path) -> list[psutil.Process]:
