@@ -27,9 +27,8 @@ from fedhess.settings.assignments import Scalar
 from fedhess.simulations.scenarios.comparison import Comparison
 from fedhess.simulations.scenarios.measurement import Configuration
 from fedhess.simulations.scenarios.outputs import chosen_names
-from fedhess.simulations.scenarios.presets import comparison_of, find_protocol
+from fedhess.simulations.scenarios.presets import PROTOCOLS, comparison_of, find_protocol
 from fedhess.simulations.scenarios.presets import configurations as preset_configurations
-from fedhess.simulations.scenarios.published_protocols import PROTOCOLS
 from fedhess.simulations.scenarios.running import Options, plan, read_seeds, run_scenario, shorten, with_options
 
 STRATEGIES = (

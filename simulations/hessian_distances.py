@@ -45,8 +45,14 @@ from fedhess.results.figures import Curve, Panel, draw_panel, drawing, written
 from fedhess.results.paired import BASELINE, paired_difference
 from fedhess.simulations import correlation_shift
 from fedhess.simulations.correlation_shift import LABELS, QUICK_EXAMPLES, quickened
-from fedhess.simulations.scenarios.comparison import Comparison, describe_machine, heading, tables
-from fedhess.simulations.scenarios.differences import own_particulars, shared_protocol
+from fedhess.simulations.scenarios.comparison import (
+    Comparison,
+    describe_machine,
+    heading,
+    own_particulars,
+    shared_protocol,
+    tables,
+)
 from fedhess.simulations.scenarios.measurement import Configuration, describe, plan
 from fedhess.simulations.scenarios.records import Line, Record, lines_of
 from fedhess.simulations.scenarios.running import Options, SeedsOption, read_seeds, run_scenario, with_options

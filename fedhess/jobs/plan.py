@@ -172,7 +172,7 @@ def check_selection(
     search: Search | None = None,
     private: bool = False,
 ) -> None:
-    """Check that a selector does not look at the target, and that it can tell the variants, or a sweep's, apart."""
+    """Check that a selector does not look at the target, and that it can compare the variants, or a sweep's."""
     if selection == "oracle":
         raise UsageError(
             "--selection: the oracle looks at the target and selects nothing here; compare with it afterwards: "

@@ -51,7 +51,7 @@ def _job(path: Path, recorded: dict[str, Any]) -> Job:
 
 
 def require_inner_runs(job: Job) -> None:
-    """Check that every run that cross-validation needs has rows; the message says what to do where one has none."""
+    """Check that every run that cross-validation needs has rows."""
     there = {(run.strategy, run.variant, frozenset(run.config.targets), run.config.seed) for run in job.runs}
     for run in job.outer_runs:
         if len(run.scenario.sources) < 3:

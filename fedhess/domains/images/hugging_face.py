@@ -3,7 +3,6 @@
 Its images are written once to CACHE/hf/NAME/DOMAIN/CLASS/, as they are encoded, and read as a folder's.
 """
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +15,7 @@ from fedhess.base.files import cache_directory, digest_of
 from fedhess.domains.benchmark import Benchmark, OptionValue
 from fedhess.domains.domain import Notify
 from fedhess.domains.images.any_tree import open_folder_tree
-from fedhess.domains.images.hub import FAILURES, first_line, is_offline, locked, suffix_of, why_unreachable
+from fedhess.domains.images.hub import FAILURES, fill_once, first_line, is_offline, suffix_of, why_unreachable
 from fedhess.domains.images.layout import composed
 from fedhess.domains.opening import Opening
 
@@ -91,15 +90,14 @@ def unpacked(opening: Opening, own: Mapping[str, OptionValue]) -> Path:
             f"hf:{dataset} cannot be had ({reason}), and there is no such path here; name a copy on disk, as in "
             "hf:PATH, or set HF_HUB_OFFLINE=1 where its library has it cached"
         )
-    staging = folder.with_name(f".{folder.name}.partial")
+
+    def make(staging: Path) -> Path:
+        shutil.rmtree(staging / "images", ignore_errors=True)
+        _write(_load(dataset, str(own.get("split", ""))), staging / "images", own, notify=opening.notify)
+        return staging / "images"
+
     try:
-        staging.mkdir(parents=True, exist_ok=True)
-        with locked(staging, opening.notify):
-            if not folder.exists():  # else another process was first
-                shutil.rmtree(staging / "images", ignore_errors=True)
-                _write(_load(dataset, str(own.get("split", ""))), staging / "images", own, notify=opening.notify)
-                os.replace(staging / "images", folder)
-        shutil.rmtree(staging, ignore_errors=True)
+        fill_once(folder, make, opening.notify)
     except FAILURES as error:
         raise UsageError(f"hf:{dataset} cannot be read: {first_line(error)}") from error
     return folder
