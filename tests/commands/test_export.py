@@ -431,3 +431,11 @@ def test_help_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Usage:") == 2
+
+
+def test_what_a_strategy_trains_beside_the_network_is_not_exported() -> None:
+    fedhess.run(**TOY_RUN | {"strategy": "fedsr", "rounds": 1, "lr": 0.1}, out="job")
+    assert called("export", "job", "--out", "exported").status == 0
+    assert "auxiliary.scale" in find_model(open_runs(Path("job"))).run.directory.load_selected()
+    assert not [name for name in load_file("exported/model.safetensors") if name.startswith("auxiliary")]
+    evaluated(Path("job"))
