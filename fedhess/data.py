@@ -69,8 +69,7 @@ def check(
     same bytes in two domains.
     """
     progress = Progress(silent=quiet or as_json)
-    limit_pixels(max_pixels)
-    opening, key = _opening(name, data_dir=data_dir, domains_args=domains_args, notify=progress.note)
+    opening, key = _opening(name, data_dir, domains_args, max_pixels, notify=progress.note)
     found = inspect(name, key, opening)
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else tables.inspection(found))
     return 0 if found.ok else 1
@@ -91,8 +90,7 @@ def prepare(
     An interrupted download continues with the file it stopped at; every file is checked by its checksum.
     """
     progress = Progress(silent=quiet or as_json)
-    limit_pixels(max_pixels)
-    opening, key = _opening(name, data_dir=data_dir, domains_args=domains_args, notify=progress.note)
+    opening, key = _opening(name, data_dir, domains_args, max_pixels, notify=progress.note)
     availability = availability_of(key)
     if reason := availability.prepare(opening):
         sys.stderr.write(f"fedhess: {key} cannot be had: {reason}. {listed(availability.ways(opening))}\n")
@@ -134,8 +132,11 @@ def _entry(name: str, data_dir: Path | None) -> dict[str, Any]:
     }
 
 
-def _opening(name: str, *, data_dir: Path | None, domains_args: str, notify: Notify) -> tuple[Opening, str]:
+def _opening(
+    name: str, data_dir: Path | None, domains_args: str, max_pixels: int, *, notify: Notify
+) -> tuple[Opening, str]:
     """Read a benchmark's name and options; returns what to open and its key in ``BENCHMARKS``."""
+    limit_pixels(max_pixels)
     key, path = find_benchmark(name)
     if path is not None and data_dir is not None:
         raise UsageError(f"{name} and --data-dir {data_dir}: expected one of the two; leave --data-dir out")

@@ -57,8 +57,8 @@ def report(
 
     By the selector that the job was run with, everything in the job's directory that shows its results is made again:
     summary.md and .json, table.tex and .csv, report.html, which needs no other file, and the figures. Otherwise
-    selection.md has a column for each selector; all leaves out one that the job has no runs for, and says so. The
-    oracle looks at the target and stands in a column of its own that says so.
+    selection.md has a column for each selector; all leaves out one that the job has no runs for, and names it. The
+    oracle looks at the target, and its column is headed so.
 
     Several jobs of one protocol make one table, in a directory named after them all; jobs that differ in more than
     strategies, targets, seeds and what a method does in a round are refused.

@@ -86,15 +86,9 @@ def run(
         >>> import fedhess
         >>> results = fedhess.run(domains="PACS", strategy=["erm", "hgp"], trials=1)  # doctest: +SKIP
     """
-    from fedhess.jobs.progress import Progress
-    from fedhess.jobs.running import open_job
-    from fedhess.results.results import run_and_report
+    from fedhess.results.results import run_given
 
-    given = {"domains": domains, "strategy": strategy, "target": target} | options_and_settings
-    progress = Progress(silent=quiet)
-    job, engine = open_job(given, progress)
-    results, _ = run_and_report(job, progress, engine)
-    return results
+    return run_given({"domains": domains, "strategy": strategy, "target": target} | options_and_settings, quiet=quiet)
 
 
 def main() -> None:

@@ -121,9 +121,7 @@ def search(
         >>> import fedhess
         >>> results = fedhess.search(domains="PACS", strategy=["erm", "hgp"], draws=20)  # doctest: +SKIP
     """
-    from fedhess.jobs.progress import Progress
-    from fedhess.jobs.running import open_job
-    from fedhess.results.results import run_and_report
+    from fedhess.results.results import run_given
 
     def joined(values: Mapping[str, Any] | str) -> str:
         if isinstance(values, str):
@@ -132,11 +130,7 @@ def search(
         return ",".join(f"{key}={text}" for key, text in several.items())
 
     asked = {"search": search, "draws": draws, "grid": joined(grid), "ranges": joined(ranges)}
-    progress = Progress(silent=quiet)
-    given = {"domains": domains, "strategy": strategy} | options_and_settings
-    job, engine = open_job(given, progress, search=asked)
-    results, _ = run_and_report(job, progress, engine)
-    return results
+    return run_given({"domains": domains, "strategy": strategy} | options_and_settings, search=asked, quiet=quiet)
 
 
 if __name__ == "__main__":

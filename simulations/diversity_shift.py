@@ -2,6 +2,7 @@
 
     python -m fedhess.simulations.diversity_shift                        # IconPACS and RotatedMNIST: an hour
     python -m fedhess.simulations.diversity_shift --strategy erm,hgp --seeds 0   # a part; results merge
+    python -m fedhess.simulations.diversity_shift --domains EmojiStyles --clients 30 --strategy erm,hgp
     python -m fedhess.simulations.diversity_shift --quick
     python -m fedhess.simulations.diversity_shift --preset ga --domains PACS  # a published protocol: docs/protocols.md
 
@@ -12,6 +13,7 @@ protocols.
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +27,8 @@ from fedhess.settings.assignments import Scalar
 from fedhess.simulations.scenarios.comparison import Comparison
 from fedhess.simulations.scenarios.measurement import Configuration
 from fedhess.simulations.scenarios.outputs import chosen_names
-from fedhess.simulations.scenarios.presets import comparison_of, find_protocol
+from fedhess.simulations.scenarios.presets import PROTOCOLS, comparison_of, find_protocol
 from fedhess.simulations.scenarios.presets import configurations as preset_configurations
-from fedhess.simulations.scenarios.published_protocols import PROTOCOLS
 from fedhess.simulations.scenarios.running import Options, plan, read_seeds, run_scenario, shorten, with_options
 
 STRATEGIES = (
@@ -37,6 +38,7 @@ STRATEGIES = (
 SEEDS = (0, 1, 2)
 DOMAINS = ("IconPACS", "RotatedMNIST")
 WITH_PARTS = ("RotatedMNIST", "Digits")  # benchmarks with the option per_domain
+LAMBDAS = (1.0, 0.1, 0.0)  # with --clients: of the partition, from clients that are alike to one domain each
 OTHERS = ("ColoredMNIST",)  # its targets are fixed; see correlation_shift
 QUICK_EXAMPLES, QUICK_ROUNDS, QUICK_ANNEALED = 300, 2, 5
 
@@ -56,10 +58,13 @@ def configurations(
     strategies: Sequence[str] = STRATEGIES,
     seeds: Sequence[int] = SEEDS,
     per_domain: int = 0,
+    clients: int = 0,
 ) -> list[Configuration]:
-    """List the jobs: every benchmark with every strategy and seed, all targets each."""
+    """List the jobs: every benchmark with every strategy and seed, all targets each; ``clients`` with each lambda."""
     part: Mapping[str, Scalar] = {"per_domain": per_domain}
-    return plan({name: part if name in WITH_PARTS else {} for name in domains}, strategies, seeds)
+    planned = plan({name: part if name in WITH_PARTS else {} for name in domains}, strategies, seeds)
+    shares = [{"partition": "lambda", "clients": clients, "heterogeneity": each} for each in LAMBDAS]
+    return [replace(job, overrides=share) for job in planned for share in shares] if clients else planned
 
 
 def choose_domains(given: str, among: Iterable[str] = BENCHMARKS) -> list[str]:
@@ -80,6 +85,14 @@ def diversity_shift(
     seeds: Annotated[
         str | None, typer.Option(help="Seeds, separated by commas. [default: 0,1,2; a preset's own]")
     ] = None,
+    clients: Annotated[
+        int,
+        typer.Option(
+            help="Share the sources among so many clients, with lambda 1, 0.1 and 0 in turn. [default: one each]",
+            min=0,
+            show_default=False,
+        ),
+    ] = 0,
     preset: Annotated[str, typer.Option(help=f"A published protocol: {', '.join(PROTOCOLS)}.")] = "",
     target: Annotated[
         str, typer.Option(help="With a preset: the domains to leave out, as fedhess.simulate takes them.")
@@ -94,6 +107,8 @@ def diversity_shift(
     for option, given in of_presets.items():
         if given and not preset:
             raise UsageError(f"{option} goes with --preset; without one every domain is left out, by source validation")
+    if preset and clients:
+        raise UsageError("--clients does not go with --preset, which has its own clients; leave one of them out")
     if preset and options.per_domain:
         raise UsageError("--per-domain does not go with --preset, which takes whole benchmarks; --quick is short")
     protocol = find_protocol(preset) if preset else None
@@ -116,10 +131,17 @@ def diversity_shift(
             strategies=options.strategies(STRATEGIES),
             seeds=trials,
             per_domain=options.examples(quick=QUICK_EXAMPLES),
+            clients=clients,
         )
         if options.quick:
             jobs = [shorten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs]
-    run_scenario(comparison_of(protocol) if protocol else COMPARISON, jobs, options)
+    comparison = COMPARISON
+    if protocol:
+        comparison = comparison_of(protocol)
+    elif clients:
+        title = f"{COMPARISON.title}, {clients} clients"
+        comparison = replace(COMPARISON, title=title, variety=f"--clients {clients}")
+    run_scenario(comparison, jobs, options)
 
 
 if __name__ == "__main__":

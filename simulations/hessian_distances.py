@@ -39,14 +39,20 @@ from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import require_finished
 from fedhess.jobs.running import prepare_domains
 from fedhess.jobs.workers.worker import run_to_end
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 from fedhess.results.domain_views import view_under
 from fedhess.results.figures import Curve, Panel, draw_panel, drawing, written
 from fedhess.results.paired import BASELINE, paired_difference
 from fedhess.simulations import correlation_shift
 from fedhess.simulations.correlation_shift import LABELS, QUICK_EXAMPLES, quickened
-from fedhess.simulations.scenarios.comparison import Comparison, describe_machine, heading, tables
-from fedhess.simulations.scenarios.differences import own_particulars, shared_protocol
+from fedhess.simulations.scenarios.comparison import (
+    Comparison,
+    describe_machine,
+    heading,
+    own_particulars,
+    shared_protocol,
+    tables,
+)
 from fedhess.simulations.scenarios.measurement import Configuration, describe, plan
 from fedhess.simulations.scenarios.records import Line, Record, lines_of
 from fedhess.simulations.scenarios.running import Options, SeedsOption, read_seeds, run_scenario, with_options

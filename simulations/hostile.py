@@ -45,7 +45,7 @@ from fedhess.simulations.scenarios.outputs import (
     AllowDirtyOption,
     RenderOption,
     chosen_names,
-    describe_revision,
+    describe_environment_of,
     read_results,
     require_ready,
     write_results,
@@ -337,7 +337,7 @@ def _render_attacks(section: Results) -> list[str]:
         f"IconPACS, target {TARGET}, lite0-features, {', '.join(map(str, rounds))} rounds of the recipe; accuracy (%) "
         f"on the target after the last, mean over seeds (their number in brackets). **Bold** is more than {NEAR:g} "
         "points below the honest run of the plain mean. Named: in how many runs failures named hostile clients. "
-        + _machine(section),
+        + describe_environment_of(section),
     ]
     for title, attacks in cells.items():
         means = FEDERATIONS[title.rpartition(", ")[0]].means
@@ -381,19 +381,11 @@ def _render_norms(section: Results) -> list[str]:
         "",
         "The largest ratio of an honest client's norm to the median that --norm-bound holds it against, over all "
         f"rounds and seeds {', '.join(seeds)}, and of what; the largest of all is {max(every)[0]:.1f}, the default "
-        f"bound {RunConfig.model_fields['norm_bound'].default:g}. " + _machine(section),
+        f"bound {RunConfig.model_fields['norm_bound'].default:g}. " + describe_environment_of(section),
         "",
         markdown_table(["strategy", *HONEST], table),
         "",
     ]
-
-
-def _machine(section: Results) -> str:
-    machine, versions = section["environment"], section["environment"]["versions"]
-    return (
-        f"{machine['platform']}, {machine['cpu_count']} cores, torch {versions['torch']}, flwr {versions['flwr']}; "
-        f"{describe_revision(machine)}."
-    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from fedhess.simulations.scenarios.outputs import (
     AllowDirtyOption,
     RenderOption,
     chosen_names,
-    describe_revision,
+    describe_environment_of,
     read_results,
     require_ready,
     write_results,
@@ -118,13 +118,11 @@ def render(recorded: Mapping[str, Any]) -> str:
     """Render recorded loads as Markdown."""
     lines: list[str] = []
     for result in recorded.values():
-        machine, versions = result["environment"], result["environment"]["versions"]
         lines += [
             f"## {result['what']}",
             "",
-            f"HGP on IconPACS, lite0-features, evaluation and checkpoint every round; {machine['platform']}, "
-            f"{machine['cpu_count']} cores, torch {versions['torch']}, flwr {versions['flwr']}; "
-            f"{describe_revision(machine)}. Memory and files are the most that a round saw, of processes that live "
+            "HGP on IconPACS, lite0-features, evaluation and checkpoint every round; "
+            f"{describe_environment_of(result)} Memory and files are the most that a round saw, of processes that live "
             "through the run.",
             "",
             "| what | first round | middle third | last third | growth | at most | reached |",

@@ -1,6 +1,8 @@
 """Measure how far trained models transfer, beside the bound by Hessians.
 
-    python -m fedhess.simulations.transferability [--quick]
+    python -m fedhess.simulations.transferability                     # IconPACS, every method, one trial
+    python -m fedhess.simulations.transferability --domains EmojiStyles --strategy erm,hgp,hutchinson --trials 3
+    python -m fedhess.simulations.transferability --quick
 
 For every method the transfer measure from the mean of the source domains to the target domain, over balls of heads
 around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see ``transfer/ascent.py`` for what each figure assumes.
@@ -8,6 +10,7 @@ around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see ``transfer/as
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from fedhess.base.environment import describe_environment
+from fedhess.base.errors import UsageError
 from fedhess.base.files import writing
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
@@ -40,27 +44,26 @@ from fedhess.simulations.transfer.ascent import transfer_curve
 from fedhess.simulations.transfer.landscapes import DomainLandscape, minimum_loss, stacked_head
 from fedhess.simulations.transfer.report import draw, render
 
+DOMAINS = "IconPACS"
 METHODS = ("erm", "irm", "vrex", "coral", "fishr", "hgp", "hutchinson")
-# DomainBed's weights, and the weight 1 before its annealing step, make these two diverge on layer-normed embeddings.
-METHOD_ARGS = {
-    f"{method}.{key}": value for method in ("irm", "vrex") for key, value in (("weight", 0.1), ("anneal_steps", 0))
-}
 DELTAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-QUICK_METHODS, QUICK_TARGET, QUICK_DELTAS = ("erm", "hgp", "hutchinson"), "sketch", (0.001, 0.01, 0.1, 1.0)
+QUICK_METHODS, QUICK_DELTAS = ("erm", "hgp", "hutchinson"), (0.001, 0.01, 0.1, 1.0)
 MOST_EXAMPLES = 1024  # of a domain
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-def plan(folder: Path, *, quick: bool) -> Job:
-    """Plan the runs below a folder: IconPACS, each domain held out in turn, every method, one trial."""
-    methods = QUICK_METHODS if quick else METHODS
+def plan(
+    folder: Path, *, domains: str = DOMAINS, strategies: Sequence[str] = METHODS, trials: int = 1, quick: bool = False
+) -> Job:
+    """Plan the runs below a folder: each domain of a benchmark held out in turn; with ``quick`` the last one alone."""
+    benchmark = open_benchmark(domains)
     return plan_job(
-        open_benchmark("IconPACS"),
-        strategies=methods,
-        strategy_args={key: value for key, value in METHOD_ARGS.items() if key.partition(".")[0] in methods},
-        target=QUICK_TARGET if quick else "all",
-        trials=1,
+        benchmark,
+        strategies=strategies,
+        strategy_args={},
+        target=benchmark.scenarios[-1].name if quick else "all",
+        trials=trials,
         overrides={},
         out=folder,
     )
@@ -117,6 +120,11 @@ def measure_run(model: RunModel, *, deltas: tuple[float, ...]) -> dict[str, Any]
 
 @cli.command(cls=Command)
 def transferability(
+    domains: Annotated[str, typer.Option(help="The benchmark, whose domains are each held out in turn.")] = DOMAINS,
+    strategy: Annotated[
+        str, typer.Option(help=f"Strategies, separated by commas. [default: {','.join(METHODS)}]", show_default=False)
+    ] = "",
+    trials: Annotated[int, typer.Option(help="Trials, seeds 0, 1, ...", min=1)] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Three methods, one target, fewer radii.")] = False,
     job_directory: Annotated[
         Path | None, typer.Option("--job", help="A finished job of fedhess.simulate to measure instead of training.")
@@ -125,15 +133,18 @@ def transferability(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File for the results; .md and .png go beside it. [default: transferability.json in "
-            "simulations/results, quick: runs/quick]"
+            help="File for the results; .md and .png go beside it. [default: transferability.json, of other domains "
+            "transferability-NAME.json, in simulations/results, quick: runs/quick]"
         ),
     ] = None,
     allow_dirty: AllowDirtyOption = False,
     render_only: RenderOption = False,
 ) -> None:
     """Train the methods, measure how they transfer, print a table and write it down."""
-    path = out or (QUICK_RESULTS if quick else RESULTS) / "transferability.json"
+    if job_directory is not None and (domains, strategy, trials) != (DOMAINS, "", 1):
+        raise UsageError("--domains, --strategy, --trials: a finished job has its own; leave them out, or --job")
+    name = "transferability" if domains == DOMAINS else f"transferability-{domains}"
+    path = out or (QUICK_RESULTS if quick else RESULTS) / f"{name}.json"
     require_ready(path, allow_dirty=allow_dirty, render_only=render_only, quick=quick)
     recorded = load_record(path, quick=quick)  # before anything is trained: quick results do not replace full ones
     progress = Progress()
@@ -143,7 +154,9 @@ def transferability(
         result = measure_job(open_finished(job_directory), quick=quick, progress=progress, which=which)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            job = plan(Path(folder), quick=quick)
+            methods = QUICK_METHODS if quick else METHODS
+            chosen = [each.strip() for each in strategy.split(",")] if strategy else methods
+            job = plan(Path(folder), domains=domains, strategies=chosen, trials=trials, quick=quick)
             run_job(job, progress)
             result = measure_job(job, quick=quick, progress=progress, which=which)
     typer.echo(render(result))

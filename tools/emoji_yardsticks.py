@@ -22,8 +22,9 @@ from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.engines.inprocess import run_in_process
 from fedhess.federation.server.app import Server
+from fedhess.models.building import build_model
 from fedhess.models.headed import HeadedModel
-from fedhess.models.prepared import build_model, local_domain
+from fedhess.models.prepared import local_domain
 from fedhess.settings.assignments import parse_scalar
 from fedhess.settings.defaults import default_settings
 from fedhess.settings.run_config import RunConfig
@@ -36,7 +37,7 @@ def trained(config: RunConfig) -> HeadedModel:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        found.load_state_dict(Server(grid, RunConfig.from_run_config(context.run_config)).run().tensors)
+        found.load_state_dict(Server(grid, RunConfig.checked(RunConfig.given_in(context.run_config))).run().tensors)
 
     nodes = [{"partition-id": number, "num-partitions": len(config.sources)} for number in range(len(config.sources))]
     run_in_process(server_app, client_app, run_config=config.to_run_config(), node_configs=nodes)

@@ -17,8 +17,8 @@ from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.loading import checked_arguments, find_object, installed, is_here, text_parameters
 from fedhess.base.users_code import users_code
+from fedhess.models.building import build_model
 from fedhess.models.headed import HeadedModel
-from fedhess.models.prepared import build_model
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.combined import PLUS, parts_of
 from fedhess.settings.run_config import RunConfig

@@ -1,7 +1,7 @@
 """Means over clients and domains, added up in domain order so that no result depends on the order of arrival."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -69,19 +69,14 @@ class RobustMean:
         return robust_mean(self._kind, self._added, hostile=self._hostile)
 
 
-@dataclass(frozen=True)
-class MeanRule:
-    """How a mean is taken: ``"mean"``, or robustly against so many hostile contributions."""
+MeanRule = Callable[[], WeightedMean | RobustMean]  # makes a mean to which nothing was added
 
-    kind: str = "mean"
-    hostile: int = 1
-
-    def begin(self) -> WeightedMean | RobustMean:
-        """Return a mean to which nothing was added."""
-        return WeightedMean() if self.kind == "mean" else RobustMean(self.kind, self.hostile)
+MEAN: MeanRule = WeightedMean
 
 
-MEAN = MeanRule()
+def mean_rule(kind: str, *, hostile: int) -> MeanRule:
+    """Return how means are taken: ``"mean"``, or robustly against so many hostile contributions."""
+    return WeightedMean if kind == "mean" else partial(RobustMean, kind, hostile)
 
 
 class DomainMeans:
@@ -107,7 +102,7 @@ class DomainMeans:
 
     def add(self, domain: str, tensors: Mapping[str, Tensor], examples: int) -> None:
         """Add one client's values of a domain."""
-        means = self._means.setdefault(domain, {name: self._rule.begin() for name in tensors})
+        means = self._means.setdefault(domain, {name: self._rule() for name in tensors})
         for name, tensor in tensors.items():
             means[name].add({name: tensor}, examples / self._totals[domain])
         self.examples[domain] = self.examples.get(domain, 0) + examples
@@ -145,7 +140,7 @@ class PerDomain(Mapping[str, Tensor]):
 
     def mean(self) -> Tensor:
         """Average over the domains, summed in domain order."""
-        mean = self._rule.begin()
+        mean = self._rule()
         for domain, value in self._values.items():
             mean.add({"": value}, self._weights[domain])
         return mean.result()[""]

@@ -19,21 +19,12 @@ def bound_of(config: RunConfig, name: str) -> float:
 
 
 def releases_per_round(config: RunConfig) -> int:
-    """Count what a private client sends in a round: the update, and every statistic that the strategy asks for.
-
-    Raises:
-        StrategyError: The strategy's server half raised on statistics that are zero.
-    """
+    """Count what a private client sends in a round: the update, and every statistic that the strategy asks for."""
     return 1 + len(_asked_in(config))
 
 
 def run_noise(config: RunConfig) -> float:
-    """Return the noise's standard deviation over the sensitivity in each release of a private run.
-
-    Raises:
-        UsageError: dp-accounting is not installed.
-        StrategyError: As `releases_per_round`.
-    """
+    """Return the noise's standard deviation over the sensitivity in each release of a private run."""
     releases = config.rounds * releases_per_round(config)
     return noise_multiplier(config.dp_epsilon, config.dp_delta, releases=releases)
 

@@ -53,18 +53,8 @@ def robust_mean(kind: str, contributions: Sequence[Tensors], *, hostile: int) ->
     }
 
 
-def _median(points: np.ndarray, hostile: int) -> np.ndarray:
-    del hostile
-    return np.asarray(np.median(points, axis=0))
-
-
-def _trimmed(points: np.ndarray, hostile: int) -> np.ndarray:
-    return trim_mean(points, (hostile + 0.25) / len(points))  # which it multiplies by their number and rounds down
-
-
-def _geometric(points: np.ndarray, hostile: int) -> np.ndarray:
+def _geometric(points: np.ndarray) -> np.ndarray:
     """Weiszfeld's algorithm, begun at the median of each value; smoothed as by Pillutla et al., relative to lengths."""
-    del hostile
     own = torch.from_numpy(points)
     centre = torch.from_numpy(np.median(points, axis=0))
     for _ in range(STEPS):
@@ -80,14 +70,6 @@ def _geometric(points: np.ndarray, hostile: int) -> np.ndarray:
     return centre.numpy()
 
 
-def _krum(points: np.ndarray, hostile: int) -> np.ndarray:
-    return _selected(points, hostile, 1)
-
-
-def _multikrum(points: np.ndarray, hostile: int) -> np.ndarray:
-    return _selected(points, hostile, len(points) - hostile)
-
-
 def _selected(points: np.ndarray, hostile: int, number: int) -> np.ndarray:
     contents = [RecordDict({"": ArrayRecord({"": Array(point)})}) for point in points]
     chosen = select_multikrum(contents, hostile, number)
@@ -96,9 +78,10 @@ def _selected(points: np.ndarray, hostile: int, number: int) -> np.ndarray:
 
 
 MEANS: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "median": _median,
-    "trimmed": _trimmed,
-    "geometric": _geometric,
-    "krum": _krum,
-    "multikrum": _multikrum,
+    "median": lambda points, _: np.asarray(np.median(points, axis=0)),
+    # trim_mean multiplies its share by the number of points and rounds down.
+    "trimmed": lambda points, hostile: trim_mean(points, (hostile + 0.25) / len(points)),
+    "geometric": lambda points, _: _geometric(points),
+    "krum": lambda points, hostile: _selected(points, hostile, 1),
+    "multikrum": lambda points, hostile: _selected(points, hostile, len(points) - hostile),
 }

@@ -33,13 +33,7 @@ def require_server(
 ) -> None:
     """Check that settings of the server, where they are given, mean something to at least one strategy.
 
-    Args:
-        strategies: All of the job's.
-        given: Settings that were chosen, by their name in ``RunConfig``; None is not chosen.
-        variants: Settings to select among.
-
-    Raises:
-        UsageError: Every strategy is a plain Flower one.
+    ``given`` are settings that were chosen, by their name in ``RunConfig``; None is not chosen.
     """
     options = [f"--{key.replace('_', '-')}" for key in given if is_server_setting(key) and given[key] is not None]
     options += [f"--variants: {key}" for variant in variants for key in variant if is_server_setting(key)]

@@ -40,7 +40,7 @@ def strategy_statistic(strategy: str, name: str, function: Statistic, of: object
 
 
 def disclosed_by(statistic: Callable[..., Tensor]) -> str:
-    """Return what a statistic tells who receives it: the paragraph ``Discloses:`` of its docstring.
+    """Return what a statistic discloses to its receiver: the paragraph ``Discloses:`` of its docstring.
 
     >>> disclosed_by(head_loss)[:48]
     "the batch's mean loss; of a head that ignores fe"
@@ -65,13 +65,9 @@ def _parameter_names(function: Statistic) -> frozenset[str]:
 
 
 class StatisticShapes:
-    """The statistics of a strategy, each with the shape and dtype its value must have.
+    """The statistics of a strategy on a model of the run's, each with the shape and dtype its value must have.
 
-    Args:
-        statistics: The strategy's statistics of the head, by name.
-        template: A model of the run's architecture.
-        network: Names of the strategy's statistics of the whole network: flat vectors over its trained parameters.
-        strategy: The strategy as the run names it, for messages.
+    ``network`` names those of the whole network, flat vectors over its trained parameters.
     """
 
     def __init__(

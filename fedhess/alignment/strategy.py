@@ -65,7 +65,7 @@ class PenaltySchedule:
         return max(1.0, self.at(step)) if self.annealing == "rescale" else 1.0
 
     def resets(self, steps: range) -> bool:
-        """Whether the server optimizer begins anew in the round of these steps."""
+        """Whether the server optimizer is reset in the round of these steps."""
         return self.annealing == "reset" and self.anneal_steps > 0 and self.anneal_steps in steps
 
 
@@ -229,7 +229,7 @@ class LocalTraining(Protocol):
             domain: The domain.
             position: Every tensor of the model they begin from.
             momentum: Momentum buffers that their optimizers begin with, by parameter; empty for fresh ones.
-            name: Tells this model from the other models of the round.
+            name: Distinguishes this model from others of the round.
 
         Returns:
             Their mean update and momentum by examples, or None if all failed.

@@ -26,9 +26,6 @@ def resolve_device(name: str, *, model: str = "", batch_size: int = 0) -> str:
 
     ``auto`` takes the CPU for :data:`QUICK_MODELS`, unless on all examples at once (``batch_size`` 0): those of
     ColoredMNIST keep a CPU busy for half a second.
-
-    Raises:
-        UsageError: The device is unknown or absent.
     """
     if name == "auto":
         if model in QUICK_MODELS and batch_size > 0:
@@ -68,7 +65,7 @@ def describe_environment() -> dict[str, Any]:
     """Describe what a run ran on: versions, revision, machine, and its GPUs or None."""
     return {
         # torch's own version says which build it is, for which CUDA; its package's does not.
-        "versions": {name: version(name) for name in PACKAGES} | {"torch": torch.__version__},
+        "versions": _versions() | {"torch": torch.__version__},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
@@ -77,6 +74,11 @@ def describe_environment() -> dict[str, Any]:
         "git_revision": _git_revision(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
 
 
 def _describe_gpus() -> dict[str, Any]:

@@ -27,7 +27,7 @@ class DivergedError(FederationError):
 
 
 class StorageError(Exception):
-    """Results could not be written: the disk is full or the permissions are gone. No mistake in the command."""
+    """Results could not be written: the disk is full or not writable; no mistake in the command."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -20,11 +20,7 @@ CACHE_VARIABLE = "FEDHESS_CACHE"
 
 
 def cache_directory(cache_dir: Path | str | None = None) -> Path:
-    """Return the cache directory, created if absent: the given one, else ``$FEDHESS_CACHE``, else ``~/.cache/fedhess``.
-
-    Raises:
-        UsageError: It cannot be created.
-    """
+    """Return the cache directory: the given one, else ``$FEDHESS_CACHE``, else ``~/.cache/fedhess``; it is created."""
     path = Path(cache_dir or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "fedhess").expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -52,12 +48,7 @@ def digest_of(parts: Iterable[bytes | memoryview | str]) -> str:
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that readers see the old one, the new one or none, never a part, after a power cut neither.
 
-    Args:
-        path: The file; its directory is created.
-        write: Writes to an open binary file, which then replaces ``path``.
-
-    Raises:
-        UsageError: The directory is not writable or the disk is full.
+    ``write`` gets an open binary file. The directory is created; ``UsageError`` where it is not writable or full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +68,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def cached_tensor(path: Path, compute: Callable[[], Tensor]) -> Tensor:
     """Read a tensor from ``path`` (npy), or compute and keep it there: once, whoever else wants it meanwhile.
 
-    A file that cannot be read is computed anew.
-
-    Args:
-        path: The file; its name must contain a digest of everything the tensor depends on.
-        compute: Returns the tensor, on the CPU.
-
-    Raises:
-        UsageError: The directory is not writable or the disk is full.
+    A file that cannot be read is replaced. Its name must contain a digest of everything the tensor depends on.
     """
     if (kept := _read_tensor(path)) is not None:
         return kept
@@ -119,9 +103,6 @@ def replace_file(path: Path, data: bytes) -> None:
 
     To wait for the disk would cost 8 ms a file, as much as a round of a small model: a power cut can take what was
     written in the last seconds, until a completed run is synced.
-
-    Raises:
-        OSError: It cannot be written; the one before it is still there.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
@@ -135,11 +116,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Append to a file, made if absent; a symbolic link is not followed.
-
-    Raises:
-        OSError: It cannot be written, or is a link.
-    """
+    """Append to a file, made if absent; a symbolic link is not followed."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     with open(descriptor, "a", encoding="utf-8") as file:
         file.write(text)
@@ -147,14 +124,10 @@ def append(path: Path, text: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write below ``path`` into advice.
-
-    Raises:
-        StorageError: The block raised ``OSError``.
-    """
+    """Turn an ``OSError`` of a block that writes below ``path`` into a ``StorageError`` with advice."""
     try:
         yield
     except OSError as error:
         raise StorageError(
-            f"cannot write to {path}: {error.strerror or error}; free space or mend the permissions"
+            f"cannot write to {path}: {error.strerror or error}; free space or fix the permissions"
         ) from error

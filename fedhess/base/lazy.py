@@ -6,12 +6,7 @@ from typing import Any
 
 
 def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a package's ``__getattr__`` (PEP 562).
-
-    Args:
-        package: Its name.
-        places: Where each name is: ``"module:attribute"``.
-    """
+    """Return a package's ``__getattr__`` (PEP 562), given where each name is: ``"module:attribute"``."""
 
     def find(name: str) -> Any:
         if name not in places:

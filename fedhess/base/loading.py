@@ -31,15 +31,9 @@ def is_here(path: str) -> bool:
 
 
 def find_object(path: str, *, name: str, kind: str) -> Any:
-    """Import what a path names.
+    """Import what a path, ``package.module:Name``, names.
 
-    Args:
-        path: ``package.module:Name``.
-        name: What the user called it, for messages.
-        kind: What it is to be: ``"strategy"``, which is also its option.
-
-    Raises:
-        UsageError: The path is none, cannot be imported, or the module has no such name.
+    Messages have what the user called it and what it is to be, ``"strategy"``, which is also its option.
     """
     module_name, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
@@ -62,12 +56,7 @@ def find_object(path: str, *, name: str, kind: str) -> Any:
 
 
 def text_parameters(function: Any, *, what: str) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a function, or of a class's constructor, that text can set: those that are scalars.
-
-    Args:
-        function: A function, or a class.
-        what: What it is, for messages: ``"strategy 'hgp'"``.
-    """
+    """Return the arguments of a function, or of a class's constructor, that text can set: those that are scalars."""
     annotated = inspect.getattr_static(function, "__init__") if inspect.isclass(function) else function
     if annotated is object.__init__:
         return {}
@@ -83,11 +72,7 @@ def text_parameters(function: Any, *, what: str) -> dict[str, inspect.Parameter]
 def checked_arguments(
     parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Scalar], *, option: str, what: str
 ) -> dict[str, Scalar]:
-    """Check arguments against the annotations of `text_parameters`; whole numbers become floats where those are wanted.
-
-    Raises:
-        UsageError: One is unknown, or of the wrong type.
-    """
+    """Check arguments against the annotations of `text_parameters`; whole numbers become floats where wanted."""
     for key in given:
         if key not in parameters:
             advice = did_you_mean(key, parameters) if parameters else "it takes none"

@@ -13,12 +13,8 @@ AHEAD = 2
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = AHEAD) -> Iterator[Result]:
     """Yield ``read(item)`` in the order of the items, read in a thread of its own, some before they are requested.
 
-    An error in ``read`` is raised where its result would have come.
-
-    Args:
-        read: Reads one item; it should let other threads run while it waits or decodes.
-        items: What to read.
-        ahead: How many results wait at most; 0 reads each when it is requested, without a thread.
+    An error in ``read`` is raised where its result would have come. At most ``ahead`` results wait; with 0 each is read
+    when it is requested, without a thread.
 
     >>> list(read_ahead(str, [1, 2, 3]))
     ['1', '2', '3']

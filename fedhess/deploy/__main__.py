@@ -1,6 +1,7 @@
 """The commands of ``python -m fedhess.deploy``."""
 
 import os
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -74,6 +75,10 @@ def superlink(
     control_port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port on loopback, for `register` and `run`.")
     ] = 8001,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port on loopback for Prometheus: /metrics, a minute old at most."),
+    ] = None,
     state: State = Path("superlink"),
     further: Annotated[
         list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Further options of flower-superlink.")
@@ -86,6 +91,8 @@ def superlink(
     os.umask(0o077)
     require_free(host, port)
     require_free("127.0.0.1", control_port)
+    if metrics_port is not None:
+        require_free("127.0.0.1", metrics_port)
     keys = Keys(folder.resolve())
     front = gateway(keys, host=host, port=port, control_port=control_port, folder=state / "nginx")
     database, nodes = state.resolve() / "superlink.db", state.resolve() / NODES_FILE
@@ -95,7 +102,13 @@ def superlink(
     both = [("superlink", replace(link, variables={NODES_VARIABLE: str(nodes)})), ("nginx", front)]
     for _, program in both:
         typer.echo(f"$ {program}")
-    hand_over(both, folder=state, database=database)
+    metrics = None
+    if metrics_port is not None:
+        own = (state / "metrics").resolve()  # the folder of keys may be read-only, and Flower's command line writes
+        own.mkdir(exist_ok=True)
+        shutil.copy(keys.ca, own)
+        metrics = programs.metrics(own, port=control_port, state=state.resolve()), metrics_port
+    hand_over(both, folder=state, database=database, metrics=metrics)
 
 
 @cli.command(cls=Command)
@@ -185,11 +198,23 @@ def run(
     strategy: Strategy = None,
     rounds: Rounds = None,
     run_dir: Annotated[Path | None, typer.Option(help="Job directory, on the SuperLink's machine.")] = None,
+    resume_from: Annotated[
+        int | None,
+        typer.Option(help="Continue the job in --run-dir from this earlier round; what came after is dropped."),
+    ] = None,
     run_config: RunConfigs = None,
     folder: KeysFolder = Path("keys"),
 ) -> None:
     """Send the app to the SuperLink, start a run, show its log until it ends, and end with 1 if it failed."""
-    config = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=run_dir, given=run_config or [])
+    config = plan_run(
+        domains,
+        target=target,
+        strategy=strategy,
+        rounds=rounds,
+        run_dir=run_dir,
+        resume_from=resume_from,
+        given=run_config or [],
+    )
     settings = read_settings(config)
     if not is_installed(settings.strategy):
         typer.echo(f"fedhess: strategy {settings.strategy!r} is not installed here; server and nodes need it", err=True)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context
@@ -15,15 +16,19 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedhess.alignment.loading import resolved_args
 from fedhess.base.environment import torch_threads
+from fedhess.base.errors import UsageError
 from fedhess.deploy.nodes import NODES_VARIABLE, read_nodes
-from fedhess.deploy.packing import RUN_DIR
+from fedhess.deploy.packing import RESUME_FROM, RUN_DIR
+from fedhess.deploy.settings import round_of
 from fedhess.domains import open_benchmark
 from fedhess.federation.flower_compat import keeps_node_ids
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.app import Server, log_round
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory
+from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job, make_job, make_record, outline
+from fedhess.jobs.running import go_back
 from fedhess.models.weights import with_recorded_weights
 from fedhess.results.files import clear_results, write_report
 from fedhess.results.formats import table
@@ -51,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
         if path is None:
             train(None)
         else:
-            record_run(config, path, train)
+            record_run(config, path, train, resume_from=round_of(context.run_config))
 
 
 def run_directory(run_config: Mapping[str, Scalar], run_id: int) -> Path | None:
@@ -68,21 +73,28 @@ def nodes_of_run(grid: Grid, directory: RunDirectory | None) -> dict[str, int]:
     return directory.nodes()
 
 
-def record_run(config: RunConfig, path: Path, train: Callable[[RunDirectory], object]) -> None:
+def record_run(
+    config: RunConfig, path: Path, train: Callable[[RunDirectory], object], *, resume_from: int | None = None
+) -> None:
     """Run, and write what ``fedhess.simulate`` would: config.json, rounds, checkpoint, tables and figures.
 
     A directory that holds rounds of the same run is continued: ``train`` runs those that are not in it.
 
     Raises:
-        UsageError: The directory is in use, cannot be written, or is that of another run.
+        UsageError: The directory is in use, cannot be written, or is that of another run; or it does not keep the
+            checkpoint of the round to go back to.
     """
-    job = _plan(config, path)
+    if resume_from is not None and not (path / "config.json").exists():
+        raise UsageError(f"--{RESUME_FROM} {resume_from}: there is no job in {path.resolve()}")
+    job = replace(_plan(config, path), resume_from=resume_from)
     with (
         _logged_to_stdout(),
         job_directory(path, job.record, resume=path.exists(), options=(RUN_DIR, RUN_DIR)) as changes,
     ):
         if changes:
             logger.warning("continued in another environment; bits may differ: %s", "; ".join(changes))
+        go_back(job)
+        record_growth(job, changed=bool(changes) or resume_from is not None)
         try:
             clear_results(path)
             train(job.runs[0].directory)

@@ -13,7 +13,7 @@ from string import Template
 
 from fedhess.base.errors import UsageError
 from fedhess.deploy.keys import Keys
-from fedhess.deploy.programs import Program
+from fedhess.deploy.programs import Program, writing_to
 
 # Flower sends arrays in pieces of 20 MiB. A node polls every few seconds and sends a request for each array, so that
 # several nodes behind one address may send some thousand in a burst.
@@ -103,9 +103,7 @@ def gateway(keys: Keys, *, host: str, port: int, control_port: int, folder: Path
         stall=STALL_SECONDS,
     )
     file = folder / "nginx.conf"
-    try:
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
     return Program(nginx, ["-e", "stderr", "-p", str(folder), "-c", str(file)])

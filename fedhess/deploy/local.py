@@ -13,7 +13,7 @@ from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.packing import pack_app
 from fedhess.deploy.processes import Processes, free_port, require_free
 from fedhess.deploy.programs import Program
-from fedhess.federation.client.node import Place
+from fedhess.federation.client.call import Place
 from fedhess.settings.assignments import Scalar
 
 HOST = "127.0.0.1"

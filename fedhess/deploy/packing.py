@@ -10,6 +10,7 @@ from fedhess.settings.assignments import Scalar
 from fedhess.settings.run_config import RunConfig
 
 RUN_DIR = "run-dir"  # key of the run config: the job directory, on the SuperLink's machine
+RESUME_FROM = "resume-from"  # key of the run config: the round to which the job there goes back
 DEFAULTS: dict[str, Scalar] = {
     "domains": "IconPACS",
     "sources": "art_painting,cartoon,photo",
@@ -47,7 +48,7 @@ def app_config() -> dict[str, Scalar]:
     ('hgp', '')
     """
     keys = [key.replace("_", "-") for key in RunConfig.model_fields]
-    return dict.fromkeys([*keys, RUN_DIR], "") | DEFAULTS
+    return dict.fromkeys([*keys, RUN_DIR, RESUME_FROM], "") | DEFAULTS
 
 
 def pack_app(folder: Path) -> Path:

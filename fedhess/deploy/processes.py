@@ -15,7 +15,7 @@ from typing import IO
 import psutil
 
 from fedhess.base.errors import UsageError
-from fedhess.deploy.programs import Program
+from fedhess.deploy.programs import Program, writing_to
 
 MARK = "FEDHESS_DEPLOYMENT"  # an environment variable that every process of a deployment inherits
 TERM_SECONDS = 8.0  # to end by themselves: a SuperNode signs off at the SuperLink
@@ -40,11 +40,9 @@ class Processes:
         """Start a program, with the log ``NAME.log`` unless it may ``show`` on standard output."""
         output: int | IO[bytes] = subprocess.PIPE
         if self._logs is not None:
-            try:
+            with writing_to(self._logs):
                 self._logs.mkdir(parents=True, exist_ok=True)
                 output = self.log(name).open("ab")
-            except OSError as error:
-                raise UsageError(f"cannot write to {self._logs}: {error.strerror}; choose another folder") from error
         self.running[name] = subprocess.Popen(
             program.command(),
             stdin=subprocess.DEVNULL,

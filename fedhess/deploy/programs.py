@@ -7,7 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,12 @@ def run(app: Path, *, flower_home: Path, run_config: Sequence[str], stream: bool
     return flwr("run", str(app), CONNECTION, *settings, *(["--stream"] if stream else JSON), home=flower_home)
 
 
+def metrics(keys: Path, *, port: int, state: Path) -> Program:
+    """``fedhess.deploy status`` of the SuperLink on this machine, for Prometheus."""
+    arguments = ["status", "--superlink", f"127.0.0.1:{port}", "--keys", str(keys), "--state", str(state)]
+    return Program(sys.executable, ["-m", "fedhess.deploy", *arguments, "--prometheus"])
+
+
 def flwr(*arguments: str, home: Path) -> Program:
     """``flwr`` with a Flower home of our own, so that the user's is never touched."""
     return Program("flwr", arguments, {"FLWR_HOME": str(home)})
@@ -118,11 +125,18 @@ def write_connection(flower_home: Path, *, address: str, ca: Path) -> None:
         f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
         f"address = {toml(address)}\nroot-certificates = {toml(str(ca.resolve()))}\n"
     )
-    try:
+    with writing_to(flower_home):
         flower_home.mkdir(parents=True, exist_ok=True)
         (flower_home / "config.toml").write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn a failure to write below a folder that the user chose into advice."""
+    try:
+        yield
     except OSError as error:
-        raise UsageError(f"cannot write to {flower_home}: {error.strerror}; choose another folder") from error
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
 
 
 def toml(value: "Scalar") -> str:

@@ -9,19 +9,19 @@ from fedhess.alignment.privacy import check_privacy
 from fedhess.alignment.rehearsal import check_training
 from fedhess.alignment.server_step import require_server
 from fedhess.base.errors import UsageError, did_you_mean
-from fedhess.deploy.packing import RUN_DIR, app_config
+from fedhess.deploy.packing import RESUME_FROM, RUN_DIR, app_config
 from fedhess.deploy.programs import toml
 from fedhess.domains import find_benchmark, open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.domains.scenarios import choose_scenarios
 from fedhess.federation.client.answers import PROTECTION, Protection
+from fedhess.federation.client.call import Place
 from fedhess.federation.client.examples import simulated_client
 from fedhess.federation.client.limits import LIMITS
-from fedhess.federation.client.node import Place
 from fedhess.federation.flower_compat import read_run_config
 from fedhess.federation.run_settings import OF_THE_NODE, settings_of_run
 from fedhess.models import prepared_shape
-from fedhess.models.execution import check_execution
+from fedhess.models.building import check_execution
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.combinations import check_combinations
 from fedhess.settings.run_config import RunConfig
@@ -31,7 +31,14 @@ NODE_SETTINGS = ("domain", "role", "client", *OF_THE_NODE, *LIMITS, *PROTECTION)
 
 
 def plan_run(
-    domains: str, *, target: str, strategy: str | None, rounds: int | None, run_dir: Path | None, given: Sequence[str]
+    domains: str,
+    *,
+    target: str,
+    strategy: str | None,
+    rounds: int | None,
+    run_dir: Path | None,
+    resume_from: int | None = None,
+    given: Sequence[str],
 ) -> list[str]:
     """Return the arguments of ``flwr run --run-config``, of which the later go over the earlier.
 
@@ -43,6 +50,7 @@ def plan_run(
         strategy: If not the app's default.
         rounds: If not the app's default.
         run_dir: Job directory on the SuperLink's machine, if not the default.
+        resume_from: Round to which the job in ``run_dir`` goes back.
         given: Further arguments of ``--run-config``.
 
     Raises:
@@ -65,6 +73,7 @@ def plan_run(
         "strategy": strategy,
         "rounds": rounds,
         RUN_DIR: None if run_dir is None else str(run_dir),
+        RESUME_FROM: resume_from,
     }
     text = " ".join(f"{key}={toml(value)}" for key, value in settings.items() if value is not None)
     if find_benchmark(domains)[0] not in DESCRIBED:
@@ -78,6 +87,7 @@ def read_settings(run_config: Sequence[str], *, data_dir: Path | None = None) ->
     defaults, given = app_config(), _read(run_config)
     for key in sorted(given.keys() - defaults.keys()):
         raise UsageError(f"--run-config: the app has no setting {key!r}; {did_you_mean(key, defaults)}")
+    round_of(given)
     config = settings_of_run(defaults | given, {} if data_dir is None else {"data-dir": str(data_dir.resolve())})
     benchmark = open_benchmark(config.domains, options=config.domains_options, held=())
     for option, named in (("sources", config.sources), ("targets", config.targets)):
@@ -94,6 +104,22 @@ def read_settings(run_config: Sequence[str], *, data_dir: Path | None = None) ->
         client_half(config).check(config)
         require_server([config.strategy], RunConfig.given_in(given))
     return config
+
+
+def round_of(run_config: Mapping[str, Scalar]) -> int | None:
+    """Return the round to which a run config has the job in its ``run-dir`` go back, or None.
+
+    Raises:
+        UsageError: It is no round, or no job is named.
+    """
+    given = run_config.get(RESUME_FROM, "")
+    if given == "":
+        return None
+    if not isinstance(given, int) or given < 0:
+        raise UsageError(f"--{RESUME_FROM}: expected the number of a round, got {given!r}")
+    if not run_config.get(RUN_DIR):
+        raise UsageError(f"--{RESUME_FROM} {given}: it continues a job; give --{RUN_DIR} its directory")
+    return given
 
 
 def check_node_config(given: str, own: Mapping[str, Scalar]) -> None:

@@ -8,18 +8,23 @@ import contextlib
 import json
 import os
 import sqlite3
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import NoReturn
 
 from fedhess.deploy.database import forget_runs
-from fedhess.deploy.processes import processes
+from fedhess.deploy.processes import MARK, processes
 from fedhess.deploy.programs import Program
 
 AGAIN_SECONDS = 5.0
+METRICS_SECONDS = 60.0
 
 
 def hand_over(
@@ -28,17 +33,24 @@ def hand_over(
     folder: Path | None = None,
     patience: float = 0.0,
     database: Path | None = None,
+    metrics: tuple[Program, int] | None = None,
 ) -> NoReturn:
     """Replace this process by one that runs :func:`watch`."""
     named = [(name, asdict(program)) for name, program in programs]
     paths = {"folder": folder and str(folder), "database": database and str(database)}
-    task = json.dumps({"programs": named, "patience": patience} | paths)
+    shown = metrics and [asdict(metrics[0]), metrics[1]]
+    task = json.dumps({"programs": named, "patience": patience, "metrics": shown} | paths)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "fedhess.deploy.watch", task])
 
 
 def watch(
-    programs: Sequence[tuple[str, Program]], *, folder: Path | None, patience: float, database: Path | None = None
+    programs: Sequence[tuple[str, Program]],
+    *,
+    folder: Path | None,
+    patience: float,
+    database: Path | None = None,
+    metrics: tuple[Program, int] | None = None,
 ) -> int:
     """Run programs until one ends, and end the others; return the status.
 
@@ -47,12 +59,15 @@ def watch(
         folder: Where they are started, if not here.
         patience: Seconds in which they are started again if one fails.
         database: The SuperLink's; what a run has left in it is deleted when the run has ended.
+        metrics: What prints them, and the port where they are shown: see :func:`show_metrics`.
     """
     end = time.monotonic() + patience
     while True:
         with processes(None, folder) as running:
             for name, program in programs:
                 running.start(name, program)
+            if metrics is not None:
+                show_metrics(*metrics, mark=running.mark)
             forgotten = 0
             while not (ended := running.ended()):
                 time.sleep(0.2)
@@ -66,6 +81,39 @@ def watch(
         time.sleep(AGAIN_SECONDS)
 
 
+def show_metrics(program: Program, port: int, *, mark: str) -> HTTPServer:
+    """Show what a program prints, run when it is asked for, at /metrics on loopback; status 503 where it fails.
+
+    For a minute it is not run again. It ends with the processes of that mark.
+    """
+    environment = program.environment() | {MARK: mark}
+
+    @lru_cache(maxsize=1)
+    def printed(minute: int) -> bytes:
+        del minute
+        done = subprocess.run(program.command(), env=environment, stdout=subprocess.PIPE, check=False)
+        return b"" if done.returncode else done.stdout
+
+    class Page(BaseHTTPRequestHandler):
+        timeout = 10.0  # seconds of a request: they are answered one after the other
+
+        def do_GET(self) -> None:
+            asked = self.path == "/metrics"
+            found = printed(int(time.monotonic() / METRICS_SECONDS)) if asked else b""
+            self.send_response(200 if found else 503 if asked else 404)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(found)))
+            self.end_headers()
+            self.wfile.write(found)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", port), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
 def main() -> None:
     """Do what :func:`hand_over` was asked."""
     task = json.loads(sys.argv[1])
@@ -73,7 +121,9 @@ def main() -> None:
     folder = task["folder"] and Path(task["folder"])
     try:
         database = task["database"] and Path(task["database"])
-        status = watch(programs, folder=folder, patience=task["patience"], database=database)
+        shown = task["metrics"] and (Program(**task["metrics"][0]), task["metrics"][1])
+        patience = task["patience"]
+        status = watch(programs, folder=folder, patience=patience, database=database, metrics=shown)
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)

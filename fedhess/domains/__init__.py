@@ -114,7 +114,7 @@ def open_benchmark(
     if path is not None and "data_dir" not in (options or {}):
         if data_dir and "domains" not in (options or {}):
             raise UsageError(f"{name} and data folder {data_dir}: expected one of the two; leave the data folder out")
-        data_dir = data_dir or path  # where a run's options name the domains, a node says where its own is
+        data_dir = data_dir or path  # where a run's options name the domains, a node names its own folder
     return opener(
         Opening(
             benchmark=key,

@@ -1,9 +1,10 @@
 """A benchmark: named domains with the same classes, which of them are sources and targets, and its known counts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.files import digest_of
@@ -148,10 +149,7 @@ class Benchmark:
             and any differences from the complete copy, as sentences.
         """
         loaded = {domain: self.load(domain) for domain in self.domains}
-        counts: dict[str, dict[str, int]] = {}
-        for domain, data in loaded.items():
-            per_class = torch.bincount(data.labels, minlength=len(self.classes)).tolist()
-            counts[domain] = dict(zip(self.classes, per_class, strict=True))
+        counts = {domain: count_classes(data.labels, self.classes) for domain, data in loaded.items()}
         skipped = {domain: getattr(data, "skipped", 0) for domain, data in loaded.items()}
         differences = self.known.differences(counts, unreadable=skipped) if self.known else []
         return {
@@ -164,6 +162,15 @@ class Benchmark:
             "digest": digest_of(part for domain, data in loaded.items() for part in (domain, data.digest)),
             **({"differences": differences} if differences else {}),
         }
+
+
+def count_classes(labels: Tensor, classes: Sequence[str]) -> dict[str, int]:
+    """Count the labels (N,) of each class.
+
+    >>> count_classes(torch.tensor([0, 2, 0]), ["dog", "cat", "owl"])
+    {'dog': 2, 'cat': 0, 'owl': 1}
+    """
+    return dict(zip(classes, torch.bincount(labels, minlength=len(classes)).tolist(), strict=True))
 
 
 def leave_one_out(domains: tuple[str, ...]) -> tuple[Scenario, ...]:

@@ -29,7 +29,7 @@ def _scenario(benchmark: Benchmark, name: str) -> Scenario:
     if name in fixed:
         return fixed[name]
     parts = [part.strip() for part in name.split("+")]
-    free = set(benchmark.domains) == set(fixed)  # else the benchmark itself says which domains may be targets
+    free = set(benchmark.domains) == set(fixed)  # else the benchmark fixes which domains may be targets
     unknown = next((part for part in parts if part not in benchmark.domains), None if free else name)
     if unknown is not None:
         advice = f"{did_you_mean(unknown, fixed)}, or all" if "all" not in parts else "all stands alone"

@@ -46,11 +46,7 @@ def keeps_node_ids(grid: Grid) -> bool:
 
 
 def read_run_config(arguments: Sequence[str]) -> dict[str, str | int | float | bool]:
-    """Read arguments of ``flwr run --run-config`` as Flower does; the later go over the earlier.
-
-    Raises:
-        ValueError: They are not in its form; Flower itself would leave out what it does not understand.
-    """
+    """Read arguments of ``flwr run --run-config`` as Flower does; the later go over the earlier."""
     from flwr.common.config import parse_config_args  # noqa: PLC0415 - its imports are no business of a simulation
 
     for text in arguments:

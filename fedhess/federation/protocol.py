@@ -273,11 +273,7 @@ def releases_in(content: RecordDict, message_type: str) -> int:
 
 
 def held_out_of(content: RecordDict, identity: Identity) -> dict[str, dict[str, float]]:
-    """Read loss and accuracy of a model by domain, from the records of an evaluation or of a train reply.
-
-    Raises:
-        ValueError: One is missing, no number, or out of range.
-    """
+    """Read loss and accuracy of a model by domain, from the records of an evaluation or of a train reply."""
     found = {}
     for domain in identity.trains_on:
         metrics = metrics_of(content, identity.key(HELD_OUT, domain))
@@ -288,11 +284,7 @@ def held_out_of(content: RecordDict, identity: Identity) -> dict[str, dict[str, 
 
 
 def training_metrics_of(content: RecordDict, *, examples: int, private: bool = False) -> dict[str, float]:
-    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client.
-
-    Raises:
-        ValueError: A metric is missing, or the examples are others.
-    """
+    """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client."""
     metrics = metrics_of(content)
     names = set(content.metric_records[METRICS])
     expected = (NUM_EXAMPLES, "seconds") if private else TRAINING_METRICS

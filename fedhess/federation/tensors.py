@@ -6,6 +6,7 @@ about 25 and 3 ms instead of the 70 and 55 of Flower's own functions.
 """
 
 import io
+import math
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
@@ -18,8 +19,7 @@ from torch import Tensor
 
 from fedhess.base.transfers import copy_together
 
-MAGIC = np.lib.format.magic(1, 0)
-HEADERS_KEPT = 512  # to write or read one takes longer than the values of a small tensor
+HEADERS_KEPT = 512  # to write one takes longer than the values of a small tensor
 
 
 class NotFiniteError(ValueError):
@@ -62,32 +62,19 @@ def decode_tensors(record: ArrayRecord) -> dict[str, Tensor]:
 
 def _decode(array: Array) -> Tensor:
     try:
-        if array.stype != "numpy.ndarray" or array.data[: len(MAGIC)] != MAGIC:
-            raise ValueError(f"serialised as {array.stype}")
-        begin = len(MAGIC) + 2 + int.from_bytes(array.data[len(MAGIC) : len(MAGIC) + 2], "little")
-        shape, fortran_order, dtype = _read_header(array.data[:begin])
-        if shape != tuple(array.shape):
-            raise ValueError(f"announced with shape {array.shape}, got {shape}")
-        values = np.frombuffer(array.data, dtype=dtype, offset=begin)
+        dtype, shape = np.dtype(array.dtype), tuple(array.shape)
+        begin = len(array.data) - dtype.itemsize * math.prod(shape)
+        if array.data[:begin] != _header(dtype, shape):
+            return torch.from_numpy(array.numpy())  # in another order, or no array
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(values.reshape(shape, order="F" if fortran_order else "C"))
+            return torch.from_numpy(np.frombuffer(array.data, dtype=dtype, offset=begin).reshape(shape))
     except Exception as error:
         raise ValueError("expected a .npy array of plain numbers") from error
 
 
-@lru_cache(maxsize=HEADERS_KEPT)
-def _read_header(data: bytes) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
-    stream = io.BytesIO(data)
-    np.lib.format.read_magic(stream)
-    return np.lib.format.read_array_header_1_0(stream)
-
-
 def read_tensors(content: RecordDict, key: str, *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Decode the tensors of a reply and check them before they are used.
-
-    Returns:
-        The tensors, in the order of ``like``.
+    """Decode the tensors of a reply in the order of ``like``, and check them before they are used.
 
     Raises:
         ValueError: The record or a tensor is missing, unexpected, of another shape or dtype, or not finite

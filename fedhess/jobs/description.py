@@ -10,9 +10,9 @@ from fedhess.jobs.variants import VARIED, describe
 from fedhess.settings.privacy import privacy_words
 from fedhess.settings.run_config import RunConfig
 
-# What a protocol says of how domains are split; nothing of the usual way.
+# How a protocol line names each split; the usual one is left out.
 SPLITS = {"sources": "", "every": "every domain split, ", "domainbed": "every domain split as DomainBed does, "}
-# Settings whose place in the protocol line says so where they vary.
+# Settings with a place of their own in the protocol line, which shows where they vary.
 NAMED = (
     "server_optimizer",
     "server_lr",

@@ -142,7 +142,7 @@ def _with_settings(recorded: Record, settings: Mapping[str, Any]) -> RunConfig:
 
 
 def _unvaried_args(recorded: Record) -> dict[str, Scalar]:
-    """Return the arguments of a job's strategies, by ``NAME.key``, in a variant that says nothing of them."""
+    """Return the arguments of a job's strategies, by ``NAME.key``, where a variant does not set them."""
     found = {f"{name}.{key}": value for name, args in recorded["strategies"].items() for key, value in args.items()}
     for variant in reversed(recorded["variants"]):
         varied = () if variant.get("folder") == "" else variant["settings"]  # the former only setting
@@ -234,7 +234,7 @@ def _as_variant(recorded: Record, keys: set[str], strategies: Sequence[str]) -> 
 
 
 def describe_growth(job: Job) -> str:
-    """Say in a line what is added to a recorded job, and nothing where nothing is."""
+    """Describe in a line what is added to a recorded job; empty where nothing is."""
     added = _added(job)
     if "variants" in added and "search" not in job.record:  # of a sweep it is their number
         added["variants"] = [describe(variant) for variant in added["variants"]]
@@ -245,7 +245,7 @@ def record_growth(job: Job, *, changed: bool) -> None:
     """Record what is added to a job, whose directory this process holds, and what its runs continue in.
 
     ``additions`` of config.json gets an entry with the command, what it adds, the environment, and by directory the
-    round from which on it trains each run that is not complete; every round is then told by its environment. Nothing is
+    round from which on it trains each run that is not complete, so that each round's environment is known. Nothing is
     written where nothing is added and the environment is the one before.
     """
     rounds = {run.directory.path: (run.directory.completed_round() or 0, run.config.rounds) for run in job.runs}

@@ -34,7 +34,7 @@ class _Method:
 
     @property
     def values(self) -> dict[str, Scalar]:
-        """What may tell it from another method; to a plain Flower strategy settings of the server mean nothing."""
+        """The settings that distinguish it from another method; a plain Flower strategy ignores those of the server."""
         own = find_method(self.strategy).is_flower
         settings = {key: value for key, value in self.settings.items() if not (own and is_server_setting(key))}
         args = settings.pop("server_optimizer_args", {})

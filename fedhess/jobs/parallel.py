@@ -1,4 +1,4 @@
-"""Run the runs of a job side by side: hand them to workers, show how far they are, bear with those that die."""
+"""Run the runs of a job side by side: give them to workers, show progress, restart those whose worker died."""
 
 import logging
 import os

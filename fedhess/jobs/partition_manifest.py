@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedhess.base.errors import UsageError
 from fedhess.base.files import digest_of, replace_file, writing
 from fedhess.base.tables import markdown_table
 from fedhess.domains import open_benchmark
+from fedhess.domains.benchmark import count_classes
 from fedhess.domains.partition import Examples, Share, read_examples, share_out
 from fedhess.federation.protocol import Identity
 from fedhess.jobs.job import Job
@@ -135,5 +135,4 @@ def record_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _counts(labels: Tensor, classes: Sequence[str]) -> dict[str, int]:
-    counts = torch.bincount(labels, minlength=len(classes)).tolist()
-    return {name: count for name, count in zip(classes, counts, strict=True) if count}
+    return {name: count for name, count in count_classes(labels, classes).items() if count}

@@ -21,8 +21,7 @@ from fedhess.jobs.search import Search, plan_search
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import Variant, check_variants, resolve_variants
 from fedhess.models import find_model, prepared_shape
-from fedhess.models.execution import check_execution
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model, check_execution
 from fedhess.models.weights import with_recorded_weights
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.combinations import check_combinations
@@ -173,7 +172,7 @@ def check_selection(
     search: Search | None = None,
     private: bool = False,
 ) -> None:
-    """Check that a selector does not look at the target, and that it can tell the variants, or a sweep's, apart."""
+    """Check that a selector does not look at the target, and that it can compare the variants, or a sweep's."""
     if selection == "oracle":
         raise UsageError(
             "--selection: the oracle looks at the target and selects nothing here; compare with it afterwards: "

@@ -51,7 +51,7 @@ def _job(path: Path, recorded: dict[str, Any]) -> Job:
 
 
 def require_inner_runs(job: Job) -> None:
-    """Check that every run that cross-validation needs has rows; the message says what to do where one has none."""
+    """Check that every run that cross-validation needs has rows."""
     there = {(run.strategy, run.variant, frozenset(run.config.targets), run.config.seed) for run in job.runs}
     for run in job.outer_runs:
         if len(run.scenario.sources) < 3:
@@ -193,6 +193,6 @@ def read_config(file: Path) -> dict[str, Any]:
             recorded["dataset"][key]
         return with_defaults(recorded)
     except OSError as error:
-        raise StorageError(f"cannot read {file}: {error.strerror or error}; mend the disk or permissions") from error
+        raise StorageError(f"cannot read {file}: {error.strerror or error}; check the disk or permissions") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({type(error).__name__}: {error}); restore it from a copy") from error

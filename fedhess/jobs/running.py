@@ -118,7 +118,18 @@ def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) 
     names = [name.strip() for name in options.strategy.split(",") if name.strip()]
     variants = parse_variants(options.variants)
     require_server(names, settings, variants)
-    benchmark = _open_data(options, int(settings.get("seed", 0)), progress)
+    try:
+        benchmark = open_benchmark(
+            options.domains,
+            data_dir=options.data_dir,
+            require_real=options.require_real,
+            skip_bad_images=options.skip_bad_images,
+            seed=int(settings.get("seed", 0)),
+            options=parse_assignments(options.domains_args, option="--domains-args"),
+            notify=progress.note,
+        )
+    except UsageError as error:
+        raise UsageError(f"--domains {options.domains}: {error}") from error
     settings |= moved_to(options.data_dir, benchmark.title, benchmark.options)
     return benchmark, {
         "strategies": names,
@@ -128,21 +139,6 @@ def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) 
         "overrides": settings,
         "variants": variants,
     }
-
-
-def _open_data(options: JobOptions, seed: int, progress: Progress) -> Benchmark:
-    try:
-        return open_benchmark(
-            options.domains,
-            data_dir=options.data_dir,
-            require_real=options.require_real,
-            skip_bad_images=options.skip_bad_images,
-            seed=seed,
-            options=parse_assignments(options.domains_args, option="--domains-args"),
-            notify=progress.note,
-        )
-    except UsageError as error:
-        raise UsageError(f"--domains {options.domains}: {error}") from error
 
 
 def go_back(job: Job) -> None:

@@ -197,7 +197,7 @@ def _common(method: Method) -> dict[str, Range]:
     config, own_server = method.config, find_method(method.name).is_flower
     published = common_ranges(method.benchmark)
     batch = {"batch_size": published.pop("batch_size")}
-    one_step = (config.local_steps, config.local_epochs, config.lr) == (1, 0, 1.0)  # clients hand on their gradient
+    one_step = (config.local_steps, config.local_epochs, config.lr) == (1, 0, 1.0)  # clients send their gradient
     space: dict[str, Range] = {}
     if one_step and config.server_optimizer == "Adam" and not own_server:
         space |= published

@@ -1,4 +1,4 @@
-"""The names of the selectors, by which a job says how its reported round is chosen."""
+"""The names of the selectors, which choose the round and the setting that a job reports."""
 
 from fedhess.base.errors import UsageError, did_you_mean
 

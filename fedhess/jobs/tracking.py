@@ -42,9 +42,9 @@ Settings = Mapping[str, str | int | float | bool]
 
 @dataclass(frozen=True)
 class About:
-    """What a tracker is told of a run."""
+    """What a tracker records of a run."""
 
-    folder: Path  # where the tracker writes unless its environment variables say otherwise
+    folder: Path  # where the tracker writes unless its environment variables name another place
     job: str  # name of the job
     name: str  # of the run, STRATEGY/TARGET/SEED
     settings: Settings  # its settings and its strategy's arguments
@@ -137,7 +137,7 @@ class MLflow(Tracker):
 
 
 class WandB(Tracker):
-    """A run in the group that is named like the job; offline unless ``WANDB_MODE`` says otherwise."""
+    """A run in the group that is named like the job; offline unless ``WANDB_MODE`` is set."""
 
     def __init__(self, about: About) -> None:
         import wandb  # noqa: PLC0415
@@ -168,7 +168,7 @@ class WandB(Tracker):
 
 
 class Trackio(Tracker):
-    """A run of the project that is named like the job; in its database, or where ``TRACKIO_...`` variables say."""
+    """A run of the project that is named like the job; in its database, or where ``TRACKIO_...`` variables point."""
 
     def __init__(self, about: About) -> None:
         folder = about.folder.resolve()

@@ -139,7 +139,7 @@ def args_for(
         name: The strategy.
         strategies: All of the job's.
         given: ``name.key`` applies to one strategy, ``key`` to each that has it.
-        defaults: What applies where ``given`` says nothing.
+        defaults: What applies where nothing is given.
     """
     args: dict[str, Scalar] = {}
     known = find_method(name).parameters

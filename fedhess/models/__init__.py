@@ -7,7 +7,6 @@ In come a name of :data:`MODELS`, of an entry point of group ``fedhess.models``,
 
 import threading
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -40,13 +39,13 @@ TIMM = "timm:"  # what precedes the name of a network of timm
 # Name -> module:function; imported when asked for, since torchvision takes a second.
 MODELS: dict[str, str] = {
     "mlp": "fedhess.models.mlp:create_mlp",
-    "mnist-cnn": "fedhess.models.mnist_cnn:create_mnist_cnn",
+    "mnist-cnn": "fedhess.models.mnist_cnn:create_cnn",
     "cnn": "fedhess.models.mnist_cnn:create_cnn",
-    "resnet18": "fedhess.models.resnet:create_resnet18",
-    "resnet50": "fedhess.models.resnet:create_resnet50",
-    "lite0": "fedhess.models.lite0:create_lite0",
-    "lite1": "fedhess.models.lite0:create_lite1",
-    "lite2": "fedhess.models.lite0:create_lite2",
+    "resnet18": "fedhess.models.resnet:create_resnet",
+    "resnet50": "fedhess.models.resnet:create_resnet",
+    "lite0": "fedhess.models.lite0:create_lite",
+    "lite1": "fedhess.models.lite0:create_lite",
+    "lite2": "fedhess.models.lite0:create_lite",
     "lite0-features": "fedhess.models.lite0_features:create_features",
     "lite1-features": "fedhess.models.lite0_features:create_features",
     "lite2-features": "fedhess.models.lite0_features:create_features",
@@ -76,15 +75,12 @@ def create_model(
         UsageError: An unknown name, inputs that the model cannot take, weights that cannot be loaded, or a network
             that has no linear head.
     """
-    path = find_model(name)
     where = MODELS.get(name, "fedhess.models.own:" + ("create_timm" if name.startswith(TIMM) else "create_own"))
     module, _, function = where.partition(":")
     create: Callable[..., HeadedModel] = getattr(import_module(module), function)
-    if name not in MODELS:
-        create = partial(create, name, path)
     with _one_at_a_time, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return create(input_shape=input_shape, outputs=outputs, pretrained=pretrained)
+        return create(name, input_shape=input_shape, outputs=outputs, pretrained=pretrained)
 
 
 def prepared_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -147,7 +143,6 @@ def whole_network(name: str, model: HeadedModel, *, pretrained: bool = True) -> 
         model: Of that name.
         pretrained: Load the ImageNet weights of what is put before it; else they must be loaded into the result.
     """
-    find_model(name)
     return with_backbone(name, model, pretrained=pretrained) if name in BACKBONES else model
 
 

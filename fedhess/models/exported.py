@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,14 +23,6 @@ from fedhess.models.headed import HeadedModel
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
-class ExportedRun(BaseModel):
-    """What the network's construction needs of the run that it is of."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    seed: int = 0
-
-
 class ExportedConfig(BaseModel):
     """What config.json must have for the network to be built; what it tells of the run besides is kept as it is."""
 
@@ -43,7 +35,7 @@ class ExportedConfig(BaseModel):
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     dtype: Literal["float32", "float64"]
     precision: Literal["float32", "bf16"]
-    run: ExportedRun = ExportedRun()
+    run: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _names_each_output(self) -> "ExportedConfig":
@@ -54,39 +46,32 @@ class ExportedConfig(BaseModel):
         return self
 
 
-@dataclass(frozen=True)
-class ImageTransform:
+def read_image(image: Path | str | Image.Image, *, side: int) -> Tensor:
     """Make of an image what the network takes, as in training: RGB, resized without keeping its proportions.
 
     The network itself scales the pixels and normalises them by channel.
 
-    Attributes:
+    Args:
+        image: A file, or an opened image.
         side: Height and width, pixels.
+
+    Returns:
+        (3, side, side) uint8.
+
+    Raises:
+        UsageError: It cannot be decoded.
     """
-
-    side: int
-
-    def __call__(self, image: Path | str | Image.Image) -> Tensor:
-        """Decode a file, or take an opened image: (3, side, side) uint8.
-
-        Raises:
-            UsageError: It cannot be decoded.
-        """
-        try:
-            if isinstance(image, Image.Image):
-                return read_pixels(image, self.side)
-            with Image.open(image) as opened:
-                return read_pixels(opened, self.side)
-        except DECODE_ERRORS as error:
-            raise UsageError(f"{image}: expected an image that Pillow can decode; {describe_failure(error)}") from error
+    try:
+        if isinstance(image, Image.Image):
+            return read_pixels(image, side)
+        with Image.open(image) as opened:
+            return read_pixels(opened, side)
+    except DECODE_ERRORS as error:
+        raise UsageError(f"{image}: expected an image that Pillow can decode; {describe_failure(error)}") from error
 
 
 class TrainedModel(nn.Module):
     """A trained network, in evaluation mode.
-
-    Args:
-        network: From the benchmark's examples to logits; a frozen backbone is part of it.
-        config: What it was exported with.
 
     Attributes:
         network: Its ``featurizer`` and its linear ``head``.
@@ -103,7 +88,7 @@ class TrainedModel(nn.Module):
         self.input_shape = config.input_shape
         self.transform: Callable[[Path | str | Image.Image], Tensor] | None = None
         if takes_images(config.input_shape):
-            self.transform = ImageTransform(config.input_shape[-1])
+            self.transform = partial(read_image, side=config.input_shape[-1])
         self.config: dict[str, Any] = config.model_dump(mode="json")
         self.eval()
 
@@ -144,7 +129,7 @@ def load_exported(model: Path | str, *, device: torch.device | str = "cpu") -> T
         config.model,
         input_shape=prepared_shape(config.model, config.input_shape),
         outputs=config.outputs,
-        seed=config.run.seed,  # a network of the user's may hold random numbers that are no weights
+        seed=config.run.get("seed", 0),  # a network of the user's may hold random numbers that are no weights
         pretrained=False,
     )
     network = whole_network(config.model, network.to(getattr(torch, config.dtype)), pretrained=False)

@@ -49,6 +49,12 @@ class HeadedModel(nn.Module):
         return logits
 
 
+def to_unit(inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bring inputs to a floating-point type; bytes become numbers in [0, 1]."""
+    values = inputs.to(dtype)
+    return values if inputs.is_floating_point() else values / 255
+
+
 class ScaleImages(nn.Module):
     """Scale (B, 3, H, W) images, uint8 in 0..255 or float in [0, 1], to (x - mean) / std by channel.
 
@@ -75,9 +81,7 @@ class ScaleImages(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Scale, in the dtype of ``mean``; channels last, which convolutions on a CPU like better."""
-        unit = images.to(self.mean.dtype)
-        if not images.is_floating_point():
-            unit = unit / 255
+        unit = to_unit(images, self.mean.dtype)
         if self.size is not None and unit.shape[-2:] != self.size:
             unit = nn.functional.interpolate(unit, size=self.size, mode="bilinear", antialias=True)
         return (unit - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, 1 and 2 with ImageNet weights that are installed with the package."""
 
 import hashlib
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -70,8 +70,3 @@ def create_lite(name: str, *, input_shape: tuple[int, ...], outputs: int, pretra
     """Create a trainable EfficientNet-Lite with a linear head (D = 1280)."""
     require_images(name, input_shape)
     return HeadedModel(LiteFeaturizer(name, pretrained=pretrained), nn.Linear(WIDTH, outputs), head_name="_fc")
-
-
-create_lite0 = partial(create_lite, "lite0")
-create_lite1 = partial(create_lite, "lite1")
-create_lite2 = partial(create_lite, "lite2")

@@ -51,9 +51,9 @@ class Adapter(nn.Module):
 BACKBONES = {"lite0-features": "lite0", "lite1-features": "lite1", "lite2-features": "lite2"}
 
 
-def create_features(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def create_features(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     """Create the adapter and head that learn from embeddings, which hold all that is pretrained."""
-    del pretrained
+    del name, pretrained
     assert input_shape == (WIDTH,), input_shape
     return HeadedModel(Adapter(WIDTH, BOTTLENECK), nn.Linear(WIDTH, outputs))
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fedhess.models.headed import HeadedModel
+from fedhess.models.headed import HeadedModel, to_unit
 
 HIDDEN = 390
 
@@ -20,18 +20,17 @@ class MlpFeaturizer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Compute (B, 390) features of (B, ...) inputs."""
-        flat = inputs.flatten(1).to(self.first.weight.dtype)
-        scaled = flat if inputs.is_floating_point() else flat / 255
+        scaled = to_unit(inputs.flatten(1), self.first.weight.dtype)
         return torch.relu(self.second(torch.relu(self.first(scaled))))
 
 
-def create_mlp(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def create_mlp(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     """Create inputs-390-390-outputs with ReLU, Xavier-uniform weights and zero biases.
 
     The featurizer is the first two layers with their ReLU, the head the last. Source: Arjovsky et al. 2019,
     "Invariant risk minimization", the released ColoredMNIST script, as the Hessian-alignment scripts use it.
     """
-    del pretrained
+    del name, pretrained
     featurizer, head = MlpFeaturizer(math.prod(input_shape)), nn.Linear(HIDDEN, outputs)
     for layer in (featurizer.first, featurizer.second, head):
         nn.init.xavier_uniform_(layer.weight)

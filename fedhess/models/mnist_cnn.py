@@ -1,12 +1,10 @@
 """Small convolutional networks from scratch: the one that DomainBed trains on digits, and one for larger images."""
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from fedhess.base.errors import UsageError
-from fedhess.models.headed import HeadedModel
+from fedhess.models.headed import HeadedModel, to_unit
 
 # Width and stride of each convolution.
 LAYERS = {
@@ -40,16 +38,14 @@ class CnnFeaturizer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute (B, D) features of (B, channels, H, W) images."""
-        unit = images.to(self.first.weight.dtype)
-        if not images.is_floating_point():
-            unit = unit / 255
+        unit = to_unit(images, self.first.weight.dtype)
         if self.centre:
             unit = (unit - self.centre) / (1 - self.centre)
         features: Tensor = self.rest(self.first(unit))
         return torch.mean(features, dim=(2, 3))
 
 
-def create_small(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def create_cnn(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     """Create convolutions, and a linear head on the mean of each of their last channels.
 
     ``mnist-cnn``: 64, 128 (stride 2), 128 and 128 channels; Gulrajani and Lopez-Paz, "In search of lost domain
@@ -62,7 +58,3 @@ def create_small(name: str, *, input_shape: tuple[int, ...], outputs: int, pretr
         raise UsageError(f"{name} takes images (C, H, W), got examples of shape {input_shape}; choose --model mlp")
     layers = LAYERS[name]
     return HeadedModel(CnnFeaturizer(input_shape[0], layers, centre=CENTRES[name]), nn.Linear(layers[-1][0], outputs))
-
-
-create_mnist_cnn = partial(create_small, "mnist-cnn")
-create_cnn = partial(create_small, "cnn")

@@ -13,27 +13,19 @@ from fedhess.base.loading import find_object
 from fedhess.base.users_code import users_code
 from fedhess.domains.download import why_no_answer
 from fedhess.domains.images.hub import why_unreachable
+from fedhess.models import find_model
 from fedhess.models.headed import HeadedModel, ScaleImages, require_images
 from fedhess.models.split import split_network
 
 
-def create_own(name: str, path: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def create_own(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     """Create the model of a user's class or function.
 
     It is called with ``num_classes`` and, where it has parameters of these names, ``input_shape`` and ``pretrained``.
     What it returns is split at its head, see `split_network`. A module that has no forward of its own but a
     ``featurizer`` and a ``head`` is run as one after the other.
-
-    Args:
-        name: What the run calls it.
-        path: ``package.module:Name``.
-        input_shape: Of one example.
-        outputs: Logits.
-        pretrained: Whether it is to begin from weights of its own.
-
-    Raises:
-        UsageError: It cannot be found, called, or split.
     """
+    path = find_model(name)
     make: Callable[..., Any] = find_object(path, name=name, kind="model")
     if not callable(make):
         raise UsageError(f"--model: {path} is no model: expected a class or a function, got {make!r}")
@@ -46,8 +38,8 @@ def create_own(name: str, path: str, *, input_shape: tuple[int, ...], outputs: i
             f"--model: {path} must take num_classes, and may take input_shape and pretrained; it takes "
             f"{', '.join(parameters) or 'nothing'}"
         )
-    wishes = {"input_shape": input_shape, "pretrained": pretrained}
-    given = {key: value for key, value in wishes.items() if key in parameters}
+    optional = {"input_shape": input_shape, "pretrained": pretrained}
+    given = {key: value for key, value in optional.items() if key in parameters}
     with users_code(f"model {name!r}", "constructor", make):
         network = make(num_classes=outputs, **given)
     if not isinstance(network, nn.Module):
@@ -62,18 +54,14 @@ def create_own(name: str, path: str, *, input_shape: tuple[int, ...], outputs: i
     return split_network(network, name=name, input_shape=input_shape, outputs=outputs)
 
 
-def create_timm(name: str, path: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create a network of timm, ``timm:NAME``, with the scaling and image size that it was trained with.
-
-    Raises:
-        UsageError: timm is not installed, has no such network, or its weights cannot be had.
-    """
+def create_timm(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """Create a network of timm, ``timm:NAME``, with the scaling and image size that it was trained with."""
     try:
         timm: Any = importlib.import_module("timm")  # an extra, and slow to import
     except ModuleNotFoundError as error:
         raise UsageError(f"{name} needs timm: pip install 'fedhess[timm]'") from error
     require_images(name, input_shape)
-    architecture = path.partition(":")[2]
+    architecture = name.partition(":")[2]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.4)
         raise UsageError(

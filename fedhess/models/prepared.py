@@ -1,4 +1,4 @@
-"""The examples of domains, opened once and kept, and the model that fits them."""
+"""The examples of domains as a model sees them, opened once and kept."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -15,10 +15,7 @@ from fedhess.domains.domain import DomainData
 from fedhess.domains.images.image_files import limit_pixels
 from fedhess.domains.partition import Examples
 from fedhess.domains.split import SplitRule, is_for_role, split_domain
-from fedhess.models import create_model, describe_preparation, prepare_inputs, prepared_shape
-from fedhess.models.execution import set_execution
-from fedhess.models.headed import HeadedModel
-from fedhess.models.weights import load_weights
+from fedhess.models import describe_preparation, prepare_inputs, prepared_shape
 from fedhess.settings.run_config import RunConfig
 
 DOMAINS_KEPT = 12  # four domains of three trials: a job comes back to them with its next strategy
@@ -42,27 +39,11 @@ class DataKey(NamedTuple):
     max_pixels: int
 
 
-class Geometry(NamedTuple):
-    """What a benchmark states about its data without reading it; the shape is of an input as the model sees it."""
-
-    shape: tuple[int, ...]
-    outputs: int
-    holdout: float
-    domains: tuple[str, ...]
-    classes: tuple[str, ...]
-
-
 class LocalDomain:
     """One client's examples of one domain, on their way to the device in batches.
 
-    Args:
-        data: The domain's examples, as the model sees them.
-        train_indices: Which of them are trained on.
-        evaluate_indices: Which of them are evaluated.
-        key: What names the client's stream of batches.
-        device: Where batches go.
-        dtype: Floating-point type of batches; images stay uint8 and are scaled by the model.
-        out_indices: A target's out split, for the oracle alone; empty unless the run splits targets.
+    ``key`` names the client's stream of batches; ``out_indices`` are a target's out split, for the oracle alone. Images
+    stay uint8 and are scaled by the model.
     """
 
     def __init__(
@@ -152,15 +133,13 @@ def prepared(key: DataKey) -> DomainData:
     )
 
 
-def _geometry_of(key: DataKey) -> Geometry:
-    return _geometry(key._replace(domain="", device="", images="", image_cache_gb=None, max_pixels=0))
+def _benchmark_of(key: DataKey) -> Benchmark:
+    return _opened(key._replace(domain="", model="", device="", images="", image_cache_gb=None, max_pixels=0))
 
 
 @lru_cache(maxsize=64)
-def _geometry(key: DataKey) -> Geometry:
-    benchmark = open_benchmark(key.domains, data_dir=key.data_dir, seed=key.seed, options=dict(key.options), held=())
-    shape = prepared_shape(key.model, benchmark.input_shape)
-    return Geometry(shape, benchmark.outputs, benchmark.holdout, benchmark.domains, benchmark.classes)
+def _opened(key: DataKey) -> Benchmark:
+    return open_benchmark(key.domains, data_dir=key.data_dir, seed=key.seed, options=dict(key.options), held=())
 
 
 @lru_cache(maxsize=DOMAINS_KEPT)
@@ -170,10 +149,10 @@ def domain_split(key: DataKey, *, rule: SplitRule, role: str = SOURCE) -> Exampl
     A benchmark that holds nothing out evaluates what it trains on. One that keeps groups of examples for targets has
     none of them here for a source, and nothing else for a target.
     """
-    data, geometry = prepared(key), _geometry_of(key)
-    if geometry.holdout > 0:
-        position = geometry.domains.index(key.domain)
-        parts = split_domain(data, rule=rule, holdout=geometry.holdout, seed=key.seed, position=position)
+    data, benchmark = prepared(key), _benchmark_of(key)
+    if benchmark.holdout > 0:
+        position = benchmark.domains.index(key.domain)
+        parts = split_domain(data, rule=rule, holdout=benchmark.holdout, seed=key.seed, position=position)
         return Examples(data.labels, *(part[is_for_role(data, role)[part]] for part in parts))
     everything = torch.arange(len(data))
     return Examples(data.labels, everything, everything)
@@ -194,7 +173,7 @@ def _local_domain(key: DataKey, *, rule: SplitRule, role: str, dtype: torch.dtyp
     if role == SOURCE:
         examples = domain_split(key, rule=rule)
         train, evaluate, out = examples.train, examples.evaluate, None
-    elif rule != "sources" and _geometry_of(key).holdout > 0:
+    elif rule != "sources" and _benchmark_of(key).holdout > 0:
         examples = domain_split(key, rule=rule, role=role)
         train, evaluate, out = examples.train[:0], examples.train, examples.evaluate
     else:
@@ -227,41 +206,24 @@ def data_key(config: RunConfig, domain: str) -> DataKey:
     )
 
 
+def known_benchmark(config: RunConfig) -> Benchmark:
+    """Return what is known of a run's benchmark without reading its data."""
+    return _benchmark_of(data_key(config, ""))
+
+
 def class_names(config: RunConfig) -> tuple[str, ...]:
     """Return the names of the classes, by label."""
-    return _geometry_of(data_key(config, "")).classes
+    return known_benchmark(config).classes
 
 
 def describe_inputs(config: RunConfig) -> str:
-    """Say how an example becomes what the model is given; two clients whose texts differ train on different inputs."""
-    shape = "x".join(map(str, _geometry_of(data_key(config, "")).shape))
-    return f"{shape}, {describe_preparation(config.model)}"
-
-
-def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
-    """Build the run's model, on the run's device where it is here, and in its dtype.
-
-    Args:
-        config: The run's settings.
-        initial: With its initial weights. A client receives all weights from the server, and needs neither pretrained
-            ones nor the run's file of them.
-    """
-    geometry = _geometry_of(data_key(config, ""))
-    model = create_model(
-        config.model,
-        input_shape=geometry.shape,
-        outputs=geometry.outputs,
-        seed=config.seed,
-        pretrained=initial and config.pretrained and config.weights is None,
-    )
-    if initial and config.weights is not None:
-        load_weights(model, config)
-    model = model.to(device=torch.device(config.device_here), dtype=config.torch_dtype)
-    return set_execution(model, config)
+    """Describe how an example becomes the input of the model: clients whose texts differ train on different inputs."""
+    shape = prepared_shape(config.model, known_benchmark(config).input_shape)
+    return f"{'x'.join(map(str, shape))}, {describe_preparation(config.model)}"
 
 
 def forget_data() -> None:
     """Drop the examples and benchmarks that this process holds."""
-    for kept in (prepared, _geometry, domain_split, _local_domain):
+    for kept in (prepared, _opened, domain_split, _local_domain):
         kept.cache_clear()
     _OF_JOBS.clear()

@@ -33,17 +33,8 @@ class ResNetFeaturizer(FrozenNorms):
         return features
 
 
-def create_resnet18(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create a ResNet-18 with a linear head (D = 512)."""
-    return _create("resnet18", input_shape, outputs, pretrained)
-
-
-def create_resnet50(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create a ResNet-50 with a linear head (D = 2048)."""
-    return _create("resnet50", input_shape, outputs, pretrained)
-
-
-def _create(name: str, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def create_resnet(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """Create a ResNet-18 or 50 with a linear head (D = 512 or 2048)."""
     require_images(name, input_shape)
     network = getattr(torchvision.models, name)(weights=None)
     if pretrained:

@@ -7,18 +7,13 @@ from torch import Tensor, nn
 
 from fedhess.base.errors import UsageError
 from fedhess.base.users_code import users_code
-from fedhess.models.headed import FrozenNorms, HeadedModel
+from fedhess.models.headed import FrozenNorms, HeadedModel, to_unit
 
 PROBES = 2  # examples that a network is tried on
 
 
 class SplitNetwork(FrozenNorms):
-    """A network without its head, whose place an identity takes: (B, ...) inputs to (B, D) features.
-
-    Args:
-        network: The network.
-        scale: What its inputs go through first.
-    """
+    """A network without its head, whose place an identity takes: (B, ...) inputs, scaled, to (B, D) features."""
 
     def __init__(self, network: nn.Module, scale: nn.Module) -> None:
         super().__init__()
@@ -42,8 +37,7 @@ class ToFloat(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Convert."""
-        values = inputs.to(self.kind.dtype)
-        return values if inputs.is_floating_point() else values / 255
+        return to_unit(inputs, self.kind.dtype)
 
 
 class _Call(NamedTuple):
@@ -60,12 +54,8 @@ def split_network(
 ) -> HeadedModel:
     """Split a network at the linear layer whose output it returns; found by trying it on random inputs.
 
-    Args:
-        network: (B, ...) inputs to (B, C) logits; it is changed.
-        name: The model's name, for messages.
-        input_shape: Of one example.
-        outputs: C.
-        scale: What inputs go through first; by default bytes become floats in [0, 1].
+    The network, (B, ...) inputs to (B, C) logits, is changed. Inputs go through ``scale`` first; by default bytes
+    become floats in [0, 1].
 
     Raises:
         UsageError: The network returns no (B, C) logits, or no linear layer on (B, D) features computes them; or one of

@@ -26,11 +26,7 @@ SHOWN = 5
 
 
 def with_recorded_weights(config: RunConfig) -> RunConfig:
-    """Return settings with the path of their file of weights in full, and its sha256.
-
-    Raises:
-        UsageError: There is no such file, or its content is another than that which the settings have recorded.
-    """
+    """Return settings with the path of their file of weights in full, and its sha256."""
     if config.weights is None:
         return config
     file = Path(config.weights).expanduser().resolve()
@@ -42,13 +38,6 @@ def load_weights(model: HeadedModel, config: RunConfig) -> None:
 
     Names are those of the model, or of the network that it was made of: torchvision's, timm's, the user's own. A head
     for other classes, or none, is left out, with a warning.
-
-    Args:
-        model: Changed in place.
-        config: Names the file, safetensors or what ``torch.save`` made of a state dict, and its sha256 if known.
-
-    Raises:
-        UsageError: The file cannot be read, is another than it was, or does not fit; names and shapes are listed.
     """
     file = Path(str(config.weights))
     _checked_digest(file, config)
@@ -62,7 +51,7 @@ def load_weights(model: HeadedModel, config: RunConfig) -> None:
     head = [name for name in wanted if name.startswith("head.")]
     unlike = [name for name in head if name not in fitting or fitting[name].shape != wanted[name].shape]
     if unlike:
-        _warn_once(f"--weights {file}: its head does not fit {tuple(wanted['head.weight'].shape)}, and begins anew")
+        _warn_once(f"--weights {file}: its head does not fit {tuple(wanted['head.weight'].shape)}, and is initialised")
         fitting = {name: value for name, value in fitting.items() if name not in head and name in wanted}
     _check(file, model, given, fitting, names=names, head=head if unlike else [])
     model.load_state_dict(fitting, strict=False)

@@ -17,7 +17,7 @@ from fedhess.results.selection import Recorded, cells_of, target_row
 Columns = Mapping[tuple[str, str], str]  # names of the table's columns, by scenario and target
 Counted = dict[str, dict[int, Row | None]]  # a target's row at the selected round, by column and seed
 
-# In the order of the table. What it says of a metric that is averaged over the targets.
+# Heads of the metrics that are averaged over the targets, in the order of the table.
 HEADS = {"balanced_accuracy": "balanced accuracy", "worst_class_accuracy": "worst class", "calibration_error": "ECE"}
 
 

@@ -118,8 +118,6 @@ def draw_rounds(
     size = width / across, 2.1 + below
     shape: dict[str, Any] = {"size": size, "points": SMALL, "endings": endings}
     with drawing(path, grid, title=title, note=note, names=names, **shape) as axes:
-        for axis in axes.flat[len(panels) :]:
-            axis.axis("off")
         for axis, panel in zip(axes.flat, panels, strict=False):
             draw_panel(axis, panel, strategies)
     return written(path, endings)
@@ -194,6 +192,9 @@ def drawing(
     """
     with _figure(grid, size=size, names=(title, *names), points=points, **shared) as (figure, axes):
         yield axes
+        for axis in axes.flat:
+            if not axis.has_data():  # one that the last row does not need
+                axis.axis("off")
         width = grid[1] * size[0]
         lines = [line for text in (title, note) for line in textwrap.wrap(drawable(text), int(130 / points * width))]
         figure.suptitle("\n".join(lines), fontsize=points)
@@ -313,8 +314,6 @@ def draw_pairs(
     shape = (math.ceil(len(panels) / columns), columns)
     labels = [drawable(f"{short}: {name}", short) for short, name in domains.items()]
     with drawing(path, shape, size=(3.4, 3.2), title=title, note=note, names=domains.values()) as axes:
-        for axis in axes.flat[len(panels) :]:
-            axis.axis("off")
         for number, (axis, (label, values)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
             grid = np.full((len(domains), len(domains)), np.nan)
             for (a, b), value in values.items():
@@ -384,8 +383,6 @@ def draw_confusions(
     side = min(3.4, WIDTHS[""] / columns)
     look: dict[str, Any] = {"size": (side, side), "points": SMALL, "endings": endings}
     with drawing(path, shape, title=title, note=note, names=(title, *classes, *panels), **look) as axes:
-        for axis in axes.flat[len(panels) :]:
-            axis.axis("off")
         for number, (axis, (strategy, confusion)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
             grid = np.zeros((len(classes), len(classes)))
             for label, guess, count in confusion:

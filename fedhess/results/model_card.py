@@ -123,9 +123,9 @@ def _scores(config: Mapping[str, Any]) -> str:
 
 def _data(job: Job) -> str:
     counts = {domain: sum(classes.values()) for domain, classes in job.data["counts"].items()}
-    told = ", ".join(f"{domain} {count:,}" for domain, count in counts.items() if count) or "not recorded"
+    listed = ", ".join(f"{domain} {count:,}" for domain, count in counts.items() if count) or "not recorded"
     lines = [
-        f"{job.data['title']}; examples by domain: {told}.",
+        f"{job.data['title']}; examples by domain: {listed}.",
         *(f"Not complete: {each}." for each in job.differences),
     ]
     if job.data["digest"]:

@@ -8,8 +8,8 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.reopening import require_finished, with_inner_runs
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
+from fedhess.models.building import build_model
 from fedhess.models.headed import AUXILIARY, HeadedModel
-from fedhess.models.prepared import build_model
 from fedhess.results.selection import Cell, cells_of, read_rows, selection_rule
 
 SELECTED, BY_SOURCES, LAST = "selected", "source", "last"

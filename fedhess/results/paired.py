@@ -4,7 +4,7 @@ Runs of one seed have the same initial weights, splits and batches, so strategie
 out what the seeds have in common (Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks", MLSys
 2021). Runs of one seed that leave out different targets share most of their training data and are not independent:
 the targets are averaged within a seed first, and the seed is the unit of Student's t. The interval is about other
-seeds on the same targets, and says nothing of targets that were not tried.
+seeds on the same targets, and does not cover targets that were not tried.
 """
 
 import math
@@ -115,7 +115,7 @@ def signed(value: float) -> str:
 
 
 def explain(comparison: Mapping[str, Any]) -> str:
-    """Describe what the differences of a table are, and what their stars say."""
+    """Describe what the differences of a table are, and what their stars mean."""
     cells = [cell for columns in comparison["strategies"].values() for cell in columns.values()]
     start = f"to {comparison['baseline']}: difference in percentage points, paired by seed"
     if not comparison["comparisons"]:

@@ -1,6 +1,7 @@
 """A job as Python sees it: rows, table, figures and models. ``fedhess.run`` and ``fedhess.open`` return one."""
 
 import sys
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_recorded
-from fedhess.jobs.running import go_back, run_job
+from fedhess.jobs.running import go_back, open_job, run_job
 from fedhess.models.headed import HeadedModel
 from fedhess.results.export import export_model
 from fedhess.results.files import clear_results, write_all, write_report
@@ -171,6 +172,13 @@ def open_results(path: Path | str) -> Results:
         UsageError: There is no job, or its config.json is damaged.
     """
     return Results(open_recorded(Path(path)))
+
+
+def run_given(given: Mapping[str, Any], *, search: Mapping[str, Any] | None = None, quiet: bool) -> Results:
+    """Run the job that options of a command describe; see :func:`fedhess.jobs.running.open_job`."""
+    progress = Progress(silent=quiet)
+    job, engine = open_job(given, progress, search=search)
+    return run_and_report(job, progress, engine)[0]
 
 
 def run_and_report(job: Job, progress: Progress, engine: Engine) -> tuple[Results, list[Path]]:

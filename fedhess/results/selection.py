@@ -56,7 +56,7 @@ def choose(selector: str, candidates: Sequence[Candidate], targets: Sequence[str
         The choice, or None where no round of any setting has what the selector needs.
 
     Raises:
-        UsageError: Source validation is to tell settings apart and their sources held nothing out.
+        UsageError: Source validation must compare settings whose sources held nothing out.
     """
     if selector == "oracle":
         merits = [oracle_merits(each.rows, targets, last_round=each.last_round) for each in candidates]
@@ -107,7 +107,7 @@ def lodo_merits(rows: Sequence[Row], inner: Mapping[str, Sequence[Row]]) -> dict
 def oracle_merits(rows: Sequence[Row], targets: Sequence[str], *, last_round: int) -> dict[int, Merit]:
     """Judge the last round by the target: by its out split, or by the whole of it where the run did not split it.
 
-    No early stopping, as DomainBed has it: the oracle tells settings apart, never rounds.
+    No early stopping, as DomainBed has it: the oracle compares settings, never rounds.
 
     Returns:
         The last round alone; nothing where the run did not come to it or a target client failed.

@@ -14,7 +14,7 @@ from fedhess.federation.server.run_directory import Row
 from fedhess.results.selection import Recorded
 from fedhess.settings.run_config import RunConfig
 
-# By direction and record; a statistic's docstring says what it discloses.
+# By direction and record; a statistic's docstring states what it discloses.
 DISCLOSES = {
     ("up", protocol.IDENTITY): "domain, numbers of examples, class names, a digest of the data, versions",
     ("up", protocol.MODEL): "of one step on one example its label and all features of the head; of more, inputs may be "
@@ -67,9 +67,9 @@ def sent_section(summary: Mapping[str, Any]) -> list[str]:
         return []
     heads, counts = ["strategy", "from", "to", "record", "shape"], ["times", "bytes"]
     lines = [[*(each[head] for head in heads), *(f"{each[head]:,}" for head in counts)] for each in summary["sent"]]
-    told: dict[str, dict[str, None]] = {}  # by what is disclosed, the records
+    records_by_text: dict[str, dict[str, None]] = {}  # by what is disclosed, the records
     for each in summary["sent"]:
-        told.setdefault(f"from {each['from']}: {each['discloses']}", {})[each["record"]] = None
+        records_by_text.setdefault(f"from {each['from']}: {each['discloses']}", {})[each["record"]] = None
     return [
         "",
         "what was sent, in all runs and rounds so far: arrays and metrics; the settings of a message are a few hundred "
@@ -78,7 +78,7 @@ def sent_section(summary: Mapping[str, Any]) -> list[str]:
         markdown_table([*heads, *counts], lines, left=len(heads)),
         "",
         "what it discloses to who receives it:",
-        *(f"- {', '.join(records)} {text}" for text, records in told.items()),
+        *(f"- {', '.join(records)} {text}" for text, records in records_by_text.items()),
     ]
 
 

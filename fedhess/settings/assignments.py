@@ -11,11 +11,7 @@ _JSON_NAMES = {list: "array", dict: "object"}
 
 
 def decode(wire_key: str, text: Scalar) -> object:
-    """Read a list or dictionary of a run config: JSON, or as on the command line.
-
-    Raises:
-        UsageError: It is no text, or cannot be read.
-    """
+    """Read a list or dictionary of a run config: JSON, or as on the command line."""
     if not isinstance(text, str):
         raise UsageError(f"run config, {wire_key}: expected a text, got {text!r}")
     if not text.lstrip().startswith(("{", "[")):
@@ -33,14 +29,7 @@ def decode(wire_key: str, text: Scalar) -> object:
 
 
 def parse_assignments(text: str, *, option: str) -> dict[str, Scalar]:
-    """Read ``"alpha=1e-3,probes=8"`` into a dictionary of scalars.
-
-    Args:
-        text: Comma-separated assignments; empty text gives an empty dictionary.
-        option: Name of the command-line option, for the error message.
-
-    Raises:
-        UsageError: A part is no assignment, or a key appears twice.
+    """Read ``"alpha=1e-3,probes=8"`` into a dictionary of scalars; ``option`` is for messages.
 
     >>> parse_assignments("alpha=1e-3,form=mean_of_hgp", option="--strategy-args")
     {'alpha': 0.001, 'form': 'mean_of_hgp'}

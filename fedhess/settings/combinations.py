@@ -8,11 +8,7 @@ from fedhess.settings.run_config import RunConfig
 
 
 def check_combinations(configs: Sequence[RunConfig]) -> None:
-    """Check what no single value shows, as far as neither the model's weights nor any data are needed.
-
-    Raises:
-        UsageError: Settings exclude each other.
-    """
+    """Check what no single value shows, as far as neither the model's weights nor any data are needed."""
     first = configs[0]
     fewest = min(configs, key=lambda config: config.source_clients)
     names = f" ({', '.join(fewest.sources)})" if first.partition == "domain" else ""

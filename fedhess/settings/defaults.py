@@ -138,23 +138,12 @@ BENCHMARK_STRATEGY_ARGS: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any
 
 
 def default_settings(model: str, *, benchmark: str = "") -> dict[str, Any]:
-    """Return the default settings; names are those of :class:`fedhess.settings.run_config.RunConfig`.
-
-    Args:
-        model: A model's name.
-        benchmark: A benchmark's name; its own settings for the model, where it has some, replace the model's.
-    """
+    """Return the default settings of a model, or those that a benchmark has for it, by their names in ``RunConfig``."""
     return dict(BENCHMARK_SETTINGS.get(benchmark, {}).get(model, SETTINGS.get(_of_timm(model), {})))
 
 
 def default_strategy_args(strategy: str, *, model: str, benchmark: str = "") -> dict[str, Any]:
-    """Return the default arguments of a strategy with a model, where the strategy's own defaults do not fit.
-
-    Args:
-        strategy: A strategy's name.
-        model: A model's name.
-        benchmark: A benchmark's name; its own arguments for the model, where it has some, replace the model's.
-    """
+    """Return the default arguments of a strategy with a model, or on a benchmark, where its own do not fit."""
     by_strategy = BENCHMARK_STRATEGY_ARGS.get(benchmark, {}).get(model, STRATEGY_ARGS.get(_of_timm(model), {}))
     return joined(strategy, lambda part: by_strategy.get(part, {}))
 
@@ -162,9 +151,7 @@ def default_strategy_args(strategy: str, *, model: str, benchmark: str = "") -> 
 def describe_default(setting: str, *, otherwise: object) -> str:
     """Describe a setting's default for ``--help``: the commonest over models (and benchmarks), then those that differ.
 
-    Args:
-        setting: A name of :class:`fedhess.settings.run_config.RunConfig`.
-        otherwise: Its default where a model says nothing.
+    ``otherwise`` is its default where a model says nothing.
 
     >>> describe_default("batch_size", otherwise=32)
     '32; all with mlp; 64 with mnist-cnn'

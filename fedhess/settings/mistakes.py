@@ -23,12 +23,7 @@ _EXPECTED = {
 
 
 def describe_error(detail: ErrorDetails, known: Iterable[str]) -> str:
-    """Describe a mistake that pydantic found in a setting: the option, what was expected, what came.
-
-    Args:
-        detail: Of one mistake.
-        known: Names of the settings there are.
-    """
+    """Describe a mistake that pydantic found in one of the known settings: the option, what was expected, what came."""
     if not detail["loc"]:  # of several settings together, which it names itself
         return detail["msg"].removeprefix("Value error, ")
     option = "--" + ".".join(str(part) for part in detail["loc"]).replace("_", "-")

@@ -12,11 +12,7 @@ UNUSABLE = ("LBFGS", "SparseAdam", "Muon")
 
 
 def optimizer_name(name: str) -> str:
-    """Find the ``torch.optim`` class of that name, whatever its case.
-
-    Raises:
-        ValueError: torch has no optimizer of that name, or it cannot step from a gradient alone.
-    """
+    """Find the ``torch.optim`` class of that name, whatever its case."""
     known = {
         attribute.lower(): attribute
         for attribute, value in vars(torch.optim).items()
@@ -30,11 +26,7 @@ def optimizer_name(name: str) -> str:
 
 
 def check_optimizer(name: str, *, lr: float, args: Mapping[str, str | int | float | bool]) -> None:
-    """Take one step with a server optimizer on a toy parameter, so that its errors come before any training.
-
-    Raises:
-        UsageError: The optimizer has no such argument, or rejects a value.
-    """
+    """Take one step with a server optimizer on a toy parameter, so that its errors come before any training."""
     factory = getattr(torch.optim, name)
     parameter = nn.Parameter(torch.zeros(2))
     defaults = factory([parameter], lr=lr).defaults

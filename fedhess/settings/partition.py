@@ -17,16 +17,7 @@ _OWNERS = {
 
 @dataclass(frozen=True)
 class PartitionSettings:
-    """How the source domains are shared among clients; the defaults are those of ``RunConfig``.
-
-    Attributes:
-        partition: ``"domain"``: one client each; ``"lambda"``: N over all; ``"dirichlet"``: K each, of unlike labels.
-        clients: N, for lambda.
-        heterogeneity: lambda: 1 makes all clients alike, 0 gives each one domain.
-        clients_per_domain: K, for dirichlet.
-        dirichlet_alpha: Concentration: the smaller, the fewer classes a client has.
-        dirichlet_min_size: Training examples that each client must get.
-    """
+    """How the source domains are shared among clients; ``RunConfig`` has the same settings, and says what they are."""
 
     partition: Partition = "domain"
     clients: int = 0
@@ -36,10 +27,7 @@ class PartitionSettings:
     dirichlet_min_size: int = 10
 
     def source_clients(self, domains: int) -> int:
-        """Return the number of source clients.
-
-        Args:
-            domains: Number of source domains.
+        """Return the number of source clients, given that of the source domains.
 
         >>> PartitionSettings("dirichlet", clients_per_domain=5).source_clients(3)
         15
@@ -47,19 +35,24 @@ class PartitionSettings:
         by_partition = {"lambda": self.clients, "dirichlet": self.clients_per_domain * domains}
         return by_partition.get(self.partition, domains)
 
-    def mistake(self) -> str:
-        """Return what is impossible about the settings together, or nothing."""
+    def check_together(self) -> None:
+        """Raise ``ValueError`` where the settings do not go together."""
         left_out = PartitionSettings()
         for name, owner in _OWNERS.items():
             value = getattr(self, name)
             if value != getattr(left_out, name) and self.partition != owner:
                 option = "--" + name.replace("_", "-")
-                return f"{option}: it belongs to --partition {owner}, got {value:g} with --partition {self.partition}"
+                raise ValueError(
+                    f"{option}: it belongs to --partition {owner}, got {value:g} with --partition {self.partition}"
+                )
         if self.partition == "lambda" and self.clients == 0:
-            return "--partition lambda: expected --clients, the number of clients that share the domains; got none"
+            raise ValueError(
+                "--partition lambda: expected --clients, the number of clients that share the domains; got none"
+            )
         if self.partition == "dirichlet" and self.clients_per_domain == 0:
-            return "--partition dirichlet: expected --clients-per-domain, the clients that share a domain; got none"
-        return ""
+            raise ValueError(
+                "--partition dirichlet: expected --clients-per-domain, the clients that share a domain; got none"
+            )
 
     def describe(self) -> str:
         """Describe in a few words who the clients are; nothing for one client a domain."""

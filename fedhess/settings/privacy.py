@@ -20,25 +20,39 @@ Unit = Literal["client", "example"]
 UPDATE, STATISTICS = "update", "statistics"  # keys of --dp-clip beside the names of statistics
 
 
-def privacy_mistake(config: Any) -> str:
-    """Return what is impossible about the settings of a ``RunConfig`` together, or nothing."""
+def check_together(config: Any) -> None:
+    """Raise ``ValueError`` where settings of a ``RunConfig`` about privacy do not go together."""
     if not config.is_private:
         fields = type(config).model_fields
         alone = [name for name in ("dp_delta", "dp_clip", "dp_unit") if getattr(config, name) != fields[name].default]
-        return f"--{alone[0].replace('_', '-')}: it belongs to --dp-epsilon, which is not given" if alone else ""
+        if alone:
+            raise ValueError(f"--{alone[0].replace('_', '-')}: it belongs to --dp-epsilon, which is not given")
+        return
     if config.dp_delta == 0:
-        return (
+        raise ValueError(
             "--dp-epsilon: Gaussian noise has no epsilon without a delta; give --dp-delta, well below 1 over the "
             "number of examples: 1e-5"
         )
     if UPDATE not in config.dp_clip:
-        return (
+        raise ValueError(
             "--dp-clip: expected the greatest norm of an update, and of statistics where the strategy has any, as in "
             f"update=0.1,statistics=1; got {', '.join(config.dp_clip) or 'nothing'}"
         )
-    for option, meant in _refused(config):
-        return f"{option}: not with --dp-epsilon, {meant}"
-    return ""
+    if config.batchnorm == "averaged":
+        raise ValueError(
+            "--batchnorm averaged: not with --dp-epsilon, whose noise would make running variances negative; give "
+            "--batchnorm frozen"
+        )
+    if config.average == "swad":
+        raise ValueError(
+            "--average swad: not with --dp-epsilon, under which no source evaluates, so that there is no loss to "
+            "follow; give --average swa or ema"
+        )
+    if config.dp_unit == "example" and config.statistics_batches > 1:
+        raise ValueError(
+            f"--statistics-batches {config.statistics_batches}: not with --dp-epsilon and --dp-unit example, which "
+            "counts on each example once in a statistic; give a larger --batch-size"
+        )
 
 
 def privacy_words(config: Any) -> str:
@@ -49,31 +63,9 @@ def privacy_words(config: Any) -> str:
     return f", {config.dp_unit}-level privacy epsilon {config.dp_epsilon:g} delta {config.dp_delta:g} (norms {bounds})"
 
 
-def _refused(config: Any) -> list[tuple[str, str]]:
-    """List the settings that a private run cannot have, each with the reason."""
-    found = {
-        "--batchnorm averaged": (
-            config.batchnorm == "averaged",
-            "whose noise would make running variances negative; give --batchnorm frozen",
-        ),
-        "--average swad": (
-            config.average == "swad",
-            "under which no source evaluates, so that there is no loss to follow; give --average swa or ema",
-        ),
-        f"--statistics-batches {config.statistics_batches}": (
-            config.dp_unit == "example" and config.statistics_batches > 1,
-            "which with --dp-unit example counts on each example once in a statistic; give a larger --batch-size",
-        ),
-    }
-    return [(option, meant) for option, (applies, meant) in found.items() if applies]
-
-
 @lru_cache(maxsize=64)
 def noise_multiplier(epsilon: float, delta: float, *, releases: int) -> float:
     """Return the noise's standard deviation over the sensitivity with which so many releases are (epsilon, delta).
-
-    Raises:
-        UsageError: dp-accounting is not installed.
 
     >>> round(noise_multiplier(1.0, 1e-5, releases=4), 2)
     7.46

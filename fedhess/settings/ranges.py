@@ -28,29 +28,17 @@ STEPS = 5001  # that DomainBed trains: what its numbers of steps are a part of
 
 @dataclass(frozen=True)
 class Range:
-    """What a value is drawn from: uniform, uniform in its logarithm, or one of several choices.
+    """What a value is drawn from: uniform, uniform in its logarithm, or one of several choices."""
 
-    Attributes:
-        low: The lower end; where there is a ``base`` its exponent.
-        high: The upper end, in the same way.
-        source: Who published it, or :data:`OURS`.
-        base: Of the logarithm; 0 for a uniform draw.
-        whole: Whether the drawn value is cut to a whole number.
-        choices: What is drawn from in place of a range.
-        name: What seeds the draw beside the numbers of setting and trial: DomainBed's name of the hyperparameter.
-        default: The value that its source trains with otherwise: the range goes with it.
-        scale: What a drawn value is multiplied by.
-    """
-
-    low: float = 0.0
+    low: float = 0.0  # the ends; where there is a base, its exponents
     high: float = 1.0
-    source: str = OURS
-    base: float = 0.0
-    whole: bool = False
-    choices: tuple[Scalar, ...] = ()
-    name: str = ""
-    default: float | None = None
-    scale: float = 1.0
+    source: str = OURS  # who published it
+    base: float = 0.0  # of the logarithm; 0 for a uniform draw
+    whole: bool = False  # cut to a whole number
+    choices: tuple[Scalar, ...] = ()  # in place of a range
+    name: str = ""  # seeds the draw beside the numbers of setting and trial: DomainBed's name of the hyperparameter
+    default: float | None = None  # the value that its source trains with otherwise: the range goes with it
+    scale: float = 1.0  # what a drawn value is multiplied by
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -206,14 +194,10 @@ def around(default: float, *, decades: float = 1.0, whole: bool = False) -> Rang
 def draw_settings(
     strategy: str, benchmark: str, *, number: int, trial: int, ranges: str = "released"
 ) -> dict[str, Scalar]:
-    """Draw one setting of DomainBed's sweep, as a variant of a job has it.
+    """Draw one setting of DomainBed's sweep, as a variant of a job has it; ``ranges`` is a key of `RANGES`.
 
-    Args:
-        strategy: A strategy's name; one whose ranges are not known draws what all do.
-        benchmark: A benchmark's name.
-        number: Of the setting within the trial (``hparams_seed``), from 1; setting 0 has the defaults.
-        trial: Of the trial (``trial_seed``), from 0.
-        ranges: A key of `RANGES`.
+    ``number`` is that of the setting within the trial (``hparams_seed``), from 1: setting 0 has the defaults. ``trial``
+    is the ``trial_seed``, from 0. A strategy whose ranges are not known draws what all do.
     """
     assert number >= 1, "setting 0 has the defaults and draws nothing"
     space = {**common_ranges(benchmark), **ranges_of(strategy, ranges=ranges)}

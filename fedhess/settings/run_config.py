@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fedhess.base.errors import UsageError
+from fedhess.settings import privacy
 from fedhess.settings.assignments import Scalar, decode
 from fedhess.settings.mistakes import describe_error
 from fedhess.settings.partition import Partition, PartitionSettings
-from fedhess.settings.privacy import Unit, privacy_mistake
+from fedhess.settings.privacy import Unit
 from fedhess.settings.schedules import LearningRate, Schedule, average_args, current_settings
 
 if TYPE_CHECKING:
@@ -267,39 +268,23 @@ class RunConfig(BaseModel):
         return average_args(info.data["average"], given, benchmark=info.data.get("domains", ""))
 
     @model_validator(mode="after")
-    def _each_domain_once(self) -> "RunConfig":
+    def _fits_together(self) -> "RunConfig":
         domains = [*self.sources, *self.targets]
         if len(set(domains)) < len(domains):
             raise ValueError(
                 f"--sources, --targets: expected each domain once, got {', '.join(self.sources)} and "
                 f"{', '.join(self.targets)}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _possible_schedules(self) -> "RunConfig":
         for option, warmup in (("warmup", self.warmup_rounds), ("server-warmup", self.server_warmup_rounds)):
             if warmup >= self.rounds:
                 raise ValueError(f"--{option}-rounds: expected fewer than --rounds {self.rounds}, got {warmup}")
-        return self
-
-    @model_validator(mode="after")
-    def _possible_partition(self) -> "RunConfig":
-        mistake = self.partition_settings.mistake()
-        if not mistake and self.clients_per_round > self.source_clients:
-            mistake = (
+        self.partition_settings.check_together()
+        if self.clients_per_round > self.source_clients:
+            raise ValueError(
                 f"--clients-per-round: expected at most {self.source_clients}, the number of source clients, got "
                 f"{self.clients_per_round}"
             )
-        if mistake:
-            raise ValueError(mistake)
-        return self
-
-    @model_validator(mode="after")
-    def _possible_privacy(self) -> "RunConfig":
-        mistake = privacy_mistake(self)
-        if mistake:
-            raise ValueError(mistake)
+        privacy.check_together(self)
         return self
 
     @property
@@ -402,22 +387,10 @@ class RunConfig(BaseModel):
         return flat
 
     @classmethod
-    def from_run_config(cls, run_config: Mapping[str, Scalar]) -> "RunConfig":
-        """Read what :meth:`to_run_config` wrote; keys that are not ours are left to their owners.
-
-        Raises:
-            UsageError: A value is out of range, of the wrong type, or no JSON where JSON is expected.
-        """
-        return cls.checked(cls.given_in(run_config))
-
-    @classmethod
     def given_in(cls, run_config: Mapping[str, Scalar]) -> dict[str, object]:
-        """Read the settings that a run config gives, by our names; an empty text gives none.
+        """Read what :meth:`to_run_config` wrote, by our names; an empty text gives none, others' keys are left out.
 
         Lists and dictionaries are JSON, or as on the command line: ``"a,b"`` and ``"key=value,..."``.
-
-        Raises:
-            UsageError: A list or dictionary is no text, or cannot be read.
         """
         values: dict[str, object] = {}
         for key, field in cls.model_fields.items():
@@ -431,11 +404,7 @@ class RunConfig(BaseModel):
 
     @classmethod
     def checked(cls, values: Mapping[str, object]) -> "RunConfig":
-        """Validate, and turn every error into one line that names the option, the range and the value.
-
-        Raises:
-            UsageError: At least one value is out of range, of the wrong type, missing or unknown.
-        """
+        """Validate, and turn every error into one line that names the option, the range and the value."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:

@@ -81,9 +81,6 @@ def current_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 def average_args(average: str, given: Mapping[str, Any], *, benchmark: str) -> dict[str, Any]:
     """Complete the arguments of an average by their defaults, and check them.
 
-    Raises:
-        ValueError: One is unknown, or out of range.
-
     >>> average_args("swa", {"start": 0}, benchmark="PACS")
     {'start': 0, 'every': 1}
     """

@@ -28,7 +28,8 @@ from fedhess.federation.client import app, memory, training
 from fedhess.federation.client.batches import step_batches
 from fedhess.federation.engines.choice import IN_PROCESS, choose_engine
 from fedhess.federation.server.app import Server
-from fedhess.models.prepared import build_model, local_domain
+from fedhess.models.building import build_model
+from fedhess.models.prepared import local_domain
 from fedhess.settings.defaults import default_strategy_args
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations.benchmarks.images import SOURCES, image_settings, write_tree

@@ -27,7 +27,6 @@ from fedhess.simulations.benchmarks.measuring import Rounds, Row, in_turn, row, 
 HEAD_STRATEGIES = ("hgp", "hutchinson", "irm", "vrex", "fishr", "fediir", "server_alignment")
 WARM_UP, ROUNDS = 2, 8  # rounds of each block, and those of them that are left out
 BYTES_RATIO, DISTANCES_RATIO = 1.05, 1.05
-NO_ALIGNMENT = {name: torch.zeros(1, 1) for name in ("gradient", "hgp")}
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def run_block(case: Case, strategy: str, *, evaluate_every: int = ROUNDS, distan
         return run_federation(config)
 
     def ask_nothing(server: Server) -> None:
-        server.alignment_shapes = NO_ALIGNMENT
+        server.alignment_shapes = {name: each[:, :1] for name, each in server.alignment_shapes.items()}
 
     with patch.object(app, "evaluate_model", _without_alignment):
         return run_federation(config, prepare=ask_nothing)
@@ -94,7 +93,8 @@ def _without_alignment(
     model: HeadedModel, data: LocalDomain, *, indices: Tensor | None = None, with_alignment: bool = False
 ) -> Evaluation:
     result = evaluate_model(model, data, indices=indices)
-    result.alignment = dict(NO_ALIGNMENT) if with_alignment else {}
+    nothing = torch.zeros(model.head.out_features, 1)
+    result.alignment = dict.fromkeys(("gradient", "hgp"), nothing) if with_alignment else {}
     return result
 
 

@@ -86,6 +86,15 @@ def describe_revision(environment: Mapping[str, Any]) -> str:
     return revision if is_reproducible(environment) else f"{revision} (UNCOMMITTED CHANGES: cannot be made again)"
 
 
+def describe_environment_of(section: Mapping[str, Any]) -> str:
+    """Return a table's words for the machine, versions and revision that a section of results was measured with."""
+    machine, versions = section["environment"], section["environment"]["versions"]
+    return (
+        f"{machine['platform']}, {machine['cpu_count']} cores, torch {versions['torch']}, flwr {versions['flwr']}; "
+        f"{describe_revision(machine)}."
+    )
+
+
 def read_results(path: Path, render: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
     """Read results that others are added to; none where there is no file.
 

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import tempfile
+import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -132,13 +133,14 @@ def run_scenario(
     if options.render_only:
         configurations = ()
         _write_table(path, render(comparison, record))
-    stopped = False
+    stopped, started = False, time.monotonic()
     with ExitStack() as stack:
         jobs = options.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for number, configuration in enumerate(configurations, start=1):
             row = (run or measure)(configuration, folder=jobs, device=options.device)
             stopped = stopped or "stopped" in row
-            typer.echo(f"[{number}/{len(configurations)}] {_described(row, comparison)}")
+            minutes = (time.monotonic() - started) / 60 / number * (len(configurations) - number)
+            typer.echo(f"[{number}/{len(configurations)}] {_described(row, comparison)}, {minutes:.0f} min left")
             record = add_row(path, row, quick=options.quick)
             _write_table(path, render(comparison, record))
     typer.echo("\n" + render(comparison, record))

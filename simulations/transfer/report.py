@@ -68,8 +68,6 @@ def draw(path: Path, result: Mapping[str, Any]) -> None:
         f"{', '.join(map(str, result['seeds']))}; means alone, no error bars"
     )
     with drawing(path, shape, size=(3.6, 3.2), title=title, note=note, names=groups, sharex=True, sharey=True) as axes:
-        for axis in axes.flat[len(groups) :]:
-            axis.axis("off")
         for number, (axis, (strategy, runs)) in enumerate(zip(axes.flat, groups.items(), strict=False), start=1):
             points = mean_points(runs)
             for key, (label, look) in lines.items():

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from fedhess.alignment.means import DomainMeans, MeanRule, PerDomain
+from fedhess.alignment.means import DomainMeans, PerDomain, mean_rule
 from fedhess.alignment.robust import MEANS, robust_mean
 
 
@@ -66,7 +66,7 @@ def test_one_contribution_keeps_its_bits_and_whole_numbers_are_averaged(kind: st
 
 
 def test_a_domain_whose_clients_are_all_hostile_does_not_move_the_mean_over_domains() -> None:
-    rule = MeanRule("median")
+    rule = mean_rule("median", hostile=1)
     means = DomainMeans(["a", "b", "c"], [{"a": 4}, {"a": 4}, {"b": 4}, {"c": 4}], rule)
     for domain, value in (("a", 1e6), ("a", 1e6), ("b", 1.0), ("c", 2.0)):
         means.add(domain, {"gradient": torch.tensor([value])}, 4)

@@ -138,6 +138,6 @@ def test_what_is_impossible_is_named_before_anything_is_written(
 def test_settings_of_a_partition_survive_the_wire() -> None:
     config = toy_config(partition="lambda", clients=12, heterogeneity=0.1, clients_per_round=5)
     assert config.source_clients == 12
-    assert type(config).from_run_config(config.to_run_config()) == config
+    assert config.checked(config.given_in(config.to_run_config())) == config
     with pytest.raises(UsageError, match="--clients-per-round: expected at most 12"):
-        type(config).from_run_config(config.to_run_config() | {"clients-per-round": 13})
+        config.checked(config.given_in(config.to_run_config() | {"clients-per-round": 13}))

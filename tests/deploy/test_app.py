@@ -37,8 +37,9 @@ def deployed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., N
     monkeypatch.chdir(tmp_path)
     memory.MEMORY.clear()
 
-    def run(settings: dict[str, Any], run_dir: str, app: Any = client_app) -> None:
+    def run(settings: dict[str, Any], run_dir: str, app: Any = client_app, **more: int) -> None:
         run_config = RunConfig.checked(settings).to_run_config() | {"run-dir": run_dir}
+        run_config |= {key.replace("_", "-"): value for key, value in more.items()}
         count = len(settings["sources"]) + len(settings["targets"])
         nodes = [{"partition-id": index, "num-partitions": count} for index in range(count)]
         run_in_process(server_app, app, run_config=run_config, node_configs=nodes)
@@ -122,6 +123,33 @@ def test_the_same_run_started_again_continues_with_the_same_bits(
     assert rows[0] == rows[1]
     weights = [max(Path(name).rglob("checkpoint/*.safetensors")).read_bytes() for name in ("straight", "broken")]
     assert weights[0] == weights[1]
+
+
+def test_a_run_goes_back_to_an_earlier_round_and_comes_to_the_same_bits(
+    settings: dict[str, Any], deployed: Callable[..., None]
+) -> None:
+    deployed(settings, "job")
+    run = RunDirectory(Path("job/east/0"))
+    straight, rows = max(Path("job").rglob("checkpoint/*.safetensors")).read_bytes(), timeless(run.rounds_file)
+    poisoned = run.load_checkpoint()
+    assert poisoned is not None
+    for tensor in poisoned.tensors.values():
+        tensor.add_(1000.0)
+    run.save_checkpoint(poisoned)
+    deployed(settings, "job", resume_from=2)
+    assert max(Path("job").rglob("checkpoint/*.safetensors")).read_bytes() == straight
+    dropped = ("bytes_down", "sent")
+    again = timeless(run.rounds_file, *dropped)
+    assert again == [{key: value for key, value in row.items() if key not in dropped} for row in rows]
+    (entry,) = json.loads(Path("job/config.json").read_text(encoding="utf-8"))["additions"]
+    assert entry["from_round"] == {"east/0": 2}
+
+    with pytest.raises(UsageError, match=r"--resume-from 1: job/east/0 keeps the checkpoints of rounds .*2, 3"):
+        deployed(settings, "job", resume_from=1)
+    with pytest.raises(UsageError, match=r"--resume-from 2: there is no job in .*/elsewhere"):
+        deployed(settings, "elsewhere", resume_from=2)
+    with pytest.raises(UsageError, match=r"--resume-from 2: it continues a job; give --run-dir its directory"):
+        deployed(settings, "", resume_from=2)
 
 
 def test_two_runs_at_once_in_one_directory_are_refused(settings: dict[str, Any], deployed: Callable[..., None]) -> None:

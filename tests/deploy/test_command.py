@@ -40,6 +40,8 @@ def test_mistakes_in_settings_are_found_before_anything_starts(command: Command,
     ask = ("run", "--superlink", "fl.example.org:8000")
     wrong = command(*ask, "--rounds", "-3")
     assert (wrong.status, wrong.err) == (2, "fedhess: --rounds: expected at least 1, got -3\n")
+    nowhere = command(*ask, "--resume-from", "3")
+    assert (nowhere.status, "--resume-from 3: it continues a job; give --run-dir its" in nowhere.err) == (2, True)
     elsewhere = command("local", "--out", "job", "--run-config", 'run-dir="mine"')
     assert (elsewhere.status, "takes no run-dir; use --out FOLDER" in elsewhere.err) == (2, True)
 

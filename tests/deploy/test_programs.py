@@ -15,7 +15,7 @@ from fedhess.deploy import programs
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.packing import app_config, pack_app
 from fedhess.deploy.settings import plan_nodes, plan_run, read_settings
-from fedhess.federation.client.node import Place
+from fedhess.federation.client.call import Place
 from fedhess.federation.flower_compat import read_run_config
 from fedhess.federation.run_settings import settings_of_run
 

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset, TensorDataset
 from fedhess.base.errors import UsageError
 from fedhess.domains import Benchmark, TensorDomain, open_benchmark
 from fedhess.domains.benchmark import leave_one_out
-from fedhess.domains.images.dataset_images import DatasetImages
 from fedhess.domains.images.image_files import ImageDomain
+from fedhess.domains.own_data import DatasetImages
 from fedhess.models import prepare_inputs
 
 LABELS = np.arange(6) % 2

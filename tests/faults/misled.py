@@ -1,4 +1,7 @@
-"""The real ServerApp, which takes the client of the domain in $MISLED for a source, whatever that client says."""
+"""The real ServerApp, which takes the client of the domain in $MISLED for a source, whatever that client says.
+
+With $CURIOUS it has every client evaluate each model twice.
+"""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +11,9 @@ from typing import Any
 from fedhess.deploy.app import app
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.protocol import Identity
+from fedhess.federation.server import app as server
 from fedhess.federation.server import discovery
+from fedhess.federation.server.evaluation import evaluate_clients
 
 __all__ = ["app"]
 
@@ -26,3 +31,14 @@ class Misheard:
 
 
 discovery.Identity = Misheard  # type: ignore[misc, assignment]
+
+
+def evaluate_twice(*args: Any, **given: Any) -> Any:
+    """Have the clients evaluate a model, and do it again."""
+    measured = evaluate_clients(*args, **given)
+    evaluate_clients(*args, **given)
+    return measured
+
+
+if "CURIOUS" in os.environ:
+    server.evaluate_clients = evaluate_twice

@@ -88,6 +88,24 @@ def test_a_target_that_is_asked_to_train_refuses_and_the_round_goes_on_without_i
         assert all(row["domain"] == "sketch" for row in rows if row["failures"])
 
 
+def test_a_target_evaluates_a_model_once_and_its_node_adds_the_noise(federation: Federation) -> None:
+    """The server asks for each evaluation twice."""
+    federation.start_superlink(CURIOUS="yes")
+    federation.register()
+    for domain in DOMAINS:
+        federation.start_node(domain, **({"evaluation_epsilon": 1.0} if domain == "sketch" else {}))
+    federation.start_run("curious", "rounds=1")
+    log = federation.finish("curious", 400)
+    refused = [(number, domain, reason) for number, domain, phase, reason in federation.failures("curious")]
+    said = "error 1002: a target evaluates one model a round, in order, in rounds 0 to 1: got round {0} after {0}"
+    assert refused == [(number, "sketch", said.format(number)) for number in (0, 1)], log
+    rows = [row for row in federation.rows("curious") if row["domain"] == "sketch"]
+    assert [row["loss"] for row in rows] == [None, None]
+    assert all(sum(count for _, _, count in row["confusion"]) != row["examples"] for row in rows), rows
+    labels = [[sum(n for label, _, n in row["confusion"] if label == each) for each in range(7)] for row in rows]
+    assert labels[0] != labels[1], "its class counts, of the same examples"
+
+
 def test_a_strategy_that_only_the_server_has_is_said_with_what_to_do(federation: Federation, tmp_path: Path) -> None:
     (tmp_path / "lonely").mkdir()
     (tmp_path / "lonely" / "lonely_strategy.py").write_text(

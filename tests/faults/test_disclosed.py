@@ -27,7 +27,7 @@ from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.tensors import decode_tensors, encode_tensors
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 from fedhess.strategies.coral import feature_covariance, feature_mean
 
 CLASSES = 7

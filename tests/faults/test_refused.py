@@ -44,6 +44,7 @@ def test_only_nodes_reach_the_superlink_from_outside(federation: Federation, tmp
     public, state = free_port(), tmp_path / "state"
     command = ["-m", "fedhess.deploy", "superlink", "--keys", str(federation.keys.folder), "--state", str(state)]
     command += ["--host", HOST, "--port", str(public), "--control-port", str(federation.port)]
+    command += ["--metrics-port", str(shown_at := free_port())]
     health = free_port()
     command += ["--", "--log-file", "superlink.log", "--health-server-address", f"{HOST}:{health}"]
     federation.running.start("superlink", Program(sys.executable, command, {"FLWR_HOME": str(federation.home)}))
@@ -75,6 +76,8 @@ def test_only_nodes_reach_the_superlink_from_outside(federation: Federation, tmp
         assert f'fedhess_node_online{{client="{client}",node="{node}"}} 1' in metrics
     assert "| finished:completed |" in shown
     assert 'fedhess_runs{status="finished:completed"} 1' in metrics
+    url = f"http://{HOST}:{shown_at}/metrics"
+    federation.wait(lambda: httpx.get(url).text == metrics, "the metrics are shown", 150)
     with socket.create_connection((HOST, health), timeout=5):
         pass
     assert "Flower" in (state / "superlink.log").read_text(encoding="utf-8")

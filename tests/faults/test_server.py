@@ -72,7 +72,7 @@ def test_a_full_disk_stops_the_run_with_the_reason_and_the_last_checkpoint_is_wh
     started.start_nodes()
     started.start_run("job", ROUNDS, f'run-dir="{small_disk}/job"')  # one checkpoint fits, a second beside it does not
     log = started.finish("job", 300)
-    assert re.search(r"cannot write to .*small.job.*: No space left on device; free space or mend the permissions", log)
+    assert re.search(r"cannot write to .*small.job.*: No space left on device; free space or fix the permissions", log)
     assert list((small_disk / "job").rglob("round-000000.safetensors"))
 
 

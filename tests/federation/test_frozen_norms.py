@@ -30,7 +30,7 @@ class Normed(FrozenNorms):
         return features
 
 
-def make_frozen(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def make_frozen(name: str = "", *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     return HeadedModel(Normed(), nn.Linear(8, outputs))
 
 

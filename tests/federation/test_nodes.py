@@ -24,8 +24,8 @@ from fedhess.federation.flower_compat import run_identity, set_message_id
 from fedhess.federation.server.discovery import discover
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.models import MODELS
+from fedhess.models.building import build_model
 from fedhess.models.headed import HeadedModel
-from fedhess.models.prepared import build_model
 
 Run = Callable[..., Any]
 HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05}}
@@ -122,10 +122,10 @@ class FixedNodes:
 def test_two_nodes_of_one_domain_are_an_error() -> None:
     north, south = (protocol.Identity(name, "source", 0, 10, 10, False) for name in ("north", "south"))
     with run_identity(1):
-        found = discover(FixedNodes({9: south, 4: north}), sources=("north", "south"), targets=(), deadline=5)  # type: ignore[arg-type]
+        found = discover(FixedNodes({9: south, 4: north}), toy_config(targets=()))  # type: ignore[arg-type]
         assert [(client.label, client.node_id) for client in found] == [("north", 4), ("south", 9)]
         with pytest.raises(FederationError, match="two nodes are client south"):
-            discover(FixedNodes({1: north, 2: south, 3: south}), sources=("north", "south"), targets=(), deadline=5)  # type: ignore[arg-type]
+            discover(FixedNodes({1: north, 2: south, 3: south}), toy_config(targets=()))  # type: ignore[arg-type]
 
 
 def test_a_node_that_is_slow_to_start_is_asked_again(toy_run: Run) -> None:
@@ -150,7 +150,7 @@ class Normed(nn.Module):
         return self.norm(self.linear(inputs))
 
 
-def make_normed(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def make_normed(name: str = "", *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     return HeadedModel(Normed(), nn.Linear(8, outputs))
 
 

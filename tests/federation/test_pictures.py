@@ -22,7 +22,8 @@ from fedhess.federation.client.batches import round_batch
 from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.tensors import encode_tensors
 from fedhess.models import MODELS
-from fedhess.models.prepared import build_model, local_domain
+from fedhess.models.building import build_model
+from fedhess.models.prepared import local_domain
 
 Run = Callable[..., Any]
 HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05, "scale": "absolute"}}

@@ -7,8 +7,7 @@ from toy import toy_config
 
 from fedhess.base.environment import torch_threads
 from fedhess.base.errors import UsageError
-from fedhess.federation.client.call import run_settings
-from fedhess.federation.client.node import place
+from fedhess.federation.client.call import place, run_settings
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.settings.assignments import Scalar
 

@@ -14,8 +14,8 @@ from toy import toy_config, toy_domains
 
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
+from fedhess.models.building import build_model
 from fedhess.models.headed import HeadedModel
-from fedhess.models.prepared import build_model
 
 Run = Callable[..., Any]
 

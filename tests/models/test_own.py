@@ -256,7 +256,7 @@ def test_weights_of_the_network_are_taken_and_a_head_of_other_classes_is_left_ou
     mine = model.state_dict()
     assert all(torch.equal(mine[f"featurizer.network.{n}"], value) for n, value in theirs.items() if "fc." not in n)
     assert torch.equal(mine["head.weight"], head)
-    assert f"{file}: its head does not fit (4, 512), and begins anew" in caplog.text
+    assert f"{file}: its head does not fit (4, 512), and is initialised" in caplog.text
 
 
 def test_the_head_is_taken_where_it_fits_and_names_of_our_own_do_too(tmp_path: Path) -> None:

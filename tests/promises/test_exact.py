@@ -46,7 +46,7 @@ from toy import FIVE, toy_config, toy_domains
 
 from fedhess.alignment.loading import strategy_model
 from fedhess.models import MODELS
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 from fedhess.settings.run_config import RunConfig
 
 Run = Callable[..., Any]

@@ -18,7 +18,7 @@ from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.batches import round_batch
 from fedhess.federation.client.examples import local_client, simulated_client
 from fedhess.federation.engines.inprocess import InProcessGrid
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 
 Run = Callable[..., Any]
 HGP = {"strategy": "hgp", "strategy_args": {"alpha": 0.02, "beta": 0.05}}

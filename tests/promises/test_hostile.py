@@ -134,8 +134,8 @@ def _no_number(confusion: np.ndarray, bins: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(change, "expected counts that add up to num-examples") for change in (_moved, _one_more, _negative, _half)]
-    + [(change, "expected counts that add up to num-examples") for change in (_another_bin, _more_right, _too_sure)]
+    [(change, "expected counts that fit accuracy") for change in (_moved, _one_more, _negative, _half)]
+    + [(change, "expected counts that fit accuracy") for change in (_another_bin, _more_right, _too_sure)]
     + [(_no_number, "not finite"), (None, "expected arrays 'counts'")],
 )
 def test_counts_that_do_not_add_up_are_a_failure_of_their_client(

@@ -13,16 +13,18 @@ from flwr.app import Context, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from methods import METHODS, RELAYS
-from toy import SOURCES
+from toy import SOURCES, toy_config
 
+from fedhess.domains.benchmark import SOURCE
 from fedhess.federation import protocol
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.examples import local_client, simulated_client
 from fedhess.federation.client.memory import Memory
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.protocol import Identity
 from fedhess.federation.server.discovery import Client, draw_clients
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 from tests.promises.test_alive import KINDS, assert_undisturbed, run_of, same, server_of
 
 Run = Callable[..., Any]
@@ -50,6 +52,16 @@ def test_every_strategy_trains_drawn_clients_of_several_domains(toy_run: Run, na
     assert all(torch.isfinite(value).all() for value in finished.tensors.values())
     assert not same(finished.tensors, dict(build_model(finished.server.config).state_dict()))
     assert all(row["accuracy"] is not None for row in finished.rows)
+
+
+def test_the_seed_is_in_every_clients_stream_of_batches() -> None:
+    for seed in (3, 4):
+        config = toy_config(seed=seed, **MIXED)
+        places = [simulated_client(config, position) for position in range(7)]
+        clients = [local_client(config, domain=domain, role=SOURCE, client=number) for domain, number in places]
+        keys = [part.key for client in clients for part in client.parts.values()]
+        assert len(set(keys)) == len(keys) > 7, "some have examples of two domains"
+        assert {key[0] for key in keys} == {seed}
 
 
 def trained(rows: list[dict[str, Any]], server_round: int) -> list[tuple[str, int]]:
@@ -179,7 +191,7 @@ def test_few_forward_passes_are_kept_and_the_bits_are_the_same(toy_run: Run, mon
     def counted(self: Memory, *arguments: Any) -> None:
         keep(self, *arguments)
         kept.append(len(self._passes))
-        weights.extend(self._graph_bytes.values())
+        weights.extend(self._sizes(with_graph=True))
 
     monkeypatch.setattr(Memory, "keep", counted)
     # In float32 a pass has 16 x 390 features, 25 kB; its graph holds them, the activations before, and the inputs.

@@ -18,7 +18,7 @@ from fedhess.alignment.strategy import Ask, DomainStrategy
 from fedhess.curvature import head_gradient, head_hvp
 from fedhess.federation.client.examples import source_shares
 from fedhess.jobs.rows import domain_rows
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 
 Run = Callable[..., Any]
 FULL = {"batch_size": 0, "rounds": 3, "domains_options": {"uneven": True, "holdout": 0.25, "six": True}}

@@ -22,8 +22,8 @@ from fedhess.federation import protocol
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.server.run_directory import RunDirectory
+from fedhess.models.building import build_model
 from fedhess.models.headed import HeadedModel
-from fedhess.models.prepared import build_model
 from fedhess.strategies.fish import Fish
 from tests.promises.test_alive import KINDS, erm_with
 

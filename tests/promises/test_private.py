@@ -8,6 +8,7 @@ import pytest
 import torch
 from federations import Finished
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from misbehaving import Misbehaving, crash
 from toy import toy_config
 
 from fedhess.alignment import Ask, DomainStrategy
@@ -18,7 +19,7 @@ from fedhess.federation.client.app import app
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.server.global_model import GlobalModel
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 
 Run = Callable[..., Finished]
 PRIVATE: dict[str, Any] = {
@@ -126,6 +127,20 @@ def test_a_deployed_client_sends_no_digest_no_loss_and_evaluates_nothing() -> No
         assert sorted(trained[protocol.METRICS]) == [protocol.NUM_EXAMPLES, "seconds"]
         assert sorted(trained) == [protocol.MODEL, protocol.METRICS]
     grid.close()
+
+
+@pytest.mark.parametrize("changes", [{}, {"dp_unit": "example", "references": "previous"}])
+def test_a_run_that_was_interrupted_goes_on_to_the_same_bits_and_the_same_epsilon(
+    toy_run: Run, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    settings = {"strategy": "hgp", "rounds": 4, **PRIVATE, **changes}
+    straight = toy_run(**settings)
+    with pytest.raises(FederationError, match="round 3: 2 of 3 source clients"):
+        toy_run(directory=tmp_path, app=Misbehaving(protocol.TRAIN, crash, first_round=3), **settings)
+    resumed = toy_run(directory=tmp_path, **settings)
+    assert all(torch.equal(straight.tensors[name], resumed.tensors[name]) for name in straight.tensors)
+    last, again = ([row["epsilon"] for row in run.rows if "epsilon" in row][-3:] for run in (straight, resumed))
+    assert last == again == [pytest.approx(8.0)] * 3
 
 
 def test_a_deployed_run_that_was_interrupted_is_not_continued(toy_run: Run, tmp_path: Path, monkeypatch) -> None:

@@ -35,6 +35,7 @@ EMA = [*HGP_ADAM, "--average", "ema", "--evaluate-every", "2", "--lr-schedule", 
 EMA += ["--server-lr-schedule", "step", "--lr-drop-after", "0.5"]
 
 PRIVATE = ["--strategy", "hgp", "--dp-epsilon", "50", "--dp-delta", "1e-5", "--dp-clip", "update=0.1,statistics=1"]
+PRIVATE_EXAMPLES = [*PRIVATE, "--dp-unit", "example", "--references", "previous"]
 
 
 def toy(method: list[str]) -> list[str]:
@@ -78,7 +79,7 @@ def assert_same(job: Path, reference: Path) -> None:
         (SELECTED_EARLIER, 5, 23),
         *(pytest.param(method, 2, 1, marks=pytest.mark.slow) for method in (FED_ADAM, FED_AVG_M, SWA, SWAD, EMA)),
         pytest.param(SELDOM, 2, 5, marks=pytest.mark.slow),
-        pytest.param(PRIVATE, 2, 1, marks=pytest.mark.slow),
+        *(pytest.param(method, 3, 1, marks=pytest.mark.slow) for method in (PRIVATE, PRIVATE_EXAMPLES)),
         pytest.param(SELECTED_EARLIER, 5, 1, marks=pytest.mark.slow),
     ],
 )
@@ -229,7 +230,7 @@ def test_full_disk_keeps_the_last_round(command: Command) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (outcome.status, outcome.out) == (1, ""), outcome.err
-    assert "cannot write to job/east/0: File too large; free space or mend the permissions" in outcome.err
+    assert "cannot write to job/east/0: File too large; free space or fix the permissions" in outcome.err
     assert "completed rounds are kept: continue with --resume --out job" in outcome.err
     assert json.loads(Path("job/east/0/checkpoint/checkpoint.json").read_text())["round"] == 0
     assert command(*TOY, *HGP_ADAM, "--out", "job", "--resume").status == 0
@@ -254,7 +255,7 @@ def test_poisoned_round_is_undone(command: Command) -> None:
     assert_same(Path("job"), Path("reference"))
     (entry,) = json.loads(Path("job/config.json").read_text())["additions"]
     assert entry["from_round"] == {"east/0": 2}
-    assert not (run.path / "tracking.json").exists(), "trackers begin a run anew"
+    assert not (run.path / "tracking.json").exists(), "trackers begin a run again"
 
 
 def test_round_without_a_checkpoint_is_refused(command: Command) -> None:

@@ -104,6 +104,7 @@ def test_rows_without_counts_have_no_section_and_no_figure(make_job: Any) -> Non
     assert not [path for path in write_report(old, summary) if "confusion" in path.name]
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_confusions_of_the_trials_are_added_up_and_drawn(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(TWO_TARGETS)
     found = target_confusions(job, read_rows(job))

@@ -194,7 +194,7 @@ def test_report_is_made_again_from_the_rows_alone(make_job: Made) -> None:
 def test_unwritable_report_is_named(make_job: Made, tmp_path: Path) -> None:
     job = make_job({("erm", "east", 0): (0.1, 0.25)})
     (tmp_path / "figures").write_text("in the way")
-    with pytest.raises(StorageError, match=r"cannot write to .*: File exists; free space or mend the permissions"):
+    with pytest.raises(StorageError, match=r"cannot write to .*: File exists; free space or fix the permissions"):
         write_report(job, summarise(job))
 
 

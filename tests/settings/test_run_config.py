@@ -27,21 +27,21 @@ def test_run_config_survives_the_wire() -> None:
     wire = config.to_run_config()
     assert all(isinstance(value, str | int | float | bool) for value in wire.values())
     assert all("_" not in key for key in wire)
-    assert RunConfig.from_run_config(wire | {"someone-elses": 3}) == config
+    assert RunConfig.checked(RunConfig.given_in(wire | {"someone-elses": 3})) == config
 
 
 def test_run_config_names_what_is_no_json() -> None:
     wire = toy_config().to_run_config()
     with pytest.raises(UsageError, match=r"run config, strategy-args: expected JSON, got '{alpha'"):
-        RunConfig.from_run_config(wire | {"strategy-args": "{alpha"})
+        RunConfig.checked(RunConfig.given_in(wire | {"strategy-args": "{alpha"}))
     with pytest.raises(UsageError, match="run config, strategy-args: expected key=value"):
-        RunConfig.from_run_config(wire | {"strategy-args": "alpha"})
+        RunConfig.checked(RunConfig.given_in(wire | {"strategy-args": "alpha"}))
 
 
 def test_run_config_may_be_written_by_hand_and_empty_text_is_the_default() -> None:
     wire = toy_config(rounds=7).to_run_config()
     by_hand = {"sources": "north, south,west", "targets": "east", "strategy-args": "alpha=1,form=x", "rounds": ""}
-    read = RunConfig.from_run_config(wire | by_hand)
+    read = RunConfig.checked(RunConfig.given_in(wire | by_hand))
     assert (read.sources, read.targets) == (("north", "south", "west"), ("east",))
     assert (read.strategy_args, read.rounds) == ({"alpha": 1, "form": "x"}, RunConfig.model_fields["rounds"].default)
 

@@ -66,7 +66,7 @@ def test_settings_that_hang_on_the_total_of_rounds_are_named() -> None:
 def test_arguments_of_an_average_are_complete_and_survive_the_wire() -> None:
     config = toy_config(average="swa", average_args={"every": 2})
     assert config.average_args == {"start": 0.75, "every": 2}
-    assert RunConfig.from_run_config(config.to_run_config()) == config
+    assert RunConfig.checked(RunConfig.given_in(config.to_run_config())) == config
     assert toy_config().average_args == {}
     assert average_args("swad", {}, benchmark="VLCS")["tolerance_ratio"] == 0.2
 

@@ -13,8 +13,7 @@ from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.plan import plan_job
 from fedhess.results.published import Published
 from fedhess.simulations import correlation_shift, diversity_shift, label_shift
-from fedhess.simulations.scenarios.comparison import Comparison, render
-from fedhess.simulations.scenarios.differences import own_particulars, shared_protocol
+from fedhess.simulations.scenarios.comparison import Comparison, own_particulars, render, shared_protocol
 from fedhess.simulations.scenarios.records import Row, lines_of
 
 COMPARISON = Comparison(name="toy", title="Toy", published={})

@@ -20,8 +20,7 @@ from fedhess.settings.ranges import draw_settings
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations import diversity_shift
 from fedhess.simulations.scenarios.comparison import render
-from fedhess.simulations.scenarios.presets import comparison_of, configurations
-from fedhess.simulations.scenarios.published_protocols import PROTOCOLS, WITH_TERRA
+from fedhess.simulations.scenarios.presets import PROTOCOLS, WITH_TERRA, comparison_of, configurations
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where each benchmark lies in a data folder, as its releases have it.

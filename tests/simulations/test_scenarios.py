@@ -162,6 +162,14 @@ def test_diversity_shift_takes_two_benchmarks_all_methods_three_trials() -> None
     assert {job.benchmark: dict(job.options) for job in jobs} == {"IconPACS": {}, "RotatedMNIST": {"per_domain": 9}}
 
 
+def test_many_clients_have_each_lambda() -> None:
+    jobs = diversity_shift.configurations(domains=["EmojiStyles"], strategies=["erm", "hgp"], seeds=[0], clients=30)
+    shares = [{"partition": "lambda", "clients": 30, "heterogeneity": each} for each in (1.0, 0.1, 0.0)]
+    assert [(job.strategy, job.overrides) for job in jobs] == [
+        (name, each) for name in ("erm", "hgp") for each in shares
+    ]
+
+
 # -- Commands ----------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +237,18 @@ def test_diversity_shift_leaves_every_angle_out(run: Run) -> None:
     assert "QUICK" in out
 
 
+def test_tables_are_split_by_partition(run: Run) -> None:
+    few = ("--quick", "--domains", "RotatedMNIST", "--per-domain", "60", "--strategy", "erm", "--clients", "7")
+    out = run(diversity_shift, *few)
+    shares = [row["given"]["overrides"]["heterogeneity"] for row in read("runs/quick/diversity_shift-7.json")["rows"]]
+    assert shares == [1.0, 0.1, 0.0]
+    for share in ("1", "0.1", "0"):
+        assert (
+            f"## RotatedMNIST, the first 60 examples of each domain, 7 clients, heterogeneity lambda {share}\n" in out
+        )
+    assert "`python -m fedhess.simulations.diversity_shift --clients 7 --quick`" in out
+
+
 def test_job_that_stops_is_recorded_and_the_command_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(correlation_shift, "FISH", correlation_shift.FISH | {"lr": 1e30})
     few = ("--quick", "--per-domain", "60", "--strategy", "fish,erm", "--seeds", "0")
@@ -248,6 +268,7 @@ def test_job_that_stops_is_recorded_and_the_command_fails(run: Run, monkeypatch:
         (label_shift, ["--seeds", "0,x"], "--seeds: expected whole numbers separated by commas, as in 0,1, got '0,x'"),
         (diversity_shift, ["--domains", "ColoredMNIST"], "--domains: 'ColoredMNIST' is none of this command's"),
         (diversity_shift, ["--target", "photo"], "--target goes with --preset; without one every domain is left out"),
+        (diversity_shift, ["--preset", "ga", "--clients", "9"], "--clients does not go with --preset"),
         (diversity_shift, ["--preset", "ga", "--per-domain", "9"], "--per-domain does not go with --preset"),
     ],
 )

@@ -10,7 +10,8 @@ from torch import Tensor
 from toy import SOURCES, toy_config
 
 from fedhess.alignment import ClientReply, DomainStrategy, LocalTraining, PerDomain, Reference
-from fedhess.models.prepared import build_model, local_domain
+from fedhess.models.building import build_model
+from fedhess.models.prepared import local_domain
 from fedhess.strategies.ga import GA
 
 __all__ = ["toy_benchmark", "toy_run"]

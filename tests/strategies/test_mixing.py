@@ -15,8 +15,8 @@ from toy import SOURCES, toy_config, toy_domains
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.base.seeds import seeded_generator
 from fedhess.models import MODELS
+from fedhess.models.building import build_model
 from fedhess.models.headed import HeadedModel
-from fedhess.models.prepared import build_model
 from tests.promises.conftest import toy_benchmark, toy_run
 from tests.promises.test_alive import assert_undisturbed, same
 
@@ -38,7 +38,7 @@ class Maps(nn.Module):
         return self.layer2(self.layer1(inputs.view(-1, 3, 2, 2)).tanh()).tanh().flatten(1)  # type: ignore[no-any-return]
 
 
-def create_maps(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def create_maps(name: str = "", *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     del input_shape, pretrained
     return HeadedModel(Maps(), nn.Linear(16, outputs))
 

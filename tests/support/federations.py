@@ -57,7 +57,7 @@ def toy_run() -> Callable[..., Finished]:
         def main(grid: Grid, context: Context) -> None:
             where = RunDirectory(directory) if directory is not None else None
             server = Server(
-                wrap(grid), RunConfig.from_run_config(context.run_config), directory=where,
+                wrap(grid), RunConfig.checked(RunConfig.given_in(context.run_config)), directory=where,
                 on_round=lambda _, rows: finished.rows.extend(rows),
             )  # fmt: skip
             finished.server = server

@@ -55,7 +55,7 @@ class Tiny(FrozenNorms):
         return self.norm(self.convolution(self.scale(images))).relu().mean((2, 3))
 
 
-def create_tiny(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def create_tiny(name: str = "", *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     return HeadedModel(Tiny(), nn.Linear(5, outputs))
 
 

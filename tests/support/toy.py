@@ -71,7 +71,7 @@ def toy_config(**changes: Any) -> RunConfig:
     return RunConfig.checked(settings | changes)
 
 
-def create_small(*, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def create_small(name: str = "", *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     """A featurizer of two layers and 6 features, smooth so that rounding stays rounding: dense Hessians are quick."""
     del pretrained
     featurizer = nn.Sequential(nn.Linear(*input_shape, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())

@@ -140,7 +140,7 @@ def _require_domains(domains: Mapping[str, Path], root: Path) -> None:
 
 
 def require_domain_names(domains: Iterable[str], where: str) -> None:
-    """Check for names of domains that ``--target`` can tell apart and that make folders of their own."""
+    """Check that names of domains are distinct for ``--target`` and as folders."""
     folders: dict[str, str] = {}
     for domain in domains:
         key = re.sub(r"[^\w.]+", "-", domain.lower()).strip("-")

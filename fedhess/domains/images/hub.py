@@ -4,8 +4,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +62,8 @@ def fetch(repository: str, destination: Path, *, layout: Layout, notify: Notify)
     Returns:
         Why it failed, or nothing.
     """
-    staging = destination.with_name(f".{destination.name}.partial")
     try:
-        staging.mkdir(parents=True, exist_ok=True)
-        with locked(staging, notify):
-            if not destination.exists() or not any(destination.iterdir()):  # else another process was first
-                os.replace(_fetch(repository, staging, layout=layout, notify=notify), destination)
-        shutil.rmtree(staging, ignore_errors=True)
+        fill_once(destination, lambda staging: _fetch(repository, staging, layout=layout, notify=notify), notify)
     except FAILURES as error:
         return f"the download of {repository} failed: {first_line(error)}"
     return ""
@@ -109,14 +103,20 @@ def _fetch(repository: str, staging: Path, *, layout: Layout, notify: Notify) ->
     return images
 
 
-def locked(folder: Path, notify: Notify) -> AbstractContextManager[object]:
-    """Hold a folder that is downloaded to; another process is waited for."""
-    lock = FileLock(folder / "lock")
+def fill_once(folder: Path, make: Callable[[Path], Path], notify: Notify) -> None:
+    """Move what ``make`` returns, in a folder beside it, to ``folder``; another process that is at it is waited for."""
+    staging = folder.with_name(f".{folder.name}.partial")
+    staging.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(staging / "lock")
     try:
-        return lock.acquire(blocking=False)
+        held = lock.acquire(blocking=False)
     except Timeout:
-        notify(f"another process downloads to {folder}: waiting for it")
-        return lock.acquire()
+        notify(f"another process downloads to {staging}: waiting for it")
+        held = lock.acquire()
+    with held:
+        if not folder.exists() or not any(folder.iterdir()):  # else another process was first
+            os.replace(make(staging), folder)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _api() -> Any:

@@ -3,7 +3,6 @@
 Its images are written once to CACHE/hf/NAME/DOMAIN/CLASS/, as they are encoded, and read as a folder's.
 """
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +15,7 @@ from fedhess.base.files import cache_directory, digest_of
 from fedhess.domains.benchmark import Benchmark, OptionValue
 from fedhess.domains.domain import Notify
 from fedhess.domains.images.any_tree import open_folder_tree
-from fedhess.domains.images.hub import FAILURES, first_line, is_offline, locked, suffix_of, why_unreachable
+from fedhess.domains.images.hub import FAILURES, fill_once, first_line, is_offline, suffix_of, why_unreachable
 from fedhess.domains.images.layout import composed
 from fedhess.domains.opening import Opening
 
@@ -91,15 +90,14 @@ def unpacked(opening: Opening, own: Mapping[str, OptionValue]) -> Path:
             f"hf:{dataset} cannot be had ({reason}), and there is no such path here; name a copy on disk, as in "
             "hf:PATH, or set HF_HUB_OFFLINE=1 where its library has it cached"
         )
-    staging = folder.with_name(f".{folder.name}.partial")
+
+    def make(staging: Path) -> Path:
+        shutil.rmtree(staging / "images", ignore_errors=True)
+        _write(_load(dataset, str(own.get("split", ""))), staging / "images", own, notify=opening.notify)
+        return staging / "images"
+
     try:
-        staging.mkdir(parents=True, exist_ok=True)
-        with locked(staging, opening.notify):
-            if not folder.exists():  # else another process was first
-                shutil.rmtree(staging / "images", ignore_errors=True)
-                _write(_load(dataset, str(own.get("split", ""))), staging / "images", own, notify=opening.notify)
-                os.replace(staging / "images", folder)
-        shutil.rmtree(staging, ignore_errors=True)
+        fill_once(folder, make, opening.notify)
     except FAILURES as error:
         raise UsageError(f"hf:{dataset} cannot be read: {first_line(error)}") from error
     return folder
@@ -153,12 +151,32 @@ def _write(rows: Any, folder: Path, own: Mapping[str, OptionValue], *, notify: N
         if number % 1000 == 0:
             notify(f"hf:{name}: unpacking image {number:,} of {len(rows):,}")
         parts = [_named(features[str(own[key])], row[str(own[key])]) for key in ("domain", "label")]
-        content = row[image] and (row[image]["bytes"] or Path(row[image]["path"]).read_bytes())
+        content = row[image] and (row[image]["bytes"] or _file(name, row[image]["path"]).read_bytes())
         if not content or not all(parts):
             raise UsageError(f"hf:{name}: row {number} lacks its image, domain or label; filter such rows out")
         where = folder.joinpath(*parts)
         where.mkdir(parents=True, exist_ok=True)
         (where / f"{number:07d}.{suffix_of(content)}").write_bytes(content)
+
+
+def _file(dataset: str, named: str) -> Path:
+    """Return the file that a row names in the place of an image, which may be one of the data set's own alone.
+
+    Raises:
+        UsageError: It is another: the rows of a data set are somebody else's, the files of this machine are not.
+    """
+    import datasets  # noqa: PLC0415
+    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415
+
+    path = Path(dataset)
+    own = [path if path.is_dir() else path.parent]
+    if not path.exists():
+        fetched = Path(HF_HUB_CACHE, f"datasets--{dataset.replace('/', '--')}")
+        own = [fetched, Path(datasets.config.DOWNLOADED_DATASETS_PATH)]
+    file = Path(os.path.abspath(own[0] / named))
+    if not any(file.is_relative_to(folder.absolute()) for folder in own):
+        raise UsageError(f"hf:{dataset} has a row whose image is the file {named}, which is none of the data set's")
+    return file
 
 
 def _named(feature: Any, value: Any) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
-from fedhess.domains.benchmark import KnownCounts
+from fedhess.domains.benchmark import KnownCounts, count_classes
 from fedhess.domains.domain import DomainData
 from fedhess.domains.images.any_tree import read_tree, some
 from fedhess.domains.images.image_files import scan
@@ -124,9 +124,7 @@ def _inspect_loaded(key: str, opening: Opening) -> Inspection | None:
     )
     found = Inspection(benchmark.name, root=str(benchmark.options.get("data_dir", "")), known=benchmark.known)
     domains = {domain: benchmark.load(domain) for domain in benchmark.domains}
-    for domain, data in domains.items():
-        numbers = torch.bincount(data.labels, minlength=len(benchmark.classes)).tolist()
-        found.counts[domain] = dict(zip(benchmark.classes, numbers, strict=True))
+    found.counts |= {domain: count_classes(data.labels, benchmark.classes) for domain, data in domains.items()}
     found.problems += benchmark.known.differences(found.counts) if benchmark.known else []
     keys = {domain: example_keys(data) for domain, data in domains.items()}
     found.duplicates = shared(keys, lambda domain, index: f"{domain}[{index}]")

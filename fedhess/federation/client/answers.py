@@ -1,4 +1,4 @@
-"""What a target client tells of its examples: one evaluation a round, with rounded or noisy counts if the node says so.
+"""What a target client sends about its examples: one evaluation a round, its counts protected if the node says so.
 
 A node sets ``evaluation-rounding`` and ``evaluation-epsilon``, whatever the run's settings are. With either it sends of
 an evaluation its counts by label and prediction, and the accuracy that follows from them; no loss, and nothing of its
@@ -27,23 +27,14 @@ ANSWERED = "answered"  # record of the context that survives a run's messages on
 
 @dataclass(frozen=True)
 class Protection:
-    """How a node protects its counts.
+    """How a node protects its counts."""
 
-    Attributes:
-        rounding: Counts are multiples of it.
-        epsilon: Of each evaluation; 0 for no noise.
-    """
-
-    rounding: int = 1
-    epsilon: float = 0.0
+    rounding: int = 1  # counts are multiples of it
+    epsilon: float = 0.0  # of each evaluation; 0 for no noise
 
     @classmethod
     def of(cls, node_config: Mapping[str, Scalar], role: str) -> "Protection":
-        """Read a node's settings.
-
-        Raises:
-            UsageError: One is out of range, or the node is no target.
-        """
+        """Read a node's settings."""
         given = {key: node_config[key] for key in PROTECTION if key in node_config}
         rounding, epsilon = given.get(EVALUATION_ROUNDING, 1), given.get(EVALUATION_EPSILON, math.inf)
         if not isinstance(rounding, int) or rounding < 1:
@@ -87,11 +78,7 @@ def two_sided_geometric(shape: tuple[int, ...], epsilon: float) -> Tensor:
 
 
 def answer_once(context: Context, server_round: int, *, rounds: int) -> None:
-    """Remember that a run's round is answered; rounds only go forward.
-
-    Raises:
-        UsageError: It was before, or a later one, or the run has no such round.
-    """
+    """Remember that a run's round is answered; rounds only go forward."""
     record = context.state.config_records.get(ANSWERED, ConfigRecord())
     last = record["round"] if record.get("run-id") == context.run_id else -1
     assert isinstance(last, int), "only this function writes it"

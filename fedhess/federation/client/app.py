@@ -20,10 +20,17 @@ from fedhess.base.seeds import seeded_globally
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
 from fedhess.federation.client.answers import Protection, answer_once
-from fedhess.federation.client.call import holdings, open_call, own_data, run_settings
+from fedhess.federation.client.call import (
+    NotInRunError,
+    holdings,
+    is_simulated,
+    open_call,
+    own_data,
+    place,
+    run_settings,
+)
 from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.client.memory import MEMORY, ModelMissingError
-from fedhess.federation.client.node import NotInRunError, is_simulated, place
 from fedhess.federation.client.privacy import private_identity
 from fedhess.federation.client.statistics import answer, held_out
 from fedhess.federation.client.training import train_locally, writes_parameters

@@ -1,4 +1,4 @@
-"""What every request but ``identify`` carries, and what this client holds for it."""
+"""Which client of a run a node is, what every request but ``identify`` carries, and what is held for it."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,12 +10,11 @@ from torch import Tensor
 from fedhess.base.environment import resolve_device
 from fedhess.base.errors import UsageError
 from fedhess.base.transfers import copy_together
-from fedhess.domains.benchmark import SOURCE
+from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
-from fedhess.federation.client.examples import LocalClient, local_client
+from fedhess.federation.client.examples import LocalClient, local_client, simulated_client
 from fedhess.federation.client.limits import check_batches, check_run
 from fedhess.federation.client.memory import MEMORY, ReceivedModel
-from fedhess.federation.client.node import is_simulated, place
 from fedhess.federation.client.privacy import Mechanism
 from fedhess.federation.client.training import Holding
 from fedhess.federation.run_settings import settings_of_run
@@ -37,6 +36,59 @@ def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple
     config = settings_of_run(dict(run_config), own)
     resolve_device(config.device)  # the server may not have it, so nobody has checked yet
     return config
+
+
+def is_simulated(context: Context) -> bool:
+    """Whether this node is a simulation's: a deployed one is started with its domain."""
+    return "domain" not in context.node_config
+
+
+class NotInRunError(UsageError):
+    """The node holds a domain that the run does not have."""
+
+
+class Place(NamedTuple):
+    """A node's (main) domain, its role, and its number among the source clients of the domain."""
+
+    domain: str
+    role: str
+    client: int
+
+
+def place(config: RunConfig, context: Context) -> Place:
+    """Return which domain this node holds, which role it plays, and which of the domain's clients it is.
+
+    A deployed node is started with ``domain`` in its node config, and ``client`` where it is not the domain's first. A
+    simulated one has a ``partition-id``, which counts the run's source clients, then its targets. A node started with
+    ``role="target"`` stays one whatever the run's settings.
+
+    Raises:
+        NotInRunError: The node's domain is not part of the run.
+        UsageError: The node config names neither domain nor partition, or a client number below 0.
+    """
+    domain, client = context.node_config.get("domain"), context.node_config.get("client", 0)
+    if is_simulated(context):
+        position, nodes = context.node_config.get("partition-id"), config.source_clients + len(config.targets)
+        count = context.node_config.get("num-partitions", nodes)
+        if isinstance(count, int) and count < nodes:
+            raise UsageError(
+                f"the simulation has {count} nodes, the run {nodes} clients of {', '.join(config.sources)} and targets "
+                f"{', '.join(config.targets)}; run it with --federation-config 'num-supernodes={nodes}'"
+            )
+        if not isinstance(position, int) or not 0 <= position < nodes:
+            kind = NotInRunError if isinstance(position, int) else UsageError  # a simulation may have nodes to spare
+            raise kind(f"the node config has no domain, and its partition-id is {position!r}; add domain=NAME")
+        if position < config.source_clients:
+            domain, client = simulated_client(config, position)
+        else:
+            domain = config.targets[position - config.source_clients]
+    if domain not in (*config.sources, *config.targets):
+        names = ", ".join((*config.sources, *config.targets))
+        raise NotInRunError(f"this node holds domain {domain!r}; the run has {names}")
+    if not isinstance(client, int) or client < 0:
+        raise UsageError(f"the node config's client is {client!r}; expected its number among the domain's, from 0")
+    is_source = domain in config.sources and context.node_config.get("role", SOURCE) == SOURCE
+    return Place(str(domain), SOURCE if is_source else TARGET, client)
 
 
 class Call(NamedTuple):

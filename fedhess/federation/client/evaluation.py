@@ -44,13 +44,8 @@ def evaluate_model(
         indices: Which examples of the domain, in place of the evaluation examples.
         with_alignment: Whether the head's gradient and HGP are computed too, on at most :data:`ALIGNMENT_EXAMPLES`
             examples drawn by the run's seed, in every round the same.
-
-    Raises:
-        ValueError: There is no example.
     """
     chosen = data.evaluate_indices if indices is None else indices
-    if len(chosen) == 0:
-        raise ValueError("the client has no example to evaluate")
     model.eval()
     parts = torch.split(chosen, BATCH_SIZE)
     kept = torch.split(_alignment_sample(len(chosen), data), BATCH_SIZE) if with_alignment else ()

@@ -78,11 +78,7 @@ def local_client(config: RunConfig, *, domain: str, role: str, client: int) -> L
 
 
 def source_shares(config: RunConfig) -> Mapping[tuple[str, int], Share]:
-    """Share out the source domains among the clients: by main domain and number, in the order of the simulated nodes.
-
-    Raises:
-        UsageError: There are too few examples for so many clients.
-    """
+    """Share out the source domains: by main domain and number of a client, in the order of the simulated nodes."""
     return _shares(_share_key(config, config.sources), rule=config.split)
 
 

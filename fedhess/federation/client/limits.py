@@ -52,11 +52,7 @@ def check_run(given: Mapping[str, object], node_config: Mapping[str, Scalar]) ->
 def check_batches(
     config: RunConfig, counts: Sequence[int], held_out: Sequence[int], node_config: Mapping[str, Scalar]
 ) -> None:
-    """Check that nothing is computed from fewer examples than the node allows.
-
-    Raises:
-        UsageError: A batch would be smaller.
-    """
+    """Check that nothing is computed from fewer examples than the node allows."""
     least = node_config.get(LEAST_BATCH, 1)
     if not isinstance(least, int) or least < 1:
         raise UsageError(f"this node's {LEAST_BATCH}: expected a whole number from 1, got {least!r}")

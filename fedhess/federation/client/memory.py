@@ -103,11 +103,7 @@ class Memory:
     def receive(
         self, model_id: str, arrays: ArrayRecord | None, *, device: torch.device | str = "cpu"
     ) -> ReceivedModel:
-        """Return the model of a message, from the message or from memory: sent to the device once for all clients.
-
-        Raises:
-            ModelMissingError: Neither has it.
-        """
+        """Return the model of a message, from the message or from memory: sent to the device once for all clients."""
         with self._lock:
             if model_id not in self._received:
                 if arrays is None:
@@ -130,42 +126,41 @@ class Memory:
 
     def recall(self, model_id: str, client: tuple[object, ...]) -> Forward | None:
         """Return the pass of a client under a model."""
-        return self._passes.get((model_id, *client))
+        return self._passes.get((model_id, *client), (None, 0))[0]
 
     def take(self, model_id: str, client: tuple[object, ...], model: HeadedModel) -> Forward | None:
         """Return the pass of a client with its graph, and forget it; None if it has none or the model has changed."""
         found = self.recall(model_id, client)
         if found is None or not found.features.requires_grad or found.wrote_buffers or not found.is_made_by(model):
             return None
-        self._graph_bytes.pop((model_id, *client), None)
-        return self._passes.pop((model_id, *client), None)
+        return self._passes.pop((model_id, *client), (None, 0))[0]
 
     def keep(self, model_id: str, client: tuple[object, ...], forward: Forward) -> None:
         """Keep a pass if there is room; those of another model are dropped."""
         if model_id != self._model_id:
             self._begin_passes(model_id)
         if forward.features.requires_grad:
-            self._graph_bytes[model_id, *client] = forward.graph_bytes()
+            size = forward.graph_bytes()
         else:
             size = forward.features.nbytes
-            if self._feature_bytes + size > self.FEATURE_BYTES:
+            if sum(self._sizes(with_graph=False)) + size > self.FEATURE_BYTES:
                 return
-            self._feature_bytes += size
             for part in (forward, *forward.parts):
                 part.inputs = part.inputs.new_empty(0)  # statistics of the head need none, and images are large
-        self._passes[model_id, *client] = forward
+        self._passes[model_id, *client] = forward, size
 
     def has_room_for_a_graph(self, model_id: str) -> bool:
         """Whether another pass, as heavy as the heaviest of those kept, may keep its graph; the only one always may."""
-        kept = self._graph_bytes.values()
+        kept = self._sizes(with_graph=True)
         return model_id != self._model_id or sum(kept) + max(kept, default=0) <= self.GRAPH_BYTES
+
+    def _sizes(self, *, with_graph: bool) -> list[int]:
+        return [size for kept, size in list(self._passes.values()) if kept.features.requires_grad == with_graph]
 
     def _begin_passes(self, model_id: str | None) -> None:
         self._model_id = model_id
         # By model and client: a client that was given up on may still come with the pass of an earlier model.
-        self._passes: dict[tuple[object, ...], Forward] = {}
-        self._graph_bytes: dict[tuple[object, ...], int] = {}
-        self._feature_bytes = 0
+        self._passes: dict[tuple[object, ...], tuple[Forward, int]] = {}
 
 
 MEMORY = Memory()

@@ -28,14 +28,11 @@ class Mechanism:
     A vector's sensitivity is how far it moves where the client's examples, or with ``dp_unit="example"`` one of them,
     are replaced by others: ``2 * bound`` for what is clipped as a whole, ``2 * bound / B`` for a mean of B terms that
     are clipped one by one.
-
-    Attributes:
-        config: The settings of the run.
-        key: Domain, client and round of a simulated client, whose noise they and the run's seed decide. None draws from
-            the operating system, as a deployed client does: the server knows the seed.
     """
 
     config: RunConfig
+    # Domain, client and round of a simulated client, whose noise they and the run's seed decide. None draws from the
+    # operating system, as a deployed client does: the server knows the seed.
     key: tuple[str | int, ...] | None
 
     def statistic(self, name: str, function: Statistic) -> Statistic:
@@ -45,12 +42,9 @@ class Mechanism:
     def release_statistics(
         self, values: Mapping[str, Mapping[str, Tensor]], *, sizes: Mapping[str, int], request: RecordDict
     ) -> dict[str, dict[str, Tensor]]:
-        """Make statistics private, each a vector over the domains that the client holds.
+        """Make statistics, by domain and name, private; each is a vector over the domains that the client holds.
 
-        Args:
-            values: By domain and name.
-            sizes: Examples behind them, by domain.
-            request: What asked for them: the same statistic at two vectors has two noises.
+        The same statistic asked for at two vectors, ``request``, has two noises.
         """
         asked = digest_of(array.data for array in request.array_records.get(GIVEN, ArrayRecord()).values())
         released: dict[str, dict[str, Tensor]] = {domain: {} for domain in values}

@@ -79,9 +79,6 @@ def train_locally(
         server_round: Number of the round, from 1.
         first: The forward pass of the first step, where an exchange of the round has made it already.
         momentum: Momentum buffers to begin with, by parameter, on the model's device; they are written to.
-
-    Raises:
-        StrategyError: The strategy's own code raised.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     lr, decay = config.client_rate.at(server_round), config.weight_decay

@@ -25,11 +25,7 @@ class Engine:
     gpus_per_client: float | None = None
 
     def device(self, name: str) -> str:
-        """Check the device of a run, ``--device``, where clients run in this process; on Ray each worker does.
-
-        Raises:
-            UsageError: It is unknown or absent, or clients would not see it.
-        """
+        """Check the device of a run, ``--device``, where clients run in this process; on Ray each worker does."""
         if self.gpus_per_client is None:
             return check_device(name)
         if name.startswith("cuda") and self.gpus_per_client == 0:
@@ -50,11 +46,7 @@ IN_PROCESS = Engine("in-process", run_in_process)
 def choose_engine(
     name: str, *, cpus_per_client: int | None, gpus_per_client: float | None, ray_address: str | None
 ) -> Engine:
-    """Make the engine of a name; on Ray a client has 1 CPU core and no GPU by default.
-
-    Raises:
-        UsageError: The name is unknown, Ray is not installed, or options of Ray are out of range or of no use.
-    """
+    """Make the engine of a name; on Ray a client has 1 CPU core and no GPU by default."""
     if name not in ENGINES:
         raise UsageError(f"--engine: unknown engine {name!r}; {did_you_mean(name, ENGINES)}")
     if name == "in-process":

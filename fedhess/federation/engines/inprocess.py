@@ -9,7 +9,6 @@ import ctypes
 import functools
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -34,7 +33,6 @@ from fedhess.federation.flower_compat import (
 from fedhess.settings.assignments import Scalar
 
 POLL_SECONDS = 0.5  # longest a single pull waits for a running client before it returns without its reply
-TURN_SECONDS = 600.0  # that a client may take, where replies are pulled, before the next begins beside it
 ALLOCATOR_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 MALLOPT = ((-3, 2**30), (-1, 2**31 - 1))  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3), in bytes
 
@@ -47,13 +45,6 @@ class _Node:
     @property
     def busy(self) -> bool:
         return self.running is not None and not self.running.done()
-
-
-@dataclass(frozen=True)
-class _Running:
-    future: "Future[Message]"
-    node: _Node
-    began: float
 
 
 class InProcessGrid(Grid):
@@ -77,7 +68,7 @@ class InProcessGrid(Grid):
             for node_id, config in node_configs.items()
         }
         self._pending: dict[str, Message] = {}
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, tuple[_Node, Future[Message]]] = {}
         self._pushed = 0
         self._worker = Worker()
         self._newest: Future[Message] | None = None  # of the worker's jobs
@@ -113,7 +104,7 @@ class InProcessGrid(Grid):
         """Run the clients of these messages, one after the other, and yield their replies as they end.
 
         A client that has not ended within half a second goes on in the background and yields nothing this time: pull
-        again. No other begins meanwhile, unless it takes longer than ten minutes.
+        again. No other begins meanwhile.
         """
         return self._replies(message_ids, POLL_SECONDS, last_chance=False)
 
@@ -143,7 +134,7 @@ class InProcessGrid(Grid):
                 yield reply
             elif last_chance:
                 self._running.pop(message_id, None)  # a late reply is for nobody
-            elif message_id in self._running and time.monotonic() - self._running[message_id].began < TURN_SECONDS:
+            elif message_id in self._running:
                 return
 
     def _reply(self, message_id: str, wait: float | None) -> Message | None:
@@ -158,16 +149,16 @@ class InProcessGrid(Grid):
                 self._worker.stop(wait=False)
                 self._worker = Worker()
             node.running = self._newest = self._worker.submit(functools.partial(self._execute, message, node.context))
-            self._running[message_id] = _Running(node.running, node, time.monotonic())
+            self._running[message_id] = node, node.running
         if message_id not in self._running:
             return None
-        future, node = self._running[message_id].future, self._running[message_id].node
+        node, future = self._running[message_id]
         try:
             reply = future.result(timeout=wait)
         except FutureTimeoutError:
             return None
-        del self._running[message_id]
         # They would keep the reply, and with it a model, until the next message.
+        del self._running[message_id]
         if node.running is future:
             node.running = None
         if self._newest is future:
@@ -191,15 +182,8 @@ def run_in_process(
 ) -> None:
     """Run a federation to its end in this process, which from then on keeps the memory that it frees.
 
-    Args:
-        server_app: The ServerApp.
-        client_app: The ClientApp.
-        run_config: The run config of both.
-        node_configs: One node config a client.
-        node_ids: One id a client; by default 1001, 1002, ... Nothing may depend on them.
-
-    Raises:
-        Exception: Whatever the ServerApp raises.
+    ``node_configs`` and ``node_ids`` have one a client; nothing may depend on the ids. What the ServerApp raises is
+    raised.
     """
     ids = range(1001, 1001 + len(node_configs)) if node_ids is None else node_ids
     run_id = 1

@@ -53,12 +53,7 @@ def run_on_ray(
     gpus_per_client: float = 0.0,
     address: str | None = None,
 ) -> None:
-    """Run a federation to its end on Ray, as :func:`run_in_process` does here.
-
-    Raises:
-        UsageError: No cluster answers, or no machine of it has room for a client.
-        Exception: Whatever the ServerApp raises.
-    """
+    """Run a federation to its end on Ray, as :func:`run_in_process` does here."""
     connect(cpus_per_client * len(node_configs), address)
     actors = room(cpus_per_client, gpus_per_client, of="a client", lower="--cpus-per-client or --gpus-per-client")
     stop = threading.Event()
@@ -93,11 +88,7 @@ def require_ray(option: str, *, instead: str) -> None:
 
 
 def connect(most_cpus: int, address: str | None) -> None:
-    """Attach to a Ray cluster, or start one here of no more cores than are of use.
-
-    Raises:
-        UsageError: No cluster answers.
-    """
+    """Attach to a Ray cluster, or start one here of no more cores than are of use."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray: Any = importlib.import_module("ray")  # an extra, and slow to import
@@ -124,11 +115,7 @@ def connect(most_cpus: int, address: str | None) -> None:
 
 
 def room(cpus: int, gpus: float, *, of: str, lower: str) -> int:
-    """Count what the connected cluster runs side by side of something that takes so many CPUs and GPUs.
-
-    Raises:
-        UsageError: No machine has room for one.
-    """
+    """Count what the connected cluster runs side by side of something that takes so many CPUs and GPUs."""
     ray: Any = importlib.import_module("ray")
     count = sum(_room(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
     if count == 0:

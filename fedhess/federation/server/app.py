@@ -3,7 +3,7 @@
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,8 +24,14 @@ from fedhess.federation import protocol
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.server.averaging import EvaluatedModel
 from fedhess.federation.server.checkpoint import snapshot
-from fedhess.federation.server.clients import Federation
-from fedhess.federation.server.evaluation import alignment_shapes, evaluate_clients, make_rows, validation_loss
+from fedhess.federation.server.clients import Federation, ModelPayload
+from fedhess.federation.server.evaluation import (
+    Measured,
+    alignment_shapes,
+    evaluate_clients,
+    make_rows,
+    validation_loss,
+)
 from fedhess.federation.server.flower_round import FlowerRounds
 from fedhess.federation.server.global_model import GlobalModel
 from fedhess.federation.server.health import remedy, sickness
@@ -44,6 +50,7 @@ CLIENT_LOG, SERVER_LOG = "client.log", "server.log"
 MEASURED = "measured"  # key of what no row has yet: what sources have measured of the model to be reported
 
 MEDIANS = "largest-medians"  # key of the norms' largest medians so far
+RELEASED = "released"  # key of how often each client of a private run was asked for what depends on its examples
 
 OnRound = Callable[[int, list[Row]], None]
 
@@ -51,9 +58,7 @@ OnRound = Callable[[int, list[Row]], None]
 def make_server_app(directory: RunDirectory | None = None, on_round: OnRound | None = None) -> ServerApp:
     """Make the ServerApp of a run; :mod:`fedhess.deploy.app` has the one that records a whole job.
 
-    Args:
-        directory: Where rounds and checkpoints are written, and where an interrupted run continues from; None for none.
-        on_round: Called with each evaluated round's number and rows; 0 is the model before training.
+    ``on_round`` is called with each evaluated round's number and rows; 0 is the model before training.
     """
     server_app = ServerApp()
 
@@ -69,21 +74,13 @@ def make_server_app(directory: RunDirectory | None = None, on_round: OnRound | N
 
 @dataclass
 class Server:
-    """One run from discovery to the last evaluation.
-
-    Args:
-        grid: Flower's grid.
-        config: The settings of the run.
-        directory: Where to record, or None.
-        on_round: Called after each evaluation.
-        nodes: Client -> node that alone may answer for it; empty for whoever comes first.
-    """
+    """One run from discovery to the last evaluation, recorded in ``directory`` if there is one."""
 
     grid: Grid
     config: RunConfig
     directory: RunDirectory | None = None
     on_round: OnRound | None = None
-    nodes: Mapping[str, int] = field(default_factory=dict)
+    nodes: Mapping[str, int] = field(default_factory=dict)  # client -> node that alone may answer for it
 
     def __post_init__(self) -> None:
         config = self.config
@@ -103,8 +100,7 @@ class Server:
             optimizer_args=config.server_optimizer_args,
         )
         self.evaluated = EvaluatedModel(self.model, config)
-        self.alignment_shapes = alignment_shapes(template)
-        self._outputs = template.head.out_features
+        self.alignment_shapes = alignment_shapes(template.head)
         log = None if self.directory is None else partial(self.directory.log, CLIENT_LOG)
         self.federation = Federation(self.grid, config, on_traceback=log)
         self._best = BestSoFar(quorum=config.quorum)
@@ -172,6 +168,7 @@ class Server:
         self.evaluated.restore(checkpoint.tensors, checkpoint.plain)
         self.federation.ledger.restore(checkpoint.unreported)
         self.federation.bound.restore(checkpoint.plain.get(MEDIANS, {}))
+        self.federation.ledger.released = dict(checkpoint.plain.get(RELEASED, {}))
         self._seconds = checkpoint.unreported.get("seconds", 0.0)
         trained = checkpoint.unreported.get(TRAINED)
         if trained is None:
@@ -199,7 +196,10 @@ class Server:
                 unreported[MEASURED] = [[*place, found] for place, found in outcome.measured.items()]
             tensors, plain = self._rounds.state()
             more_tensors, more_plain = self.evaluated.state()
-            state = (tensors | more_tensors, plain | more_plain | {MEDIANS: self.federation.bound.state()})
+            own = {MEDIANS: self.federation.bound.state()}
+            if self.config.is_private:
+                own[RELEASED] = dict(self.federation.ledger.released)
+            state = (tensors | more_tensors, plain | more_plain | own)
             self.directory.save_checkpoint(snapshot(server_round, self.model, state, unreported))
         if evaluated:
             self._report(server_round, outcome)
@@ -210,14 +210,7 @@ class Server:
         Where it is still the model itself, that is their part of the round's evaluation.
         """
         started = time.monotonic()
-        measured = evaluate_clients(
-            self.federation,
-            self.model.payload(),
-            alignment=self.alignment_shapes,
-            outputs=self._outputs,
-            server_round=server_round,
-            roles=(SOURCE,),
-        )
+        measured = self._measure(self.model.payload(), server_round, (SOURCE,))
         loss = validation_loss(self.federation, measured)
         if loss is not None:
             self.evaluated.observe(loss)
@@ -270,18 +263,16 @@ class Server:
     def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:
         """Have every client evaluate the model; one row a client and domain, those that failed included."""
         started = time.monotonic()
-        measured = outcome.measured | evaluate_clients(
-            self.federation,
-            self.evaluated.payload(),
-            alignment=self.alignment_shapes,
-            outputs=self._outputs,
-            server_round=server_round,
-            roles=(TARGET,) if outcome.measured else (SOURCE, TARGET),
-        )
+        roles = (TARGET,) if outcome.measured else (SOURCE, TARGET)
+        measured = outcome.measured | self._measure(self.evaluated.payload(), server_round, roles)
         rows = make_rows(self.federation, measured, outcome, server_round=server_round)
         seconds, self._seconds = round(self._seconds + time.monotonic() - started, 4), 0.0
         change = float((self._head() - self._first_head).norm() / self._first_head.norm())
         return [row | {"seconds": seconds, "head_change": change} | self.evaluated.row() for row in rows]
+
+    def _measure(self, model: ModelPayload, server_round: int, roles: Sequence[str]) -> Measured:
+        shapes = self.alignment_shapes
+        return evaluate_clients(self.federation, model, alignment=shapes, server_round=server_round, roles=roles)
 
     def _warn_once(self, rows: list[Row]) -> None:
         """Log the first sign of failed training."""

@@ -5,7 +5,7 @@ UAI 2018 (SWA); Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima"
 but the model that they evaluate.
 
 Trained parameters are averaged, and buffers that are floating-point numbers with them; whole numbers are the newest
-model's. Deviation: running statistics of batch norms are averaged too, where SWA makes them anew from training data:
+model's. Deviation: running statistics of batch norms are averaged too, where SWA computes them from training data:
 that is an exchange more, and with ``batchnorm="frozen"``, the default and the way of the DomainBed code that SWAD is
 built on, they never change.
 """
@@ -92,20 +92,13 @@ class EvaluatedModel:
 
 
 class NoAverage:
-    """The model itself. Base of the averages.
+    """The model itself. Base of the averages."""
 
-    Attributes:
-        count: Models in the average; 0 while the model itself is evaluated.
-    """
+    follows_loss = False  # whether the next model's loss is to be observed
 
     def __init__(self, args: Mapping[str, Any], *, rounds: int) -> None:
         self.args, self.rounds = args, rounds
-        self.count = 0
-
-    @property
-    def follows_loss(self) -> bool:
-        """Whether the next model's loss is to be observed."""
-        return False
+        self.count = 0  # models in the average; 0 while the model itself is evaluated
 
     def add(self, model: Tensors, server_round: int) -> None:
         """Take in a model; it is read, never kept."""
@@ -233,20 +226,15 @@ class Swad(NoAverage):
         self._recent: deque[tuple[Tensors, int]] = deque()  # what may be: of each evaluation the mean, and its models
         self._losses: list[float] = []
         self._threshold: float | None = None
-        self._ended = False
+        self.follows_loss = True  # until the valley has ended
         self._loss: float | None = None  # of the model that was last added, if observed
         self._dtypes: dict[str, torch.dtype] = {}
-
-    @property
-    def follows_loss(self) -> bool:
-        """Whether the valley is yet to end."""
-        return not self._ended
 
     def add(self, model: Tensors, server_round: int) -> None:
         """Take in the model, unless the valley has ended."""
         del server_round
         self._loss = None
-        if not self._ended:
+        if self.follows_loss:
             self._since.add(model)
             self._dtypes = {name: value.dtype for name, value in model.items()}
 
@@ -265,11 +253,11 @@ class Swad(NoAverage):
             if len(latest) == converge and latest[0] == min(latest):
                 self._threshold = (1 + self.args["tolerance_ratio"]) * sum(latest) / converge
         elif min(self._losses[-tolerance:]) > self._threshold:
-            self._ended = True
+            self.follows_loss = False
         if self._threshold is not None:
             while len(self._recent) > tolerance:
                 self._valley.add(*self._recent.popleft())
-            if self._ended:
+            if not self.follows_loss:
                 self._recent.clear()
             self.count = self._valley.count + sum(count for _, count in self._recent)
 
@@ -291,7 +279,12 @@ class Swad(NoAverage):
         for place, (model, _) in enumerate(self._recent):
             tensors |= {f"recent/{place}/{name}": value for name, value in model.items()}
         counts = {"since": self._since.count, "valley": self._valley.count, "recent": [n for _, n in self._recent]}
-        found = {"losses": self._losses, "threshold": self._threshold, "ended": self._ended, "loss": self._loss}
+        found = {
+            "losses": self._losses,
+            "threshold": self._threshold,
+            "ended": not self.follows_loss,
+            "loss": self._loss,
+        }
         return tensors, {"count": self.count, **counts, **found}
 
     def restore(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
@@ -299,7 +292,7 @@ class Swad(NoAverage):
         self._since = Mean(below("since/", tensors), plain["since"])
         self._valley = Mean(below("valley/", tensors), plain["valley"])
         self._recent = deque((below(f"recent/{n}/", tensors), count) for n, count in enumerate(plain["recent"]))
-        self._losses, self._threshold, self._ended = plain["losses"], plain["threshold"], plain["ended"]
+        self._losses, self._threshold, self.follows_loss = plain["losses"], plain["threshold"], not plain["ended"]
         self.count, self._loss = plain["count"], plain["loss"]
 
 

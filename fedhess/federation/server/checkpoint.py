@@ -24,20 +24,14 @@ State = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and what is none as
 
 @dataclass
 class Checkpoint:
-    """A completed round.
+    """A completed round; what is no tensor is JSON."""
 
-    Attributes:
-        server_round: Number of the round; 0 is the untrained model.
-        tensors: Everything that is a tensor, by ``"model/..."``, ``"optimizer/INDEX/..."``, ``"strategy/..."``,
-            ``"previous/..."``.
-        plain: State of optimizer and strategy that is no tensor, by the same names; JSON.
-        unreported: What no row of rounds.jsonl has yet: failures, traffic and seconds since the last evaluation, and
-            ``"trained"``, the clients' training metrics, where the round itself is yet to be evaluated; JSON.
-    """
-
-    server_round: int
+    server_round: int  # 0 is the untrained model
+    # By "model/...", "optimizer/INDEX/...", "strategy/...", "previous/...": tensors, and other state.
     tensors: dict[str, Tensor] = field(default_factory=dict)
     plain: dict[str, Any] = field(default_factory=dict)
+    # What no row of rounds.jsonl has yet: failures, traffic and seconds since the last evaluation, and "trained", the
+    # clients' training metrics, where the round itself is yet to be evaluated.
     unreported: dict[str, Any] = field(default_factory=dict)
 
     def restore(self, model: GlobalModel) -> None:

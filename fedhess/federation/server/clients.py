@@ -56,17 +56,11 @@ class Request(Generic[T]):
 
 @dataclass
 class Federation:
-    """The clients of one run.
-
-    Args:
-        grid: Flower's grid.
-        config: The settings of the run.
-        on_traceback: Called with the traceback of each error that a strategy raised on a client.
-    """
+    """The clients of one run."""
 
     grid: Grid
     config: RunConfig
-    on_traceback: Callable[[str], object] | None = None
+    on_traceback: Callable[[str], object] | None = None  # called with that of each error of a strategy on a client
     clients: list[Client] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     bound: NormBound = field(init=False)
@@ -88,15 +82,7 @@ class Federation:
 
     def discover(self, nodes: Mapping[str, int]) -> None:
         """Find the clients of the run: see :func:`fedhess.federation.server.discovery.discover`."""
-        config = self.config
-        self.clients = discover(
-            self.grid,
-            sources=config.sources,
-            targets=config.targets,
-            deadline=config.exchange_deadline,
-            clients=config.source_clients,
-            nodes=nodes,
-        )
+        self.clients = discover(self.grid, self.config, nodes)
         for client in self.clients:
             content = RecordDict({protocol.IDENTITY: client.identity.to_record()})
             self.ledger.count(client.label, protocol.IDENTIFY, content, way="up")
@@ -106,7 +92,7 @@ class Federation:
 
         A client that refuses, fails, stays silent or sends what ``read`` rejects is recorded in the ledger by name and
         left out. Replies are consumed one at a time: with a lazy grid only one is in memory. The model is sent only to
-        clients not known to hold it; one that lost it says so and is sent it again.
+        clients not known to hold it; a client that lost it replies so, and is sent it again.
         """
         asked = list(clients)
         for client, reply in _in_order(asked, self._send(request, asked)):
@@ -255,8 +241,8 @@ class Federation:
         self._fail(request, client, reason.rstrip(), by_strategy=True)
 
     def _fail(self, request: Request[T], client: Client, reason: str, **kind: bool) -> None:
-        said = protocol.printable(reason)
-        self.ledger.failures.append(Failure(request.server_round, request.phase, client.label, said, **kind))
+        shown = protocol.printable(reason)
+        self.ledger.failures.append(Failure(request.server_round, request.phase, client.label, shown, **kind))
 
 
 def _replies(grid: Grid, messages: list[Message], deadline: float, goes_on: Callable[[], bool]) -> Iterable[Message]:
@@ -267,13 +253,14 @@ def _replies(grid: Grid, messages: list[Message], deadline: float, goes_on: Call
     """
     if not type(grid).__module__.startswith("flwr."):
         return grid.send_and_receive(messages, timeout=deadline)
-    return _as_they_come(grid, list(grid.push_messages(messages)), time.monotonic() + deadline, goes_on)
+    sent = [message_id for message_id in grid.push_messages(messages) if message_id]  # none for one that was not
+    return _as_they_come(grid, sent, time.monotonic() + deadline, goes_on)
 
 
 def _as_they_come(grid: Grid, waiting: list[str], end: float, goes_on: Callable[[], bool]) -> Iterator[Message]:
     while waiting and goes_on() and time.monotonic() < end:
-        for reply in grid.pull_messages(list(waiting)):
-            waiting.remove(reply.metadata.reply_to_message_id)
+        for reply in grid.pull_messages(waiting):
+            waiting = [message_id for message_id in waiting if message_id != reply.metadata.reply_to_message_id]
             yield reply
         if waiting:
             time.sleep(REPLY_SECONDS)

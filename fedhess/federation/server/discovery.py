@@ -16,6 +16,7 @@ from fedhess.base.seeds import seeded_generator
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
 from fedhess.federation.protocol import Identity
+from fedhess.settings.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -40,45 +41,28 @@ class Client:
         return self.identity.label
 
 
-def discover(
-    grid: Grid,
-    *,
-    sources: Sequence[str],
-    targets: Sequence[str],
-    deadline: float,
-    clients: int = 0,
-    nodes: Mapping[str, int] | None = None,
-) -> list[Client]:
+def discover(grid: Grid, config: RunConfig, nodes: Mapping[str, int] | None = None) -> list[Client]:
     """Ask every node which client it is, until each domain of the run has a client and the run all of its clients.
 
     The server of a deployment cannot see a node's configuration, so it asks. Nodes of domains that the run does not
     name take no part, and their answers are not waited for. The search ends at once where a node of the run refuses it;
     where nodes are fixed (the attribute ``nodes_are_fixed`` of a simulation's grid), also as soon as all have answered
-    and a client is missing.
-
-    Args:
-        grid: Flower's grid.
-        sources: Names of the source domains, in domain order.
-        targets: Names of the target domains, in domain order.
-        deadline: Seconds to wait for the next client.
-        clients: Number of source clients of the run; 0 for one a source domain.
-        nodes: Client -> node that alone may answer for it; none for whoever comes first.
+    and a client is missing. With ``nodes``, client -> node, each node may answer for its client alone.
 
     Returns:
         The clients, source domains first, in domain order and by client number: never in the order of node ids.
 
     Raises:
-        FederationError: A client is missing when the deadline has passed. At once where one refuses or contradicts the
-            run, contradicts another node, or is beyond the clients that the run has.
+        FederationError: No further client was found within the exchange deadline and one is missing. At once where one
+            refuses or contradicts the run, contradicts another node, or is beyond the clients that the run has.
     """
-    inquiry = _Inquiry(grid, nodes or {}, domains=(*sources, *targets))
-    began = time.monotonic()
-    clients = clients or len(sources)
+    inquiry = _Inquiry(grid, nodes or {}, domains=(*config.sources, *config.targets))
+    began, deadline = time.monotonic(), config.exchange_deadline
     while True:
         inquiry.poll()
         known = inquiry.known
-        roster = _roster(known, sources=sources, targets=targets, clients=clients)
-        missing = _missing(known.values(), sources=sources, targets=targets, clients=clients)
+        roster = _roster(known, config)
+        missing = _missing(known.values(), config)
         if not missing:
             return roster
         failed = getattr(grid, "nodes_are_fixed", False) and inquiry.has_failed()
@@ -203,13 +187,13 @@ def returns_nonce(reply: Message, nonce: str) -> bool:
     return found == nonce
 
 
-def _missing(identities: Collection[Identity], *, sources: Sequence[str], targets: Sequence[str], clients: int) -> str:
+def _missing(identities: Collection[Identity], config: RunConfig) -> str:
     """Describe which clients are missing; "" if the run can begin."""
     held = {holding.domain for identity in identities for holding in identity.holdings}
-    absent = sorted({*sources, *targets} - held - {identity.domain for identity in identities})
+    absent = sorted({*config.sources, *config.targets} - held - {identity.domain for identity in identities})
     if absent:
         return f"no client for {', '.join(absent)}"
-    there = sum(identity.domain in sources for identity in identities)
+    there, clients = sum(identity.domain in config.sources for identity in identities), config.source_clients
     return f"{there} of {clients} source clients" if there < clients else ""
 
 
@@ -236,10 +220,8 @@ def _check_alike(clients: Sequence[Client]) -> None:
             raise FederationError(f"the clients do not have the same {what}; make them alike:\n  " + "\n  ".join(lines))
 
 
-def _roster(
-    known: Mapping[int, Identity], *, sources: Sequence[str], targets: Sequence[str], clients: int
-) -> list[Client]:
-    roles = dict.fromkeys(sources, SOURCE) | dict.fromkeys(targets, TARGET)
+def _roster(known: Mapping[int, Identity], config: RunConfig) -> list[Client]:
+    roles = dict.fromkeys(config.sources, SOURCE) | dict.fromkeys(config.targets, TARGET)
     order = {domain: position for position, domain in enumerate(roles)}
     roster: dict[tuple[int, int], Client] = {}
     for node_id, identity in known.items():
@@ -266,7 +248,9 @@ def _roster(
     ordered = [roster[place] for place in sorted(roster)]
     _check_alike(ordered)
     there = [client for client in ordered if client.identity.role == SOURCE]
-    if len(there) > clients:
+    if len(there) > config.source_clients:
         names = ", ".join(f"{client.label} (node {client.node_id})" for client in there)
-        raise FederationError(f"{len(there)} nodes are source clients, the run has {clients}; stop one of {names}")
+        raise FederationError(
+            f"{len(there)} nodes are source clients, the run has {config.source_clients}; stop one of {names}"
+        )
     return ordered

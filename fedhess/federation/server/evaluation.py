@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import RecordDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedhess.alignment.means import DomainMeans, WeightedMean
 from fedhess.alignment.privacy import run_noise
-from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.errors import FederationError
 from fedhess.curvature import head_gradient, hessian_gradient_product
 from fedhess.domains.benchmark import SOURCE, TARGET
@@ -24,7 +23,6 @@ from fedhess.federation.server.ledger import Failure, Traffic
 from fedhess.federation.server.local_training import RoundOutcome
 from fedhess.federation.server.run_directory import Row
 from fedhess.federation.tensors import read_tensors
-from fedhess.models.headed import HeadedModel
 from fedhess.settings.privacy import spent_epsilon
 
 logger = logging.getLogger(__name__)
@@ -34,9 +32,10 @@ ALIGNMENT = {"gradient": head_gradient, "hgp": hessian_gradient_product}
 Measured = dict[tuple[str, str], dict[str, Any]]  # by client and domain
 
 
-def alignment_shapes(template: HeadedModel) -> dict[str, Tensor]:
-    """Return tensors of the shapes that a source client's alignment statistics must have."""
-    return StatisticShapes(ALIGNMENT, template).of(tuple(ALIGNMENT), {})
+def alignment_shapes(head: nn.Linear) -> dict[str, Tensor]:
+    """Return tensors of the shapes that a source client's alignment statistics must have, (C, K)."""
+    like = head.weight.new_zeros(head.out_features, head.in_features + (head.bias is not None))
+    return dict.fromkeys(ALIGNMENT, like)
 
 
 def evaluate_clients(
@@ -44,7 +43,6 @@ def evaluate_clients(
     model: ModelPayload,
     *,
     alignment: Mapping[str, Tensor],
-    outputs: int,
     server_round: int,
     roles: Sequence[str] = (SOURCE, TARGET),
 ) -> Measured:
@@ -64,12 +62,7 @@ def evaluate_clients(
 
     def read(client: Client, content: RecordDict) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
         splits = ("", protocol.OUT) if config.splits_targets and client.identity.role == TARGET else ("",)
-        found = {held.domain: _read(client, held, content, alignment, splits) for held in _evaluates(client)}
-        for held in _evaluates(client):
-            key = client.identity.key(protocol.COUNTS, held.domain)
-            read_counts = _read_counts if client.identity.protection is None else _read_protected
-            found[held.domain][0].update(read_counts(content, key, splits, found[held.domain][0], outputs=outputs))
-        return found
+        return {held.domain: _read(client, held, content, alignment, splits) for held in _evaluates(client)}
 
     asked = [client for client in federation.clients if _evaluates(client) and client.identity.role in roles]
     sources = [client for client in asked if client.identity.role == SOURCE]
@@ -174,7 +167,7 @@ def make_rows(federation: Federation, measured: Measured, outcome: RoundOutcome,
 
 
 def _spent(federation: Federation, client: Client) -> Row:
-    """Return what a row says of a private source client: the epsilon of all that it has sent, and whose noise it is."""
+    """Return a row's fields about a private source client: the epsilon of all that it has sent, and its noise."""
     config, released = federation.config, federation.ledger.released.get(client.label, 0)
     epsilon = spent_epsilon(run_noise(config), config.dp_delta, releases=released)
     return {"epsilon": round(epsilon, 6), protocol.NOISE: client.identity.noise}
@@ -187,12 +180,12 @@ def _evaluates(client: Client) -> list[Held]:
 def _read(
     client: Client, held: Held, content: RecordDict, alignment: Mapping[str, Tensor], splits: Iterable[str]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a client's metrics and statistics of one domain; ``ValueError`` where one is missing or out of range."""
+    """Read a client's metrics, counts and statistics of one domain; ``ValueError`` where one is missing or wrong."""
     identity = client.identity
     statistics: dict[str, Tensor] = {}
     if identity.role == SOURCE:
         statistics = read_tensors(content, identity.key(protocol.ALIGNMENT, held.domain), like=alignment)
-    metrics = protocol.metrics_of(content, identity.key(protocol.METRICS, held.domain))
+    metrics: dict[str, Any] = dict(protocol.metrics_of(content, identity.key(protocol.METRICS, held.domain)))
     for split in splits:
         loss, accuracy, examples = (f"{split}{name}" for name in ("loss", "accuracy", protocol.NUM_EXAMPLES))
         if not {loss, accuracy, examples} <= metrics.keys():
@@ -203,63 +196,53 @@ def _read(
             raise ValueError(f"expected a {loss} of at least 0, got {metrics[loss]:g}")
     if metrics[protocol.NUM_EXAMPLES] != held.evaluate_examples:
         raise ValueError(f"expected {protocol.NUM_EXAMPLES} = {held.evaluate_examples} as at the start, got {metrics}")
+    classes, key = max(2, len(alignment["gradient"])), identity.key(protocol.COUNTS, held.domain)
+    like = {protocol.CONFUSION: torch.empty(classes, classes, dtype=torch.int32)}
+    if identity.protection is None:
+        like[protocol.CALIBRATION] = torch.empty(protocol.BINS, 3, dtype=torch.float64)
+    tensors = read_tensors(content, key, like={f"{s}{name}": each for s in splits for name, each in like.items()})
+    for split in splits:
+        counts = {name: tensors[f"{split}{name}"].numpy() for name in like}
+        accuracy, examples = metrics[f"{split}accuracy"], metrics[f"{split}{protocol.NUM_EXAMPLES}"]
+        read = _read_counts if identity.protection is None else _read_protected
+        found = read(counts, accuracy, examples, f"{key}: expected counts that fit {split}accuracy {accuracy:g}")
+        metrics |= {f"{split}{name}": value for name, value in found.items()}
     return metrics, statistics
 
 
-def _read_counts(
-    content: RecordDict, key: str, splits: Iterable[str], metrics: Mapping[str, float], *, outputs: int
-) -> dict[str, list[list[int | float]]]:
-    """Read a client's counts as rounds.jsonl has them: by label and prediction those that are not 0, and every bin.
-
-    Raises:
-        ValueError: They are missing or do not add up to the client's metrics.
-    """
-    classes = max(2, outputs)
-    empty = {
-        protocol.CONFUSION: torch.empty(classes, classes, dtype=torch.int32),
-        protocol.CALIBRATION: torch.empty(protocol.BINS, 3, dtype=torch.float64),
-    }
-    tensors = read_tensors(content, key, like={f"{s}{name}": like for s in splits for name, like in empty.items()})
-    found: dict[str, list[list[int | float]]] = {}
-    for split in splits:
-        confusion, bins = (tensors[f"{split}{name}"].numpy() for name in empty)
-        accuracy, examples = metrics[f"{split}accuracy"], metrics[f"{split}{protocol.NUM_EXAMPLES}"]
-        count, correct, confidence = bins.T
-        hits = int(confusion.trace())
-        fits = [
-            bool((confusion >= 0).all()) and int(confusion.sum()) == examples and hits / examples == accuracy,
-            bool((bins[:, :2] % 1 == 0).all()) and float(count.sum()) == examples and float(correct.sum()) == hits,
-            bool(((correct >= 0) & (correct <= count) & (confidence >= 0) & (confidence <= count)).all()),
-        ]
-        if not all(fits):
-            raise ValueError(
-                f"{key}: expected counts that add up to {split}{protocol.NUM_EXAMPLES} {examples:g} and to "
-                f"{split}accuracy {accuracy:g}, got {int(confusion.sum())} predictions, {hits} of them right, and "
-                f"{float(count.sum()):g} confidences, {float(correct.sum()):g} of right ones"
-            )
-        places = confusion.nonzero()
-        found[f"{split}{protocol.CONFUSION}"] = np.stack([*places, confusion[places]], axis=1).tolist()
-        found[f"{split}{protocol.CALIBRATION}"] = [[int(n), int(right), sure] for n, right, sure in bins.tolist()]
-    return found
+def _read_counts(counts: Mapping[str, np.ndarray], accuracy: float, examples: float, wrong: str) -> dict[str, Any]:
+    """Return counts as rounds.jsonl has them; ``ValueError`` where they do not add up to the client's metrics."""
+    confusion, bins = counts[protocol.CONFUSION], counts[protocol.CALIBRATION]
+    count, correct, confidence = bins.T
+    hits = int(confusion.trace())
+    fits = [
+        bool((confusion >= 0).all()) and int(confusion.sum()) == examples and hits / examples == accuracy,
+        bool((bins[:, :2] % 1 == 0).all()) and float(count.sum()) == examples and float(correct.sum()) == hits,
+        bool(((correct >= 0) & (correct <= count) & (confidence >= 0) & (confidence <= count)).all()),
+    ]
+    if not all(fits):
+        raise ValueError(
+            f"{wrong} of {examples:g} examples, got {int(confusion.sum())} predictions, {hits} of them right, and "
+            f"{float(count.sum()):g} confidences, {float(correct.sum()):g} of right ones"
+        )
+    calibration = [[int(n), int(right), sure] for n, right, sure in bins.tolist()]
+    return {protocol.CONFUSION: _listed(confusion), protocol.CALIBRATION: calibration}
 
 
-def _read_protected(
-    content: RecordDict, key: str, splits: Iterable[str], metrics: Mapping[str, float], *, outputs: int
-) -> dict[str, list[list[int]] | None]:
-    """Read rounded or noisy counts, which add up to the accuracy alone; there is no loss and nothing of confidences."""
-    like = torch.empty(max(2, outputs), max(2, outputs), dtype=torch.int32)
-    tensors = read_tensors(content, key, like={f"{split}{protocol.CONFUSION}": like for split in splits})
-    found: dict[str, list[list[int]] | None] = {f"{split}loss": None for split in splits}
-    for split in splits:
-        confusion = tensors[f"{split}{protocol.CONFUSION}"].numpy()
-        accuracy, hits = metrics[f"{split}accuracy"], int(confusion.trace())
-        if (confusion < 0).any() or min(1.0, hits / metrics[f"{split}{protocol.NUM_EXAMPLES}"]) != accuracy:
-            raise ValueError(
-                f"{key}: expected counts that fit {split}accuracy {accuracy:g}, got {hits} predicted right"
-            )
-        places = confusion.nonzero()
-        found[f"{split}{protocol.CONFUSION}"] = np.stack([*places, confusion[places]], axis=1).tolist()
-    return found
+def _read_protected(counts: Mapping[str, np.ndarray], accuracy: float, examples: float, wrong: str) -> dict[str, Any]:
+    """Return rounded or noisy counts, which add up to the accuracy alone; there is no loss."""
+    confusion = counts[protocol.CONFUSION]
+    hits = int(confusion.trace())
+    if (confusion < 0).any() or min(1.0, hits / examples) != accuracy:
+        raise ValueError(f"{wrong}, got {hits} predicted right")
+    return {"loss": None, protocol.CONFUSION: _listed(confusion)}
+
+
+def _listed(confusion: np.ndarray) -> list[list[int]]:
+    """List label, prediction and number of examples, but for those of none."""
+    places = confusion.nonzero()
+    listed: list[list[int]] = np.stack([*places, confusion[places]], axis=1).tolist()
+    return listed
 
 
 def _row(

@@ -1,12 +1,12 @@
 """The server's request to the source clients: ``ask("gradient")`` returns that statistic of every domain."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedhess.alignment.means import DomainMeans, MeanRule, PerDomain
+from fedhess.alignment.means import DomainMeans, PerDomain, mean_rule
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.base.seeds import derive_seed
 from fedhess.federation import protocol
@@ -22,10 +22,7 @@ Answer = dict[str, dict[str, Tensor]]  # a client's statistics, by domain and na
 class Exchange:
     """Ask the source clients of a round for statistics, each call one exchange: :class:`fedhess.alignment.Ask`.
 
-    Attributes:
-        asked: How many took part at first.
-        participants: The source clients still in the round: those that answered every exchange so far.
-        norms: Of what each of them sent in each exchange.
+    Its ``participants`` are the clients that answered every exchange so far; ``norms`` has those of each exchange.
     """
 
     def __init__(
@@ -61,17 +58,9 @@ class Exchange:
             measured = protocol.held_out_of(content, client.identity)
             return {d: {n: torch.tensor(v, dtype=torch.float64) for n, v in own.items()} for d, own in measured.items()}
 
-        request = Request(
-            "exchange held-out",
-            protocol.STATISTICS,
-            self.server_round,
-            self._model,
-            self._federation.config.exchange_deadline,
-            read=read,
-            parts=lambda _: {protocol.CONFIG: ConfigRecord({protocol.HELD_OUT: True})},
-            spare=self._federation.spare(self.participants, asked=self.asked),
-        )
-        return self._average(("loss", "accuracy"), self._federation.exchange(request, self.participants))
+        parts = {protocol.CONFIG: ConfigRecord({protocol.HELD_OUT: True})}
+        answers = self._request("exchange held-out", parts, read, self.participants)
+        return self._average(("loss", "accuracy"), answers)
 
     def _answers(
         self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
@@ -79,13 +68,24 @@ class Exchange:
         """Send one message to each client and yield the good answers as they come, in domain order."""
         parts = protocol.encode_request(names, given)
         expected = self._shapes.of(names, given)
+        return self._request(
+            _phase(names), parts, lambda client, content: read_answer(client, content, expected), clients
+        )
+
+    def _request(
+        self,
+        phase: str,
+        parts: Mapping[str, protocol.Part],
+        read: Callable[[Client, RecordDict], Answer],
+        clients: Sequence[Client],
+    ) -> Iterator[tuple[Client, Answer]]:
         request = Request(
-            _phase(names),
+            phase,
             protocol.STATISTICS,
             self.server_round,
             self._model,
             self._federation.config.exchange_deadline,
-            read=lambda client, content: read_answer(client, content, expected),
+            read=read,
             parts=lambda _: parts,
             spare=self._federation.spare(self.participants, asked=self.asked),
         )
@@ -94,7 +94,7 @@ class Exchange:
     def _average(self, names: Sequence[str], answers: Iterable[tuple[Client, Answer]]) -> dict[str, PerDomain]:
         """Average by domain, and go on with the clients that answered, if they are enough."""
         config = self._federation.config
-        rule = MeanRule(config.reference_mean, config.hostile_clients)
+        rule = mean_rule(config.reference_mean, hostile=config.hostile_clients)
         means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants], rule)
         answered: list[Client] = []
         asked, phase = len(self.participants), _phase(names)

@@ -83,10 +83,6 @@ class FlowerRounds:
 
         The strategy's ``configure_train`` and ``aggregate_train`` are called as Flower's own ``start`` calls them;
         evaluation stays with fedhess. ``random`` is seeded, since Flower's node sampling draws from it.
-
-        Raises:
-            FederationError: Fewer source clients than the quorum replied, or the strategy aggregated nothing.
-            UsageError: The strategy sends its clients settings that they do not read.
         """
         started = time.monotonic()
         where = f"round {server_round}: {self._name}"

@@ -7,7 +7,7 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
-from fedhess.base.errors import DivergedError, UsageError
+from fedhess.base.errors import DivergedError
 from fedhess.federation.server.clients import ModelPayload
 from fedhess.federation.tensors import encode_tensors, is_finite
 from fedhess.settings.assignments import Scalar
@@ -18,13 +18,7 @@ class GlobalModel:
 
     The mean update of a round, ``mean_e (theta - theta_e)``, is the pseudo-gradient of Reddi et al., "Adaptive
     Federated Optimization", ICLR 2021, algorithm 2; any optimizer of ``torch.optim`` steps along it. SGD with learning
-    rate 1 sets the model to the mean of the clients' models: FedAvg.
-
-    Args:
-        model: Has the initial values; it is not kept.
-        optimizer: Name of a class of ``torch.optim``.
-        lr: Learning rate of the server.
-        optimizer_args: Further arguments of the optimizer; one that it does not take is a ``UsageError``.
+    rate 1 sets the model to the mean of the clients' models: FedAvg. ``model`` has the initial values; it is not kept.
     """
 
     def __init__(
@@ -43,12 +37,8 @@ class GlobalModel:
         self._version = 0
         self._arrays: ArrayRecord | None = None
         factory = getattr(torch.optim, optimizer)
-        try:
-            self.optimizer: torch.optim.Optimizer = factory(
-                list(self._parameters.values()), lr=lr, **dict(optimizer_args or {})
-            )
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"--server-optimizer {optimizer}: {error}") from None
+        parameters = list(self._parameters.values())
+        self.optimizer: torch.optim.Optimizer = factory(parameters, lr=lr, **dict(optimizer_args or {}))
 
     @property
     def trained_names(self) -> list[str]:

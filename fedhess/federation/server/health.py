@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fedhess.base.tables import mean
 from fedhess.domains.benchmark import SOURCE
+from fedhess.federation.server.round_selection import rows_by_round
 from fedhess.federation.server.run_directory import Row
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.combined import bare
@@ -19,10 +20,7 @@ def sickness(rows: Sequence[Row], config: RunConfig, *, args: Mapping[str, Scala
 
     Whether anything is learned, and whether the head moves, is checked from the middle of the run on.
     """
-    rounds: dict[int, list[Row]] = {}
-    for row in rows:
-        if row["role"] == SOURCE and row["round"] > 0:
-            rounds.setdefault(row["round"], []).append(row)
+    rounds = rows_by_round([row for row in rows if row["role"] == SOURCE and row["round"] > 0])
     for number in sorted(rounds)[:FIRST]:
         loss, objective = _mean(rounds[number], "train_loss"), _mean(rounds[number], "train_objective")
         if loss is None or objective is None:

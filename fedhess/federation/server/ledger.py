@@ -45,17 +45,11 @@ class Traffic:
 
 @dataclass
 class Ledger:
-    """Failures and traffic of a run.
-
-    Attributes:
-        failures: All of them, in order.
-        traffic: By client, since the last row.
-        released: By client of a private run, how often it was asked for what depends on its examples.
-    """
+    """Failures and traffic of a run."""
 
     failures: list[Failure] = field(default_factory=list)
-    traffic: dict[str, Traffic] = field(default_factory=dict)
-    released: dict[str, int] = field(default_factory=dict)
+    traffic: dict[str, Traffic] = field(default_factory=dict)  # by client, since the last row
+    released: dict[str, int] = field(default_factory=dict)  # by private client, answers that depend on its examples
     _reported: int = 0  # failures that are in rows
     _named: int = 0  # failures that a warning or an error has named
 
@@ -119,15 +113,13 @@ class Ledger:
     def unreported(self) -> dict[str, Any]:
         """Return the failures and the traffic since the last row, for a checkpoint; JSON."""
         failures = [asdict(failure) for failure in self.failures[self._reported :]]
-        found = {"failures": failures, "traffic": {client: asdict(moved) for client, moved in self.traffic.items()}}
-        return found | ({"released": dict(self.released)} if self.released else {})
+        return {"failures": failures, "traffic": {client: asdict(moved) for client, moved in self.traffic.items()}}
 
     def restore(self, recorded: Mapping[str, Any]) -> None:
         """Continue from :meth:`unreported` of the process before."""
         self.failures += [Failure(**failure) for failure in recorded.get("failures", ())]
         self._named = len(self.failures)
         self.traffic = {client: Traffic(**moved) for client, moved in recorded.get("traffic", {}).items()}
-        self.released = dict(recorded.get("released", {}))
 
 
 def _records(content: RecordDict) -> Iterator[tuple[str, int, str]]:

@@ -1,6 +1,7 @@
 """The server's side of local training: train messages with their references, and the mean of the updates."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedhess.alignment.means import MeanRule, WeightedMean
+from fedhess.alignment.means import WeightedMean, mean_rule
 from fedhess.alignment.rehearsal import check_mean_update, check_relay
 from fedhess.alignment.step import round_steps
 from fedhess.alignment.strategy import ClientReply, ClientUpdate, Reference
@@ -38,18 +39,12 @@ def check_reference(reference: object) -> None:
 
 @dataclass
 class RoundOutcome:
-    """What a round of training did.
+    """What a round of training did."""
 
-    Attributes:
-        participants: Source clients that completed every phase.
-        metrics: Each participant's training metrics: examples, loss and objective at the first step, seconds.
-        seconds: Wall time of the round's training.
-        measured: What sources have measured of the evaluated model already, by client and domain.
-    """
-
-    participants: list[Client] = field(default_factory=list)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: float = 0.0
+    participants: list[Client] = field(default_factory=list)  # that completed every phase
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # of training, by client
+    seconds: float = 0.0  # wall time
+    # What sources have measured of the evaluated model already, by client and domain.
     measured: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
 
@@ -108,7 +103,7 @@ class LocalPhase:
             UsageError: See `check_mean_update`.
         """
         check_mean_update(self.config, weighs=domain_weights is not None, sees=each is not None, held_out=held_out)
-        mean = MeanRule(self.config.update_mean, self.config.hostile_clients).begin()
+        mean = mean_rule(self.config.update_mean, hostile=self.config.hostile_clients)()
         weights = holding_weights(self.participants, self.config, domain_weights)
         spare = self._federation.spare(self.participants, asked=self._asked)
         trained = self._train(weights, self.model.payload(), None, given=given, held_out=held_out, spare=spare)
@@ -125,11 +120,7 @@ class LocalPhase:
     def train_domain(
         self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
     ) -> ClientUpdate | None:
-        """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`.
-
-        Raises:
-            UsageError: See `check_relay`.
-        """
+        """Train the clients of one domain; see :meth:`fedhess.alignment.LocalTraining.train_domain`."""
         check_relay(self.config)
         start = ModelPayload(f"{self.model.payload().model_id}-{name}", encode_tensors(position))
         counts = {client: client.identity.trains_on.get(domain, 0) for client in self.participants}
@@ -245,10 +236,9 @@ def holding_weights(
     held = {client: client.identity.trains_on for client in clients}
     if config.weighting == "examples" and by_domain is None:
         return {client: {domain: float(count) for domain, count in own.items()} for client, own in held.items()}
-    totals: dict[str, int] = {}
+    totals = Counter[str]()
     for own in held.values():
-        for domain, count in own.items():
-            totals[domain] = totals.get(domain, 0) + count
+        totals.update(own)
     share = {client: {domain: count / totals[domain] for domain, count in own.items()} for client, own in held.items()}
     if by_domain is None:
         return share

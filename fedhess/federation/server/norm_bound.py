@@ -35,17 +35,11 @@ class NormBound:
     a batch that is hard for a model that fits the others is as far from them as in the first rounds. A reply that they
     allow passes at once; where only the round's own can tell, in the first round above all, replies are held back until
     enough norms are known, at most all of them.
-
-    Args:
-        width: How many times the median; 0 for no bound.
-
-    Attributes:
-        medians: The largest of the rounds so far, by what was sent; the whole state.
     """
 
     def __init__(self, width: float) -> None:
-        self.width = width or math.inf
-        self.medians: dict[str, float] = {}
+        self.width = width or math.inf  # 0 is no bound
+        self.medians: dict[str, float] = {}  # the largest of the rounds so far, by what was sent
 
     def screen(
         self,

@@ -58,11 +58,7 @@ class PreviousStatistics:
         return records
 
     def read(self, client: Client, content: RecordDict) -> None:
-        """Keep the answers in a train reply.
-
-        Raises:
-            ValueError: One is missing, or not finite, or of another shape.
-        """
+        """Keep the answers in a train reply."""
         repeated, parts = self._repeated(), protocol.numbered_parts(content)
         if len(parts) != len(repeated):
             raise ValueError(f"expected {len(repeated)} answers about statistics in the reply, got {len(parts)}")

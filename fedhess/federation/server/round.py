@@ -1,8 +1,7 @@
 """One round of the federation, from top to bottom."""
 
 import time
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,16 +9,21 @@ from torch import Tensor
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.alignment.step import round_steps
 from fedhess.alignment.strategy import DomainStrategy
+from fedhess.base.errors import DivergedError, FederationError, StrategyError
 from fedhess.base.users_code import users_code
-from fedhess.federation.server.blame import Trained, train_without_culprit
 from fedhess.federation.server.checkpoint import State, below
 from fedhess.federation.server.clients import Federation
+from fedhess.federation.server.discovery import Client
 from fedhess.federation.server.exchange import Exchange
 from fedhess.federation.server.global_model import GlobalModel
+from fedhess.federation.server.ledger import Failure
 from fedhess.federation.server.local_training import LocalPhase, RoundOutcome, check_reference
+from fedhess.federation.server.norm_bound import Norms
 from fedhess.federation.server.previous_references import PreviousStatistics
 from fedhess.models.headed import HeadedModel
 from fedhess.settings.run_config import RunConfig
+
+Trained = tuple[LocalPhase, dict[str, Tensor]]  # the mean update too
 
 
 class DomainRounds:
@@ -27,9 +31,6 @@ class DomainRounds:
 
     The references are taken on the batch of the round's first local step. With one local step a round equals a step of
     the centralised algorithm; with more they are stale from the second step on.
-
-    Raises:
-        UsageError: The settings do not fit the strategy.
     """
 
     def __init__(self, strategy: DomainStrategy, config: RunConfig, template: HeadedModel) -> None:
@@ -53,19 +54,54 @@ class DomainRounds:
         config = federation.config
 
         # -- The source clients take part, or those drawn; one that fails in a phase misses the rest
-        begin = Exchange if self._previous is None else self._previous.exchange
-        phase, update = train_without_culprit(
-            partial(begin, federation, self._shapes, model.payload(), server_round),
-            partial(self._train, federation, model),
-            federation,
-            self,
-        )
+        phase, update = self._train_without_culprit(federation, model, server_round)
 
         # -- One step of the server optimizer along the mean update
         model.step(update, lr=config.server_rate.at(server_round))
         model.require_finite(f"round {server_round}: the server's step ({config.server_optimizer}, {config.strategy})")
         phase.outcome.seconds = time.monotonic() - started
         return phase.outcome
+
+    def _train_without_culprit(self, federation: Federation, model: GlobalModel, server_round: int) -> Trained:
+        """Train a round; where clients diverge, train it again without the one that outweighs all others together.
+
+        If the others then stay finite, it is recorded as the culprit in their place.
+        """
+        begin = Exchange if self._previous is None else self._previous.exchange
+        of_round = (federation, self._shapes, model.payload(), server_round)
+        ledger, error, found = federation.ledger, None, None
+        begun, before = len(ledger.failures), self._memory(federation)
+        versions = {name: tensor._version for name, tensor in before[0][0].items()}
+        ask = begin(*of_round)
+        try:
+            found = self._train(federation, model, ask)
+        except DivergedError as raised:
+            error = raised
+        self._require_replaced(before[0][0], versions, federation.config.strategy)
+        diverged = ledger.diverged(begun)
+        suspect = _suspect(ask.norms) if diverged else None
+        victims = [label for label in diverged if suspect is not None and label != suspect.label]
+        if suspect is not None and victims:
+            failures, after = ledger.failures[begun:], self._memory(federation)
+            ledger.rewind(begun)
+            self._recall(before, federation)
+            try:
+                without = self._train(federation, model, begin(*of_round, suspect))
+            except FederationError:
+                without = None
+            if without is not None and not ledger.diverged(begun):
+                reason = f"{', '.join(victims)} sent values that are not finite with its statistics, and nobody did"
+                failure = Failure(server_round, "references", suspect.label, f"{reason} without them")
+                ledger.failures.append(failure)
+                completed = without[0].outcome.participants
+                federation.require_quorum("references", server_round, completed, asked=ask.asked)
+                return without
+            ledger.rewind(begun, failures)
+            self._recall(after, federation)
+        if found is None:
+            assert error is not None
+            raise error
+        return found
 
     def _train(self, federation: Federation, model: GlobalModel, ask: Exchange) -> Trained:
         strategy, config, server_round = self._strategy, federation.config, ask.server_round
@@ -89,6 +125,22 @@ class DomainRounds:
         phase.require_quorum()
         return phase, update
 
+    def _memory(self, federation: Federation) -> tuple[State, dict[str, Any]]:
+        """Return what was before a round: the tensors themselves, since a round replaces them and writes to none."""
+        return self.state(), federation.bound.state()
+
+    def _require_replaced(self, tensors: Mapping[str, Tensor], versions: Mapping[str, int], strategy: str) -> None:
+        for name, tensor in tensors.items():
+            if tensor._version != versions[name]:  # torch counts what is written to it
+                raise StrategyError(
+                    f"strategy {strategy!r} wrote to a tensor of its state, {name.removeprefix('strategy/')!r}, by "
+                    "which a round could be undone; replace it: self.state[name] = new"
+                )
+
+    def _recall(self, memory: tuple[State, dict[str, Any]], federation: Federation) -> None:
+        self.restore(*memory[0])
+        federation.bound.restore(memory[1])
+
     def state(self) -> State:
         """Return what the next round needs: the strategy's state and, if they are used, the round's statistics."""
         tensors = {f"strategy/{name}": tensor for name, tensor in self._strategy.state_dict().items()}
@@ -102,3 +154,14 @@ class DomainRounds:
         self._strategy.load_state_dict(below("strategy/", tensors))
         if self._previous is not None:
             self._previous.restore(below("previous/", tensors), plain.get("previous", []))
+
+
+def _suspect(exchanges: Sequence[Mapping[Client, Norms]]) -> Client | None:
+    """Return a client that outweighs all others together in a statistic, the first such one, if there is any."""
+    for norms in exchanges:
+        for name in next(iter(norms.values()), ()):
+            longest = max(norms, key=lambda client: norms[client][name])
+            others = sum(each[name] for client, each in norms.items() if client is not longest)
+            if norms[longest][name] > others:  # also where it is so large that its norm is inf
+                return longest
+    return None

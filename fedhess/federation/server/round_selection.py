@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedhess.domains.benchmark import SOURCE
+from fedhess.federation.protocol import client_label
 from fedhess.federation.server.run_directory import Row
 
 _Client = tuple[str, int]  # main domain and number among the clients of it
@@ -17,34 +18,22 @@ Merit = tuple[float, float, int]  # accuracy, minus the loss, minus the round: t
 
 @dataclass(frozen=True)
 class Candidate:
-    """What one setting of a strategy recorded for one target and one seed.
+    """What one setting of a strategy recorded for one target and one seed."""
 
-    Attributes:
-        rows: Of the run that leaves out the target.
-        last_round: Number of rounds it was to train.
-        inner: For cross-validation: by source domain, the rows of the run that leaves that one out as well.
-        quorum: Source clients that have to evaluate a round for it to count; 0 for all of them.
-    """
-
-    rows: Sequence[Row]
-    last_round: int
+    rows: Sequence[Row]  # of the run that leaves out the target
+    last_round: int  # that it was to train
+    # For cross-validation: by source domain, the rows of the run that leaves that one out as well.
     inner: Mapping[str, Sequence[Row]] = field(default_factory=dict)
-    quorum: int = 0
+    quorum: int = 0  # source clients that have to evaluate a round for it to count; 0 for all
 
 
 @dataclass(frozen=True)
 class Comparable:
-    """The rounds that source validation compares, and on whom.
+    """The rounds that source validation compares, and on whom."""
 
-    Attributes:
-        rounds: By candidate and number, the rows of the clients that every one of the rounds has.
-        gaps: By candidate, the numbers of the evaluated rounds that do not count.
-        absent: Source clients that are left out, as messages name them.
-    """
-
-    rounds: Sequence[Mapping[int, Sequence[Row]]]
-    gaps: Sequence[Sequence[int]]
-    absent: Sequence[str]
+    rounds: Sequence[Mapping[int, Sequence[Row]]]  # by candidate and number, rows of the clients that all rounds have
+    gaps: Sequence[Sequence[int]]  # by candidate, the numbers of the evaluated rounds that do not count
+    absent: Sequence[str]  # source clients that are left out, as messages name them
 
 
 def select_round(rows: Sequence[Row], *, quorum: int = 0) -> int | None:
@@ -54,14 +43,10 @@ def select_round(rows: Sequence[Row], *, quorum: int = 0) -> int | None:
 
 
 class BestSoFar:
-    """The selected round of a run as it goes.
+    """What `select_round` chooses among the rounds of a run so far.
 
-    What `select_round` chooses among all rounds so far. While every client answers, a round is compared with the best
-    alone: over 500 evaluations the whole rule would take seconds.
-
-    Args:
-        quorum: Source clients that have to evaluate a round for it to count; 0 for all of them.
-        rows: Of the rounds so far, where the run continues.
+    While every client answers, a round is compared with the best alone: over 500 evaluations the whole rule would take
+    seconds.
     """
 
     def __init__(self, *, quorum: int = 0, rows: Sequence[Row] = ()) -> None:
@@ -129,17 +114,14 @@ def comparable_rounds(candidates: Sequence[Candidate]) -> Comparable:
         {number: [row for row in groups[number] if _client(row) in common] for number in sorted(groups)}
         for groups in rounds
     ]
-    return Comparable(compared, gaps, [_label(client) for client in held if client not in common])
+    return Comparable(compared, gaps, [client_label(*client) for client in held if client not in common])
 
 
 def source_merits(candidates: Sequence[Candidate]) -> list[dict[int, Merit]]:
     """Judge rounds by the sources' held-out examples, equal weight a domain (training-domain validation set).
 
     Where the sources hold nothing out, the last round that counts is the only one; where they evaluate nothing, as in a
-    private run, the last.
-
-    Returns:
-        By candidate, its rounds that count; rows of targets are not looked at.
+    private run, the last. Returns, by candidate, its rounds that count; rows of targets are not looked at.
     """
     merits: list[dict[int, Merit]] = []
     for candidate, rounds in zip(candidates, comparable_rounds(candidates).rounds, strict=True):
@@ -173,10 +155,6 @@ def rows_by_round(rows: Sequence[Row]) -> dict[int, list[Row]]:
 def _client(row: Row) -> _Client:
     # A client of several domains has a row for each, and a number among those with the same main domain.
     return str(row.get("main_domain", row["domain"])), int(row.get("client", 0))
-
-
-def _label(client: _Client) -> str:
-    return client[0] if client[1] == 0 else f"{client[0]}[{client[1]}]"
 
 
 def merit_of(group: Sequence[Row], server_round: int) -> Merit:

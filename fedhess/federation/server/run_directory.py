@@ -177,11 +177,7 @@ class RunDirectory:
         return {int(path.stem.partition("-")[2]): path for path in self._selected_dir.glob("round-*.safetensors")}
 
     def completed_round(self) -> int | None:
-        """Return the number of the last round that is trained and, where it is its turn, evaluated; or None.
-
-        Raises:
-            UsageError: Its rows are gone.
-        """
+        """Return the number of the last round that is trained and, where it is its turn, evaluated; or None."""
         if not self._index.exists():
             return None
         self._require_rows()
@@ -299,11 +295,11 @@ def _reading(path: Path) -> Iterator[None]:
     except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy, or delete {run} to make "
-            "this run anew"
+            "this run again"
         ) from error
     except OSError as error:
         raise StorageError(
-            f"cannot read {path}: {error.strerror or error}; mend the disk or the permissions"
+            f"cannot read {path}: {error.strerror or error}; check the disk and the permissions"
         ) from error
 
 

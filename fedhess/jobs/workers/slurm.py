@@ -75,7 +75,7 @@ def read_slurm_args(text: str) -> dict[str, Scalar]:
 
 
 class _Run:
-    """A task as a job of Slurm: told that its time is up, or that another is to have its place, it is queued again."""
+    """A task as a job of Slurm, queued again when its time is up or it is preempted."""
 
     def __call__(self, task: Task) -> Result:
         return work(task)

@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -104,6 +105,34 @@ def test_several_columns_of_images_and_missing_values_are_said(tmp_path: Path) -
         open_benchmark(f"hf:{tmp_path}/two?domain=style&label=kind")
     with pytest.raises(UsageError, match="row 5 lacks its image, domain or label"):
         open_benchmark(f"hf:{tmp_path}/holes?domain=style&label=kind")
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative", "metadata"])
+def test_a_row_names_no_file_that_is_not_the_data_sets(tmp_path: Path, kind: str) -> None:
+    """Its pictures may be files of its own folder; a path to another one of this machine is refused."""
+    folder, secret = tmp_path / "set", tmp_path / "secret.png"
+    folder.mkdir()
+    table = rows()
+    secret.write_bytes(table.cast_column("picture0", datasets.Image(decode=False))[0]["picture0"]["bytes"])
+    for number, picture in enumerate(table["picture0"]):
+        picture.save(folder / f"{number}.png")
+
+    def named(last: str) -> str:
+        names = [*(f"{number}.png" for number in range(len(table) - 1)), last]
+        columns = {"style": table["style"], "kind": table["kind"]}
+        if kind == "metadata":
+            lines = [",".join(map(str, row)) for row in zip(names, *columns.values(), strict=True)]
+            (folder / "metadata.csv").write_text("\n".join(["file_name,style,kind", *lines]), encoding="utf-8")
+            return f"hf:{folder}?domain=style&label=kind"
+        pictures = [{"bytes": None, "path": str(folder / name) if kind == "absolute" else name} for name in names]
+        made = datasets.Dataset.from_dict({**columns, "picture0": pictures}, features=table.features)
+        pq.write_table(made.data.table, folder / "rows.parquet")  # unlike to_parquet it leaves the files where they are
+        return f"hf:{folder / 'rows.parquet'}?domain=style&label=kind"
+
+    own = open_benchmark(named(f"{len(table) - 1}.png"), options={"side": 12})
+    assert sum(len(own.load(style)) for style in STYLES) == len(table)
+    with pytest.raises(UsageError, match=r"a row whose image is the file .*secret.png, which is none of the"):
+        open_benchmark(named(str(secret) if kind == "absolute" else "../secret.png"), options={"side": 12})
 
 
 def test_without_a_network_it_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ from fedhess.federation.client.app import app as client_app
 from fedhess.federation.engines.inprocess import run_in_process
 from fedhess.federation.flower_compat import read_run_config
 from fedhess.federation.server import discovery
-from fedhess.models.prepared import build_model, forget_data, local_domain
+from fedhess.models.building import build_model
+from fedhess.models.prepared import forget_data, local_domain
 from fedhess.settings.run_config import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[3]

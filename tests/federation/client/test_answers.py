@@ -20,7 +20,7 @@ from fedhess.federation.client.evaluation import Evaluation
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.server.global_model import GlobalModel
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 from fedhess.results.counts import calibration_error
 from fedhess.results.sent import protected_targets
 

@@ -11,11 +11,12 @@ from fedhess.base.errors import FederationError, UsageError
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.batches import joint_batch
+from fedhess.federation.client.call import NotInRunError, place
 from fedhess.federation.client.examples import local_client, source_shares
-from fedhess.federation.client.node import NotInRunError, place
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.protocol import Held, Identity
 from fedhess.federation.server.discovery import discover
+from fedhess.settings.run_config import RunConfig
 from tests.federation.test_nodes import FixedNodes
 from tests.promises.test_many_clients import DRAWN, MIXED
 
@@ -76,21 +77,25 @@ def test_a_client_of_a_domain_that_the_run_does_not_have_is_an_error() -> None:
         return {4: mixed, 5: Identity("south", "source", 0, 9, 3, True), 6: Identity("east", "target", 0, 0, 3, False)}
 
     with run_identity(1):
-        args = {"sources": ("north", "south"), "targets": ("east",), "deadline": 5}
-        assert len(discover(FixedNodes(told("south")), **args)) == 3  # type: ignore[arg-type]
+        config = toy_config()
+        assert len(discover(FixedNodes(told("south")), config)) == 3  # type: ignore[arg-type]
         with pytest.raises(FederationError, match="client north: it holds examples of west, which is no source"):
-            discover(FixedNodes(told("west")), **args)  # type: ignore[arg-type]
+            discover(FixedNodes(told("west")), config)  # type: ignore[arg-type]
         with pytest.raises(FederationError, match="client north: it holds examples of east, which is no source"):
-            discover(FixedNodes(told("east")), **args)  # type: ignore[arg-type]
+            discover(FixedNodes(told("east")), config)  # type: ignore[arg-type]
 
 
 def test_the_run_waits_for_all_of_its_clients() -> None:
     two = {number: Identity("north", "source", number, 9, 3, True) for number in (0, 1)}
     with run_identity(1):
-        args = {"sources": ("north",), "targets": (), "deadline": 0.1}
-        assert len(discover(FixedNodes(two), **args, clients=2)) == 2  # type: ignore[arg-type]
+
+        def run_of(clients: int) -> RunConfig:
+            shared = {"partition": "dirichlet", "clients_per_domain": clients, "exchange_deadline": 0.1}
+            return toy_config(sources=("north",), targets=(), **shared)
+
+        assert len(discover(FixedNodes(two), run_of(2))) == 2  # type: ignore[arg-type]
         with pytest.raises(FederationError, match=r"2 of 3 source clients after 0\.\d s .*; 2 nodes identified"):
-            discover(FixedNodes(two), **args, clients=3)  # type: ignore[arg-type]
+            discover(FixedNodes(two), run_of(3))  # type: ignore[arg-type]
 
 
 def test_a_deployed_node_says_which_client_of_its_domain_it_is() -> None:

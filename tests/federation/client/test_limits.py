@@ -14,7 +14,7 @@ from fedhess.federation.client.app import app
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.server.global_model import GlobalModel
-from fedhess.models.prepared import build_model
+from fedhess.models.building import build_model
 
 UNLIMITED = {"partition-id": 0, "num-partitions": 4}
 

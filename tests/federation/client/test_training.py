@@ -26,8 +26,9 @@ from fedhess.federation.client.training import Holding, train_locally, writes_pa
 from fedhess.federation.engines.inprocess import run_in_process
 from fedhess.federation.server.app import make_server_app
 from fedhess.federation.server.global_model import GlobalModel
+from fedhess.models.building import build_model
 from fedhess.models.headed import HeadedModel
-from fedhess.models.prepared import LocalDomain, build_model, local_domain
+from fedhess.models.prepared import LocalDomain, local_domain
 from fedhess.settings.run_config import RunConfig
 
 

@@ -48,7 +48,7 @@ def run(engine: Callable[..., None], client: Any, config: RunConfig) -> tuple[di
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        read = RunConfig.from_run_config(context.run_config)
+        read = RunConfig.checked(RunConfig.given_in(context.run_config))
         model = Server(grid, read, on_round=lambda _, found: rows.extend(found)).run()
         tensors.update({name: value.clone() for name, value in model.tensors.items()})
 

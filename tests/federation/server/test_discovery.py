@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from toy import toy_config
 
 from fedhess.base.errors import FederationError
 from fedhess.federation import protocol
@@ -63,7 +64,7 @@ def refuses(**own: Any) -> Callable[[Message], Message]:
 
 def find(grid: FixedNodes, *, deadline: float = 20.0, **given: Any) -> list[str]:
     with run_identity(1):
-        found = discover(grid, sources=("north", "south"), targets=(), deadline=deadline, **given)  # type: ignore[arg-type]
+        found = discover(grid, toy_config(targets=(), exchange_deadline=deadline), **given)  # type: ignore[arg-type]
     return [client.label for client in found]
 
 
@@ -169,7 +170,8 @@ def test_clients_that_take_turns_have_the_deadline_each() -> None:
 
     ten = {number: Identity("north", "source", number, 9, 3, True) for number in range(10)}
     with run_identity(1):
-        found = discover(Turns(ten), sources=("north",), targets=(), deadline=1.5, clients=10)  # type: ignore[arg-type]
+        shared = {"partition": "dirichlet", "clients_per_domain": 10, "exchange_deadline": 1.5}
+        found = discover(Turns(ten), toy_config(sources=("north",), targets=(), **shared))  # type: ignore[arg-type]
     assert [client.identity.client for client in found] == list(range(10))
 
 

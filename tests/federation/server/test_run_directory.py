@@ -205,7 +205,7 @@ def test_disk_that_fails_is_not_called_damage(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "read_text", fail)
-    with pytest.raises(StorageError, match=f"cannot read .*checkpoint.json: {words}.*; mend the disk"):
+    with pytest.raises(StorageError, match=f"cannot read .*checkpoint.json: {words}.*; check the disk"):
         directory.load_checkpoint()
 
 
@@ -274,7 +274,7 @@ def test_selected_model_is_the_one_that_the_checkpoint_knows(tmp_path: Path) -> 
 def test_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     directory = RunDirectory(tmp_path / "file" / "run")
-    with pytest.raises(StorageError, match=r"cannot write to .*/file/run: Not a directory; free space or mend"):
+    with pytest.raises(StorageError, match=r"cannot write to .*/file/run: Not a directory; free space or fix"):
         directory.append([{"round": 0}])
     with pytest.raises(StorageError, match="cannot write to"):
         directory.save_checkpoint(Checkpoint(0))

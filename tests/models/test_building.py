@@ -13,7 +13,7 @@ from torch import nn
 from fedhess.base.errors import UsageError
 from fedhess.jobs.directory import job_directory
 from fedhess.models import create_model
-from fedhess.models.execution import check_execution, set_execution
+from fedhess.models.building import check_execution, set_execution
 from tests.conftest import Outcome
 
 IMAGES = (3, 12, 12)
@@ -109,7 +109,7 @@ def test_a_failing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_a_missing_compiler_is_named_before_training() -> None:
     code = (
-        "from pictures import pictures_config; from fedhess.models.execution import check_execution; "
+        "from pictures import pictures_config; from fedhess.models.building import check_execution; "
         "import torch._inductor.config as inductor; inductor.cpp.cxx = ('/nonexistent',); "
         "check_execution(pictures_config(compile=True), (3, 12, 12))"
     )

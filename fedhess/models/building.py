@@ -1,12 +1,34 @@
-"""How a model runs: precision, batch norms, compiled or not."""
+"""Build the model of a run, with its weights, and set how it runs: precision, batch norms, compiled or not."""
 
 import os
 
 import torch
 
 from fedhess.base.errors import UsageError
+from fedhess.models import create_model, prepared_shape
 from fedhess.models.headed import BATCH_NORMS, FrozenNorms, HeadedModel
+from fedhess.models.prepared import known_benchmark
+from fedhess.models.weights import load_weights
 from fedhess.settings.run_config import RunConfig
+
+
+def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
+    """Build the run's model, on the run's device where it is here, and in its dtype.
+
+    ``initial`` weights are not needed by a client, which receives all from the server.
+    """
+    benchmark = known_benchmark(config)
+    model = create_model(
+        config.model,
+        input_shape=prepared_shape(config.model, benchmark.input_shape),
+        outputs=benchmark.outputs,
+        seed=config.seed,
+        pretrained=initial and config.pretrained and config.weights is None,
+    )
+    if initial and config.weights is not None:
+        load_weights(model, config)
+    model = model.to(device=torch.device(config.device_here), dtype=config.torch_dtype)
+    return set_execution(model, config)
 
 
 def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
@@ -14,9 +36,6 @@ def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
 
     What is float32 is computed in float32 on a GPU too, not in TF32, which torch takes for convolutions. This and
     ``deterministic`` are switches of the process; the latter stays on once a run has asked for it.
-
-    Raises:
-        UsageError: Batch norms are to be averaged and the model has none.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if config.deterministic:
