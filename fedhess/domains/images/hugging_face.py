@@ -3,6 +3,7 @@
 Its images are written once to CACHE/hf/NAME/DOMAIN/CLASS/, as they are encoded, and read as a folder's.
 """
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
