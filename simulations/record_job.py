@@ -23,8 +23,9 @@ from fedhess.jobs.job import Job, history
 from fedhess.jobs.merging import merge_jobs
 from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.selectors import DEFAULT
+from fedhess.results.formats import selector_table, table
 from fedhess.results.selection import read_rows, unfinished
-from fedhess.results.summary import selector_table, summarise, table
+from fedhess.results.summary import summarise
 from fedhess.simulations.scenarios.comparison import describe_machine
 from fedhess.simulations.scenarios.outputs import (
     RESULTS,
@@ -42,7 +43,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def command_line(argv: Sequence[str]) -> str:
     """Return the command of a job as another machine would be given it.
 
-    >>> command_line(["/home/me/fedhess/sweep.py", "--domains", "Toy", "--out", "/tmp/a", "--data-dir=/data"])
+    >>> command_line(["/there/sweep.py", "--domains", "Toy", "--out", "/tmp/a", "--data-dir=/data"])
     'fedhess sweep --domains Toy'
     """
     name = Path(argv[0]).stem

@@ -106,7 +106,7 @@ def superlink(
     if metrics_port is not None:
         own = (state / "metrics").resolve()  # the folder of keys may be read-only, and Flower's command line writes
         own.mkdir(exist_ok=True)
-        shutil.copy(keys.ca, own)
+        shutil.copyfile(keys.ca, own / keys.ca.name)
         metrics = programs.metrics(own, port=control_port, state=state.resolve()), metrics_port
     hand_over(both, folder=state, database=database, metrics=metrics)
 

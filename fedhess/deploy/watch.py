@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import NoReturn
@@ -82,24 +81,24 @@ def watch(
 
 
 def show_metrics(program: Program, port: int, *, mark: str) -> HTTPServer:
-    """Show what a program prints, run when it is asked for, at /metrics on loopback; status 503 where it fails.
+    """Show what a program prints, run once a minute, at /metrics on loopback; status 503 where it has failed.
 
-    For a minute it is not run again. It ends with the processes of that mark.
+    It ends with the processes of that mark.
     """
-    environment = program.environment() | {MARK: mark}
+    environment, printed = program.environment() | {MARK: mark}, [b""]
 
-    @lru_cache(maxsize=1)
-    def printed(minute: int) -> bytes:
-        del minute
-        done = subprocess.run(program.command(), env=environment, stdout=subprocess.PIPE, check=False)
-        return b"" if done.returncode else done.stdout
+    def collect() -> None:
+        while server.fileno() != -1:
+            done = subprocess.run(program.command(), env=environment, stdout=subprocess.PIPE, check=False)
+            printed[0] = b"" if done.returncode else done.stdout
+            time.sleep(METRICS_SECONDS)
 
     class Page(BaseHTTPRequestHandler):
         timeout = 10.0  # seconds of a request: they are answered one after the other
 
         def do_GET(self) -> None:
             asked = self.path == "/metrics"
-            found = printed(int(time.monotonic() / METRICS_SECONDS)) if asked else b""
+            found = printed[0] if asked else b""
             self.send_response(200 if found else 503 if asked else 404)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
             self.send_header("Content-Length", str(len(found)))
@@ -110,7 +109,8 @@ def show_metrics(program: Program, port: int, *, mark: str) -> HTTPServer:
             pass
 
     server = HTTPServer(("127.0.0.1", port), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for work in (server.serve_forever, collect):
+        threading.Thread(target=work, daemon=True).start()
     return server
 
 

@@ -30,7 +30,7 @@ from fedhess.federation.client.evaluation import BATCH_SIZE, predictions
 from fedhess.jobs.reopening import open_runs
 from fedhess.models.prepared import local_domain
 from fedhess.results import export as export_module
-from fedhess.results import summary
+from fedhess.results import files as result_files
 from fedhess.results.models import RunModel, find_model, find_models
 from tests.conftest import Outcome
 
@@ -66,7 +66,7 @@ print(json.dumps({"answers": answers, "loaded": loaded}))
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(summary, "draw_rounds", lambda *_, **__: [])
+    monkeypatch.setattr(result_files, "draw_rounds", lambda *_, **__: [])
     memory.MEMORY.clear()
 
 
@@ -76,7 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     job = tmp_path_factory.mktemp("trained") / "job"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
-        patch.setattr(summary, "draw_rounds", lambda *_, **__: [])
+        patch.setattr(result_files, "draw_rounds", lambda *_, **__: [])
         memory.MEMORY.clear()
         fedhess.run(**TOY_RUN | {"strategy": "erm,hgp", "rounds": 8, "lr": 1.5}, domains_args="holdout=0.25", out=job)
         yield job
@@ -431,3 +431,11 @@ def test_help_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Usage:") == 2
+
+
+def test_what_a_strategy_trains_beside_the_network_is_not_exported() -> None:
+    fedhess.run(**TOY_RUN | {"strategy": "fedsr", "rounds": 1, "lr": 0.1}, out="job")
+    assert called("export", "job", "--out", "exported").status == 0
+    assert "auxiliary.scale" in find_model(open_runs(Path("job"))).run.directory.load_selected()
+    assert not [name for name in load_file("exported/model.safetensors") if name.startswith("auxiliary")]
+    evaluated(Path("job"))

@@ -122,10 +122,10 @@ class FixedNodes:
 def test_two_nodes_of_one_domain_are_an_error() -> None:
     north, south = (protocol.Identity(name, "source", 0, 10, 10, False) for name in ("north", "south"))
     with run_identity(1):
-        found = discover(FixedNodes({9: south, 4: north}), toy_config(targets=()))  # type: ignore[arg-type]
+        found = discover(FixedNodes({9: south, 4: north}), toy_config(sources=("north", "south"), targets=()))  # type: ignore[arg-type]
         assert [(client.label, client.node_id) for client in found] == [("north", 4), ("south", 9)]
         with pytest.raises(FederationError, match="two nodes are client south"):
-            discover(FixedNodes({1: north, 2: south, 3: south}), toy_config(targets=()))  # type: ignore[arg-type]
+            discover(FixedNodes({1: north, 2: south, 3: south}), toy_config(sources=("north", "south"), targets=()))  # type: ignore[arg-type]
 
 
 def test_a_node_that_is_slow_to_start_is_asked_again(toy_run: Run) -> None:

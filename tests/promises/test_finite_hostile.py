@@ -15,7 +15,7 @@ from toy import toy_config
 from fedhess.alignment import Ask, DomainStrategy, Reference
 from fedhess.base.errors import DivergedError, FederationError, StrategyError, UsageError
 from fedhess.federation import protocol
-from fedhess.federation.server import blame
+from fedhess.federation.server.round import DomainRounds
 from fedhess.settings.combinations import check_combinations
 
 Run = Callable[..., Any]
@@ -113,15 +113,15 @@ def test_a_round_is_undone_to_the_bit_without_a_copy_of_what_was_before(
         "quorum": 2,
         "local_steps": 3,
     }
-    memory, remembered = blame._memory, []
+    memory, remembered = DomainRounds._memory, []
 
-    def observed(federation: Any, rounds: Any) -> Any:
-        found, state = memory(federation, rounds), rounds.state()[0]
-        assert all(found.state[0][name] is tensor for name, tensor in state.items())
+    def observed(rounds: Any, federation: Any) -> Any:
+        found, state = memory(rounds, federation), rounds.state()[0]
+        assert all(found[0][0][name] is tensor for name, tensor in state.items())
         remembered.append(len(state))
         return found
 
-    monkeypatch.setattr(blame, "_memory", observed)
+    monkeypatch.setattr(DomainRounds, "_memory", observed)
 
     def only_in_round_2(act: Callable[[Message, Message], Message]) -> Misbehaving:
         def acting(message: Message, reply: Message) -> Message:

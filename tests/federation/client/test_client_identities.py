@@ -77,7 +77,7 @@ def test_a_client_of_a_domain_that_the_run_does_not_have_is_an_error() -> None:
         return {4: mixed, 5: Identity("south", "source", 0, 9, 3, True), 6: Identity("east", "target", 0, 0, 3, False)}
 
     with run_identity(1):
-        config = toy_config()
+        config = toy_config(sources=("north", "south"))
         assert len(discover(FixedNodes(told("south")), config)) == 3  # type: ignore[arg-type]
         with pytest.raises(FederationError, match="client north: it holds examples of west, which is no source"):
             discover(FixedNodes(told("west")), config)  # type: ignore[arg-type]

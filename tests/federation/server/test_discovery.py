@@ -64,7 +64,7 @@ def refuses(**own: Any) -> Callable[[Message], Message]:
 
 def find(grid: FixedNodes, *, deadline: float = 20.0, **given: Any) -> list[str]:
     with run_identity(1):
-        found = discover(grid, toy_config(targets=(), exchange_deadline=deadline), **given)  # type: ignore[arg-type]
+        found = discover(grid, toy_config(sources=("north", "south"), targets=(), exchange_deadline=deadline), **given)  # type: ignore[arg-type]
     return [client.label for client in found]
 
 
