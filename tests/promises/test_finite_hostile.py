@@ -67,6 +67,16 @@ def test_with_quorum_1_statistics_out_of_scale_do_not_shut_the_honest_out(toy_ru
     assert trained == {"north", "west"}
 
 
+@pytest.mark.parametrize("factor", [1e155, 1e250])
+def test_numbers_whose_squares_overflow_end_no_run(toy_run: Run, factor: float) -> None:
+    """Of a tensor of one number, as a binary head's bias is, not even the norm overflows."""
+    settings = {"strategy": "erm", "domains_options": {"classes": 1}, "quorum": 2, "rounds": 2}
+    finished = toy_run(app=scaled(protocol.TRAIN, factor), **settings)
+    failures = finished.server.federation.ledger.failures
+    assert [(failure.client, failure.round) for failure in failures] == [("south", 1), ("south", 2)]
+    assert "update has norm" in failures[0].reason
+
+
 @pytest.mark.parametrize("references", ["current", "previous"])
 def test_blame_falls_on_the_one_without_whom_the_others_stay_finite(toy_run: Run, references: str) -> None:
     """No bound: the references themselves are out of scale, and the honest send NaN."""

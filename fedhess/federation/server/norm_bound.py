@@ -18,13 +18,9 @@ Norms = Mapping[str, float]  # by what it is the norm of
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
-    """Return the Euclidean norm of all floating-point tensors together, added up in float64."""
-    squares = [
-        float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
-        for tensor in tensors.values()
-        if tensor.is_floating_point()
-    ]
-    return math.sqrt(math.fsum(squares))
+    """Return the Euclidean norm of all floating-point tensors together, in float64; inf where that has no number."""
+    floating = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in floating))
 
 
 class NormBound:
