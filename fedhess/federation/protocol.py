@@ -51,7 +51,8 @@ REFERENCE = "reference"
 MOMENTUM = "momentum"
 STATISTIC_VALUES = "statistics"
 CALL = "call-"
-REFUSED = "refused"  # by the reply to IDENTIFY: why the node takes no part, beside its domain
+REFUSED = "refused"  # by the reply to IDENTIFY: why the node takes no part, beside its place
+PLACE = ("domain", "client", "partition-id")  # keys of a node config by which the node is one of a run's clients
 IDENTITY = "identity"  # what the run's rows call the reply to IDENTIFY
 
 ROUND = "server-round"

@@ -20,16 +20,9 @@ from fedhess.base.seeds import seeded_globally
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
 from fedhess.federation.client.answers import Protection, answer_once
-from fedhess.federation.client.call import (
-    NotInRunError,
-    holdings,
-    is_simulated,
-    open_call,
-    own_data,
-    place,
-    run_settings,
-)
+from fedhess.federation.client.call import holdings, is_simulated, open_call, own_data, place, run_settings
 from fedhess.federation.client.evaluation import evaluate_model
+from fedhess.federation.client.examples import NotInRunError
 from fedhess.federation.client.memory import MEMORY, ModelMissingError
 from fedhess.federation.client.privacy import private_identity
 from fedhess.federation.client.statistics import answer, held_out
@@ -66,7 +59,7 @@ def errors_as_replies(message: Message, context: Context, call_next: Handler) ->
         return Message(Error(protocol.STRATEGY_RAISED, f"{error}\n{trace}"), reply_to=message)
     except UsageError as error:
         if message.metadata.message_type == protocol.IDENTIFY and not isinstance(error, NotInRunError):
-            own = {key: value for key, value in context.node_config.items() if key in ("domain", "client")}
+            own = {key: context.node_config[key] for key in protocol.PLACE if key in context.node_config}
             refusal = ConfigRecord({**own, protocol.REFUSED: str(error)})
             return Message(RecordDict({protocol.CONFIG: refusal}), reply_to=message)
         code = protocol.NOT_IN_RUN if isinstance(error, NotInRunError) else protocol.BAD_REQUEST

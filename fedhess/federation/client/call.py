@@ -12,7 +12,7 @@ from fedhess.base.errors import UsageError
 from fedhess.base.transfers import copy_together
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
-from fedhess.federation.client.examples import LocalClient, local_client, simulated_client
+from fedhess.federation.client.examples import LocalClient, NotInRunError, local_client, simulated_client
 from fedhess.federation.client.limits import check_batches, check_run
 from fedhess.federation.client.memory import MEMORY, ReceivedModel
 from fedhess.federation.client.privacy import Mechanism
@@ -43,10 +43,6 @@ def is_simulated(context: Context) -> bool:
     return "domain" not in context.node_config
 
 
-class NotInRunError(UsageError):
-    """The node holds a domain that the run does not have."""
-
-
 class Place(NamedTuple):
     """A node's (main) domain, its role, and its number among the source clients of the domain."""
 
@@ -63,8 +59,8 @@ def place(config: RunConfig, context: Context) -> Place:
     ``role="target"`` stays one whatever the run's settings.
 
     Raises:
-        NotInRunError: The node's domain is not part of the run.
-        UsageError: The node config names neither domain nor partition, or a client number below 0.
+        NotInRunError: The node's domain is not part of the run, or the node config names neither domain nor partition.
+        UsageError: A client number below 0, or fewer nodes than clients.
     """
     domain, client = context.node_config.get("domain"), context.node_config.get("client", 0)
     if is_simulated(context):
@@ -76,8 +72,8 @@ def place(config: RunConfig, context: Context) -> Place:
                 f"{', '.join(config.targets)}; run it with --federation-config 'num-supernodes={nodes}'"
             )
         if not isinstance(position, int) or not 0 <= position < nodes:
-            kind = NotInRunError if isinstance(position, int) else UsageError  # a simulation may have nodes to spare
-            raise kind(f"the node config has no domain, and its partition-id is {position!r}; add domain=NAME")
+            # A simulation may have nodes to spare, and a stranger's node no domain.
+            raise NotInRunError(f"the node config has no domain, and its partition-id is {position!r}; add domain=NAME")
         if position < config.source_clients:
             domain, client = simulated_client(config, position)
         else:

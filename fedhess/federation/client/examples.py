@@ -64,11 +64,16 @@ class LocalClient:
         return digest_of(part.data.digest for part in self.parts.values())[:16]
 
 
+class NotInRunError(UsageError):
+    """The node is no client of the run: of a domain, or with a number, that the run does not have."""
+
+
 def local_client(config: RunConfig, *, domain: str, role: str, client: int) -> LocalClient:
     """Open what a client holds, by its main domain and its number there; kept for the next messages.
 
     Raises:
-        UsageError: The partition has no such client, or there are too few examples for so many clients.
+        NotInRunError: The partition has no such client.
+        UsageError: There are too few examples for so many clients.
     """
     if role != SOURCE:
         return LocalClient(domain, client, {domain: local_domain(config, domain=domain, role=role)})
@@ -119,7 +124,7 @@ def _shares(key: ShareKey, *, rule: SplitRule) -> dict[tuple[str, int], Share]:
 def _local_client(key: ShareKey, *, rule: SplitRule, domain: str, client: int, dtype: torch.dtype) -> LocalClient:
     share = _shares(key, rule=rule).get((domain, client))
     if share is None:
-        raise UsageError(
+        raise NotInRunError(
             f"this node is client {client} of domain {domain!r}, which the run's partition does not have; start it "
             "with another client number, or give the run more clients"
         )

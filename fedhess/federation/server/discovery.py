@@ -56,7 +56,7 @@ def discover(grid: Grid, config: RunConfig, nodes: Mapping[str, int] | None = No
         FederationError: No further client was found within the exchange deadline and one is missing. At once where one
             refuses or contradicts the run, contradicts another node, or is beyond the clients that the run has.
     """
-    inquiry = _Inquiry(grid, nodes or {}, domains=(*config.sources, *config.targets))
+    inquiry = _Inquiry(grid, nodes or {}, config)
     began, deadline = time.monotonic(), config.exchange_deadline
     while True:
         inquiry.poll()
@@ -79,11 +79,11 @@ def discover(grid: Grid, config: RunConfig, nodes: Mapping[str, int] | None = No
 class _Inquiry:
     """Asks the nodes of a grid which clients they are, without waiting for any of them."""
 
-    def __init__(self, grid: Grid, nodes: Mapping[str, int], domains: Collection[str]) -> None:
+    def __init__(self, grid: Grid, nodes: Mapping[str, int], config: RunConfig) -> None:
         self.known: dict[int, Identity] = {}
         self.refused: dict[int, float] = {}  # nodes of the run that refuse it -> when they did
         self.last_found = time.monotonic()
-        self._grid, self._nodes, self._domains = grid, nodes, domains
+        self._grid, self._nodes, self._config = grid, nodes, config
         self._questions: dict[str, tuple[int, str]] = {}  # message id -> node and nonce
         self._asked: dict[int, float] = {}  # node -> when it was last asked
         self._errors: dict[int, list[str]] = {}
@@ -135,10 +135,14 @@ class _Inquiry:
 
     def _note_refusal(self, node: int, record: ConfigRecord) -> None:
         """Settle a node that refuses: the run cannot begin without it if it is a client of the run."""
-        domain, client = record.get("domain"), record.get("client", 0)
-        if domain is None and not self._nodes:  # of a simulation, whose nodes are all the run's
+        domain, client, position = (record.get(key) for key in protocol.PLACE)
+        config, client = self._config, 0 if client is None else client
+        most = config.source_clients if config.partition == "lambda" else config.source_clients // len(config.sources)
+        if (
+            domain is None and position is not None and not self._nodes
+        ):  # of a simulation, whose nodes are all the run's
             self.refused[node] = time.monotonic()
-        elif domain not in self._domains or not isinstance(client, int):
+        elif domain not in (*config.sources, *config.targets) or not isinstance(client, int) or client >= most:
             self._others.add(node)
         else:
             self._check_name(node, protocol.client_label(str(domain), client))

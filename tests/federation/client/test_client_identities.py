@@ -11,8 +11,8 @@ from fedhess.base.errors import FederationError, UsageError
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.batches import joint_batch
-from fedhess.federation.client.call import NotInRunError, place
-from fedhess.federation.client.examples import local_client, source_shares
+from fedhess.federation.client.call import place
+from fedhess.federation.client.examples import NotInRunError, local_client, source_shares
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.protocol import Held, Identity
 from fedhess.federation.server.discovery import discover
@@ -114,8 +114,9 @@ def test_a_deployed_node_says_which_client_of_its_domain_it_is() -> None:
     run_config = config.to_run_config()
     with run_identity(1):
         question = Message(RecordDict(), dst_node_id=1, message_type=protocol.IDENTIFY)
-        answer = client_app(question, Context(1, 1, {"domain": "moon"}, RecordDict(), run_config))
-    assert answer.error.code == protocol.NOT_IN_RUN
+        for strange in ({"domain": "moon"}, {"domain": "south", "client": 2}, {}):
+            answer = client_app(question, Context(1, 1, strange, RecordDict(), run_config))  # type: ignore[arg-type]
+            assert answer.error.code == protocol.NOT_IN_RUN
     with pytest.raises(UsageError, match="the node config's client is -1; expected its number among the domain's"):
         place(config, node(domain="south", client=-1))
     with pytest.raises(UsageError, match="the node config has no domain, and its partition-id is 7"):

@@ -91,7 +91,7 @@ def test_nodes_that_did_not_say_who_they_are_are_named(
     [
         ({"domain": "south"}, {}),
         ({"domain": "south", "client": 0}, {"north": 1, "south": FOREIGN}),
-        ({}, {}),  # a simulation's node
+        ({"partition-id": 1}, {}),  # a simulation's node
     ],
 )
 def test_a_node_of_the_run_that_refuses_ends_it_at_once(own: dict[str, Any], nodes: dict[str, int]) -> None:
@@ -104,10 +104,16 @@ def test_a_node_of_the_run_that_refuses_ends_it_at_once(own: dict[str, Any], nod
 
 @pytest.mark.parametrize(
     ("own", "nodes"),
-    [({"domain": "moon"}, {}), *((own, {"north": 1, "south": LATE}) for own in ({"domain": "south"}, {}))],
+    [
+        ({"domain": "moon"}, {}),
+        ({"domain": "south", "client": 1}, {}),
+        ({}, {}),
+        *((own, {"north": 1, "south": LATE}) for own in ({"domain": "south"}, {}, {"partition-id": 1})),
+        ({"domain": "south", "client": 1}, {"north": 1, "south": LATE, "south[1]": FOREIGN}),
+    ],
 )
-def test_who_is_no_client_of_the_run_does_not_end_it_by_refusing(own: dict[str, str], nodes: dict[str, int]) -> None:
-    """A node of another domain, and one that the operator registered as none of the run's."""
+def test_who_is_no_client_of_the_run_does_not_end_it_by_refusing(own: dict[str, Any], nodes: dict[str, int]) -> None:
+    """A node of another domain, of none or of too high a number, and one that was registered as none of the run's."""
     assert find(Nodes(refuses(**own), comes_after=0.5), nodes=nodes) == ["north", "south"]
 
 
