@@ -16,6 +16,7 @@ from fedhess.alignment.combination import combine
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.loading import checked_arguments, find_object, installed, is_here, text_parameters
+from fedhess.base.seeds import seeded_globally
 from fedhess.base.users_code import users_code
 from fedhess.models.building import build_model
 from fedhess.models.headed import HeadedModel
@@ -170,7 +171,10 @@ def _client_half(name: str, args: tuple[tuple[str, Scalar], ...]) -> DomainStrat
 def strategy_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
     """Build the run's model with what its strategy trains beside it; see `build_model`."""
     model, strategy = build_model(config, initial=initial), client_half(config)
-    with users_code(f"strategy {config.strategy!r}", "auxiliary", type(strategy)):
+    with (
+        seeded_globally(config.seed, "auxiliary"),  # its layers draw, when a process first needs the model
+        users_code(f"strategy {config.strategy!r}", "auxiliary", type(strategy)),
+    ):
         auxiliary = strategy.auxiliary(model)
     if auxiliary is not None:
         model.auxiliary = auxiliary.to(device=torch.device(config.device_here), dtype=config.torch_dtype)

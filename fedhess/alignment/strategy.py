@@ -292,7 +292,7 @@ class DomainStrategy:
         A step finds them as ``model.auxiliary``. Evaluations do not use them, and exported models have none.
 
         Args:
-            model: The network. Initial values must not depend on the random state.
+            model: The network. What is drawn is that of the run's seed.
         """
         del model
         return None

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 from flwr.serverapp.strategy import FedAdam, FedProx, Strategy
+from torch import nn
 from toy import toy_config
 
 from fedhess.alignment import loading as alignment_loading
@@ -16,11 +18,13 @@ from fedhess.alignment.loading import (
     find_method,
     known_strategies,
     load_strategy,
+    strategy_model,
 )
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base import loading
 from fedhess.base.errors import UsageError
 from fedhess.base.loading import text_parameters
+from fedhess.domains import BENCHMARKS
 from fedhess.strategies.hgp import HGP
 
 GOOD = """
@@ -187,3 +191,21 @@ def test_only_scalars_can_be_given_as_text() -> None:
         ) -> None: ...
 
     assert list(text_parameters(Mixed, what="it")) == ["a", "b", "d"]
+
+
+class Drawing(DomainStrategy):
+    """Trains a layer beside the network."""
+
+    def auxiliary(self, model: nn.Module) -> nn.Module:
+        del model
+        return nn.Linear(2, 2)
+
+
+def test_what_is_trained_beside_the_network_draws_from_the_runs_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process builds its model with the first message: what a dropout draws after it would be another than later."""
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    config = toy_config(strategy=f"{__name__}:Drawing")
+    before = torch.get_rng_state()
+    first, again = strategy_model(config), strategy_model(config)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.state_dict()["auxiliary.weight"], again.state_dict()["auxiliary.weight"])
