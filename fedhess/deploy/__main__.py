@@ -92,6 +92,10 @@ def superlink(
     require_free(host, port)
     require_free("127.0.0.1", control_port)
     if metrics_port is not None:
+        if metrics_port in (port, control_port):
+            raise UsageError(
+                f"--metrics-port {metrics_port}: --port or --control-port is the same; choose another port"
+            )
         require_free("127.0.0.1", metrics_port)
     keys = Keys(folder.resolve())
     front = gateway(keys, host=host, port=port, control_port=control_port, folder=state / "nginx")

@@ -110,7 +110,7 @@ def round_of(run_config: Mapping[str, Scalar]) -> int | None:
     """Return the round to which a run config has the job in its ``run-dir`` go back, or None.
 
     Raises:
-        UsageError: It is no round, or no job is named.
+        UsageError: It is no round, no job is named, or the run is private.
     """
     given = run_config.get(RESUME_FROM, "")
     if given == "":
@@ -119,6 +119,11 @@ def round_of(run_config: Mapping[str, Scalar]) -> int | None:
         raise UsageError(f"--{RESUME_FROM}: expected the number of a round, got {given!r}")
     if not run_config.get(RUN_DIR):
         raise UsageError(f"--{RESUME_FROM} {given}: it continues a job; give --{RUN_DIR} its directory")
+    if run_config.get("dp-epsilon"):
+        raise UsageError(
+            f"--{RESUME_FROM} {given}: a private run cannot go back: its nodes would answer the rounds since then once "
+            "more, with new noise, and send more than --dp-epsilon allows; begin another run"
+        )
     return given
 
 

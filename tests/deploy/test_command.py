@@ -11,6 +11,7 @@ from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
 from fedhess.deploy import __main__ as deploy
+from fedhess.deploy.processes import free_port
 from fedhess.deploy.programs import Program
 from tests.conftest import Outcome
 from tests.deploy.test_gateway import NGINX
@@ -42,6 +43,13 @@ def test_mistakes_in_settings_are_found_before_anything_starts(command: Command,
     assert (wrong.status, wrong.err) == (2, "fedhess: --rounds: expected at least 1, got -3\n")
     nowhere = command(*ask, "--resume-from", "3")
     assert (nowhere.status, "--resume-from 3: it continues a job; give --run-dir its" in nowhere.err) == (2, True)
+    private = command(*ask, "--resume-from", "3", "--run-dir", "job", "--run-config", "dp-epsilon=8.0")
+    assert (private.status, "--resume-from 3: a private run cannot go back" in private.err) == (2, True)
+    port, control = free_port(), free_port()
+    twice = command(
+        "superlink", "--host=127.0.0.1", "--port", port, "--control-port", control, "--metrics-port", control
+    )
+    assert (twice.status, twice.err.startswith(f"fedhess: --metrics-port {control}: --port or --")) == (2, True)
     elsewhere = command("local", "--out", "job", "--run-config", 'run-dir="mine"')
     assert (elsewhere.status, "takes no run-dir; use --out FOLDER" in elsewhere.err) == (2, True)
 
