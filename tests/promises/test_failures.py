@@ -11,7 +11,7 @@ from centralised import cross_entropy, gradient_and_hgp, matrix
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from misbehaving import ALL, BAD, TARGET_PARTITION, Misbehaving, crash
 
-from fedhess.base.errors import FederationError
+from fedhess.base.errors import FederationError, StrategyError
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
@@ -180,16 +180,30 @@ def test_below_the_quorum_the_run_stops_and_names_who_when_and_why(toy_run: Run)
         toy_run(app=Misbehaving(protocol.TRAIN, crash, partitions=ALL), quorum=1)
 
 
+class FlowersOwn(InProcessGrid):
+    __module__ = "flwr.grid"
+
+
+def wrap(grid: InProcessGrid) -> InProcessGrid:
+    """Make it a grid of Flower's own, where all clients work at the same time."""
+    grid.__class__ = FlowersOwn
+    return grid
+
+
+def test_where_the_strategy_raised_on_the_first_client_it_is_the_strategys_error(toy_run: Run) -> None:
+    """Whoever was not waited for then."""
+    error = Error(protocol.STRATEGY_RAISED, "strategy 'mine', penalty: it is odd")
+
+    def act(message: Message, reply: Message) -> Message:
+        return Message(error, reply_to=message) if message.metadata.dst_node_id == 1002 else hang(message, reply)
+
+    with pytest.raises(StrategyError, match=r"(?s)client south: strategy 'mine', penalty: it is odd.*not waited for"):
+        toy_run(app=Misbehaving(protocol.TRAIN, act, partitions=[1, 2]), wrap=wrap, deadline=600.0, **HGP)
+
+
 @pytest.mark.parametrize("message_type", [protocol.STATISTICS, protocol.TRAIN])
 def test_once_too_few_are_left_the_silent_are_not_waited_for(toy_run: Run, message_type: str) -> None:
-    """On a grid of Flower's own, where all clients work at the same time: south refuses, west is silent."""
-
-    class FlowersOwn(InProcessGrid):
-        __module__ = "flwr.grid"
-
-    def wrap(grid: InProcessGrid) -> InProcessGrid:
-        grid.__class__ = FlowersOwn
-        return grid
+    """South refuses, west is silent."""
 
     def act(message: Message, reply: Message) -> Message:
         return {1002: refuse, 1003: hang}.get(message.metadata.dst_node_id, lambda _, answer: answer)(message, reply)

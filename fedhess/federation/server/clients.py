@@ -15,7 +15,7 @@ from fedhess.domains.benchmark import SOURCE
 from fedhess.federation import protocol
 from fedhess.federation.protocol import Part
 from fedhess.federation.server.discovery import Client, add_nonce, discover, draw_clients, returns_nonce
-from fedhess.federation.server.ledger import Failure, Ledger
+from fedhess.federation.server.ledger import NOT_AWAITED, Failure, Ledger
 from fedhess.federation.server.norm_bound import NormBound, Norms
 from fedhess.federation.tensors import NotFiniteError
 from fedhess.settings.run_config import RunConfig
@@ -162,7 +162,7 @@ class Federation:
         for client, _ in asked.values():
             self._holds.pop(client.node_id, None)
             late = f"no reply within {request.deadline:g} s"
-            self._fail(request, client, late if failed <= request.spare else "not waited for: too few would be left")
+            self._fail(request, client, late if failed <= request.spare else NOT_AWAITED)
             yield client, None
 
     def require_quorum(self, phase: str, server_round: int, completed: Sequence[Client], *, asked: int) -> None:

@@ -14,6 +14,8 @@ from fedhess.federation.tensors import array_bytes
 
 logger = logging.getLogger(__name__)
 
+NOT_AWAITED = "not waited for: too few would be left"  # reason of who failed because others had
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -86,9 +88,10 @@ class Ledger:
                 logger.warning("%s", line)
             return
         kind: type[Exception] = FederationError
-        if of_round and all(failure.by_strategy for failure in of_round):
+        causes = [failure for failure in of_round if failure.reason != NOT_AWAITED]
+        if causes and all(failure.by_strategy for failure in causes):
             kind = StrategyError
-        elif of_round and all(failure.diverged for failure in of_round):
+        elif causes and all(failure.diverged for failure in causes):
             kind = DivergedError
         raise kind(
             f"round {server_round}: {completed} of {asked} source clients completed phase {phase!r}, {needed} are "
