@@ -16,6 +16,8 @@ Deviation: one m, r and C for all clients, averaged like the network, so that al
 in the released code each client has its own from beginning to end.
 Deviation: mu is the vector that the head sees anyway and S, s start at 0 (sigma = 0.69); in the released code a new
 linear layer of 512 makes both. Any network with a linear head can be trained, and ERM's network is this one's mu.
+Deviation: sigma is at least the type's epsilon, 1e-7 in float32. Adam at the rates of adapters takes it to 0 within a
+round, where the divergence is infinite.
 Deviation: evaluations, exports and references take the mean, z = mu; the released code averages the probabilities of 20
 samples. The loss in the rows is that of the mean.
 
@@ -89,7 +91,7 @@ class FedSR(DomainStrategy):
         own, mean = step.model.auxiliary, step.features
         z, whole = mean, step.loss
         if isinstance(own, Gaussians):
-            spread = softplus(own.spread(mean))
+            spread = softplus(own.spread(mean)).clamp_min(torch.finfo(mean.dtype).eps)
             if self.sampled:
                 noise = torch.randn(mean.shape, generator=step.generator, dtype=mean.dtype)
                 z = mean + spread * send(noise, mean.device)
