@@ -23,8 +23,9 @@ from fedhess.jobs.job import Job, history
 from fedhess.jobs.merging import merge_jobs
 from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.selectors import DEFAULT
+from fedhess.results.formats import selector_table, table
 from fedhess.results.selection import read_rows, unfinished
-from fedhess.results.summary import selector_table, summarise, table
+from fedhess.results.summary import summarise
 from fedhess.simulations.scenarios.comparison import describe_machine
 from fedhess.simulations.scenarios.outputs import (
     RESULTS,
