@@ -9,6 +9,7 @@ intervals, the chosen settings, and the same by source validation and by the ora
 """
 
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -45,13 +46,15 @@ def command_line(argv: Sequence[str]) -> str:
 
     >>> command_line(["/there/sweep.py", "--domains", "Toy", "--out", "/tmp/a", "--data-dir=/data"])
     'fedhess sweep --domains Toy'
+    >>> command_line(["/there/simulate.py", "--config", "/home/a/b.toml", "--variants", "lr=0.1; lr=0.2"])
+    "fedhess simulate --config b.toml --variants 'lr=0.1; lr=0.2'"
     """
     name = Path(argv[0]).stem
     words = ["fedhess"] if name in ("fedhess", "__main__") else ["fedhess", name]
     for before, word in pairwise(argv):
         if before not in PLACES and word not in PLACES and not word.startswith(tuple(f"{each}=" for each in PLACES)):
-            words.append(word)
-    return " ".join(words)
+            words.append(re.sub(r"(^|[=:])/(?:[^/]*/)*", r"\1", word))  # of a path its last part
+    return shlex.join(words)
 
 
 def describe_origin(job: Job) -> list[dict[str, Any]]:
