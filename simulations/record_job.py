@@ -26,7 +26,7 @@ from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.results.formats import selector_table, table
 from fedhess.results.selection import read_rows, unfinished
-from fedhess.results.summary import summarise
+from fedhess.results.summary import compare_selectors, summarise
 from fedhess.simulations.scenarios.comparison import describe_machine
 from fedhess.simulations.scenarios.outputs import (
     RESULTS,
@@ -101,13 +101,14 @@ def record_job(
     recorded = read_rows(job)
     if missing := unfinished(recorded):
         raise UsageError(f"expected finished runs, got {len(missing)} of {len(recorded)} that are not: give --resume")
-    selectors = dict.fromkeys([job.selection, DEFAULT, "oracle"])
+    others = [each for each in (DEFAULT, "oracle") if each != job.selection]
+    summaries = {job.selection: summarise(job, recorded)} | compare_selectors(job, recorded, others, leave_out=True)
     result = {
         "name": name,
         "quick": False,
         "selection": job.selection,
         "origins": origins,
-        "summaries": {each: summarise(job, recorded, selection=each) for each in selectors},
+        "summaries": summaries,
     }
     write_results(path, result, render(result), indent=1)
     typer.echo(f"{render(result)}\n\nwritten: {path}, {path.with_suffix('.md')}")
