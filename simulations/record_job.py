@@ -44,7 +44,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def command_line(argv: Sequence[str]) -> str:
     """Return the command of a job as another machine would be given it.
 
-    >>> command_line(["/there/sweep.py", "--domains", "Toy", "--out", "/tmp/a", "--data-dir=/data"])
+    >>> command_line(["fedhess/sweep.py", "--domains", "Toy", "--out", "runs/a", "--data-dir=data"])
     'fedhess sweep --domains Toy'
     >>> command_line(["/there/simulate.py", "--config", "/home/a/b.toml", "--variants", "lr=0.1; lr=0.2"])
     "fedhess simulate --config b.toml --variants 'lr=0.1; lr=0.2'"

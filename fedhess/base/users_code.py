@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import torch
-
 from fedhess.base.errors import FederationError, StrategyError, UsageError
 
 
@@ -28,9 +26,13 @@ def users_code(whose: str, hook: str, code: Any = None, *, calls: Any = None) ->
     """
     try:
         yield
-    except (UsageError, FederationError, MemoryError, torch.OutOfMemoryError):
+    except (UsageError, FederationError, MemoryError):
         raise
     except Exception as error:
+        import torch  # noqa: PLC0415 - a command's --help comes without it
+
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         frames = list(traceback.walk_tb(error.__traceback__))
         if calls is not None and any(_module(frame) == calls.__module__ for frame, _ in frames):
             raise

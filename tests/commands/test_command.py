@@ -39,6 +39,15 @@ def test_every_command_is_a_subcommand_of_fedhess(
     assert said("--version") == f"fedhess {fedhess.__version__}\n"
 
 
+def test_help_comes_without_torch() -> None:
+    code = "import sys\nfrom fedhess.__main__ import main\nfor name in ('simulate', 'sweep', 'export', 'predict'):\n"
+    code += " sys.argv = ['fedhess', name, '-h']\n try: main()\n except SystemExit as end: assert not end.code\n"
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage:") == 4
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_help_and_version_of_every_command(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

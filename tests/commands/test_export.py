@@ -425,14 +425,6 @@ def test_predict_wants_a_model_of_images(trained: Path) -> None:
     assert "--top: expected at least 1, got 0" in called("predict", "out", "x", "--top", 0).err
 
 
-def test_help_loads_no_torch() -> None:
-    code = "import sys; from fedhess import export, predict\nfor each in (export, predict):\n"
-    code += " try: each.cli(['--help'])\n except SystemExit: pass\nassert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Usage:") == 2
-
-
 def test_what_a_strategy_trains_beside_the_network_is_not_exported() -> None:
     fedhess.run(**TOY_RUN | {"strategy": "fedsr", "rounds": 1, "lr": 0.1}, out="job")
     assert called("export", "job", "--out", "exported").status == 0

@@ -35,7 +35,7 @@ def test_tables_of_a_job_are_kept_with_its_revision_and_without_its_paths(
     assert done.status == 0, done.err
     assert record(job, "--name", "toy") == 0
     text = (tmp_path / "results" / "toy.md").read_text(encoding="utf-8")
-    assert text.startswith("# toy\n- `fedhess simulate ")
+    assert text.startswith("# toy\n- `fedhess --domains Toy ")
     assert ", revision abc\n" in text
     assert (job / "summary.md").read_text(encoding="utf-8").partition("\n\n")[0] in text
     assert " oracle (looks at the target) |" in text

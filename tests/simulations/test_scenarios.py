@@ -237,6 +237,7 @@ def test_diversity_shift_leaves_every_angle_out(run: Run) -> None:
     assert "QUICK" in out
 
 
+@pytest.mark.slow
 def test_tables_are_split_by_partition(run: Run) -> None:
     few = ("--quick", "--domains", "RotatedMNIST", "--per-domain", "60", "--strategy", "erm", "--clients", "7")
     out = run(diversity_shift, *few)
