@@ -46,7 +46,7 @@ def command_line(argv: Sequence[str]) -> str:
 
     >>> command_line(["fedhess/sweep.py", "--domains", "Toy", "--out", "runs/a", "--data-dir=data"])
     'fedhess sweep --domains Toy'
-    >>> command_line(["/there/simulate.py", "--config", "/home/a/b.toml", "--variants", "lr=0.1; lr=0.2"])
+    >>> command_line(["/there/simulate.py", "--config", "/a/b.toml", "--variants", "lr=0.1; lr=0.2"])
     "fedhess simulate --config b.toml --variants 'lr=0.1; lr=0.2'"
     """
     name = Path(argv[0]).stem
