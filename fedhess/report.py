@@ -8,25 +8,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fedhess.base.errors import UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.jobs.description import stand_in_warning
-from fedhess.jobs.job import Job
 from fedhess.jobs.merging import merge_jobs
 from fedhess.jobs.progress import Progress
-from fedhess.jobs.reopening import open_recorded, require_inner_runs
+from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.selectors import read_selectors
 from fedhess.jobs.tracking import read_trackers, track_recorded
 from fedhess.results.files import write_all, write_selection
 from fedhess.results.formats import FORMATS, format_table, selector_table, table
 from fedhess.results.run_states import list_runs, states_table
-from fedhess.results.selection import Recorded, read_rows, unfinished
+from fedhess.results.selection import read_rows, unfinished
 from fedhess.results.sent import sent_section
-from fedhess.results.summary import summarise
+from fedhess.results.summary import compare_selectors
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -78,7 +77,7 @@ def report(
     if missing := unfinished(recorded):
         progress.warn(f"{len(missing)} of {len(recorded)} runs are not finished, the first {missing[0].directory.path}")
     track_recorded(job, progress.warn)
-    compared = _compare(job, recorded, selectors, leave_out=selection == "all")
+    compared = compare_selectors(job, recorded, selectors, leave_out=selection == "all")
     if form is not None:
         typer.echo(format_table(compared[selectors[0]], form))
         return
@@ -95,21 +94,6 @@ def report(
         figures = [path for path in paths if path.parent != job.path]
         more = f" and {len(figures)} figures in {figures[0].parent}" if figures else ""
         typer.echo(f"\nwritten: {', '.join(str(path) for path in paths if path not in figures)}{more}")
-
-
-def _compare(job: Job, recorded: Recorded, selectors: Sequence[str], *, leave_out: bool) -> dict[str, Any]:
-    """Make the summary by each selector; one that the job has no runs for is left out, with the reason, or raises."""
-    compared: dict[str, Any] = {}
-    for name in selectors:
-        try:
-            if name == "lodo":
-                require_inner_runs(job)
-            compared[name] = summarise(job, recorded, selection=name)
-        except UsageError as error:
-            if not leave_out:
-                raise
-            compared[name] = {"left_out": str(error).removeprefix(f"--selection {name}: ")}
-    return compared
 
 
 def _check_alone(others: Mapping[str, str | None]) -> None:

@@ -9,6 +9,7 @@ intervals, the chosen settings, and the same by source validation and by the ora
 """
 
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -25,7 +26,7 @@ from fedhess.jobs.reopening import open_recorded
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.results.formats import selector_table, table
 from fedhess.results.selection import read_rows, unfinished
-from fedhess.results.summary import summarise
+from fedhess.results.summary import compare_selectors, summarise
 from fedhess.simulations.scenarios.comparison import describe_machine
 from fedhess.simulations.scenarios.outputs import (
     RESULTS,
@@ -45,13 +46,15 @@ def command_line(argv: Sequence[str]) -> str:
 
     >>> command_line(["fedhess/sweep.py", "--domains", "Toy", "--out", "runs/a", "--data-dir=data"])
     'fedhess sweep --domains Toy'
+    >>> command_line(["/there/simulate.py", "--config", "/a/b.toml", "--variants", "lr=0.1; lr=0.2"])
+    "fedhess simulate --config b.toml --variants 'lr=0.1; lr=0.2'"
     """
     name = Path(argv[0]).stem
     words = ["fedhess"] if name in ("fedhess", "__main__") else ["fedhess", name]
     for before, word in pairwise(argv):
         if before not in PLACES and word not in PLACES and not word.startswith(tuple(f"{each}=" for each in PLACES)):
-            words.append(word)
-    return " ".join(words)
+            words.append(re.sub(r"(^|[=:])/(?:[^/]*/)*", r"\1", word))  # of a path its last part
+    return shlex.join(words)
 
 
 def describe_origin(job: Job) -> list[dict[str, Any]]:
@@ -98,13 +101,14 @@ def record_job(
     recorded = read_rows(job)
     if missing := unfinished(recorded):
         raise UsageError(f"expected finished runs, got {len(missing)} of {len(recorded)} that are not: give --resume")
-    selectors = dict.fromkeys([job.selection, DEFAULT, "oracle"])
+    others = [each for each in (DEFAULT, "oracle") if each != job.selection]
+    summaries = {job.selection: summarise(job, recorded)} | compare_selectors(job, recorded, others, leave_out=True)
     result = {
         "name": name,
         "quick": False,
         "selection": job.selection,
         "origins": origins,
-        "summaries": {each: summarise(job, recorded, selection=each) for each in selectors},
+        "summaries": summaries,
     }
     write_results(path, result, render(result), indent=1)
     typer.echo(f"{render(result)}\n\nwritten: {path}, {path.with_suffix('.md')}")

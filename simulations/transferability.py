@@ -24,7 +24,7 @@ from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.jobs.description import whole_protocol
-from fedhess.jobs.job import Job
+from fedhess.jobs.job import Job, slug
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_finished
@@ -143,7 +143,7 @@ def transferability(
     """Train the methods, measure how they transfer, print a table and write it down."""
     if job_directory is not None and (domains, strategy, trials) != (DOMAINS, "", 1):
         raise UsageError("--domains, --strategy, --trials: a finished job has its own; leave them out, or --job")
-    name = "transferability" if domains == DOMAINS else f"transferability-{domains}"
+    name = "transferability" if domains.lower() == DOMAINS.lower() else f"transferability-{slug(domains)}"
     path = out or (QUICK_RESULTS if quick else RESULTS) / f"{name}.json"
     require_ready(path, allow_dirty=allow_dirty, render_only=render_only, quick=quick)
     recorded = load_record(path, quick=quick)  # before anything is trained: quick results do not replace full ones

@@ -1,5 +1,6 @@
 """Continue a recorded job, or add to it: what a command leaves out is the record's, and nothing recorded changes."""
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -253,9 +254,9 @@ def record_growth(job: Job, *, changed: bool) -> None:
     grows = job.before is not None and any(job.before.get(key) != value for key, value in job.record.items())
     if not grows and not (changed and left):
         return
-    before = (job.before or {}).get("additions", [])
+    earlier = json.loads((job.path / "config.json").read_text(encoding="utf-8")).get("additions", [])
     entry = {"command": sys.argv, "adds": _added(job), "from_round": left, "environment": describe_environment()}
-    amend_config(job.path, {**job.record, "additions": [*before, entry]})
+    amend_config(job.path, {**job.record, "additions": [*earlier, entry]})
 
 
 def _added(job: Job) -> dict[str, list[Any]]:

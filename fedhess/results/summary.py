@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedhess.base.errors import UsageError
 from fedhess.base.tables import mean, mean_and_error
 from fedhess.domains import Scenario
 from fedhess.federation.server.health import sickness
 from fedhess.jobs.description import describe_arguments, describe_setting, protocol
 from fedhess.jobs.job import Job
+from fedhess.jobs.reopening import require_inner_runs
 from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
 from fedhess.results.choices import choice_of, edge_warnings, incomplete
@@ -73,6 +75,21 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         "sent": summarise_sent(recorded),
         "protected": protected_targets(recorded),
     }
+
+
+def compare_selectors(job: Job, recorded: Recorded, selectors: Iterable[str], *, leave_out: bool) -> dict[str, Any]:
+    """Summarise by each selector; one that the job has no runs for is ``{"left_out": why}``, or raises."""
+    compared: dict[str, Any] = {}
+    for name in selectors:
+        try:
+            if name == "lodo":
+                require_inner_runs(job)
+            compared[name] = summarise(job, recorded, selection=name)
+        except UsageError as error:
+            if not leave_out:
+                raise
+            compared[name] = {"left_out": str(error).removeprefix(f"--selection {name}: ")}
+    return compared
 
 
 def _has_average(columns: Mapping[tuple[str, str], str]) -> bool:

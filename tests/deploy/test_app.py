@@ -143,6 +143,9 @@ def test_a_run_goes_back_to_an_earlier_round_and_comes_to_the_same_bits(
     assert again == [{key: value for key, value in row.items() if key not in dropped} for row in rows]
     (entry,) = json.loads(Path("job/config.json").read_text(encoding="utf-8"))["additions"]
     assert entry["from_round"] == {"east/0": 2}
+    deployed(settings, "job", resume_from=2)
+    entries = json.loads(Path("job/config.json").read_text(encoding="utf-8"))["additions"]
+    assert [each["from_round"] for each in entries] == [{"east/0": 2}, {"east/0": 2}], "how it came about, whole"
 
     with pytest.raises(UsageError, match=r"--resume-from 1: job/east/0 keeps the checkpoints of rounds .*2, 3"):
         deployed(settings, "job", resume_from=1)

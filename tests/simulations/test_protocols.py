@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,8 @@ def test_preset_starts_and_ends_on_a_small_tree(run: Any, preset: str, benchmark
         assert f"- {note}" in out
     if preset == "domainbed":
         assert settings["variants"] == 2
-        assert out.startswith(f"{benchmark}-hgp-0: 2, 2 settings among them: 2 runs, 4 rounds of training\n")
+        announced = rf"{benchmark}-hgp-0-[0-9a-f]{{8}}: 2, 2 settings among them: 2 runs, 4 rounds of training\n"
+        assert re.match(announced, out), out
         assert "selection among 2 settings by source validation" in row["protocol"]
         assert "every domain split as DomainBed does" in row["protocol"]
     assert [path.suffix for path in sorted(Path("runs/quick").iterdir())] == [".json", ".md", ".png", ".svg"]

@@ -45,6 +45,18 @@ def test_tables_of_a_job_are_kept_with_its_revision_and_without_its_paths(
     assert record_job.render(json.loads(written)) + "\n" == text
 
 
+def test_selector_that_the_job_has_no_examples_for_is_left_out(
+    record: Record, command: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    job, options = tmp_path / "job", ["--variants", "lr=0.1; lr=0.2", "--selection", "lodo", "--target", "east"]
+    done = command(*TOY, "--domains-args", "free=true", "--strategy", "erm", "--quiet", "--out", job, *options)
+    assert done.status == 0, done.err
+    assert record(job, "--name", "toy") == 0
+    text = (tmp_path / "results" / "toy.md").read_text(encoding="utf-8")
+    assert "--variants 'lr=0.1; lr=0.2'" in text
+    assert "by source validation: their sources hold no example" in text
+
+
 def test_what_could_not_be_made_again_is_not_recorded(
     record: Record,
     command: Callable[..., Outcome],
