@@ -42,6 +42,7 @@ def begin(folder: Path, code: str, patience: float) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_a_node_is_started_again_and_its_lines_have_the_time_and_torch_is_gone(tmp_path: Path) -> None:
     process = begin(tmp_path, REFUSED_ONCE, 60)
     said, _ = process.communicate(timeout=120)

@@ -81,6 +81,7 @@ def seen(run: str) -> list[tuple[object, int]]:
     return [(what, at) for each, what, at in Seen.events if each == run]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deadly")
 def test_a_killed_worker_loses_a_round_and_no_bit(command: Command, tmp_path: Path) -> None:
     strategies = [*TOY, "--strategy", "deadly:KilledOnce,hgp"]
