@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import DOMAINS, SOURCES, Federation
+from tests.faults.conftest import DOMAINS, Federation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 TRAIN_FAULTS = {
@@ -117,7 +117,7 @@ def test_a_strategy_that_only_the_server_has_is_said_with_what_to_do(federation:
         federation.start_node(domain, modules="lonely_strategy")
     federation.start_run("job", 'rounds=2 strategy="lonely_strategy:Lonely"')
     log = federation.finish("job", 300)
-    assert f"clients {', '.join(SOURCES)}: error 1002: --strategy: cannot import 'lonely_strategy'" in log
+    assert "error 1002: --strategy: cannot import 'lonely_strategy'" in log
     assert "is it installed, or on PYTHONPATH?" in log
     assert federation.completed_round("job") == 0
     assert "lonely_strategy" not in sys.modules
