@@ -5,7 +5,6 @@ the federation itself. The 45 MB model has the tensors of a ResNet-18.
 """
 
 import statistics
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,10 @@ from fedhess.simulations.benchmarks.measuring import DOMAINS, Row, random_benchm
 
 WIDTH = 8
 # Sizes of the tensors that travel. ResNet-18: 11.2 million weights, the largest tensor 9.4 MB.
-SIZES_1MB = (65_536,) * 4
-SIZES_45MB = (9_408,) + (36_864,) * 4 + (147_456,) * 4 + (589_824,) * 4 + (2_359_296,) * 3 + (1_179_648,)
+SIZES = {
+    "ballast-1MB": (65_536,) * 4,
+    "ballast-45MB": (9_408,) + (36_864,) * 4 + (147_456,) * 4 + (589_824,) * 4 + (2_359_296,) * 3 + (1_179_648,),
+}
 BARS_MS = {"ballast-1MB": 15.0, "ballast-45MB": 100.0}
 WARM_UP = 2
 
@@ -37,12 +38,10 @@ class Ballast(nn.Module):
         return inputs + torch.stack([weight[:WIDTH] for weight in self.weights]).sum(0)
 
 
-def _create(sizes: tuple[int, ...], *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+def create_ballast(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """Build a head behind tensors that only travel; ``name`` is a key of `SIZES`."""
     del input_shape, pretrained
-    return HeadedModel(Ballast(sizes), nn.Linear(WIDTH, outputs))
-
-
-create_ballast_1mb, create_ballast_45mb = partial(_create, SIZES_1MB), partial(_create, SIZES_45MB)
+    return HeadedModel(Ballast(SIZES[name]), nn.Linear(WIDTH, outputs))
 
 
 def open_tiny(opening: Opening) -> Benchmark:
@@ -61,8 +60,7 @@ def open_tiny(opening: Opening) -> Benchmark:
 def engine_rows(*, repeats: int) -> list[Row]:
     """Measure an evaluated round at both sizes; three times ``repeats`` rounds are behind each median."""
     BENCHMARKS["Tiny"] = f"{__name__}:open_tiny"
-    MODELS["ballast-1MB"] = f"{__name__}:create_ballast_1mb"
-    MODELS["ballast-45MB"] = f"{__name__}:create_ballast_45mb"
+    MODELS.update(dict.fromkeys(SIZES, f"{__name__}:create_ballast"))
     rows = []
     for model, bar in BARS_MS.items():
         config = RunConfig.checked(
