@@ -66,8 +66,8 @@ def head_rows(*, repeats: int) -> list[Row]:
     times = _milliseconds({"ours": _exact_diagonals, "probes": _probed_diagonals}, few, outputs=7, domains=3)
     what = f"exact diagonal, B={BATCH} D={FEATURES} C=7, 3 domains"
     rows = [_faster(what, times["ours"], f"{PROBES} double-backward probes", times["probes"], at_least=150.0)]
-    for outputs, domains, bar in ((7, 3, 2.0), (345, 5, 3.0)):
-        rows += _step_rows(outputs, domains, bar, repeats)
+    for outputs, domains, limit in ((7, 3, 1.66), (345, 5, 1.58)):  # by counting: docs/design.md
+        rows += _step_rows(outputs, domains, limit, repeats)
     return [*rows, _spectral_row(few)]
 
 
@@ -85,7 +85,7 @@ def _step_rows(outputs: int, domains: int, bar: float, repeats: int) -> list[Row
         _faster(what, times["ours"], "double backward, graphs kept between exchanges", times["kept"]),
     ]
     if outputs > BATCH:
-        rows.append(row(f"{what}, against plain ERM head step (ms)", times["ours"], times["erm"], at_most=3.5))
+        rows.append(row(f"{what}, against plain ERM head step (ms)", times["ours"], times["erm"], at_most=3.8))
     return rows
 
 
