@@ -138,9 +138,7 @@ class _Inquiry:
         domain, client, position = (record.get(key) for key in protocol.PLACE)
         config, client = self._config, 0 if client is None else client
         most = config.source_clients if config.partition == "lambda" else config.source_clients // len(config.sources)
-        if (
-            domain is None and position is not None and not self._nodes
-        ):  # of a simulation, whose nodes are all the run's
+        if domain is None and position is not None and not self._nodes:  # a simulation's nodes are all the run's
             self.refused[node] = time.monotonic()
         elif domain not in (*config.sources, *config.targets) or not isinstance(client, int) or client >= most:
             self._others.add(node)
