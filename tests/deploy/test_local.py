@@ -17,12 +17,7 @@ from fedhess.deploy.processes import free_port, marked_processes
 
 Begin = Callable[..., "subprocess.Popen[str]"]
 RUN = ["--domains", "IconPACS", "--target", "sketch", "--strategy", "hgp", "--rounds", "2"]
-# Flower's programs look for work, messages and replies every half, one or three seconds: here ten times as often.
-IMPATIENT = """
-import time
-sleep = time.sleep
-time.sleep = lambda seconds: sleep(seconds / 10 if seconds in (0.5, 1, 3) else seconds)
-"""
+IMPATIENT = Path(__file__).parents[1] / "support" / "impatient"
 NODES = ["0-art_painting", "1-cartoon", "2-photo", "3-sketch"]
 
 
@@ -31,14 +26,14 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
     """Start a command of the project as a process of its own, in an empty directory; it is ended with the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(arguments: Sequence[str], **variables: str) -> "subprocess.Popen[str]":
+    def start(arguments: Sequence[str]) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | variables,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(IMPATIENT)},
         )
         started.append(process)
         return process
@@ -67,13 +62,9 @@ def processes_of(folder: Path) -> list[int]:
 @pytest.mark.timeout(300)
 def test_a_federation_on_loopback_trains_a_round_and_ends(begin: Begin, tmp_path: Path) -> None:
     write_tree(tmp_path / "photos", ["fog", "rain", "sun"], {"bus": 4, "car": 4})
-    (tmp_path / "sitecustomize.py").write_text(IMPATIENT, encoding="utf-8")
     data = ["--domains", "folder:photos", "--data-dir", "photos", "--target", "sun", "--strategy", "erm"]
     settings = 'threads=1 device="cpu" local-steps=1 model="mlp" domains-options="side=8" sources="fog"'
-    there = begin(
-        ["fedhess.deploy", "local", *data, "--rounds", "1", "--run-config", settings, "--out", "there"],
-        PYTHONPATH=str(tmp_path),
-    )
+    there = begin(["fedhess.deploy", "local", *data, "--rounds", "1", "--run-config", settings, "--out", "there"])
     said, _ = there.communicate(timeout=280)
     assert there.returncode == 0, said
     recorded = rows(tmp_path / "there" / "results" / "sun" / "0" / "rounds.jsonl")

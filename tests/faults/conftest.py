@@ -100,6 +100,13 @@ class Federation:
         given = [SETTINGS, f'run-dir="{self.folder / name}"', *settings]
         return self.running.start(f"run-{name}", programs.run(self.app, flower_home=self.home, run_config=given))
 
+    def simulate(self, name: str, *, rounds: int) -> None:
+        """Let the run that the default settings describe go in one process, recorded in the folder of its name."""
+        command = ["-m", "fedhess.simulate", "--domains", "IconPACS", "--target", "sketch", "--strategy", "erm"]
+        command += ["--rounds", str(rounds), "--trials", "1", "--local-steps", "2", "--evaluate-every", "100"]
+        command += ["--threads", "1", "--device", "cpu", "--out", str(self.folder / name)]
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+
     def finish(self, name: str, seconds: float) -> str:
         """Wait for a run to end, and return its log."""
         self.wait(lambda: f"run-{name}" in self.running.ended(), f"run {name} ends", seconds)
@@ -174,8 +181,9 @@ def _answers(url: str, context: ssl.SSLContext) -> bool:
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
+def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Federation]:
     """A federation of which nothing runs yet; whatever runs at the end is ended."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "tests" / "support" / "impatient"))
     with processes(tmp_path / "logs") as running:
         yield Federation(tmp_path, running)
 

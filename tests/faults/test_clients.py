@@ -2,7 +2,6 @@
 
 import re
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -61,11 +60,7 @@ def test_a_second_reply_to_one_message_counts_for_nothing(started: Federation) -
     assert [kind for kind, _ in answers] == ["the same", "another", "another"]
     assert [wanted for _, wanted in answers][1:] == ["0", "0"], "the SuperLink takes one reply to a message"
     assert started.failures("twice") == []
-    started.kill("cartoon")
-    time.sleep(60)  # until the SuperLink has missed it
-    started.start_node("cartoon", log="cartoon-once")
-    started.start_run("once", "rounds=2")
-    started.finish("once", 400)
+    started.simulate("once", rounds=2)
     assert started.weights("twice") == started.weights("once")
 
 

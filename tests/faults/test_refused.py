@@ -84,10 +84,7 @@ def test_only_nodes_reach_the_superlink_from_outside(federation: Federation, tmp
     database, others = state / "superlink.db", [file for file in state.rglob("*") if file.is_file()]
     assert database in others
     assert {file.stat().st_mode & 0o077 for file in others} == {0}
-    inside = ["-m", "fedhess.simulate", "--domains", "IconPACS", "--target", "sketch", "--strategy", "erm"]
-    inside += ["--rounds", "2", "--trials", "1", "--local-steps", "2", "--evaluate-every", "100", "--threads", "1"]
-    inside += ["--device", "cpu", "--out", str(tmp_path / "inside")]
-    subprocess.run([sys.executable, *inside], check=True, capture_output=True)
+    federation.simulate("inside", rounds=2)
     assert federation.weights("outside") == federation.weights("inside")
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import shutil
 import threading
 import time
@@ -45,7 +46,7 @@ class SlurmWorkers(Workers):
 
     def open(self, job: Path, config: RunConfig) -> Pool:
         """Prepare submissions; batch files, logs and results of Slurm's jobs are kept in the job's ``slurm`` folder."""
-        submitit: Any = importlib.import_module("submitit")
+        submitit = import_submitit()
         args = dict(self.args)
         executor = submitit.AutoExecutor(folder=job / "slurm" / "%j", cluster=args.pop("cluster"))
         executor.update_parameters(
@@ -55,6 +56,12 @@ class SlurmWorkers(Workers):
             slurm_additional_parameters=args,
         )
         return _SlurmJobs(executor)
+
+
+def import_submitit() -> Any:
+    """Import submitit without its configuration of logging, which closes the handlers of every logger."""
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
+    return importlib.import_module("submitit")
 
 
 def read_slurm_args(text: str) -> dict[str, Scalar]:
@@ -82,8 +89,7 @@ class _Run:
 
     def checkpoint(self, task: Task) -> Any:
         """Return what goes on where this stops: the same, since a run begins at its last completed round."""
-        submitit: Any = importlib.import_module("submitit")
-        return submitit.helpers.DelayedSubmission(self, task)
+        return import_submitit().helpers.DelayedSubmission(self, task)
 
 
 class _SlurmJobs(Pool):

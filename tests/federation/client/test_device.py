@@ -70,8 +70,8 @@ def counted(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> Counted:
 def test_a_local_step_sends_its_batch_and_waits_for_nothing(counted: Counted, method: str) -> None:
     strategy, args, changes = METHODS[method].strategy, METHODS[method].args, METHODS[method].changes
     few, many = (counted(strategy=strategy, strategy_args=args, **changes | {"local_steps": n}) for n in (2, 3))
-    # Inputs and labels; the probes, and Hutchinson's again for backward.
-    a_step = 2 if "probes" not in args else 3 if strategy == "cma" else 4
+    # Inputs and labels; the probes, and Hutchinson's again for backward; FedSR's noise.
+    a_step = 4 if strategy == "hutchinson" and "probes" in args else 3 if "probes" in args or method == "fedsr" else 2
     waits = ("loss and objective", "update") + (("losses and hits", "labels") if strategy == "ga" else ())
     assert many["train sent"] - few["train sent"] == len(SOURCES) * a_step
     assert few["train waits"] == many["train waits"] == len(SOURCES) * len(waits)

@@ -1,6 +1,7 @@
 """Runs as tasks of Ray and as jobs of Slurm end with the bits of runs in turn."""
 
 import importlib.util
+import logging
 import os
 import stat
 import sys
@@ -61,6 +62,7 @@ def test_local_processes_of_submitit(command: Command) -> None:
     assert command(*JOB, "--out", "in-turn").status == 0
     tried = command(*JOB, "--out", "tried", "--parallel", 2, "--slurm", "--slurm-args", "cluster=local")
     assert tried.status == 0, tried.err
+    assert not logging.getLogger("submitit").handlers, "logging of others is left alone"
     for strategy in ("erm", "hgp"):
         assert_same(Path("tried", strategy, "sketch/0"), Path("in-turn", strategy, "sketch/0"))
 
