@@ -11,7 +11,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium nginx-light
 
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 MNIST := $(DATA)/MNIST/raw/t10k-labels-idx1-ubyte
 
 .DEFAULT_GOAL := help
@@ -43,7 +43,7 @@ imports: $(VENV)/.installed-dev ## Check who imports whom
 # operations would cost more than they do. PYTEST_ARGS="-n 0" takes one process. Bytecode is kept even where the
 # environment says not to: pytest rewrites every assertion without it, and each process compiles the package.
 pytest: $(VENV)/.installed-dev ## Run the tests alone (options: make pytest PYTEST_ARGS="-k hgp")
-	$(PYTEST) --no-loadscope-reorder -m "not slow and not network" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not network" $(PYTEST_ARGS)
 
 faults: $(VENV)/.installed-dev ## Kill, starve and mislead a real federation, an hour of it: docs/faults.md
 	$(BIN)/python -m pytest tests/faults -m "slow or not slow" $(PYTEST_ARGS)

@@ -55,6 +55,7 @@ def test_a_second_reply_to_one_message_counts_for_nothing(started: Federation) -
     started.start_node("cartoon", script=Path(__file__).parent / "insistent_node.py")
     started.start_run("twice", "rounds=2")
     started.finish("twice", 400)
+    started.await_log("cartoon", "second reply, another", 30, times=2)
     # The first is the word that it does not hold the model yet: said again, it is the same message to Flower.
     answers = re.findall(r"second reply, (\w+ ?\w+): (\d+) parts of it wanted", started.log("cartoon"))
     assert [kind for kind, _ in answers] == ["the same", "another", "another"]

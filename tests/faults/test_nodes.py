@@ -15,32 +15,29 @@ def test_a_folder_of_which_each_node_holds_one_domain_and_the_server_none(starte
     for domain in DOMAINS:
         started.start_node(domain, data_dir=str(write_tree(tmp_path / f"data of {domain}", [domain], {"x": 4, "y": 4})))
     named = f'domains-options="side=8,domains={"/".join(DOMAINS)},classes=x/y"'
-    plan = plan_run("folder:photos", target="sketch", strategy="hgp", rounds=2, run_dir=None, given=[named])
+    plan = plan_run("folder:photos", target="sketch", strategy="hgp", rounds=1, run_dir=None, given=[named])
     started.start_run("job", *plan, 'model="mlp" batch-size=4 evaluate-every=1')
     log = started.finish("job", 300)
     assert "fedhess: folder:photos: accuracy (%) on the target domain" in log
-    assert started.completed_round("job") == 2
+    assert started.completed_round("job") == 1
     assert not started.failures("job")
 
 
 def test_nodes_killed_in_an_exchange_and_in_evaluation_are_named_and_the_others_go_on(started: Federation) -> None:
     started.start_nodes()
-    started.start_run("job", 'rounds=3 evaluate-every=1 quorum=1 strategy="hgp"')
+    started.start_run("job", 'rounds=2 evaluate-every=1 quorum=1 strategy="hgp"')
     started.await_log("cartoon", r"Receiving: query\.statistics", 240, times=3)  # the first came twice: no model yet
     started.kill("cartoon")
-    started.await_log("photo", r"Receiving: evaluate ", 240, times=3)
+    started.await_log("photo", r"Receiving: evaluate ", 240, times=2)
     started.kill("photo")
     log = started.finish("job", 600)
     failures = started.failures("job")
-    assert [found[:3] for found in failures if found[0] < 2] == [
-        (1, "cartoon", "exchange hvp"),
-        (1, "cartoon", "evaluate"),
-    ]
-    assert next(found[:3] for found in failures if found[1] == "photo") == (2, "photo", "evaluate")
+    first = {found[1:3] for found in failures if found[0] == 1}
+    assert first == {("cartoon", "exchange hvp"), ("cartoon", "evaluate"), ("photo", "evaluate")}
     assert {found[1] for found in failures} == {"cartoon", "photo"}
     assert "round 1, exchange hvp, client cartoon: error 5: Error: Node Unavailable" in log
-    assert started.completed_round("job") == 3
-    assert "fedhess: round 3, sketch (target): accuracy" in log
+    assert started.completed_round("job") == 2
+    assert "fedhess: round 2, sketch (target): accuracy" in log
 
 
 @pytest.mark.parametrize("seconds", [2, 60])
