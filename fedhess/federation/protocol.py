@@ -204,10 +204,6 @@ class Identity:
         counted = (domain, role, client, train, evaluate, holds_out, several)
         return cls(*counted, classes, inputs, digest, versions, noise, protection)
 
-    def description(self) -> dict[str, Any]:
-        """Return what a record of the run keeps of it; JSON."""
-        return {"client": self.label, **self.to_record()}
-
 
 def encode_request(names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, ArrayRecord | ConfigRecord]:
     """Write what a client is asked: names of statistics, and the tensors and scalars that their functions take."""

@@ -167,11 +167,25 @@ def test_a_directory_that_cannot_be_written_is_named(settings: dict[str, Any], d
         deployed(settings, os.path.join("file", "job"))
 
 
+def test_a_run_continues_with_the_nodes_and_the_data_that_it_had(
+    settings: dict[str, Any], deployed: Callable[..., None]
+) -> None:
+    deployed(settings, "ours")
+    directory = RunDirectory(Path("ours/east/0"))
+    assert sorted(directory.nodes()) == ["east", "north", "south", "west"]
+    assert len(set(directory.nodes().values())) == 4
+    changed = directory.clients() | {"south": directory.clients()["south"] | {"data-digest": "another"}}
+    directory.record_clients(list(changed.values()))
+    with pytest.raises(FederationError, match=r"client south has other data than when the run began: .* was another;"):
+        deployed(settings, "ours", resume_from=2)
+
+
 def test_a_client_keeps_its_node_for_the_run_unless_the_operator_registered_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = RunDirectory(tmp_path / "run")
-    directory.record_clients([{"client": "photo", "node": 2**63}, {"client": "sketch", "node": 5}])
+    who = {"client": 0, "role": "source"}
+    directory.record_clients([{"domain": "photo", "node": 2**63} | who, {"domain": "sketch", "node": 5} | who])
     grid = cast("Grid", object())
     assert nodes_of_run(grid, directory) == {"photo": 2**63, "sketch": 5}
     assert nodes_of_run(grid, None) == {}

@@ -222,17 +222,15 @@ class Server:
         """Record who the clients are; a run that continues has the same, with the same data."""
         if self.directory is None:
             return
-        before = {each["client"]: each for each in self.directory.clients()}
+        before = self.directory.clients()
         for client in self.federation.clients:
-            now, was = client.identity.description(), before.get(client.label)
-            if was is not None and was.get(protocol.DATA_DIGEST) != now.get(protocol.DATA_DIGEST):
+            now, was = client.identity.to_record().get(protocol.DATA_DIGEST), before.get(client.label, {})
+            if protocol.DATA_DIGEST in was and was[protocol.DATA_DIGEST] != now:
                 raise FederationError(
-                    f"client {client.label} has other data than when the run began: digest "
-                    f"{now[protocol.DATA_DIGEST]}, was {was[protocol.DATA_DIGEST]}; put it back, or begin another run"
+                    f"client {client.label} has other data than when the run began: digest {now!s}, was "
+                    f"{was[protocol.DATA_DIGEST]}; put it back, or begin another run"
                 )
-        self.directory.record_clients(
-            [{**c.identity.description(), "node": c.node_id} for c in self.federation.clients]
-        )
+        self.directory.record_clients([{**c.identity.to_record(), "node": c.node_id} for c in self.federation.clients])
 
     def _check_average(self) -> None:
         held_out = any(client.identity.holds_out for client in self.federation.source_clients)

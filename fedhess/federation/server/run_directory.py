@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedhess.base.errors import StorageError, UsageError
 from fedhess.base.files import append, digest_of, replace_file, writing
+from fedhess.federation.protocol import client_label
 from fedhess.federation.server.checkpoint import Checkpoint
 
 Row = dict[str, Any]
@@ -63,22 +64,22 @@ class RunDirectory:
         return file
 
     def record_clients(self, clients: Sequence[Mapping[str, Any]]) -> None:
-        """Keep who the clients are, as they identified themselves: clients.json."""
+        """Keep who the clients are, as they identified themselves, and their nodes: clients.json."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             replace_file(self._clients_file, (json.dumps(clients, indent=2) + "\n").encode())
 
-    def clients(self) -> list[dict[str, Any]]:
-        """Return what was last recorded of the clients; nothing before the run has begun."""
+    def clients(self) -> dict[str, dict[str, Any]]:
+        """Return what was last recorded of the clients, by their names; nothing before the run has begun."""
         if not self._clients_file.exists():
-            return []
+            return {}
         with _reading(self._clients_file):
             found: list[dict[str, Any]] = json.loads(self._clients_file.read_text(encoding="utf-8"))
-            return found
+            return {client_label(each["domain"], each["client"]): each for each in found}
 
     def nodes(self) -> dict[str, int]:
         """Return which node each client was, by the client's name."""
-        return {str(client["client"]): int(client["node"]) for client in self.clients()}
+        return {name: int(client["node"]) for name, client in self.clients().items()}
 
     def record_failure(self, reason: str) -> None:
         """Keep why the run stopped, until it begins again."""

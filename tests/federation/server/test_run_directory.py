@@ -214,12 +214,12 @@ def test_prepared_links_are_not_followed(tmp_path: Path) -> None:
     foreign.write_text("theirs")
     directory.path.mkdir()
     (directory.path / ".clients.json.new").symlink_to(foreign)
-    directory.record_clients([{"client": "a"}])
+    directory.record_clients([{"domain": "a", "client": 0}])
     directory.rounds_file.symlink_to(foreign)
     with pytest.raises(StorageError, match=r"cannot write to .*/run: Too many levels of symbolic links"):
         directory.append([FIRST])
     assert foreign.read_text() == "theirs"
-    assert directory.clients() == [{"client": "a"}]
+    assert directory.clients() == {"a": {"domain": "a", "client": 0}}
 
 
 def test_rows_after_the_checkpoint_are_cut_off_where_the_run_goes_on(tmp_path: Path) -> None:
