@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedhess.alignment.loading import resolved_args
 from fedhess.base.environment import torch_threads
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import FederationError, UsageError
 from fedhess.deploy.nodes import NODES_VARIABLE, read_nodes
 from fedhess.deploy.packing import RESUME_FROM, RUN_DIR
 from fedhess.deploy.settings import round_of
@@ -98,6 +98,9 @@ def record_run(
         try:
             clear_results(path)
             train(job.runs[0].directory)
+        except (FederationError, UsageError) as error:
+            job.runs[0].directory.record_failure(str(error))
+            raise
         finally:  # what was made meanwhile lacks rows
             clear_results(path)
         summary = summarise(job)

@@ -83,7 +83,8 @@ class Status:
 def read_status(flower_home: Path, state: Path) -> Status:
     """Ask the SuperLink, and read the folder of its state."""
     nodes = answer(programs.flwr("supernode", "list", programs.CONNECTION, *programs.JSON, home=flower_home))["nodes"]
-    runs = answer(programs.flwr("list", programs.CONNECTION, *programs.JSON, home=flower_home))["runs"]
+    every = ("--limit", "1000000")  # without it the newest twenty
+    runs = answer(programs.flwr("list", programs.CONNECTION, *every, *programs.JSON, home=flower_home))["runs"]
     clients = {str(node): client for client, node in read_nodes(state / NODES_FILE).items()}
     rows = {}
     for file in sorted((state / "runs").rglob("rounds.jsonl")):

@@ -97,16 +97,20 @@ def embed(
 ) -> TensorDomain:
     """Replace the images of a domain by their frozen embeddings, (N, 1280) float32.
 
-    They are kept on disk under a digest of images, their size if it is not the usual one, weights and this code's
-    version, so that each is computed once.
+    They are kept on disk under a digest of images, their size if it is not the usual one, weights, this code's version
+    and the kind of device, so that each is computed once. The domain's digest is that of the CPU's on any device: on
+    another the same images differ by rounding alone.
     """
     backbone = BACKBONES[model]
-    parts = [EMBEDDING, data.digest, weights_digest(backbone), torch.device(device).type]
     side = getattr(data, "side", SIDE)  # the digest of image files is of what is on disk, whatever they are resized to
-    key = digest_of(parts if side == SIDE else [*parts, f"{side} pixels"])
+    resized = [] if side == SIDE else [f"{side} pixels"]
+    digest, key = (
+        digest_of([EMBEDDING, data.digest, weights_digest(backbone), kind, *resized])
+        for kind in ("cpu", torch.device(device).type)
+    )
     path = cache_directory(cache_dir) / backbone / f"{data.name}-{key[:20]}.npy"
     embeddings = cached_tensor(path, lambda: _compute(backbone, data, torch.device(device), notify))
-    return TensorDomain(data.name, embeddings, labels=data.labels, groups=data.groups, digest=key)
+    return TensorDomain(data.name, embeddings, labels=data.labels, groups=data.groups, digest=digest)
 
 
 def _compute(backbone: str, data: DomainData, device: torch.device, notify: Notify) -> Tensor:

@@ -194,7 +194,8 @@ def test_clients_with_other_classes_or_inputs_stop_the_run(toy_run: Run, changes
         toy_run(app=Misbehaving(protocol.IDENTIFY, act, first_round=0), rounds=1)
 
 
-def test_data_that_changes_in_a_run_is_named(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("strategy", ["erm", "flwr.serverapp.strategy:FedAvg"])
+def test_data_that_changes_in_a_run_is_named(toy_run: Run, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
     digest = LocalClient.data_digest.fget
 
     def changed(message: Message, context: Context) -> Message:
@@ -204,9 +205,9 @@ def test_data_that_changes_in_a_run_is_named(toy_run: Run, monkeypatch: pytest.M
             )
         return client_app(message, context)
 
-    finished = toy_run(app=changed, quorum=2, rounds=1)
+    finished = toy_run(app=changed, strategy=strategy, quorum=2, rounds=1)
     failure = finished.server.federation.ledger.failures[0]
-    assert failure.client == "south"
+    assert (failure.phase, failure.client) == ("train", "south")
     assert "the data of south has changed since the run began: digest 0, was" in failure.reason
 
 

@@ -127,6 +127,8 @@ class Server:
             file = self.directory.path / CLIENT_LOG  # unless it was here
             if error.__cause__ is not None:
                 file = self.directory.log(SERVER_LOG, "".join(traceback.format_exception(error.__cause__)))
+            if not file.exists():  # it was fedhess that refused what the strategy did
+                raise
             raise StrategyError(f"{error}, the full traceback is in {file}") from error
 
     def _run(self) -> GlobalModel:

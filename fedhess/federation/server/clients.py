@@ -132,7 +132,7 @@ class Federation:
         self, request: Request[T], messages: Sequence[tuple[Client, Message]], grid: Grid
     ) -> Iterator[tuple[Client, Message | None]]:
         """Send messages; yield each one's client with its reply, or None where it failed, as the replies come."""
-        nonces = [add_nonce(message) for _, message in messages]
+        nonces = [_marked(message, client) for client, message in messages]
         for addressee, message in messages:
             self.ledger.count(addressee.label, request.message_type, message.content, way="down")
         failed = 0
@@ -216,7 +216,6 @@ class Federation:
     def _message(self, request: Request[T], client: Client) -> Message:
         content = RecordDict(dict(request.parts(client)))
         config = ConfigRecord({protocol.ROUND: request.server_round, protocol.MODEL_ID: request.model.model_id})
-        config[protocol.DATA_DIGEST] = client.identity.data_digest
         config.update(content.config_records.get(protocol.CONFIG, ConfigRecord()))
         content[protocol.CONFIG] = config
         held, now = self._holds.setdefault(client.node_id, []), request.model.model_id
@@ -243,6 +242,13 @@ class Federation:
     def _fail(self, request: Request[T], client: Client, reason: str, **kind: bool) -> None:
         shown = protocol.printable(reason)
         self.ledger.failures.append(Failure(request.server_round, request.phase, client.label, shown, **kind))
+
+
+def _marked(message: Message, client: Client) -> str:
+    """Put into a message the digest of the data that its client began with, and a nonce; return the nonce."""
+    nonce = add_nonce(message)
+    message.content.config_records[protocol.CONFIG][protocol.DATA_DIGEST] = client.identity.data_digest
+    return nonce
 
 
 def _replies(grid: Grid, messages: list[Message], deadline: float, goes_on: Callable[[], bool]) -> Iterable[Message]:

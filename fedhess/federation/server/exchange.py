@@ -59,8 +59,8 @@ class Exchange:
             return {d: {n: torch.tensor(v, dtype=torch.float64) for n, v in own.items()} for d, own in measured.items()}
 
         parts = {protocol.CONFIG: ConfigRecord({protocol.HELD_OUT: True})}
-        answers = self._request("exchange held-out", parts, read, self.participants)
-        return self._average(("loss", "accuracy"), answers)
+        names = ("loss", "accuracy")
+        return self._average(names, self._request(_phase(names), parts, read, self.participants))
 
     def _answers(
         self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
