@@ -14,6 +14,7 @@ from fedhess.jobs.job import Job, make_job
 from fedhess.results.files import job_panels, megabytes, target_confusions, write_all
 from fedhess.results.formats import format_table
 from fedhess.results.page import render_page
+from fedhess.results.published import published_values
 from fedhess.results.selection import read_rows
 from fedhess.results.summary import summarise
 
@@ -104,6 +105,20 @@ def test_published_values_stand_beside_ours_with_source_and_protocol(tmp_path: P
     assert "not verified" in next(line for line in section.split("<tr>") if ">hgp<" in line)
     assert "average (ours over west, east alone)" in row, "the published one is over four domains"
     assert "looks at the target" not in section, "no column of ours is the oracle&#x27;s"
+
+
+@pytest.mark.parametrize(
+    ("options", "published"),
+    [
+        ({"form": "irm", "label_shift": False}, [86.4, 14.0, 71.0]),
+        ({"form": "irm", "label_shift": True}, [None, None, None]),
+        ({"form": "domainbed", "label_shift": False}, []),
+    ],
+)
+def test_other_data_of_the_same_title_has_published_values_of_its_own(
+    options: dict[str, object], published: list[float | None]
+) -> None:
+    assert [each.value for _, each in published_values("ColoredMNIST", "erm", options)] == published
 
 
 @pytest.mark.usefixtures("rendered_figures")
