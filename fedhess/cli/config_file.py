@@ -10,6 +10,7 @@ import click
 
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.settings.ranges import GIVEN
+from fedhess.settings.schedules import current_settings
 
 
 def read_config_file(context: click.Context, path: Path | None) -> Path | None:
@@ -42,7 +43,8 @@ def options_of_job(recorded: Mapping[str, Any], known: Collection[str]) -> dict[
     dataset, strategies, seeds = recorded["dataset"], recorded["strategies"], sorted(recorded["seeds"])
     if seeds != list(range(seeds[0], seeds[0] + len(seeds))):
         raise ValueError(f"its seeds are {seeds}, which --seed and --trials cannot name")
-    settings = {key: value for key, value in recorded["settings"].items() if key in known and value is not None}
+    settings = current_settings(recorded["settings"])
+    settings = {key: value for key, value in settings.items() if key in known and value is not None}
     settings = {key: joined(value) if isinstance(value, dict) else value for key, value in settings.items()}
     options = {key: value for key, value in dataset["options"].items() if key not in ("data_dir", "seed")}
     several: dict[str, Any] = {"variants": "; ".join(joined(each["settings"]) for each in recorded.get("variants", []))}

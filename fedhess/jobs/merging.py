@@ -28,7 +28,9 @@ class _Method:
     strategy: str
     args: Mapping[str, Scalar]
     settings: Mapping[str, Any]  # those of OF_A_METHOD
-    variants: Sequence[Mapping[str, Any]]
+    variants: list[dict[str, Any]] = field(compare=False)
+    # What makes its variants: the search where they are drawn for each trial, otherwise they themselves
+    made_by: Any
     draws: int  # see `Job.draws`; 0 where all of its variants are known
     job: Path = field(compare=False)
 
@@ -60,7 +62,10 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
     owner: dict[tuple[int, str], int] = {}  # by job and strategy, the method
     for number, job in enumerate(jobs):
         for method in _methods(job):
-            if method not in methods:
+            if method in methods:
+                there = methods[methods.index(method)].variants
+                there += [each for each in method.variants if each not in there]
+            else:
                 methods.append(method)
             owner[number, method.strategy] = methods.index(method)
     labels = _labels(methods)
@@ -74,10 +79,11 @@ def merge_jobs(jobs: Sequence[Job]) -> Job:
     begin = {label: next(at for at, each in enumerate(variants) if each["method"] == label) for label in labels}
     runs: dict[tuple[Any, ...], PlannedRun] = {}
     for number, job in enumerate(jobs):
-        at_of_job = _positions(job)
         for run in job.runs:
-            label = labels[owner[number, run.strategy]]
-            variant = begin[label] + at_of_job[run.strategy].index(run.variant) if several else 0
+            at = owner[number, run.strategy]
+            label, among = labels[at], methods[at].variants
+            place = among.index(_variant_of(job.record, run.strategy, run.variant)) if among else 0
+            variant = begin[label] + place if several else 0
             key = (label, variant, run.scenario.name, run.config.seed)
             runs[key] = _further(runs.get(key), replace(run, strategy=label, variant=variant))
     known = next((job for job in jobs if job.data["digest"]), jobs[0])
@@ -101,24 +107,19 @@ def _methods(job: Job) -> Iterable[_Method]:
     settings = {key: record["settings"][key] for key in OF_A_METHOD}
     for strategy, args in record["strategies"].items():
         variants = [
-            {
-                "settings": each["settings"],
-                "arguments": each["arguments"][strategy],
-                "number": variant_number(index, each),
-            }
+            _variant_of(record, strategy, index)
             for index, each in enumerate(record["variants"])
             if strategy in each["strategies"]
         ]
-        yield _Method(strategy, args, settings, variants, job.draws.get(strategy, 0), job.path)
+        drawn = job.search.get("kind") == "random"
+        made_by = [job.search["draws"], job.search["spaces"][strategy]] if drawn else variants
+        yield _Method(strategy, args, settings, variants, made_by, job.draws.get(strategy, 0), job.path)
 
 
-def _positions(job: Job) -> dict[str, list[int]]:
-    """Return, by strategy, the indices of its variants in the job."""
-    variants = job.record.get("variants") or [{"strategies": list(job.record["strategies"])}]
-    return {
-        strategy: [number for number, each in enumerate(variants) if strategy in each["strategies"]]
-        for strategy in job.record["strategies"]
-    }
+def _variant_of(record: Mapping[str, Any], strategy: str, index: int) -> dict[str, Any]:
+    each = record["variants"][index]
+    arguments = each["arguments"][strategy]
+    return {"settings": each["settings"], "arguments": arguments, "number": variant_number(index, each)}
 
 
 def _labels(methods: Sequence[_Method]) -> list[str]:

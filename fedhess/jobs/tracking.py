@@ -77,9 +77,8 @@ class TensorBoard(Tracker):
         from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415
 
         self.run_id = "/".join(map(slug, about.name.split("/")))
-        first = about.first_round
-        purge_step = first if about.run_id else None
-        self._writer = cast(Any, SummaryWriter(str(about.folder / self.run_id), purge_step=purge_step))
+        # A job that went back to a round begins anew in the same folder: what it had there no longer counts
+        self._writer = cast(Any, SummaryWriter(str(about.folder / self.run_id), purge_step=about.first_round))
         if about.run_id is None:
             for summary in hparams(dict(about.settings), {"sources/accuracy": 0.0}):  # type: ignore[no-untyped-call]
                 self._writer.file_writer.add_summary(summary)

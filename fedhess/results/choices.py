@@ -1,6 +1,5 @@
 """What a sweep searched and what was chosen: in words, with the choices that lie at the edge of what was searched."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,22 +82,30 @@ def _shown(choice: Mapping[str, Any]) -> list[str]:
     return [str(choice["number"]), describe(choice["settings"]), edges]
 
 
-def incomplete(job: Job, recorded: Recorded, strategy: str) -> dict[str, str]:
-    """Return by target what is missing of the runs of a strategy that its accuracy is chosen from."""
-    mine = [(run, rows) for run, rows in recorded if run.strategy == strategy and not run.inner]
-    missing = unfinished(mine)
-    failed = Counter(run.scenario.name for run in missing if run.directory.failure() is not None)
-    left = Counter(run.scenario.name for run in missing) - failed
-    totals = Counter(run.scenario.name for run, _ in mine)
+def incomplete(job: Job, recorded: Recorded, strategy: str, *, selection: str) -> dict[str, str]:
+    """Return by target what is missing of the runs of a strategy that its accuracy is chosen from.
+
+    By ``"lodo"`` these are also the runs that leave out one of its sources as well.
+    """
+    mine = [(run, rows) for run, rows in recorded if run.strategy == strategy]
     found: dict[str, str] = {}
-    for name, known in totals.items():
-        there = {run.config.seed for run, _ in mine if run.scenario.name == name}
-        total = max(known, job.draws.get(strategy, 0) * len(there))
-        left[name] += total - known  # those that nobody has been asked for yet
+    for scenario in dict.fromkeys(run.scenario for run, _ in mine if not run.inner):
+        own = [(run, rows) for run, rows in mine if run.scenario == scenario]
+        there = {run.config.seed for run, _ in own}
+        # Optuna's suggestions include those that nobody has been asked for yet
+        parts = _lacking(own, "runs", total=max(len(own), job.draws.get(strategy, 0) * len(there)))
+        if selection == "lodo":
+            without = [{*scenario.targets, source} for source in scenario.sources]
+            inner = [(run, rows) for run, rows in mine if set(run.scenario.targets) in without]
+            parts += _lacking(inner, "cross-validation runs")
         absent = [str(seed) for seed in job.seeds if seed not in there]  # of jobs put together
-        parts = (
-            [f"of {total} runs {failed[name]} failed, {left[name]} left to run"] if failed[name] or left[name] else []
-        )
         parts += [f"no run of seed {', '.join(absent)}"] if absent else []
-        found |= {name: "; ".join(parts)} if parts else {}
+        found |= {scenario.name: "; ".join(parts)} if parts else {}
     return found
+
+
+def _lacking(recorded: Recorded, what: str, *, total: int | None = None) -> list[str]:
+    missing, total = unfinished(recorded), total or len(recorded)
+    failed = sum(run.directory.failure() is not None for run in missing)
+    left = len(missing) - failed + total - len(recorded)
+    return [f"of {total} {what} {failed} failed, {left} left to run"] if failed or left else []

@@ -143,7 +143,7 @@ def _published(job: Job, summary: Summary) -> str:
     of_some = len(summary["targets"]) != len(job.data["counts"])  # a published average is over all domains
     shown = {"average": f"average (ours over {', '.join(summary['targets'])} alone)"} if of_some else {}
     for name, result in summary["strategies"].items():
-        for column, published in published_values(summary["title"], name):
+        for column, published in published_values(summary["title"], name, job.data["options"]):
             if column in (*accuracy_columns(summary), "sources"):
                 ours = result["sources"] if column == "sources" else cell_of(result, column)
                 value = "not verified" if published.value is None else f"{published.value:.1f}"

@@ -137,11 +137,21 @@ BY_BENCHMARK: Mapping[str, tuple[Table, ...]] = {
 }
 
 
-def published_values(title: str, strategy: str) -> list[tuple[str, Published]]:
+def published_values(title: str, strategy: str, options: Mapping[str, object]) -> list[tuple[str, Published]]:
     """List what is published of a strategy on a benchmark, as column and value; nothing of a stand-in.
 
-    >>> [(column, each.value) for column, each in published_values("PACS", "coral")]
+    Args:
+        title: Of the benchmark.
+        strategy: Its name.
+        options: Of the benchmark: ColoredMNIST's make other data of the same title.
+
+    >>> [(column, each.value) for column, each in published_values("PACS", "coral", {})]
     [('average', 86.2), ('oracle (looks at the target)', 87.1)]
     """
-    found = [item for table in BY_BENCHMARK.get(title, ()) for item in table.get(strategy, {}).items()]
+    tables = BY_BENCHMARK.get(title, ())
+    if options.get("form", "irm") != "irm":
+        tables = ()
+    elif options.get("label_shift"):
+        tables = (LABEL_SHIFT,)
+    found = [item for table in tables for item in table.get(strategy, {}).items()]
     return list(dict.fromkeys(found))

@@ -145,22 +145,25 @@ def _summarise_strategy(
         **({"choices": choices, "edges": edge_warnings(job, name, choices)} if job.search else {}),
         "incomplete": {
             column: text
-            for scenario, text in incomplete(job, recorded, name).items()
+            for scenario, text in incomplete(job, recorded, name, selection=selection).items()
             for (held_out, _), column in columns.items()
             if held_out == scenario
         },
         "failures": sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows),
         "gaps": gaps,
         **({"privacy": spent} if spent else {}),
-        **_troubles(job, recorded, name),
+        **_troubles(job, recorded, name, selection),
     }
 
 
-def _troubles(job: Job, recorded: Recorded, name: str) -> dict[str, dict[str, str]]:
+def _troubles(job: Job, recorded: Recorded, name: str, selection: str) -> dict[str, dict[str, str]]:
     """Name the runs of a strategy that are sick, and those that lack rounds, each with what is wrong."""
     sick, unfinished = dict[str, str](), dict[str, str]()
-    for run, rows in ((run, rows) for run, rows in recorded if run.strategy == name and not run.inner):
-        where = f"target {run.scenario.name}, seed {run.config.seed}{describe_setting(job, run)}"
+    for run, rows in recorded:
+        if run.strategy != name or (run.inner and selection != "lodo"):
+            continue
+        kind = "cross-validation without" if run.inner else "target"
+        where = f"{kind} {run.scenario.name}, seed {run.config.seed}{describe_setting(job, run)}"
         last = rows[-1]["round"] if rows else 0
         if sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes)):
             sick[where] = sign

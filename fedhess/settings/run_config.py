@@ -16,7 +16,7 @@ from fedhess.settings.assignments import Scalar, decode
 from fedhess.settings.mistakes import describe_error
 from fedhess.settings.partition import Partition, PartitionSettings
 from fedhess.settings.privacy import Unit
-from fedhess.settings.schedules import LearningRate, Schedule, average_args, current_settings
+from fedhess.settings.schedules import LearningRate, Schedule, average_args
 
 if TYPE_CHECKING:
     import torch
@@ -247,11 +247,6 @@ class RunConfig(BaseModel):
     # Output
     evaluate_every: int = _setting(1, OUTPUT, "Rounds between evaluations.", ge=1)
     checkpoint_every: int = _setting(1, OUTPUT, "Rounds between checkpoints; the last is kept.", ge=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete(cls, values: Any) -> Any:
-        return values if isinstance(values, cls) else current_settings(values)
 
     @field_validator("server_optimizer")
     @classmethod

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from fedhess.cli.config_file import options_of_job
 from tests.conftest import TOY, Outcome
 
 Command = Callable[..., Outcome]
@@ -35,6 +36,12 @@ def test_a_config_json_runs_its_job_again(command: Command) -> None:
     assert {key: first[key] for key in ("strategies", "settings", "seeds")} == {
         key: second[key] for key in ("strategies", "settings", "seeds")
     }
+
+
+def test_a_config_json_of_before_schedules_means_what_it_did() -> None:
+    recorded = {"dataset": {"name": "Toy", "options": {}}, "strategies": {"erm": {}}, "targets": ["east"], "seeds": [0]}
+    options = options_of_job({**recorded, "settings": {"lr_drop_after": 0.6}}, ["lr_schedule", "lr_drop_after"])
+    assert (options["lr_schedule"], options["lr_drop_after"]) == ("step", 0.6)
 
 
 def test_a_job_whose_seeds_no_option_can_name_is_not_run_again(command: Command) -> None:

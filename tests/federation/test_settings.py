@@ -48,7 +48,7 @@ def test_fishr_before_its_annealing_step_is_that_of_domainbed_or_of_the_script(t
 @pytest.mark.parametrize("local_steps", [1, 3])
 def test_learning_rate_falls_to_a_tenth_after_a_share_of_the_rounds(toy_run: Run, local_steps: int) -> None:
     settings = {"sources": ("north",), "batch_size": 0, "local_steps": local_steps, "rounds": 5}
-    federated = toy_run(**settings, lr_drop_after=0.8).tensors
+    federated = toy_run(**settings, lr_schedule="step").tensors
     config = toy_config(batch_size=0)
     model = build_model(config)
     inputs, labels = toy_domains()["north"]

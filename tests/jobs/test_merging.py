@@ -12,9 +12,10 @@ from fedhess import report, simulate
 from fedhess.base.errors import UsageError
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.directory import job_directory
-from fedhess.jobs.job import Job
+from fedhess.jobs.job import Job, make_job
 from fedhess.jobs.merging import merge_jobs
 from fedhess.jobs.reopening import open_recorded
+from fedhess.jobs.search import variant_of
 from fedhess.results.page import render_page
 from fedhess.results.results import Results
 from fedhess.results.run_states import list_runs
@@ -130,6 +131,25 @@ def test_jobs_whose_directories_have_one_name_are_reported_in_neither(tmp_path: 
     one = record_job(tmp_path / "one/job", {("erm", "west", 0): (0.1, 0.5)})
     other = record_job(tmp_path / "other/job", {("hgp", "west", 0): (0.1, 0.5)})
     assert merge_jobs([one, other]).path == tmp_path / "one/job+job"
+
+
+def test_trials_of_a_random_sweep_are_put_together_whatever_they_drew(tmp_path: Path) -> None:
+    def swept(name: str, seed: int, high: float = 1.0) -> Job:
+        record = {**record_job(tmp_path / name, {("erm", "west", seed): (0.1, 0.5)}).record}
+        drawn = variant_of("erm", 1, {"lr": 0.1 + seed}, {}, seed=seed)
+        space = {"low": 0.0, "high": high, "source": "--range", "base": 0.0, "choices": []}
+        record["variants"] = [variant_of("erm", 0, {}, {}), drawn]
+        record["search"] = {"kind": "random", "draws": 2, "spaces": {"erm": {"lr": space}}}
+        return make_job(tmp_path / name, record, inner=False)
+
+    one, other = swept("one", 0), swept("other", 1)
+    job = merge_jobs([one, other])
+    assert [(run.strategy, run.config.seed, job.variants[run.variant]) for run in job.runs] == [
+        ("erm", 0, {}), ("erm", 1, {}), ("erm", 0, {"lr": 0.1}), ("erm", 1, {"lr": 1.1}),
+    ]  # fmt: skip
+    assert [run.config.lr for run in job.runs] == [0.1, 0.1, 0.1, 1.1]
+    assert job.settings_each == 2
+    assert len(merge_jobs([one, swept("wider", 1, high=2.0)]).strategies) == 2
 
 
 def test_page_shows_what_was_selected_on_every_target(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fedhess.base.errors import UsageError
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.job import Job
 from fedhess.jobs.reopening import open_recorded
-from fedhess.jobs.tracking import Tracking, metrics_of_round, read_trackers, track_recorded
+from fedhess.jobs.tracking import STATE, Tracking, metrics_of_round, read_trackers, track_recorded
 from tests.conftest import TOY, Outcome, Start
 
 Command = Callable[..., Outcome]
@@ -118,8 +118,14 @@ def test_rounds_made_again_after_a_kill_are_not_recorded_again(job: Job) -> None
         for number in (1, 2, 3):
             on_round(number, rows[number])
     assert seen == [1, 2, 3]
-    found = of_tensorboard(job.path / "tracking/tensorboard")["erm/east/0"]
-    assert [step for step, _ in found.points] == [0, 1, 2, 3]
+    folder = job.path / "tracking/tensorboard"
+    assert [step for step, _ in of_tensorboard(folder)["erm/east/0"].points] == [0, 1, 2, 3]
+    (run.directory.path / STATE).unlink()  # as when it goes back to a round
+    with Tracking(tracked, pytest.fail).follow(run, lambda *_: None) as on_round:
+        on_round(1, [row | {"accuracy": 0.125} for row in rows[1]])
+    found = of_tensorboard(folder)["erm/east/0"]
+    assert [step for step, _ in found.points] == [0, 1], "nothing is left of the past that was given up"
+    assert found.points[1][1]["sources/accuracy"] == 0.125
 
 
 # -- What goes wrong ---------------------------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from recorded import record_job
 
-from fedhess.jobs.job import Job
+from fedhess.jobs.job import Job, make_job
 from fedhess.results.files import job_panels, megabytes, target_confusions, write_all
+from fedhess.results.formats import format_table
 from fedhess.results.page import render_page
+from fedhess.results.published import published_values
 from fedhess.results.selection import read_rows
 from fedhess.results.summary import summarise
 
@@ -105,6 +107,20 @@ def test_published_values_stand_beside_ours_with_source_and_protocol(tmp_path: P
     assert "looks at the target" not in section, "no column of ours is the oracle&#x27;s"
 
 
+@pytest.mark.parametrize(
+    ("options", "published"),
+    [
+        ({"form": "irm", "label_shift": False}, [86.4, 14.0, 71.0]),
+        ({"form": "irm", "label_shift": True}, [None, None, None]),
+        ({"form": "domainbed", "label_shift": False}, []),
+    ],
+)
+def test_other_data_of_the_same_title_has_published_values_of_its_own(
+    options: dict[str, object], published: list[float | None]
+) -> None:
+    assert [each.value for _, each in published_values("ColoredMNIST", "erm", options)] == published
+
+
 @pytest.mark.usefixtures("rendered_figures")
 def test_unfinished_job_says_what_is_missing(tmp_path: Path) -> None:
     job = make(tmp_path)
@@ -118,6 +134,22 @@ def test_unfinished_job_says_what_is_missing(tmp_path: Path) -> None:
     begun = render(record_job(tmp_path / "begun", {("erm", "east", 0): ()}, rounds=3), charts=True)
     assert "Unfinished: 1 of 1 runs" in begun
     assert "not recorded by every run" in begun
+
+
+def test_failed_cross_validation_leaves_a_table_unfinished(tmp_path: Path) -> None:
+    inner = ("north+east", "south+east", "west+east")
+    recorded = record_job(
+        tmp_path, {("erm", each, 0): (0.1, 0.5, 0.6)[: 2 if each == inner[0] else 3] for each in ("east", *inner)}
+    )
+    job = make_job(tmp_path, {**recorded.record, "targets": ["east"]}, inner=True, selection="lodo")
+    next(run for run in job.runs if run.scenario.name == inner[0]).directory.record_failure("it diverged")
+    summary = summarise(job)
+    assert summary["strategies"]["erm"]["selected_rounds"] == {"east": [1]}, "what all of them have"
+    assert summary["unfinished"] == ["erm, cross-validation without north+east, seed 0: round 1 of 2: it diverged"]
+    assert summary["strategies"]["erm"]["incomplete"] == {"east": "of 3 cross-validation runs 1 failed, 0 left to run"}
+    assert all("UNFINISHED: 1 of 4 runs" in format_table(summary, form) for form in ("markdown", "latex"))
+    assert "Unfinished: 1 of 4 runs" in render(job)
+    assert summarise(job, selection="source")["unfinished"] == [], "it does not look at them"
 
 
 def test_what_was_sent_is_listed_with_what_it_discloses(tmp_path: Path) -> None:

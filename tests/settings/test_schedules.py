@@ -5,10 +5,12 @@ import torch
 from toy import toy_config
 
 from fedhess.base.errors import UsageError
+from fedhess.jobs.job import with_defaults
 from fedhess.settings.run_config import RunConfig
 from fedhess.settings.schedules import LearningRate, average_args
 
-EARLIER = {"domains": "Toy", "sources": ("north",), "targets": ("east",), "model": "mlp", "rounds": 10, "lr": 0.03}
+OF_A_RUN = {"sources": ("north",), "targets": ("east",)}
+EARLIER = {"domains": "Toy", "model": "mlp", "rounds": 10, "lr": 0.03}
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
@@ -42,11 +44,20 @@ def test_a_constant_rate_is_the_number_itself_and_a_dropped_one_a_tenth_of_it() 
 
 
 def test_settings_recorded_before_schedules_mean_what_they_did() -> None:
-    step = RunConfig.checked(EARLIER | {"lr_drop_after": 0.6})
-    assert [step.client_rate.at(t) for t in (6, 7)] == [0.03, 0.03 / 10]
-    none = RunConfig.checked(EARLIER | {"lr_drop_after": 0.0})
-    assert none == RunConfig.checked(EARLIER)
-    assert none.lr_schedule == "constant"
+    def recorded(**more: float) -> RunConfig:
+        return RunConfig.checked({**OF_A_RUN, **with_defaults({"settings": EARLIER | more})["settings"]})
+
+    assert [recorded(lr_drop_after=0.6).client_rate.at(t) for t in (6, 7)] == [0.03, 0.03 / 10]
+    assert recorded(lr_drop_after=0.0) == recorded()
+    assert recorded().lr_schedule == "constant"
+
+
+def test_a_share_of_the_rounds_alone_makes_no_step_of_the_clients_rate() -> None:
+    config = RunConfig.checked(
+        OF_A_RUN | EARLIER | {"server_lr": 1.0, "server_lr_schedule": "step", "lr_drop_after": 0.6}
+    )
+    assert [config.server_rate.at(t) for t in (6, 7)] == [1.0, 0.1]
+    assert [config.client_rate.at(t) for t in (6, 7)] == [0.03, 0.03]
 
 
 def test_rates_say_how_they_change() -> None:
