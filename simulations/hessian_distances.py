@@ -53,7 +53,7 @@ from fedhess.simulations.scenarios.comparison import (
     shared_protocol,
     tables,
 )
-from fedhess.simulations.scenarios.measurement import Configuration, describe, plan
+from fedhess.simulations.scenarios.measurement import Configuration, describe, plan, seconds_of_rounds
 from fedhess.simulations.scenarios.records import Line, Record, lines_of
 from fedhess.simulations.scenarios.running import Options, SeedsOption, read_seeds, run_scenario, with_options
 from fedhess.strategies.cma import full
@@ -95,7 +95,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
     Returns:
         A row as ``scenarios.measurement.measure`` makes it, with ``course``: what `measure_round` returns, by round.
     """
-    progress, started = Progress(silent=not sys.stdout.isatty()), time.monotonic()
+    progress = Progress(silent=not sys.stdout.isatty())
     job = plan(configuration, folder=folder, device=device, notify=progress.note)
     (run,) = job.runs
     models = run.directory.path / "models"
@@ -119,6 +119,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
             return describe(job, configuration) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
         finally:
             progress.stop()
+    started = time.monotonic()
     course = [measure_round(run, int(file.stem), load_file(file)) for file in models.iterdir()]
     course.sort(key=lambda point: int(point["round"]))
     return describe(job, configuration) | {
@@ -126,7 +127,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         "average": None,
         "protocol": whole_protocol(job, ["last round"]),
         "course": course,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds_of_rounds(job) + time.monotonic() - started, 1),
     }
 
 
