@@ -34,6 +34,7 @@ from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.description import name_run, whole_protocol
 from fedhess.jobs.directory import job_directory
+from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import PlannedRun
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import require_finished
@@ -108,7 +109,8 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
             models.mkdir(exist_ok=True)
             save_file(checkpoint.evaluated(), models / f"{server_round}.safetensors")
 
-    with job_directory(job.path, job.record, resume=True):
+    with job_directory(job.path, job.record, resume=True) as changes:
+        record_growth(job, changed=bool(changes))
         prepare_domains(job, run.config, progress)
         progress.start([run.config.rounds])
         progress.add_run(0, name_run(job, run), run.directory.completed_round() or 0)

@@ -18,7 +18,7 @@ from fedhess.results.paired import compare_paired, explain, shown_difference
 from fedhess.results.published import Published, Table
 from fedhess.settings.partition import PartitionSettings
 from fedhess.simulations.scenarios.outputs import describe_revision
-from fedhess.simulations.scenarios.records import Cell, Line, Record, Row, lines_of
+from fedhess.simulations.scenarios.records import Cell, Line, Record, Row, environments_of, lines_of
 
 BEYOND = ("strategy_args", "variants", "selection", "data")  # keys of a line's settings that are none of the run's
 Judge = Callable[[str, Mapping[str, Cell]], str]
@@ -238,11 +238,11 @@ def class_balance(row: Row) -> dict[str, str]:
 
 
 def describe_machine(row: Row) -> str:
-    """Describe where a row was measured: machine, versions, revision."""
-    machine = row["environment"]
-    return (
+    """Describe where a row was measured: machine, versions, revision; several where its job was continued."""
+    return "; continued on ".join(
         f"{machine['platform']}, {machine['cpu_count']} cores, {row['device']}, torch {machine['versions']['torch']}, "
         f"flwr {machine['versions']['flwr']}, {describe_revision(machine)}"
+        for machine in environments_of(row)
     )
 
 

@@ -16,6 +16,7 @@ from fedhess.domains import open_benchmark
 from fedhess.domains.domain import Notify
 from fedhess.jobs.description import cost, stand_in_warning, whole_protocol
 from fedhess.jobs.directory import job_directory
+from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job, slug
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
@@ -55,7 +56,8 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
     progress.warn(stand_in_warning(job))
     if job.variants or job.selection != DEFAULT:
         typer.echo(f"{job.path.name}: {cost(job)}")
-    with job_directory(job.path, job.record, resume=True, selection=job.selection):
+    with job_directory(job.path, job.record, resume=True, selection=job.selection) as changes:
+        record_growth(job, changed=bool(changes))
         try:
             run_job(job, progress)
         except FederationError as error:
@@ -129,6 +131,7 @@ def describe(job: Job, configuration: Configuration) -> Row:
     several: dict[str, Any] = {"variants": len(job.variants)} if job.variants else {}  # settings are the first's
     several |= {"selection": job.selection} if job.selection != DEFAULT else {}
     record = json.loads((job.path / "config.json").read_text(encoding="utf-8"))
+    continued = record.get("additions", [])  # in another environment, where runs were left
     return {
         "benchmark": job.data["title"],
         "strategy": config.strategy,
@@ -141,4 +144,5 @@ def describe(job: Job, configuration: Configuration) -> Row:
         "digest": dataset["digest"],
         "device": config.device_here,
         "environment": record["environment"],
+        **({"continued": [each["environment"] for each in continued]} if continued else {}),
     }

@@ -6,15 +6,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from fedhess.base import environment
 from fedhess.cli.command import run_command
 from fedhess.domains import BENCHMARKS
+from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.simulations import diversity_shift, load, timing, transferability
-from fedhess.simulations.scenarios.comparison import Comparison
-from fedhess.simulations.scenarios.measurement import Configuration
+from fedhess.simulations.scenarios.comparison import Comparison, render
+from fedhess.simulations.scenarios.measurement import Configuration, measure
 from fedhess.simulations.scenarios.running import Options, run_scenario
 from tests.conftest import TOY, Outcome
 
@@ -140,13 +142,17 @@ def test_quick_transferability_goes_to_a_place_of_its_own(
     ]
 
 
+def toy_job(strategy: str = "erm", **settings: Any) -> Configuration:
+    settings = {"model": "mlp", "local_steps": 1, "batch_size": 8, **settings}
+    return Configuration("Toy", strategy, 0, {"holdout": 0.25}, overrides=settings, target="east")
+
+
 def test_a_scenario_writes_into_a_new_folder_and_says_what_cannot_be_made_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
     monkeypatch.setattr(environment, "_git_revision", lambda: "abc-dirty")
-    settings = {"model": "mlp", "rounds": 1, "local_steps": 1, "batch_size": 8}
-    job = Configuration("Toy", "erm", 0, {"holdout": 0.25}, overrides=settings, target="east")
+    job = toy_job(rounds=1)
     out = tmp_path / "new" / "folder"
     run_scenario(COMPARISON, [job], Options(out=out, device="cpu", allow_dirty=True))
     assert sorted(path.name for path in out.iterdir()) == ["toy.json", "toy.md", "toy.png", "toy.svg"]
@@ -160,3 +166,21 @@ def test_a_scenario_writes_into_a_new_folder_and_says_what_cannot_be_made_again(
     run_scenario(COMPARISON, [job], Options(out=out, render_only=True))
     assert (out / "toy.md").read_text(encoding="utf-8") == text
     assert (out / "toy.png").exists()
+
+
+def test_a_row_names_each_revision_that_its_job_was_continued_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    job = toy_job(rounds=2)
+    for revision in ("abc", "def-dirty", "ghi"):  # the last has nothing left to run
+        monkeypatch.setattr(environment, "_git_revision", lambda revision=revision: revision)
+        row = measure(job, folder=tmp_path, device="cpu")
+        if revision == "abc":
+            (rounds,) = tmp_path.rglob("rounds.jsonl")
+            RunDirectory(rounds.parent).go_back(1)
+    text = render(COMPARISON, {"quick": False, "rows": [row]})
+    assert "revision abc; continued on " in text
+    assert "revision def-dirty (UNCOMMITTED CHANGES: cannot be made again)" in text
+    assert "- erm, seed 0: UNCOMMITTED CHANGES, cannot be made again" in text
+    assert "ghi" not in text
