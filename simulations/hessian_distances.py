@@ -44,6 +44,7 @@ from fedhess.models.building import build_model
 from fedhess.results.domain_views import view_under
 from fedhess.results.figures import Curve, Panel, draw_panel, drawing, written
 from fedhess.results.paired import BASELINE, paired_difference
+from fedhess.results.summary import summarise
 from fedhess.simulations import correlation_shift
 from fedhess.simulations.correlation_shift import LABELS, QUICK_EXAMPLES, quickened
 from fedhess.simulations.scenarios.comparison import (
@@ -53,8 +54,9 @@ from fedhess.simulations.scenarios.comparison import (
     own_particulars,
     shared_protocol,
     tables,
+    troubles,
 )
-from fedhess.simulations.scenarios.measurement import Configuration, describe, plan, seconds_of_rounds
+from fedhess.simulations.scenarios.measurement import Configuration, describe, plan, seconds_of_rounds, warnings_of
 from fedhess.simulations.scenarios.records import Line, Record, lines_of
 from fedhess.simulations.scenarios.running import Options, SeedsOption, read_seeds, run_scenario, with_options
 from fedhess.strategies.cma import full
@@ -129,6 +131,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         "average": None,
         "protocol": whole_protocol(job, ["last round"]),
         "course": course,
+        **warnings_of(summarise(job)),
         "seconds": round(seconds_of_rounds(job) + time.monotonic() - started, 1),
     }
 
@@ -213,8 +216,7 @@ def render(comparison: Comparison, record: Record) -> str:
         for place in trained[0].rows[0]["accuracy"] if trained else ():
             text += ["", f"Distances {_described(comparison, place)}:", "", _by_round(comparison, trained, place)]
         text += ["", *_beside_erm(comparison, trained)]
-        notes = own_particulars(lines)
-        notes += [f"{line.label}, seed {seed}: stopped: {why}" for line in lines for seed, why in line.stopped.items()]
+        notes = [*own_particulars(lines), *troubles(lines)]
         text += [f"- {note}" for note in [*notes, *dict.fromkeys(map(describe_machine, rows))]]
     return "\n".join(text)
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ from fedhess.domains import BENCHMARKS
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.simulations import diversity_shift, load, timing, transferability
 from fedhess.simulations.scenarios.comparison import Comparison, render
-from fedhess.simulations.scenarios.measurement import Configuration, measure
+from fedhess.simulations.scenarios.measurement import Configuration, measure, warnings_of
 from fedhess.simulations.scenarios.running import Options, run_scenario
 from tests.conftest import TOY, Outcome
 
@@ -184,3 +185,24 @@ def test_a_row_names_each_revision_that_its_job_was_continued_at(
     assert "revision def-dirty (UNCOMMITTED CHANGES: cannot be made again)" in text
     assert "- erm, seed 0: UNCOMMITTED CHANGES, cannot be made again" in text
     assert "ghi" not in text
+
+
+def test_what_a_row_lacks_stands_below_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    diverging = {"lr": 1e38}
+    job = replace(toy_job(rounds=2, server_optimizer="SGD", server_lr=1.0), variants=[{"lr": 0.1}, diverging])
+    row = measure(job, folder=tmp_path, device="cpu")
+    unfinished, incomplete = row["warnings"]
+    assert unfinished.startswith("UNFINISHED: target east, seed 0 (lr=1e+38): round 0 of 2: ")
+    assert incomplete == "incomplete: east: of 2 runs 1 failed, 0 left to run"
+    text = render(COMPARISON, {"quick": False, "rows": [row]})
+    assert f"\n- erm, seed 0: {unfinished}\n- erm, seed 0: {incomplete}\n" in text
+    stopped = measure(replace(job, variants=[diverging, {"lr": 2e38}]), folder=tmp_path, device="cpu")
+    assert stopped["stopped"].startswith("2 of 2 runs failed: erm (lr=1e+38), target east")
+
+
+def test_sick_runs_gaps_and_failures_are_warnings() -> None:
+    found = {"unfinished": {}, "incomplete": {}, "sick": {"seed 0": "flat"}, "gaps": ["round 3"], "failures": 9}
+    assert warnings_of({"strategies": {"erm": found}}) == {
+        "warnings": ["sick: seed 0: flat", "too few source clients evaluated: round 3", "9 failure(s) of clients"]
+    }
