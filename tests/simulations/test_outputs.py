@@ -139,7 +139,7 @@ def test_quick_transferability_goes_to_a_place_of_its_own(
     assert run_command(transferability.cli) == 0
     assert {path: path.read_bytes() for path in transferability.RESULTS.iterdir()} == committed
     assert sorted(path.name for path in Path("runs/quick").iterdir()) == [
-        f"transferability.{ending}" for ending in ("json", "md", "png", "svg")
+        f"transferability-Toy.{ending}" for ending in ("json", "md", "png", "svg")
     ]
 
 
