@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from fedhess.cli.command import run_command
 from fedhess.domains import BENCHMARKS
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.simulations import diversity_shift, load, timing, transferability
+from fedhess.simulations.benchmarks import head, measuring
 from fedhess.simulations.scenarios.comparison import Comparison, render
 from fedhess.simulations.scenarios.measurement import Configuration, measure, warnings_of
 from fedhess.simulations.scenarios.running import Options, run_scenario
@@ -84,6 +86,17 @@ def test_recorded_results_are_no_change_of_the_revision(monkeypatch: pytest.Monk
         found.append(environment._git_revision.__wrapped__())
     assert len(found[0]) == 40
     assert found == [found[0], found[0], f"{found[0]}-dirty"]
+
+
+def test_each_time_is_shown_with_the_number_that_it_is_the_median_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "_milliseconds", lambda *_, **__: defaultdict(lambda: 1.0))
+    monkeypatch.setattr(head, "spectral_distance", lambda *_: None)
+    rows = [*head.head_rows(repeats=7), measuring.row("bytes", 3.0)]
+    machine = {"platform": "here", "cpu_count": 2, "torch_threads": 1, "git_revision": "abc"}
+    machine |= {"versions": {"torch": "2", "flwr": "1"}}
+    text = timing.render({"head": {"environment": machine, "rows": rows}})
+    assert [line.split("|")[-2].strip() for line in text.splitlines()[-8:]] == ["3", *"77777", "3", ""]
+    assert "medians of" not in text
 
 
 @pytest.mark.usefixtures("rendered_figures")
