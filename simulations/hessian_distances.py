@@ -13,7 +13,7 @@ for this alone, labels included, and not before training has ended.
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import torch
 import typer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fedhess.base.environment import torch_threads
-from fedhess.base.errors import FederationError
-from fedhess.base.files import writing
+from fedhess.base.errors import FederationError, UsageError
+from fedhess.base.files import replace_file, writing
 from fedhess.base.tables import markdown_table, mean_and_error, short, shown
 from fedhess.cli.command import Command, run_command
 from fedhess.curvature import HeadBatch, head_gradient
@@ -103,29 +103,25 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
     (run,) = job.runs
     models = run.directory.path / "models"
 
-    def keep(server_round: int, rows: list[Row]) -> None:
+    def on_round(server_round: int, rows: list[Row]) -> None:
         progress.update(0, server_round, rows)
-        checkpoint = run.directory.load_checkpoint()
-        assert checkpoint is not None, "every evaluated round has one"
-        with writing(models):
-            models.mkdir(exist_ok=True)
-            save_file(checkpoint.evaluated(), models / f"{server_round}.safetensors")
+        keep_model(run, models)
 
     with job_directory(job.path, job.record, resume=True) as changes:
         record_growth(job, changed=bool(changes))
+        keep_model(run, models)  # of the last round, should a kill have come between it and its model
         prepare_domains(job, run.config, progress)
         progress.start([run.config.rounds])
         progress.add_run(0, name_run(job, run), run.directory.completed_round() or 0)
         try:
             with torch_threads(run.config.threads):
-                run_to_end(run.directory, run.config, classes=job.classes, on_round=keep)
+                run_to_end(run.directory, run.config, classes=job.classes, on_round=on_round)
         except FederationError as error:
             return describe(job, configuration) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
         finally:
             progress.stop()
     started = time.monotonic()
-    course = [measure_round(run, int(file.stem), load_file(file)) for file in models.iterdir()]
-    course.sort(key=lambda point: int(point["round"]))
+    course = [measure_round(run, number, weights) for number, weights in kept_models(run, models)]
     return describe(job, configuration) | {
         "accuracy": course[-1]["accuracy"],
         "average": None,
@@ -134,6 +130,27 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         **warnings_of(summarise(job)),
         "seconds": round(seconds_of_rounds(job) + time.monotonic() - started, 1),
     }
+
+
+def keep_model(run: PlannedRun, models: Path) -> None:
+    """Write the model of a run's last checkpoint, which every evaluated round has, into a folder."""
+    checkpoint = run.directory.load_checkpoint()
+    if checkpoint is not None:
+        with writing(models):
+            models.mkdir(exist_ok=True)
+            tensors = {name: value.contiguous() for name, value in checkpoint.evaluated().items()}
+            replace_file(models / f"{checkpoint.server_round}.safetensors", save(tensors))
+
+
+def kept_models(run: PlannedRun, models: Path) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Read the model of each evaluated round, in their order."""
+    for number in sorted({row["round"] for row in run.directory.rows()}):
+        file = models / f"{number}.safetensors"
+        if not file.exists():
+            raise UsageError(
+                f"there is no {file}, the model of an evaluated round; delete {run.directory.path} to begin anew"
+            )
+        yield number, load_file(file)
 
 
 @torch.no_grad()
