@@ -1,6 +1,6 @@
 """Diversity shift: leave one domain out, for every domain in turn, on image benchmarks.
 
-    python -m fedhess.simulations.diversity_shift               # IconPACS and RotatedMNIST: a quarter of an hour
+    python -m fedhess.simulations.diversity_shift               # IconPACS and RotatedMNIST: 2 h of one core
     python -m fedhess.simulations.diversity_shift --strategy erm,hgp --seeds 0   # a part; results merge
     python -m fedhess.simulations.diversity_shift --domains EmojiStyles --clients 30 --strategy erm,hgp
     python -m fedhess.simulations.diversity_shift --quick

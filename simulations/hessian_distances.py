@@ -13,7 +13,7 @@ for this alone, labels included, and not before training has ended.
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import torch
 import typer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fedhess.base.environment import torch_threads
-from fedhess.base.errors import FederationError
-from fedhess.base.files import writing
+from fedhess.base.errors import FederationError, UsageError
+from fedhess.base.files import replace_file, writing
 from fedhess.base.tables import markdown_table, mean_and_error, short, shown
 from fedhess.cli.command import Command, run_command
 from fedhess.curvature import HeadBatch, head_gradient
@@ -34,6 +34,7 @@ from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.description import name_run, whole_protocol
 from fedhess.jobs.directory import job_directory
+from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import PlannedRun
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import require_finished
@@ -43,6 +44,7 @@ from fedhess.models.building import build_model
 from fedhess.results.domain_views import view_under
 from fedhess.results.figures import Curve, Panel, draw_panel, drawing, written
 from fedhess.results.paired import BASELINE, paired_difference
+from fedhess.results.summary import summarise
 from fedhess.simulations import correlation_shift
 from fedhess.simulations.correlation_shift import LABELS, QUICK_EXAMPLES, quickened
 from fedhess.simulations.scenarios.comparison import (
@@ -52,8 +54,9 @@ from fedhess.simulations.scenarios.comparison import (
     own_particulars,
     shared_protocol,
     tables,
+    troubles,
 )
-from fedhess.simulations.scenarios.measurement import Configuration, describe, plan
+from fedhess.simulations.scenarios.measurement import Configuration, describe, plan, seconds_of_rounds, warnings_of
 from fedhess.simulations.scenarios.records import Line, Record, lines_of
 from fedhess.simulations.scenarios.running import Options, SeedsOption, read_seeds, run_scenario, with_options
 from fedhess.strategies.cma import full
@@ -95,39 +98,59 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
     Returns:
         A row as ``scenarios.measurement.measure`` makes it, with ``course``: what `measure_round` returns, by round.
     """
-    progress, started = Progress(silent=not sys.stdout.isatty()), time.monotonic()
+    progress = Progress(silent=not sys.stdout.isatty())
     job = plan(configuration, folder=folder, device=device, notify=progress.note)
     (run,) = job.runs
     models = run.directory.path / "models"
 
-    def keep(server_round: int, rows: list[Row]) -> None:
+    def on_round(server_round: int, rows: list[Row]) -> None:
         progress.update(0, server_round, rows)
-        checkpoint = run.directory.load_checkpoint()
-        assert checkpoint is not None, "every evaluated round has one"
-        with writing(models):
-            models.mkdir(exist_ok=True)
-            save_file(checkpoint.evaluated(), models / f"{server_round}.safetensors")
+        keep_model(run, models)
 
-    with job_directory(job.path, job.record, resume=True):
+    with job_directory(job.path, job.record, resume=True) as changes:
+        record_growth(job, changed=bool(changes))
+        keep_model(run, models)  # of the last round, should a kill have come between it and its model
         prepare_domains(job, run.config, progress)
         progress.start([run.config.rounds])
         progress.add_run(0, name_run(job, run), run.directory.completed_round() or 0)
         try:
             with torch_threads(run.config.threads):
-                run_to_end(run.directory, run.config, classes=job.classes, on_round=keep)
+                run_to_end(run.directory, run.config, classes=job.classes, on_round=on_round)
         except FederationError as error:
             return describe(job, configuration) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
         finally:
             progress.stop()
-    course = [measure_round(run, int(file.stem), load_file(file)) for file in models.iterdir()]
-    course.sort(key=lambda point: int(point["round"]))
+    started = time.monotonic()
+    course = [measure_round(run, number, weights) for number, weights in kept_models(run, models)]
     return describe(job, configuration) | {
         "accuracy": course[-1]["accuracy"],
         "average": None,
         "protocol": whole_protocol(job, ["last round"]),
         "course": course,
-        "seconds": round(time.monotonic() - started, 1),
+        **warnings_of(summarise(job)),
+        "seconds": round(seconds_of_rounds(job) + time.monotonic() - started, 1),
     }
+
+
+def keep_model(run: PlannedRun, models: Path) -> None:
+    """Write the model of a run's last checkpoint, which every evaluated round has, into a folder."""
+    checkpoint = run.directory.load_checkpoint()
+    if checkpoint is not None:
+        with writing(models):
+            models.mkdir(exist_ok=True)
+            tensors = {name: value.contiguous() for name, value in checkpoint.evaluated().items()}
+            replace_file(models / f"{checkpoint.server_round}.safetensors", save(tensors))
+
+
+def kept_models(run: PlannedRun, models: Path) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Read the model of each evaluated round, in their order."""
+    for number in sorted({row["round"] for row in run.directory.rows()}):
+        file = models / f"{number}.safetensors"
+        if not file.exists():
+            raise UsageError(
+                f"there is no {file}, the model of an evaluated round; delete {run.directory.path} to begin anew"
+            )
+        yield number, load_file(file)
 
 
 @torch.no_grad()
@@ -210,8 +233,7 @@ def render(comparison: Comparison, record: Record) -> str:
         for place in trained[0].rows[0]["accuracy"] if trained else ():
             text += ["", f"Distances {_described(comparison, place)}:", "", _by_round(comparison, trained, place)]
         text += ["", *_beside_erm(comparison, trained)]
-        notes = own_particulars(lines)
-        notes += [f"{line.label}, seed {seed}: stopped: {why}" for line in lines for seed, why in line.stopped.items()]
+        notes = [*own_particulars(lines), *troubles(lines)]
         text += [f"- {note}" for note in [*notes, *dict.fromkeys(map(describe_machine, rows))]]
     return "\n".join(text)
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedhess.base.environment import QUICK_MODELS
 from fedhess.base.errors import UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.jobs.job import Job, history
@@ -27,6 +28,7 @@ from fedhess.jobs.selectors import DEFAULT
 from fedhess.results.formats import selector_table, table
 from fedhess.results.selection import read_rows, unfinished
 from fedhess.results.summary import compare_selectors, summarise
+from fedhess.settings.run_config import RunConfig
 from fedhess.simulations.scenarios.comparison import describe_machine
 from fedhess.simulations.scenarios.outputs import (
     RESULTS,
@@ -59,11 +61,23 @@ def command_line(argv: Sequence[str]) -> str:
 
 def describe_origin(job: Job) -> list[dict[str, Any]]:
     """Return how a job came about: command, environment and device of each time that it was begun or added to."""
-    device = job.runs[0].config.device_here
+    config = job.runs[0].config
     return [
-        {"command": command_line(each["command"]), "environment": each["environment"], "device": device}
+        {
+            "command": command_line(each["command"]),
+            "environment": each["environment"],
+            "device": device_in(each["environment"], config),
+        }
         for each in history(job.record)
     ]
+
+
+def device_in(environment: Mapping[str, Any], config: RunConfig) -> str:
+    """Return the device of a run in a recorded environment: that which was given, or what ``auto`` takes there."""
+    if config.device != "auto":
+        return config.device
+    quick = config.model in QUICK_MODELS and config.batch_size > 0
+    return "cuda" if environment.get("gpu") and not quick else "cpu"
 
 
 def render(result: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Measure what fedhess promises about speed: ``python -m fedhess.simulations.timing``.
 
-Each row gives our figure, the other it is compared with, and the bar it must reach; medians of several repetitions,
-ours and the other interleaved so that a busy machine slows both. Rows are kept in ``simulations/results/timing.json``
-with the environment they came from; ``--only`` measures some and keeps the others.
+Each row gives our figure, the other it is compared with, the bar it must reach, and how many measurements our figure is
+the median of, ours and the other interleaved so that a busy machine slows both. Rows are kept in
+``simulations/results/timing.json`` with the environment they came from; ``--only`` measures some and keeps the others.
 """
 
 import sys
@@ -48,7 +48,7 @@ def timing(
     only: Annotated[str, typer.Option(help="Benchmarks, separated by commas; gpu needs a CUDA device.")] = ",".join(
         WITHOUT_GPU
     ),
-    repeats: Annotated[int, typer.Option(min=1, help="Repetitions behind each median.")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions behind a median; what is slow takes fewer.")] = 7,
     out: Annotated[Path, typer.Option(help="File for the rows; Markdown goes beside it.")] = RESULTS / "timing.json",
     allow_dirty: AllowDirtyOption = False,
     render_only: RenderOption = False,
@@ -64,7 +64,7 @@ def timing(
         module, _, function = BENCHMARKS[name].partition(":")
         measure: Callable[..., Any] = getattr(import_module(f"fedhess.simulations.benchmarks.{module}"), function)
         environment = describe_environment()  # before the measurement, whose code it names
-        recorded[name] = {"environment": environment, "repeats": repeats, "rows": measure(repeats=repeats)}
+        recorded[name] = {"environment": environment, "rows": measure(repeats=repeats)}
         typer.echo(render({name: recorded[name]}))
         write_results(out, recorded, render(recorded))
 
@@ -80,10 +80,10 @@ def render(recorded: dict[str, Any]) -> str:
             "",
             f"{machine['platform']}, {machine['cpu_count']} cores, {machine['torch_threads']} threads, "
             f"torch {versions['torch']}, flwr {versions['flwr']}{_gpus(machine.get('gpu'))}; "
-            f"{describe_revision(machine)}; medians of {result['repeats']}",
+            f"{describe_revision(machine)}",
             "",
-            "| what | ours | other | ratio | bar | reached |",
-            "|---|---|---|---|---|---|",
+            "| what | ours | other | ratio | bar | reached | median of |",
+            "|---|---|---|---|---|---|---|",
         ]
         for row in result["rows"]:
             figures = [row["ours"], row.get("other"), row.get("ratio")]
@@ -92,6 +92,7 @@ def render(recorded: dict[str, Any]) -> str:
                 *map(_shown, figures),
                 row["target"],
                 {True: "yes", False: "NO", None: ""}[row["pass"]],
+                str(row.get("count", "")),
             ]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")

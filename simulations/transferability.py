@@ -24,7 +24,7 @@ from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.jobs.description import whole_protocol
-from fedhess.jobs.job import Job, slug
+from fedhess.jobs.job import Job, history, slug
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_finished
@@ -84,10 +84,11 @@ def measure_job(job: Job, *, quick: bool, progress: Progress, which: str = SELEC
         "protocol": whole_protocol(job, sorted({model.chosen_by for model in models})),
         "seeds": job.seeds,
         "quick": quick,
-        "targets": list(dict.fromkeys(run.scenario.name for run in job.runs)),
+        "targets": list(dict.fromkeys(run.scenario.name for run in job.outer_runs)),
         "examples": f"sources' held-out split, the whole target, at most {MOST_EXAMPLES} examples a domain",
         "published": "not verified: the paper's figures could not be read",
-        "environment": describe_environment(),
+        "environment": describe_environment(),  # of the measurement
+        "trained": [each["environment"] for each in history(job.record)],  # where that was another command
         "runs": runs,
     }
 
@@ -143,15 +144,17 @@ def transferability(
     """Train the methods, measure how they transfer, print a table and write it down."""
     if job_directory is not None and (domains, strategy, trials) != (DOMAINS, "", 1):
         raise UsageError("--domains, --strategy, --trials: a finished job has its own; leave them out, or --job")
-    name = "transferability" if domains.lower() == DOMAINS.lower() else f"transferability-{slug(domains)}"
+    finished = None if job_directory is None else open_finished(job_directory)
+    measured = domains if finished is None else finished.data["name"]
+    name = "transferability" if measured.lower() == DOMAINS.lower() else f"transferability-{slug(measured)}"
     path = out or (QUICK_RESULTS if quick else RESULTS) / f"{name}.json"
     require_ready(path, allow_dirty=allow_dirty, render_only=render_only, quick=quick)
     recorded = load_record(path, quick=quick)  # before anything is trained: quick results do not replace full ones
     progress = Progress()
     if render_only:
         result = recorded
-    elif job_directory is not None:
-        result = measure_job(open_finished(job_directory), quick=quick, progress=progress, which=which)
+    elif finished is not None:
+        result = measure_job(finished, quick=quick, progress=progress, which=which)
     else:
         with tempfile.TemporaryDirectory() as folder:
             methods = QUICK_METHODS if quick else METHODS

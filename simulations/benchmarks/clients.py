@@ -58,7 +58,8 @@ def clients_rows(*, repeats: int) -> list[Row]:
     base, most = COUNTS[1:]
     for clients, ours in each.items():
         what = f"a round of HGP in process with {clients:,} clients, beside {base}: each client (ms)"
-        rows.append(row(what, ours, each[base], at_most=BAR if clients == most else None))
+        bar = BAR if clients == most else None
+        rows.append(row(what, ours, each[base], at_most=bar, count=len(found[clients])))
     return rows
 
 

@@ -90,10 +90,11 @@ def throughput_rows(settings: Callable[..., RunConfig], model: str, *, repeats: 
         config = settings(model, precision=precision)
         memory.MEMORY.clear()
         images = config.batch_size * config.local_steps * len(SOURCES)
-        whole = images / statistics.median(run_federation(config).seconds[1:])
+        seconds = run_federation(config).seconds[1:]
+        whole = images / statistics.median(seconds)
         alone = statistics.median(passes_throughput(config) for _ in range(repeats))
         what = f"{_named(config)}, {precision}: images/s of rounds, of forward and backward alone"
-        rows.append(row(what, whole, alone, at_least=PASSES_SHARE))
+        rows.append(row(what, whole, alone, at_least=PASSES_SHARE, count=len(seconds)))
     forms = {
         "plain": partial(passes_throughput, settings(model)),
         "bf16": partial(passes_throughput, settings(model, precision="bf16")),
@@ -107,7 +108,8 @@ def throughput_rows(settings: Callable[..., RunConfig], model: str, *, repeats: 
     found = {form: statistics.median(several) for form, several in in_turn(forms, repeats).items()}
     plain = found.pop("plain")
     what = f"{_named(settings(model))}: images/s of forward and backward alone"
-    return rows + [row(f"{what}, {form}, beside float32", ours, plain) for form, ours in found.items()]
+    beside = "beside float32"
+    return rows + [row(f"{what}, {form}, {beside}", ours, plain, count=repeats) for form, ours in found.items()]
 
 
 def passes_throughput(config: RunConfig, *, layout: torch.memory_format = torch.channels_last) -> float:
@@ -140,7 +142,7 @@ def strategy_rows(settings: Callable[..., RunConfig], model: str, *, repeats: in
         ratio = statistics.median(one / other for one, other in zip(ours, erm, strict=True))
         what = f"{_named(settings(model))}: a round of {name} against ERM's (ms)"
         own, other = 1000 * statistics.median(ours), 1000 * statistics.median(erm)
-        rows.append(row(what, own, other, ratio=ratio, at_most=ROUND_RATIO))
+        rows.append(row(what, own, other, ratio=ratio, at_most=ROUND_RATIO, count=len(ours)))
     return rows
 
 
@@ -195,7 +197,8 @@ def sharing_rows(settings: Callable[..., RunConfig], model: str) -> list[Row]:
             seconds[where] = statistics.median(run_federation(config, engine=engine).seconds[1:])
         held[where] = max(used) / 1e6
     what = f"{_named(config)}, {CLIENTS} clients"
-    rows = [row(f"{what}: a round on Ray, beside one in process (s)", seconds["on Ray"], seconds["in process"])]
+    beside = f"{what}: a round on Ray, beside one in process (s)"
+    rows = [row(beside, seconds["on Ray"], seconds["in process"], count=config.rounds - 1)]
     if config.device == "cuda":
         each, together = held["on Ray"] / CLIENTS, held["in process"]
         rows.append(row(f"{what}: memory of the GPU, a client on Ray, beside all in process (MB)", each, together))

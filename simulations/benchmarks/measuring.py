@@ -40,10 +40,12 @@ def row(
     ratio: float | None = None,
     at_most: float | None = None,
     at_least: float | None = None,
+    count: int | None = None,
 ) -> Row:
     """Make a row of the table: our figure, what it is compared with, and a bar of their ratio (ours / other).
 
-    Without ``other`` the bar is of our figure itself; without a bar the row is for information.
+    Without ``other`` the bar is of our figure itself; without a bar the row is for information. Our figure is the
+    median of ``count`` measurements, if of any.
     """
     if other is not None and ratio is None:
         ratio = ours / other
@@ -53,7 +55,8 @@ def row(
         target, reached = f"at most {at_most:g}{unit}", measured <= at_most
     if at_least is not None:
         target, reached = f"at least {at_least:g}{unit}", measured >= at_least
-    return {"what": what, "ours": ours, "other": other, "ratio": ratio, "target": target, "pass": reached}
+    found = {"what": what, "ours": ours, "other": other, "ratio": ratio, "target": target, "pass": reached}
+    return found if count is None else found | {"count": count}
 
 
 def in_turn(contestants: Mapping[K, Callable[[], T]], repeats: int) -> dict[K, list[T]]:

@@ -122,4 +122,5 @@ def _distances_row(case: Case, *, repeats: int) -> Row:
 def _paired_row(what: str, ours: Sequence[float], other: Sequence[float], *, at_most: float) -> Row:
     """Compare medians of seconds by the median of the ratios of each pair."""
     ratio = statistics.median(one / another for one, another in zip(ours, other, strict=True))
-    return row(what, 1000 * statistics.median(ours), 1000 * statistics.median(other), ratio=ratio, at_most=at_most)
+    own, others = 1000 * statistics.median(ours), 1000 * statistics.median(other)
+    return row(what, own, others, ratio=ratio, at_most=at_most, count=len(ours))

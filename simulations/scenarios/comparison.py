@@ -18,7 +18,7 @@ from fedhess.results.paired import compare_paired, explain, shown_difference
 from fedhess.results.published import Published, Table
 from fedhess.settings.partition import PartitionSettings
 from fedhess.simulations.scenarios.outputs import describe_revision
-from fedhess.simulations.scenarios.records import Cell, Line, Record, Row, lines_of
+from fedhess.simulations.scenarios.records import Cell, Line, Record, Row, environments_of, lines_of
 
 BEYOND = ("strategy_args", "variants", "selection", "data")  # keys of a line's settings that are none of the run's
 Judge = Callable[[str, Mapping[str, Cell]], str]
@@ -122,19 +122,25 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
         cells += [" ".join(f"[{cited.setdefault(each, len(cited) + 1)}]" for each in sources)] if published else []
         cells += [judge(line.strategy, line.cells) if line.cells else ""] if judge else []
         table.append("| " + " | ".join(cells) + " |")
-    notes = own_particulars(lines)
-    notes += [f"{line.label}, seed {seed}: stopped: {why}" for line in lines for seed, why in line.stopped.items()]
-    notes += [
-        f"{line.label}, seed {seed}: UNCOMMITTED CHANGES, cannot be made again"
-        for line in lines
-        for seed in line.irreproducible
-    ]
+    notes = [*own_particulars(lines), *troubles(lines)]
     notes += [explain(paired)] if paired else []
     notes += [f"[{number}] {source}" for source, number in cited.items()]
     if published and not full:
         notes.append("the published values are of all examples and rounds: this table cannot be held against them")
     notes += [*(_balance(rows) if comparison.balance else []), *dict.fromkeys(map(describe_machine, rows))]
     return [f"## {heading(rows)}", "", shared_protocol(lines), "", *table, "", *(f"- {note}" for note in notes)]
+
+
+def troubles(lines: Sequence[Line]) -> list[str]:
+    """List by strategy and seed what stopped, what the numbers lack, and what cannot be made again."""
+    found = [f"{line.label}, seed {seed}: stopped: {why}" for line in lines for seed, why in line.stopped.items()]
+    for line in lines:
+        found += [f"{line.label}, seed {row['seed']}: {text}" for row in line.rows for text in row.get("warnings", ())]
+    return found + [
+        f"{line.label}, seed {seed}: UNCOMMITTED CHANGES, cannot be made again"
+        for line in lines
+        for seed in line.irreproducible
+    ]
 
 
 # -- What the strategies of a table have in common, and what each has of its own: by settings and protocol line --------
@@ -238,11 +244,11 @@ def class_balance(row: Row) -> dict[str, str]:
 
 
 def describe_machine(row: Row) -> str:
-    """Describe where a row was measured: machine, versions, revision."""
-    machine = row["environment"]
-    return (
+    """Describe where a row was measured: machine, versions, revision; several where its job was continued."""
+    return "; continued on ".join(
         f"{machine['platform']}, {machine['cpu_count']} cores, {row['device']}, torch {machine['versions']['torch']}, "
         f"flwr {machine['versions']['flwr']}, {describe_revision(machine)}"
+        for machine in environments_of(row)
     )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +14,9 @@ from fedhess.base.errors import FederationError
 from fedhess.base.files import digest_of
 from fedhess.domains import open_benchmark
 from fedhess.domains.domain import Notify
-from fedhess.jobs.description import cost, stand_in_warning, whole_protocol
+from fedhess.jobs.description import cost, describe_failures, stand_in_warning, whole_protocol
 from fedhess.jobs.directory import job_directory
+from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job, slug
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.progress import Progress
@@ -56,10 +56,12 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
     progress.warn(stand_in_warning(job))
     if job.variants or job.selection != DEFAULT:
         typer.echo(f"{job.path.name}: {cost(job)}")
-    started = time.monotonic()
-    with job_directory(job.path, job.record, resume=True, selection=job.selection):
+    with job_directory(job.path, job.record, resume=True, selection=job.selection) as changes:
+        record_growth(job, changed=bool(changes))
         try:
-            run_job(job, progress)
+            failures = run_job(job, progress)
+            if failures and len(failures) == len(job.runs):
+                raise FederationError(" ".join(describe_failures(job, failures).split()))
         except FederationError as error:
             return describe(job, configuration) | {"accuracy": {}, "stopped": str(error).splitlines()[0]}
     summary = summarise(job)
@@ -71,14 +73,29 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
         alone = [cell["mean"] for cell in best["accuracy"].values()]
         accuracy[ORACLE] = best["average"]["mean"] if len(alone) > 1 else alone[0]
     return describe(job, configuration) | {
-        **({"selected_settings": result["selected_settings"]} if job.variants else {}),
         "accuracy": accuracy,
         "average": result["average"]["mean"],
         "protocol": whole_protocol(job, summary["selection"]),
-        "failures": result["failures"],
-        **({"gaps": result["gaps"]} if result["gaps"] else {}),
-        "seconds": round(time.monotonic() - started, 1),
+        **warnings_of(summary),
+        "seconds": round(seconds_of_rounds(job), 1),
     }
+
+
+def warnings_of(summary: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what a reader of a row must know beside its accuracies, as ``warnings``; empty where there is nothing."""
+    (result,) = summary["strategies"].values()
+    found = [f"UNFINISHED: {run}: {how}" for run, how in result["unfinished"].items()]
+    found += [f"incomplete: {target}: {what}" for target, what in result["incomplete"].items()]
+    found += [f"sick: {run}: {sign}" for run, sign in result["sick"].items()]
+    found += [f"too few source clients evaluated: {gap}" for gap in result["gaps"]]
+    found += [f"{result['failures']} failure(s) of clients"] if result["failures"] else []
+    return {"warnings": found} if found else {}
+
+
+def seconds_of_rounds(job: Job) -> float:
+    """Return what the rounds of a job's runs took, evaluation included, in however many invocations."""
+    by_round = {(run.directory.path, row["round"]): row["seconds"] for run in job.runs for row in run.directory.rows()}
+    return float(sum(by_round.values()))
 
 
 def plan(configuration: Configuration, *, folder: Path, device: str, notify: Notify) -> Job:
@@ -125,6 +142,7 @@ def describe(job: Job, configuration: Configuration) -> Row:
     several: dict[str, Any] = {"variants": len(job.variants)} if job.variants else {}  # settings are the first's
     several |= {"selection": job.selection} if job.selection != DEFAULT else {}
     record = json.loads((job.path / "config.json").read_text(encoding="utf-8"))
+    continued = record.get("additions", [])  # in another environment, where runs were left
     return {
         "benchmark": job.data["title"],
         "strategy": config.strategy,
@@ -137,4 +155,5 @@ def describe(job: Job, configuration: Configuration) -> Row:
         "digest": dataset["digest"],
         "device": config.device_here,
         "environment": record["environment"],
+        **({"continued": [each["environment"] for each in continued]} if continued else {}),
     }

@@ -80,6 +80,11 @@ def add_row(path: Path, row: Row, *, quick: bool) -> Record:
     return record
 
 
+def environments_of(row: Row) -> list[dict[str, Any]]:
+    """Return the environment that a row's job was begun in, and each other one that it was continued in."""
+    return [row["environment"], *row.get("continued", ())]
+
+
 def _identity(row: Row) -> str:
     return json.dumps([row[key] for key in ("benchmark", "strategy", "seed", "given", "digest")], sort_keys=True)
 
@@ -140,7 +145,7 @@ def _line(rows: Sequence[Row], *, label: str) -> Line:
         label=label,
         seeds=tuple(row["seed"] for row in done),
         stopped={row["seed"]: row["stopped"] for row in rows if "stopped" in row},
-        irreproducible=tuple(row["seed"] for row in rows if not is_reproducible(row["environment"])),
+        irreproducible=tuple(row["seed"] for row in rows if not all(map(is_reproducible, environments_of(row)))),
         cells={column: mean_and_error(found, unit=1.0) for column, found in values.items() if None not in found},
         settings=rows[0]["settings"],
         protocol=next((row["protocol"] for row in done if "protocol" in row), ""),

@@ -30,7 +30,8 @@ def render(result: Mapping[str, Any]) -> str:
             f"## Transfer measure, {result['title']}",
             "",
             f"{scope}{result['protocol']}; targets {', '.join(result['targets'])}; {result['examples']}",
-            f"{describe_revision(machine)}, torch {machine['versions']['torch']}",
+            *(f"trained at {_revision(each)}" for each in result.get("trained", ())),
+            f"{'measured at ' if result.get('trained') else ''}{_revision(machine)}",
             f"published: {result['published']}",
             "",
             f"At the trained heads (mean over {len(result['targets'])} target(s), {len(result['seeds'])} trial(s)):",
@@ -95,6 +96,10 @@ def mean_points(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
         {key: sum(run["points"][number][key] for run in runs) / len(runs) for key in point}
         for number, point in enumerate(runs[0]["points"])
     ]
+
+
+def _revision(environment: Mapping[str, Any]) -> str:
+    return f"{describe_revision(environment)}, torch {environment['versions']['torch']}"
 
 
 def _mean(runs: Sequence[Mapping[str, Any]], key: str, *, digits: int = 17) -> str:

@@ -9,11 +9,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fedhess.base.errors import UsageError
+from fedhess.domains import BENCHMARKS
+from fedhess.jobs.progress import Progress
 from fedhess.jobs.reopening import open_finished
 from fedhess.results.diagnosis import diagnose_job
 from fedhess.results.models import LAST
 from fedhess.simulations import correlation_shift, hessian_distances
-from fedhess.simulations.hessian_distances import curvature, distances
+from fedhess.simulations.hessian_distances import curvature, distances, measure
+from fedhess.simulations.scenarios.measurement import Configuration
 
 DATA = Path(__file__).resolve().parents[2] / ".data"
 
@@ -65,3 +69,26 @@ def test_command_follows_the_distances_that_diagnose_finds_at_the_end(
     assert "Distances between two sources:" in table
     assert "Distances between target and the mean of the sources:" in table
     assert written.with_suffix(".png").stat().st_size > 0
+
+
+def test_a_kill_costs_no_model_and_one_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    settings = {"model": "mlp", "rounds": 2, "local_steps": 1, "batch_size": 8, "evaluate_every": 1}
+    job = Configuration("Toy", "erm", 0, overrides=settings, target="east")
+    monkeypatch.setattr(hessian_distances, "measure_round", lambda _, number, __: {"round": number, "accuracy": {}})
+
+    def update(_: Progress, __: int, done: int, ___: object) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as kill:
+        kill.setattr(Progress, "update", update)
+        with pytest.raises(KeyboardInterrupt):  # the round is settled, and its model not yet kept
+            measure(job, folder=tmp_path, device="cpu")
+    assert [point["round"] for point in measure(job, folder=tmp_path, device="cpu")["course"]] == [0, 1, 2]
+    (missing,) = tmp_path.rglob("models/1.safetensors")
+    missing.unlink()
+    with pytest.raises(UsageError, match=f"there is no {missing}, the model of an evaluated round; delete "):
+        measure(job, folder=tmp_path, device="cpu")

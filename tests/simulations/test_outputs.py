@@ -3,18 +3,23 @@
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from fedhess.base import environment
 from fedhess.cli.command import run_command
 from fedhess.domains import BENCHMARKS
+from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.simulations import diversity_shift, load, timing, transferability
-from fedhess.simulations.scenarios.comparison import Comparison
-from fedhess.simulations.scenarios.measurement import Configuration
+from fedhess.simulations.benchmarks import head, measuring
+from fedhess.simulations.scenarios.comparison import Comparison, render
+from fedhess.simulations.scenarios.measurement import Configuration, measure, warnings_of
 from fedhess.simulations.scenarios.running import Options, run_scenario
 from tests.conftest import TOY, Outcome
 
@@ -83,6 +88,17 @@ def test_recorded_results_are_no_change_of_the_revision(monkeypatch: pytest.Monk
     assert found == [found[0], found[0], f"{found[0]}-dirty"]
 
 
+def test_each_time_is_shown_with_the_number_that_it_is_the_median_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "_milliseconds", lambda *_, **__: defaultdict(lambda: 1.0))
+    monkeypatch.setattr(head, "spectral_distance", lambda *_: None)
+    rows = [*head.head_rows(repeats=7), measuring.row("bytes", 3.0)]
+    machine = {"platform": "here", "cpu_count": 2, "torch_threads": 1, "git_revision": "abc"}
+    machine |= {"versions": {"torch": "2", "flwr": "1"}}
+    text = timing.render({"head": {"environment": machine, "rows": rows}})
+    assert [line.split("|")[-2].strip() for line in text.splitlines()[-8:]] == ["3", *"77777", "3", ""]
+    assert "medians of" not in text
+
+
 @pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.parametrize("module", [timing, load], ids=lambda m: m.__name__)
 def test_render_makes_the_committed_table_again(module: ModuleType, call: Call) -> None:
@@ -136,8 +152,13 @@ def test_quick_transferability_goes_to_a_place_of_its_own(
     assert run_command(transferability.cli) == 0
     assert {path: path.read_bytes() for path in transferability.RESULTS.iterdir()} == committed
     assert sorted(path.name for path in Path("runs/quick").iterdir()) == [
-        f"transferability.{ending}" for ending in ("json", "md", "png", "svg")
+        f"transferability-Toy.{ending}" for ending in ("json", "md", "png", "svg")
     ]
+
+
+def toy_job(strategy: str = "erm", **settings: Any) -> Configuration:
+    settings = {"model": "mlp", "local_steps": 1, "batch_size": 8, **settings}
+    return Configuration("Toy", strategy, 0, {"holdout": 0.25}, overrides=settings, target="east")
 
 
 def test_a_scenario_writes_into_a_new_folder_and_says_what_cannot_be_made_again(
@@ -145,8 +166,7 @@ def test_a_scenario_writes_into_a_new_folder_and_says_what_cannot_be_made_again(
 ) -> None:
     monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
     monkeypatch.setattr(environment, "_git_revision", lambda: "abc-dirty")
-    settings = {"model": "mlp", "rounds": 1, "local_steps": 1, "batch_size": 8}
-    job = Configuration("Toy", "erm", 0, {"holdout": 0.25}, overrides=settings, target="east")
+    job = toy_job(rounds=1)
     out = tmp_path / "new" / "folder"
     run_scenario(COMPARISON, [job], Options(out=out, device="cpu", allow_dirty=True))
     assert sorted(path.name for path in out.iterdir()) == ["toy.json", "toy.md", "toy.png", "toy.svg"]
@@ -160,3 +180,42 @@ def test_a_scenario_writes_into_a_new_folder_and_says_what_cannot_be_made_again(
     run_scenario(COMPARISON, [job], Options(out=out, render_only=True))
     assert (out / "toy.md").read_text(encoding="utf-8") == text
     assert (out / "toy.png").exists()
+
+
+def test_a_row_names_each_revision_that_its_job_was_continued_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    job = toy_job(rounds=2)
+    for revision in ("abc", "def-dirty", "ghi"):  # the last has nothing left to run
+        monkeypatch.setattr(environment, "_git_revision", lambda revision=revision: revision)
+        row = measure(job, folder=tmp_path, device="cpu")
+        if revision == "abc":
+            (rounds,) = tmp_path.rglob("rounds.jsonl")
+            RunDirectory(rounds.parent).go_back(1)
+    text = render(COMPARISON, {"quick": False, "rows": [row]})
+    assert "revision abc; continued on " in text
+    assert "revision def-dirty (UNCOMMITTED CHANGES: cannot be made again)" in text
+    assert "- erm, seed 0: UNCOMMITTED CHANGES, cannot be made again" in text
+    assert "ghi" not in text
+
+
+def test_what_a_row_lacks_stands_below_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    diverging = {"lr": 1e38}
+    job = replace(toy_job(rounds=2, server_optimizer="SGD", server_lr=1.0), variants=[{"lr": 0.1}, diverging])
+    row = measure(job, folder=tmp_path, device="cpu")
+    unfinished, incomplete = row["warnings"]
+    assert unfinished.startswith("UNFINISHED: target east, seed 0 (lr=1e+38): round 0 of 2: ")
+    assert incomplete == "incomplete: east: of 2 runs 1 failed, 0 left to run"
+    text = render(COMPARISON, {"quick": False, "rows": [row]})
+    assert f"\n- erm, seed 0: {unfinished}\n- erm, seed 0: {incomplete}\n" in text
+    stopped = measure(replace(job, variants=[diverging, {"lr": 2e38}]), folder=tmp_path, device="cpu")
+    assert stopped["stopped"].startswith("2 of 2 runs failed: erm (lr=1e+38), target east")
+
+
+def test_sick_runs_gaps_and_failures_are_warnings() -> None:
+    found = {"unfinished": {}, "incomplete": {}, "sick": {"seed 0": "flat"}, "gaps": ["round 3"], "failures": 9}
+    assert warnings_of({"strategies": {"erm": found}}) == {
+        "warnings": ["sick: seed 0: flat", "too few source clients evaluated: round 3", "9 failure(s) of clients"]
+    }

@@ -170,7 +170,7 @@ def test_preset_starts_and_ends_on_a_small_tree(run: Any, preset: str, benchmark
     oracle = {ORACLE} if protocol.oracle else set()
     assert set(row["accuracy"]) == {"sources", target} | oracle
     assert all(0 <= value <= 100 for value in row["accuracy"].values())
-    assert row["failures"] == 0
+    assert not any("failure" in text for text in row.get("warnings", ()))
     settings = row["settings"]
     assert (settings["model"], settings["pretrained"], settings["rounds"]) == ("resnet18", False, 2)
     shortened = {"model", "rounds", "local_epochs", "clients", "batch_size", "evaluate_every", "checkpoint_every"}

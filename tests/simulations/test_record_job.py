@@ -4,12 +4,15 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedhess.base import environment
 from fedhess.cli.command import run_command
+from fedhess.domains import BENCHMARKS, open_benchmark
+from fedhess.jobs.plan import plan_job
 from fedhess.simulations import record_job
 from tests.conftest import TOY, Outcome
 
@@ -77,3 +80,24 @@ def test_what_could_not_be_made_again_is_not_recorded(
     shutil.rmtree(job / "east")
     assert record(job, "--name", "toy", "--allow-dirty") == 2
     assert "expected finished runs, got 1 of 1 that are not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices"),
+    [
+        ({"batch_size": 0}, ["cuda", "cpu"]),
+        ({"batch_size": 8}, ["cpu", "cpu"]),  # quicker there
+        ({"batch_size": 0, "device": "cpu"}, ["cpu", "cpu"]),
+    ],
+)
+def test_device_is_that_of_each_recorded_environment(
+    settings: dict[str, object], devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    job = plan_job(
+        open_benchmark("Toy"), strategies=["erm"], strategy_args={}, target="all", trials=1, overrides=settings,
+        out=Path("unused"),
+    )  # fmt: skip
+    begun, continued = ({"command": ["simulate"], "environment": {"gpu": gpu}} for gpu in ({"names": ["one"]}, None))
+    job = replace(job, record={**job.record, **begun, "additions": [continued]})
+    assert [origin["device"] for origin in record_job.describe_origin(job)] == devices

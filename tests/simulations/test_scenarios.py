@@ -208,10 +208,13 @@ def test_interrupted_jobs_are_continued_from_their_folder(run: Run) -> None:
     run(correlation_shift, *few)
     first = read("runs/quick/correlation_shift.json")["rows"][0]
     (rounds,) = Path("kept").rglob("rounds.jsonl")
+    seconds = {each["round"]: each["seconds"] for each in map(json.loads, rounds.read_text("utf-8").splitlines())}
+    assert first["seconds"] == pytest.approx(sum(seconds.values()), abs=0.05)
     before = rounds.stat().st_mtime_ns
     run(correlation_shift, *few)
     assert rounds.stat().st_mtime_ns == before
-    assert read("runs/quick/correlation_shift.json")["rows"][0]["accuracy"] == first["accuracy"]
+    again = read("runs/quick/correlation_shift.json")["rows"][0]
+    assert (again["accuracy"], again["seconds"]) == (first["accuracy"], first["seconds"])
 
 
 def test_label_shift_prints_the_classes_of_every_client(run: Run) -> None:

@@ -12,8 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedhess.base import environment
 from fedhess.cli.command import run_command
 from fedhess.curvature import HeadBatch
+from fedhess.domains import BENCHMARKS, open_benchmark
+from fedhess.jobs.plan import plan_job
+from fedhess.jobs.progress import Progress
 from fedhess.simulations import transferability
 from fedhess.simulations.transfer.ascent import ascend, transfer_curve
 from fedhess.simulations.transfer.landscapes import DomainLandscape, Landscape, minimum_loss
@@ -164,7 +168,9 @@ def test_every_method_is_planned_for_every_target() -> None:
 def test_command_measures_a_finished_job(
     command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(environment, "_git_revision", lambda: "abc")
     trained = command(*TOY, "--strategy", "erm,hgp", "--quiet", "--out", tmp_path / "job")
+    monkeypatch.setattr(environment, "_git_revision", lambda: "def")
     assert trained.status == 0, trained.err
     out = tmp_path / "results" / "t.json"
     arguments = ["transferability", "--quick", "--job", str(tmp_path / "job"), "--out", str(out)]
@@ -172,6 +178,7 @@ def test_command_measures_a_finished_job(
     assert run_command(transferability.cli) == 0
     said = capsys.readouterr().out
     assert all(text in said for text in ("## Transfer measure, Toy", "quick run: ", "3 source domains", "seeds 0"))
+    assert all(f"\n{text}, torch " in said for text in ("trained at revision abc", "measured at revision def"))
     result = json.loads(out.read_text(encoding="utf-8"))
     assert {run["strategy"] for run in result["runs"]} == {"erm", "hgp"}
     for run in result["runs"]:
@@ -180,3 +187,14 @@ def test_command_measures_a_finished_job(
         assert all(0 <= point["actual"] <= 1.05 * point["actual_bound"] for point in run["points"])
     assert out.with_suffix(".md").read_text(encoding="utf-8") == render(result) + "\n"
     assert out.with_suffix(".png").stat().st_size > 0
+
+
+def test_targets_are_those_of_the_runs_that_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    monkeypatch.setattr(transferability, "find_models", lambda *_: [])
+    job = plan_job(
+        open_benchmark("Toy", options={"free": True}), strategies=["erm"], strategy_args={}, target="east", trials=1,
+        overrides={}, out=Path("unused"), selection="lodo",
+    )  # fmt: skip
+    assert len(job.runs) == 4, "three of them for cross-validation"
+    assert transferability.measure_job(job, quick=True, progress=Progress(silent=True))["targets"] == ["east"]
