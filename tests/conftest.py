@@ -33,6 +33,7 @@ TOY_OF_FLOWER = ["--domains", "Toy", "--domains-args", "holdout=0.25", "--rounds
 TOY_OF_FLOWER += ["--batch-size", "8", "--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--trials", "1"]
 TOY = [*TOY_OF_FLOWER, "--server-optimizer", "SGD", "--server-lr", "1"]
 
+collect_ignore = ["support/impatient"]  # a sitecustomize, of which Python has one already
 LONGEST = ("faults/test_clients", "deploy/test_local", "promises/", "jobs/", "commands/", "simulations/")
 DRAWING = {name: getattr(figures, name) for name in ("_figure", "_draw_map", "rendered")}
 
