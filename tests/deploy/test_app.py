@@ -178,6 +178,7 @@ def test_a_run_continues_with_the_nodes_and_the_data_that_it_had(
     directory.record_clients(list(changed.values()))
     with pytest.raises(FederationError, match=r"client south has other data than when the run began: .* was another;"):
         deployed(settings, "ours", resume_from=2)
+    assert "client south has other data" in (directory.failure() or "")
 
 
 def test_a_client_keeps_its_node_for_the_run_unless_the_operator_registered_another(

@@ -80,3 +80,10 @@ def test_the_adapter_starts_as_the_normalised_embedding_and_then_shapes_features
     assert all(p.grad.abs().sum() > 0 for p in (model.featurizer.up.weight, model.featurizer.log_scale))
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert not torch.allclose(model.features(embeddings), start)
+
+
+def test_another_device_computes_its_own_embeddings_of_the_same_data(few: TensorDomain, tmp_path, monkeypatch):
+    monkeypatch.setattr(lite0_features, "_compute", lambda backbone, data, device, notify: torch.zeros(len(data), 1280))
+    places = [lite0_features.embed("lite0-features", few, device=d, cache_dir=tmp_path) for d in ("cpu", "cuda")]
+    assert places[0].digest == places[1].digest
+    assert len(list(tmp_path.rglob("few-*.npy"))) == 2
