@@ -25,6 +25,7 @@ from fedhess.cli.command import Command, run_command
 from fedhess.results.figures import drawing, line_look, written
 from fedhess.simulations.scenarios.comparison import Comparison, describe_machine, heading, tables
 from fedhess.simulations.scenarios.measurement import Configuration
+from fedhess.simulations.scenarios.outputs import chosen_names
 from fedhess.simulations.scenarios.records import Line, Record, lines_of
 from fedhess.simulations.scenarios.running import (
     Options,
@@ -159,7 +160,9 @@ def _cell(line: Line | None, target: str) -> str:
 @with_options
 def privacy(options: Options, seeds: SeedsOption = "0,1,2") -> None:
     """Train with several budgets of differential privacy, and draw accuracy against epsilon."""
-    examples, strategies = options.examples(quick=QUICK_EXAMPLES), options.strategies(tuple(SENT))
+    examples, strategies = options.examples(quick=QUICK_EXAMPLES), list(SENT)
+    if options.strategy != "all":
+        strategies = chosen_names("--strategy", options.strategy, SENT)
     jobs = configurations(strategies=strategies, seeds=read_seeds(seeds), per_domain=examples, quick=options.quick)
     run_scenario(COMPARISON, jobs, options, render=render, draw=draw)
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedhess.alignment.loading import resolved_args
+from fedhess.alignment.loading import find_method, resolved_args
 from fedhess.base.errors import UsageError
 from fedhess.base.files import replace_file, writing
 from fedhess.domains import open_benchmark
@@ -26,7 +26,6 @@ from fedhess.simulations.scenarios.outputs import (
     RESULTS,
     AllowDirtyOption,
     RenderOption,
-    chosen_names,
     require_ready,
 )
 from fedhess.simulations.scenarios.records import Record, Row, add_row, load_record
@@ -38,9 +37,9 @@ SeedsOption = Annotated[str, typer.Option(help="Seeds, separated by commas.")]
 class Options:
     """The options that every scenario command has."""
 
-    strategy: Annotated[str, typer.Option(help="Strategies, separated by commas; all takes each of the scenario.")] = (
-        "all"
-    )
+    strategy: Annotated[
+        str, typer.Option(help="Strategies, separated by commas, as fedhess.simulate takes them. [all: the scenario's]")
+    ] = "all"
     per_domain: Annotated[int, typer.Option(help="The first so many examples of each domain; 0 takes all.")] = 0
     quick: Annotated[bool, typer.Option("--quick", help="Few examples and rounds, to see that it works.")] = False
     out: Annotated[
@@ -57,9 +56,16 @@ class Options:
     allow_dirty: AllowDirtyOption = False
     render_only: RenderOption = False
 
-    def strategies(self, known: Sequence[str]) -> list[str]:
-        """Return the chosen strategies of a scenario."""
-        return list(known) if self.strategy.strip() == "all" else chosen_names("--strategy", self.strategy, known)
+    def strategies(self, default: Sequence[str]) -> list[str]:
+        """Return the chosen strategies, a user's own among them; ``all`` are the scenario's."""
+        if self.strategy.strip() == "all":
+            return list(default)
+        names = [name.strip() for name in self.strategy.split(",") if name.strip()]
+        if not names:
+            raise UsageError(f"--strategy: expected all or some of {', '.join(default)}, got nothing")
+        for name in names:
+            find_method(name)
+        return list(dict.fromkeys(names))
 
     def examples(self, *, quick: int) -> int:
         """Return how many examples of each domain are taken; 0 for all."""

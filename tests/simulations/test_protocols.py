@@ -214,7 +214,7 @@ def test_published_numbers_stand_beside_ours_and_the_oracle_in_its_own_column() 
     [
         (["--preset", "gaa"], "--preset: unknown protocol 'gaa'; did you mean 'ga'"),
         (["--preset", "bai", "--domains", "TerraIncognita"], "--domains: 'TerraIncognita' is none of this command's"),
-        (["--preset", "ga", "--strategy", "fedag"], "--strategy: 'fedag' is none of this command's"),
+        (["--preset", "ga", "--strategy", "fedag"], "--strategy: unknown strategy 'fedag'; did you mean"),
         (["--preset", "domainbed", "--strategy", "erm,fedadam"], "draws the server's learning rate, got 'fedadam', a"),
         (["--preset", "ga"], "PACS is not there and cannot be had"),
         (["--preset", "ga", "--selection", "oracle"], "--selection: the oracle looks at the target"),

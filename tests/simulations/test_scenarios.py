@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fedhess.alignment.loading import load_strategy
+from fedhess.alignment.loading import BUILT_IN, load_strategy
 from fedhess.alignment.means import PerDomain
 from fedhess.alignment.statistics import compute_statistic
 from fedhess.alignment.step import Step, run_forward
@@ -158,7 +158,8 @@ def test_label_shift_changes_the_data_alone() -> None:
 
 def test_diversity_shift_takes_two_benchmarks_all_methods_three_trials() -> None:
     jobs = diversity_shift.configurations(per_domain=9)
-    assert len(jobs) == 2 * 14 * 3
+    assert {job.strategy for job in jobs} == BUILT_IN.keys() - {"mixstyle", "mixup"}
+    assert len(jobs) == 2 * len(diversity_shift.STRATEGIES) * 3
     assert {job.benchmark: dict(job.options) for job in jobs} == {"IconPACS": {}, "RotatedMNIST": {"per_domain": 9}}
 
 
@@ -267,8 +268,8 @@ def test_job_that_stops_is_recorded_and_the_command_fails(run: Run, monkeypatch:
 @pytest.mark.parametrize(
     ("scenario", "arguments", "message"),
     [
-        (correlation_shift, ["--strategy", "imr"], "--strategy: 'imr' is none of this command's; did you mean 'irm'"),
-        (correlation_shift, ["--strategy", ","], "--strategy: expected some of erm, .+, got nothing"),
+        (correlation_shift, ["--strategy", "imr"], "--strategy: unknown strategy 'imr'; did you mean 'irm'"),
+        (correlation_shift, ["--strategy", ","], "--strategy: expected all or some of erm, .+, got nothing"),
         (label_shift, ["--seeds", "0,x"], "--seeds: expected whole numbers separated by commas, as in 0,1, got '0,x'"),
         (diversity_shift, ["--domains", "ColoredMNIST"], "--domains: 'ColoredMNIST' is none of this command's"),
         (diversity_shift, ["--target", "photo"], "--target goes with --preset; without one every domain is left out"),
