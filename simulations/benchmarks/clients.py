@@ -2,8 +2,8 @@
 
 Memory: one round of HGP (two exchanges, training, evaluation before and after) on a ResNet-18 without pretrained
 weights and 3,000 small images, shared among 10 clients or 1,000; each in a process of its own, by its peak. Time: the
-second round of a small network, with the same number of images a client. Up to 8 clients a process keeps the forward
-pass that answered the exchanges for the step, so 100 clients are the measure of 1,000, and 10 are shown beside them.
+second round of a small network, with the same number of images a client. A process keeps the forward passes that
+answered the exchanges for the step as far as they fit, so 100 clients are the measure of 1,000.
 """
 
 import json

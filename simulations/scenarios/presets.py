@@ -120,7 +120,7 @@ _GA = Protocol(
     options={"DomainNet": {"classes": "ten"}},
     benchmarks=WITH_TERRA,
     differences=(
-        "its method, the adjustment of the clients' weights, is not one of ours: this is what it trains in",
+        "its method is strategy ga, which runs if asked for: --strategy ga",
         "80/20 splits of the sources, class by class; there the lists that come with PACS, 90/10 on OfficeHome, "
         "80/20 by example on TerraIncognita",
         "the clients' optimizers begin anew each round; there they keep their momentum over the rounds",
@@ -204,8 +204,9 @@ _BAI = Protocol(
         "in their code the weight of IRM's penalty is set to 0 and FedProx's norms are not squared; here IRM has "
         "a weight of 1000 after 100 steps, and FedProx the square with a mu of 1",
         "HGP and Hutchinson are not theirs and have their own defaults",
-        "not here: MMD (1), Mixup (0.2), FedGMA (0.1), FedSR (0.01, 0.001), SCAFFOLD (learning rate 1e-5), AFL (0.1, "
-        "weight decay 5e-5; it is groupdro with form=projection), and Fish (0.1), whose relay has no Adam of a client",
+        "not run: MMD (1; not here), Mixup (0.2), FedGMA (0.1), FedSR (0.01, 0.001), SCAFFOLD (learning rate 1e-5), "
+        "AFL (0.1, weight decay 5e-5; it is groupdro with form=projection), and Fish (0.1), whose relay has no Adam "
+        "of a client",
         "OfficeHome: its configuration is gone from their code; settings of PACS",
     ),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from federations import Finished
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.client.mod import secaggplus_mod
 from flwr.server.workflow import SecAggPlusWorkflow
-from methods import METHODS, RELAYS
+from methods import METHODS, RELAYS, Method
 
 from fedhess.alignment.means import PerDomain
 from fedhess.federation import protocol
@@ -23,12 +23,13 @@ from fedhess.federation.tensors import decode_tensors, encode_tensors
 STATISTICS, UPDATES = "single statistics", "single updates"
 # What a strategy's server half reads one by one; of all the others sums would do.
 SINGLE: dict[str, list[str]] = {
-    **{name: [STATISTICS] for name in ("hgp-relative", "hutchinson-relative", "fishr")},
+    **{name: [STATISTICS] for name in ("hgp-relative", "hutchinson-relative", "cma-relative", "fishr")},
     **{name: [STATISTICS] for name in ("groupdro", "groupdro-projection")},
     **{name: [UPDATES] for name in ("fedgma", "fedomg", "scaffold", "fish", "fish-momentum")},
     **{name: [STATISTICS, UPDATES] for name in ("ga", "ga-loss")},
 }
 QUICK = ("hgp-alpha", "hgp-relative", "ga", "fish")
+ALL = METHODS | RELAYS | {"cma-relative": Method("cma", {}, None)}
 
 
 @pytest.fixture
@@ -61,9 +62,7 @@ def test_its_server_half_wants_the_context_of_flowers_old_server() -> None:
         SecAggPlusWorkflow(3, 2)(None, context())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in METHODS | RELAYS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in ALL])
 def test_which_strategies_need_only_sums(
     toy_run: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -85,7 +84,7 @@ def test_which_strategies_need_only_sums(
     monkeypatch.setattr(PerDomain, "__getitem__", value)
     monkeypatch.setattr(LocalPhase, "mean_update", mean_update)
     monkeypatch.setattr(LocalPhase, "train_domain", train_domain)
-    method = (METHODS | RELAYS)[name]
+    method = ALL[name]
     changes: Mapping[str, Any] = {"rounds": 2} | method.changes
     toy_run(strategy=method.strategy, strategy_args=method.args, **changes)
     assert sorted(seen) == SINGLE.get(name, [])
