@@ -13,7 +13,7 @@ Source:                  "CMA", arXiv 2506.07378, with a = 2000 and b = 10 in it
 There the means are differentiated too; the deviations from them add up to zero, so the mean over clients is the same
 algorithm. Deviation: z has a bias column where the head has a bias, K = D + 1. Deviation: penalties are relative by
 default, as those of HGP (:mod:`fedhess.strategies.hgp`) and for the same reason; the released code switches them on
-after 900 steps (``anneal_steps``, before: weight 1 as in ``PenaltySchedule``). Every domain of a round has the same
+after 900 steps (``anneal_steps``; 0 by default). Every domain of a round has the same
 probes, new in every round.
 
 Neutral setting: a and b 0, or weight 0.
@@ -101,7 +101,7 @@ class CMA(DomainStrategy):
         form: What of the Hessian is aligned: ``"full"``, ``"blocks"`` or ``"sketch"``.
         probes: Number of a sketch's probes.
         scale: What the distances are divided by, see ``PenaltyScale``.
-        weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
+        weight: Weight of the whole penalty from ``anneal_steps`` on (before: 0); see ``PenaltySchedule``.
         anneal_steps: Local steps before the weight applies.
         annealing: ``"rescale"`` or ``"reset"``; see ``PenaltySchedule``.
     """
@@ -126,7 +126,7 @@ class CMA(DomainStrategy):
             raise ValueError(f"expected a, b >= 0 and probes >= 1, got {self.a}, {self.b} and {probes}")
         self.form, self.probes = form, probes
         self.scale, self.limited = PenaltyScale(scale, self.state), scale == "relative"
-        self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
+        self.schedule = PenaltySchedule(weight, anneal_steps, annealing, before=0.0)
         self._coefficients = {name: value for name, value in (("gradient", self.a), (form, self.b)) if value > 0}
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:

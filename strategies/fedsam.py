@@ -2,7 +2,7 @@
 
 Objective of client e:   max over ||eps / T|| <= rho of L_e(theta + eps), to first order: a step goes along the gradient
                          at theta + rho T^2 g / ||T g||, g the gradient at theta; ``sam`` T = 1, ``asam`` T = |theta| +
-                         eta by coordinate
+                         eta by coordinate of weights, 1 of biases
 Server:                  mean update
 Source:                  Caldarola, Caputo, Ciccone, "Improving Generalization in Federated Learning by Seeking Flat
                          Minima", ECCV 2022 (arXiv 2203.11834); rho 0.1, for ``asam`` 0.7 and eta 0.2. Foret et al.,
@@ -20,6 +20,7 @@ Discloses:               what ERM does.
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from fedhess.alignment import DomainStrategy, LocalStep
 
@@ -48,7 +49,7 @@ class FedSAM(DomainStrategy):
             return
         gradient, trained = step.take_gradient(), step.trained
         if self.form == "asam":
-            scale = {name: trained[name].detach().abs() + self.eta for name in gradient}
+            scale = {name: self._scale(name, trained[name].detach()) for name in gradient}
             gradient = {name: scale[name] * value for name, value in gradient.items()}
         length = torch.stack([value.norm() for value in gradient.values()]).norm() + 1e-12
         move = {name: self.rho / length * value for name, value in gradient.items()}
@@ -56,3 +57,7 @@ class FedSAM(DomainStrategy):
             move = {name: scale[name] * value for name, value in move.items()}
         with step.moved(move):
             step.backward()
+
+    def _scale(self, name: str, parameter: Tensor) -> Tensor:
+        """Return T of a parameter: as in the released code only of what is named a weight another than 1."""
+        return parameter.abs() + self.eta if "weight" in name else torch.ones_like(parameter)

@@ -12,7 +12,9 @@ What is measured is of the sources' held-out examples, so selection by source va
 have followed, as in the released protocol; without ``holdout`` it is of the training examples.
 
 Deviation: a_e is a domain's weight, shared by its clients; a domain's G is the mean over its clients by examples, and
-domains that miss a round, or the one after, keep their weight but for the normalisation. Deviation: where the run has
+domains that miss a round, or the one after, keep their weight but for the normalisation. Where a domain has several
+clients of which some take part (``clients_per_round``), its G compares other clients of it before and after, and has
+their differences in it. Deviation: where the run has
 another server optimizer than SGD with learning rate 1, the averaged model is what that makes of the mean.
 
 Neutral setting: s 0, where nobody evaluates and the run is ERM.

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from fedhess.alignment import Ask, DomainStrategy, Forward, Step
+from fedhess.base.errors import UsageError
+from fedhess.settings.run_config import RunConfig
 
 
 def network_gradient(forward: Forward) -> Tensor:
@@ -54,6 +56,13 @@ class IGA(DomainStrategy):
         if coefficient < 0:
             raise ValueError(f"expected coefficient >= 0, got {coefficient}")
         self.coefficient, self.form = coefficient, form
+
+    def check(self, config: RunConfig) -> None:
+        """Check that the network is not compiled, since torch differentiates what is compiled once only."""
+        if config.compile and self.coefficient > 0:
+            raise UsageError(
+                f"--compile: not with strategy {config.strategy}, which differentiates gradients; leave it out"
+            )
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for the gradients."""

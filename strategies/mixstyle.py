@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fedhess.alignment import DomainStrategy, LocalStep
 from fedhess.base.errors import UsageError
 from fedhess.base.transfers import send
+from fedhess.settings.run_config import RunConfig
 
 GUARD = 1e-6  # added to variances
 
@@ -43,6 +44,11 @@ class MixStyle(DomainStrategy):
         if not (0 <= p <= 1 and alpha > 0):
             raise ValueError(f"expected 0 <= p <= 1 and alpha > 0, got {p} and {alpha}")
         self.p, self.alpha, self.layers = p, alpha, layers
+
+    def check(self, config: RunConfig) -> None:
+        """Check that the network is not compiled: what is compiled without hooks runs without them ever after."""
+        if config.compile and self.p > 0:
+            raise UsageError(f"--compile: not with strategy {config.strategy}, which mixes by hooks; leave it out")
 
     def check_model(self, model: nn.Module) -> None:
         """Check that the layers are there."""

@@ -5,7 +5,7 @@ The hooks that a strategy overrides are its places: ``penalty`` or ``objective``
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -19,6 +19,12 @@ from fedhess.settings.combined import parts_of
 from fedhess.settings.run_config import RunConfig
 
 PENALTY, STEP, SERVER = PLACES = ("penalty", "step rule", "server rule")
+APART = {  # parts that one of the two would silently lose its meaning beside
+    frozenset({"fish", "mixup"}): "a client of Fish's relay trains on one domain at a time, and Mixup mixes two",
+    frozenset(
+        {"fish", "fedprox"}
+    ): "in Fish's relay the model comes from the domain before, and FedProx would pull to it",
+}
 _HOOKS = {PENALTY: ("penalty", "objective", "auxiliary"), STEP: ("compute_gradient",), SERVER: ("local_training",)}
 
 
@@ -51,10 +57,17 @@ class Combined(DomainStrategy):
 
     def check(self, config: RunConfig) -> None:
         """Check that the settings suit every part."""
+        self._check_each(config, lambda part, own: part.check(own))
+
+    def check_steps(self, config: RunConfig, steps: int) -> None:
+        """Check that every part's penalty begins within the run's steps."""
+        self._check_each(config, lambda part, own: part.check_steps(own, steps))
+
+    def _check_each(self, config: RunConfig, check: Callable[[DomainStrategy, RunConfig], None]) -> None:
         for prefix, part in self._parts.items():
             name = parts_of(config.strategy)[prefix]
             try:
-                part.check(config.model_copy(update={"strategy": name}))
+                check(part, config.model_copy(update={"strategy": name}))
             except UsageError as error:
                 raise UsageError(str(error).replace(f"{name}.", f"{config.strategy}.{prefix}")) from error
 
@@ -128,9 +141,12 @@ def combine(name: str, classes: Mapping[str, type]) -> type[Combined]:
         classes: Of its parts, by prefix.
 
     Raises:
-        UsageError: A part has no hooks or overrides none, two are in one place, or two mean different statistics by one
-            name.
+        UsageError: A part has no hooks or overrides none, two are in one place, two mean different statistics by one
+            name, or one would do nothing beside the other.
     """
+    for pair, reason in APART.items():
+        if pair <= set(parts_of(name).values()):
+            raise UsageError(f"--strategy {name}: {reason}; leave one of the two out")
     taken: dict[str, str] = {}
     kinds: dict[str, dict[str, Any]] = {"statistics": {}, "network_statistics": {}}
     for prefix, made in classes.items():

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from torch import Tensor, nn
 
 from fedhess.alignment.loading import find_method, load_strategy
@@ -16,17 +17,25 @@ from fedhess.models.headed import HeadedModel
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.run_config import RunConfig
 
+STEPPING = (FedAdagrad, FedAdam, FedAvgM, FedYogi)  # of Flower's strategies those with a server optimizer
+
 
 def check_training(configs: Sequence[RunConfig]) -> None:
     """Check that the strategies' local training goes with privacy and with robust means, where a run has them.
 
     Raises:
-        UsageError: That of one does not: see `check_mean_update` and `check_relay`.
+        UsageError: That of one does not: see `check_mean_update` and `check_relay`. Or a plain Flower strategy would
+            step along the running statistics of batch norms.
         StrategyError: A strategy's server half raised on statistics that are zero.
     """
     for config in configs:
-        robust = config.update_mean != "mean"
-        if not (config.is_private or robust) or find_method(config.strategy).is_flower:
+        robust, method = config.update_mean != "mean", find_method(config.strategy)
+        if config.batchnorm == "averaged" and method.is_flower and issubclass(method.cls, STEPPING):
+            raise UsageError(
+                f"--batchnorm averaged: strategy {config.strategy} takes an optimizer's step in running variances too, "
+                "below zero at times; give --batchnorm frozen, or --strategy erm with --server-optimizer"
+            )
+        if not (config.is_private or robust) or method.is_flower:
             continue
         strategy = load_strategy(config.strategy, config.strategy_args)
         assert isinstance(strategy, DomainStrategy)

@@ -268,9 +268,17 @@ class DomainStrategy:
         Raises:
             UsageError: They do not: the weight would be 0 at every step of the run.
         """
-        steps = config.rounds * config.local_steps
+        if not config.local_epochs:
+            self.check_steps(config, config.rounds * config.local_steps)
+
+    def check_steps(self, config: RunConfig, steps: int) -> None:
+        """Check that the penalty begins within as many local steps as the run takes.
+
+        Raises:
+            UsageError: The weight would be 0 at every step.
+        """
         schedule = self.schedule
-        if config.local_epochs or schedule.weight == 0 or schedule.before > 0 or steps > schedule.anneal_steps:
+        if schedule.weight == 0 or schedule.before > 0 or steps > schedule.anneal_steps:
             return
         raise UsageError(
             f"--strategy {config.strategy}: its penalty would be off throughout: the run takes {steps} local steps and "

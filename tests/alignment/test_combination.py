@@ -1,6 +1,7 @@
 """Strategies combined by a plus sign: each part acts, what has no place beside another is refused."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def test_a_penaltys_schedule_resets_the_server_optimizer_of_a_combination(toy_ru
         ("fedgma+groupdro", "'fedgma' and 'groupdro' are each a server rule"),
         ("hgp+scaffold", r"'scaffold' is a penalty and a server rule"),
         ("hgp+fedadam", "'fedadam' is a plain Flower strategy, which has no hooks to combine"),
+        ("fish+mixup", "trains on one domain at a time, and Mixup mixes two; leave one of the two out"),
+        ("fedprox+fish", "FedProx would pull to it"),
         ("hgp+erm", "'erm' adds nothing to the others; leave it out"),
         ("hgp+hgp", "two of its parts have the same name"),
         ("hgp+sag", "unknown strategy 'sag'; did you mean 'sagm'"),
@@ -91,5 +94,6 @@ def test_defaults_and_ranges_are_those_of_the_parts() -> None:
 
 def test_a_part_that_does_not_suit_the_settings_says_so_under_its_name_there() -> None:
     config = toy_config(strategy="fishr+sagm", strategy_args={"fishr_anneal_steps": 500, "fishr_annealing": "reset"})
-    with pytest.raises(UsageError, match=r"set --strategy-args fishr\+sagm.fishr_anneal_steps=N"):
-        client_half(config).check(config)
+    for check in (client_half(config).check, partial(client_half(config).check_steps, steps=500)):
+        with pytest.raises(UsageError, match=r"set --strategy-args fishr\+sagm.fishr_anneal_steps=N"):
+            check(config)

@@ -7,12 +7,13 @@ import pytest
 from toy import toy_config
 
 from fedhess.alignment import DomainStrategy, LocalTraining, Reference
-from fedhess.alignment.loading import BUILT_IN
+from fedhess.alignment.loading import BUILT_IN, client_half
 from fedhess.alignment.rehearsal import check_training
 from fedhess.base.errors import StrategyError, UsageError
 
 PRIVATE = {"dp_epsilon": 8.0, "dp_delta": 1e-5, "dp_clip": {"update": 0.1, "statistics": 1.0}}
 ROBUST = {"update_mean": "median"}
+AVERAGED = {"batchnorm": "averaged"}
 EVALUATES = "its clients evaluate what they trained, and a private run's sources send no loss"
 REFUSED: dict[tuple[str, str], str] = {
     ("ga", "private"): f"--strategy ga: {EVALUATES}",
@@ -48,6 +49,20 @@ def test_what_goes_with_neither_privacy_nor_robust_means_is_refused_before_anyth
             check_training([config])
         check_training([toy_config(strategy=name)])
     check_training([toy_config(strategy="ga", strategy_args={"s": 0}, **changes)])
+
+
+@pytest.mark.parametrize("name", ["fedadam", "flwr.serverapp.strategy:FedAvgM"])
+def test_flowers_server_optimizers_do_not_step_along_running_statistics(name: str) -> None:
+    with pytest.raises(UsageError, match=r"--batchnorm averaged: strategy .* step in running variances too"):
+        check_training([toy_config(strategy=name, batchnorm="averaged")])
+    check_training([toy_config(strategy=name), toy_config(strategy="flwr.serverapp.strategy:FedAvg", **AVERAGED)])
+
+
+@pytest.mark.parametrize(("name", "off"), [("mixstyle", {"p": 0.0}), ("iga", {"coefficient": 0.0})])
+def test_what_a_compiled_network_would_not_do_is_refused(name: str, off: Mapping[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"--compile: not with strategy {name}"):
+        client_half(toy_config(strategy=name)).check(toy_config(strategy=name, compile=True))
+    client_half(toy_config(strategy=name, strategy_args=off)).check(toy_config(strategy=name, compile=True))
 
 
 def test_an_error_in_a_strategys_own_code_is_its_own() -> None:

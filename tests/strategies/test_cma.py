@@ -7,7 +7,7 @@ import torch
 
 from fedhess.base.errors import UsageError
 from fedhess.curvature import HeadBatch
-from fedhess.strategies.cma import full, sketch
+from fedhess.strategies.cma import CMA, full, sketch
 
 
 def a_batch(seed: int, *, examples: int = 16, features: int = 5, classes: int = 4) -> HeadBatch:
@@ -29,6 +29,12 @@ def test_a_sketchs_distance_errs_by_no_more_than_stated() -> None:
     bound = math.sqrt(2 / probes)
     assert float(sketched.mean() / exact) == pytest.approx(1, abs=4 * bound / math.sqrt(draws))
     assert 0.1 * bound < float(sketched.std() / exact) <= bound
+
+
+def test_the_released_schedule_switches_it_on_after_its_steps() -> None:
+    schedule = CMA(scale="absolute", anneal_steps=900).schedule
+    assert [schedule.at(step) for step in (0, 899, 900)] == [0, 0, 1]
+    assert CMA().schedule.at(0) == 1
 
 
 def test_a_hessian_too_large_to_send_is_refused() -> None:

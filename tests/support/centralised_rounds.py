@@ -93,10 +93,14 @@ def slope_of(model: HeadedModel, objective: Callable[[HeadedModel], Tensor], *, 
 
 
 def sam_slope(rho: float, eta: float | None = None) -> Slope:
-    """The gradient at w + rho T T g / ||T g||, T = 1 or |w| + eta."""
+    """The gradient at w + rho T T g / ||T g||, T = 1, or |w| + eta of weights and 1 of biases."""
 
     def slope(model: HeadedModel, objective: Callable[[HeadedModel], Tensor]) -> Tensor:
-        scale = 1.0 if eta is None else parameters_to_vector(model.parameters()).detach().abs() + eta
+        parts = [
+            torch.ones_like(p) if eta is None or name.endswith("bias") else p.detach().abs() + eta
+            for name, p in model.named_parameters()
+        ]
+        scale = parameters_to_vector(parts)
         scaled = scale * slope_of(model, objective)
         return slope_of(model, objective, move=rho * scale * scaled / scaled.norm())
 

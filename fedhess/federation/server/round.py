@@ -111,6 +111,8 @@ class DomainRounds:
             reference = strategy.reference(ask)
             check_reference(reference)
         most = max(client.identity.train_examples for client in federation.source_clients)
+        if server_round == 1:  # with local epochs nobody knew before how many steps the run takes
+            strategy.check_steps(config, round_steps(config, train_size=most, server_round=config.rounds).stop)
         if strategy.schedule.resets(round_steps(config, train_size=most, server_round=server_round)):
             model.reset_optimizer()  # where clients take different numbers of steps: when the first reaches the jump
 

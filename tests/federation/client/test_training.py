@@ -14,6 +14,7 @@ from toy import SOURCES, toy_config, toy_domains
 from fedhess.alignment.statistics import head_batch
 from fedhess.alignment.step import Step, round_steps
 from fedhess.alignment.strategy import DomainStrategy, PenaltySchedule
+from fedhess.base.errors import UsageError
 from fedhess.base.seeds import batch_indices, seeded_generator, steps_per_pass
 from fedhess.curvature import head_gradient
 from fedhess.domains import BENCHMARKS
@@ -207,6 +208,15 @@ class Recorded(DomainStrategy):
         return super().objective(step, reference)
 
 
+def federate(config: RunConfig) -> None:
+    run_in_process(
+        make_server_app(),
+        client_app,
+        run_config=config.to_run_config(),
+        node_configs=[{"partition-id": index, "num-partitions": 4} for index in range(4)],
+    )
+
+
 def test_clients_of_a_federation_take_as_many_steps_as_their_examples_need(monkeypatch: pytest.MonkeyPatch) -> None:
     Recorded.seen.clear()
     resets: list[int] = []
@@ -218,15 +228,17 @@ def test_clients_of_a_federation_take_as_many_steps_as_their_examples_need(monke
         rounds=3,
         domains_options={"uneven": True},
     )
-    run_in_process(
-        make_server_app(),
-        client_app,
-        run_config=config.to_run_config(),
-        node_configs=[{"partition-id": index, "num-partitions": 4} for index in range(4)],
-    )
+    federate(config)
     a_round = [3, 3, 4]  # 48, 56 and 64 examples
     expected = [
         (number, (number - 1) * steps + step) for number in (1, 2, 3) for steps in a_round for step in range(steps)
     ]
     assert Recorded.seen == expected
     assert resets == [sum(a_round)], "in round 2, where the client with most examples comes to step 7"
+
+
+def test_a_penalty_that_local_epochs_never_reach_is_refused() -> None:
+    config = toy_config(strategy="fishr", strategy_args={"anneal_steps": 2}, local_epochs=1, batch_size=0, rounds=2)
+    with pytest.raises(UsageError, match=r"the run takes 2 local steps and the penalty begins at step 2"):
+        federate(config)
+    federate(config.model_copy(update={"rounds": 3}))
