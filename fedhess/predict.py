@@ -31,7 +31,7 @@ def predict(
     """
     import torch
 
-    from fedhess.base.environment import resolve_device
+    from fedhess.base.environment import forbid_tf32, resolve_device
     from fedhess.base.tables import markdown_table
     from fedhess.domains.images.image_files import limit_pixels
     from fedhess.models.exported import load_exported
@@ -40,6 +40,7 @@ def predict(
         raise UsageError(f"--top: expected at least 1, got {top}")
     limit_pixels(max_pixels)
     place = resolve_device(device)
+    forbid_tf32()
     trained = load_exported(model, device=place)
     if trained.transform is None:
         raise UsageError(

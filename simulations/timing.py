@@ -64,9 +64,12 @@ def timing(
         module, _, function = BENCHMARKS[name].partition(":")
         measure: Callable[..., Any] = getattr(import_module(f"fedhess.simulations.benchmarks.{module}"), function)
         environment = describe_environment()  # before the measurement, whose code it names
-        recorded[name] = {"environment": environment, "rows": measure(repeats=repeats)}
+        rows = measure(repeats=repeats)
+        recorded[name] = {"environment": environment, "rows": []}
+        for row in rows:  # written as they come, for what fails late
+            recorded[name]["rows"].append(row)
+            write_results(out, recorded, render(recorded))
         typer.echo(render({name: recorded[name]}))
-        write_results(out, recorded, render(recorded))
 
 
 def render(recorded: dict[str, Any]) -> str:

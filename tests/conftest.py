@@ -40,8 +40,13 @@ DRAWING = {name: getattr(figures, name) for name in ("_figure", "_draw_map", "re
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-def pytest_configure() -> None:
-    """Let Ctrl-C interrupt the processes that tests start even where this one was started to ignore it (nohup, &)."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C interrupt the processes that tests start even where this one was started to ignore it (nohup, &).
+
+    Tests mean the CPU, and find no GPU to take by themselves; with ``-m gpu`` those that need one run alone.
+    """
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -58,6 +63,15 @@ class Outcome:
     status: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session")
+def cuda(request: pytest.FixtureRequest) -> str:
+    """Return the CUDA device; where ``-m gpu`` asked for these tests, its absence is a failure."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        (pytest.fail if "gpu" in request.config.option.markexpr else pytest.skip)("torch sees no CUDA device")
+    return "cuda"
 
 
 @pytest.fixture(scope="session", autouse=True)

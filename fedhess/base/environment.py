@@ -21,6 +21,11 @@ PACKAGES = ("fedhess", "flwr", "torchvision", "numpy")
 QUICK_MODELS = ("mlp", "lite0-features", "lite1-features", "lite2-features")
 
 
+def forbid_tf32() -> None:
+    """Compute float32 in float32 on a GPU too, not in TF32, which torch takes for convolutions: in this process."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def resolve_device(name: str, *, model: str = "", batch_size: int = 0) -> str:
     """Turn ``--device`` into a device that is there.
 

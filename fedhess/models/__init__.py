@@ -79,7 +79,7 @@ def create_model(
     module, _, function = where.partition(":")
     create: Callable[..., HeadedModel] = getattr(import_module(module), function)
     with _one_at_a_time, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of no GPU, whose generator would not be restored
         return create(name, input_shape=input_shape, outputs=outputs, pretrained=pretrained)
 
 

@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from fedhess.base.environment import forbid_tf32
 from fedhess.base.errors import UsageError
 from fedhess.models import create_model, prepared_shape
 from fedhess.models.headed import BATCH_NORMS, FrozenNorms, HeadedModel
@@ -34,10 +35,9 @@ def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
 def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
     """Make a model run as the settings say; names and values of its tensors stay what they are.
 
-    What is float32 is computed in float32 on a GPU too, not in TF32, which torch takes for convolutions. This and
-    ``deterministic`` are switches of the process; the latter stays on once a run has asked for it.
+    ``deterministic`` is a switch of the process, and stays on once a run has asked for it.
     """
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    forbid_tf32()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses every product on CUDA
         torch.use_deterministic_algorithms(True)
@@ -71,10 +71,10 @@ def check_execution(config: RunConfig, input_shape: tuple[int, ...]) -> None:
             f"{input_shape}; use --augment none"
         )
     if config.compile:
-        _check_compiler(device)
+        check_compiler(device)
 
 
-def _check_compiler(device: str) -> None:
+def check_compiler(device: str) -> None:
     """Compile something small, so that a missing compiler shows before anything runs."""
     try:
         torch.compile(lambda values: values * 2)(torch.ones(2, device=device))

@@ -66,6 +66,7 @@ class ScaleImages(nn.Module):
 
     mean: Tensor
     std: Tensor
+    layout = torch.channels_last  # of what it returns: convolutions like it better, on a CPU too
 
     def __init__(
         self,
@@ -80,11 +81,11 @@ class ScaleImages(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scale, in the dtype of ``mean``; channels last, which convolutions on a CPU like better."""
+        """Scale, in the dtype of ``mean``."""
         unit = to_unit(images, self.mean.dtype)
         if self.size is not None and unit.shape[-2:] != self.size:
             unit = nn.functional.interpolate(unit, size=self.size, mode="bilinear", antialias=True)
-        return (unit - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+        return (unit - self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
 
 class FrozenNorms(nn.Module):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fedhess.base.environment import forbid_tf32
 from fedhess.base.files import cache_directory, cached_tensor, digest_of
 from fedhess.base.prefetching import AHEAD, read_ahead
 from fedhess.domains.domain import DomainData, Notify, TensorDomain, keep_silent
@@ -114,6 +115,7 @@ def embed(
 
 
 def _compute(backbone: str, data: DomainData, device: torch.device, notify: Notify) -> Tensor:
+    forbid_tf32()
     network = LiteFeaturizer(backbone, pretrained=True).eval().to(device)
     parts = []
     with torch.inference_mode():

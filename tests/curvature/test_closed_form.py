@@ -159,9 +159,9 @@ def test_extreme_logits_give_finite_values_and_derivatives(outputs):
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_dtype_and_device_follow_the_input(device, dtype):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+def test_dtype_and_device_follow_the_input(device, dtype, request):
+    if device == "cuda":
+        request.getfixturevalue("cuda")
     double = make_head(5, 4, 3)
     features, theta = (part.detach().to(device, dtype) for part in (double.features, double.theta))
     batch = HeadBatch(features, double.labels.to(device), theta[:, :-1], theta[:, -1])
