@@ -27,7 +27,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedhess.base.environment import describe_environment
-from fedhess.base.errors import DivergedError, FederationError
+from fedhess.base.errors import DivergedError, FederationError, UsageError
 from fedhess.base.tables import markdown_table, mean
 from fedhess.cli.command import Command, run_command
 from fedhess.domains import open_benchmark
@@ -284,6 +284,12 @@ def hostile(
     attacks = chosen_names("--attack", attack, ATTACKS)
     require_ready(out, allow_dirty=allow_dirty, render_only=render_only)
     recorded = read_results(out, render)
+    made = {result["rounds"] for result in recorded.get("attacks", {}).get("runs", {}).values()}
+    if made - {rounds} and "attacks" in sections and not render_only:
+        raise UsageError(
+            f"--rounds {rounds}: {out} has runs of {', '.join(map(str, made))}, which would be averaged with "
+            "these; give the same number, or another --out"
+        )
     environment = describe_environment()
     for section, key, run in () if render_only else _runs(sections, strategies, attacks, read_seeds(seeds), rounds):
         kept = recorded.setdefault(section, {"runs": {}})

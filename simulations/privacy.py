@@ -23,7 +23,14 @@ from fedhess.base.files import writing
 from fedhess.base.tables import markdown_table, shown
 from fedhess.cli.command import Command, run_command
 from fedhess.results.figures import drawing, line_look, written
-from fedhess.simulations.scenarios.comparison import Comparison, describe_machine, heading, tables
+from fedhess.simulations.scenarios.comparison import (
+    Comparison,
+    describe_machine,
+    heading,
+    shared_protocol,
+    tables,
+    troubles,
+)
 from fedhess.simulations.scenarios.measurement import Configuration
 from fedhess.simulations.scenarios.outputs import chosen_names
 from fedhess.simulations.scenarios.records import Line, Record, lines_of
@@ -101,8 +108,15 @@ def render(comparison: Comparison, record: Record) -> str:
             for epsilon in sorted({_epsilon(line) for line in lines}, reverse=True)
         ]
         text += ["", f"## {heading(rows)}", "", markdown_table(heads, table), ""]
-        text += [f"- {line.label}, seed {s}: stopped: {why}" for line in lines for s, why in line.stopped.items()]
-        text += [f"- {line.protocol}" for line in lines if _epsilon(line) in EPSILONS[rows[0]["benchmark"]][-1:]]
+        seeds = ", ".join(map(str, sorted({seed for line in lines for seed in line.seeds})))
+        of_private = sorted(epsilon for epsilon in map(_epsilon, lines) if epsilon < math.inf)[:1]
+        for name, epsilon in (
+            ("without privacy", math.inf),
+            *(("with the smallest epsilon", each) for each in of_private),
+        ):
+            mine = [line for line in lines if _epsilon(line) == epsilon]
+            text += [f"- {name}: {shared_protocol(mine)}; seeds {seeds}"] if mine else []
+        text += [f"- {each}" for each in troubles(lines)]
         text += [f"- {line}" for line in dict.fromkeys(map(describe_machine, rows))]
     return "\n".join(text)
 

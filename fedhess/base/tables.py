@@ -71,16 +71,18 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left
 SPENT = "epsilon spent in one run by the sources (runs with the same data add up)"
 
 
-def notes(summary: Mapping[str, Any]) -> list[str]:
-    """List below a table the strategies' arguments, and what a reader must know of its cells.
+def notes(*summaries: Mapping[str, Any]) -> list[str]:
+    """List below a table the strategies' arguments, and what a reader must know of its cells, each line once.
 
     That is what is incomplete, choices at the edge of what was searched, signs of sick runs, and gaps: rounds of too
     few source clients.
     """
-    strategies = summary["strategies"].items()
+    strategies = [pair for summary in summaries for pair in summary["strategies"].items()]
     sections = {
-        "arguments, defaults included:": [f"- {name}: {text}" for name, text in summary["arguments"].items()],
-        "incomplete, marked with *; runs that failed with the reason:": [
+        "arguments, defaults included:": [
+            f"- {name}: {text}" for summary in summaries for name, text in summary["arguments"].items()
+        ],
+        "incomplete, marked with !; runs that failed with the reason:": [
             f"- {name}, {where}: {text}"
             for name, of in strategies
             for where, text in [*of["incomplete"].items(), *of["unfinished"].items()]
@@ -91,10 +93,10 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         "sick runs:": [f"- {name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
         f"{SPENT}:": [f"- {name}: {of['privacy']}" for name, of in strategies if "privacy" in of],
         "counts of targets are rounded or noisy, and their accuracies with them (epsilon, by adding up):": [
-            f"- {line}" for line in summary.get("protected", ())
+            f"- {line}" for summary in summaries for line in summary.get("protected", ())
         ],
         "gaps (a round that fewer source clients evaluated than the quorum does not count):": [
             f"- {name}, {gap}" for name, of in strategies for gap in of["gaps"]
         ],
     }
-    return [line for heading, lines in sections.items() if lines for line in ("", heading, *lines)]
+    return [line for heading, lines in sections.items() if lines for line in ("", heading, *dict.fromkeys(lines))]

@@ -87,9 +87,19 @@ class Job:
         return {name: self.search["draws"] for name, space in self.search["spaces"].items() if space}
 
     @property
-    def settings_each(self) -> int:
-        """How many settings are selected among for a strategy, target and seed, at most."""
-        return len({variant_number(number, each) for number, each in enumerate(self.record.get("variants", ()))})
+    def settings_each(self) -> str:
+        """Among how many settings each strategy, target and seed selects, at most: ``4``, or ``2 (erm), 6 (hgp)``."""
+        numbers: dict[str, set[int]] = {}
+        for index, each in enumerate(self.record.get("variants", ())):
+            for name in each["strategies"]:
+                numbers.setdefault(name, set()).add(variant_number(index, each))
+        counts = {name: len(found) for name, found in numbers.items()}
+        several = len(set(counts.values())) > 1
+        return (
+            ", ".join(f"{n} ({name.partition(' ')[0]})" for name, n in counts.items())
+            if several
+            else str(max(counts.values(), default=0))
+        )
 
     @property
     def outer_runs(self) -> list[PlannedRun]:

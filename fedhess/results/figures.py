@@ -7,6 +7,7 @@ lasts for one figure.
 import io
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,16 +66,17 @@ def trained_rounds(
 
     Returns:
         By column, percent, and by distance: mean and standard error over trials at each round after training began.
-        A round that a run lacks has no mean.
+        A round that a run lacks has no mean, nor one of a strategy that has not run on every scenario.
     """
     found: dict[str, dict[int, dict[int, list[float | None]]]] = {}
-    expected: dict[str, int] = {}
+    seeds, scenarios = len({cell.seed for cell in cells}), len({scenario for scenario, _ in columns})
+    expected = {name: seeds * count for name, count in Counter(columns.values()).items()}
+    expected |= dict.fromkeys(distances, seeds * scenarios)
     for cell in cells:
         choice, rows = cell.choose(selector)
         names = [columns[cell.scenario.name, domain] for domain in cell.scenario.targets]
         for name in (*names, *distances):
             found.setdefault(name, {})
-            expected[name] = expected.get(name, 0) + 1
         trained = [row for row in rows if row["round"] > 0]  # the untrained model would set the scale
         for number, group in rows_by_round(trained if choice else []).items():
             values = [

@@ -18,7 +18,7 @@ from fedhess.results.summary import DISTANCES
 Summary = Mapping[str, Any]  # what `summary.summarise` returns
 
 BEST, SECOND, TIED, INCOMPLETE = "best", "second", "tied", "incomplete"
-MARKS = "**best**, _second_, ~: within one standard error of the best, *: not all of its runs have ended"
+MARKS = "**best**, _second_, ~: within one standard error of the best, !: not all of its runs have ended"
 SAME = 1e-9  # means, in percent, that are equal but for rounding
 ONE_COLUMN = 3  # as many columns of numbers fit one of two columns of text
 LATEX = {
@@ -61,7 +61,14 @@ def differences_of(summary: Summary, strategy: str) -> list[Mapping[str, Any] | 
 
 
 def _compared(summary: Summary) -> list[str]:
-    return list(next(iter(summary["comparison"]["strategies"].values())))
+    return list(next(iter(summary["comparison"]["strategies"].values()))) if summary["comparison"] else []
+
+
+def _marks_of_pair(
+    summary: Summary, marks: Mapping[tuple[str, str], frozenset[str]], name: str, column: str
+) -> frozenset[str]:
+    """Return the marks of a difference's two sides."""
+    return marks[name, column] | marks[summary["comparison"]["baseline"], column]
 
 
 def mark_best(summary: Summary) -> dict[tuple[str, str], frozenset[str]]:
@@ -92,13 +99,13 @@ def mark_best(summary: Summary) -> dict[tuple[str, str], frozenset[str]]:
 
 
 def marked_text(text: str, marks: frozenset[str]) -> str:
-    """Write the marks of a cell in Markdown: bold, italic, and ``~`` and ``*`` behind.
+    """Write the marks of a cell in Markdown: bold, italic, and ``~`` and ``!`` behind.
 
     >>> marked_text("70.1 +- 0.4", frozenset({SECOND, TIED}))
     '_70.1 +- 0.4_ ~'
     """
     around = "**" if BEST in marks else "_" if SECOND in marks else ""
-    return f"{around}{text}{around}" + (" ~" if TIED in marks else "") + (" *" if INCOMPLETE in marks else "")
+    return f"{around}{text}{around}" + (" ~" if TIED in marks else "") + (" !" if INCOMPLETE in marks else "")
 
 
 def heading(summary: Summary) -> str:
@@ -108,14 +115,23 @@ def heading(summary: Summary) -> str:
 
 
 def warnings(summary: Summary) -> list[str]:
-    """List what a reader must not miss: runs that are not finished, clients that failed."""
+    """List what a reader must not miss: runs that are not finished, clients that failed, models that are no average."""
     lacking = summary["unfinished"]
     failures = sum(result["failures"] for result in summary["strategies"].values())
     unfinished = f"UNFINISHED: {len(lacking)} of {summary['runs']} runs"
     return [
         *([unfinished] if lacking else []),
         *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
+        *not_averaged(summary),
     ]
+
+
+def not_averaged(summary: Summary) -> list[str]:
+    """Name the strategies whose reported models are not all the average that the run was to report."""
+    counted = ", ".join(
+        f"{name} {of['not_averaged']}" for name, of in summary["strategies"].items() if of["not_averaged"]
+    )
+    return [f"no average had begun, so that the model itself is reported: {counted}"] if counted else []
 
 
 def table(summary: Summary) -> str:
@@ -127,7 +143,12 @@ def table(summary: Summary) -> str:
     lines: list[list[str]] = []
     for name, result in summary["strategies"].items():
         cells = [name, *(marked_text(shown(cell_of(result, column)), marks[name, column]) for column in columns)]
-        cells += [shown_difference(cell) if cell else "" for cell in differences_of(summary, name)]
+        cells += [
+            shown_difference(cell) + (" !" if INCOMPLETE in _marks_of_pair(summary, marks, name, column) else "")
+            if cell
+            else ""
+            for column, cell in zip(_compared(summary), differences_of(summary, name), strict=True)
+        ]
         cells += [f"{short(result[key]['before'])} -> {short(result[key]['after'])}" for key in DISTANCES]
         lines.append(cells)
     return "\n".join(
@@ -163,11 +184,9 @@ def selector_table(compared: Mapping[str, Any]) -> str:
     for strategy in first["strategies"]:
         results = [found["strategies"][strategy] for found in compared.values()]
         lines += [
-            [strategy, target, *(shown(result["accuracy"][target]) for result in results)]
-            for target in first["targets"]
+            [strategy, target, *(_cell_of_selector(result, target) for result in results)]
+            for target in accuracy_columns(first)
         ]
-        if first["averaged"]:
-            lines.append([strategy, "average", *(shown(result["average"]) for result in results)])
     trials = "one trial" if len(first["seeds"]) == 1 else "mean +- standard error over trials"
     protocol = first["protocol"].partition(", selection")
     rest = protocol[2].partition(";")[2]
@@ -179,7 +198,14 @@ def selector_table(compared: Mapping[str, Any]) -> str:
         )
     lines_above += [f"left out: {SELECTORS[name]}: {why}" for name, why in left_out.items()]
     tables = [markdown_table(heads, lines, left=2), markdown_table(heads, _selected(compared), left=len(heads))]
-    return "\n".join([*lines_above, "", tables[0], "", "selected, seed by seed:", "", tables[1], *notes(first)])
+    lines_above += dict.fromkeys(text for found in compared.values() for text in warnings(found))
+    below = notes(*compared.values())
+    return "\n".join([*lines_above, "", tables[0], "", "selected, seed by seed:", "", tables[1], *below])
+
+
+def _cell_of_selector(result: Mapping[str, Any], column: str) -> str:
+    lacking = result["incomplete"]
+    return shown(cell_of(result, column)) + (" !" if column in lacking or (column == "average" and lacking) else "")
 
 
 def _selected(compared: Mapping[str, Any]) -> list[list[str]]:
@@ -237,7 +263,7 @@ def latex_table(summary: Summary) -> str:
     if any(marks.values()):
         caption.append(
             r"\textbf{Best} and \underline{second}; $^\dagger$: within one standard error of the best; "
-            r"$^\ast$: not all of its runs have ended"
+            r"$^\ddagger$: not all of its runs have ended"
         )
     if compared:
         explained = latex_text(explain(summary["comparison"]))
@@ -293,7 +319,7 @@ def _latex_cell(cell: Mapping[str, Any], marks: frozenset[str]) -> str:
     text = f"{cell['mean']:.1f}"
     text = rf"\textbf{{{text}}}" if BEST in marks else rf"\underline{{{text}}}" if SECOND in marks else text
     text += r"$^\dagger$" if TIED in marks else ""
-    text += r"$^\ast$" if INCOMPLETE in marks else ""
+    text += r"$^\ddagger$" if INCOMPLETE in marks else ""
     return text + (rf" $\pm$ {cell['standard_error']:.1f}" if cell["standard_error"] is not None else "")
 
 

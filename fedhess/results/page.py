@@ -30,6 +30,7 @@ from fedhess.results.formats import (
     differences_of,
     heading,
     mark_best,
+    not_averaged,
 )
 from fedhess.results.paired import explain, shown_difference, stars
 from fedhess.results.published import published_values
@@ -75,6 +76,7 @@ def _top(job: Job, summary: Summary) -> str:
         *(escape(text) for text in (stand_in_warning(job), incomplete_warning(job)) if text),
         *([unfinished] if lacking else []),
         *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
+        *map(escape, not_averaged(summary)),
         *([f"Runs that show signs of being sick:{_listed(sick)}"] if sick else []),
         *(
             [f"Counts of targets are rounded or noisy, and their accuracies with them:{_listed(summary['protected'])}"]
@@ -120,7 +122,7 @@ def _number(cell: Mapping[str, Any], marks: frozenset[str]) -> str:
     text = f"<b>{text}</b>" if BEST in marks else f"<u>{text}</u>" if SECOND in marks else text
     text += f" <small>&plusmn; {cell['standard_error']:.1f}</small>" if cell["standard_error"] is not None else ""
     text += ' <span title="within one standard error of the best">~</span>' if TIED in marks else ""
-    text += ' <span title="not all of its runs have ended">*</span>' if INCOMPLETE in marks else ""
+    text += ' <span title="not all of its runs have ended">!</span>' if INCOMPLETE in marks else ""
     return f'<td data-value="{_value(cell["mean"])}">{text}</td>'
 
 

@@ -120,10 +120,12 @@ def explain(comparison: Mapping[str, Any]) -> str:
     start = f"to {comparison['baseline']}: difference in percentage points, paired by seed"
     if not comparison["comparisons"]:
         return f"{start}; no interval: that takes two seeds or more, whose differences vary"
+    averaged = {column for columns in comparison["strategies"].values() for column in columns} == {"average"}
+    within = "; the targets of a seed are not independent and are averaged first" if averaged else ""
     pairs = sorted({cell["pairs"] for cell in cells if cell["p"] is not None})
     return (
         f"{start}, with its {100 * comparison['confidence']:.0f} % confidence interval (Student's t over "
-        f"{' or '.join(map(str, pairs))} seeds; the targets of a seed are not independent and are averaged first); "
+        f"{' or '.join(map(str, pairs))} seeds{within}); "
         f"*: the interval excludes 0, **: also after Holm's correction for {comparison['comparisons']} "
         "comparison(s); without a star it may be noise"
     )

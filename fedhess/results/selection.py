@@ -97,6 +97,7 @@ def lodo_merits(rows: Sequence[Row], inner: Mapping[str, Sequence[Row]]) -> dict
     if not sources or sources != set(inner):
         return {}
     numbers = {row["round"] for row in source_rows(reported_rows(rows))} - {0}
+    inner = {domain: reported_rows(recorded) for domain, recorded in inner.items()}
     for domain, recorded in inner.items():
         numbers &= {number for number in numbers if target_accuracy(recorded, number, domain) is not None}
     held = [row for domain, recorded in inner.items() for row in _target_rows(recorded, domain)]
@@ -211,7 +212,7 @@ def unfinished(recorded: Recorded) -> list[PlannedRun]:
 
 
 def cells_of(recorded: Recorded, strategy: str) -> list[Cell]:
-    """Put the settings of a strategy together, target by target, then seed by seed."""
+    """Put the settings of a strategy together, seed by seed from the lowest, and target by target."""
     mine = [(run, rows) for run, rows in recorded if run.strategy == strategy]
     by_targets = {(run.variant, frozenset(run.scenario.targets), run.config.seed): rows for run, rows in mine}
     groups: dict[tuple[str, int], list[tuple[PlannedRun, Sequence[Row]]]] = {}
@@ -232,5 +233,5 @@ def cells_of(recorded: Recorded, strategy: str) -> list[Cell]:
             variants=tuple(run.variant for run, _ in group),
             candidates=tuple(candidate(run, rows) for run, rows in group),
         )
-        for (_, seed), group in groups.items()
+        for (_, seed), group in sorted(groups.items(), key=lambda item: item[0][1])
     ]

@@ -42,7 +42,8 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         each target, their average, on the worst target of a trial, and on the sources, seed by seed too, what
         `counts.summarise_counts` returns, the alignment distances of the sources before and after training, the
         selected rounds (and settings, where there are several) by target, what is incomplete, the number of clients'
-        failures, and the gaps that they left in the evaluation. ``"comparison"`` is what
+        failures, the gaps that they left in the evaluation, and with ``--average`` how many reported models are no
+        average. ``"comparison"`` is what
         :func:`fedhess.results.paired.compare_paired` returns, ``"unfinished"`` lists runs that lack rounds, with the
         reason of those that failed, ``"sent"`` and ``"protected"`` are what :mod:`fedhess.results.sent` makes of rows.
     """
@@ -109,11 +110,13 @@ def _summarise_strategy(
     settings: dict[str, list[str | None]] = {}
     choices: list[dict[str, Any]] = []
     gaps: list[str] = []
+    averaged: list[bool] = []
     before_after: dict[str, dict[str, list[float | None]]] = {key: {"before": [], "after": []} for key in DISTANCES}
     for cell in cells_of(recorded, name):
         choice, rows = cell.choose(selection)
         gaps += cell.gaps(job.variants)
         chosen, variant = None if choice is None else choice.server_round, cell.variant(choice)
+        averaged += [row["averaged"] > 0 for row in rows if row["round"] == chosen and "averaged" in row][:1]
         selected.setdefault(cell.scenario.name, []).append(chosen)
         settings.setdefault(cell.scenario.name, []).append(
             describe(job.variants[variant]) if job.variants and variant is not None else None
@@ -125,7 +128,7 @@ def _summarise_strategy(
         for key, found in before_after.items():
             found["before"].append(mean_distance(rows, 0, key))
             found["after"].append(mean_distance(rows, cell.candidates[0].last_round, key))
-    seeds = sorted(of_sources)
+    seeds, scenarios = sorted(of_sources), len({scenario for scenario, _ in columns})
     whole = _has_average(columns)
     averages = [mean([by_seed.get(seed) for by_seed in accuracy.values()]) if whole else None for seed in seeds]
     by_seed = {column: {str(seed): _percent(value) for seed, value in of.items()} for column, of in accuracy.items()}
@@ -137,9 +140,12 @@ def _summarise_strategy(
         "average": mean_and_error(averages),
         "worst_domain": mean_and_error([_worst([of.get(seed) for of in accuracy.values()]) for seed in seeds]),
         **summarise_counts(counted, classes=len(job.classes), averaged=whole),
-        "sources": mean_and_error([mean(of_sources[seed]) for seed in seeds]),
+        "sources": mean_and_error([_mean_of(scenarios, of_sources[seed]) for seed in seeds]),
         "by_seed": by_seed,
-        **{key: {when: mean(values) for when, values in found.items()} for key, found in before_after.items()},
+        **{
+            key: {when: _mean_of(scenarios * len(seeds), values) for when, values in found.items()}
+            for key, found in before_after.items()
+        },
         "selected_rounds": selected,
         **({"selected_settings": settings} if job.variants else {}),
         **({"choices": choices, "edges": edge_warnings(job, name, choices)} if job.search else {}),
@@ -151,9 +157,15 @@ def _summarise_strategy(
         },
         "failures": sum(len(row["failures"]) for run, rows in recorded if run.strategy == name for row in rows),
         "gaps": gaps,
+        "not_averaged": f"{averaged.count(False)} of {len(averaged)}" if False in averaged else "",
         **({"privacy": spent} if spent else {}),
         **_troubles(job, recorded, name, selection),
     }
+
+
+def _mean_of(count: int, values: Sequence[float | None]) -> float | None:
+    """Average the values of all scenarios; None where a strategy of jobs put together has not run on some."""
+    return mean(values) if len(values) == count else None
 
 
 def _troubles(job: Job, recorded: Recorded, name: str, selection: str) -> dict[str, dict[str, str]]:

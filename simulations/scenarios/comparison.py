@@ -14,13 +14,13 @@ from fedhess.base.tables import shown
 from fedhess.jobs.selectors import ORACLE
 from fedhess.jobs.variants import VARIED
 from fedhess.results.figures import drawing, line_look, written
-from fedhess.results.paired import compare_paired, explain, shown_difference
+from fedhess.results.paired import BASELINE, compare_paired, explain, shown_difference
 from fedhess.results.published import Published, Table
 from fedhess.settings.partition import PartitionSettings
 from fedhess.simulations.scenarios.outputs import describe_revision
 from fedhess.simulations.scenarios.records import Cell, Line, Record, Row, environments_of, lines_of
 
-BEYOND = ("strategy_args", "variants", "selection", "data")  # keys of a line's settings that are none of the run's
+BEYOND = ("strategy_args", "variants", "selection")  # keys of a line's settings that are none of the run's
 Judge = Callable[[str, Mapping[str, Cell]], str]
 
 
@@ -100,7 +100,10 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
     columns = comparison.columns(lines)
     compared = [column for column in columns if any(column in values for values in published.values())]
     tested = ["average"] if "average" in columns else [each for each in columns if each not in ("sources", ORACLE)]
-    paired = compare_paired({line.label: {each: line.by_seed(each) for each in tested} for line in lines if line.rows})
+    ended = [line for line in lines if line.rows]
+    base = next((line for line in ended if line.strategy == BASELINE), ended[0] if ended else None)
+    alike = [line for line in ended if base is not None and line.settings.get("data") == base.settings.get("data")]
+    paired = compare_paired({line.label: {each: line.by_seed(each) for each in tested} for line in alike})
     heads = ["strategy", "seeds"]
     for column in columns:
         heads += [comparison.label(column), *([f"to {paired['baseline']}"] if paired and column in tested else [])]

@@ -89,6 +89,7 @@ def warnings_of(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     found += [f"sick: {run}: {sign}" for run, sign in result["sick"].items()]
     found += [f"too few source clients evaluated: {gap}" for gap in result["gaps"]]
     found += [f"{result['failures']} failure(s) of clients"] if result["failures"] else []
+    found += [f"no average had begun: {result['not_averaged']} models"] if result["not_averaged"] else []
     return {"warnings": found} if found else {}
 
 

@@ -5,6 +5,7 @@ data (``digest``): a job that is run again replaces its row, also where there ar
 """
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from filelock import FileLock
 
 from fedhess.base.errors import UsageError
 from fedhess.base.files import cache_directory, replace_file, writing
-from fedhess.base.tables import mean_and_error
+from fedhess.base.tables import mean, mean_and_error
+from fedhess.jobs.selectors import ORACLE
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations.scenarios.outputs import is_reproducible
 
@@ -92,8 +94,10 @@ def _identity(row: Row) -> str:
 def lines_of(rows: Sequence[Row]) -> list[Line]:
     """Put the seeds of one strategy, one choice of settings and the same data together, strategies as they first come.
 
-    Rows from before a setting existed have its default.
+    Rows from before a setting existed have its default. Parts of a seed that left out some of the targets each
+    (``--target``) are joined; an average is of all targets that any row has.
     """
+    targets = dict.fromkeys(column for row in rows for column in _targets(row))
     fields = RunConfig.model_fields
     defaults = {key: fields[key].default for row in rows for key in row["settings"] if key in fields}
     groups: dict[str, dict[str, list[Row]]] = {}
@@ -105,8 +109,37 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
     for strategy, by_settings in groups.items():
         several = list(by_settings.values())
         for group, suffix in zip(several, _differences([group[0]["settings"] for group in several]), strict=True):
-            lines.append(_line(sorted(group, key=lambda row: int(row["seed"])), label=strategy + suffix))
+            joined = [each for seed in sorted({row["seed"] for row in group}) for each in _joined(group, seed)]
+            lines.append(_line(joined, targets=list(targets), label=strategy + suffix))
     return lines
+
+
+def _targets(row: Row) -> list[str]:
+    return [column for column in row["accuracy"] if column not in ("sources", ORACLE)]
+
+
+def _joined(rows: Sequence[Row], seed: int) -> list[Row]:
+    """Put the parts of a seed together; a later part takes the place of an earlier one on the same target.
+
+    The sources' accuracy and the oracle's are means over the targets' runs, and unknown where two parts have a target
+    in common.
+    """
+    mine = [row for row in rows if row["seed"] == seed]
+    done = [row for row in mine if "stopped" not in row]
+    done = [row for n, row in enumerate(done) if not any(set(_targets(row)) <= set(_targets(b)) for b in done[n + 1 :])]
+    if len(done) < 2:
+        return [*(row for row in mine if "stopped" in row), *done]
+    whole, counts = dict(done[-1]), [len(_targets(row)) for row in done]
+    of_targets = {target: row["accuracy"][target] for row in done for target in _targets(row)}
+    over_runs: dict[str, float | None] = {}
+    for column in dict.fromkeys(column for row in done for column in row["accuracy"] if column not in of_targets):
+        values = [row["accuracy"].get(column) for row in done]
+        known = sum(counts) == len(of_targets) and None not in values
+        over_runs[column] = sum(map(operator.mul, values, counts)) / sum(counts) if known else None
+    whole["accuracy"], whole["average"] = over_runs | of_targets, mean([*of_targets.values()])
+    whole["warnings"] = [text for row in done for text in row.get("warnings", ())]
+    whole["continued"] = [machine for row in done for machine in environments_of(row)][1:]
+    return [*(row for row in mine if "stopped" in row), whole]
 
 
 def _data_of(rows: Sequence[Row]) -> list[str]:
@@ -134,11 +167,13 @@ def _differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f" ({text})" if text else "" for text in shown]
 
 
-def _line(rows: Sequence[Row], *, label: str) -> Line:
+def _line(rows: Sequence[Row], *, targets: Sequence[str], label: str) -> Line:
     done = [row for row in rows if "stopped" not in row]
     columns = dict.fromkeys(column for row in done for column in row["accuracy"])
     values = {column: [row["accuracy"].get(column) for row in done] for column in columns}
-    if len(columns) > 2:
+    rows = [row if set(targets) <= row["accuracy"].keys() else row | {"average": None} for row in rows]
+    done = [row for row in rows if "stopped" not in row]
+    if len(targets) > 1:
         values["average"] = [row["average"] for row in done]
     return Line(
         strategy=rows[0]["strategy"],

@@ -61,7 +61,7 @@ def change_rows(job: Path, change: Callable[[Path, list[Row]], list[Row]]) -> No
 def test_cost_is_said_before_anything_runs(recorded: tuple[Path, str]) -> None:
     lines = recorded[1].splitlines()
     # 2 targets x (2 settings of erm + 3 of hgp); 5 pairs hold east or west.
-    expected = "10, 3 settings among them and 25 more for cross-validation: 35 runs, 70 rounds of training"
+    expected = "10, 2 (erm), 3 (hgp) settings among them and 25 more for cross-validation: 35 runs, 70 rounds of training"
     (said,) = [number for number, line in enumerate(lines) if line.startswith("runs ")]
     assert lines[said].split(maxsplit=1) == ["runs", expected]
     assert said < min(number for number, line in enumerate(lines) if line.startswith("["))
@@ -72,7 +72,7 @@ def test_targets_table_is_of_the_targets_alone_and_says_how_it_came_about(record
     summary = json.loads((recorded[0] / "summary.json").read_text())
     assert summary["targets"] == ["west", "east"] or summary["targets"] == ["east", "west"]
     assert summary["selection"] == ["leave-one-domain-out cross-validation"]
-    assert "selection among 3 settings by leave-one-domain-out cross-validation" in summary["protocol"]
+    assert "selection among 2 (erm), 3 (hgp) settings by leave-one-domain-out cross-validation" in summary["protocol"]
     assert "every domain split, 2 rounds x 1 local steps" in summary["protocol"]
     assert "client lr varied" in summary["protocol"]
     settings = summary["strategies"]["hgp"]["selected_settings"]
@@ -174,7 +174,7 @@ def test_report_is_by_the_jobs_own_selector_and_never_by_the_oracle(job: Path, r
     (job / "summary.json").unlink()
     done = reported(job)
     assert done.status == 0, done.err
-    assert "selection among 3 settings by leave-one-domain-out cross-validation" in done.out
+    assert "selection among 2 (erm), 3 (hgp) settings by leave-one-domain-out cross-validation" in done.out
     assert "oracle" not in done.out
     names = ("summary.json", "summary.md", "table.tex", "table.csv", "report.html")
     written = ", ".join(f"{job}/{name}" for name in names)
@@ -206,7 +206,7 @@ def test_job_recorded_before_selectors_were_is_by_source_validation(job: Path, r
     alter(job, lambda config: config.pop("selection"))
     done = reported(job, "--format", "csv")
     assert done.status == 0, done.err
-    assert "selection among 3 settings by source validation" in done.out
+    assert "selection among 2 (erm), 3 (hgp) settings by source validation" in done.out
 
 
 @pytest.mark.parametrize(("form", "begins"), [("latex", r"% \usepackage{booktabs}"), ("csv", "dataset,protocol,")])
@@ -215,7 +215,7 @@ def test_report_prints_the_table_in_another_form_alone(job: Path, reported: Comm
     done = reported(job, "--format", form, "--selection", "oracle")
     assert done.status == 0, done.err
     assert done.out.startswith(begins)
-    assert "selection among 3 settings by oracle (looks at the target)" in done.out
+    assert "selection among 2 (erm), 3 (hgp) settings by oracle (looks at the target)" in done.out
     assert not (job / "summary.json").exists(), "nothing is written"
 
 

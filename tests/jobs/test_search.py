@@ -106,7 +106,7 @@ def test_directories_are_named_by_the_number_of_the_draw(toy: Benchmark) -> None
     job = plan(toy, draws=3, trials=2, **SGD)
     expected = {f"job/{name}/variant-{k}/east/{seed}" for name in ("erm", "hgp") for k in range(3) for seed in (0, 1)}
     assert {run.directory.path.as_posix() for run in job.runs} == expected
-    assert job.settings_each == 3
+    assert job.settings_each == "3"
 
 
 def test_cross_validation_runs_every_draw(toy: Benchmark) -> None:

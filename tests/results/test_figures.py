@@ -94,6 +94,12 @@ def test_targets_are_averaged_within_a_trial_or_not_at_all() -> None:
     assert list(trained_rounds([together], "source", columns, [])) == ["flip", "grey"]
 
 
+def test_a_strategy_that_did_not_run_on_every_target_has_no_mean_over_them() -> None:
+    columns = {("t", "t"): "mean", ("u", "u"): "mean"}
+    found = trained_rounds([cell(0, (0.8, 0.2), targets=("t",))], "source", columns, ["gradient_distance"])
+    assert [found[name][1]["mean"] for name in ("mean", "gradient_distance")] == [None, None]
+
+
 def test_round_that_a_run_lacks_has_no_mean() -> None:
     cells = [cell(0, (0.8, 0.2), last=3), cell(1, (0.8, 0.4), last=2), cell(2, (0.8, 0.6), last=3)]
     found = trained_rounds(cells, "source", {("t", "t"): "t"}, [])["t"]

@@ -10,7 +10,19 @@ import pytest
 from recorded import record_job
 
 from fedhess.base.errors import UsageError
-from fedhess.results.formats import BEST, FORMATS, SECOND, TIED, csv_table, latex_table, latex_text, mark_best, table
+from fedhess.results.formats import (
+    BEST,
+    FORMATS,
+    SECOND,
+    TIED,
+    csv_table,
+    latex_table,
+    latex_text,
+    mark_best,
+    selector_table,
+    table,
+)
+from fedhess.results.page import render_page
 from fedhess.results.results import open_results
 from fedhess.results.summary import summarise
 
@@ -45,6 +57,24 @@ def test_best_second_and_tie_within_one_standard_error_are_marked(tmp_path: Path
     assert not any(mark_best(alone).values())
     once = summary(tmp_path / "once", {"erm": (0.5,), "hgp": (0.5001,)})
     assert not any(TIED in each for each in mark_best(once).values()), "one trial has no standard error"
+
+
+def test_what_is_unfinished_or_no_average_is_marked_in_every_form(tmp_path: Path) -> None:
+    job = record_job(tmp_path, {("erm", "east", 0): (0.1, 0.5), ("hgp", "east", 0): (0.1, 0.6)})
+    for run in job.runs:
+        rows = [row | {"averaged": int(run.strategy == "erm")} for row in run.directory.rows()]
+        run.directory.rounds_file.unlink()
+        run.directory.append(rows)
+    found = summarise(job)
+    said = "no average had begun, so that the model itself is reported: hgp 1 of 1"
+    assert found["strategies"]["erm"]["not_averaged"] == ""
+    assert all(said in text for text in (table(found), latex_table(found), render_page(job, found, [], {})))
+    found["strategies"]["hgp"]["incomplete"] = {"east": "1 left to run"}
+    assert "| **60.0** ! | +10.0 ! |" in " ".join(table(found).split())
+    assert r"\textbf{60.0}$^\ddagger$" in latex_table(found)
+    by_two = selector_table({"source": summarise(job), "lodo": found})
+    assert "| 60.0 | 60.0 ! |" in " ".join(by_two.split())
+    assert "- hgp, east: 1 left to run" in by_two
 
 
 def test_markdown_marks_cells_and_shows_differences_with_their_stars(tmp_path: Path) -> None:

@@ -82,6 +82,14 @@ def test_every_strategy_is_compared_with_erm_and_the_corrected_ones_have_two_sta
     assert stars(corrected["strategies"]["irm"]["average"]) == "*", "its interval excludes 0, 23 comparisons do not"
 
 
+def test_targets_are_said_to_be_averaged_where_they_are() -> None:
+    values = {name: {"0": 1.0, "1": value} for name, value in (("erm", 2.0), ("hgp", 4.0))}
+    by_column = {name: dict.fromkeys(("average",), of) for name, of in values.items()}
+    alone = {name: {"flip": of, "grey": of} for name, of in values.items()}
+    said = [explain(compare_paired(each) or {}) for each in (by_column, alone)]
+    assert ["averaged first" in text for text in said] == [True, False]
+
+
 def test_first_strategy_is_the_baseline_where_erm_did_not_run_and_one_alone_is_not_compared() -> None:
     found = compare_paired({"hgp": columns(71.0), "irm": columns(70.0)})
     assert found is not None

@@ -13,7 +13,7 @@ from fedhess.federation.server.round_selection import Candidate, select_round
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.plan import plan_job
 from fedhess.jobs.selectors import DEFAULT, SELECTORS, SOURCE_VALIDATION, read_selectors
-from fedhess.results.selection import Choice, choose, target_accuracy
+from fedhess.results.selection import Choice, choose, lodo_merits, target_accuracy
 from fedhess.results.summary import summarise
 
 # -- Settings ----------------------------------------------------------------------------------------------------------
@@ -70,6 +70,15 @@ def test_cross_validation_takes_the_round_best_on_the_sources_left_out() -> None
     by_hand = {0: 0.15, 1: 0.5, 2: 0.45}
     chosen = choose("lodo", [Candidate(one_run(0.9, 0.1, 0.2), 2, inner)], ["t"])
     assert chosen == Choice(0, 1, pytest.approx(max(by_hand.values())))
+
+
+def test_cross_validation_judges_averages_by_averages() -> None:
+    def averaged(rows: list[Row], begins: int) -> list[Row]:
+        return [row | {"averaged": max(0, row["round"] - begins + 1)} for row in rows]
+
+    run = averaged(one_run(*[0.5] * 5), 2)
+    inner = {domain: averaged(left_out(domain, 0.1, 0.9, 0.9, 0.9, 0.4), 4) for domain in "ab"}
+    assert list(lodo_merits(run, inner)) == [4], "in rounds 2 and 3 the inner runs evaluated the model itself"
 
 
 def test_cross_validation_tells_settings_apart() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fedhess.base.errors import UsageError
+from fedhess.jobs.selectors import ORACLE
 from fedhess.settings.run_config import RunConfig
 from fedhess.simulations import correlation_shift
 from fedhess.simulations.scenarios.comparison import render
@@ -109,3 +110,51 @@ def test_rows_added_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(each["seed"] for each in load_record(path, quick=False)["rows"]) == list(range(12))
+
+
+def part(seed: int, **targets: float) -> dict[str, Any]:
+    """A row of some of the targets, given by name."""
+    accuracy = {"sources": sum(targets.values()) / len(targets) + 1, ORACLE: 90.0 - len(targets), **targets}
+    average = sum(targets.values()) / len(targets) if len(targets) > 1 else None
+    return row(seed, 0.0, accuracy=accuracy, average=average, given={"target": "+".join(targets)})
+
+
+def test_parts_of_a_seed_that_left_out_some_of_the_targets_are_one() -> None:
+    rows = [
+        part(seed, **{name: value + seed}) for seed in (1, 2) for name, value in (("photo", 94.0), ("sketch", 70.0))
+    ]
+    (line,) = lines_of(rows)
+    assert line.seeds == (1, 2)
+    assert {name: cell["mean"] for name, cell in line.cells.items()} == {
+        "photo": 95.5, "sketch": 71.5, "sources": 84.5, ORACLE: 89.0, "average": 83.5
+    }  # fmt: skip
+    assert line.by_seed("average") == {"1": 83.0, "2": 84.0}
+
+
+def test_part_within_a_later_one_is_replaced_and_what_overlaps_has_no_common_mean() -> None:
+    (line,) = lines_of([part(1, photo=10.0), part(1, photo=90.0, sketch=70.0)])
+    assert (line.seeds, line.cells["average"]["mean"], line.cells["sources"]["mean"]) == ((1,), 80.0, 81.0)
+    (line,) = lines_of([part(1, photo=10.0, art=50.0), part(1, photo=90.0, sketch=70.0)])
+    assert line.cells["average"]["mean"] == 70.0
+    assert not {"sources", ORACLE} & line.cells.keys()
+
+
+def test_average_is_of_all_targets_or_not_there() -> None:
+    half, whole = lines_of([part(1, photo=90.0) | {"strategy": "hgp"}, part(1, photo=90.0, sketch=70.0)])
+    assert whole.cells["average"]["mean"] == 80.0
+    assert ("average" in half.cells, half.by_seed("average")) == (False, {"1": None})
+
+
+def test_strategies_on_other_data_are_not_compared() -> None:
+    environment = {"platform": "here", "cpu_count": 2, "git_revision": "abc", "versions": {"torch": "2", "flwr": "1"}}
+    common = {"per_domain": 0, "device": "cpu", "environment": environment, "options": {}}
+    accuracies = {"erm": (50.0, 52.0), "hgp": (60.0, 63.0), "irm": (70.0, 74.0)}
+    rows = [
+        row(seed, value, strategy=name, digest="other-data" if name == "irm" else "the-data", **common)
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    out = render(correlation_shift.COMPARISON, {"quick": False, "rows": rows})
+    assert "+10.5 [" in out
+    assert "+21.0" not in out
+    assert "irm: data=other-da instead of the-data" in out
