@@ -121,12 +121,17 @@ def search(
         >>> import fedhess
         >>> results = fedhess.search(domains="PACS", strategy=["erm", "hgp"], draws=20)  # doctest: +SKIP
     """
+    from fedhess.base.errors import UsageError
     from fedhess.results.results import run_given
+
+    if "range" in options_and_settings:
+        raise UsageError("there is no option 'range'; in Python it is ranges={'alpha': '1e-5:1e-3:log'}")
 
     def joined(values: Mapping[str, Any] | str) -> str:
         if isinstance(values, str):
             return values
-        several = {key: each if isinstance(each, str) else ",".join(map(str, each)) for key, each in values.items()}
+        listed = {key: each if isinstance(each, list | tuple | range) else [each] for key, each in values.items()}
+        several = {key: ",".join(map(str, each)) for key, each in listed.items()}
         return ",".join(f"{key}={text}" for key, text in several.items())
 
     asked = {"search": search, "draws": draws, "grid": joined(grid), "ranges": joined(ranges)}

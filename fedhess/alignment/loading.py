@@ -5,12 +5,11 @@ import itertools
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from flwr.serverapp.strategy import FedProx, Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedhess.alignment.combination import combine
 from fedhess.alignment.strategy import DomainStrategy
@@ -86,7 +85,9 @@ class Method:
 
     def check_args(self, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Check arguments against the constructor's annotations."""
-        return checked_arguments(self.parameters, args, option="--strategy-args", what=f"strategy {self.name!r}")
+        return checked_arguments(
+            self.parameters, args, option="--strategy-args", what=f"strategy {self.name!r}", of=self.cls
+        )
 
 
 def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Strategy:
@@ -148,6 +149,10 @@ def find_method(name: str) -> Method:
             f"--strategy: {path} is no strategy: expected a class derived from fedhess.alignment.DomainStrategy or "
             f"flwr.serverapp.strategy.Strategy, got {found!r}"
         )
+    if issubclass(found, DomainStrategy):
+        for kind in ("statistics", "network_statistics"):
+            if not isinstance(listed := getattr(found, kind), Mapping):
+                raise UsageError(f"--strategy: {path}: expected {kind} as functions by name, got {listed!r}")
     if issubclass(found, FedProx):
         raise UsageError(
             f"--strategy: {path} is the server half of FedProx: its clients would have to add its proximal term to "
@@ -157,15 +162,14 @@ def find_method(name: str) -> Method:
 
 
 def client_half(config: RunConfig) -> DomainStrategy:
-    """Build the client half of the run's strategy; under a plain Flower strategy clients train ERM."""
-    return _client_half(config.strategy, tuple(sorted(config.strategy_args.items())))
+    """Build the client half of the run's strategy; under a plain Flower strategy clients train ERM.
 
-
-@lru_cache(maxsize=32)
-def _client_half(name: str, args: tuple[tuple[str, Scalar], ...]) -> DomainStrategy:
-    if find_method(name).is_flower:
+    Each message has one of its own, in every engine: what it keeps by itself is gone with the message's process on a
+    SuperNode, and would be other clients' here.
+    """
+    if find_method(config.strategy).is_flower:
         return DomainStrategy()
-    return typing.cast(DomainStrategy, load_strategy(name, dict(args)))
+    return typing.cast(DomainStrategy, load_strategy(config.strategy, config.strategy_args))
 
 
 def strategy_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
@@ -176,6 +180,8 @@ def strategy_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
         users_code(f"strategy {config.strategy!r}", "auxiliary", type(strategy)),
     ):
         auxiliary = strategy.auxiliary(model)
+        if not isinstance(auxiliary, nn.Module | None):
+            raise TypeError(f"expected a torch module or None, got {type(auxiliary).__name__}")
     if auxiliary is not None:
         model.auxiliary = auxiliary.to(device=torch.device(config.device_here), dtype=config.torch_dtype)
     return model

@@ -1,11 +1,13 @@
 """What a run runs on: the device that was asked for, and the versions and machine that config.json records."""
 
+import hashlib
+import importlib.util
 import os
 import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -66,8 +68,12 @@ def torch_threads(count: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def describe_environment() -> dict[str, Any]:
-    """Describe what a run ran on: versions, revision, machine, and its GPUs or None."""
+def describe_environment(own_code: Iterable[str] = ()) -> dict[str, Any]:
+    """Describe what a run ran on: versions, revision, machine, its GPUs or None, and the files of a user's own code.
+
+    Args:
+        own_code: What is the user's, as ``package.module:Name``.
+    """
     return {
         # torch's own version says which build it is, for which CUDA; its package's does not.
         "versions": _versions() | {"torch": torch.__version__},
@@ -77,8 +83,22 @@ def describe_environment() -> dict[str, Any]:
         "gpu": _describe_gpus() if torch.cuda.is_available() else None,
         "torch_threads": torch.get_num_threads(),
         "git_revision": _git_revision(),
+        "own_code": describe_code(own_code),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def describe_code(paths: Iterable[str]) -> dict[str, str]:
+    """Return, by ``package.module:Name``, the digest of the module's file; of what has no file here nothing."""
+    found = {}
+    for path in paths:
+        try:
+            spec = importlib.util.find_spec(path.partition(":")[0])
+            if spec is not None and spec.origin:
+                found[path] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+        except (ImportError, ValueError, OSError):
+            continue
+    return found
 
 
 @cache

@@ -70,11 +70,19 @@ def text_parameters(function: Any, *, what: str) -> dict[str, inspect.Parameter]
 
 
 def checked_arguments(
-    parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Scalar], *, option: str, what: str
+    parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Scalar], *, option: str, what: str, of: Any = None
 ) -> dict[str, Scalar]:
-    """Check arguments against the annotations of `text_parameters`; whole numbers become floats where wanted."""
+    """Check arguments against the annotations of `text_parameters`; whole numbers become floats where wanted.
+
+    ``of`` is the function or class that has them, for what to do about one that has no annotation.
+    """
     for key in given:
         if key not in parameters:
+            if of is not None and key in inspect.signature(of).parameters:
+                raise UsageError(
+                    f"{option}: {what} has an argument {key!r} that text cannot give; annotate it as a str, int, float "
+                    "or bool, or as a Literal of them"
+                )
             advice = did_you_mean(key, parameters) if parameters else "it takes none"
             raise UsageError(f"{option}: {what} has no argument {key!r}; {advice}")
     return {

@@ -231,6 +231,10 @@ def _text(name: str, value: Any) -> Any:
         return ",".join(f"{key}={each}" for key, each in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return (";" if name == "variants" else ",").join(str(_text(name, each)) for each in value)
+    if not isinstance(value, str | int | float | Path | None):
+        raise UsageError(
+            f"{name}: expected text, got {value!r}; what is your own goes by its name, 'package.module:Name'"
+        )
     return value
 
 

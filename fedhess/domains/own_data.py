@@ -117,7 +117,14 @@ class _Own:
         given = [getattr(self.domains[name], "classes", None) for name in names]
         if given[0] and all(each == given[0] for each in given):
             return list(given[0])
-        return [str(label) for label in range(1 + max(int(self.load(name).labels.max()) for name in names))]
+        found = {label for name in names for label in self.load(name).labels.tolist()}
+        lacking = sorted(set(range(max(found))) - found)
+        if lacking:
+            raise UsageError(
+                f"--domains {self.name}: no domain has an example of label {', '.join(map(str, lacking[:10]))}; count "
+                "labels from 0 without a gap, or name the classes: an attribute `classes`"
+            )
+        return [str(label) for label in range(len(found))]
 
     def shape(self, data: DomainData) -> tuple[int, ...]:
         return tuple(data.inputs(torch.zeros(1, dtype=torch.int64)).shape[1:])
@@ -160,7 +167,25 @@ class _Own:
             )
         if inputs.dtype not in (torch.uint8, torch.float32):
             raise UsageError(f"{what}: expected inputs of bytes (uint8) or floats, got {inputs.dtype}; convert them")
+        _check_values(inputs, labels, what)
         return TensorDomain(domain, inputs, labels=labels.long())
+
+
+def _check_values(inputs: Tensor, labels: Tensor, what: str) -> None:
+    """Check what would train to nothing, or on something else than was meant."""
+    if int(labels.min()) < 0:
+        raise UsageError(f"{what}: expected labels that count from 0, got {int(labels.min())}")
+    if inputs.dtype == torch.uint8 and inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 4:
+        raise UsageError(
+            f"{what}: expected images with their channels first, (N, 3, H, W), got shape {tuple(inputs.shape)}; "
+            "transpose them"
+        )
+    finite = inputs.flatten(1).isfinite().all(1) if inputs.is_floating_point() else torch.ones(1)
+    if not finite.all():
+        raise UsageError(
+            f"{what}: {int((~finite).sum())} of {len(inputs)} inputs have values that are not finite, the first is "
+            f"example {int((~finite).nonzero()[0])}; leave them out, or put numbers there"
+        )
 
 
 class DatasetImages(ImageDomain):

@@ -13,7 +13,7 @@ from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
 from fedhess.base.files import replace_file, writing
 from fedhess.domains.domain import Notify
-from fedhess.jobs.job import with_defaults
+from fedhess.jobs.job import own_code, with_defaults
 from fedhess.jobs.selectors import DEFAULT
 
 # A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
@@ -21,7 +21,7 @@ FREE_SETTINGS = tuple(
     f"settings.{name}"
     for name in ("deadline", "exchange_deadline", "checkpoint_every", "images", "image_cache_gb", "weights:")
 )
-ENVIRONMENT = ("versions", "python", "torch_threads", "git_revision", "gpu")  # bits may differ with these
+ENVIRONMENT = ("versions", "python", "torch_threads", "git_revision", "gpu", "own_code")  # bits may differ with these
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def job_directory(
             if _is_used(path):
                 changes = _check_same(config_file, None if planned_from_it else record, of_resuming)
             else:
-                described = {**record, "selection": selection, "environment": describe_environment()}
+                described = {**record, "selection": selection, "environment": describe_environment(own_code(record))}
                 _write_config(config_file, described | {"command": sys.argv})
         except OSError as error:
             raise _unwritable(path, error, of_directory) from error
@@ -174,7 +174,7 @@ def _check_same(config_file: Path, record: Mapping[str, Any] | None, option: str
             "anew in another directory"
         ) from error
     refuse_differences(config_file.parent, there, record, option)
-    last, here = [before, *before.get("additions", [])][-1], describe_environment()
+    last, here = [before, *before.get("additions", [])][-1], describe_environment(own_code(record))
     began = last.get("environment", {})
     return describe_differences({key: began.get(key) for key in ENVIRONMENT}, {key: here[key] for key in ENVIRONMENT})
 

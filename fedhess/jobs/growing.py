@@ -16,7 +16,7 @@ from fedhess.domains.domain import Notify
 from fedhess.domains.images.hugging_face import settle_hugging_face
 from fedhess.domains.scenarios import choose_scenarios
 from fedhess.jobs.directory import amend_config, refuse_differences
-from fedhess.jobs.job import OF_A_RUN, Job, strategy_folders
+from fedhess.jobs.job import OF_A_RUN, Job, own_code, strategy_folders
 from fedhess.jobs.reopening import moved_to, read_config
 from fedhess.jobs.variants import Variant, describe, is_of_server_args, parse_variants
 from fedhess.settings.assignments import Scalar, parse_assignments
@@ -255,7 +255,8 @@ def record_growth(job: Job, *, changed: bool) -> None:
     if not grows and not (changed and left):
         return
     earlier = json.loads((job.path / "config.json").read_text(encoding="utf-8")).get("additions", [])
-    entry = {"command": sys.argv, "adds": _added(job), "from_round": left, "environment": describe_environment()}
+    environment = describe_environment(own_code(job.record))
+    entry = {"command": sys.argv, "adds": _added(job), "from_round": left, "environment": environment}
     amend_config(job.path, {**job.record, "additions": [*earlier, entry]})
 
 

@@ -17,6 +17,7 @@ from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.selectors import DEFAULT
 from fedhess.jobs.variants import Variant, overridden
 from fedhess.settings.assignments import Scalar
+from fedhess.settings.combined import PLUS
 from fedhess.settings.run_config import RunConfig
 from fedhess.settings.schedules import current_settings
 
@@ -238,6 +239,13 @@ def _runs(
                 | {"strategy": strategy, "strategy_args": args, "domains_options": options | made}
             )
             yield index, number, config, RunDirectory(folder / slug(scenario.name) / str(seed))
+
+
+def own_code(record: Mapping[str, Any]) -> list[str]:
+    """List what a job runs of a user's own code, as ``package.module:Name``."""
+    names = [part for strategy in record.get("strategies", ()) for part in strategy.split(PLUS)]
+    names += [str(record.get(part, {}).get(key, "")) for part, key in (("settings", "model"), ("dataset", "name"))]
+    return [name for name in dict.fromkeys(names) if ":" in name]
 
 
 def variant_number(index: int, variant: Mapping[str, Any]) -> int:

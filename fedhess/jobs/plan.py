@@ -11,6 +11,7 @@ from fedhess.alignment.loading import client_half
 from fedhess.alignment.privacy import check_privacy
 from fedhess.alignment.rehearsal import check_training
 from fedhess.base.errors import UsageError, did_you_mean
+from fedhess.base.users_code import users_code
 from fedhess.domains import Benchmark, Scenario, split_domain
 from fedhess.domains.partition import read_examples, require_room_for_domains, share_out
 from fedhess.domains.scenarios import choose_scenarios
@@ -155,7 +156,9 @@ def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) 
     check_privacy(configs)
     check_training(configs)
     for config in configs:
-        client_half(config).check(config)
+        half = client_half(config)
+        with users_code(f"strategy {config.strategy!r}", "check", type(half).check):
+            half.check(config)
     try:
         model = build_model(first, initial=needs_weights)
     except UsageError as error:

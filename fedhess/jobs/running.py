@@ -1,5 +1,6 @@
 """Run every run of a job that is not complete yet."""
 
+import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,6 +14,7 @@ from fedhess.cli.options import JobOptions, read_options
 from fedhess.domains import Benchmark, open_benchmark
 from fedhess.domains.images.image_files import limit_pixels
 from fedhess.domains.images.pixels import require_room
+from fedhess.federation.client.memory import MEMORY
 from fedhess.federation.engines.choice import IN_PROCESS, Engine
 from fedhess.jobs.description import (
     describe_failures,
@@ -39,6 +41,8 @@ from fedhess.models import keeps_images, prepare_inputs
 from fedhess.models.prepared import share_loaded
 from fedhess.settings.assignments import parse_assignments
 from fedhess.settings.run_config import MAX_PIXELS, RunConfig
+
+_DIGESTS: dict[str, str] = {}  # of the data of this process's jobs, by benchmark, options and folder
 
 
 def open_job(
@@ -224,6 +228,10 @@ def _is_complete(job: Job, number: int, progress: Progress) -> bool:
 def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:
     """Do what is done once per domain before training; the clients find the result in the cache."""
     assert job.benchmark is not None, "a job that runs was planned with its data"
+    which = json.dumps([job.benchmark.name, job.benchmark.options, config.data_dir])
+    if _DIGESTS.setdefault(which, job.data["digest"]) != job.data["digest"]:
+        MEMORY.clear()  # the data has changed since an earlier job of this process
+        _DIGESTS[which] = job.data["digest"]
     share_loaded(job.benchmark)
     domains = [job.benchmark.load(domain) for domain in job.benchmark.domains]
     if keeps_images(config.model, images=config.images):

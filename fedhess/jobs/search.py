@@ -92,6 +92,12 @@ def read_search(
         return None
     draws, ranges = there["draws"], there["ranges"]
     if options.add:  # both may grow
+        twice = parse_ranges(ranges).keys() & parse_ranges(given["ranges"] or "").keys()
+        if twice:
+            raise UsageError(
+                f"--range: the sweep in {options.out} has a range of {sorted(twice)[0]!r}, which cannot change; "
+                "leave it out, or begin another sweep"
+            )
         draws, ranges = max(draws, given["draws"] or 0), ",".join(filter(None, [ranges, given["ranges"]]))
     kept = {"search": there["kind"], "draws": draws or None, "grid": there["grid"], "ranges": ranges}
     for key, value in given.items():

@@ -1,5 +1,7 @@
 """Any network split at its last linear layer: what that layer takes are the features, the layer is the head."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 
 from fedhess.base.errors import UsageError
 from fedhess.base.users_code import users_code
-from fedhess.models.headed import FrozenNorms, HeadedModel, to_unit
+from fedhess.models.headed import BATCH_NORMS, FrozenNorms, HeadedModel, to_unit
 
 PROBES = 2  # examples that a network is tried on
 
@@ -92,10 +94,47 @@ def split_network(
             f"{[tuple(call.features.shape) for call in calls if call.name == head.name]}"
         )
     _check_tensors(network, name)
-    _replace(network, head.name)
+    with _varied(network):
+        before, again = (_in_training(network, scale(inputs), name) for _ in range(2))
+        _replace(network, head.name)
     model = HeadedModel(SplitNetwork(network, scale), head.layer, head_name=head.name)
     _check_split(model, inputs, logits, name)
+    if before is None or again is None or not torch.equal(before, again):
+        return model  # it draws from elsewhere: nothing can be told
+    with _varied(model):
+        after = _in_training(model, inputs, name)
+    if after is None or not torch.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise UsageError(
+            f"model {name!r}: something comes after its head {model.head_name!r}, as a dropout or a trained scale, and "
+            "would come before it here; let the head be the last thing that it computes"
+        )
     return model
+
+
+@contextmanager
+def _varied(network: nn.Module) -> Iterator[None]:
+    """Have other parameters within the block, of which none is neutral, as a scale of 1 is; buffers come back too."""
+    before = [(tensor, tensor.detach().clone()) for tensor in (*network.parameters(), *network.buffers())]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.05).add_(0.01)
+        try:
+            yield
+        finally:
+            for tensor, value in before:
+                tensor.copy_(value)
+
+
+def _in_training(network: nn.Module, inputs: Tensor, name: str) -> Tensor | None:
+    """Run a network in training mode, but for its batch norms, with the same random numbers each time."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, BATCH_NORMS):
+            module.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), users_code(f"model {name!r}", "forward", type(network)):
+        torch.default_generator.manual_seed(0)
+        made = network(inputs)
+    return made if isinstance(made, Tensor) else None
 
 
 def _try(network: nn.Module, inputs: Tensor, name: str) -> tuple[object, list[_Call]]:

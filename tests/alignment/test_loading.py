@@ -22,7 +22,7 @@ from fedhess.alignment.loading import (
 )
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base import loading
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import StrategyError, UsageError
 from fedhess.base.loading import text_parameters
 from fedhess.domains import BENCHMARKS
 from fedhess.strategies.hgp import HGP
@@ -46,6 +46,24 @@ class Unreadable(DomainStrategy):
 
 number = 5
 """
+
+
+class Changing(DomainStrategy):
+    """As in a notebook's cell that is run again."""
+
+
+class Listed(DomainStrategy):
+    statistics = [torch.mean]  # type: ignore[assignment]  # noqa: RUF012 - the mistake
+
+
+class Unannotated(DomainStrategy):
+    def __init__(self, c=0.1):  # type: ignore[no-untyped-def]
+        self.c = c
+
+
+class Dictionary(DomainStrategy):
+    def auxiliary(self, model: nn.Module) -> nn.Module | None:
+        return {"layer": nn.Linear(1, 1)}  # type: ignore[return-value]
 
 
 class Proximal(FedProx):
@@ -95,6 +113,19 @@ def test_client_half_has_the_arguments_of_the_run() -> None:
     assert half.alpha == 0.25
 
 
+def test_each_message_has_a_client_half_of_its_own() -> None:
+    """Attributes that it sets are gone with it, as they are on a SuperNode, whose messages have a process each."""
+    config = toy_config(strategy="hgp")
+    assert client_half(config) is not client_half(config)
+
+
+def test_client_half_is_of_the_class_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(strategy=f"{__name__}:Changing")
+    assert vars(client_half(config)) == {}
+    monkeypatch.setattr(sys.modules[__name__], "Changing", type("Changing", (DomainStrategy,), {"limited": True}))
+    assert client_half(config).limited
+
+
 def test_entry_point_is_known_but_does_not_hide_a_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
     class Entry:
         def __init__(self, name: str, value: str) -> None:
@@ -123,6 +154,7 @@ def test_entry_point_is_known_but_does_not_hide_a_built_in(monkeypatch: pytest.M
             "tests.alignment.test_loading:Proximal",
             "tests.alignment.test_loading:Proximal is the server half of FedProx",
         ),
+        (f"{__name__}:Listed", r".*:Listed: expected statistics as functions by name, got \["),
         ("fedhess.strategies.hgp:", "expected a name or package.module:Class, got 'fedhess.strategies.hgp:'"),
         ("fedhess.strategies.hgp:HGP.reference", "expected a name or package.module:Class"),
     ],
@@ -209,3 +241,18 @@ def test_what_is_trained_beside_the_network_draws_from_the_runs_seed_alone(monke
     first, again = strategy_model(config), strategy_model(config)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first.state_dict()["auxiliary.weight"], again.state_dict()["auxiliary.weight"])
+
+
+def test_an_argument_that_text_cannot_give_is_named() -> None:
+    with pytest.raises(
+        UsageError, match=r"has an argument 'c' that text cannot give; annotate it as a str, int, float"
+    ):
+        load_strategy(f"{__name__}:Unannotated", {"c": 0.5})
+
+
+def test_what_is_trained_beside_the_network_is_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    with pytest.raises(
+        StrategyError, match="Dictionary', auxiliary: TypeError: expected a torch module or None, got dict"
+    ):
+        strategy_model(toy_config(strategy=f"{__name__}:Dictionary"))

@@ -1,6 +1,7 @@
 """``fedhess.run`` and ``fedhess.open``: the command from Python, and the notebook that shows them."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 import fedhess
 from fedhess.base.errors import UsageError
+from fedhess.federation.client import memory
 from tests.conftest import TOY, Outcome
 
 Command = Callable[..., Outcome]
@@ -58,10 +60,56 @@ def test_mistakes_are_named() -> None:
         fedhess.run(domains="Toy", round=3)
     with pytest.raises(UsageError, match="--lr: expected more than 0, got -1"):
         fedhess.run(domains="IconPACS", lr=-1)
+    with pytest.raises(
+        UsageError, match=r"strategy: expected text, got <class .*; .* by its name, 'package.module:Name'"
+    ):
+        fedhess.run(domains="Toy", strategy=[torch.nn.Linear])
+    with pytest.raises(UsageError, match="in Python it is ranges="):
+        fedhess.search(domains="Toy", range={"alpha": "0:1"})
     with pytest.raises(UsageError, match="no job's directory"):
         fedhess.open("nowhere")
     with pytest.raises(AttributeError, match="has no attribute 'fly'"):
         fedhess.fly  # noqa: B018
+
+
+def data(scale: float) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: (scale * torch.randn(24, 6, generator=generator), torch.arange(24) % 2) for name in ("a", "b", "c", "d")
+    }
+
+
+def brought() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    return data(1.0)
+
+
+def test_data_that_has_changed_in_a_session_is_what_the_next_job_trains_on(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``command`` for its empty directory."""
+    own = {"domains": f"{__name__}:brought", "target": "a", "rounds": 1, "local_steps": 1, "trials": 1, "model": "mlp"}
+    fedhess.run(**own, out="before")
+    monkeypatch.setattr(sys.modules[__name__], "brought", lambda: data(5.0))
+    fedhess.run(**own, out="after")
+    memory.MEMORY.clear()
+    fedhess.run(**own, out="anew")
+    assert recorded("before") != recorded("after")
+    assert recorded("after") == recorded("anew")
+
+
+def test_own_code_that_has_changed_since_is_said(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    file = Path("changing_rule.py")
+    file.write_text("from fedhess.alignment import DomainStrategy\n\nclass Rule(DomainStrategy): ...\n")
+    assert command(*TOY, "--strategy", "changing_rule:Rule", "--out", "job").status == 0
+    before = json.loads(Path("job/config.json").read_text())["environment"]["own_code"]
+    assert list(before) == ["changing_rule:Rule"]
+    file.write_text(file.read_text() + "# changed\n")
+    outcome = command("--add", "--trials", "2", "--out", "job")
+    assert outcome.status == 0, outcome.err
+    assert "own_code.changing_rule:Rule: '" in outcome.out
+    (added,) = json.loads(Path("job/config.json").read_text())["additions"]
+    assert added["environment"]["own_code"] != before
 
 
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def change_rows(job: Path, change: Callable[[Path, list[Row]], list[Row]]) -> No
 def test_cost_is_said_before_anything_runs(recorded: tuple[Path, str]) -> None:
     lines = recorded[1].splitlines()
     # 2 targets x (2 settings of erm + 3 of hgp); 5 pairs hold east or west.
-    expected = "10, 2 (erm), 3 (hgp) settings among them and 25 more for cross-validation: 35 runs, 70 rounds of training"
+    expected = (
+        "10, 2 (erm), 3 (hgp) settings among them and 25 more for cross-validation: 35 runs, 70 rounds of training"
+    )
     (said,) = [number for number, line in enumerate(lines) if line.startswith("runs ")]
     assert lines[said].split(maxsplit=1) == ["runs", expected]
     assert said < min(number for number, line in enumerate(lines) if line.startswith("["))

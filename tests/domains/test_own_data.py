@@ -123,6 +123,23 @@ def truths() -> Mapping[str, Any]:
     return {name: (np.ones((6, 2), dtype=bool), LABELS) for name in "abc"}
 
 
+def with_labels(*labels: int) -> Callable[[], Mapping[str, Any]]:
+    return lambda: {name: (np.ones((len(labels), 2)), np.array(labels)) for name in "abc"}
+
+
+negative, gap = with_labels(-1, 0, 1), with_labels(0, 1, 5)
+
+
+def channels_last() -> Mapping[str, Any]:
+    return {name: (np.ones((6, 8, 8, 3), dtype=np.uint8), LABELS) for name in "abc"}
+
+
+def not_finite() -> Mapping[str, Any]:
+    inputs = np.ones((6, 2))
+    inputs[3, 1], inputs[5, 0] = np.nan, np.inf
+    return {name: (inputs if name == "b" else np.ones((6, 2)), LABELS) for name in "abc"}
+
+
 def same_classes() -> Any:
     return type("Data", (), {"domains": {name: (np.ones((6, 2)), LABELS) for name in "abc"}, "classes": ["x", "x"]})
 
@@ -220,6 +237,10 @@ def load_all(benchmark: Benchmark) -> None:
         (lambda: own("empty"), "'a': expected examples, and its data set has none"),
         (lambda: own("of_names"), "'a': expected arrays of numbers, got <U1"),
         (lambda: own("truths"), r"'a': expected inputs of bytes \(uint8\) or floats, got torch.bool"),
+        (lambda: own("negative"), "'a': expected labels that count from 0, got -1"),
+        (lambda: own("gap"), "no domain has an example of label 2, 3, 4; count labels from 0 without a gap, or name"),
+        (lambda: own("channels_last"), r"images with their channels first, \(N, 3, H, W\), got shape \(6, 8, 8, 3\)"),
+        (lambda: load_all(own("not_finite")), "'b': 2 of 6 inputs have values that are not finite, .* example 3"),
         (lambda: own("same_classes"), r"expected a name for each class, none twice, got \['x', 'x'\]"),
         (lambda: own("LABELS"), "is no benchmark: expected a class or a function, got array"),
         (lambda: own("Shapes", options={"with": 3}), "--domains-args: benchmark .* has no argument 'with'; did you"),

@@ -61,6 +61,26 @@ class PairInTraining(Net):
         return (self.fc(features), features) if self.training else self.fc(features)
 
 
+class DropsLogits(Net):
+    def forward(self, images: Tensor) -> Any:
+        return nn.functional.dropout(super().forward(images), training=self.training)
+
+
+class DropsFeatures(Net):
+    def forward(self, images: Tensor) -> Any:
+        features = torch.relu(self.squeeze(self.body(images)))
+        return self.fc(nn.functional.dropout(features, training=self.training))
+
+
+class Temperature(Net):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor) -> Any:
+        return super().forward(images) * self.scale
+
+
 class Twice(Net):
     def forward(self, images: Tensor) -> Any:
         features = torch.relu(self.squeeze(self.body(images)))
@@ -158,6 +178,8 @@ def test_a_featurizer_and_a_head_without_a_forward_are_run_one_after_the_other()
         ("Softmax", r"none of its nn.Linear \(fc, squeeze\) computes the logits .* the last that it calls is 'fc'"),
         ("Pair", r"expected logits of shape \(B, 4\) for inputs of shape \(2, 3, 8, 8\), got tuple"),
         ("PairInTraining", "in training too, got tuple; return the logits alone"),
+        ("DropsLogits", "something comes after its head 'fc', as a dropout or a trained scale"),
+        ("Temperature", "something comes after its head 'fc'"),
         ("Twice", r"expected its head 'fc' to be called once, on features of shape \(B, D\), got \[\(2, 5\), \(2, 5\)"),
         ("headless", r"has no nn.Linear, which its head must be; its modules: 0 \(Conv2d\), 1 \(Flatten\)"),
         ("TwoNames", "'body.0.weight' and 'encoder.0.0.weight' are one tensor, and updates are sent by name"),
@@ -173,6 +195,12 @@ def test_a_featurizer_and_a_head_without_a_forward_are_run_one_after_the_other()
 def test_what_is_no_network_with_a_linear_head_is_refused(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         own(name)
+
+
+def test_random_features_are_the_networks_own() -> None:
+    model = own("DropsFeatures")
+    assert model.head_name == "fc"
+    assert torch.equal(own("DropsFeatures").state_dict()["head.weight"], model.state_dict()["head.weight"])
 
 
 def test_an_entry_point_of_an_installed_package_is_a_model_and_a_benchmark(

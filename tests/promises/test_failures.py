@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from centralised import cross_entropy, gradient_and_hgp, matrix
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from misbehaving import ALL, BAD, TARGET_PARTITION, Misbehaving, crash
 
-from fedhess.base.errors import FederationError, StrategyError
+from fedhess.alignment import DomainStrategy
+from fedhess.base.errors import FederationError, StrategyError, UsageError
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
@@ -199,6 +201,50 @@ def test_where_the_strategy_raised_on_the_first_client_it_is_the_strategys_error
 
     with pytest.raises(StrategyError, match=r"(?s)client south: strategy 'mine', penalty: it is odd.*not waited for"):
         toy_run(app=Misbehaving(protocol.TRAIN, act, partitions=[1, 2]), wrap=wrap, deadline=600.0, **HGP)
+
+
+class ReturnsNone(DomainStrategy):
+    def local_training(self, phase: Any, reference: Any) -> Any:
+        phase.mean_update()
+
+
+class ReturnsPart(DomainStrategy):
+    def local_training(self, phase: Any, reference: Any) -> Any:
+        return dict(list(phase.mean_update().items())[1:])
+
+
+class Counts(DomainStrategy):
+    def reference(self, ask: Any) -> Any:
+        self.state["rounds"] = 1  # type: ignore[assignment]
+        return {}
+
+
+class GoesAlone(DomainStrategy):
+    def compute_gradient(self, step: Any) -> None:
+        step.run().batch.loss.backward()
+
+
+class OfEachExample(DomainStrategy):
+    def objective(self, step: Any, reference: Any) -> Any:
+        return super().objective(step, reference).expand(3)
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (ReturnsNone, r"ReturnsNone', local_training: TypeError: expected the mean update by name, got NoneType"),
+        (ReturnsPart, r"ReturnsPart', local_training: TypeError: expected '.*' of shape \(.*\) in it, got None"),
+        (Counts, r"Counts: state\['rounds'\]: expected a tensor, got 1; keep it as torch.tensor"),
+        (GoesAlone, r"GoesAlone', step: TypeError: compute_gradient: expected it to call step.backward\(\)"),
+        (
+            OfEachExample,
+            r"OfEachExample', penalty: TypeError: objective: .* of a single number, shape \(\), got shape \(3,\)",
+        ),
+    ],
+)
+def test_a_mistake_in_a_strategy_is_named_with_its_hook(toy_run: Run, tmp_path: Path, cls: type, message: str) -> None:
+    with pytest.raises((StrategyError, UsageError), match=message):
+        toy_run(strategy=f"{__name__}:{cls.__name__}", directory=tmp_path / "run")
 
 
 @pytest.mark.parametrize("message_type", [protocol.STATISTICS, protocol.TRAIN])

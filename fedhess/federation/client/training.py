@@ -101,6 +101,10 @@ def train_locally(
         ]
         with users_code(f"strategy {config.strategy!r}", "penalty", type(strategy)):
             terms = [strategy.objective(step, own.reference) for step, own in zip(steps, holdings, strict=True)]
+            for term in terms:
+                if not isinstance(term, Tensor) or term.dim() > 0:
+                    got = f"shape {tuple(term.shape)}" if isinstance(term, Tensor) else type(term).__name__
+                    raise TypeError(f"objective: expected a tensor of a single number, shape (), got {got}")
         return _weighted([step.loss for step in steps], holdings), _weighted(terms, holdings)
 
     for index in indices:
@@ -110,6 +114,8 @@ def train_locally(
         optimizer.zero_grad(set_to_none=True)
         with users_code(f"strategy {config.strategy!r}", "step", type(strategy), calls=LocalStep):
             strategy.compute_gradient(step)
+            if step.recorded is None:
+                raise TypeError("compute_gradient: expected it to call step.backward(), which adds the gradients")
         recorded = step.recorded if recorded is None else recorded
         if writes:
             optimizer.step()

@@ -41,16 +41,17 @@ def sickness(rows: Sequence[Row], config: RunConfig, *, args: Mapping[str, Scala
         if accuracy is not None and classes and accuracy <= 1 / classes:
             return (
                 f"accuracy on the sources is {100 * accuracy:.1f} % after round {number}, no better than chance with "
-                f"{classes} classes: {remedy(config, args)}"
+                f"{classes} classes: {remedy(config, args)}, or train for longer"
             )
     return ""
 
 
 def remedy(config: RunConfig, args: Mapping[str, Scalar]) -> str:
-    """Name the coefficients and the learning rate that may be too high, with their values."""
+    """Name the coefficients and the learning rates that may be too high, with their values."""
     numbers = [f"{key}={value:g}" for key, value in args.items() if isinstance(value, float)]
     lower = f"--strategy-args ({', '.join(numbers)}) or " if numbers else ""
-    return f"lower {lower}--lr ({config.lr:g})"
+    adaptive = f" or --server-lr ({config.server_lr:g})" if config.server_optimizer != "SGD" else ""
+    return f"lower {lower}--lr ({config.lr:g}){adaptive}"
 
 
 def _divisor(number: int, config: RunConfig, args: Mapping[str, Scalar]) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedhess.alignment.statistics import StatisticShapes
 from fedhess.alignment.step import round_steps
 from fedhess.alignment.strategy import DomainStrategy
-from fedhess.base.errors import DivergedError, FederationError, StrategyError
+from fedhess.base.errors import DivergedError, FederationError, StrategyError, UsageError
 from fedhess.base.users_code import users_code
 from fedhess.federation.server.checkpoint import State, below
 from fedhess.federation.server.clients import Federation
@@ -124,6 +124,7 @@ class DomainRounds:
             f"strategy {config.strategy!r}", "local_training", type(strategy).local_training, calls=Federation
         ):
             update = strategy.local_training(phase, reference)
+            _check_update(update, model)
         phase.require_quorum()
         return phase, update
 
@@ -146,6 +147,13 @@ class DomainRounds:
     def state(self) -> State:
         """Return what the next round needs: the strategy's state and, if they are used, the round's statistics."""
         tensors = {f"strategy/{name}": tensor for name, tensor in self._strategy.state_dict().items()}
+        for name, value in tensors.items():
+            if not isinstance(value, Tensor):
+                key = name.removeprefix("strategy/")
+                raise UsageError(
+                    f"{type(self._strategy).__qualname__}: state[{key!r}]: expected a tensor, got {value!r}; keep it "
+                    "as torch.tensor(...)"
+                )
         if self._previous is None:
             return tensors, {}
         held, calls = self._previous.state()
@@ -167,3 +175,14 @@ def _suspect(exchanges: Sequence[Mapping[Client, Norms]]) -> Client | None:
             if norms[longest][name] > others:  # also where it is so large that its norm is inf
                 return longest
     return None
+
+
+def _check_update(update: object, model: GlobalModel) -> None:
+    """Check what a strategy's own local training returned."""
+    if not isinstance(update, Mapping):
+        raise TypeError(f"expected the mean update by name, got {type(update).__name__}")
+    for name in model.update_names:
+        got = update.get(name)
+        if not isinstance(got, Tensor) or got.shape != model.tensors[name].shape:
+            shape = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else f"{got!r}"
+            raise TypeError(f"expected {name!r} of shape {tuple(model.tensors[name].shape)} in it, got {shape}")
