@@ -80,7 +80,7 @@ def test_choices_at_the_edge_of_a_grid_are_named(command: Command) -> None:
     brief = [*FREE, "--strategy", "erm,hgp", "--target", "east", "--trials", "1", "--rounds", "6", "--quiet"]
     outcome = command(*brief, *grid, "--out", "job")
     assert outcome.status == 0, outcome.err
-    assert "selection among 3 settings of a grid" in outcome.out
+    assert "selection among 3 (erm), 2 (hgp) settings of a grid" in outcome.out
     assert "- erm, lr: 1 of 1 choices lie at the high end of 1e-05 or 0.0001 or 0.2; widen it" in outcome.out
     assert "- hgp, lr" not in outcome.out, "of two values each is at an edge"
     (line,) = [line for line in outcome.out.splitlines() if line.startswith("| erm ") and "lr=0.2" in line]
@@ -109,7 +109,7 @@ def test_a_setting_at_which_a_strategy_raises_leaves_the_others_and_is_marked(
     assert "- fragile:Fragile, east: of 3 runs 2 failed, 0 left to run" in outcome.out
     lines = outcome.out.splitlines()
     first = {name: next(line for line in lines if line.startswith(f"| {name}")) for name in ("fragile", "erm")}
-    assert " * |" in first["fragile"]
+    assert " ! |" in first["fragile"]
     assert "*" not in first["erm"].replace("**", "")
     (chosen,) = json.loads(Path("job/summary.json").read_text())["strategies"]["fragile:Fragile"]["choices"]
     assert chosen["settings"] == {"alpha": 0.5}

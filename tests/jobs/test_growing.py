@@ -163,7 +163,7 @@ def test_an_addition_that_is_killed_is_resumed_without_any_option(command: Comma
 def test_each_addition_is_recorded_with_what_it_ran_in(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = json.loads(Path("job/config.json").read_text())
     now = begun["environment"] | {"git_revision": "another"}
-    monkeypatch.setattr("fedhess.jobs.growing.describe_environment", lambda: now)
+    monkeypatch.setattr("fedhess.jobs.growing.describe_environment", lambda own_code: now)
     outcome = command("--out", "job", "--add", "--strategy", "erm", "--rounds", "3")
     assert "added to the job in job: strategies erm; rounds 3" in outcome.out
     config = json.loads(Path("job/config.json").read_text())
