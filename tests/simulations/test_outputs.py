@@ -218,6 +218,8 @@ def test_sick_runs_gaps_and_failures_are_warnings() -> None:
     found = {"unfinished": {}, "incomplete": {}, "sick": {"seed 0": "flat"}, "gaps": ["round 3"], "failures": 9}
     found["not_averaged"] = "2 of 3"
     assert warnings_of({"strategies": {"erm": found}}) == {
-        "warnings": ["sick: seed 0: flat", "too few source clients evaluated: round 3", "9 failure(s) of clients"]
-        + ["no average had begun: 2 of 3 models"]
+        "warnings": [
+            *("sick: seed 0: flat", "too few source clients evaluated: round 3", "9 failure(s) of clients"),
+            "no average had begun: 2 of 3 models",
+        ]
     }
