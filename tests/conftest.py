@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ TOY_OF_FLOWER = ["--domains", "Toy", "--domains-args", "holdout=0.25", "--rounds
 TOY_OF_FLOWER += ["--batch-size", "8", "--lr", "0.1", "--evaluate-every", "1", "--l2", "0", "--trials", "1"]
 TOY = [*TOY_OF_FLOWER, "--server-optimizer", "SGD", "--server-lr", "1"]
 
+GPU_ASKED = re.compile(r"(?<!not )\bgpu\b")  # by -m
+
 collect_ignore = ["support/impatient"]  # a sitecustomize, of which Python has one already
 LONGEST = ("faults/test_clients", "deploy/test_local", "promises/", "jobs/", "commands/", "simulations/")
 DRAWING = {name: getattr(figures, name) for name in ("_figure", "_draw_map", "rendered")}
@@ -45,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Tests mean the CPU, and find no GPU to take by themselves; with ``-m gpu`` those that need one run alone.
     """
-    if "gpu" not in config.option.markexpr:
+    if not GPU_ASKED.search(config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -70,7 +73,7 @@ def cuda(request: pytest.FixtureRequest) -> str:
     """Return the CUDA device; where ``-m gpu`` asked for these tests, its absence is a failure."""
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
-        (pytest.fail if "gpu" in request.config.option.markexpr else pytest.skip)("torch sees no CUDA device")
+        (pytest.fail if GPU_ASKED.search(request.config.option.markexpr) else pytest.skip)("torch sees no CUDA device")
     return "cuda"
 
 

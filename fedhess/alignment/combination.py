@@ -69,7 +69,8 @@ class Combined(DomainStrategy):
             try:
                 check(part, config.model_copy(update={"strategy": name}))
             except UsageError as error:
-                raise UsageError(str(error).replace(f"{name}.", f"{config.strategy}.{prefix}")) from error
+                text = str(error).replace(f"--strategy {name}:", f"--strategy {config.strategy}:")
+                raise UsageError(text.replace(f"{name}.", f"{config.strategy}.{prefix}")) from error
 
     def check_model(self, model: HeadedModel) -> None:
         """Check that the network suits every part."""

@@ -175,7 +175,7 @@ def _check_values(inputs: Tensor, labels: Tensor, what: str) -> None:
     """Check what would train to nothing, or on something else than was meant."""
     if int(labels.min()) < 0:
         raise UsageError(f"{what}: expected labels that count from 0, got {int(labels.min())}")
-    if inputs.dtype == torch.uint8 and inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 4:
+    if inputs.dtype == torch.uint8 and inputs.dim() == 4 and inputs.shape[3] in (1, 3) and min(inputs.shape[1:3]) > 4:
         raise UsageError(
             f"{what}: expected images with their channels first, (N, 3, H, W), got shape {tuple(inputs.shape)}; "
             "transpose them"

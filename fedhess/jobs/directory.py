@@ -176,6 +176,7 @@ def _check_same(config_file: Path, record: Mapping[str, Any] | None, option: str
     refuse_differences(config_file.parent, there, record, option)
     last, here = [before, *before.get("additions", [])][-1], describe_environment(own_code(record))
     began = last.get("environment", {})
+    began = {"own_code": {}, **began}  # which jobs of before have none of
     return describe_differences({key: began.get(key) for key in ENVIRONMENT}, {key: here[key] for key in ENVIRONMENT})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from fedhess.base.loading import installed
 from fedhess.domains import Benchmark, Scenario
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.selectors import DEFAULT
@@ -242,10 +243,14 @@ def _runs(
 
 
 def own_code(record: Mapping[str, Any]) -> list[str]:
-    """List what a job runs of a user's own code, as ``package.module:Name``."""
-    names = [part for strategy in record.get("strategies", ()) for part in strategy.split(PLUS)]
-    names += [str(record.get(part, {}).get(key, "")) for part, key in (("settings", "model"), ("dataset", "name"))]
-    return [name for name in dict.fromkeys(names) if ":" in name]
+    """List what a job runs of a user's own code, as ``package.module:Name``, that of installed entry points too."""
+    names = {
+        "strategies": [part for strategy in record.get("strategies", ()) for part in strategy.split(PLUS)],
+        "models": [str(record.get("settings", {}).get("model", ""))],
+        "benchmarks": [str(record.get("dataset", {}).get("name", ""))],
+    }
+    paths = [installed(f"fedhess.{group}").get(name, name) for group, several in names.items() for name in several]
+    return [path for path in dict.fromkeys(paths) if ":" in path and not path.startswith("timm:")]
 
 
 def variant_number(index: int, variant: Mapping[str, Any]) -> int:

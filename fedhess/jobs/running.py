@@ -202,7 +202,7 @@ def _run_in_turn(
             left = alone_in(run.directory) if (run.directory.path / ".lock").exists() else nullcontext()
             with left, tracking.follow(run, partial(progress.update, number)) as on_round:
                 run_to_end(run.directory, run.config, classes=job.classes, engine=engine, on_round=on_round)
-        except (FederationError, StrategyError) as error:
+        except (FederationError, StrategyError, UsageError) as error:
             if not job.variants:
                 raise
             failures[number] = str(error)

@@ -1,13 +1,15 @@
 """Any network split at its last linear layer: what that layer takes are the features, the layer is the head."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedhess.base.errors import UsageError
+from fedhess.base.errors import StrategyError, UsageError
 from fedhess.base.users_code import users_code
 from fedhess.models.headed import BATCH_NORMS, FrozenNorms, HeadedModel, to_unit
 
@@ -103,7 +105,7 @@ def split_network(
         return model  # it draws from elsewhere: nothing can be told
     with _varied(model):
         after = _in_training(model, inputs, name)
-    if after is None or not torch.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True):
+    if after is not None and not torch.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise UsageError(
             f"model {name!r}: something comes after its head {model.head_name!r}, as a dropout or a trained scale, and "
             "would come before it here; let the head be the last thing that it computes"
@@ -114,26 +116,51 @@ def split_network(
 @contextmanager
 def _varied(network: nn.Module) -> Iterator[None]:
     """Have other parameters within the block, of which none is neutral, as a scale of 1 is; buffers come back too."""
-    before = [(tensor, tensor.detach().clone()) for tensor in (*network.parameters(), *network.buffers())]
+    parameters = [(own, own.detach().clone()) for own in network.parameters() if own.is_floating_point()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in network.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.mul_(1.05).add_(0.01)
         try:
+            for own, _ in parameters:
+                own.mul_(1.05).add_(0.01)
             yield
         finally:
-            for tensor, value in before:
-                tensor.copy_(value)
+            for own, value in parameters:
+                own.copy_(value)
+            for module, name, buffer, value in buffers:  # which a forward pass may have put others in the place of
+                setattr(module, name, buffer)
+                buffer.copy_(value)
 
 
 def _in_training(network: nn.Module, inputs: Tensor, name: str) -> Tensor | None:
-    """Run a network in training mode, but for its batch norms, with the same random numbers each time."""
+    """Run a network in training mode, but for its batch norms, with the same random numbers each time.
+
+    None where nothing can be told from it: it returns no tensor, or does not bear other parameters than its own.
+    """
     network.train()
     for module in network.modules():
         if isinstance(module, BATCH_NORMS):
             module.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), users_code(f"model {name!r}", "forward", type(network)):
-        torch.default_generator.manual_seed(0)
-        made = network(inputs)
+    # The global generators are what a network of a user's may draw from.
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            users_code(f"model {name!r}", "forward", type(network)),
+        ):
+            torch.default_generator.manual_seed(0)
+            made = network(inputs)
+    except StrategyError:
+        return None
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
     return made if isinstance(made, Tensor) else None
 
 

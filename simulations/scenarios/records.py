@@ -125,7 +125,8 @@ def _joined(rows: Sequence[Row], seed: int) -> list[Row]:
     in common.
     """
     mine = [row for row in rows if row["seed"] == seed]
-    done = [row for row in mine if "stopped" not in row]
+    begun = sorted(mine, key=lambda row: str(row["environment"].get("started", "")))
+    done = [row for row in begun if "stopped" not in row]
     done = [row for n, row in enumerate(done) if not any(set(_targets(row)) <= set(_targets(b)) for b in done[n + 1 :])]
     if len(done) < 2:
         return [*(row for row in mine if "stopped" in row), *done]

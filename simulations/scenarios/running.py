@@ -118,7 +118,7 @@ def shorten(configuration: Configuration, *, rounds: int, annealed: int) -> Conf
     model = str(configuration.overrides.get("model", benchmark.default_model))
     recipe = default_strategy_args(configuration.strategy, model=model, benchmark=benchmark.recipe or benchmark.name)
     resolved = resolved_args(configuration.strategy, recipe | dict(configuration.strategy_args))
-    args = {"anneal_steps": annealed} if resolved.get("anneal_steps") else {}
+    args = {key: annealed for key, value in resolved.items() if key.endswith("anneal_steps") and value}
     overrides = {**configuration.overrides, "rounds": rounds}
     return replace(configuration, overrides=overrides, strategy_args={**configuration.strategy_args, **args})
 

@@ -1,6 +1,7 @@
 """Networks that a user brings: split at their head, named where they have none; timm; weights from a file."""
 
 import logging
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,42 @@ class Temperature(Net):
 
     def forward(self, images: Tensor) -> Any:
         return super().forward(images) * self.scale
+
+
+class Reassigns(Net):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("mean", torch.zeros(5))
+
+    def forward(self, images: Tensor) -> Any:
+        features = torch.relu(self.squeeze(self.body(images)))
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * features.mean(0)
+        return self.fc(features - self.mean)
+
+
+class DropsLayers(Net):
+    def forward(self, images: Tensor) -> Any:
+        features = torch.relu(self.squeeze(self.body(images)))
+        for _ in range(3):
+            features = features if self.training and random.random() < 0.3 else features + 1
+        return self.fc(features)
+
+
+class CountsWhole(Net):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.seen = nn.Parameter(torch.zeros(3, dtype=torch.int64), requires_grad=False)
+
+
+class Bounded(Net):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.keeps = nn.Parameter(torch.tensor(0.98))
+
+    def forward(self, images: Tensor) -> Any:
+        features = torch.relu(self.squeeze(self.body(images)))
+        return self.fc(features * torch.bernoulli(self.keeps) if self.training else features)
 
 
 class Twice(Net):
@@ -198,9 +235,18 @@ def test_what_is_no_network_with_a_linear_head_is_refused(name: str, message: st
 
 
 def test_random_features_are_the_networks_own() -> None:
-    model = own("DropsFeatures")
-    assert model.head_name == "fc"
-    assert torch.equal(own("DropsFeatures").state_dict()["head.weight"], model.state_dict()["head.weight"])
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        whole = DropsFeatures(num_classes=4).state_dict()
+    found = own("DropsFeatures").state_dict()
+    ours = {name.removeprefix("featurizer.network.").replace("head.", "fc."): value for name, value in found.items()}
+    assert all(torch.equal(ours[name], value) for name, value in whole.items()), "trying it left everything as it was"
+
+
+@pytest.mark.parametrize("name", ["Reassigns", "DropsLayers", "CountsWhole", "Bounded"])
+def test_networks_that_are_odd_in_training_are_split(name: str) -> None:
+    for _ in range(10):
+        assert own(name).head_name == "fc"
 
 
 def test_an_entry_point_of_an_installed_package_is_a_model_and_a_benchmark(

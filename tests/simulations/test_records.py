@@ -139,6 +139,14 @@ def test_part_within_a_later_one_is_replaced_and_what_overlaps_has_no_common_mea
     assert not {"sources", ORACLE} & line.cells.keys()
 
 
+def test_part_that_began_later_counts_wherever_it_stands() -> None:
+    def begun(at: str, **targets: float) -> dict[str, Any]:
+        return part(1, **targets) | {"environment": {"git_revision": "abc", "started": at}}
+
+    (line,) = lines_of([begun("2026-03", photo=90.0, sketch=95.0), begun("2026-02", photo=11.0)])
+    assert line.cells["photo"]["mean"] == 90.0
+
+
 def test_average_is_of_all_targets_or_not_there() -> None:
     half, whole = lines_of([part(1, photo=90.0) | {"strategy": "hgp"}, part(1, photo=90.0, sketch=70.0)])
     assert whole.cells["average"]["mean"] == 80.0

@@ -44,6 +44,9 @@ def test_quick_runs_shorten_the_annealing_that_a_strategy_has_by_default() -> No
     assert shorten(given, rounds=4, annealed=2).strategy_args == {"anneal_steps": 2}
     assert shorten(replace(given, strategy="vrex"), rounds=4, annealed=2).strategy_args == {"anneal_steps": 2}
     assert shorten(replace(given, strategy="coral"), rounds=4, annealed=2).strategy_args == {}
+    assert shorten(replace(given, strategy="fishr+sagm"), rounds=4, annealed=2).strategy_args == {
+        "fishr_anneal_steps": 2
+    }
 
 
 @pytest.fixture
