@@ -19,11 +19,9 @@ from fedhess.settings.combined import parts_of
 from fedhess.settings.run_config import RunConfig
 
 PENALTY, STEP, SERVER = PLACES = ("penalty", "step rule", "server rule")
-APART = {  # parts that one of the two would silently lose its meaning beside
-    frozenset({"fish", "mixup"}): "a client of Fish's relay trains on one domain at a time, and Mixup mixes two",
-    frozenset(
-        {"fish", "fedprox"}
-    ): "in Fish's relay the model comes from the domain before, and FedProx would pull to it",
+APART = {  # parts of which one would do nothing beside the other, or something else
+    ("fish", "mixup"): "a client of Fish's relay trains on one domain at a time, and Mixup mixes two",
+    ("fish", "fedprox"): "in Fish's relay the model comes from the domain before, and FedProx would pull to it",
 }
 _HOOKS = {PENALTY: ("penalty", "objective", "auxiliary"), STEP: ("compute_gradient",), SERVER: ("local_training",)}
 
@@ -146,7 +144,7 @@ def combine(name: str, classes: Mapping[str, type]) -> type[Combined]:
             name, or one would do nothing beside the other.
     """
     for pair, reason in APART.items():
-        if pair <= set(parts_of(name).values()):
+        if set(pair) <= set(parts_of(name).values()):
             raise UsageError(f"--strategy {name}: {reason}; leave one of the two out")
     taken: dict[str, str] = {}
     kinds: dict[str, dict[str, Any]] = {"statistics": {}, "network_statistics": {}}

@@ -53,22 +53,25 @@ def comparison_columns(summary: Summary) -> list[str]:
 
 
 def differences_of(summary: Summary, strategy: str) -> list[Mapping[str, Any] | None]:
-    """List a strategy's differences, by comparison column; None for the baseline itself."""
+    """List a strategy's differences, by comparison column, and if a side is ``incomplete``; None for the baseline."""
     if not summary["comparison"]:
         return []
     found = summary["comparison"]["strategies"].get(strategy)
-    return [None if found is None else found[column] for column in _compared(summary)]
+    sides = [summary["strategies"][name] for name in (strategy, summary["comparison"]["baseline"])]
+    return [
+        None if found is None else {**found[column], "incomplete": any(_lacks(side, column) for side in sides)}
+        for column in _compared(summary)
+    ]
+
+
+def _lacks(result: Mapping[str, Any], column: str) -> bool:
+    """Whether not all runs behind a strategy's cell have ended."""
+    lacking = result["incomplete"]
+    return column in lacking or (column == "average" and bool(lacking))
 
 
 def _compared(summary: Summary) -> list[str]:
-    return list(next(iter(summary["comparison"]["strategies"].values()))) if summary["comparison"] else []
-
-
-def _marks_of_pair(
-    summary: Summary, marks: Mapping[tuple[str, str], frozenset[str]], name: str, column: str
-) -> frozenset[str]:
-    """Return the marks of a difference's two sides."""
-    return marks[name, column] | marks[summary["comparison"]["baseline"], column]
+    return list(next(iter(summary["comparison"]["strategies"].values())))
 
 
 def mark_best(summary: Summary) -> dict[tuple[str, str], frozenset[str]]:
@@ -92,8 +95,7 @@ def mark_best(summary: Summary) -> dict[tuple[str, str], frozenset[str]]:
                 second = name not in winners and len(winners) == 1 and means[name] >= max(others) - SAME
                 found |= {SECOND} if second else set()
                 found |= {TIED} if name not in winners and means[name] >= best - error else set()
-            lacking = summary["strategies"][name]["incomplete"]
-            found |= {INCOMPLETE} if column in lacking or (column == "average" and lacking) else set()
+            found |= {INCOMPLETE} if _lacks(summary["strategies"][name], column) else set()
             marks[name, column] = frozenset(found)
     return marks
 
@@ -143,12 +145,7 @@ def table(summary: Summary) -> str:
     lines: list[list[str]] = []
     for name, result in summary["strategies"].items():
         cells = [name, *(marked_text(shown(cell_of(result, column)), marks[name, column]) for column in columns)]
-        cells += [
-            shown_difference(cell) + (" !" if INCOMPLETE in _marks_of_pair(summary, marks, name, column) else "")
-            if cell
-            else ""
-            for column, cell in zip(_compared(summary), differences_of(summary, name), strict=True)
-        ]
+        cells += [shown_difference(cell) if cell else "" for cell in differences_of(summary, name)]
         cells += [f"{short(result[key]['before'])} -> {short(result[key]['after'])}" for key in DISTANCES]
         lines.append(cells)
     return "\n".join(
@@ -204,8 +201,7 @@ def selector_table(compared: Mapping[str, Any]) -> str:
 
 
 def _cell_of_selector(result: Mapping[str, Any], column: str) -> str:
-    lacking = result["incomplete"]
-    return shown(cell_of(result, column)) + (" !" if column in lacking or (column == "average" and lacking) else "")
+    return shown(cell_of(result, column)) + (" !" if _lacks(result, column) else "")
 
 
 def _selected(compared: Mapping[str, Any]) -> list[list[str]]:
@@ -327,7 +323,8 @@ def _latex_difference(cell: Mapping[str, Any]) -> str:
     if cell["difference"] is None:
         return "n/a"
     interval = "" if cell["low"] is None else f" $[{signed(cell['low'])}, {signed(cell['high'])}]$"
-    return f"${signed(cell['difference'])}${interval}" + (rf"$^{{{stars(cell)}}}$" if stars(cell) else "")
+    marks = stars(cell) + (r"\ddagger" if cell["incomplete"] else "")
+    return f"${signed(cell['difference'])}${interval}" + (f"$^{{{marks}}}$" if marks else "")
 
 
 FORMATS: Mapping[str, Callable[[Summary], str]] = {"markdown": table, "latex": latex_table, "csv": csv_table}

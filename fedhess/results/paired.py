@@ -94,7 +94,7 @@ def stars(cell: Mapping[str, Any]) -> str:
 
 
 def shown_difference(cell: Mapping[str, Any]) -> str:
-    """Show a difference with its interval and stars.
+    """Show a difference with its interval and stars, and the mark of runs that have not ended.
 
     >>> shown_difference({"difference": 3.0, "low": -1.968, "high": 7.968, "p": 0.122, "p_holm": 0.122})
     '+3.0 [-2.0, +8.0]'
@@ -102,7 +102,8 @@ def shown_difference(cell: Mapping[str, Any]) -> str:
     if cell["difference"] is None:
         return "n/a"
     interval = "" if cell["low"] is None else f" [{signed(cell['low'])}, {signed(cell['high'])}]"
-    return " ".join(filter(None, [signed(cell["difference"]) + interval, stars(cell)]))
+    unfinished = "!" if cell.get("incomplete") else ""
+    return " ".join(filter(None, [signed(cell["difference"]) + interval, stars(cell), unfinished]))
 
 
 def signed(value: float) -> str:

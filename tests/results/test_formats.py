@@ -71,7 +71,8 @@ def test_what_is_unfinished_or_no_average_is_marked_in_every_form(tmp_path: Path
     assert all(said in text for text in (table(found), latex_table(found), render_page(job, found, [], {})))
     found["strategies"]["hgp"]["incomplete"] = {"east": "1 left to run"}
     assert "| **60.0** ! | +10.0 ! |" in " ".join(table(found).split())
-    assert r"\textbf{60.0}$^\ddagger$" in latex_table(found)
+    assert r"\textbf{60.0}$^\ddagger$ & $+10.0$$^{\ddagger}$" in latex_table(found)
+    assert "+10.0 !" in render_page(job, found, [], {})
     by_two = selector_table({"source": summarise(job), "lodo": found})
     assert "| 60.0 | 60.0 ! |" in " ".join(by_two.split())
     assert "- hgp, east: 1 left to run" in by_two
