@@ -229,9 +229,12 @@ FOLLOWED: dict[str, tuple[dict[str, Any], Callable[..., dict[str, Tensor]]]] = {
     "fedsam-asam": ({"form": "asam"}, partial(train_in_rounds, slope=sam_slope(0.7, 0.2))),
     "sagm": ({"rho": 0.05, "alpha": 0.001}, partial(train_in_rounds, slope=sagm_slope(0.05, 0.001))),
 }
+SCHEDULED = {"server_lr_schedule": "cosine", "server_warmup_rounds": 2}
 UPDATED = {
     "three": arranged(3, "examples", rounds=4, local_steps=3, lr=LR, momentum=0.9, weight_decay=0.01),
-    "four": arranged(4, "domain", rounds=4, local_steps=2, lr=LR, server_optimizer="Adam", server_lr=0.01, l2=0.01),
+    "four": arranged(
+        4, "domain", rounds=4, local_steps=2, lr=LR, server_optimizer="Adam", server_lr=0.01, l2=0.01, **SCHEDULED
+    ),
     "two of five": arranged(
         5, "examples", rounds=5, local_steps=3, lr=LR, momentum=0.9, lr_schedule="cosine", clients_per_round=2
     ),

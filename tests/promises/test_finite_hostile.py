@@ -10,7 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message
 from methods import METHODS
 from misbehaving import Misbehaving, crash
-from toy import toy_config
+from toy import FIVE, toy_config
 
 from fedhess.alignment import Ask, DomainStrategy, Reference
 from fedhess.base.errors import DivergedError, FederationError, StrategyError, UsageError
@@ -203,16 +203,39 @@ def test_a_resumed_run_judges_by_the_medians_of_the_run_before(toy_run: Run, tmp
     assert all(torch.equal(straight.tensors[name], resumed.tensors[name]) for name in straight.tensors)
 
 
-def test_robust_means_take_a_run_through_what_the_bound_lets_pass(toy_run: Run) -> None:
+# What is robust, which messages it averages, and arguments with which the mean of these messages matters.
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "update_mean": (protocol.TRAIN, {}),
+    "reference_mean": (protocol.STATISTICS, {"alpha": 0.0, "beta": 0.5, "scale": "absolute"}),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_robust_means_take_a_run_through_what_the_bound_lets_pass(toy_run: Run, option: str) -> None:
+    message_type, args = OPTIONS[option]
+
     def loss(mean: str, **app: Any) -> float:
-        settings = {"reference_mean": mean, "update_mean": mean, "rounds": 6, "evaluate_every": 6}
+        settings = {option: mean, "strategy_args": args, "rounds": 6, "evaluate_every": 6}
         rows = toy_run(strategy="hgp", **settings, **app).rows
         return sum(row["train_loss"] for row in rows if row["round"] == 6 and row["train_loss"] is not None)
 
-    hostile = {"app": Misbehaving(protocol.TRAIN, times(protocol.MODEL, -10.0))}
+    hostile = {"app": scaled(message_type, -10.0)}
     honest, fooled = loss("mean"), loss("mean", **hostile)
     for kind in ("median", "trimmed", "geometric"):
-        assert loss(kind, **hostile) < min(fooled / 2, 1.5 * honest), kind
+        assert loss(kind, **hostile) < min(fooled / 1.5, 1.5 * honest), kind
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_number_of_hostile_clients_is_how_many_are_trimmed_away(toy_run: Run, option: str) -> None:
+    """Two at either end of five leave the median, one does not."""
+
+    def trained(mean: str, hostile: int) -> dict[str, torch.Tensor]:
+        settings = {option: mean, "hostile_clients": hostile, "sources": FIVE, "domains_options": {"six": True}}
+        return toy_run(strategy="hgp", strategy_args=ABSOLUTE, **settings).tensors
+
+    median = trained("median", 2)
+    assert_same(trained("trimmed", 2), median)
+    assert any(not torch.equal(value, median[name]) for name, value in trained("trimmed", 1).items())
 
 
 @pytest.mark.parametrize(

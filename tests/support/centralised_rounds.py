@@ -61,6 +61,7 @@ def train_in_rounds(
                 step_along(own, client, (slope or slope_of)(own, objective))
         start = parameters_to_vector(model.parameters()).detach()
         ways = [parameters_to_vector(own.parameters()).detach() - start for own in copies]
+        server.param_groups[0]["lr"] = config.server_rate.at(now.number)
         step_along(model, server, -(merge or Round.mean)(now, ways))
     return tensors_of(model)
 
@@ -210,5 +211,6 @@ def train_scaffold(model: HeadedModel, domains: Domains, *, config: RunConfig) -
             ways.append(place - start)
             fresh[name] = met / counts
         control |= fresh
+        server.param_groups[0]["lr"] = config.server_rate.at(now.number)
         step_along(model, server, -now.mean(ways))
     return tensors_of(model)
