@@ -295,6 +295,14 @@ def test_card_has_data_protocol_and_scores(trained: Path) -> None:
     assert "8 rounds x 1 local steps" in card
     assert "class 0, class 1, class 2, class 3" in card
     assert "north 48" in card
+    shutil.copytree(trained, "job")
+    config = json.loads(Path("job/config.json").read_text())
+    config["dataset"] |= {"stand_in_for": "Real", "title": "Toy (stand-in for Real)"}
+    Path("job/config.json").write_text(json.dumps(config))
+    exported_round(Path("job"), "stand-in")
+    card = Path("stand-in/README.md").read_text()
+    assert "# mlp, erm: Toy (stand-in for Real) without east" in card
+    assert "> Toy stands in for Real" in card
 
 
 def test_network_of_the_users_own_code_is_built_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

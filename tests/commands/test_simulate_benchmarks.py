@@ -58,6 +58,8 @@ def test_image_benchmarks_run_and_are_called_incomplete(command: Command, tmp_pa
 @pytest.mark.usefixtures("small")
 def test_a_tree_of_ones_own_runs(command: Command, tmp_path: Path) -> None:
     root = write_tree(tmp_path / "mes photos", ["été", "hiver", "冬"], {"chien": 3, "chat": 3})
+    refused = command("--domains", f"folder:{root}", "--model", "mlp", "--max-pixels", 100, "--out", "job")
+    assert (refused.status, "exceeds limit of 100 pixels" in " ".join(refused.err.split())) == (2, True)
     summary = result(command("--domains", f"folder:{root}", "--model", "mlp", *ONE_ROUND, "--json", "--out", "job"))
     assert summary["title"] == "folder:mes photos"
     assert str(summary["protocol"]).startswith("data side=32; "), "names of domains and classes stand elsewhere"

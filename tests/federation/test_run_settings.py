@@ -1,10 +1,14 @@
 """Settings as server and node have them: defaults by model, the node's own word on its device and data."""
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
 import pytest
 import torch
 from flwr.app import Context, RecordDict
 from toy import toy_config
 
+from fedhess.alignment import Ask, DomainStrategy, Reference
 from fedhess.base.environment import torch_threads
 from fedhess.base.errors import UsageError
 from fedhess.federation.client.call import place, run_settings
@@ -80,3 +84,18 @@ def test_threads_are_those_of_the_block_alone() -> None:
     assert torch.get_num_threads() == before
     with torch_threads(0):
         assert torch.get_num_threads() == before
+
+
+class Threads(DomainStrategy):
+    """Counts the threads of its clients."""
+
+    statistics: ClassVar = {"threads": lambda batch: batch.features.new_tensor(torch.get_num_threads())}
+
+    def reference(self, ask: Ask) -> Reference:
+        self.state["threads"] = ask("threads").mean()
+        return {}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_clients_compute_with_the_threads_of_the_run(toy_run: Callable[..., Any], count: int) -> None:
+    assert toy_run(strategy=f"{__name__}:Threads", threads=count).server.strategy.state["threads"] == count

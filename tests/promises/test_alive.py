@@ -26,10 +26,10 @@ from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.models.prepared import local_domain
 
 Run = Callable[..., Any]
-# One of each kind: two exchanges, probes, the whole network, values by domain, an average, weights, a relay, parameters
-# of the strategy's own.
-KINDS = ["hgp-alpha", "hutchinson-probes", "iga", "fishr", "fediir-average", "groupdro-projection", "fish-momentum"]
-KINDS += ["fedsr"]
+# One of each kind: two exchanges, probes, values by domain, an average, weights, a relay, parameters of the strategy's
+# own, every update by itself, weights by how well it does.
+KINDS = ["hgp-alpha", "hutchinson-probes", "fishr", "fediir-average", "groupdro-projection", "fish-momentum", "fedsr"]
+KINDS += ["scaffold", "ga"]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 from recorded import record_job
 
 from fedhess.jobs.job import Job, make_job
+from fedhess.results import figures
 from fedhess.results.files import job_panels, megabytes, target_confusions, write_all
 from fedhess.results.formats import format_table
 from fedhess.results.page import render_page
@@ -182,11 +183,11 @@ def test_everything_is_written_and_made_again_to_the_byte(tmp_path: Path) -> Non
     recorded = read_rows(job)
     files = write_all(job, recorded, summarise(job))
     names = {file.relative_to(tmp_path).as_posix() for file in files}
-    figures = ["rounds", "bytes", "domains", "rounds-column", "bytes-column", "domains-column"]
-    figures += ["confusion_east", "confusion_west"]
+    drawn = ["rounds", "bytes", "domains", "rounds-column", "bytes-column", "domains-column"]
+    drawn += ["confusion_east", "confusion_west"]
     assert names == {
         *("summary.json", "summary.md", "table.tex", "table.csv", "report.html"),
-        *(f"figures/{name}.{ending}" for name in figures for ending in ("png", "svg", "pdf")),
+        *(f"figures/{name}.{ending}" for name in drawn for ending in ("png", "svg", "pdf")),
     }
     before = {file: file.read_bytes() for file in files if file.suffix not in (".png", ".pdf")}
     write_all(job, recorded, summarise(job))
@@ -194,6 +195,20 @@ def test_everything_is_written_and_made_again_to_the_byte(tmp_path: Path) -> Non
     for name, inches in {"rounds": 7.0, "domains-column": 3.4}.items():
         (width,) = re.findall(rb"/MediaBox \[ 0 0 ([\d.]+)", (tmp_path / f"figures/{name}.pdf").read_bytes())
         assert float(width) == pytest.approx(72 * inches, abs=1)
+
+
+def test_every_figure_names_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank, titles = figures._figure, list[str]()
+
+    def titled(grid: tuple[int, int], *, names: Iterable[str], **more: Any) -> Any:
+        titles.append(next(iter(names)))
+        return blank(grid, names=names, **more)
+
+    monkeypatch.setattr(figures, "_figure", titled)
+    title = "Toy (stand-in for PACS)"
+    job = make(tmp_path, title=title, stand_in_for="PACS")
+    write_all(job, read_rows(job), summarise(job))
+    assert sum(found.startswith(f"{title}: ") for found in titles) == 8, "those of the page are titled by it"
 
 
 # -- In a browser ------------------------------------------------------------------------------------------------------
