@@ -72,31 +72,39 @@ SPENT = "epsilon spent in one run by the sources (runs with the same data add up
 
 
 def notes(*summaries: Mapping[str, Any]) -> list[str]:
-    """List below a table the strategies' arguments, and what a reader must know of its cells, each line once.
+    """List below a table the strategies' arguments, and what a reader must know of its cells, each line once."""
+    arguments = [f"{name}: {text}" for summary in summaries for name, text in summary["arguments"].items()]
+    sections = {"arguments, defaults included": arguments} | warnings_of(*summaries)
+    return [
+        line
+        for heading, lines in sections.items()
+        if lines
+        for line in ("", f"{heading}:", *(f"- {text}" for text in dict.fromkeys(lines)))
+    ]
+
+
+def warnings_of(*summaries: Mapping[str, Any]) -> dict[str, list[str]]:
+    """List under headings what a reader must know of a table's cells.
 
     That is what is incomplete, choices at the edge of what was searched, signs of sick runs, and gaps: rounds of too
     few source clients.
     """
     strategies = [pair for summary in summaries for pair in summary["strategies"].items()]
-    sections = {
-        "arguments, defaults included:": [
-            f"- {name}: {text}" for summary in summaries for name, text in summary["arguments"].items()
-        ],
-        "incomplete, marked with !; runs that failed with the reason:": [
-            f"- {name}, {where}: {text}"
+    return {
+        "incomplete, marked with !; runs that failed with the reason": [
+            f"{name}, {where}: {text}"
             for name, of in strategies
             for where, text in [*of["incomplete"].items(), *of["unfinished"].items()]
         ],
-        "at the edge of what was searched, so that a better value may lie beyond it:": [
-            f"- {name}, {key}: {text}" for name, of in strategies for key, text in of.get("edges", {}).items()
+        "at the edge of what was searched, so that a better value may lie beyond it": [
+            f"{name}, {key}: {text}" for name, of in strategies for key, text in of.get("edges", {}).items()
         ],
-        "sick runs:": [f"- {name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
-        f"{SPENT}:": [f"- {name}: {of['privacy']}" for name, of in strategies if "privacy" in of],
-        "counts of targets are rounded or noisy, and their accuracies with them (epsilon, by adding up):": [
-            f"- {line}" for summary in summaries for line in summary.get("protected", ())
+        "sick runs": [f"{name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
+        SPENT: [f"{name}: {of['privacy']}" for name, of in strategies if "privacy" in of],
+        "counts of targets are rounded or noisy, and their accuracies with them (epsilon, by adding up)": [
+            line for summary in summaries for line in summary.get("protected", ())
         ],
-        "gaps (a round that fewer source clients evaluated than the quorum does not count):": [
-            f"- {name}, {gap}" for name, of in strategies for gap in of["gaps"]
+        "gaps (a round that fewer source clients evaluated than the quorum does not count)": [
+            f"{name}, {gap}" for name, of in strategies for gap in of["gaps"]
         ],
     }
-    return [line for heading, lines in sections.items() if lines for line in ("", heading, *dict.fromkeys(lines))]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedhess.base.tables import SPENT, short
+from fedhess.base.tables import short, warnings_of
 from fedhess.jobs.description import incomplete_warning, stand_in_warning
 from fedhess.jobs.job import Job, history
 from fedhess.jobs.metrics import Confusion
@@ -38,6 +38,7 @@ from fedhess.results.summary import DISTANCES
 
 MOST_CLASSES = 20  # of a confusion that is shown whole; of more, the pairs most often confused
 MOST_PAIRS = 10
+FEW = 10  # of the lines below a warning that are shown before it is clicked
 
 
 def render_page(
@@ -62,30 +63,24 @@ def render_page(
 
 
 def _top(job: Job, summary: Summary) -> str:
-    lacking = summary["unfinished"]
-    unfinished = (
-        f"<details><summary>Unfinished: {len(lacking)} of {summary['runs']} runs. What stands below is of the rounds "
-        f"that there are.</summary>{_listed(lacking)}</details>"
-    )
-    failures = sum(result["failures"] for result in summary["strategies"].values())
-    sick = [f"{name}, {run}: {sign}" for name, of in summary["strategies"].items() for run, sign in of["sick"].items()]
-    gaps = [f"{name}, {gap}" for name, of in summary["strategies"].items() for gap in of["gaps"]]
-    spent = [f"{name}: {of['privacy']}" for name, of in summary["strategies"].items() if "privacy" in of]
+    unfinished, failures = len(summary["unfinished"]), sum(of["failures"] for of in summary["strategies"].values())
     warnings = [
-        *([f"{SPENT}:{_listed(spent)}"] if spent else []),
-        *(escape(text) for text in (stand_in_warning(job), incomplete_warning(job)) if text),
-        *([unfinished] if lacking else []),
-        *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
-        *map(escape, not_averaged(summary)),
-        *([f"Runs that show signs of being sick:{_listed(sick)}"] if sick else []),
+        *(text for text in (stand_in_warning(job), incomplete_warning(job)) if text),
         *(
-            [f"Counts of targets are rounded or noisy, and their accuracies with them:{_listed(summary['protected'])}"]
-            if summary["protected"]
+            [f"Unfinished: {unfinished} of {summary['runs']} runs. What stands below is of the rounds that there are."]
+            if unfinished
             else []
         ),
-        *([f"Rounds that too few source clients evaluated, which do not count:{_listed(gaps)}"] if gaps else []),
+        *([f"{failures} failure(s) of clients: see rounds.jsonl"] if failures else []),
+        *not_averaged(summary),
     ]
-    boxes = "".join(f'<div class="warn" role="note">{text}</div>' for text in warnings)
+    listed = [
+        f"<details{' open' if len(lines) <= FEW else ''}><summary>{escape(what[0].upper() + what[1:])}</summary>"
+        f"{_listed(lines)}</details>"
+        for what, lines in warnings_of(summary).items()
+        if lines
+    ]
+    boxes = "".join(f'<div class="warn" role="note">{text}</div>' for text in [*map(escape, warnings), *listed])
     title, _, what = heading(summary).partition(": accuracy")
     return (
         f"<header><h1>{escape(title)}</h1><p>Accuracy{escape(what).replace('+-', '&plusmn;')}</p>"

@@ -132,6 +132,8 @@ def test_unfinished_job_says_what_is_missing(tmp_path: Path) -> None:
     assert "Unfinished: 1 of 12 runs" in page
     assert "hgp, target east, seed 2: round 0 of 2" in page
     assert summary["comparison"]["strategies"]["hgp"]["average"]["pairs"] == 2
+    summary["strategies"]["hgp"]["edges"] = {"lr": "2 of 3 choices lie at the low end"}
+    assert "hgp, lr: 2 of 3 choices lie at the low end" in render_page(job, summary, [], {})
     begun = render(record_job(tmp_path / "begun", {("erm", "east", 0): ()}, rounds=3), charts=True)
     assert "Unfinished: 1 of 1 runs" in begun
     assert "not recorded by every run" in begun
