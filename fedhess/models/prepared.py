@@ -154,7 +154,7 @@ def domain_split(key: DataKey, *, rule: SplitRule, role: str = SOURCE) -> Exampl
         position = benchmark.domains.index(key.domain)
         parts = split_domain(data, rule=rule, holdout=benchmark.holdout, seed=key.seed, position=position)
         return Examples(data.labels, *(part[is_for_role(data, role)[part]] for part in parts))
-    everything = torch.arange(len(data))
+    everything = torch.nonzero(is_for_role(data, role)).flatten()
     return Examples(data.labels, everything, everything)
 
 
