@@ -16,6 +16,7 @@ from fedhess.domains.benchmark import leave_one_out
 from fedhess.domains.images.image_files import ImageDomain
 from fedhess.domains.own_data import DatasetImages
 from fedhess.models import prepare_inputs
+from tests.conftest import Outcome
 
 LABELS = np.arange(6) % 2
 calls: list[str] = []
@@ -173,6 +174,11 @@ def single_numbers() -> Mapping[str, Any]:
     return {name: (np.ones(6), LABELS) for name in "abc"}
 
 
+def photographs(*, low: float = 0.0, high: float = 1.0) -> Mapping[str, Any]:
+    ramp = np.linspace(low, high, 6 * 3 * 64).reshape(6, 3, 8, 8)
+    return {name: (ramp if name == "c" else np.clip(ramp, 0, 1), LABELS) for name in "abc"}
+
+
 def reversed_arrays() -> Mapping[str, Any]:
     return {name: (np.arange(12.0).astype(">f4").reshape(6, 2)[::-1], LABELS[::-1]) for name in "abc"}
 
@@ -230,6 +236,22 @@ def test_arrays_may_be_reversed_and_of_another_byte_order() -> None:
     data = own("reversed_arrays").load("a")
     assert torch.equal(data.inputs(torch.tensor([0])), torch.tensor([[10.0, 11.0]]))
     assert data.labels.tolist() == [1, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-2.0, 2.5), (0.0, 255.0)])
+def test_images_of_floats_are_in_the_unit_interval_where_a_model_or_the_augmentation_asks(
+    low: float, high: float, command: Callable[..., Outcome]
+) -> None:
+    good, bad = (own("photographs", options=given).load("c") for given in ({}, {"low": low, "high": high}))
+    for name, augment in (("lite0", "none"), ("cnn", "domainbed"), ("timm:x", "none")):
+        assert prepare_inputs(name, good, augment=augment) is good
+        with pytest.raises(UsageError, match=r"domain 'c' has images of .*, expected floats in \[0, 1\]; give bytes"):
+            prepare_inputs(name, bad, augment=augment)
+    assert prepare_inputs("cnn", bad) is bad
+    data = ("--domains", f"{__name__}:photographs", "--domains-args", f"low={low},high={high}", "--rounds", "1")
+    ended = command(*data, "--model", "cnn", "--augment", "domainbed", "--strategy", "erm")
+    assert ended.status == 2
+    assert f"--augment domainbed: domain 'c' has images of {low:g} to {high:g}, expected floats in [0, 1]" in ended.err
 
 
 def test_the_classes_that_a_data_set_names_are_those_of_all() -> None:
