@@ -122,6 +122,13 @@ def test_without_a_network_the_reason_comes_at_once(tmp_path: Path, monkeypatch:
         open_benchmark("EmojiStyles", data_dir=tmp_path)
 
 
+def test_a_node_needs_its_own_package_and_those_that_name_its_drawings(tmp_path: Path) -> None:
+    assert open_benchmark("EmojiStyles", data_dir=tmp_path, held=()).domains == DOMAINS
+    for held, first in (("twemoji", "noto"), ("noto", "noto"), (DOMAINS[1], DOMAINS[1]), (DOMAINS[0], DOMAINS[0])):
+        with pytest.raises(UsageError, match=f"EmojiStyles: {first} is not there"):
+            open_benchmark("EmojiStyles", data_dir=tmp_path, held=(held,))
+
+
 def test_a_damaged_package_is_named(tmp_path: Path) -> None:
     file = tmp_path / emoji_styles.PACKAGES["emojione-monotone"].path
     file.parent.mkdir()
@@ -170,3 +177,6 @@ def test_no_source_holds_what_a_target_is_asked_for(tmp_path: Path) -> None:
     assert asked
     assert not {abs(g) for g in shown} & {abs(g) for g in asked}
     assert benchmark.identity().get("differences") is None
+    for domain in DOMAINS:
+        alone = open_benchmark("EmojiStyles", cache_dir=tmp_path, held=(domain,))
+        assert alone.load(domain).digest == data[domain].digest
