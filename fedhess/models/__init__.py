@@ -140,7 +140,9 @@ def _require_unit_images(data: DomainData, option: str) -> None:
     first = data.inputs(torch.arange(1))
     if not first.is_floating_point() or first.dim() != 4 or first.shape[1] != 3:
         return
-    ranges = torch.stack([torch.stack(data.inputs(part).aminmax()) for part in torch.arange(len(data)).split(BATCH)])
+    ranges = torch.stack(
+        [torch.stack(data.inputs(part).aminmax()) for part in torch.split(torch.arange(len(data)), BATCH)]
+    )
     low, high = float(ranges.min()), float(ranges.max())
     if low < 0 or high > 1:
         raise UsageError(
