@@ -46,7 +46,7 @@ BENCHMARKS: dict[str, str] = {
     "PACS": "fedhess.domains.images.releases:open_pacs",
     "VLCS": "fedhess.domains.images.releases:open_known",
     "OfficeHome": "fedhess.domains.images.releases:open_known",
-    "DomainNet": "fedhess.domains.images.releases:open_domain_net",
+    "DomainNet": "fedhess.domains.images.releases:open_known",
     "TerraIncognita": "fedhess.domains.images.releases:open_known",
     "ColoredMNIST": "fedhess.domains.digits.colored_mnist:open_colored_mnist",
     "RotatedMNIST": "fedhess.domains.digits.rotated_mnist:open_rotated_mnist",

@@ -73,6 +73,7 @@ PACKAGES = {
 }
 DOMAINS = tuple(PACKAGES)
 NAMING = "noto"  # the set whose categories are the classes
+IN_WORDS = "emojione-monotone"  # the set whose drawings are named by words, which the other sets explain
 DIGESTS: Mapping[int, Mapping[str, str]] = {
     64: {
         "emojione-monotone": "582f8c3025f26d922c88ff108b4cad2b4a3343a697a7eea278b7171f2abd1e4e",
@@ -112,7 +113,9 @@ def open_emoji_styles(opening: Opening) -> Benchmark:
     """
     opening, options = settle_emoji_styles(opening)
     places, side = [place.resolve() for place in opening.places()], int(options["side"])
-    files = {name: package.require(places) for name, package in PACKAGES.items()}
+    held = DOMAINS if opening.held is None or IN_WORDS in opening.held else opening.held
+    wanted = {NAMING, *held} if held else set()
+    files = {name: package.require(places) for name, package in PACKAGES.items() if name in wanted}
     return Benchmark(
         name="EmojiStyles",
         domains=DOMAINS,
@@ -173,7 +176,7 @@ def read_drawings(domain: str, files: Mapping[str, Path]) -> tuple[list[str], li
 
     Args:
         domain: The set.
-        files: The package of every set: those that name drawings by words are read with the names of all.
+        files: The packages of the set and of `NAMING`; of every set for `IN_WORDS`.
     """
     noto = _read_package(files[NAMING])
     by_name = {name: _plain(code) for code, name in noto["chars"].items()}

@@ -69,7 +69,8 @@ class Opening:
         try:
             if wanted is bool:
                 return TRUTHS[str(given).lower()]
-            if not isinstance(given, bool):
+            cut_off = wanted is int and isinstance(given, float) and not given.is_integer()
+            if not isinstance(given, bool) and not cut_off:
                 return wanted(given)
         except (KeyError, ValueError):
             pass

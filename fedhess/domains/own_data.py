@@ -1,9 +1,10 @@
 """Data that a user brings: ``--domains package.module:Name``, or an entry point of group ``fedhess.benchmarks``."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -67,7 +68,7 @@ def open_own(opening: Opening) -> Benchmark:
             f"{', '.join(names) or 'none'}"
         )
     require_domain_names(names, f"--domains {opening.name}")
-    classes = classes or tuple(map(str, getattr(made, "classes", None) or own.classes(names)))
+    classes = classes or _class_names(made) or own.classes(names)
     if len(classes) < LEAST["classes"]:
         raise UsageError(f"--domains {opening.name}: expected at least two classes, got {', '.join(classes) or 'none'}")
     if "" in classes or len(set(classes)) < len(classes):
@@ -106,25 +107,27 @@ class _Own:
     domains: Mapping[str, Any]
     side: int
     loaded: dict[str, DomainData] = field(default_factory=dict)
+    named: dict[str, tuple[str, ...]] = field(default_factory=dict)  # domain that is loaded -> classes that it names
 
     def load(self, domain: str) -> DomainData:
         if domain not in self.loaded:
             self.loaded[domain] = self._read(domain)
         return self.loaded[domain]
 
-    def classes(self, names: Sequence[str]) -> Sequence[str]:
-        """Return the names that the data sets give, where all agree, as torchvision's have them; else numbers."""
-        given = [getattr(self.domains[name], "classes", None) for name in names]
-        if given[0] and all(each == given[0] for each in given):
-            return list(given[0])
+    def classes(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the names that a data set gives, as torchvision's do; else numbers."""
+        if given := next(filter(None, (_class_names(self.domains[name]) for name in names)), None):
+            return given
         found = {label for name in names for label in self.load(name).labels.tolist()}
+        if given := next(filter(None, self.named.values()), None):
+            return given
         lacking = sorted(set(range(max(found))) - found)
         if lacking:
             raise UsageError(
                 f"--domains {self.name}: no domain has an example of label {', '.join(map(str, lacking[:10]))}; count "
                 "labels from 0 without a gap, or name the classes: an attribute `classes`"
             )
-        return [str(label) for label in range(len(found))]
+        return tuple(str(label) for label in range(len(found)))
 
     def shape(self, data: DomainData) -> tuple[int, ...]:
         return tuple(data.inputs(torch.zeros(1, dtype=torch.int64)).shape[1:])
@@ -139,6 +142,7 @@ class _Own:
         if callable(value) and not hasattr(value, "__getitem__"):
             with users_code(what, "function", value):
                 value = value()
+        self.named[domain] = _class_names(value)
         if isinstance(value, tuple | list) and len(value) == 2 and all(hasattr(each, "shape") for each in value):
             inputs, labels = (_tensor(each, what) for each in value)
         elif hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, Mapping | str):
@@ -160,6 +164,10 @@ class _Own:
                 f"{what}: expected a torch Dataset of (input, label), a pair of arrays, or a function that returns one "
                 f"of them, got {type(value).__name__}"
             )
+        if inputs.dim() < 2:
+            raise UsageError(
+                f"{what}: expected inputs of shape (N, ...), got {tuple(inputs.shape)}; reshape numbers to (N, 1)"
+            )
         if labels.shape != inputs.shape[:1] or labels.is_floating_point() or len(labels) == 0:
             raise UsageError(
                 f"{what}: expected a whole number as label of each of {len(inputs)} inputs, got labels of shape "
@@ -167,8 +175,9 @@ class _Own:
             )
         if inputs.dtype not in (torch.uint8, torch.float32):
             raise UsageError(f"{what}: expected inputs of bytes (uint8) or floats, got {inputs.dtype}; convert them")
+        labels = labels.long()
         _check_values(inputs, labels, what)
-        return TensorDomain(domain, inputs, labels=labels.long())
+        return TensorDomain(domain, inputs, labels=labels)
 
 
 def _check_values(inputs: Tensor, labels: Tensor, what: str) -> None:
@@ -288,6 +297,12 @@ def _checked(own: _Own, classes: tuple[str, ...], shape: tuple[int, ...]) -> Cal
 
     def load(domain: str) -> DomainData:
         data = own.load(domain)
+        for label, (name, expected) in enumerate(zip_longest(own.named.get(domain) or classes, classes)):
+            if name != expected:
+                raise UsageError(
+                    f"{own.what(domain)}: its data set calls label {label} {name!r}, the benchmark {expected!r}; "
+                    "number the classes alike in every domain, and name them alike in each data set's `classes`"
+                )
         if own.shape(data) != shape:
             raise UsageError(f"{own.what(domain)}: expected inputs of shape {shape}, got {own.shape(data)}")
         low, high = int(data.labels.min()), int(data.labels.max())
@@ -305,6 +320,12 @@ def _side(opening: Opening, ours: Mapping[str, OptionValue]) -> int:
     if not isinstance(side, int) or not SIDES[0] <= side <= SIDES[1]:
         raise UsageError(f"{opening.name}: image_side must be {SIDES[0]} to {SIDES[1]} pixels, got {side}")
     return side
+
+
+def _class_names(holder: Any) -> tuple[str, ...]:
+    """Return what an object's ``classes`` are called, if it has any."""
+    given = getattr(holder, "classes", None)
+    return tuple(map(str, given)) if isinstance(given, Iterable) and not isinstance(given, str) else ()
 
 
 def _item(dataset: Any, index: int, what: str) -> tuple[Any, Any]:

@@ -241,6 +241,7 @@ def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:
             config.model,
             data,
             device=config.device_here,
+            augment=config.augment,
             images=config.images,
             image_cache_gb=config.image_cache_gb,
             notify=progress.tick,

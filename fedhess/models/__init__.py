@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 ENTRY_POINT_GROUP = "fedhess.models"
+BATCH = 64  # images looked at together
 TIMM = "timm:"  # what precedes the name of a network of timm
 
 # Name -> module:function; imported when asked for, since torchvision takes a second.
@@ -50,6 +51,9 @@ MODELS: dict[str, str] = {
     "lite1-features": "fedhess.models.lite0_features:create_features",
     "lite2-features": "fedhess.models.lite0_features:create_features",
 }
+
+# Those that normalise images themselves, by what their pretrained weights have seen; every network of timm does too.
+NORMALISING = {"resnet18", "resnet50", "lite0", "lite1", "lite2", *BACKBONES}
 
 # Initial weights are drawn from torch's global random state, which all threads share: a client that was given up on and
 # still runs in its thread may create a model while the next run creates its own.
@@ -99,6 +103,7 @@ def prepare_inputs(
     *,
     device: torch.device | str = "cpu",
     cache_dir: Path | str | None = None,
+    augment: str = "none",
     images: str = "cached",
     image_cache_gb: float | None = None,
     notify: Notify = keep_silent,
@@ -110,19 +115,40 @@ def prepare_inputs(
         data: The domain.
         device: Where to compute.
         cache_dir: Where results are kept.
+        augment: The augmentation of training batches, which like ``NORMALISING`` takes no number outside [0, 1].
         images: ``"cached"``: decode image files once; ``"streamed"``: whenever they are used.
         image_cache_gb: Most room that decoded images may take.
         notify: Receives the progress.
 
     Raises:
-        UsageError: An unknown name, or no room for what is to be kept.
+        UsageError: An unknown name, numbers that are no image's, or no room for what is to be kept.
     """
     find_model(name)
+    if augment != "none" or name in NORMALISING or name.startswith(TIMM):
+        _require_unit_images(data, f"--model {name}" if augment == "none" else f"--augment {augment}")
     if name in BACKBONES:
         return embed(name, data, device=device, cache_dir=cache_dir, notify=notify)
     if isinstance(data, ImageDomain) and keeps_images(name, images=images):
         return decode_once(data, cache_dir=cache_dir, limit_gb=image_cache_gb, notify=notify)
     return data
+
+
+def _require_unit_images(data: DomainData, option: str) -> None:
+    """Raise UsageError where RGB images of floats have values outside [0, 1]."""
+    if getattr(data, "reads_files", False):
+        return  # they are bytes
+    first = data.inputs(torch.arange(1))
+    if not first.is_floating_point() or first.dim() != 4 or first.shape[1] != 3:
+        return
+    ranges = torch.stack(
+        [torch.stack(data.inputs(part).aminmax()) for part in torch.split(torch.arange(len(data)), BATCH)]
+    )
+    low, high = float(ranges.min()), float(ranges.max())
+    if low < 0 or high > 1:
+        raise UsageError(
+            f"{option}: domain {data.name!r} has images of {low:g} to {high:g}, expected floats in [0, 1]; give bytes, "
+            "or what ToTensor() returns: without Normalize(), since the model does that"
+        )
 
 
 def describe_preparation(name: str) -> str:

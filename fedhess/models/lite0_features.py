@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import PIL
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from fedhess.base.environment import forbid_tf32
 from fedhess.base.files import cache_directory, cached_tensor, digest_of
 from fedhess.base.prefetching import AHEAD, read_ahead
 from fedhess.domains.domain import DomainData, Notify, TensorDomain, keep_silent
+from fedhess.domains.images.pixels import DECODING
 from fedhess.domains.images.release import SIDE
 from fedhess.models.headed import HeadedModel, require_images
 from fedhess.models.lite0 import WIDTH, LiteFeaturizer, weights_digest
@@ -98,16 +100,17 @@ def embed(
 ) -> TensorDomain:
     """Replace the images of a domain by their frozen embeddings, (N, 1280) float32.
 
-    They are kept on disk under a digest of images, their size if it is not the usual one, weights, this code's version
-    and the kind of device, so that each is computed once. The domain's digest is that of the CPU's on any device: on
-    another the same images differ by rounding alone.
+    They are kept on disk under a digest of images, their size if it is not the usual one, weights, this code's version,
+    the kind of device and for image files the decoder, so that each is computed once. The domain's digest is that of
+    the CPU's on any device and with any decoder: the same images differ by rounding alone.
     """
     backbone = BACKBONES[model]
     side = getattr(data, "side", SIDE)  # the digest of image files is of what is on disk, whatever they are resized to
     resized = [] if side == SIDE else [f"{side} pixels"]
+    decoder = [DECODING, PIL.__version__] if getattr(data, "reads_files", False) else []
     digest, key = (
-        digest_of([EMBEDDING, data.digest, weights_digest(backbone), kind, *resized])
-        for kind in ("cpu", torch.device(device).type)
+        digest_of([EMBEDDING, data.digest, weights_digest(backbone), *computed, *resized])
+        for computed in (["cpu"], [torch.device(device).type, *decoder])
     )
     path = cache_directory(cache_dir) / backbone / f"{data.name}-{key[:20]}.npy"
     embeddings = cached_tensor(path, lambda: _compute(backbone, data, torch.device(device), notify))

@@ -34,6 +34,7 @@ class DataKey(NamedTuple):
     model: str
     device: str
     seed: int
+    augment: str
     images: str
     image_cache_gb: float | None
     max_pixels: int
@@ -128,13 +129,15 @@ def prepared(key: DataKey) -> DomainData:
         key.model,
         benchmark.load(key.domain),
         device=torch.device(key.device),
+        augment=key.augment,
         images=key.images,
         image_cache_gb=key.image_cache_gb,
     )
 
 
 def _benchmark_of(key: DataKey) -> Benchmark:
-    return _opened(key._replace(domain="", model="", device="", images="", image_cache_gb=None, max_pixels=0))
+    of_no_model = key._replace(model="", device="", augment="", images="", image_cache_gb=None, max_pixels=0)
+    return _opened(of_no_model._replace(domain=""))
 
 
 @lru_cache(maxsize=64)
@@ -154,7 +157,7 @@ def domain_split(key: DataKey, *, rule: SplitRule, role: str = SOURCE) -> Exampl
         position = benchmark.domains.index(key.domain)
         parts = split_domain(data, rule=rule, holdout=benchmark.holdout, seed=key.seed, position=position)
         return Examples(data.labels, *(part[is_for_role(data, role)[part]] for part in parts))
-    everything = torch.arange(len(data))
+    everything = torch.nonzero(is_for_role(data, role)).flatten()
     return Examples(data.labels, everything, everything)
 
 
@@ -200,6 +203,7 @@ def data_key(config: RunConfig, domain: str) -> DataKey:
         model=config.model,
         device=config.device_here,
         seed=config.seed,
+        augment=config.augment,
         images=config.images,
         image_cache_gb=config.image_cache_gb,
         max_pixels=config.max_pixels,

@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from toy import toy_config
 
 from fedhess.base.errors import UsageError
 from fedhess.domains import emoji_styles, open_benchmark
-from fedhess.domains.benchmark import SOURCE, TARGET, Benchmark
+from fedhess.domains.benchmark import SOURCE, TARGET, Benchmark, leave_one_out
 from fedhess.domains.domain import TensorDomain
 from fedhess.domains.emoji_styles import DOMAINS, group_of, prepare_emoji_styles, read_drawings, render
 from fedhess.domains.opening import Opening
 from fedhess.domains.partition import read_examples
 from fedhess.domains.split import is_for_role
+from fedhess.models.prepared import local_domain
 from tests.conftest import Outcome
 
 CATEGORIES = {category: [] for category in emoji_styles.CATEGORIES}
@@ -85,15 +87,25 @@ def test_a_role_has_its_own_code_points() -> None:
     assert 250 < kept < 350
 
 
-def test_no_source_is_shared_what_is_kept_for_targets() -> None:
-    groups = torch.arange(20) - 6
-    data = TensorDomain("noto", torch.zeros(20, 1), labels=torch.arange(20) % 2, groups=groups)
-    benchmark = Benchmark(
-        name="kept", domains=("noto",), classes=("a", "b"), input_shape=(1,), outputs=2, default_model="mlp",
-        scenarios=(), loader=lambda _: data, holdout=0.25,
+def keeping(holdout: float) -> Benchmark:
+    groups, labels = torch.arange(20) - 6, torch.arange(20) % 2
+    return Benchmark(
+        name="kept", domains=("a", "b", "c"), classes=("x", "y"), input_shape=(1,), outputs=2, default_model="mlp",
+        scenarios=leave_one_out(("a", "b", "c")), holdout=holdout,
+        loader=lambda name: TensorDomain(name, torch.zeros(20, 1), labels=labels, groups=groups),
     )  # fmt: skip
-    examples = read_examples(benchmark, ["noto"], rule="sources", seed=0)["noto"]
-    assert sorted([*examples.train.tolist(), *examples.evaluate.tolist()]) == list(range(6, 20))
+
+
+@pytest.mark.parametrize("holdout", [0.25, 0.0])
+def test_no_source_is_shared_what_is_kept_for_targets(holdout: float) -> None:
+    config = toy_config(
+        domains=f"{__name__}:keeping", domains_options={"holdout": holdout}, sources=("a", "b"), targets=("c",)
+    )
+    shared = read_examples(keeping(holdout), ["a"], rule="sources", seed=0)["a"]
+    data = local_domain(config, domain="a", role=SOURCE)
+    for train, evaluate in ((shared.train, shared.evaluate), (data.train_indices, data.evaluate_indices)):
+        assert sorted({*train.tolist(), *evaluate.tolist()}) == list(range(6, 20))
+    assert local_domain(config, domain="c", role=TARGET).evaluate_indices.tolist() == list(range(6))
 
 
 def test_without_a_network_the_reason_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +120,13 @@ def test_without_a_network_the_reason_comes_at_once(tmp_path: Path, monkeypatch:
         assert f"npm cannot find {first}: FetchError: request to" in prepare_emoji_styles(opening)
     with pytest.raises(Exception, match=r"EmojiStyles: .* is not there: looked for EmojiStyles/.*data prepare Emoji"):
         open_benchmark("EmojiStyles", data_dir=tmp_path)
+
+
+def test_a_node_needs_its_own_package_and_those_that_name_its_drawings(tmp_path: Path) -> None:
+    assert open_benchmark("EmojiStyles", data_dir=tmp_path, held=()).domains == DOMAINS
+    for held, first in (("twemoji", "noto"), ("noto", "noto"), (DOMAINS[1], DOMAINS[1]), (DOMAINS[0], DOMAINS[0])):
+        with pytest.raises(UsageError, match=f"EmojiStyles: {first} is not there"):
+            open_benchmark("EmojiStyles", data_dir=tmp_path, held=(held,))
 
 
 def test_a_damaged_package_is_named(tmp_path: Path) -> None:
@@ -158,3 +177,6 @@ def test_no_source_holds_what_a_target_is_asked_for(tmp_path: Path) -> None:
     assert asked
     assert not {abs(g) for g in shown} & {abs(g) for g in asked}
     assert benchmark.identity().get("differences") is None
+    for domain in DOMAINS:
+        alone = open_benchmark("EmojiStyles", cache_dir=tmp_path, held=(domain,))
+        assert alone.load(domain).digest == data[domain].digest

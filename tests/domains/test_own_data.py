@@ -16,6 +16,7 @@ from fedhess.domains.benchmark import leave_one_out
 from fedhess.domains.images.image_files import ImageDomain
 from fedhess.domains.own_data import DatasetImages
 from fedhess.models import prepare_inputs
+from tests.conftest import Outcome
 
 LABELS = np.arange(6) % 2
 calls: list[str] = []
@@ -144,6 +145,40 @@ def same_classes() -> Any:
     return type("Data", (), {"domains": {name: (np.ones((6, 2)), LABELS) for name in "abc"}, "classes": ["x", "x"]})
 
 
+class Named(TensorDataset):
+    """A data set that names its classes, as torchvision's do."""
+
+    def __init__(self, *classes: str) -> None:
+        super().__init__(torch.zeros(6, 2), torch.arange(6) % len(classes))
+        self.classes = np.array(classes)
+
+
+def a_class_lacking() -> Mapping[str, Any]:
+    return {"a": Named("bird", "cat", "dog"), "b": Named("bird", "dog"), "c": Named("bird", "cat", "dog")}
+
+
+def other_classes_later() -> Mapping[str, Any]:
+    return {name: (lambda name=name: Named("cat", "dog" if name == "a" else "fox")) for name in "abc"}
+
+
+def other_classes_than_stated() -> Any:
+    return type("Data", (), {"domains": {name: Named("dog", "cat") for name in "abc"}, "classes": ["cat", "dog"]})
+
+
+def named_by_one() -> Mapping[str, Any]:
+    arrays = (np.ones((6, 2)), LABELS.astype(np.uint16))
+    return {"a": arrays, "b": arrays, "c": lambda: Named("cat", "dog")}
+
+
+def single_numbers() -> Mapping[str, Any]:
+    return {name: (np.ones(6), LABELS) for name in "abc"}
+
+
+def photographs(*, low: float = 0.0, high: float = 1.0) -> Mapping[str, Any]:
+    ramp = np.linspace(low, high, 6 * 3 * 64).reshape(6, 3, 8, 8)
+    return {name: (ramp if name == "c" else np.clip(ramp, 0, 1), LABELS) for name in "abc"}
+
+
 def reversed_arrays() -> Mapping[str, Any]:
     return {name: (np.arange(12.0).astype(">f4").reshape(6, 2)[::-1], LABELS[::-1]) for name in "abc"}
 
@@ -203,6 +238,28 @@ def test_arrays_may_be_reversed_and_of_another_byte_order() -> None:
     assert data.labels.tolist() == [1, 0, 1, 0, 1, 0]
 
 
+@pytest.mark.parametrize(("low", "high"), [(-2.0, 2.5), (0.0, 255.0)])
+def test_images_of_floats_are_in_the_unit_interval_where_a_model_or_the_augmentation_asks(
+    low: float, high: float, command: Callable[..., Outcome]
+) -> None:
+    good, bad = (own("photographs", options=given).load("c") for given in ({}, {"low": low, "high": high}))
+    for name, augment in (("lite0", "none"), ("cnn", "domainbed"), ("timm:x", "none")):
+        assert prepare_inputs(name, good, augment=augment) is good
+        with pytest.raises(UsageError, match=r"domain 'c' has images of .*, expected floats in \[0, 1\]; give bytes"):
+            prepare_inputs(name, bad, augment=augment)
+    assert prepare_inputs("cnn", bad) is bad
+    data = ("--domains", f"{__name__}:photographs", "--domains-args", f"low={low},high={high}", "--rounds", "1")
+    ended = command(*data, "--model", "cnn", "--augment", "domainbed", "--strategy", "erm")
+    assert ended.status == 2
+    assert f"--augment domainbed: domain 'c' has images of {low:g} to {high:g}, expected floats in [0, 1]" in ended.err
+
+
+def test_the_classes_that_a_data_set_names_are_those_of_all() -> None:
+    benchmark = own("named_by_one")
+    assert benchmark.classes == ("cat", "dog")
+    assert benchmark.load("a").labels.tolist() == LABELS.tolist()
+
+
 def test_the_same_bytes_in_another_shape_are_other_images() -> None:
     made = [
         DatasetImages("a", [(Image.new("RGB", size), 0)] * 2, side=8, what="a").digest for size in ((10, 20), (20, 10))
@@ -227,6 +284,10 @@ def load_all(benchmark: Benchmark) -> None:
         (lambda: own("wrong_length"), "'a': expected a whole number as label of each of 5 inputs, got labels of shape"),
         (lambda: load_all(own("another_shape")), r"'c': expected inputs of shape \(2,\), got \(3,\)"),
         (lambda: load_all(own("a_label_too_many")), "'c': expected labels 0 to 1, one a class, got 0 to 2"),
+        (lambda: load_all(own("a_class_lacking")), "'b': its data set calls label 1 'dog', the benchmark 'cat'"),
+        (lambda: load_all(own("other_classes_later")), "'b': its data set calls label 1 'fox', the benchmark 'dog'"),
+        (lambda: load_all(own("other_classes_than_stated")), "'a': .* calls label 0 'dog', the benchmark 'cat'"),
+        (lambda: own("single_numbers"), r"'a': expected inputs of shape \(N, ...\), got \(6,\); reshape"),
         (lambda: own("turning"), "its first example is another when it is read again; leave random transforms out"),
         (lambda: own("raising"), r"benchmark '.*:raising', domain 'a', function: ZeroDivisionError"),
         (lambda: own("two"), r"expected at least three domains \(two to learn from, one to leave out\), got a, b"),

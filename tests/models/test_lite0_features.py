@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedhess.domains import TensorDomain
+from fedhess.domains import DomainData, TensorDomain
 from fedhess.domains.iconpacs import CLASSES, read_drawings
 from fedhess.domains.images.image_files import ImageDomain, ImageFile
 from fedhess.models import create_model, lite0_features, prepare_inputs, prepared_shape
@@ -52,17 +52,24 @@ def test_other_images_or_weights_get_other_embeddings(few: TensorDomain, tmp_pat
     assert len({first.digest, second.digest, third.digest}) == 3
 
 
-def test_images_of_another_size_get_other_embeddings(tmp_path: Path):
+def test_images_of_another_size_or_decoder_get_other_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Image.radial_gradient("L").crop((20, 0, 256, 200)).save(tmp_path / "a.png")
     files = [ImageFile(tmp_path / "a.png", "a.png", 0)]
-    found = [
-        prepare_inputs("lite0-features", ImageDomain("few", files, digest="same", side=side), cache_dir=tmp_path)
-        for side in (64, 224, 64)
-    ]
+    messages: list[str] = []
+
+    def embedded(side: int) -> DomainData:
+        domain = ImageDomain("few", files, digest="same", side=side)
+        return prepare_inputs("lite0-features", domain, cache_dir=tmp_path, notify=messages.append)
+
+    found = [embedded(side) for side in (64, 224, 64)]
     small, usual, again = (data.inputs(torch.tensor([0])) for data in found)
     assert not torch.equal(small, usual)
     assert torch.equal(small, again)
     assert found[0].digest != found[1].digest
+    assert len(messages) == 2
+    monkeypatch.setattr("PIL.__version__", "another")
+    assert embedded(64).digest == found[0].digest, "a node's data has not changed"
+    assert len(messages) == 3, "computed again"
 
 
 def test_other_models_take_the_images_as_they_are(few: TensorDomain):

@@ -79,10 +79,12 @@ def open_digits(opening: Opening) -> Benchmark:
         The benchmark: (1, 28, 28) uint8, ten classes.
     """
     opening, options = settle_digits(opening)
-    places = [place.resolve() for place in opening.places()]
-    files = {domain: [file.require(places) for file in known] for domain, known in _known_files(options).items()}
-    files["mnist"] = [find_mnist(opening)]
-    domains = tuple(sorted(files))
+    places, known = [place.resolve() for place in opening.places()], _known_files(options)
+    domains = tuple(sorted(["mnist", *known]))
+    held = domains if opening.held is None else opening.held
+    files = {domain: [file.require(places) for file in known[domain]] for domain in known if domain in held}
+    if "mnist" in held:
+        files["mnist"] = [find_mnist(opening)]
     totals = {name: sum(counts.values()) for name, counts in PER_DIGIT.items()} | {"svhn": SVHN_COUNT}
     return Benchmark(
         name="Digits",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedhess.base.errors import UsageError
 from fedhess.domains.benchmark import Benchmark, OptionValue
-from fedhess.domains.images.layout import Tree, composed, folders_by_name, images_in, no_image, subfolders
+from fedhess.domains.images.layout import Tree, composed, folders_by_name, images_in, no_image, some, subfolders
 from fedhess.domains.images.release import SIDE, tree_benchmark
 from fedhess.domains.opening import Opening
 
@@ -115,11 +115,6 @@ def read_tree(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str]
                     f"one level deeper? {EXPECTED}"
                 )
     return {domain: {name: [names[name]] for name in expected} for domain, names in read.items()}
-
-
-def some(names: list[str]) -> str:
-    """List names, the first five of many."""
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _split_names(text: OptionValue) -> tuple[str, ...]:

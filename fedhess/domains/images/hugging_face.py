@@ -20,7 +20,7 @@ from fedhess.domains.images.hub import FAILURES, fill_once, first_line, is_offli
 from fedhess.domains.images.layout import composed
 from fedhess.domains.opening import Opening
 
-UNPACKING = "1"  # change it whenever `_write` names or chooses files otherwise
+UNPACKING = "2"  # change it whenever `_write` names or chooses files otherwise
 COLUMNS: dict[str, OptionValue] = {"dataset": "", "domain": "domain", "label": "label", "image": "", "split": ""}
 OF_FOLDER = ("side", "domains", "classes", "data_dir", "skip_bad_images")
 
@@ -119,12 +119,16 @@ def _load(dataset: str, split: str) -> Any:
 
     datasets.disable_progress_bars()
     path = Path(dataset)
-    if path.is_file():
-        loaded = datasets.load_dataset(path.suffix[1:], data_files=str(path))
-    elif any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
-        loaded = datasets.load_from_disk(dataset)
-    else:
-        loaded = datasets.load_dataset(dataset)
+    try:
+        if path.is_file():
+            loaded = datasets.load_dataset(path.suffix[1:], data_files=str(path))
+        elif any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
+            loaded = datasets.load_from_disk(dataset)
+        else:
+            loaded = datasets.load_dataset(dataset)
+    except (RuntimeError, datasets.exceptions.DatasetsError) as error:  # a script; a file that is not what it is called
+        reason = first_line(error.__cause__ or error)
+        raise ValueError(f"{reason}; save its rows as parquet where they can be read, and name that file") from error
     if not isinstance(loaded, Mapping):
         return loaded
     if split and split not in loaded:
@@ -148,13 +152,20 @@ def _write(rows: Any, folder: Path, own: Mapping[str, OptionValue], *, notify: N
                 f"hf:{name} has no column {own[key]!r}; give {key}=COLUMN; its columns: {_columns(features)}"
             )
     encoded = rows.cast_column(image, datasets.Image(decode=False))
+    written: dict[tuple[str, str], str] = {}  # key and folder -> the name that it stands for
     for number, row in enumerate(encoded):
         if number % 1000 == 0:
             notify(f"hf:{name}: unpacking image {number:,} of {len(rows):,}")
-        parts = [_named(features[str(own[key])], row[str(own[key])]) for key in ("domain", "label")]
+        names = {key: _named(features[str(own[key])], row[str(own[key])]) for key in ("domain", "label")}
+        parts = [text.replace("/", "_").lstrip(".") for text in names.values()]
         content = row[image] and (row[image]["bytes"] or _file(name, row[image]["path"]).read_bytes())
         if not content or not all(parts):
             raise UsageError(f"hf:{name}: row {number} lacks its image, domain or label; filter such rows out")
+        for (key, text), part in zip(names.items(), parts, strict=True):
+            if (other := written.setdefault((key, part), text)) != text:
+                raise UsageError(
+                    f"hf:{name}: {key} {text!r} and {key} {other!r} would share the folder {part!r}; rename one of them"
+                )
         where = folder.joinpath(*parts)
         where.mkdir(parents=True, exist_ok=True)
         (where / f"{number:07d}.{suffix_of(content)}").write_bytes(content)
@@ -181,11 +192,10 @@ def _file(dataset: str, named: str) -> Path:
 
 
 def _named(feature: Any, value: Any) -> str:
-    """Return the name of a domain or class as that of a folder; nothing where it is missing."""
+    """Return the name of a domain or class; nothing where it is missing."""
     if value is None:
         return ""
-    text = str(feature.int2str(value) if hasattr(feature, "int2str") else value)
-    return composed(text).replace("/", "_").strip().lstrip(".")
+    return composed(str(feature.int2str(value) if hasattr(feature, "int2str") else value)).strip()
 
 
 def _columns(features: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from fedhess.base.files import cache_directory, digest_of, write_atomically
 from fedhess.domains.domain import Notify
 from fedhess.settings.run_config import MAX_PIXELS
 
-SCAN = "3"  # change it whenever `scan` judges, digests or measures otherwise
+SCAN = "4"  # change it whenever `scan` judges, digests or measures otherwise
 # What Pillow raises for broken files, by format: truncated and unknown ones (OSError), PNG chunks (SyntaxError) ...
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 THREADS = min(8, os.cpu_count() or 1)
@@ -158,7 +158,7 @@ def load_images(
 
 
 def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, notify: Notify) -> Scan:
-    """Read and decode every file once; the outcome is kept until a path, size or time of change differs.
+    """Read and decode every file once; the outcome is kept until one is another, by its `_state`.
 
     It is not kept where a file could not be read at all, which may be otherwise the next time.
     """
@@ -203,12 +203,13 @@ def _check(file: ImageFile) -> tuple[str, str, float]:
 
 
 def _state(file: ImageFile) -> str:
-    """Describe a file's path, size and time of change."""
+    """Describe which file lies at a path: copies of trees often have the same sizes and times of modification."""
+    where = f"{os.path.abspath(file.path)} {file.name}"
     try:
         found = file.path.stat()
     except OSError as error:
-        return f"{file.path} {file.name} {error.strerror}"
-    return f"{file.path} {file.name} {found.st_size} {found.st_mtime_ns}"
+        return f"{where} {error.strerror}"
+    return f"{where} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -11,7 +11,10 @@ from pathlib import Path
 from fedhess.base.errors import UsageError
 from fedhess.domains.images.image_files import ImageFile
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".pgm", ".ppm"),
+    *(".tif", ".tiff", ".webp", ".avif", ".jp2"),
+}
 LITTER = "__macosx"  # what a Mac's zip leaves beside the data
 ClassFolders = Mapping[str, Sequence[Path]]  # class -> folders; several where a release keeps train and test apart
 Tree = Mapping[str, ClassFolders]  # domain -> its classes
@@ -120,8 +123,24 @@ def images_in(folder: Path) -> Iterator[Path]:
         if entry.is_dir():
             if not entry.is_symlink():
                 yield from images_in(Path(entry.path))
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+        elif _is_image(entry.name):
             yield Path(entry.path)
+
+
+def describe_ignored(domain: str, folders: ClassFolders) -> str:
+    """Describe the files in a domain's folders that have no image's name, if there are any."""
+    inside = [entry for several in folders.values() for folder in several for entry in entries(folder)]
+    others = [each.path for each in inside if each.is_file() and not _is_image(each.name)]
+    return f"domain {domain!r}: {len(others):,} files are no images, ignored: {some(others)}" if others else ""
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def some(names: list[str]) -> str:
+    """List names, the first five of many."""
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def folders_by_name(folder: Path, spelled: Mapping[str, str] | None = None) -> dict[str, Path]:

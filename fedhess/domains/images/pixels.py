@@ -39,12 +39,12 @@ class StoredImages:
         path: The file; made if absent.
     """
 
-    groups: Tensor | None = None
     reads_files = True
 
     def __init__(self, images: ImageDomain, path: Path) -> None:
         self.name = images.name
         self.labels = images.labels
+        self.groups = images.groups
         self.digest = images.digest
         self.skipped = images.skipped
         self.aspects = images.aspects

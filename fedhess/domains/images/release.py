@@ -1,7 +1,7 @@
 """An image benchmark as it is released: where it may lie, how it is downloaded, what its complete copy holds."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +10,15 @@ from fedhess.base.files import cache_directory
 from fedhess.domains.benchmark import Benchmark, KnownCounts, OptionValue, leave_one_out
 from fedhess.domains.images.hub import fetch, why_unreachable
 from fedhess.domains.images.image_files import ImageDomain, load_images
-from fedhess.domains.images.layout import Layout, Tree, entries, find_domains, list_images, require_classes
+from fedhess.domains.images.layout import (
+    Layout,
+    Tree,
+    describe_ignored,
+    entries,
+    find_domains,
+    list_images,
+    require_classes,
+)
 from fedhess.domains.opening import DATA_VARIABLE, Opening
 
 SIDE = 224  # pixels
@@ -25,6 +33,7 @@ class Release:
     known: KnownCounts | None = None  # what its complete copy holds; None where releases differ
     repository: str = ""  # owner/name on the hub, or nothing where the hub has no copy
     size: str = ""  # of the download, for messages
+    few: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # value of the option ``classes`` -> those classes
     unasked: bool = True  # whether a run downloads it by itself; else python -m fedhess.data prepare does
 
     @property
@@ -37,6 +46,22 @@ class Release:
         """What it is, in a few words."""
         images = f", {self.known.total:,} images" if self.known else ""
         return f"{len(self.layout.domains)} domains, {len(self.layout.classes)} classes{images}: {self.source}"
+
+    def settle(self, opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
+        """Check the options; see `Opening.settled`."""
+        choice: dict[str, OptionValue] = {"classes": ""} if self.few else {}
+        opening, options = opening.settled(skip_bad_images=opening.skip_bad_images, **choice)
+        if (chosen := options.get("classes")) and chosen not in self.few:
+            raise UsageError(
+                f"{self.name}: option 'classes' must be {' or '.join(self.few)}, or empty for all "
+                f"{len(self.layout.classes)}, got {chosen!r}"
+            )
+        return opening, options
+
+    def chosen(self, opening: Opening) -> "Release":
+        """Return it with the classes that the options choose; how many images these have is not known."""
+        few = self.few.get(str(opening.options.get("classes", "")))
+        return replace(self, layout=replace(self.layout, classes=few), known=None) if few else self
 
     def cached(self, opening: Opening) -> Path:
         """Return the folder that a download goes to."""
@@ -103,8 +128,9 @@ def open_release(
 
     Args:
         release: What to open.
-        opening: Options ``data_dir`` and ``skip_bad_images`` overrule the arguments of the same name. With ``held``
-            only those domains are looked for, and nothing is downloaded.
+        opening: Options ``data_dir`` and ``skip_bad_images`` overrule the arguments of the same name; ``classes`` is
+            one of the release's ``few``, if it has any. With ``held`` only those domains are looked for, and nothing is
+            downloaded.
         stand_in: Returns what replaces it where it cannot be had for a reason, unless ``require_real`` is set.
 
     Returns:
@@ -113,8 +139,9 @@ def open_release(
     Raises:
         UsageError: It cannot be had (known within seconds when there is no network), or a copy is incomplete.
     """
-    opening = opening.settled(skip_bad_images=opening.skip_bad_images)[0]
-    layout, wanted = release.layout, opening.held
+    opening, options = release.settle(opening)
+    chosen, wanted = release.chosen(opening), opening.held
+    layout = chosen.layout
     if wanted is None:
         wanted = tuple(layout.domains)
         asked = release.unasked or not release.repository or release.locate(opening) is not None
@@ -134,8 +161,12 @@ def open_release(
         classes=layout.classes,
         side=SIDE,
         opening=opening,
-        options={"data_dir": str(place.resolve()), "skip_bad_images": opening.skip_bad_images},
-        known=release.known,
+        options={
+            "data_dir": str(place.resolve()),
+            "skip_bad_images": opening.skip_bad_images,
+            **{key: value for key, value in options.items() if key == "classes" and value},
+        },
+        known=chosen.known,
     )
 
 
@@ -166,6 +197,8 @@ def tree_benchmark(
 
 
 def _load(domain: str, *, tree: Tree, classes: tuple[str, ...], side: int, opening: Opening) -> ImageDomain:
+    if ignored := describe_ignored(domain, tree[domain]):
+        opening.notify(ignored)
     return load_images(
         domain,
         list_images(tree[domain], classes),

@@ -15,7 +15,6 @@ folders as its download script makes them. Releases hold 24,330 or 24,788 images
 
 from dataclasses import replace
 
-from fedhess.base.errors import UsageError
 from fedhess.domains.benchmark import Benchmark, KnownCounts, by_class
 from fedhess.domains.iconpacs import open_iconpacs
 from fedhess.domains.images.layout import Layout
@@ -147,6 +146,7 @@ RELEASES = {
         ),
         repository="wltjr1007/DomainNet",
         size="18.5 GB",
+        few={"ten": TEN},
         unasked=False,
     ),
     "TerraIncognita": Release(
@@ -177,15 +177,3 @@ def open_pacs(opening: Opening) -> Benchmark:
         return open_iconpacs(replace(opening, benchmark="IconPACS", options={"stand_in_for": "PACS"}))
 
     return open_release(RELEASES["PACS"], opening, stand_in=stand_in)
-
-
-def open_domain_net(opening: Opening) -> Benchmark:
-    """Open DomainNet, all classes or with the option ``classes="ten"`` those of Zhang et al.; see `open_release`."""
-    release, classes = RELEASES["DomainNet"], opening.options.get("classes", "")
-    others = {key: value for key, value in opening.options.items() if key != "classes"}
-    if classes not in ("", "ten"):
-        count = len(release.layout.classes)
-        raise UsageError(f"DomainNet: option 'classes' must be ten, or empty for all {count}, got {classes!r}")
-    few = replace(release, layout=replace(release.layout, classes=TEN), known=None)
-    benchmark = open_release(few if classes else release, replace(opening, options=others))
-    return replace(benchmark, options={**benchmark.options, "classes": classes}) if classes else benchmark

@@ -45,7 +45,7 @@ def availability_of(benchmark: str) -> Availability:
         release = RELEASES[benchmark]
         return Availability(
             about=release.about,
-            settle=lambda opening: opening.settled(skip_bad_images=opening.skip_bad_images),
+            settle=release.settle,
             places=release.places,
             locate=release.locate,
             prepare=release.prepare,

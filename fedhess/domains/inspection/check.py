@@ -13,15 +13,15 @@ from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import KnownCounts, count_classes
 from fedhess.domains.domain import DomainData
-from fedhess.domains.images.any_tree import read_tree, some
+from fedhess.domains.images.any_tree import read_tree
 from fedhess.domains.images.image_files import scan
 from fedhess.domains.images.layout import (
-    IMAGE_SUFFIXES,
     ClassFolders,
-    entries,
+    describe_ignored,
     find_classes,
     folders_by_name,
     list_images,
+    some,
     subfolders,
 )
 from fedhess.domains.images.release import Release
@@ -70,7 +70,11 @@ def inspect(name: str, key: str, opening: Opening) -> Inspection:
     try:
         if key == "folder:PATH":
             return _inspect_tree(name, opening)
-        found = _inspect_release(RELEASES[key], opening) if key in RELEASES else _inspect_loaded(key, opening)
+        found = (
+            _inspect_release(RELEASES[key].chosen(opening), opening)
+            if key in RELEASES
+            else _inspect_loaded(key, opening)
+        )
         if found is not None:
             return found
         problem = availability_of(key).absent(key, opening)
@@ -149,19 +153,10 @@ def _inspect_files(
             found.problems.append(f"domain {domain!r} lacks {some(missing)}")
         if empty := [name for name in folders if not found.counts[domain][name]]:
             found.problems.append(f"domain {domain!r}: no image in the folder of {some(empty)}")
-        if strange := [path for several in folders.values() for where in several for path in _no_images(where)]:
-            found.notes.append(f"domain {domain!r}: {len(strange):,} files are no images, ignored: {some(strange)}")
+        if ignored := describe_ignored(domain, folders):
+            found.notes.append(ignored)
     found.problems += found.known.differences(found.counts) if found.known else []
     found.duplicates = shared(keys, lambda domain, index: str(paths[domain][index]))
-
-
-def _no_images(folder: Path) -> list[str]:
-    """List the files in a folder that have no image's name."""
-    return [
-        entry.path
-        for entry in entries(folder)
-        if entry.is_file() and Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES
-    ]
 
 
 def example_keys(data: DomainData) -> Keys:

@@ -74,6 +74,16 @@ def test_a_part_is_drawn_from_everywhere_and_always_the_same(digits_root: Path) 
     assert "differences" not in open_benchmark("Digits", data_dir=digits_root, options=options).identity()
 
 
+def test_a_node_needs_its_own_collection_alone(digits_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "optdigits").symlink_to(digits_root / "optdigits")
+    benchmark = open_benchmark("Digits", data_dir=tmp_path, held=("optdigits",))
+    assert benchmark.domains == ("mnist", "optdigits", "usps")
+    assert len(benchmark.load("optdigits")) == 1797
+    for held, missing in (("usps", "USPS is not there"), ("mnist", "no MNIST in")):
+        with pytest.raises(UsageError, match=missing):
+            open_benchmark("Digits", data_dir=tmp_path, held=(held,))
+
+
 @pytest.mark.parametrize("missing", [USPS, OPTDIGITS], ids=lambda file: file.name)
 def test_a_missing_collection_is_named_with_what_to_do(digits_root: Path, tmp_path: Path, missing: KnownFile) -> None:
     for file in {USPS, OPTDIGITS} - {missing}:

@@ -188,6 +188,8 @@ def test_images_are_turned_as_torchvision_turns_them(
         (IRM, {"form": "irn"}, "has no form 'irn'; did you mean 'irm'"),
         (IRM, {"per_domain": -1}, "per_domain must be 0 .all. or more, got -1"),
         (IRM, {"per_domain": "many"}, "option 'per_domain' must be int .default 0., got 'many'"),
+        (IRM, {"per_domain": 0.5}, "option 'per_domain' must be int .default 0., got 0.5"),
+        (IRM, {"per_domain": float("inf")}, "option 'per_domain' must be int .default 0., got inf"),
         (IRM, {"per_domain": True}, "option 'per_domain' must be int"),
         (IRM, {"label_shift": "perhaps"}, "option 'label_shift' must be bool .default False., got 'perhaps'"),
         (IRM, {"per_domian": 3}, "no option 'per_domian'; did you mean 'per_domain'"),

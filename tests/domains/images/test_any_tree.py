@@ -64,7 +64,16 @@ def test_hidden_things_and_files_that_are_no_images_do_not_count(tree: Path) -> 
     (tree / "山" / ".ipynb_checkpoints").mkdir()
     (tree / "山" / "犬" / "notes.txt").write_text("a note")
     write_image(tree / "山" / "犬" / "._pic_000.jpg", 900)
-    assert open_benchmark(f"folder:{tree}").load("山").digest == before
+    said: list[str] = []
+    assert open_benchmark(f"folder:{tree}", notify=said.append).load("山").digest == before
+    assert said == [f"domain '山': 1 files are no images, ignored: '{tree / '山' / '犬' / 'notes.txt'}'"]
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "pgm", "avif", "jp2", "JPEG"])
+def test_images_of_rarer_formats_count(tree: Path, suffix: str) -> None:
+    before = len(open_benchmark(f"folder:{tree}").load("山"))
+    Image.new("L", (9, 9), 99).save(tree / "山" / "犬" / f"new.{suffix}")
+    assert len(open_benchmark(f"folder:{tree}").load("山")) == before + 1
 
 
 def test_accents_stored_in_two_ways_are_one_name(tree: Path) -> None:
@@ -86,7 +95,7 @@ def test_different_classes_are_listed_by_domain(tree: Path) -> None:
     for domain in DOMAINS:
         (tree / domain / "Quagga").mkdir(exist_ok=True)
         (tree / domain / "Zebra").mkdir(exist_ok=True)
-    assert f"class 'Quagga': {tree / 'городской' / 'Quagga'} holds no image (.bmp" in refusal(tree)
+    assert f"class 'Quagga': {tree / 'городской' / 'Quagga'} holds no image (.avif" in refusal(tree)
 
 
 def test_one_folder_too_high_is_seen(tree: Path) -> None:

@@ -107,6 +107,28 @@ def test_several_columns_of_images_and_missing_values_are_said(tmp_path: Path) -
         open_benchmark(f"hf:{tmp_path}/holes?domain=style&label=kind")
 
 
+def test_names_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
+    labels = datasets.ClassLabel(names=["TV/radio", "TV_radio"])
+    rows().cast_column("kind", labels).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UsageError, match="label 'TV_radio' and label 'TV/radio' would share the folder 'TV_radio'"):
+        open_benchmark(f"hf:{tmp_path}/saved?domain=style&label=kind")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"set.py": "import datasets"}, "Dataset scripts are no longer supported, but found set.py; save its rows as"),
+        ({"a.csv": "style,kind\n1,2\n", "b.csv": 'style,kind\n"1,2\n3,4'}, "Error tokenizing data.*; save its rows as"),
+    ],
+)
+def test_a_data_set_that_its_library_cannot_read_is_named(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    (tmp_path / "set").mkdir()
+    for name, content in files.items():
+        (tmp_path / "set" / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=f"hf:{tmp_path}/set cannot be read: {message}"):
+        open_benchmark(f"hf:{tmp_path}/set?domain=style&label=kind")
+
+
 @pytest.mark.parametrize("kind", ["absolute", "relative", "metadata"])
 def test_a_row_names_no_file_that_is_not_the_data_sets(tmp_path: Path, kind: str) -> None:
     """Its pictures may be files of its own folder; a path to another one of this machine is refused."""

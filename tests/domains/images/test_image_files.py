@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from PIL import Image
 
 from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
-from fedhess.domains.images.image_files import ImageDomain, ImageFile, limit_pixels
+from fedhess.domains.images.image_files import ImageDomain, ImageFile, limit_pixels, scan
 from fedhess.settings.run_config import MAX_PIXELS
 
 
@@ -145,6 +146,28 @@ def test_files_are_read_once_and_again_when_one_changes(pacs: Path, complete_pac
     Image.new("RGB", (227, 227)).save(changed)
     assert digest() != first
     assert len(messages) == 2
+
+
+def test_files_of_the_same_name_size_and_time_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    digests = []
+
+    def write(tree: str, colour: int) -> None:
+        file = tmp_path / tree / "a.bmp"
+        Image.new("RGB", (8, 8), (colour, 0, 0)).save(file)
+        os.utime(file, (0, 0))
+
+    def note(tree: str) -> None:
+        monkeypatch.chdir(tmp_path / tree)
+        files = [ImageFile(Path("a.bmp"), "a.bmp", 0)]
+        digests.append(scan("a", files, cache_dir=tmp_path / "cache", notify=lambda _: None).digest)
+
+    for colour, tree in enumerate(("one", "two")):
+        (tmp_path / tree).mkdir()
+        write(tree, colour)
+        note(tree)
+    write("two", 2)  # in its place
+    note("two")
+    assert len(set(digests)) == 3
 
 
 def test_an_image_damaged_during_the_run_is_named(pacs: Path):

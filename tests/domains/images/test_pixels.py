@@ -51,6 +51,7 @@ def start_filling(photo: ImageDomain, cache: Path, kill_at: str = "never") -> in
 
 
 def test_stored_images_are_the_decoded_ones_under_the_same_digest(photo: ImageDomain, tmp_path: Path):
+    photo.groups = torch.arange(COUNT) - 3
     stored = decode_once(photo, cache_dir=tmp_path)
     assert torch.equal(everything(stored), everything(photo))
     some = torch.tensor([20, 0, 5, 5])
@@ -59,6 +60,7 @@ def test_stored_images_are_the_decoded_ones_under_the_same_digest(photo: ImageDo
     assert (stored.name, stored.digest, stored.skipped, len(stored)) == ("photo", photo.digest, 0, COUNT)
     assert torch.equal(stored.labels, photo.labels)
     assert stored.aspects is photo.aspects
+    assert stored.groups is photo.groups
     assert stored.path.stat().st_size == store_bytes(photo)
 
 

@@ -1,10 +1,12 @@
 """The image benchmarks in every layout that they are released in, and in layouts that are wrong."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 from fedhess.base.errors import UsageError
 from fedhess.domains import open_benchmark
 from fedhess.domains.images.releases import RELEASES
+from tests.conftest import Outcome
 
 LAYOUTS = {name: release.layout for name, release in RELEASES.items()}
 OPEN = """
@@ -76,7 +79,7 @@ def test_images_and_labels_are_those_of_the_folders(trees: dict[str, Path], name
 
 
 def test_domainnet_has_its_classes_in_every_domain_or_the_ten_of_generalization_adjustment(
-    complete: dict[str, Path],
+    complete: dict[str, Path], data_command: Callable[..., Outcome]
 ) -> None:
     benchmark, ten = (
         open_benchmark("DomainNet", data_dir=complete["DomainNet"], options=o) for o in ({}, {"classes": "ten"})
@@ -87,6 +90,10 @@ def test_domainnet_has_its_classes_in_every_domain_or_the_ten_of_generalization_
     assert torch.equal(few.inputs(few.labels), data.inputs(torch.tensor([*map(benchmark.classes.index, ten.classes)])))
     assert open_benchmark("DomainNet", options=ten.options) == ten
     assert "must be ten, or empty for all 345, got 'x'" in refusal("DomainNet", None, options={"classes": "x"})
+    asked = ("DomainNet", "--data-dir", complete["DomainNet"], "--domains-args", "classes=ten", "--json")
+    checked, ready = (data_command(subcommand, *asked) for subcommand in ("check", "prepare"))
+    assert json.loads(checked.out)["counts"]["real"] == dict.fromkeys(ten.classes, 1), checked.err
+    assert json.loads(ready.out)["examples"]["real"] == 10
 
 
 NESTINGS = [
