@@ -350,8 +350,7 @@ def plan_search(
     for method in methods:
         for number, seed, drawn in _settings_of(search, spaces[method.name], seeds):
             own = {f"{method.name}.{key}": value for key, value in drawn.items() if not is_run_setting(key)}
-            others = {key: value for key, value in given.items() if key not in own}
-            args = args_for(method.name, names, others | own, defaults[method.name])
+            args = args_for(method.name, names, given, defaults[method.name], own)
             variants.append(variant_of(method.name, number, drawn, args, seed=seed))
     shared = {
         method.name: {key: value for key, value in method.args.items() if key not in spaces[method.name]}

@@ -138,6 +138,17 @@ def test_variants_are_added_beside_the_setting_that_is_there(command: Command) -
     }
 
 
+def test_an_added_setting_of_another_scale_has_that_scales_coefficients(command: Command) -> None:
+    brief = [*BASE, "--strategy", "hgp", "--target", "east", "--trials", "1", "--rounds", "1"]
+    done(command(*brief, "--variants", "scale=relative; scale=absolute", "--out", "whole"))
+    done(command(*brief, "--out", "job"))
+    done(command("--out", "job", "--add", "--variants", "scale=absolute"))
+    assert results("job") == results("whole")
+    again = ["--config", "job/config.json", "--variants", "scale=relative; scale=absolute"]
+    done(command(*again, "--out", "again"))
+    assert results("again") == results("whole")
+
+
 def test_a_variant_that_leaves_open_what_all_others_set_is_refused(command: Command) -> None:
     done(command(*FIRST, "--variants", "alpha=1; hgp.alpha=2", "--out", "job"))
     outcome = command("--out", "job", "--add", "--variants", "lr=0.3")
