@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fedhess.jobs.job import OF_A_RUN, Job, own_code, strategy_folders
 from fedhess.jobs.reopening import moved_to, read_config
 from fedhess.jobs.variants import Variant, describe, is_of_server_args, parse_variants
 from fedhess.settings.assignments import Scalar, parse_assignments
+from fedhess.settings.ranges import GIVEN, OF_STEPS
 from fedhess.settings.run_config import RunConfig
 
 Record = Mapping[str, Any]
@@ -102,7 +103,7 @@ def complete_options(
     here |= {f"strategies.{key}": args[key] for key in args if key.rpartition(".")[0] in known}
     if options.add:
         if now.rounds > old.rounds:
-            _require_unbound(options.out, old, known, now.rounds)
+            _require_unbound(options.out, old, recorded, now.rounds)
             del there["settings.rounds"], here["settings.rounds"]
         refuse_differences(options.out, there, here, "--add")
     else:
@@ -123,10 +124,14 @@ def complete_options(
     }
 
 
-def _require_unbound(path: Path, config: RunConfig, strategies: Iterable[str], rounds: int) -> None:
+def _require_unbound(path: Path, config: RunConfig, recorded: Record, rounds: int) -> None:
     """Check that trained rounds are what they would have been with more to come."""
-    bound = [*config.bound_to_rounds]
-    bound += [f"strategy {name}" for name in strategies if getattr(find_method(name).cls, "bound_to_rounds", False)]
+    bound, named, search = [*config.bound_to_rounds], recorded["strategies"], recorded.get("search", {})
+    bound += [f"strategy {name}" for name in named if getattr(find_method(name).cls, "bound_to_rounds", False)]
+    bound += ["Optuna, whose settings follow from results"] if search.get("kind") == "optuna" else []
+    for name, space in search.get("spaces", {}).items():
+        known = [key for key, each in space.items() if each["source"] != GIVEN and not each["choices"]]
+        bound += [f"the range of {name}'s {key}" for key in known if key.endswith(OF_STEPS)]
     if config.average == "swad" and config.rounds % config.evaluate_every:
         bound = [*bound, f"average (swad has the loss of round {config.rounds}, which is evaluated only as the last)"]
     if bound:

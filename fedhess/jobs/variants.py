@@ -146,7 +146,7 @@ def args_for(
         own: Those of one setting, in place of what is given. Where they have another scale than is given, values that
             are the defaults of the given scale do not count.
     """
-    args, varied = _args_of(name, strategies, given), _args_of(name, strategies, own or {})
+    args, varied = args_of(name, strategies, given), args_of(name, strategies, own or {})
     scale = {key: value for key, value in args.items() if key.endswith("scale")}
     if any(varied.get(key, value) != value for key, value in scale.items()):
         of_scale = _resolve(name, scale, defaults)
@@ -154,7 +154,7 @@ def args_for(
     return _resolve(name, args | varied, defaults)
 
 
-def _args_of(name: str, strategies: Sequence[str], given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+def args_of(name: str, strategies: Sequence[str], given: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return what is given of a strategy's arguments, by their own names."""
     args: dict[str, Scalar] = {}
     known = find_method(name).parameters
@@ -179,4 +179,4 @@ def _resolve(name: str, args: Mapping[str, Scalar], defaults: Mapping[str, Scala
     own, usual = bare(name, args), bare(name, recipe)
     if own.get("scale", usual.get("scale")) != usual.get("scale"):
         recipe = {}  # its coefficients are for another scale
-    return resolved_args(name, recipe | args)
+    return resolved_args(name, {**recipe, **args})
