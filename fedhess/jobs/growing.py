@@ -49,6 +49,7 @@ def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], 
             )
         changed |= {"data_dir": str(folder.resolve())} if folder else {}
     changed |= moved_to(options.data_dir, was["title"], was["options"])
+    changed |= {"skip_bad_images": True} if options.skip_bad_images and "skip_bad_images" in was["options"] else {}
     try:
         benchmark = open_benchmark(was["name"], options=was["options"] | changed, notify=notify)
     except UsageError as error:
@@ -250,10 +251,12 @@ def describe_growth(job: Job) -> str:
 def record_growth(job: Job, *, changed: bool) -> None:
     """Record what is added to a job, whose directory this process holds, and what its runs continue in.
 
+    Its selector and trackers, which an interrupted addition goes on with, are those of this command.
     ``additions`` of config.json gets an entry with the command, what it adds, the environment, and by directory the
     round from which on it trains each run that is not complete, so that each round's environment is known. Nothing is
     written where nothing is added and the environment is the one before.
     """
+    amend_config(job.path, {"selection": job.selection, "trackers": list(job.trackers)})
     rounds = {run.directory.path: (run.directory.completed_round() or 0, run.config.rounds) for run in job.runs}
     left = {str(path.relative_to(job.path)): done for path, (done, last) in rounds.items() if done < last}
     grows = job.before is not None and any(job.before.get(key) != value for key, value in job.record.items())
