@@ -126,6 +126,8 @@ def search(
 
     if "range" in options_and_settings:
         raise UsageError("there is no option 'range'; in Python it is ranges={'alpha': '1e-5:1e-3:log'}")
+    if options_and_settings.get("variants"):
+        raise UsageError("variants: a search makes its own settings; give grid={'lr': [0.3, 0.7]}, or use fedhess.run")
 
     def joined(values: Mapping[str, Any] | str) -> str:
         if isinstance(values, str):

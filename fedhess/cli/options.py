@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
 from fedhess.base.errors import UsageError, did_you_mean
@@ -20,6 +21,7 @@ from fedhess.cli.config_file import read_config_file
 from fedhess.domains import BENCHMARKS
 from fedhess.settings.assignments import parse_assignments
 from fedhess.settings.defaults import describe_default
+from fedhess.settings.mistakes import describe_error
 from fedhess.settings.run_config import DATA, MACHINE, MAIN, MAX_PIXELS, METHOD, OUTPUT, RunConfig
 
 
@@ -130,7 +132,7 @@ class JobOptions:
         _option(
             OUTPUT,
             "Trackers to feed as the job goes, separated by commas: tensorboard, wandb, mlflow, trackio "
-            "(pip install 'fedhess[NAME]'). [default: none]",
+            "(pip install 'fedhess[NAME]'). [default: none, or what the job to resume has]",
         ),
     ] = ""
     engine: Annotated[
@@ -203,6 +205,10 @@ def with_job_options(command: Callable[..., None], *, without: Collection[str] =
     return command
 
 
+_KINDS = {
+    name: TypeAdapter(kind, config=ConfigDict(coerce_numbers_to_str=True))
+    for name, kind in typing.get_type_hints(JobOptions).items()
+}
 SETTINGS = [name for name, field in RunConfig.model_fields.items() if isinstance(field.json_schema_extra, dict)]
 
 
@@ -215,12 +221,20 @@ def read_options(given: Mapping[str, Any]) -> tuple[JobOptions, dict[str, Any]]:
     for name in given:
         if name not in own and name not in SETTINGS:
             raise UsageError(f"there is no option {name!r}; {did_you_mean(name, [*own, *SETTINGS])}")
-    options = {name: _text(name, value) for name, value in given.items() if name in own and value is not None}
+    options = {name: _option_of(name, value) for name, value in given.items() if name in own and value is not None}
     settings = {name: value for name, value in given.items() if name in SETTINGS and value is not None}
     for name, value in settings.items():
         if isinstance(RunConfig.model_fields[name].default, dict) and isinstance(value, str):
             settings[name] = parse_assignments(value, option=f"--{name.replace('_', '-')}")
     return JobOptions(**options), settings
+
+
+def _option_of(name: str, value: Any) -> Any:
+    """Return an option in its own type; a number may be a text, as a setting may."""
+    try:
+        return _KINDS[name].validate_python(_text(name, value))
+    except ValidationError as error:
+        raise UsageError(describe_error(error.errors()[0] | {"loc": (name,)}, ())) from error
 
 
 def _text(name: str, value: Any) -> Any:
@@ -235,7 +249,7 @@ def _text(name: str, value: Any) -> Any:
         raise UsageError(
             f"{name}: expected text, got {value!r}; what is your own goes by its name, 'package.module:Name'"
         )
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def _annotation(name: str) -> Any:

@@ -116,7 +116,7 @@ def hold(path: Path, option: str = "--out", *, wait: Notify | None = None) -> Fi
 def amend_config(path: Path, changes: Mapping[str, Any]) -> None:
     """Change entries of a job's config.json, whose directory this process holds, where any of them differs."""
     file = path / "config.json"
-    recorded = {"selection": DEFAULT} | json.loads(file.read_text(encoding="utf-8"))
+    recorded = {"selection": DEFAULT, "trackers": []} | json.loads(file.read_text(encoding="utf-8"))
     if recorded | changes != recorded:
         with writing(path):
             _write_config(file, recorded | changes)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fedhess.jobs.job import OF_A_RUN, Job, own_code, strategy_folders
 from fedhess.jobs.reopening import moved_to, read_config
 from fedhess.jobs.variants import Variant, describe, is_of_server_args, parse_variants
 from fedhess.settings.assignments import Scalar, parse_assignments
+from fedhess.settings.ranges import GIVEN, OF_STEPS
 from fedhess.settings.run_config import RunConfig
 
 Record = Mapping[str, Any]
@@ -48,6 +49,7 @@ def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], 
             )
         changed |= {"data_dir": str(folder.resolve())} if folder else {}
     changed |= moved_to(options.data_dir, was["title"], was["options"])
+    changed |= {"skip_bad_images": True} if options.skip_bad_images and "skip_bad_images" in was["options"] else {}
     try:
         benchmark = open_benchmark(was["name"], options=was["options"] | changed, notify=notify)
     except UsageError as error:
@@ -102,7 +104,7 @@ def complete_options(
     here |= {f"strategies.{key}": args[key] for key in args if key.rpartition(".")[0] in known}
     if options.add:
         if now.rounds > old.rounds:
-            _require_unbound(options.out, old, known, now.rounds)
+            _require_unbound(options.out, old, recorded, now.rounds)
             del there["settings.rounds"], here["settings.rounds"]
         refuse_differences(options.out, there, here, "--add")
     else:
@@ -123,10 +125,14 @@ def complete_options(
     }
 
 
-def _require_unbound(path: Path, config: RunConfig, strategies: Iterable[str], rounds: int) -> None:
+def _require_unbound(path: Path, config: RunConfig, recorded: Record, rounds: int) -> None:
     """Check that trained rounds are what they would have been with more to come."""
-    bound = [*config.bound_to_rounds]
-    bound += [f"strategy {name}" for name in strategies if getattr(find_method(name).cls, "bound_to_rounds", False)]
+    bound, named, search = [*config.bound_to_rounds], recorded["strategies"], recorded.get("search", {})
+    bound += [f"strategy {name}" for name in named if getattr(find_method(name).cls, "bound_to_rounds", False)]
+    bound += ["Optuna, whose settings follow from results"] if search.get("kind") == "optuna" else []
+    for name, space in search.get("spaces", {}).items():
+        known = [key for key, each in space.items() if each["source"] != GIVEN and not each["choices"]]
+        bound += [f"the range of {name}'s {key}" for key in known if key.endswith(OF_STEPS)]
     if config.average == "swad" and config.rounds % config.evaluate_every:
         bound = [*bound, f"average (swad has the loss of round {config.rounds}, which is evaluated only as the last)"]
     if bound:
@@ -245,10 +251,12 @@ def describe_growth(job: Job) -> str:
 def record_growth(job: Job, *, changed: bool) -> None:
     """Record what is added to a job, whose directory this process holds, and what its runs continue in.
 
+    Its selector and trackers, which an interrupted addition goes on with, are those of this command.
     ``additions`` of config.json gets an entry with the command, what it adds, the environment, and by directory the
     round from which on it trains each run that is not complete, so that each round's environment is known. Nothing is
     written where nothing is added and the environment is the one before.
     """
+    amend_config(job.path, {"selection": job.selection, "trackers": list(job.trackers)})
     rounds = {run.directory.path: (run.directory.completed_round() or 0, run.config.rounds) for run in job.runs}
     left = {str(path.relative_to(job.path)): done for path, (done, last) in rounds.items() if done < last}
     grows = job.before is not None and any(job.before.get(key) != value for key, value in job.record.items())

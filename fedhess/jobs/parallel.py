@@ -13,6 +13,7 @@ import torch
 
 from fedhess.federation.server.round_selection import rows_by_round
 from fedhess.federation.server.run_directory import Row
+from fedhess.jobs.directory import is_held
 from fedhess.jobs.job import Job, PlannedRun
 from fedhess.jobs.progress import Progress
 from fedhess.jobs.tracking import Tracking
@@ -61,7 +62,8 @@ def run_side_by_side(
                     for warning in result.warnings:
                         logger.warning("%s", warning)
                     if result.failure is not None:
-                        runs[number].directory.record_failure(result.failure)
+                        if not is_held(runs[number].directory.path):  # else another worker still runs it
+                            runs[number].directory.record_failure(result.failure)
                         failures[number] = result.failure
         except BaseException:
             for future in futures:

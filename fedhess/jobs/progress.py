@@ -123,7 +123,10 @@ class Progress:
             self._bar.update(TaskID(0), completed=sum(self._done.values()), description=text)
 
     def _left(self) -> str:
-        """Estimate the time that the whole job still takes, at its speed so far, skipped rounds apart."""
+        """Estimate the time that the runs still take, at their speed so far, skipped rounds apart.
+
+        They are all of a job's, but of Optuna's search those that are planned: each suggestion begins anew.
+        """
         done = sum(self._done.values())
         fresh, left = done - self._skipped, sum(self._rounds) - done - self._given_up
         if fresh <= 0:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -81,6 +81,8 @@ def open_job(
         if lock is not None:
             lock.release()
         raise
+    if job.before is not None and given.get("track") is None:
+        trackers = tuple(job.before.get("trackers", ()))
     if growth := describe_growth(job):
         progress.note(f"added to the job in {job.path}: {growth}\n")
     progress.warn(stand_in_warning(job))
@@ -101,14 +103,15 @@ def _plan(
         )
     engine = choose_place(options)
     before = {"device": "auto", "max_pixels": MAX_PIXELS} if recorded is None else recorded["settings"]
-    settings["device"] = engine.device(settings.get("device", before["device"]))
     limit_pixels(settings.get("max_pixels", before["max_pixels"]))
     if recorded is None:
+        settings["device"] = engine.device(settings.get("device", before["device"]))
         benchmark, planned = _new_job(options, settings, progress)
         planned["threads"] = engine.workers.threads() if isinstance(engine, SideBySide) else 0
     else:
         benchmark = open_again(recorded, options, given, progress.note)
         planned = complete_options(recorded, benchmark, options, given, settings)
+        planned["overrides"]["device"] = engine.device(planned["overrides"]["device"])  # may be another engine's
         require_server(planned["strategies"], settings, planned["variants"])
     selection = options.selection or (recorded or {}).get("selection", DEFAULT)
     job = plan_job(
@@ -153,6 +156,12 @@ def go_back(job: Job) -> None:
     wanted = job.resume_from
     if wanted is None:
         return
+    last = max(number for run in job.runs for number in (-1, *run.directory.kept_rounds()))
+    if wanted > last:
+        raise UsageError(
+            f"--resume-from {wanted}: no run of the job in {job.path} has come that far, the last is at round "
+            f"{max(last, 0)}; choose an earlier round, or continue with --resume"
+        )
     later = [run for run in job.runs if max(run.directory.kept_rounds(), default=-1) > wanted]
     for run in later:
         if wanted not in (kept := run.directory.kept_rounds()):
@@ -160,9 +169,12 @@ def go_back(job: Job) -> None:
                 f"--resume-from {wanted}: {run.directory.path} keeps the checkpoints of rounds "
                 f"{', '.join(map(str, kept))}; choose one of them, or delete the directory to make this run anew"
             )
-    for run in later:
-        run.directory.go_back(wanted)
-        (run.directory.path / STATE).unlink(missing_ok=True)  # trackers begin a run anew
+    with ExitStack() as held:
+        for run in later:
+            held.enter_context(_alone_in(run))
+        for run in later:
+            run.directory.go_back(wanted)
+            (run.directory.path / STATE).unlink(missing_ok=True)  # trackers begin a run anew
 
 
 def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dict[int, str]:
@@ -199,8 +211,7 @@ def _run_in_turn(
     failures: dict[int, str] = {}
     for number, run in runs.items():
         try:
-            left = alone_in(run.directory) if (run.directory.path / ".lock").exists() else nullcontext()
-            with left, tracking.follow(run, partial(progress.update, number)) as on_round:
+            with _alone_in(run), tracking.follow(run, partial(progress.update, number)) as on_round:
                 run_to_end(run.directory, run.config, classes=job.classes, engine=engine, on_round=on_round)
         except (FederationError, StrategyError, UsageError) as error:
             if not job.variants:
@@ -213,14 +224,19 @@ def _run_in_turn(
     return failures
 
 
+def _alone_in(run: PlannedRun) -> AbstractContextManager[None]:
+    """Keep workers away from a run that one has worked on."""
+    return alone_in(run.directory) if (run.directory.path / ".lock").exists() else nullcontext()
+
+
 def _is_complete(job: Job, number: int, progress: Progress) -> bool:
     """Tell progress how far a run is; return whether there is nothing left of it."""
     run = job.runs[number]
-    run.directory.tidy()
     done = run.directory.completed_round() or 0
     progress.add_run(number, name_run(job, run), done)
     if done < run.config.rounds:
-        return False
+        return False  # another worker may still write it
+    run.directory.tidy()
     run.directory.load_checkpoint()  # so that damage shows
     return True
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from fedhess.alignment.loading import find_method
+from fedhess.alignment.loading import find_method, resolved_args
 from fedhess.alignment.server_step import is_server_setting
 from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.cli.options import JobOptions
-from fedhess.jobs.variants import VARIED, Variant, args_for, is_run_setting
+from fedhess.jobs.variants import VARIED, Variant, args_for, args_of, is_run_setting, overridden
 from fedhess.settings.assignments import Scalar, parse_scalar
 from fedhess.settings.ranges import (
     GIVEN,
@@ -48,7 +48,7 @@ class Search:
     draws: int = DRAWS  # settings for each strategy, target and trial, the defaults among them; 0 for a grid
     grid: str = ""  # key=value,value,..., several keys for their product; NAME.key is for strategy NAME alone
     ranges: str = ""  # key=low:high[:log],... in place of the known ranges, and for what has none
-    fixed: tuple[str, ...] = ()  # keys that were given a value, and so are not drawn
+    fixed: tuple[str, ...] = ()  # what was given a value, and so is not drawn: settings, and NAME.key of strategies
     # By strategy what is searched already, in a sweep that continues or grows
     spaces: Mapping[str, Space] = field(default_factory=dict)
 
@@ -334,7 +334,8 @@ def plan_search(
     """
     names = list(defaults)
     of_server = (f"{SERVER_ARGS}.{key}" for key in overrides.get(SERVER_ARGS, ()))
-    fixed = {*search.fixed, *given, *overrides, *of_server}
+    of_strategies = (f"{name}.{key}" for name in names for key in args_of(name, names, given))
+    fixed = {*search.fixed, *overrides, *of_server, *of_strategies}
     methods = [
         Method(
             name,
@@ -348,10 +349,11 @@ def plan_search(
     spaces = spaces_of(search, methods)
     variants: list[dict[str, Any]] = []
     for method in methods:
+        if search.kind == "optuna":
+            _require_ends(method, spaces[method.name])
         for number, seed, drawn in _settings_of(search, spaces[method.name], seeds):
             own = {f"{method.name}.{key}": value for key, value in drawn.items() if not is_run_setting(key)}
-            others = {key: value for key, value in given.items() if key not in own}
-            args = args_for(method.name, names, others | own, defaults[method.name])
+            args = args_for(method.name, names, given, defaults[method.name], own)
             variants.append(variant_of(method.name, number, drawn, args, seed=seed))
     shared = {
         method.name: {key: value for key, value in method.args.items() if key not in spaces[method.name]}
@@ -359,6 +361,20 @@ def plan_search(
     }
     described = {name: {key: asdict(each) for key, each in space.items()} for name, space in spaces.items()}
     return shared, variants, {**asdict(search), "fixed": list(search.fixed) or sorted(fixed), "spaces": described}
+
+
+def _require_ends(method: Method, space: Space) -> None:
+    """Check that the ends of each range are values of it: what Optuna suggests is known only as the sweep goes on."""
+    for key, each in space.items():
+        for end in each.choices or each.ends:
+            value = int(max(end, 1.0) if each.base else end) if each.whole else end
+            try:
+                if is_run_setting(key):
+                    RunConfig.checked(overridden(method.config.model_dump(), {key: value}, method.name))
+                else:
+                    resolved_args(method.name, {**method.args, key: value})
+            except UsageError as error:
+                raise UsageError(f"{GIVEN}: {method.name}'s {key}={each.describe()} has {value}: {error}") from error
 
 
 def _settings_of(

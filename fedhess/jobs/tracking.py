@@ -251,8 +251,9 @@ class Tracking:
                 rounds = rows_by_round(before) | rounds
                 for name in [name for name in names if name not in self._failed]:
                     with self._guarded(name):
-                        opened[name] = TRACKERS[name](self._about(name, run, state.get(name, {})))
-                        state.setdefault(name, {"round": -1})["run"] = opened[name].run_id
+                        about = self._about(name, run, state.get(name, {}))
+                        opened[name] = TRACKERS[name](about)
+                        state.setdefault(name, {"round": -1}).update(run=opened[name].run_id, name=about.name)
             for number, each in rounds.items():
                 metrics = metrics_of_round(each, classes=len(self._job.classes))
                 for name, tracker in opened.items():
@@ -292,10 +293,11 @@ class Tracking:
 
     def _about(self, name: str, run: PlannedRun, known: Mapping[str, Any]) -> About:
         variant = [f"variant-{run.number}"] if self._job.variants else []
+        named = "/".join([run.strategy, *variant, run.scenario.name, str(run.config.seed)])
         return About(
             folder=self._job.path / "tracking" / name,
             job=self._job.path.resolve().name,
-            name="/".join([run.strategy, *variant, run.scenario.name, str(run.config.seed)]),
+            name=known.get("name", named),  # it stays the same when the job grows
             settings=_settings(self._job, run),
             run_id=known.get("run"),
             first_round=known.get("round", -1) + 1,

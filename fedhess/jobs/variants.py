@@ -100,8 +100,7 @@ def resolve_variants(
         resolved[name] = {}
         for number, variant in enumerate(variants or ({},)):
             own = {key: value for key, value in variant.items() if not is_run_setting(key)}
-            fixed = {key: value for key, value in given.items() if key not in own}
-            args = args_for(name, list(defaults), fixed | own, defaults[name])
+            args = args_for(name, list(defaults), given, defaults[name], own)
             run = overridden(base, variant, name), args
             if run not in made:
                 made.append(run)
@@ -131,16 +130,32 @@ def is_of_server_args(key: str) -> bool:
 
 
 def args_for(
-    name: str, strategies: Sequence[str], given: Mapping[str, Scalar], defaults: Mapping[str, Scalar]
+    name: str,
+    strategies: Sequence[str],
+    given: Mapping[str, Scalar],
+    defaults: Mapping[str, Scalar],
+    own: Mapping[str, Scalar] | None = None,
 ) -> dict[str, Scalar]:
     """Return a strategy's arguments, defaults included; it is built once, so that every mistake shows now.
 
     Args:
         name: The strategy.
         strategies: All of the job's.
-        given: ``name.key`` applies to one strategy, ``key`` to each that has it.
+        given: ``name.key`` applies to one strategy, ``key`` to each that has it. A job's record has its defaults here.
         defaults: What applies where nothing is given.
+        own: Those of one setting, in place of what is given. Where they have another scale than is given, values that
+            are the defaults of the given scale do not count.
     """
+    args, varied = args_of(name, strategies, given), args_of(name, strategies, own or {})
+    scale = {key: value for key, value in args.items() if key.endswith("scale")}
+    if any(varied.get(key, value) != value for key, value in scale.items()):
+        of_scale = _resolve(name, scale, defaults)
+        args = {key: value for key, value in args.items() if value != of_scale.get(key)}
+    return _resolve(name, args | varied, defaults)
+
+
+def args_of(name: str, strategies: Sequence[str], given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return what is given of a strategy's arguments, by their own names."""
     args: dict[str, Scalar] = {}
     known = find_method(name).parameters
     for key, value in given.items():
@@ -156,8 +171,12 @@ def args_for(
             elsewhere = any(key in find_method(other).parameters for other in strategies)
             if key in known or not elsewhere:
                 args[key] = value
+    return args
+
+
+def _resolve(name: str, args: Mapping[str, Scalar], defaults: Mapping[str, Scalar]) -> dict[str, Scalar]:
     recipe = dict(defaults)
     own, usual = bare(name, args), bare(name, recipe)
     if own.get("scale", usual.get("scale")) != usual.get("scale"):
         recipe = {}  # its coefficients are for another scale
-    return resolved_args(name, recipe | args)
+    return resolved_args(name, {**recipe, **args})

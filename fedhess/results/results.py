@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedhess.base.errors import DivergedError, FederationError, StorageError
 from fedhess.federation.engines.choice import Engine
 from fedhess.jobs.description import describe_failures
-from fedhess.jobs.directory import amend_config, job_directory
+from fedhess.jobs.directory import job_directory
 from fedhess.jobs.growing import record_growth
 from fedhess.jobs.job import Job
 from fedhess.jobs.progress import Progress
@@ -199,7 +199,6 @@ def run_and_report(job: Job, progress: Progress, engine: Engine) -> tuple[Result
                 had_page |= clear_results(job.path)
             if failures and len(failures) == len(job.runs):
                 raise FederationError(describe_failures(job, failures))
-            amend_config(job.path, {"selection": job.selection})
             results = Results(job)
             files = results.report() if had_page else results.write()
             if failures and not job.variants:

@@ -3,10 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from fedhess import sweep
 from fedhess.cli.config_file import options_of_job
 from tests.conftest import TOY, Outcome
 
+BRIEF = ["--domains", "Toy", "--domains-args", "holdout=0.25", "--rounds", "2", "--batch-size", "8", "--trials", "1"]
 Command = Callable[..., Outcome]
 
 
@@ -36,6 +41,52 @@ def test_a_config_json_runs_its_job_again(command: Command) -> None:
     assert {key: first[key] for key in ("strategies", "settings", "seeds")} == {
         key: second[key] for key in ("strategies", "settings", "seeds")
     }
+
+
+@pytest.mark.parametrize(
+    ("args", "over", "same"),
+    [
+        (["--strategy", "erm", "--local-epochs", "1"], [], ["--strategy", "erm", "--local-epochs", "1"]),
+        (["--strategy", "fedadam"], [], ["--strategy", "fedadam"]),
+        (
+            ["--strategy", "erm,hgp", "--average", "swa", "--strategy-args", "hgp.alpha=0.5"],
+            ["--strategy", "erm", "--local-epochs", "1", "--average", "ema"],
+            ["--strategy", "erm", "--local-epochs", "1", "--average", "ema"],
+        ),
+    ],
+)
+def test_what_the_command_line_has_goes_over_a_config_json(
+    command: Command, args: list[str], over: list[str], same: list[str]
+) -> None:
+    assert command(*BRIEF, *args, "--out", "first").status == 0
+    again = command("--config", "first/config.json", *over, "--out", "again")
+    assert again.status == 0, again.err
+    assert command(*BRIEF, *same, "--out", "line").status == 0
+    assert rows("again") == rows("line")
+
+
+def test_a_config_json_with_a_setting_of_nothing_runs_its_job_again(command: Command) -> None:
+    assert command(*TOY, "--strategy", "erm", "--out", "job").status == 0
+    assert command("--out", "job", "--add", "--variants", "server_optimizer_args.momentum=0.9").status == 0
+    assert json.loads(Path("job/config.json").read_text())["variants"][0]["settings"] == {}
+    again = command("--config", "job/config.json", "--out", "again")
+    assert again.status == 0, again.err
+    assert sorted(map(str, rows("again"))) == sorted(map(str, rows("job")))
+    outcome = command("--config", "job/config.json", "--out", "other", of=sweep)
+    assert outcome.status == 2
+    assert "it is the config.json of no sweep; run it again with fedhess simulate --config" in outcome.err
+
+
+def test_a_config_json_keeps_the_seed_that_was_given_to_data() -> None:
+    recorded: dict[str, Any] = {
+        "dataset": {"name": "Toy", "options": {"seed": 7}},
+        "strategies": {"erm": {}},
+        "targets": ["east"],
+    }
+    recorded |= {"settings": {}, "seeds": [5, 6, 4]}  # the first trial's data has it
+    assert options_of_job(recorded, [])["domains_args"] == "seed=6"
+    recorded["dataset"]["options"]["seed"] = 5
+    assert options_of_job(recorded, [])["domains_args"] == "", "it is the trial's own"
 
 
 def test_a_config_json_of_before_schedules_means_what_it_did() -> None:

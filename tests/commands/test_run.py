@@ -11,6 +11,7 @@ import torch
 
 import fedhess
 from fedhess.base.errors import UsageError
+from fedhess.cli.options import read_options
 from fedhess.federation.client import memory
 from tests.conftest import TOY, Outcome
 
@@ -64,6 +65,11 @@ def test_mistakes_are_named() -> None:
         UsageError, match=r"strategy: expected text, got <class .*; .* by its name, 'package.module:Name'"
     ):
         fedhess.run(domains="Toy", strategy=[torch.nn.Linear])
+    with pytest.raises(UsageError, match="--trials: expected a whole number, got 'many'"):
+        fedhess.run(domains="Toy", trials="many")
+    assert read_options({"trials": "3", "parallel": "2", "lr": "0.1"})[0].trials == 3, "as --trials 3 has it"
+    with pytest.raises(UsageError, match="variants: a search makes its own settings"):
+        fedhess.search(domains="Toy", variants="lr=0.3;lr=0.7")
     with pytest.raises(UsageError, match="in Python it is ranges="):
         fedhess.search(domains="Toy", range={"alpha": "0:1"})
     with pytest.raises(UsageError, match="no job's directory"):

@@ -257,12 +257,32 @@ def test_a_sweep_takes_more_strategies_draws_and_trials(command: Command) -> Non
 
 
 def test_what_is_added_to_a_sweep_is_drawn_for_every_trial(command: Command) -> None:
-    assert command(*BRIEF, "--strategy", "hgp", "--draws", "2", "--trials", "2", "--out", "job").status == 0
-    grown = command("--add", "--out", "job", "--strategy", "coral")
+    given = ["--strategy", "hgp", "--strategy-args", "alpha=0.5"]
+    assert command(*BRIEF, *given, "--draws", "2", "--trials", "2", "--out", "job").status == 0
+    grown = command("--add", "--out", "job", "--strategy", "hutchinson")
     assert grown.status == 0, grown.err
-    assert "added to the job in job: strategies coral; variants 3" in grown.out
-    drawn = {(run.number, run.config.seed) for run in open_recorded(Path("job")).runs if run.strategy == "coral"}
+    assert "added to the job in job: strategies hutchinson; variants 3" in grown.out
+    job = open_recorded(Path("job"))
+    drawn = {(run.number, run.config.seed) for run in job.runs if run.strategy == "hutchinson"}
     assert drawn == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    spaces = recorded_spaces(job.record)
+    assert ["alpha" in spaces[name] for name in ("hgp", "hutchinson")] == [False, True], "given to the first alone"
+
+
+@pytest.mark.parametrize(
+    ("searched", "named"),
+    [
+        (["--strategy", "irm"], "through the range of irm's anneal_steps; leave the option out"),
+        (["--strategy", "erm", "--search", "optuna", "--range", "lr=0.1:1"], "through Optuna, whose settings follow"),
+    ],
+)
+def test_a_sweep_whose_settings_know_the_rounds_takes_no_more(
+    command: Command, searched: list[str], named: str
+) -> None:
+    assert command(*BRIEF, *searched, "--draws", "1", "--out", "job").status == 0
+    outcome = command("--add", "--out", "job", "--rounds", "3")
+    assert outcome.status == 2
+    assert named in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -305,6 +325,14 @@ def test_a_sweep_and_another_job_do_not_continue_each_other(command: Command, sw
     outcome = command("--add", "--out", "plain")
     assert outcome.status == 2
     assert "--add: the job in plain is no sweep; use fedhess simulate --add" in outcome.err
+
+
+def test_the_config_of_a_sweep_has_what_was_given_and_ranged(command: Command) -> None:
+    given = ["--strategy", "hgp", "--strategy-args", "alpha=0.5", "--range", "alpha=0.1:1", "--draws", "2"]
+    assert command(*BRIEF, *given, "--out", "job").status == 0
+    assert command("--config", "job/config.json", "--out", "again", "--quiet").status == 0
+    assert recorded("again")["variants"] == recorded("job")["variants"]
+    assert recorded("again")["variants"][0]["arguments"]["hgp"]["alpha"] == 0.5
 
 
 def test_the_config_of_a_sweep_runs_it_again(command: Command, sweep_of_hgp: Path) -> None:

@@ -1,6 +1,8 @@
 """A job that grows: its runs are those of a job that had all of it from the beginning, and nothing recorded changes."""
 
 import hashlib
+import importlib.util
+import itertools
 import json
 import shutil
 import subprocess
@@ -11,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from crashes import ASSASSIN
+from PIL import Image
 
 import fedhess
 from fedhess import simulate
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.cli.options import read_options
+from fedhess.domains import open_benchmark
 from fedhess.federation.engines.choice import Engine
 from fedhess.jobs.directory import hold, is_held
 from fedhess.jobs.growing import open_again
@@ -138,6 +142,17 @@ def test_variants_are_added_beside_the_setting_that_is_there(command: Command) -
     }
 
 
+def test_an_added_setting_of_another_scale_has_that_scales_coefficients(command: Command) -> None:
+    brief = [*BASE, "--strategy", "hgp", "--target", "east", "--trials", "1", "--rounds", "1"]
+    done(command(*brief, "--variants", "scale=relative; scale=absolute", "--out", "whole"))
+    done(command(*brief, "--out", "job"))
+    done(command("--out", "job", "--add", "--variants", "scale=absolute"))
+    assert results("job") == results("whole")
+    again = ["--config", "job/config.json", "--variants", "scale=relative; scale=absolute"]
+    done(command(*again, "--out", "again"))
+    assert results("again") == results("whole")
+
+
 def test_a_variant_that_leaves_open_what_all_others_set_is_refused(command: Command) -> None:
     done(command(*FIRST, "--variants", "alpha=1; hgp.alpha=2", "--out", "job"))
     outcome = command("--out", "job", "--add", "--variants", "lr=0.3")
@@ -149,14 +164,25 @@ def test_a_variant_that_leaves_open_what_all_others_set_is_refused(command: Comm
 @pytest.mark.usefixtures("first")
 def test_an_addition_that_is_killed_is_resumed_without_any_option(command: Command) -> None:
     job = Path("job").resolve()
-    assert ASSASSIN.attempt(lambda: command("--out", job, "--add", "--strategy", "erm"), below=job, strike=40)
+    more = ["--strategy", "erm", "--selection", "lodo"]
+    assert ASSASSIN.attempt(lambda: command("--out", job, "--add", *more), below=job, strike=40)
     done(command("--out", "job", "--resume"))
-    whole = [*FIRST, "--strategy", "hgp,erm", "--strategy-args", "hgp.alpha=0.5"]
+    whole = [*FIRST, *more, "--strategy", "hgp,erm", "--strategy-args", "hgp.alpha=0.5"]
     done(command(*whole, "--out", "whole"))
+    assert open_recorded(job).selection == "lodo"
     assert results("job") == results("whole")
     config = Path("job/config.json").read_bytes()
     done(command("--out", "job", "--add"))
     assert Path("job/config.json").read_bytes() == config, "nothing is added and nothing is left to run"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.usefixtures("first")
+def test_a_job_begun_in_turn_goes_on_on_ray(command: Command) -> None:
+    planned = command("--out", "job", "--resume", "--engine", "ray", "--show-partition")
+    assert planned.status == 0, planned.err
+    refused = command("--out", "job", "--resume", "--device", "cpu", "--show-partition")
+    assert "settings.device: 'auto' there, 'cpu' now" in refused.err
 
 
 @pytest.mark.usefixtures("first")
@@ -329,3 +355,14 @@ def test_a_stand_in_is_opened_again_without_looking_for_what_it_stands_in_for() 
     options, _ = read_options({"require_real": True})
     with pytest.raises(UsageError, match="--require-real: the job in None is on IconPACS"):
         open_again({"dataset": was}, options, {}, print)
+
+
+def test_bad_images_are_left_out_of_a_whole_job_or_not_at_all(tmp_path: Path) -> None:
+    for domain, name in itertools.product("abc", "xy"):
+        folder = tmp_path / domain / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / "1.png")
+    was = open_benchmark(f"folder:{tmp_path}").identity()
+    options, _ = read_options({"skip_bad_images": True})
+    now = open_again({"dataset": was}, options, {}, print)
+    assert (was["options"]["skip_bad_images"], now.options["skip_bad_images"]) == (False, True), "which is refused"

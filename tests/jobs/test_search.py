@@ -196,6 +196,11 @@ def test_coefficients_of_a_grid_over_scales_are_those_of_each_scale(toy: Benchma
         ({"ranges": "lr=1:2,lr=1:3"}, "--range: 'lr' is given twice"),
         ({"ranges": "iga.coefficient=1:2"}, "--range: 'iga.coefficient' means nothing to erm, hgp"),
         ({"ranges": "hgp.seed=1:2"}, "--range: 'hgp.seed' must be the same"),
+        (
+            {"search": "optuna", "ranges": "alpha=-0.3:1"},
+            "--range: hgp's alpha=-0.3:1 has -0.3: --strategy-args: strategy 'hgp' rejects",
+        ),
+        ({"search": "optuna", "ranges": "erm.momentum=0:1"}, r"--range: erm's momentum=0:1 has 1.0: .*less than 1"),
         ({"search": "optuna", "selection": "lodo"}, "--selection lodo: Optuna's objective is source validation"),
     ],
 )

@@ -128,6 +128,17 @@ def test_rounds_made_again_after_a_kill_are_not_recorded_again(job: Job) -> None
     assert found.points[1][1]["sources/accuracy"] == 0.125
 
 
+def test_a_job_that_grows_goes_on_in_the_trackers_and_runs_that_it_had(command: Command) -> None:
+    assert command(*TOY, "--strategy", "hgp", "--track", "tensorboard", "--out", "job").status == 0
+    assert command("--out", "job", "--add", "--variants", "lr=0.2", "--rounds", "4").status == 0
+    found = of_tensorboard(Path("job/tracking/tensorboard"))
+    assert {run: [step for step, _ in of.points] for run, of in found.items()} == {
+        "hgp/east/0": [0, 1, 2, 3, 4], "hgp/variant-1/east/0": [0, 1, 2, 3, 4],
+    }  # fmt: skip
+    assert command("--out", "job", "--add", "--rounds", "5", "--track", "").status == 0
+    assert len(of_tensorboard(Path("job/tracking/tensorboard"))["hgp/east/0"].points) == 5, "none is fed"
+
+
 # -- What goes wrong ---------------------------------------------------------------------------------------------------
 
 

@@ -116,6 +116,10 @@ def test_coefficients_are_those_of_the_scale_of_each_variant(toy: Benchmark) -> 
     common = job.record["strategies"]["hgp"]
     assert common["form"] == "mean_of_hgp"
     assert not {"alpha", "beta", "scale"} & common.keys()
+    of_record = {"hgp.scale": "relative", "hgp.alpha": 0.1, "hgp.beta": 0.5}  # the second is the scale's default
+    job = plan(toy, [{"scale": "relative"}, {"hgp.scale": "absolute"}], strategy_args=of_record)
+    recorded = [variant["arguments"]["hgp"] for variant in job.record["variants"]]
+    assert [(args["alpha"], args["beta"]) for args in recorded] == [(0.1, 0.5), (1e-4, 0.5)]
 
 
 def test_a_scale_that_is_given_drops_the_recipes_coefficients_for_another() -> None:

@@ -250,7 +250,7 @@ def test_poisoned_round_is_undone(command: Command) -> None:
         tensor.add_(1000.0)
     run.save_checkpoint(poisoned)
     run.rounds_file.write_text(rows, encoding="utf-8")
-    outcome = command("--out", "job", "--resume-from", 2)
+    outcome = command("--out", "job", "--resume-from", 2, "--track", "")
     assert outcome.status == 0, outcome.err
     assert_same(Path("job"), Path("reference"))
     (entry,) = json.loads(Path("job/config.json").read_text())["additions"]
@@ -266,6 +266,9 @@ def test_round_without_a_checkpoint_is_refused(command: Command) -> None:
     assert outcome.status == 2
     listed = ", ".join(map(str, kept))
     assert f"--resume-from 1: job/east/0 keeps the checkpoints of rounds {listed}; choose one of them" in outcome.err
+    later = command("--out", "job", "--resume-from", 99)
+    assert later.status == 2
+    assert "--resume-from 99: no run of the job in job has come that far, the last is at round 5" in later.err
     assert {path: path.read_bytes() for path in Path("job").rglob("*") if path.is_file()} == before
 
 

@@ -151,7 +151,7 @@ def load_images(
         if not skip_bad_images or not good:
             raise UsageError(
                 f"{what}, the first {files[first].path} ({outcome.bad[first]}); replace or delete "
-                f"{'it' if skipped == 1 else 'them'}, or leave such images out with --skip-bad-images"
+                f"{'it' if skipped == 1 else 'them'}, or begin a job without such images: --skip-bad-images"
             )
         notify(f"{what} and are left out, the first {files[first].path}")
     return ImageDomain(domain, good, digest=outcome.digest, side=side, skipped=skipped, aspects=outcome.aspects)

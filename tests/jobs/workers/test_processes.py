@@ -173,16 +173,36 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         LocalWorkers(2, ("5",)).check_device("cpu")
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("deadly")
+def test_a_run_that_a_worker_still_has_has_not_failed(command: Command) -> None:
+    assert command(*TOY, "--strategy", "erm", "--rounds", "2", "--out", "job", "--quiet").status == 0
+    with FileLock("job/east/0/.lock"):
+        said = command("--add", "--rounds", "3", "--out", "job", "--parallel", 1, "--quiet")
+    assert (said.status, "another worker still runs it" in said.err) == (1, True)
+    assert not Path("job/east/0/failure.txt").exists()
+
+
 def test_a_run_that_a_worker_still_has_is_not_continued_beside_it(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command(*TOY, "--strategy", "erm", "--out", "job", "--quiet").status == 0
     (run,) = (file.parent for file in Path("job").rglob("rounds.jsonl"))
-    (run / "checkpoint/checkpoint.json").unlink()  # as at the beginning
     before = (run / "rounds.jsonl").read_bytes()
     monkeypatch.setattr(worker, "LOCK_SECONDS", 0)
-    with FileLock(run / ".lock"):
-        said = command("--resume", "--out", "job", "--quiet")
+
+    def refused(*options: object) -> None:
+        said = command(*options, "--out", "job", "--quiet")
         assert (said.status, "another worker still runs it" in said.err) == (1, True)
+
+    with FileLock(run / ".lock"):
+        refused("--resume-from", 2)
         assert (run / "rounds.jsonl").read_bytes() == before
+    RunDirectory(run).go_back(2)
+    before = (run / "rounds.jsonl").read_bytes()
+    with FileLock(run / ".lock"):
+        (run / "checkpoint/round-000003.safetensors").touch()  # that worker is about to name it in checkpoint.json
+        refused("--resume")
+        assert (run / "rounds.jsonl").read_bytes() == before
+        assert (run / "checkpoint/round-000003.safetensors").exists()
     assert command("--resume", "--out", "job", "--quiet").status == 0
