@@ -73,7 +73,8 @@ class Forward:
         return sum(size for place, size in kept.items() if place not in own)
 
 
-# A function of a whole forward pass, whose graph it may differentiate; its value is a vector.
+# A function of a whole forward pass, whose graph it may differentiate; its value is flat, with as many values as the
+# trained parameters have.
 NetworkStatistic = Callable[[Forward], Tensor]
 
 

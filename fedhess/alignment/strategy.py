@@ -242,8 +242,10 @@ class DomainStrategy:
 
     Attributes:
         statistics: What a client may be asked, by name: functions of a ``HeadBatch`` and of named tensors and scalars.
-            A client computes only what its own copy of the strategy lists here.
-        network_statistics: The same for functions of a whole ``Forward`` pass with its autograd graph.
+            A client computes only what its own copy of the strategy lists here. The server calls each on one blank
+            example, features 0 and class 0: an answer has the shape and dtype of that value.
+        network_statistics: The same for functions of a whole ``Forward`` pass with its autograd graph, which return a
+            flat tensor of as many values as the trained parameters have; they are not called on a blank example.
         schedule: Weight of the penalty over the run.
         limited: Whether the gradient of the weighted penalty, a function of features, head or both, is limited to the
             loss's, :meth:`Step.limited`. The objective is then not divided by the weight: the limit does what
