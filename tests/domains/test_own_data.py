@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from fedhess.base.errors import UsageError
-from fedhess.domains import Benchmark, TensorDomain, open_benchmark
-from fedhess.domains.benchmark import leave_one_out
+from fedhess.domains import Benchmark, TensorDomain, leave_one_out, open_benchmark
 from fedhess.domains.images.image_files import ImageDomain
 from fedhess.domains.own_data import DatasetImages
 from fedhess.models import prepare_inputs
