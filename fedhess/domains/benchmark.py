@@ -159,7 +159,7 @@ class Benchmark:
             "options": dict(self.options),
             "counts": counts,
             "skipped_images": skipped,
-            "bytes": all(data.inputs(torch.zeros(1).long()).dtype == torch.uint8 for data in loaded.values()),
+            "bytes": all(data.inputs(torch.tensor([0])).dtype == torch.uint8 for data in loaded.values() if len(data)),
             "digest": digest_of(part for domain, data in loaded.items() for part in (domain, data.digest)),
             **({"differences": differences} if differences else {}),
         }
