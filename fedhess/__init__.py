@@ -1,7 +1,8 @@
 """Federated domain generalization by aligning head gradients and Hessians across domains, on Flower.
 
 What a notebook needs is here, imported when it is used: :func:`run` trains and evaluates, :func:`search` tunes as well,
-:func:`open` reads a recorded job, and all return :class:`Results`; :func:`load` loads an exported model. Strategies
+:func:`open` reads a recorded job, and all return :class:`Results`; :func:`load` loads an exported model. They raise
+:class:`UsageError` (also as :class:`StrategyError`), :class:`FederationError` or :class:`StorageError`. Strategies
 derive from :class:`DomainStrategy` and add a penalty to a client's :class:`Step`; the statistics they align are in
 :mod:`fedhess.curvature`.
 """
@@ -14,6 +15,10 @@ from fedhess.base.lazy import lazy_names
 if TYPE_CHECKING:
     from fedhess.alignment.step import Step as Step
     from fedhess.alignment.strategy import DomainStrategy as DomainStrategy
+    from fedhess.base.errors import FederationError as FederationError
+    from fedhess.base.errors import StorageError as StorageError
+    from fedhess.base.errors import StrategyError as StrategyError
+    from fedhess.base.errors import UsageError as UsageError
     from fedhess.models.exported import load_exported as load
     from fedhess.results.results import Results as Results
     from fedhess.results.results import open_results as open
@@ -21,14 +26,30 @@ if TYPE_CHECKING:
     from fedhess.sweep import search as search
 
 __version__ = "0.1.0"
-__all__ = ["DomainStrategy", "Results", "Step", "load", "open", "run", "search"]
+__all__ = [
+    "DomainStrategy",
+    "FederationError",
+    "Results",
+    "Step",
+    "StorageError",
+    "StrategyError",
+    "UsageError",
+    "load",
+    "open",
+    "run",
+    "search",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "DomainStrategy": "fedhess.alignment.strategy:DomainStrategy",
+        "FederationError": "fedhess.base.errors:FederationError",
         "Results": "fedhess.results.results:Results",
         "Step": "fedhess.alignment.step:Step",
+        "StorageError": "fedhess.base.errors:StorageError",
+        "StrategyError": "fedhess.base.errors:StrategyError",
+        "UsageError": "fedhess.base.errors:UsageError",
         "load": "fedhess.models.exported:load_exported",
         "open": "fedhess.results.results:open_results",
         "run": "fedhess.simulate:run",

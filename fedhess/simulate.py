@@ -76,7 +76,7 @@ def run(
             ``out`` grows by what is given, and with ``resume=True`` it continues; what is left out is that job's.
 
     Returns:
-        Rows, table, figures and models; they are in the job's directory too.
+        Rows, table and models; they are in the job's directory too. Figures are files: :meth:`Results.report`.
 
     Raises:
         UsageError: An option is wrong, or the data cannot be read; the message says what to do.

@@ -112,7 +112,7 @@ def search(
         **options_and_settings: Every other option of the command, as for :func:`run`.
 
     Returns:
-        Rows, table, figures and models, as of :func:`run`.
+        Rows, table and models, as of :func:`run`.
 
     Raises:
         UsageError: An option is wrong, or the data cannot be read; the message says what to do.

@@ -21,18 +21,20 @@ def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatc
     return HeadBatch(features, labels, model.head.weight, model.head.bias)
 
 
-def compute_statistic(function: Statistic, batch: HeadBatch, **given: Tensor | Scalar) -> Tensor:
+def compute_statistic(function: Statistic, batch: HeadBatch, /, **given: Tensor | Scalar) -> Tensor:
     """Evaluate a statistic of the head with those of the given tensors and scalars that it has a parameter for."""
     return function(batch, **{name: value for name, value in given.items() if name in _parameter_names(function)})
 
 
-def strategy_statistic(strategy: str, name: str, function: Statistic, of: object, **given: Tensor | Scalar) -> Tensor:
+def strategy_statistic(
+    strategy: str, hook: str, function: Statistic, of: object, /, **given: Tensor | Scalar
+) -> Tensor:
     """Evaluate a strategy's statistic on a head batch, or on a whole pass, detached from its graph.
 
     Raises:
         StrategyError: It raised, or returned no tensor.
     """
-    with users_code(f"strategy {strategy!r}", f"statistic {name!r}", function):
+    with users_code(f"strategy {strategy!r}", hook, function):
         value = compute_statistic(function, of, **given) if isinstance(of, HeadBatch) else function(of)
         if not isinstance(value, Tensor):
             raise TypeError(f"expected a tensor, got {type(value).__name__}")
@@ -80,21 +82,24 @@ class StatisticShapes:
     ) -> None:
         self._strategy, self._statistics = strategy, statistics
         self._network, self._template = network, template
-        self._known: dict[str, Tensor] = {}
+        self._known: dict[str, tuple[dict[str, Scalar], Tensor]] = {}
 
     def of(self, names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, Tensor]:
-        """Return a tensor of the right shape and dtype for each statistic, computed once on one blank example.
+        """Return a tensor of the right shape and dtype for each statistic, computed on one blank example.
+
+        It is computed again where the scalars differ that were given the last time.
 
         Raises:
             LookupError: The strategy lists no such statistic.
             StrategyError: The statistic raised, or returned no tensor.
         """
+        scalars = {key: value for key, value in given.items() if not isinstance(value, Tensor)}
         for name in names:
             if name not in self._statistics and name not in self._network:
                 raise LookupError(f"no statistic {name!r}; {did_you_mean(name, [*self._statistics, *self._network])}")
-            if name not in self._known:
-                self._known[name] = self._blank(name, given)
-        return {name: self._known[name] for name in names}
+            if name not in self._known or self._known[name][0] != scalars:
+                self._known[name] = scalars, self._blank(name, given)
+        return {name: self._known[name][1] for name in names}
 
     def _blank(self, name: str, given: Mapping[str, Tensor | Scalar]) -> Tensor:
         if name in self._network:
@@ -103,4 +108,5 @@ class StatisticShapes:
         head = self._template.head
         features = head.weight.detach().new_zeros(1, head.in_features)
         batch = head_batch(self._template, features, features.new_zeros(1).long())
-        return strategy_statistic(self._strategy, name, self._statistics[name], batch, **given)
+        hook = f"statistic {name!r} on one blank example"
+        return strategy_statistic(self._strategy, hook, self._statistics[name], batch, **given)

@@ -73,7 +73,8 @@ class Forward:
         return sum(size for place, size in kept.items() if place not in own)
 
 
-# A function of a whole forward pass, whose graph it may differentiate; its value is a vector.
+# A function of a whole forward pass, whose graph it may differentiate; its value is flat, with as many values as the
+# trained parameters have.
 NetworkStatistic = Callable[[Forward], Tensor]
 
 
@@ -177,15 +178,16 @@ class Step:
         """Scale a penalty down until its gradient is no longer than the loss's, at the head's inputs and parameters.
 
         The factor is ``min(1, ||dL/dz|| / ||dP/dz||, ||dL/dW|| / ||dP/dW||)``, a constant, with z the batch's features,
-        W the head's weight and bias, and L the loss without the L2 term.
+        W the head's weight and bias, and L the loss without the L2 term. A ratio stands only where P has a gradient.
 
         Args:
-            penalty: P, (), a function of features and head.
+            penalty: P, (), a function of features, head or both.
         """
         batch = self.batch
         head = [batch.weight] if batch.bias is None else [batch.weight, batch.bias]
         trained = [tensor for tensor in (batch.features, *head) if tensor.requires_grad]
-        gradients = dict(zip(map(id, trained), torch.autograd.grad(penalty, trained, retain_graph=True), strict=True))
+        found = torch.autograd.grad(penalty, trained, retain_graph=True, allow_unused=True)
+        gradients = {id(tensor): own for tensor, own in zip(trained, found, strict=True) if own is not None}
         with torch.no_grad():
             of_loss = (batch.basics.mean_residuals @ batch.weight, head_gradient(batch))
             factor = penalty.new_ones(())

@@ -91,13 +91,14 @@ class PenaltyScale:
 
     def references(self, answers: Mapping[str, PerDomain]) -> dict[str, Tensor]:
         """Return the mean of each statistic by its name, and where relative its size as ``NAME_size``, ()."""
-        if self.kind == "relative":
-            for name, values in answers.items():
-                squares = {domain: value.square().sum() for domain, value in values.items()}
-                size, key = values.with_values(squares).mean(), f"{name}_size"
-                self.sizes[key] = torch.maximum(size, self.sizes.get(key, size))
         means = {name: values.mean() for name, values in answers.items()}
-        return means | {f"{name}_size": self.sizes[f"{name}_size"] for name in means if self.sizes}
+        if self.kind == "absolute":
+            return means
+        for name, values in answers.items():
+            squares = {domain: value.square().sum() for domain, value in values.items()}
+            size, key = values.with_values(squares).mean(), f"{name}_size"
+            self.sizes[key] = torch.maximum(size, self.sizes.get(key, size))
+        return means | {f"{name}_size": self.sizes[f"{name}_size"] for name in means}
 
     def scaled(self, distance: Tensor, name: str, reference: Mapping[str, Tensor]) -> Tensor:
         """Divide a squared distance to the reference of that name, ()."""
@@ -241,11 +242,14 @@ class DomainStrategy:
 
     Attributes:
         statistics: What a client may be asked, by name: functions of a ``HeadBatch`` and of named tensors and scalars.
-            A client computes only what its own copy of the strategy lists here.
-        network_statistics: The same for functions of a whole ``Forward`` pass with its autograd graph.
+            A client computes only what its own copy of the strategy lists here. The server calls each on one blank
+            example, features 0 and class 0: an answer has the shape and dtype of that value.
+        network_statistics: The same for functions of a whole ``Forward`` pass with its autograd graph, which return a
+            flat tensor of as many values as the trained parameters have; they are not called on a blank example.
         schedule: Weight of the penalty over the run.
-        limited: Whether the gradient of the weighted penalty is limited to the loss's, :meth:`Step.limited`. The
-            objective is then not divided by the weight: the limit does what ``"rescale"`` is for.
+        limited: Whether the gradient of the weighted penalty, a function of features, head or both, is limited to the
+            loss's, :meth:`Step.limited`. The objective is then not divided by the weight: the limit does what
+            ``"rescale"`` is for.
         bound_to_rounds: Whether what a round does depends on how many the run has.
         state: What the server half remembers between rounds (moving averages and the like); saved in checkpoints. Its
             tensors are replaced and never written to.

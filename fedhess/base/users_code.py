@@ -42,9 +42,11 @@ def users_code(whose: str, hook: str, code: Any = None, *, calls: Any = None) ->
 
 
 def _place(frames: list[tuple[FrameType, int]], code: Any) -> str:
-    """Name file and line: the innermost frame in the package of the code, else where the code is defined."""
+    """Name file and line: the innermost frame in the package of the code, else the class, or where the code is."""
     package = str(getattr(code, "__module__", "")).partition(".")[0]
     own = [at for at in frames if _module(at[0]).partition(".")[0] == package]
+    if not own and inspect.isclass(code):
+        return f"class {code.__module__}:{code.__qualname__}"
     defined = getattr(inspect.unwrap(code), "__code__", None)
     if own or defined is None:
         frame, line = (own or frames)[-1]

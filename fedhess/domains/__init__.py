@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedhess.domains.benchmark import Benchmark as Benchmark
     from fedhess.domains.benchmark import OptionValue
     from fedhess.domains.benchmark import Scenario as Scenario
+    from fedhess.domains.benchmark import leave_one_out as leave_one_out
     from fedhess.domains.domain import DomainData as DomainData
     from fedhess.domains.domain import Notify as Notify
     from fedhess.domains.domain import TensorDomain as TensorDomain
@@ -34,6 +35,7 @@ __all__ = [
     "Scenario",
     "TensorDomain",
     "find_benchmark",
+    "leave_one_out",
     "open_benchmark",
     "split_domain",
     "split_indices",
@@ -64,6 +66,7 @@ __getattr__ = lazy_names(
         "Opening": "fedhess.domains.opening:Opening",
         "Scenario": "fedhess.domains.benchmark:Scenario",
         "TensorDomain": "fedhess.domains.domain:TensorDomain",
+        "leave_one_out": "fedhess.domains.benchmark:leave_one_out",
         "split_domain": "fedhess.domains.split:split_domain",
         "split_indices": "fedhess.domains.split:split_indices",
     },

@@ -145,8 +145,8 @@ class Benchmark:
         """Describe the data for config.json; loads every domain, and raises what `load` raises.
 
         Returns:
-            JSON: name, whether real or a stand-in, options, examples per domain and class, a digest over everything,
-            and any differences from the complete copy, as sentences.
+            JSON: name, whether real or a stand-in, options, examples per domain and class, whether inputs are bytes, a
+            digest over everything, and any differences from the complete copy, as sentences.
         """
         loaded = {domain: self.load(domain) for domain in self.domains}
         counts = {domain: count_classes(data.labels, self.classes) for domain, data in loaded.items()}
@@ -159,6 +159,7 @@ class Benchmark:
             "options": dict(self.options),
             "counts": counts,
             "skipped_images": skipped,
+            "bytes": all(data.inputs(torch.tensor([0])).dtype == torch.uint8 for data in loaded.values() if len(data)),
             "digest": digest_of(part for domain, data in loaded.items() for part in (domain, data.digest)),
             **({"differences": differences} if differences else {}),
         }

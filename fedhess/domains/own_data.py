@@ -1,6 +1,7 @@
 """Data that a user brings: ``--domains package.module:Name``, or an entry point of group ``fedhess.benchmarks``."""
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -263,9 +264,16 @@ def _make(opening: Opening) -> tuple[Any, dict[str, OptionValue]]:
         raise UsageError(f"--domains: {path} is no benchmark: expected a class or a function, got {make!r}")
     parameters = text_parameters(make, what=what)
     given = {key: value for key, value in opening.options.items() if key not in OURS}
-    if opening.data_dir is not None and "data_dir" in parameters:
+    signature = inspect.signature(make)
+    if opening.data_dir is not None and "data_dir" in signature.parameters:
         given.setdefault("data_dir", str(opening.data_dir))
-    args = checked_arguments(parameters, given, option="--domains-args", what=what)
+    args = checked_arguments(parameters, given, option="--domains-args", what=what, of=make)
+    try:
+        signature.bind(**args)
+    except TypeError as error:
+        raise UsageError(
+            f"--domains-args: {what}: {error}; give it as NAME=VALUE (data_dir: --data-dir), or a default in the code"
+        ) from error
     with users_code(what, "constructor", make):
         return make(**args), args
 
@@ -350,7 +358,8 @@ def _tensor(value: Any, what: str) -> Tensor:
 
 
 def _join(names: Sequence[str]) -> str:
-    return "/".join(name.replace("%", "%25").replace("/", "%2F") for name in names)
+    """Join names by slashes to one value of --domains-args, which has no commas."""
+    return "/".join(name.replace("%", "%25").replace("/", "%2F").replace(",", "%2C") for name in names)
 
 
 def _split(text: OptionValue) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class ExportedConfig(BaseModel):
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     dtype: Literal["float32", "float64"]
     precision: Literal["float32", "bf16"]
+    preprocessing: dict[str, Any]
     run: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -76,7 +77,8 @@ class TrainedModel(nn.Module):
     Attributes:
         network: Its ``featurizer`` and its linear ``head``.
         classes: Names, in the order of the logits.
-        transform: Makes an input of an image file; None where inputs are no RGB images but tensors of ``input_shape``.
+        transform: Makes an input of an image file; None where inputs are no bytes of RGB images but tensors of
+            ``input_shape``.
         input_shape: Of one input.
         config: What config.json holds: data, protocol, scores, settings.
     """
@@ -87,7 +89,7 @@ class TrainedModel(nn.Module):
         self.classes = config.classes
         self.input_shape = config.input_shape
         self.transform: Callable[[Path | str | Image.Image], Tensor] | None = None
-        if takes_images(config.input_shape):
+        if config.preprocessing.get("transform") is not None:
             self.transform = partial(read_image, side=config.input_shape[-1])
         self.config: dict[str, Any] = config.model_dump(mode="json")
         self.eval()
@@ -103,11 +105,6 @@ class TrainedModel(nn.Module):
         if logits.shape[1] > 1:
             return logits.softmax(1)
         return torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1)
-
-
-def takes_images(input_shape: tuple[int, ...]) -> bool:
-    """Whether examples are square RGB images."""
-    return len(input_shape) == 3 and input_shape[0] == 3 and input_shape[1] == input_shape[2]
 
 
 def load_exported(model: Path | str, *, device: torch.device | str = "cpu") -> TrainedModel:

@@ -13,13 +13,13 @@ from torch import Tensor
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
 from fedhess.base.files import replace_file, writing
-from fedhess.domains import open_benchmark
+from fedhess.domains import Benchmark, find_benchmark, open_benchmark
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.description import whole_protocol
 from fedhess.jobs.job import Job
 from fedhess.jobs.rows import NOTHING, domain_rows
 from fedhess.models import whole_network
-from fedhess.models.exported import CONFIG_FILE, WEIGHTS_FILE, TrainedModel, load_exported, takes_images
+from fedhess.models.exported import CONFIG_FILE, WEIGHTS_FILE, TrainedModel, load_exported
 from fedhess.models.headed import HeadedModel, ScaleImages
 from fedhess.results.model_card import model_card
 from fedhess.results.models import SELECTED, RunModel, find_model
@@ -78,7 +78,7 @@ def _config(job: Job, found: RunModel, network: HeadedModel) -> dict[str, Any]:
         "classes": job.classes,
         "dtype": config.dtype,
         "precision": config.precision,
-        "preprocessing": _preprocessing(benchmark.input_shape, network),
+        "preprocessing": _preprocessing(benchmark.input_shape, network, images=_takes_images(job, benchmark)),
         "run": {
             "strategy": run.strategy,
             "strategy_args": dict(config.strategy_args),
@@ -100,10 +100,16 @@ def _config(job: Job, found: RunModel, network: HeadedModel) -> dict[str, Any]:
     return as_json
 
 
-def _preprocessing(shape: Sequence[int], network: HeadedModel) -> dict[str, Any]:
+def _takes_images(job: Job, benchmark: Benchmark) -> bool:
+    """Whether examples are square RGB images of bytes; of a user's arrays, only where they were looked at."""
+    channels, *sides = benchmark.input_shape
+    arrays = find_benchmark(benchmark.name)[0] == "module:Class" and "image_side" not in benchmark.options
+    return channels == 3 and len(sides) == 2 and sides[0] == sides[1] and bool(job.data.get("bytes", not arrays))
+
+
+def _preprocessing(shape: Sequence[int], network: HeadedModel, *, images: bool) -> dict[str, Any]:
     """Describe what is done to an example: by ``TrainedModel.transform``, then inside the network."""
     scaling = next((module for module in network.modules() if isinstance(module, ScaleImages)), None)
-    images = takes_images(tuple(shape))
     return {
         "transform": {"mode": "RGB", "size": list(shape[1:]), "resize": "bilinear, proportions not kept"}
         if images

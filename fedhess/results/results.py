@@ -1,4 +1,4 @@
-"""A job as Python sees it: rows, table, figures and models. ``fedhess.run`` and ``fedhess.open`` return one."""
+"""A job as Python sees it: rows, table and models, figures as files. ``fedhess.run`` and ``fedhess.open`` return it."""
 
 import sys
 from collections.abc import Mapping

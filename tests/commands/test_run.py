@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import fedhess
-from fedhess.base.errors import UsageError
 from fedhess.cli.options import read_options
 from fedhess.federation.client import memory
 from tests.conftest import TOY, Outcome
@@ -52,30 +51,31 @@ def test_a_job_is_opened_again(command: Command) -> None:
     weights = results.model(strategy="erm").head.weight
     assert isinstance(model, torch.nn.Module)
     assert not torch.equal(model.head.weight, weights)
-    with pytest.raises(UsageError, match="expected strategy, target and seed of one run of job, got several"):
+    with pytest.raises(fedhess.UsageError, match="expected strategy, target and seed of one run of job, got several"):
         results.model()
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(UsageError, match=r"there is no option 'round'; did you mean 'rounds'\?"):
+    with pytest.raises(fedhess.UsageError, match=r"there is no option 'round'; did you mean 'rounds'\?"):
         fedhess.run(domains="Toy", round=3)
-    with pytest.raises(UsageError, match="--lr: expected more than 0, got -1"):
+    with pytest.raises(fedhess.UsageError, match="--lr: expected more than 0, got -1"):
         fedhess.run(domains="IconPACS", lr=-1)
     with pytest.raises(
-        UsageError, match=r"strategy: expected text, got <class .*; .* by its name, 'package.module:Name'"
+        fedhess.UsageError, match=r"strategy: expected text, got <class .*; .* by its name, 'package.module:Name'"
     ):
         fedhess.run(domains="Toy", strategy=[torch.nn.Linear])
-    with pytest.raises(UsageError, match="--trials: expected a whole number, got 'many'"):
+    with pytest.raises(fedhess.UsageError, match="--trials: expected a whole number, got 'many'"):
         fedhess.run(domains="Toy", trials="many")
     assert read_options({"trials": "3", "parallel": "2", "lr": "0.1"})[0].trials == 3, "as --trials 3 has it"
-    with pytest.raises(UsageError, match="variants: a search makes its own settings"):
+    with pytest.raises(fedhess.UsageError, match="variants: a search makes its own settings"):
         fedhess.search(domains="Toy", variants="lr=0.3;lr=0.7")
-    with pytest.raises(UsageError, match="in Python it is ranges="):
+    with pytest.raises(fedhess.UsageError, match="in Python it is ranges="):
         fedhess.search(domains="Toy", range={"alpha": "0:1"})
-    with pytest.raises(UsageError, match="no job's directory"):
+    with pytest.raises(fedhess.UsageError, match="no job's directory"):
         fedhess.open("nowhere")
     with pytest.raises(AttributeError, match="has no attribute 'fly'"):
         fedhess.fly  # noqa: B018
+    assert all(getattr(fedhess, name) for name in fedhess.__all__)
 
 
 def data(scale: float) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -1,6 +1,7 @@
 """Data that a user brings, by domain: arrays, data sets of tensors and of images, functions, or a benchmark."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from fedhess.base.errors import UsageError
-from fedhess.domains import Benchmark, TensorDomain, open_benchmark
-from fedhess.domains.benchmark import leave_one_out
+from fedhess.domains import Benchmark, TensorDomain, leave_one_out, open_benchmark
 from fedhess.domains.images.image_files import ImageDomain
 from fedhess.domains.own_data import DatasetImages
 from fedhess.models import prepare_inputs
+from fedhess.settings.assignments import parse_assignments
 from tests.conftest import Outcome
 
 LABELS = np.arange(6) % 2
@@ -37,7 +38,7 @@ class Pictures(Dataset[tuple[Image.Image, int]]):
 class Shapes:
     """Domains as an attribute, with names of classes and options."""
 
-    classes = ("n/a", "50%")
+    classes = ("n/a, or none", "50%")
 
     def __init__(self, *, width: int = 3, scale: float = 1.0) -> None:
         self.domains = {
@@ -183,6 +184,14 @@ def reversed_arrays() -> Mapping[str, Any]:
     return {name: (np.arange(12.0).astype(">f4").reshape(6, 2)[::-1], LABELS[::-1]) for name in "abc"}
 
 
+def needs(width: int) -> Mapping[str, Any]:
+    return {name: (np.ones((6, width)), LABELS) for name in "abc"}
+
+
+def from_a_path(data_dir: Path) -> Mapping[str, Any]:
+    raise NotImplementedError(data_dir)
+
+
 def own(name: str, **options: Any) -> Benchmark:
     return open_benchmark(f"{__name__}:{name}", **options)
 
@@ -190,7 +199,7 @@ def own(name: str, **options: Any) -> Benchmark:
 def test_arrays_data_sets_and_functions_are_domains() -> None:
     benchmark = own("Shapes", options={"width": 4, "scale": 2})
     assert benchmark.domains == ("arrays", "later", "tensors")
-    assert benchmark.classes == ("n/a", "50%")
+    assert benchmark.classes == ("n/a, or none", "50%")
     assert (benchmark.input_shape, benchmark.outputs, benchmark.default_model) == ((4,), 2, "mlp")
     data = benchmark.load("arrays")
     assert torch.equal(data.inputs(torch.tensor([1])), torch.full((1, 4), 2.0))
@@ -201,7 +210,8 @@ def test_arrays_data_sets_and_functions_are_domains() -> None:
 def test_the_digest_changes_with_the_data_and_the_options_open_it_again() -> None:
     one, other = own("Shapes"), own("Shapes", options={"scale": 2.0})
     assert one.identity()["digest"] != other.identity()["digest"]
-    again = open_benchmark(one.name, options=one.options)
+    text = ",".join(f"{key}={value}" for key, value in one.options.items())  # as --config has them of a config.json
+    again = open_benchmark(one.name, options=parse_assignments(text, option="--domains-args"))
     assert again.identity() == one.identity()
 
 
@@ -308,6 +318,8 @@ def load_all(benchmark: Benchmark) -> None:
         (lambda: own("Shapes", options={"width": "x"}), "width of benchmark .*: expected a whole number, got 'x'"),
         (lambda: own("pictures", options={"image_side": 2}), "image_side must be 8 to 1024 pixels, got 2"),
         (lambda: own("Shapes", options={"image_side": 20}), "image_side is for PIL images, and its inputs are arrays"),
+        (lambda: own("needs"), "--domains-args: .*:needs': missing a required argument: 'width'; give it as"),
+        (lambda: own("from_a_path", data_dir="/"), "'data_dir' that text cannot give; annotate it as a str"),
         (lambda: own("Shape"), "has no 'Shape'; did you mean 'Shapes'"),
         (lambda: open_benchmark("absent_module:X"), "--domains: cannot import 'absent_module'"),
     ],

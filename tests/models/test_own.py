@@ -35,6 +35,11 @@ class Net(nn.Module):
         return self.fc(torch.relu(self.squeeze(self.body(images))))
 
 
+class Needs(Net):
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__(num_classes + width)
+
+
 class HeadInside(Net):
     """What it calls its head is not the last layer."""
 
@@ -223,6 +228,7 @@ def test_a_featurizer_and_a_head_without_a_forward_are_run_one_after_the_other()
         ("HeadOfTwoNames", "'fc.weight' and 'last.0.weight' are one tensor"),
         ("Truth", "buffer 'mask' holds truth values, .* register it with persistent=False"),
         ("Raises", r"model '.*:Raises', forward: KeyError: 'seven' .*correct it there"),
+        ("Needs", r"constructor: TypeError: Needs.__init__\(\) missing .* 'width' \(class .*test_own:Needs\)"),
         ("NoWord", "must take num_classes, and may take input_shape and pretrained; it takes classes"),
         ("SHAPE", r"is no model: expected a class or a function, got \(3, 8, 8\)"),
         ("WRITTEN_IN_C", "is no model: no signature found for builtin type <class 'int'>"),

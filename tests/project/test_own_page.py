@@ -26,7 +26,7 @@ def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("what", ["--model small:Small", "--domains rings:Rings"])
+@pytest.mark.parametrize("what", ["--model small:Small", "--domains rings:Rings", "--domains sites:sites"])
 def test_the_printed_commands_run(command: Callable[..., Outcome], tmp_path: Path, what: str) -> None:
     (line,) = [line for line in PAGE.splitlines() if line.startswith("PYTHONPATH=. ") and what in line]
     done = command(*shlex.split(line)[4:], *QUICK, "--target", "sketch" if "small" in what else "far", "--out", "job")

@@ -11,7 +11,7 @@ from fedhess.alignment.loading import load_strategy
 from fedhess.alignment.means import PerDomain
 from fedhess.alignment.statistics import compute_statistic
 from fedhess.alignment.step import Step, run_forward
-from fedhess.alignment.strategy import DomainStrategy
+from fedhess.alignment.strategy import DomainStrategy, PenaltyScale
 from fedhess.domains import BENCHMARKS
 
 
@@ -51,6 +51,25 @@ def test_the_gradient_of_the_weighted_penalty_is_no_longer_than_that_of_the_loss
     penalty = torch.cat([(a - b).flatten() for a, b in zip(of_both, of_loss, strict=True)]).norm()
     loss = torch.cat([gradient.flatten() for gradient in of_loss]).norm()
     assert 0.01 * loss < penalty <= 1.0001 * loss
+
+
+@pytest.mark.parametrize("part", ["features", "head"])
+def test_a_penalty_of_features_or_head_alone_is_limited(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    torch.manual_seed(0)
+    model = create_small(input_shape=(12,), outputs=4, pretrained=False).double()
+    step = Step(model, run_forward(model, *next(iter(toy_domains().values()))), {}, 0, 1)
+    at = step.features if part == "features" else model.head.weight
+    limited = torch.autograd.grad(step.limited(1e6 * at.square().sum()), at, retain_graph=True)[0]
+    whole = [at] if part == "features" else [*model.head.parameters()]
+    of_loss = torch.cat([each.flatten() for each in torch.autograd.grad(step.loss, whole)])
+    torch.testing.assert_close(limited.norm(), of_loss.norm())
+
+
+def test_absolute_references_are_the_means_whatever_the_state_has() -> None:
+    answers = {"gradient": PerDomain({"a": torch.ones(2), "b": torch.zeros(2)}, {"a": 1.0, "b": 1.0})}
+    references = PenaltyScale("absolute", {"count": torch.zeros(())}).references(answers)
+    assert {name: value.tolist() for name, value in references.items()} == {"gradient": [0.5, 0.5]}
 
 
 def test_absolute_penalties_are_not_limited() -> None:

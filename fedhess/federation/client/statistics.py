@@ -54,16 +54,16 @@ def answer(request: RecordDict, call: Call) -> dict[str, protocol.Part]:
         if on_network is None and name not in strategy.statistics:
             known = [*strategy.statistics, *strategy.network_statistics]
             raise UsageError(f"strategy {config.strategy!r} has no statistic {name!r}; {did_you_mean(name, known)}")
-        forward = _forward(call, with_graph=on_network is not None)
+        forward, hook = _forward(call, with_graph=on_network is not None), f"statistic {name!r}"
         for own, part in zip(values.values(), forward.parts, strict=True):
             if on_network is not None:
-                own[name] = strategy_statistic(config.strategy, name, on_network, part)
+                own[name] = strategy_statistic(config.strategy, hook, on_network, part)
                 continue
             function = strategy.statistics[name]
             if call.mechanism is not None:
                 function = call.mechanism.statistic(name, function)
             with torch.no_grad():  # closed forms need no graph
-                own[name] = strategy_statistic(config.strategy, name, function, part.batch, **given)
+                own[name] = strategy_statistic(config.strategy, hook, function, part.batch, **given)
     if call.mechanism is not None and names:
         sizes = {domain: part.batch.size for domain, part in zip(values, forward.parts, strict=True)}
         values = call.mechanism.release_statistics(values, sizes=sizes, request=request)

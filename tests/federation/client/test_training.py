@@ -208,6 +208,17 @@ class Recorded(DomainStrategy):
         return super().objective(step, reference)
 
 
+class Growing(DomainStrategy):
+    """Asks for more values in each round, and by a name that a parameter of ours may have."""
+
+    statistics = {"first": lambda batch, *, count, of: batch.loss.expand(count)}  # noqa: RUF012
+    answers: list[int] = []  # noqa: RUF012 - emptied by the test
+
+    def reference(self, ask: Any) -> Any:
+        self.answers += [len(ask("first", count=count, of="x").mean()) for count in (ask.server_round, 7)]
+        return {}
+
+
 def federate(config: RunConfig) -> None:
     run_in_process(
         make_server_app(),
@@ -235,6 +246,12 @@ def test_clients_of_a_federation_take_as_many_steps_as_their_examples_need(monke
     ]
     assert Recorded.seen == expected
     assert resets == [sum(a_round)], "in round 2, where the client with most examples comes to step 7"
+
+
+def test_the_shape_of_a_statistic_may_depend_on_what_is_given() -> None:
+    Growing.answers.clear()
+    federate(toy_config(strategy="tests.federation.client.test_training:Growing", rounds=3))
+    assert Growing.answers[-6:] == [1, 7, 2, 7, 3, 7]
 
 
 def test_a_penalty_that_local_epochs_never_reach_is_refused() -> None:
