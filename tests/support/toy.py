@@ -78,6 +78,12 @@ def create_small(name: str = "", *, input_shape: tuple[int, ...], outputs: int, 
     return HeadedModel(featurizer, nn.Linear(6, outputs))
 
 
+def create_dropping(name: str = "", *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """The small model with a dropout before its head, which draws from torch's global generator."""
+    small = create_small(name, input_shape=input_shape, outputs=outputs, pretrained=pretrained)
+    return HeadedModel(nn.Sequential(small.featurizer, nn.Dropout()), small.head)
+
+
 def toy_domains(sources: Sequence[str] = SOURCES, **options: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Every example and label of the source domains, in float64: what a centralised run would have."""
     benchmark = open_benchmark("Toy", options=options)
