@@ -126,12 +126,12 @@ class CMA(DomainStrategy):
             raise ValueError(f"expected a, b >= 0 and probes >= 1, got {self.a}, {self.b} and {probes}")
         self.form, self.probes = form, probes
         self.scale, self.limited = PenaltyScale(scale, self.state), scale == "relative"
-        self.schedule = PenaltySchedule(weight, anneal_steps, annealing, before=0.0)
+        self.schedule = PenaltySchedule(weight, anneal_steps, annealing, before=0.0, coefficients=(self.a, self.b))
         self._coefficients = {name: value for name, value in (("gradient", self.a), (form, self.b)) if value > 0}
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for g_e and for what is aligned of H_e in one exchange, without what has a zero coefficient."""
-        if self.schedule.is_off or not self._coefficients:
+        if self.schedule.is_off:
             return {}
         given = {"seed": ask.seed, "probes": self.probes} if "sketch" in self._coefficients else {}
         return {"seed": torch.tensor(ask.seed)} | self.scale.references(ask.several(*self._coefficients, **given))

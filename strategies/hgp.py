@@ -66,11 +66,11 @@ class HGP(DomainStrategy):
         if min(self.alpha, self.beta) < 0:
             raise ValueError(f"expected alpha, beta >= 0, got {self.alpha}, {self.beta}")
         self.form, self.scale, self.limited = form, PenaltyScale(scale, self.state), scale == "relative"
-        self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
+        self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for g_e, and for the HGP where its coefficient is not zero."""
-        if self.schedule.is_off or (self.alpha == 0 and self.beta == 0):
+        if self.schedule.is_off:
             return {}
         if self.alpha == 0:
             return self.scale.references({"gradient": ask("gradient")})

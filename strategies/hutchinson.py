@@ -83,13 +83,13 @@ class Hutchinson(DomainStrategy):
             raise ValueError("independent=true: expected probes=N with N > 0 (the released code: 300), got probes=0")
         self.probes, self.independent = probes, independent
         self.scale, self.limited = PenaltyScale(scale, self.state), scale == "relative"
-        self.schedule = PenaltySchedule(weight, anneal_steps, annealing)
+        self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for g_e and the diagonals in one exchange, without what has a zero coefficient."""
         diagonal = "probed" if self.probes else "diagonal"
         names = [name for name, coefficient in (("gradient", self.beta), (diagonal, self.alpha)) if coefficient > 0]
-        if self.schedule.is_off or not names:
+        if self.schedule.is_off:
             return {}
         # Of its own for each round, although `references="previous"` has one seed for the run: nothing is shared.
         seed = derive_seed(ask.seed, "mean", ask.server_round) if self.independent else ask.seed

@@ -70,13 +70,18 @@ def check_relay(config: RunConfig) -> None:
 
     Raises:
         UsageError: The mean over clients is to be robust: here no mean is taken over the domains. Or the run is
-            private, and momentum goes from client to client.
+            private, and momentum goes from client to client, or clients answer once for each of several domains.
     """
     _require_mean(config, "it trains one domain after the other, and each leaves the model where it likes")
     if config.is_private and config.momentum:
         raise UsageError(
             f"--momentum {config.momentum:g}: strategy {config.strategy} carries it from client to client, which "
             "--dp-epsilon does not cover; give --momentum 0"
+        )
+    if config.is_private and config.partition == "lambda":
+        raise UsageError(
+            f"--partition lambda: strategy {config.strategy} has a client send an update for each domain that it "
+            "holds, and --dp-epsilon has noise for one a round; give --partition domain or dirichlet"
         )
 
 

@@ -45,6 +45,7 @@ class PenaltySchedule:
     anneal_steps: int = 0
     annealing: Annealing = "rescale"
     before: float = 1.0
+    coefficients: Sequence[float] = (1.0,)  # of the penalty's terms
 
     def __post_init__(self) -> None:
         if min(self.weight, self.anneal_steps, self.before) < 0:
@@ -57,8 +58,8 @@ class PenaltySchedule:
 
     @property
     def is_off(self) -> bool:
-        """Whether the weight is 0 at every step."""
-        return self.weight == 0 and (self.anneal_steps == 0 or self.before == 0)
+        """Whether the penalty is 0 at every step: by its weight, or since each term's own coefficient is 0."""
+        return not any(self.coefficients) or (self.weight == 0 and (self.anneal_steps == 0 or self.before == 0))
 
     def divisor(self, step: int) -> float:
         """Return what the objective is divided by at a step."""
@@ -66,7 +67,7 @@ class PenaltySchedule:
 
     def resets(self, steps: range) -> bool:
         """Whether the server optimizer is reset in the round of these steps."""
-        return self.annealing == "reset" and self.anneal_steps > 0 and self.anneal_steps in steps
+        return self.annealing == "reset" and self.anneal_steps > 0 and self.anneal_steps in steps and not self.is_off
 
 
 class PenaltyScale:
@@ -282,7 +283,7 @@ class DomainStrategy:
             UsageError: The weight would be 0 at every step.
         """
         schedule = self.schedule
-        if schedule.weight == 0 or schedule.before > 0 or steps > schedule.anneal_steps:
+        if schedule.is_off or schedule.before > 0 or steps > schedule.anneal_steps:
             return
         raise UsageError(
             f"--strategy {config.strategy}: its penalty would be off throughout: the run takes {steps} local steps and "

@@ -6,6 +6,7 @@ from typing import Any
 from fedhess.base.errors import UsageError
 from fedhess.base.tables import mean, mean_and_error
 from fedhess.domains import Scenario
+from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.server.health import sickness
 from fedhess.jobs.description import describe_arguments, describe_setting, protocol
 from fedhess.jobs.job import Job
@@ -177,7 +178,9 @@ def _troubles(job: Job, recorded: Recorded, name: str, selection: str) -> dict[s
         kind = "cross-validation without" if run.inner else "target"
         where = f"{kind} {run.scenario.name}, seed {run.config.seed}{describe_setting(job, run)}"
         last = rows[-1]["round"] if rows else 0
-        if sign := sickness(rows, run.config, args=run.config.strategy_args, classes=len(job.classes)):
+        sources = (own for own in run.directory.clients().values() if own["role"] == SOURCE)
+        sizes = {"classes": len(job.classes), "train_size": min((own["train-examples"] for own in sources), default=0)}
+        if sign := sickness(rows, run.config, args=run.config.strategy_args, **sizes):
             sick[where] = sign
         if last < run.config.rounds:
             why = " ".join((run.directory.failure() or "").split())

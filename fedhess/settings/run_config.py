@@ -226,8 +226,8 @@ class RunConfig(BaseModel):
     dp_unit: Unit = _setting(
         "client",
         PRIVACY,
-        "What it is a promise to: client (all examples of one), or example (one of them: statistics then take far less "
-        "noise, updates the same).",
+        "What it is a promise to: client (all examples of one), or example (one of them, but for its label: statistics "
+        "then take far less noise, updates the same).",
     )
     # Machine
     device: str = _setting(

@@ -65,6 +65,14 @@ def test_what_a_compiled_network_would_not_do_is_refused(name: str, off: Mapping
     client_half(toy_config(strategy=name, strategy_args=off)).check(toy_config(strategy=name, compile=True))
 
 
+def test_a_private_relay_has_noise_for_one_update_of_each_client() -> None:
+    mixed = {"partition": "lambda", "clients": 3, "heterogeneity": 0.5}
+    with pytest.raises(UsageError, match=r"--partition lambda: strategy fish has a client send an update for each"):
+        check_training([toy_config(strategy="fish", **PRIVATE, **mixed)])
+    divided = {"partition": "dirichlet", "clients_per_domain": 2, "dirichlet_min_size": 2}
+    check_training([toy_config(strategy="fish", **PRIVATE, **divided), toy_config(strategy="fish", **mixed)])
+
+
 def test_an_error_in_a_strategys_own_code_is_its_own() -> None:
     with pytest.raises(StrategyError, match=r"Careless', local_training: ZeroDivisionError"):
         check_training([toy_config(strategy=f"{__name__}:Careless", **ROBUST)])

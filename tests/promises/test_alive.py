@@ -80,6 +80,14 @@ def test_the_neutral_setting_is_erm_bit_for_bit(toy_run: Run, name: str) -> None
     assert same(erm, neutral)
 
 
+@pytest.mark.parametrize("name", ["hgp-alpha", "hutchinson-alpha", "cma-sketch", "fishr"])
+def test_a_penalty_that_is_off_leaves_the_server_optimizer_alone(toy_run: Run, name: str) -> None:
+    method, changes = METHODS[name], {"server_optimizer": "Adam", "server_lr": 0.01, "evaluate_every": 3}
+    args = {**(method.neutral or {}), "annealing": "reset", "anneal_steps": 2}
+    neutral = toy_run(strategy=method.strategy, strategy_args=args, **changes).tensors
+    assert same(erm_with(toy_run, **changes), neutral)
+
+
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.has_reference])
 def test_identical_domains_have_no_penalty(toy_run: Run, name: str) -> None:
     # A full batch of the same examples in every domain; form hgp_of_mean equals mean_of_hgp then.

@@ -11,6 +11,7 @@ import torch
 from centralised import cross_entropy, gradient_and_hgp, matrix
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from misbehaving import ALL, BAD, TARGET_PARTITION, Misbehaving, crash
+from toy import SOURCES
 
 from fedhess.alignment import DomainStrategy
 from fedhess.base.errors import FederationError, StrategyError, UsageError
@@ -182,6 +183,24 @@ def test_below_the_quorum_the_run_stops_and_names_who_when_and_why(toy_run: Run)
         toy_run(app=Misbehaving(protocol.TRAIN, crash, partitions=ALL), quorum=1)
 
 
+@pytest.mark.parametrize("quorum", [0, 2])
+def test_a_client_that_fails_on_one_of_its_domains_has_not_trained(toy_run: Run, quorum: int) -> None:
+    """Each client holds all three domains, and Fish has it train on one after the other."""
+    sent: list[Message] = []
+
+    def crash_on_the_second(message: Message, reply: Message) -> Message:
+        sent.append(message)
+        return crash(message, reply) if len(sent) == 2 else reply
+
+    settings = {"strategy": "fish", "partition": "lambda", "clients": 3, "heterogeneity": 0.5, "rounds": 1}
+    app = Misbehaving(protocol.TRAIN, crash_on_the_second)
+    if quorum:
+        assert toy_run(app=app, quorum=quorum, **settings).server.federation.ledger.failures
+        return
+    with pytest.raises(FederationError, match=r"round 1: 2 of 3 source .*\n  round 1, train, client south: .*is gone"):
+        toy_run(app=app, **settings)
+
+
 class FlowersOwn(InProcessGrid):
     __module__ = "flwr.grid"
 
@@ -266,11 +285,31 @@ def test_once_too_few_are_left_the_silent_are_not_waited_for(toy_run: Run, messa
     assert all(torch.equal(value, undisturbed.tensors[name]) for name, value in toy_run(**HGP).tensors.items())
 
 
-def test_a_target_that_cannot_evaluate_is_reported_and_training_goes_on(toy_run: Run) -> None:
-    rows = toy_run(app=Misbehaving(protocol.EVALUATE, crash, first_round=0, partitions=[TARGET_PARTITION])).rows
+def without_a_number(arrays: dict[str, Array]) -> None:
+    arrays[protocol.CALIBRATION] = Array(torch.tensor(arrays[protocol.CALIBRATION].numpy()).fill_(float("nan")))
+
+
+PRIVATE = {"dp_epsilon": 8.0, "dp_delta": 1e-5, "dp_clip": {"update": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("act", "reason", "sources", "changes"),
+    [
+        (crash, "the disk is gone", SOURCES, {}),
+        (altered(protocol.COUNTS, without_a_number), "values that are not finite", SOURCES[:1], {}),
+        (crash, "the disk is gone", SOURCES, PRIVATE),
+    ],
+    ids=["crash", "NaN", "private"],
+)
+def test_a_target_that_cannot_evaluate_is_reported_and_training_goes_on(
+    toy_run: Run, act: Any, reason: str, sources: tuple[str, ...], changes: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Misbehaving(protocol.EVALUATE, act, first_round=0, partitions=[len(sources)])
+    rows = toy_run(app=app, sources=sources, **changes).rows
     target = [row for row in rows if row["role"] == "target"]
     assert [row["accuracy"] for row in target] == [None] * 4
-    assert all("the disk is gone" in row["failures"][0]["reason"] for row in target)
+    assert all(reason in row["failures"][0]["reason"] for row in target)
+    assert all(f"round {number}, evaluate, client east: " in caplog.text for number in range(4))
 
 
 def as_another(message: Message, reply: Message) -> Message:

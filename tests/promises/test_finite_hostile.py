@@ -191,6 +191,13 @@ def test_most_of_the_clients_are_never_the_culprits(toy_run: Run) -> None:
         toy_run(app=app, quorum=1)
 
 
+@pytest.mark.parametrize("quorum", [0, 1])
+def test_of_two_honest_clients_that_diverge_none_is_the_culprit(toy_run: Run, quorum: int) -> None:
+    settings = {"strategy": "hgp", "strategy_args": {"alpha": 1e5, "beta": 1e5, "scale": "absolute"}, "local_steps": 12}
+    with pytest.raises(DivergedError, match="1 of 2 source clients sent values that are not finite in phase 'train'"):
+        toy_run(sources=("north", "south"), quorum=quorum, **settings)
+
+
 def test_a_resumed_run_judges_by_the_medians_of_the_run_before(toy_run: Run, tmp_path: Path) -> None:
     """With two clients a round's own median says nothing: only the checkpoint's names the hostile one."""
     settings = {"sources": ("north", "south"), "quorum": 1, "rounds": 4}

@@ -21,7 +21,9 @@ from fedhess.curvature import head_gradient
 from fedhess.federation import protocol
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
+from fedhess.federation.client.memory import Memory
 from fedhess.federation.server.run_directory import RunDirectory
+from fedhess.models import MODELS
 from fedhess.models.building import build_model
 from fedhess.models.headed import HeadedModel
 from fedhess.strategies.fish import Fish
@@ -183,6 +185,21 @@ def test_local_steps_and_forgetful_clients_change_nothing(
     straight = toy_run(app=Away(away), **settings).tensors
     forgetful = toy_run(app=Away(away, forgetful=True), **settings).tensors
     assert all(torch.equal(straight[name], forgetful[name]) for name in straight)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_dropout_draws_the_same_whatever_a_client_remembers(
+    toy_run: Run, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "dropping", "toy:create_dropping")
+    settings = {**HGP, "model": "dropping", "local_steps": steps, "evaluate_every": 3}
+    straight = toy_run(**settings).tensors
+    forgetful = toy_run(app=Away(0, forgetful=True), **settings).tensors
+    monkeypatch.setattr(Memory, "GRAPH_BYTES", -1)  # of a model the first client's pass alone
+    monkeypatch.setattr(Memory, "FEATURE_BYTES", 0)
+    small = toy_run(**settings).tensors
+    for found in (forgetful, small):
+        assert all(torch.equal(straight[name], found[name]) for name in straight)
 
 
 @pytest.mark.parametrize("name", sampled((name for name, method in METHODS.items() if method.has_reference), KINDS))

@@ -14,8 +14,11 @@ from toy import toy_config
 from fedhess.alignment import Ask, DomainStrategy
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.curvature import head_gradient
+from fedhess.domains.benchmark import SOURCE
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app
+from fedhess.federation.client.batches import round_batch
+from fedhess.federation.client.examples import local_client, simulated_client
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.server.global_model import GlobalModel
@@ -42,6 +45,40 @@ class Greedy(DomainStrategy):
         if ask.server_round > 1:
             ask("gradient")
         return {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 5},
+        {"split": "every", "partition": "dirichlet", "clients_per_domain": 2, "dirichlet_min_size": 2},
+        {"split": "domainbed", "partition": "lambda", "clients": 4, "heterogeneity": 0.5, "local_epochs": 1},
+    ],
+    ids=["domain", "dirichlet", "lambda"],
+)
+@pytest.mark.parametrize("drawings", [0, 5])
+def test_another_example_of_a_class_and_drawing_is_one_row_of_a_batch_at_most(
+    changes: dict[str, Any], drawings: int
+) -> None:
+    """Neighbours by --dp-unit example: who holds what, and every batch, is the same but for the example itself."""
+    options = {"holdout": 0.25, "drawings": drawings}
+    here, there = (toy_config(**changes, domains_options=options | {"replaced": row}) for row in (-1, 2))
+    moved = 0
+    for position in range(here.source_clients):
+        domain, client = simulated_client(here, position)
+        assert simulated_client(there, position) == (domain, client)
+        mine, other = (local_client(c, domain=domain, role=SOURCE, client=client) for c in (here, there))
+        assert (mine.train_size, list(mine.parts)) == (other.train_size, list(other.parts))
+        for name in mine.training_parts:
+            for step in range(8):
+                rows, replaced = (
+                    round_batch(own.parts[name], config, step=step) for own, config in ((mine, here), (other, there))
+                )
+                assert torch.equal(rows[1], replaced[1])
+                differs = (rows[0] != replaced[0]).any(1)
+                assert differs.sum() <= 1
+                moved += int(differs.sum())
+    assert moved > 0
 
 
 @pytest.mark.parametrize("strategy", ["erm", "hgp"])

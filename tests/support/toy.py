@@ -23,10 +23,10 @@ def open_toy(opening: Opening) -> Benchmark:
     """Four domains; options: examples a domain, classes (1 = logistic), identical domains, held-out fraction.
 
     With ``free`` each domain is left out in turn; without, the target is east. With ``six`` up and down are there too.
+    With ``drawings`` each class has so many; ``replaced`` is an example with other features, in every domain.
     """
-    options = opening.read_options(
-        examples=48, classes=4, identical=False, holdout=0.0, uneven=False, free=False, six=False
-    )
+    switches = {"identical": False, "uneven": False, "free": False, "six": False}
+    options = opening.read_options(examples=48, classes=4, holdout=0.0, **switches, drawings=0, replaced=-1)
     classes = int(options["classes"])
     domains = (*DOMAINS, "up", "down") if options["six"] else DOMAINS
 
@@ -38,7 +38,12 @@ def open_toy(opening: Opening) -> Benchmark:
         centres = torch.randn(max(classes, 2), FEATURES, generator=torch.Generator().manual_seed(7))
         noise = torch.randn(count, FEATURES, generator=generator)
         turn = torch.eye(FEATURES) + 0.3 * torch.randn(FEATURES, FEATURES, generator=generator)
-        return TensorDomain(domain, (centres[labels] + noise) @ turn + 0.5 * number, labels=labels)
+        inputs = (centres[labels] + noise) @ turn + 0.5 * number
+        if options["replaced"] >= 0:
+            inputs[options["replaced"]] = 0.0
+        drawings = int(options["drawings"])
+        groups = drawings * labels + torch.arange(count) % drawings if drawings else None
+        return TensorDomain(domain, inputs, labels=labels, groups=groups)
 
     return Benchmark(
         name="Toy",
@@ -76,6 +81,12 @@ def create_small(name: str = "", *, input_shape: tuple[int, ...], outputs: int, 
     del pretrained
     featurizer = nn.Sequential(nn.Linear(*input_shape, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())
     return HeadedModel(featurizer, nn.Linear(6, outputs))
+
+
+def create_dropping(name: str = "", *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
+    """The small model with a dropout before its head, which draws from torch's global generator."""
+    small = create_small(name, input_shape=input_shape, outputs=outputs, pretrained=pretrained)
+    return HeadedModel(nn.Sequential(small.featurizer, nn.Dropout()), small.head)
 
 
 def toy_domains(sources: Sequence[str] = SOURCES, **options: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

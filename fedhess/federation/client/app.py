@@ -16,11 +16,18 @@ from flwr.clientapp import ClientApp
 from fedhess.alignment.loading import client_half
 from fedhess.base.environment import torch_threads
 from fedhess.base.errors import StrategyError, UsageError
-from fedhess.base.seeds import seeded_globally
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
 from fedhess.federation.client.answers import Protection, answer_once
-from fedhess.federation.client.call import holdings, is_simulated, open_call, own_data, place, run_settings
+from fedhess.federation.client.call import (
+    holdings,
+    is_simulated,
+    open_call,
+    own_data,
+    place,
+    run_settings,
+    seeded_for_round,
+)
 from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.client.examples import NotInRunError
 from fedhess.federation.client.memory import MEMORY, ModelMissingError
@@ -82,7 +89,7 @@ def own_torch_state(message: Message, context: Context, call_next: Handler) -> M
     server_round = message.content.config_records.get(protocol.CONFIG, ConfigRecord()).get(protocol.ROUND, 0)
     with torch_threads(config.threads):
         domain, _, client = place(config, context)
-        with seeded_globally(config.seed, "client", domain, client, str(server_round), device=config.device):
+        with seeded_for_round(config, domain, client, server_round):
             return call_next(message, context)
 
 

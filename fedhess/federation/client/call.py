@@ -1,5 +1,6 @@
 """Which client of a run a node is, what every request but ``identify`` carries, and what is held for it."""
 
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fedhess.base.environment import resolve_device
 from fedhess.base.errors import UsageError
+from fedhess.base.seeds import seeded_globally
 from fedhess.base.transfers import copy_together
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
@@ -87,6 +89,11 @@ def place(config: RunConfig, context: Context) -> Place:
     return Place(str(domain), SOURCE if is_source else TARGET, client)
 
 
+def seeded_for_round(config: RunConfig, domain: str, client: int, server_round: object) -> AbstractContextManager[None]:
+    """Seed torch's global generators by (seed, domain, client, round), for what draws from them."""
+    return seeded_globally(config.seed, "client", domain, client, str(server_round), device=config.device)
+
+
 class Call(NamedTuple):
     """A request, opened."""
 
@@ -97,6 +104,10 @@ class Call(NamedTuple):
     server_round: int
     content: RecordDict
     mechanism: Mechanism | None  # of a source client of a private run
+
+    def seeded(self) -> AbstractContextManager[None]:
+        """Seed torch's global generators as at the beginning of the message, and then put them back."""
+        return seeded_for_round(self.config, self.data.domain, self.data.client, self.server_round)
 
     def tensors(self, record: str) -> dict[str, Tensor] | None:
         """Read tensors of the message onto the device; None where it has no such record."""

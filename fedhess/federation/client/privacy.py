@@ -25,9 +25,9 @@ from fedhess.settings.run_config import RunConfig
 class Mechanism:
     """The Gaussian mechanism of one client in one round.
 
-    A vector's sensitivity is how far it moves where the client's examples, or with ``dp_unit="example"`` one of them,
-    are replaced by others: ``2 * bound`` for what is clipped as a whole, ``2 * bound / B`` for a mean of B terms that
-    are clipped one by one.
+    A vector's sensitivity is how far it moves where the client's examples are replaced by others, or with
+    ``dp_unit="example"`` one of them by another of its class and drawing: ``2 * bound`` for what is clipped as a whole,
+    ``2 * bound / B`` for a mean of B terms that are clipped one by one.
     """
 
     config: RunConfig

@@ -25,6 +25,7 @@ def _forward(call: Call, *, with_graph: bool = False) -> Forward:
     """Return the forward pass behind the round's statistics, made once a round.
 
     Where the round's only step takes the same batch and leaves the parameters alone, the pass keeps its graph for it.
+    Dropout draws the same in the pass, in one that is made again, and in the step: each begins with the round's seed.
     """
     config, data, model_id = call.config, call.data, call.received.model_id
     model = MEMORY.model(config, call.received, writable=False)  # another client's steps may have been its last use
@@ -36,7 +37,7 @@ def _forward(call: Call, *, with_graph: bool = False) -> Forward:
     parts = list(data.training_parts.values())
     inputs, labels, sizes = joint_batch(parts, config, step=first, batches=config.statistics_batches)
     keeps_graph = is_first_step and MEMORY.has_room_for_a_graph(model_id)
-    with torch.set_grad_enabled(keeps_graph or with_graph):
+    with torch.set_grad_enabled(keeps_graph or with_graph), call.seeded():
         forward = run_forward(model, inputs, labels, sizes=sizes)
     if keeps_graph or not with_graph:
         MEMORY.keep(model_id, data.key, forward)

@@ -136,6 +136,7 @@ class Server:
         if finished == self.config.rounds and pending is None:
             return self.model
         self.federation.discover(self.nodes)
+        self._named_sick = bool(self._sickness())  # by the rows before the checkpoint
         self._record_clients()
         self._check_average()
         if finished >= 0 and any(c.identity.noise == protocol.SYSTEM for c in self.federation.source_clients):
@@ -164,7 +165,6 @@ class Server:
             return -1, None
         self._rows = self.directory.rows()
         self._best = BestSoFar(quorum=self.config.quorum, rows=self._rows)
-        self._named_sick = bool(self._sickness())
         checkpoint.restore(self.model)
         self._rounds.restore(checkpoint.tensors, checkpoint.plain)
         self.evaluated.restore(checkpoint.tensors, checkpoint.plain)
@@ -286,7 +286,8 @@ class Server:
 
     def _sickness(self) -> str:
         classes = max(2, len(self.alignment_shapes["gradient"]))
-        return sickness(self._rows, self.config, args=self._args, classes=classes)
+        fewest = min(client.identity.train_examples for client in self.federation.source_clients)
+        return sickness(self._rows, self.config, args=self._args, classes=classes, train_size=fewest)
 
     def _head(self) -> Tensor:
         """Return the head's parameters in one row."""

@@ -41,9 +41,9 @@ class Checkpoint:
         for name, value in (below("optimizer/", self.tensors) | below("optimizer/", self.plain)).items():
             index, _, key = name.partition("/")
             state.setdefault(int(index), {})[key] = value
-        if state:
-            groups = model.optimizer.state_dict()["param_groups"]
-            model.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        parameters = [each for group in model.optimizer.param_groups for each in group["params"]]
+        for place, values in state.items():  # by load_state_dict they would take their parameter's dtype
+            model.optimizer.state[parameters[place]] = values
 
     def evaluated(self) -> dict[str, Tensor]:
         """Return the tensors of the model that is evaluated at this round."""

@@ -167,7 +167,9 @@ class Federation:
 
     def require_quorum(self, phase: str, server_round: int, completed: Sequence[Client], *, asked: int) -> None:
         """Check that enough source clients completed a phase: see :meth:`Ledger.require_quorum`."""
-        self.ledger.require_quorum(phase, server_round, len(completed), asked=asked, quorum=self.config.quorum)
+        sources = {client.label for client in self.source_clients}
+        quorum = self.config.quorum
+        self.ledger.require_quorum(phase, server_round, len(completed), asked=asked, quorum=quorum, of=sources)
 
     def spare(self, participants: Sequence[Client], *, asked: int) -> int:
         """Return how many of a round's participants may fail before fewer than the quorum are left."""

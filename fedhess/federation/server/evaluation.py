@@ -80,6 +80,7 @@ def evaluate_clients(
         if client.identity.role == SOURCE:
             answered.append(client)
     if not sources:
+        federation.ledger.log_new()
         return measured
     try:
         federation.require_quorum("evaluate", server_round, answered, asked=len(sources))

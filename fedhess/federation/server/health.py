@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from fedhess.alignment.step import round_steps
 from fedhess.base.tables import mean
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.server.round_selection import rows_by_round
@@ -15,17 +16,21 @@ FIRST = 3  # evaluated rounds in which the penalty is checked: later a small los
 STILL = 1e-4  # the head's change over its length
 
 
-def sickness(rows: Sequence[Row], config: RunConfig, *, args: Mapping[str, Scalar], classes: int) -> str:
+def sickness(
+    rows: Sequence[Row], config: RunConfig, *, args: Mapping[str, Scalar], classes: int, train_size: int
+) -> str:
     """Describe what is wrong with a run so far and which settings to change; "" if nothing is.
 
-    Whether anything is learned, and whether the head moves, is checked from the middle of the run on.
+    Whether anything is learned, and whether the head moves, is checked from the middle of the run on. ``train_size`` is
+    the number of training examples of the client that has fewest.
     """
     rounds = rows_by_round([row for row in rows if row["role"] == SOURCE and row["round"] > 0])
     for number in sorted(rounds)[:FIRST]:
         loss, objective = _mean(rounds[number], "train_loss"), _mean(rounds[number], "train_objective")
         if loss is None or objective is None:
             continue
-        penalty = objective * _divisor(number, config, args) - loss
+        steps = round_steps(config, train_size=train_size, server_round=number)  # by then the others took as many
+        penalty = objective * _divisor(steps.start, config, args) - loss
         if penalty > DROWNED * loss:
             return f"the penalty is {penalty / loss:.0f} times the loss in round {number}: {remedy(config, args)}"
     for number in sorted(rounds):
@@ -54,12 +59,12 @@ def remedy(config: RunConfig, args: Mapping[str, Scalar]) -> str:
     return f"lower {lower}--lr ({config.lr:g}){adaptive}"
 
 
-def _divisor(number: int, config: RunConfig, args: Mapping[str, Scalar]) -> float:
-    """Return what the objective of a round's first step was divided by, see ``PenaltySchedule``."""
+def _divisor(step: int, config: RunConfig, args: Mapping[str, Scalar]) -> float:
+    """Return what the objective of a step was divided by, see ``PenaltySchedule``."""
     args = bare(config.strategy, args)
     if args.get("annealing") != "rescale" or args.get("scale") == "relative":
         return 1.0
-    begun = (number - 1) * config.local_steps >= float(args.get("anneal_steps", 0))
+    begun = step >= float(args.get("anneal_steps", 0))
     return max(1.0, float(args.get("weight", 1))) if begun else 1.0
 
 

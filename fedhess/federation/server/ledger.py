@@ -1,7 +1,7 @@
 """What went wrong and what was sent in a run: failures and records by client, until a row reports them."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -64,8 +64,12 @@ class Ledger:
             times, total, _ = sent.get(f"{message_type} {name}", (0, 0, ""))
             sent[f"{message_type} {name}"] = [times + 1, total + size, shape]
 
-    def require_quorum(self, phase: str, server_round: int, completed: int, *, asked: int, quorum: int) -> None:
+    def require_quorum(
+        self, phase: str, server_round: int, completed: int, *, asked: int, quorum: int, of: Container[str]
+    ) -> None:
         """Check that at least ``quorum`` (0: all) of the clients asked completed a phase; log new failures.
+
+        Only failures of the clients ``of`` count: a target's failure is no source's.
 
         Raises:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.
@@ -75,20 +79,20 @@ class Ledger:
         """
         needed = min(quorum or asked, asked)
         of_round = [failure for failure in self.failures if failure.round == server_round]
-        diverged = {failure.client for failure in of_round if failure.diverged and failure.phase == phase}
+        judged = [failure for failure in of_round if failure.client in of]
+        diverged = {failure.client for failure in judged if failure.diverged and failure.phase == phase}
         if diverged and len(diverged) >= completed:
             raise DivergedError(
                 f"round {server_round}: {len(diverged)} of {len(diverged) + completed} source clients sent values that "
                 f"are not finite in phase {phase!r}. None is left out as the culprit: it is what all of them were sent."
                 "\n  " + "\n  ".join(_lines(of_round))
             )
-        fresh, self._named = self.failures[self._named :], len(self.failures)
         if completed >= max(needed, 1):
-            for line in _lines(fresh):
-                logger.warning("%s", line)
+            self.log_new()
             return
+        self._named = len(self.failures)
         kind: type[Exception] = FederationError
-        causes = [failure for failure in of_round if failure.reason != NOT_AWAITED]
+        causes = [failure for failure in judged if failure.reason != NOT_AWAITED]
         if causes and all(failure.by_strategy for failure in causes):
             kind = StrategyError
         elif causes and all(failure.diverged for failure in causes):
@@ -97,6 +101,16 @@ class Ledger:
             f"round {server_round}: {completed} of {asked} source clients completed phase {phase!r}, {needed} are "
             "needed (--quorum).\n  " + "\n  ".join(_lines(of_round))
         )
+
+    def log_new(self) -> None:
+        """Log the failures that no warning and no error has named yet."""
+        fresh, self._named = self.failures[self._named :], len(self.failures)
+        for line in _lines(fresh):
+            logger.warning("%s", line)
+
+    def failed(self, phase: str, server_round: int) -> set[str]:
+        """Return the clients with a failure in a phase of a round."""
+        return {each.client for each in self.failures if (each.phase, each.round) == (phase, server_round)}
 
     def diverged(self, begun: int) -> list[str]:
         """Return the clients that sent values that are not finite, after the first ``begun`` failures."""

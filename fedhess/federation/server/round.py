@@ -167,8 +167,13 @@ class DomainRounds:
 
 
 def _suspect(exchanges: Sequence[Mapping[Client, Norms]]) -> Client | None:
-    """Return a client that outweighs all others together in a statistic, the first such one, if there is any."""
+    """Return a client that outweighs all others together in a statistic, the first such one, if there is any.
+
+    Of two clients one nearly always outweighs the other, which says nothing.
+    """
     for norms in exchanges:
+        if len(norms) < 3:
+            continue
         for name in next(iter(norms.values()), ()):
             longest = max(norms, key=lambda client: norms[client][name])
             others = sum(each[name] for client, each in norms.items() if client is not longest)

@@ -17,8 +17,13 @@ HEALTHY: dict[str, Any] = {"train_loss": 1.0, "train_objective": 3.0, "accuracy"
 def test_a_penalty_shows_in_an_objective_that_was_divided_by_its_weight() -> None:
     # (L + w P) / w with L = P = 1 and w = 10^4
     args = {"weight": 10_000, "anneal_steps": 0, "annealing": "rescale", "scale": "absolute"}
-    sign = sickness(rows(1, train_objective=1.0001), toy_config(rounds=10), args=args, classes=4)
+    sizes = {"classes": 4, "train_size": 20}
+    sign = sickness(rows(1, train_objective=1.0001), toy_config(rounds=10), args=args, **sizes)
     assert "the penalty is 10000 times the loss in round 1" in sign
+    # An epoch is two steps of 20 examples in batches of 16: round 2 begins at step 4, round 3 at step 8.
+    epochs, args = toy_config(rounds=10, local_epochs=2, local_steps=5), args | {"anneal_steps": 5}
+    assert sickness(rows(2, train_objective=2.0), epochs, args=args, **sizes) == ""
+    assert "in round 3" in sickness(rows(3, train_objective=1.0001), epochs, args=args, **sizes)
 
 
 def rows(number: int, **changes: Any) -> list[dict[str, Any]]:
@@ -39,7 +44,7 @@ def rows(number: int, **changes: Any) -> list[dict[str, Any]]:
     ],
 )  # fmt: skip
 def test_signs_are_read_from_the_rows(recorded: list[dict[str, Any]], expected: str) -> None:
-    sign = sickness(recorded, toy_config(rounds=10), args={"alpha": 0.5, "probes": 3}, classes=4)
+    sign = sickness(recorded, toy_config(rounds=10), args={"alpha": 0.5, "probes": 3}, classes=4, train_size=48)
     assert expected in sign
     assert bool(sign) == bool(expected)
 

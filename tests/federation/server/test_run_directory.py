@@ -36,9 +36,9 @@ def small_model() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).requires_grad_()
 
 
-def global_model(optimizer: str, **args: Any) -> GlobalModel:
+def global_model(optimizer: str, dtype: torch.dtype = torch.float32, **args: Any) -> GlobalModel:
     torch.manual_seed(3)
-    return GlobalModel(small_model(), optimizer=optimizer, lr=0.1, optimizer_args=args)
+    return GlobalModel(small_model().to(dtype), optimizer=optimizer, lr=0.1, optimizer_args=args)
 
 
 def update(model: GlobalModel, number: int) -> dict[str, torch.Tensor]:
@@ -95,14 +95,17 @@ def test_line_that_is_no_row_is_named(line: str, reason: str, tmp_path: Path) ->
 # -- Checkpoints -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("name", "args"), OPTIMIZERS.items())
-def test_every_optimizer_continues_with_the_same_bits(name: str, args: dict[str, Any], tmp_path: Path) -> None:
-    model, directory = global_model(name, **args), RunDirectory(tmp_path)
+def test_every_optimizer_continues_with_the_same_bits(
+    name: str, args: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, directory = global_model(name, dtype, **args), RunDirectory(tmp_path)
     for number in range(3):
         model.step(update(model, number), lr=0.1)
     directory.append([])
     directory.save_checkpoint(snapshot(3, model, ({}, {})))
-    resumed = global_model(name, **args)
+    resumed = global_model(name, dtype, **args)
     checkpoint = directory.load_checkpoint()
     assert checkpoint is not None
     checkpoint.restore(resumed)
