@@ -178,8 +178,9 @@ def _troubles(job: Job, recorded: Recorded, name: str, selection: str) -> dict[s
         kind = "cross-validation without" if run.inner else "target"
         where = f"{kind} {run.scenario.name}, seed {run.config.seed}{describe_setting(job, run)}"
         last = rows[-1]["round"] if rows else 0
-        sources = (own for own in run.directory.clients().values() if own["role"] == SOURCE)
-        sizes = {"classes": len(job.classes), "train_size": min((own["train-examples"] for own in sources), default=0)}
+        sources = [client for client in run.directory.clients().values() if client["role"] == SOURCE]
+        fewest = min((client.get("train-examples", 0) for client in sources), default=0)
+        sizes = {"classes": len(job.classes), "train_size": fewest}
         if sign := sickness(rows, run.config, args=run.config.strategy_args, **sizes):
             sick[where] = sign
         if last < run.config.rounds:
