@@ -16,21 +16,23 @@ from fedhess.deploy.keys import Keys
 from fedhess.deploy.programs import Program, writing_to
 
 # Flower sends arrays in pieces of 20 MiB. A node polls every few seconds and sends a request for each array, so that
-# several nodes behind one address may send some thousand in a burst.
+# several nodes behind one address may send some thousand in a burst. What exceeds the limits gets nginx's own status,
+# 503, after which a node tries again: after 429 Flower 1.41 gives up.
 CONFIG = Template("""\
 daemon off;
 worker_processes auto;
-pid $folder/nginx.pid;
+worker_rlimit_nofile 8192;
+pid "$folder/nginx.pid";
 error_log stderr warn;
 events { worker_connections 4096; }
 http {
   access_log off;
   server_tokens off;
-  client_body_temp_path $folder/body;
-  proxy_temp_path $folder/proxy;
-  fastcgi_temp_path $folder/fastcgi;
-  uwsgi_temp_path $folder/uwsgi;
-  scgi_temp_path $folder/scgi;
+  client_body_temp_path "$folder/body";
+  proxy_temp_path "$folder/proxy";
+  fastcgi_temp_path "$folder/fastcgi";
+  uwsgi_temp_path "$folder/uwsgi";
+  scgi_temp_path "$folder/scgi";
   limit_req_zone $$binary_remote_addr zone=requests:10m rate=${rate}r/s;
   limit_conn_zone $$binary_remote_addr zone=connections:10m;
   upstream superlink {
@@ -51,8 +53,6 @@ http {
     location /v1/fleet/ {
       limit_req zone=requests burst=$burst nodelay;
       limit_conn connections $connections;
-      limit_req_status 429;
-      limit_conn_status 429;
       proxy_pass https://superlink/v1/fleet/;
       proxy_ssl_trusted_certificate $ca;
       proxy_ssl_verify on;
