@@ -165,11 +165,10 @@ class Identity:
                 "evaluate-examples": self.evaluate_examples,
                 "holds-out": self.holds_out,
                 "classes": list(self.classes),
-                "inputs": self.inputs,
-                **({NOISE: self.noise} if self.noise else {DATA_DIGEST: self.data_digest}),
-                "version": self.version,
             }
         )
+        texts = {"inputs": self.inputs, NOISE: self.noise, DATA_DIGEST: self.data_digest, "version": self.version}
+        record.update({key: text for key, text in texts.items() if text})  # Flower counts no bytes of an empty one
         if self.protection is not None:
             record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON] = self.protection
         if self.several:

@@ -1,5 +1,6 @@
 """Which client of a run a node is, what every request but ``identify`` carries, and what is held for it."""
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,11 +13,13 @@ from fedhess.base.errors import UsageError
 from fedhess.base.transfers import copy_together
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
+from fedhess.federation.client.answers import Protection
 from fedhess.federation.client.examples import LocalClient, NotInRunError, local_client, simulated_client
 from fedhess.federation.client.limits import check_batches, check_run
 from fedhess.federation.client.memory import MEMORY, ReceivedModel
-from fedhess.federation.client.privacy import Mechanism
+from fedhess.federation.client.privacy import Mechanism, private_identity
 from fedhess.federation.client.training import Holding
+from fedhess.federation.protocol import Identity
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.tensors import decode_tensors
 from fedhess.settings.assignments import Scalar
@@ -119,6 +122,16 @@ def own_data(config: RunConfig, context: Context) -> tuple[LocalClient, str]:
     return data, role
 
 
+def sent_identity(config: RunConfig, context: Context, data: LocalClient, role: str) -> Identity:
+    """Return which client this is as far as the server is told: where what it sends is protected, its data is not."""
+    protection = Protection.of(context.node_config, role)
+    if config.is_private and role == SOURCE:
+        return private_identity(data.identity(role), simulated=is_simulated(context))
+    if protection.is_off:
+        return data.identity(role)
+    return replace(data.identity(role), data_digest="", protection=(protection.rounding, protection.epsilon))
+
+
 def open_call(message: Message, context: Context) -> Call:
     """Read a message, and open what it is about; ``UsageError`` where the message or the data is not what it was."""
     config = run_settings(context)
@@ -128,11 +141,11 @@ def open_call(message: Message, context: Context) -> Call:
         raise UsageError(f"expected {protocol.MODEL_ID} and {protocol.ROUND} in the message, got {sorted(record)}")
     received = MEMORY.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
     data, role = own_data(config, context)
-    began_with = str(record.get(protocol.DATA_DIGEST, ""))
-    if began_with and began_with != data.data_digest:
+    began_with, sent = str(record.get(protocol.DATA_DIGEST, "")), sent_identity(config, context, data, role).data_digest
+    if began_with and sent and began_with != sent:
         raise UsageError(
-            f"the data of {data.domain} has changed since the run began: digest {data.data_digest}, was {began_with}; "
-            "put it back, or begin another run"
+            f"the data of {data.domain} has changed since the run began: digest {sent}, was {began_with}; put it back, "
+            "or begin another run"
         )
     mechanism = None
     if config.is_private and role == SOURCE:
