@@ -63,7 +63,7 @@ def place(config: RunConfig, context: Context) -> Place:
 
     Raises:
         NotInRunError: The node's domain is not part of the run, or the node config names neither domain nor partition.
-        UsageError: A client number below 0, or fewer nodes than clients.
+        UsageError: Fewer nodes than clients.
     """
     domain, client = context.node_config.get("domain"), context.node_config.get("client", 0)
     if is_simulated(context):
@@ -84,8 +84,7 @@ def place(config: RunConfig, context: Context) -> Place:
     if domain not in (*config.sources, *config.targets):
         names = ", ".join((*config.sources, *config.targets))
         raise NotInRunError(f"this node holds domain {domain!r}; the run has {names}")
-    if not isinstance(client, int) or client < 0:
-        raise UsageError(f"the node config's client is {client!r}; expected its number among the domain's, from 0")
+    assert isinstance(client, int), "checked by check_node"
     is_source = domain in config.sources and context.node_config.get("role", SOURCE) == SOURCE
     return Place(str(domain), SOURCE if is_source else TARGET, client)
 

@@ -126,7 +126,5 @@ def test_a_deployed_node_says_which_client_of_its_domain_it_is() -> None:
         for strange in ({"domain": "moon"}, {"domain": "south", "client": 2}, {}):
             answer = client_app(question, Context(1, 1, strange, RecordDict(), run_config))  # type: ignore[arg-type]
             assert answer.error.code == protocol.NOT_IN_RUN
-    with pytest.raises(UsageError, match="the node config's client is -1; expected its number among the domain's"):
-        place(config, node(domain="south", client=-1))
     with pytest.raises(UsageError, match="the node config has no domain, and its partition-id is 7"):
         place(config, node(**{"partition-id": 7}))
