@@ -5,7 +5,6 @@ authenticates nodes alone. So the SuperLink listens on loopback, and nodes reach
 under ``/v1/fleet/`` and refuses all others with status 403.
 """
 
-import ipaddress
 import os
 import shutil
 from pathlib import Path
@@ -72,11 +71,10 @@ STALL_SECONDS = 60  # in which a request must go on
 
 
 def gateway(keys: Keys, *, host: str, port: int, control_port: int, folder: Path) -> Program:
-    """Write the configuration of nginx, and return nginx as a program.
+    """Write the configuration of nginx, which listens on an IP address, and return nginx as a program.
 
     Raises:
-        UsageError: nginx is not installed, the host is no IP address, the certificate is not there, or the folder
-            cannot be written.
+        UsageError: nginx is not installed, the certificate is not there, or the folder cannot be written.
     """
     keys.require(keys.ca, keys.server, keys.server_key)
     nginx = shutil.which("nginx") or shutil.which("nginx", path=SYSTEM_FOLDERS)
@@ -85,16 +83,12 @@ def gateway(keys: Keys, *, host: str, port: int, control_port: int, folder: Path
             "there is no nginx, through which nodes reach the SuperLink; install it (Debian: apt-get install "
             "nginx-light; macOS: brew install nginx)"
         )
-    try:
-        listen = f"[{host}]:{port}" if ipaddress.ip_address(host).version == 6 else f"{host}:{port}"
-    except ValueError:
-        raise UsageError(f"--host: expected an IP address of this machine, or 0.0.0.0 for all, got {host!r}") from None
     folder = folder.resolve()
     files = {"ca": keys.ca, "certificate": keys.server, "key": keys.server_key}
     text = CONFIG.substitute(
         {name: f'"{file.resolve()}"' for name, file in files.items()},
         folder=folder,
-        listen=listen,
+        listen=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         control_port=control_port,
         body_mb=BODY_MB,
         rate=REQUESTS_PER_SECOND,

@@ -144,17 +144,15 @@ def require_begun(path: Path | None, option: str) -> Path:
     return path
 
 
-def require_unused(path: Path) -> None:
-    """Check that a new job's directory is absent or empty."""
+def require_unused(path: Path, *, grows: bool = True) -> None:
+    """Check that a new job's directory is absent or empty; ``grows`` where the command can go on with one."""
     try:
         used = _is_used(path)
     except OSError as error:
         raise _unwritable(path, error) from error
     if used:
-        raise UsageError(
-            f"--out: {path} is already used; choose another directory, or add --resume to continue the job in it, "
-            "or --add to let it grow"
-        )
+        more = ", or add --resume to continue the job in it, or --add to let it grow" if grows else ""
+        raise UsageError(f"--out: {path} is already used; choose another directory{more}")
 
 
 def _is_used(path: Path) -> bool:
