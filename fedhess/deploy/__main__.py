@@ -89,14 +89,14 @@ def superlink(
     Ends when either of them does, and ends the other.
     """
     os.umask(0o077)
-    require_free(host, port)
-    require_free("127.0.0.1", control_port)
+    require_free(host, port, option="--host or --port")
+    require_free("127.0.0.1", control_port, option="--control-port")
     if metrics_port is not None:
         if metrics_port in (port, control_port):
             raise UsageError(
                 f"--metrics-port {metrics_port}: --port or --control-port is the same; choose another port"
             )
-        require_free("127.0.0.1", metrics_port)
+        require_free("127.0.0.1", metrics_port, option="--metrics-port")
     keys = Keys(folder.resolve())
     front = gateway(keys, host=host, port=port, control_port=control_port, folder=state / "nginx")
     database, nodes = state.resolve() / "superlink.db", state.resolve() / NODES_FILE
@@ -241,7 +241,7 @@ def local(
 ) -> None:
     """Run a whole federation on this machine: a SuperLink and a SuperNode a client, with TLS and authentication."""
     folder = (out or Path("runs") / f"local_{time.strftime('%Y%m%d-%H%M%S')}").resolve()
-    require_unused(folder)
+    require_unused(folder, grows=False)
     if any("run-dir=" in text for text in run_config or []):
         raise UsageError("--run-config: a local run writes to its own folder, so it takes no run-dir; use --out FOLDER")
     results = folder / "results"

@@ -6,7 +6,7 @@ The data stays on the nodes, so what config.json says of it is its name and opti
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from fedhess.base.environment import torch_threads
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.deploy.nodes import NODES_VARIABLE, read_nodes
 from fedhess.deploy.packing import RESUME_FROM, RUN_DIR
+from fedhess.deploy.programs import toml
 from fedhess.deploy.settings import round_of
 from fedhess.domains import open_benchmark
 from fedhess.federation.flower_compat import keeps_node_ids
@@ -56,7 +57,8 @@ def main(grid: Grid, context: Context) -> None:
         if path is None:
             train(None)
         else:
-            record_run(config, path, train, resume_from=round_of(context.run_config))
+            command = command_of(context.run_config)
+            record_run(config, path, train, command=command, resume_from=round_of(context.run_config))
 
 
 def run_directory(run_config: Mapping[str, Scalar], run_id: int) -> Path | None:
@@ -73,8 +75,19 @@ def nodes_of_run(grid: Grid, directory: RunDirectory | None) -> dict[str, int]:
     return directory.nodes()
 
 
+def command_of(run_config: Mapping[str, Scalar]) -> list[str]:
+    """Return the command of a run: this process's own, which Flower started, has a token of the SuperLink in it."""
+    settings = " ".join(f"{key}={toml(value)}" for key, value in run_config.items() if value != "")
+    return ["flwr", "run", ".", "--run-config", settings]
+
+
 def record_run(
-    config: RunConfig, path: Path, train: Callable[[RunDirectory], object], *, resume_from: int | None = None
+    config: RunConfig,
+    path: Path,
+    train: Callable[[RunDirectory], object],
+    *,
+    command: Sequence[str],
+    resume_from: int | None = None,
 ) -> None:
     """Run, and write what ``fedhess.simulate`` would: config.json, rounds, checkpoint, tables and figures.
 
@@ -89,12 +102,12 @@ def record_run(
     job = replace(_plan(config, path), resume_from=resume_from)
     with (
         _logged_to_stdout(),
-        job_directory(path, job.record, resume=path.exists(), options=(RUN_DIR, RUN_DIR)) as changes,
+        job_directory(path, job.record, resume=path.exists(), options=(RUN_DIR, RUN_DIR), command=command) as changes,
     ):
         if changes:
             logger.warning("continued in another environment; bits may differ: %s", "; ".join(changes))
         go_back(job)
-        record_growth(job, changed=bool(changes) or resume_from is not None)
+        record_growth(job, changed=bool(changes) or resume_from is not None, command=command)
         try:
             clear_results(path)
             train(job.runs[0].directory)

@@ -5,7 +5,6 @@ authenticates nodes alone. So the SuperLink listens on loopback, and nodes reach
 under ``/v1/fleet/`` and refuses all others with status 403.
 """
 
-import ipaddress
 import os
 import shutil
 from pathlib import Path
@@ -16,21 +15,23 @@ from fedhess.deploy.keys import Keys
 from fedhess.deploy.programs import Program, writing_to
 
 # Flower sends arrays in pieces of 20 MiB. A node polls every few seconds and sends a request for each array, so that
-# several nodes behind one address may send some thousand in a burst.
+# several nodes behind one address may send some thousand in a burst. What exceeds the limits gets nginx's own status,
+# 503, after which a node tries again: after 429 Flower 1.41 gives up.
 CONFIG = Template("""\
 daemon off;
 worker_processes auto;
-pid $folder/nginx.pid;
+worker_rlimit_nofile 8192;
+pid "$folder/nginx.pid";
 error_log stderr warn;
 events { worker_connections 4096; }
 http {
   access_log off;
   server_tokens off;
-  client_body_temp_path $folder/body;
-  proxy_temp_path $folder/proxy;
-  fastcgi_temp_path $folder/fastcgi;
-  uwsgi_temp_path $folder/uwsgi;
-  scgi_temp_path $folder/scgi;
+  client_body_temp_path "$folder/body";
+  proxy_temp_path "$folder/proxy";
+  fastcgi_temp_path "$folder/fastcgi";
+  uwsgi_temp_path "$folder/uwsgi";
+  scgi_temp_path "$folder/scgi";
   limit_req_zone $$binary_remote_addr zone=requests:10m rate=${rate}r/s;
   limit_conn_zone $$binary_remote_addr zone=connections:10m;
   upstream superlink {
@@ -51,8 +52,6 @@ http {
     location /v1/fleet/ {
       limit_req zone=requests burst=$burst nodelay;
       limit_conn connections $connections;
-      limit_req_status 429;
-      limit_conn_status 429;
       proxy_pass https://superlink/v1/fleet/;
       proxy_ssl_trusted_certificate $ca;
       proxy_ssl_verify on;
@@ -72,11 +71,10 @@ STALL_SECONDS = 60  # in which a request must go on
 
 
 def gateway(keys: Keys, *, host: str, port: int, control_port: int, folder: Path) -> Program:
-    """Write the configuration of nginx, and return nginx as a program.
+    """Write the configuration of nginx, which listens on an IP address, and return nginx as a program.
 
     Raises:
-        UsageError: nginx is not installed, the host is no IP address, the certificate is not there, or the folder
-            cannot be written.
+        UsageError: nginx is not installed, the certificate is not there, or the folder cannot be written.
     """
     keys.require(keys.ca, keys.server, keys.server_key)
     nginx = shutil.which("nginx") or shutil.which("nginx", path=SYSTEM_FOLDERS)
@@ -85,16 +83,12 @@ def gateway(keys: Keys, *, host: str, port: int, control_port: int, folder: Path
             "there is no nginx, through which nodes reach the SuperLink; install it (Debian: apt-get install "
             "nginx-light; macOS: brew install nginx)"
         )
-    try:
-        listen = f"[{host}]:{port}" if ipaddress.ip_address(host).version == 6 else f"{host}:{port}"
-    except ValueError:
-        raise UsageError(f"--host: expected an IP address of this machine, or 0.0.0.0 for all, got {host!r}") from None
     folder = folder.resolve()
     files = {"ca": keys.ca, "certificate": keys.server, "key": keys.server_key}
     text = CONFIG.substitute(
         {name: f'"{file.resolve()}"' for name, file in files.items()},
         folder=folder,
-        listen=listen,
+        listen=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         control_port=control_port,
         body_mb=BODY_MB,
         rate=REQUESTS_PER_SECOND,

@@ -4,6 +4,7 @@
 with its node, and ``ca.key`` is needed only to make another server certificate.
 """
 
+import contextlib
 import datetime
 import ipaddress
 import os
@@ -47,10 +48,11 @@ class Keys:
         """Check that files are there."""
         for file in files:
             if not file.is_file():
-                raise UsageError(
-                    f"there is no {file}; make it with `python -m fedhess.deploy keys --keys {self.folder}`, or copy "
-                    "it from where that was done"
-                )
+                make = f"`python -m fedhess.deploy keys --keys {self.folder}"
+                how = f"copy it from where the federation's keys were made, or make them first: {make} --host HOST`"
+                if file == self.node(file.name):
+                    how = f"make it with {make} --node {file.name}`, and have its .pub registered"
+                raise UsageError(f"there is no {file}; {how}")
 
 
 def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: int) -> list[Path]:
@@ -116,9 +118,11 @@ def _name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        if not host or any(character.isspace() or character in "/:" for character in host):
-            raise UsageError(f"--host: expected a host's name or IP address without a port, got {host!r}") from None
-        return x509.DNSName(host.encode("idna").decode("ascii"))
+        with contextlib.suppress(UnicodeError):  # of a label that is empty or too long
+            name = host.encode("idna").decode("ascii")
+            if name and not any(character.isspace() or character in "/:" for character in name):
+                return x509.DNSName(name)
+        raise UsageError(f"--host: expected a host's name or IP address without a port, got {host!r}") from None
 
 
 def _make_ca(keys: Keys) -> list[Path]:

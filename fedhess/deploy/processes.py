@@ -1,6 +1,7 @@
 """Child processes with a log each, all ended together with those that they started themselves."""
 
 import contextlib
+import ipaddress
 import signal
 import socket
 import subprocess
@@ -140,10 +141,13 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
-def require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int, *, option: str = "--port") -> None:
     """Check that a port can be listened on, before what listens there is started in the background."""
     try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        with socket.create_server((host, port), family=family):
             pass
+    except ValueError:
+        raise UsageError(f"--host: expected an IP address of this machine, or 0.0.0.0 for all, got {host!r}") from None
     except OSError as error:
-        raise UsageError(f"--port: cannot listen on {host}:{port}: {error.strerror}; choose another") from error
+        raise UsageError(f"{option}: cannot listen on {host}:{port}: {error.strerror}; choose another") from error

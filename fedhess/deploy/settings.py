@@ -17,7 +17,7 @@ from fedhess.domains.scenarios import choose_scenarios
 from fedhess.federation.client.answers import PROTECTION, Protection
 from fedhess.federation.client.call import Place
 from fedhess.federation.client.examples import simulated_client
-from fedhess.federation.client.limits import LIMITS
+from fedhess.federation.client.limits import LIMITS, check_node
 from fedhess.federation.flower_compat import read_run_config
 from fedhess.federation.run_settings import OF_THE_NODE, settings_of_run
 from fedhess.models import prepared_shape
@@ -135,6 +135,7 @@ def check_node_config(given: str, own: Mapping[str, Scalar]) -> None:
             raise UsageError(f"--node-config: {key} is given twice; the command has it as {own[key]!r}")
         if key not in NODE_SETTINGS:
             raise UsageError(f"--node-config: a node has no setting {key!r}; {did_you_mean(key, NODE_SETTINGS)}")
+    check_node(settings)
     Protection.of(settings, str(own["role"]))
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedhess.base.errors import StorageError, UsageError
 from fedhess.base.tables import markdown_table
 from fedhess.deploy import programs
 from fedhess.deploy.nodes import NODES_FILE, read_nodes
 from fedhess.deploy.programs import answer
-from fedhess.federation.protocol import client_label
+from fedhess.federation.protocol import client_label, printable
 from fedhess.federation.server.run_directory import Row, RunDirectory
 
 METRICS = {
@@ -32,12 +33,14 @@ class Status:
         runs: Flower's description of each run.
         clients: Node id -> client, as they were registered.
         rows: Job directory, target and seed -> the rows of the last evaluated round.
+        damaged: The same -> why its rows cannot be read.
     """
 
     nodes: Sequence[Mapping[str, Any]]
     runs: Sequence[Mapping[str, Any]]
     clients: Mapping[str, str]
     rows: Mapping[str, Sequence[Row]]
+    damaged: Mapping[str, str]
 
     def tables(self) -> str:
         """Return the tables of nodes, runs and rounds."""
@@ -51,7 +54,7 @@ class Status:
         rounds = [
             [name, str(rows[0]["round"]), " ".join(f"{row['domain']} {_percent(row)}" for row in rows)]
             for name, rows in self.rows.items()
-        ]
+        ] + [[name, "-", why] for name, why in self.damaged.items()]
         return "\n\n".join(
             markdown_table(heads, lines, left=len(heads))
             for heads, lines in (
@@ -86,12 +89,17 @@ def read_status(flower_home: Path, state: Path) -> Status:
     every = ("--limit", "1000000")  # without it the newest twenty
     runs = answer(programs.flwr("list", programs.CONNECTION, *every, *programs.JSON, home=flower_home))["runs"]
     clients = {str(node): client for client, node in read_nodes(state / NODES_FILE).items()}
-    rows = {}
+    rows, damaged = {}, {}
     for file in sorted((state / "runs").rglob("rounds.jsonl")):
-        found = RunDirectory(file.parent).rows()
+        name = str(file.parent.relative_to(state))
+        try:
+            found = RunDirectory(file.parent).rows()
+        except (UsageError, StorageError) as error:  # of one job: the others are shown all the same
+            damaged[name] = printable(str(error))
+            continue
         if found:
-            rows[str(file.parent.relative_to(state))] = [row for row in found if row["round"] == found[-1]["round"]]
-    return Status(nodes, runs, clients, rows)
+            rows[name] = [row for row in found if row["round"] == found[-1]["round"]]
+    return Status(nodes, runs, clients, rows, damaged)
 
 
 def _percent(row: Row) -> str:

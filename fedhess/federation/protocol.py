@@ -150,6 +150,10 @@ class Identity:
         """Name its record about one of its domains."""
         return of_domain(record, domain) if self.several else record
 
+    def keys(self, record: str) -> list[str]:
+        """Name its records about the domains that it trains on."""
+        return [self.key(record, domain) for domain in self.trains_on]
+
     def to_record(self) -> ConfigRecord:
         """Write the identity as a Flower record."""
         record = ConfigRecord(
@@ -161,11 +165,10 @@ class Identity:
                 "evaluate-examples": self.evaluate_examples,
                 "holds-out": self.holds_out,
                 "classes": list(self.classes),
-                "inputs": self.inputs,
-                **({NOISE: self.noise} if self.noise else {DATA_DIGEST: self.data_digest}),
-                "version": self.version,
             }
         )
+        texts = {"inputs": self.inputs, NOISE: self.noise, DATA_DIGEST: self.data_digest, "version": self.version}
+        record.update({key: text for key, text in texts.items() if text})  # Flower counts no bytes of an empty one
         if self.protection is not None:
             record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON] = self.protection
         if self.several:
@@ -176,27 +179,31 @@ class Identity:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Identity":
-        """Read what :meth:`to_record` wrote; ``ValueError`` where a field is missing or contradicts another."""
-        unclear = f"expected an identity with domain, role and counts that add up, each domain once, got {dict(record)}"
+        """Read what :meth:`to_record` wrote; ``ValueError`` where one is missing, mistyped or contradicts another."""
+        expected = "an identity with domain, role, classes and whole counts that add up, each domain once"
+        unclear = f"expected {expected}, got {dict(record)}"
         try:
             domain, role = record["domain"], record["role"]
             counts = [record[key] for key in ("client", "train-examples", "evaluate-examples")]
             columns = [record.get(f"held-{key}", []) for key in ("domains", "train-examples", "evaluate-examples")]
             several = tuple(Held(*row) for row in zip(*columns, strict=True))
-            protection = None
+            classes, protection = tuple(record.get("classes", ())), None
             if role == TARGET and EVALUATION_ROUNDING in record:
-                protection = int(record[EVALUATION_ROUNDING]), float(record[EVALUATION_EPSILON])
-            negative = min([*counts, *columns[1], *columns[2], *(protection or ())]) < 0
+                protection = record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON]
+            rounding, epsilon = protection or (1, 0.0)
+            whole, texts = [*counts, *columns[1], *columns[2], rounding], [domain, *columns[0], *classes]
+            typed = all(type(count) is int for count in whole) and all(isinstance(text, str) for text in texts)
+            finite = isinstance(epsilon, float) and math.isfinite(epsilon)
+            negative = min([*whole, epsilon]) < 0
         except (KeyError, TypeError, ValueError):
             raise ValueError(unclear) from None
         if negative or (role == SOURCE and counts[1] == 0):
             raise ValueError(f"expected a source client with examples, no negative count, got {dict(record)}")
         adds_up = not several or (role == SOURCE and [sum(column) for column in columns[1:]] == counts[1:])
         once = len({held.domain for held in several}) == len(several)
-        if not isinstance(domain, str) or role not in (SOURCE, TARGET) or not adds_up or not once:
+        if not (typed and finite and role in (SOURCE, TARGET) and adds_up and once):
             raise ValueError(unclear)
         client, train, evaluate = counts
-        classes = tuple(map(str, record.get("classes", ())))
         inputs, digest, versions, noise = (
             str(record.get(key, "")) for key in ("inputs", DATA_DIGEST, "version", NOISE)
         )

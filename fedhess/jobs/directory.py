@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ def job_directory(
     selection: str = DEFAULT,
     options: tuple[str, str] = ("--out", "--resume"),
     lock: FileLock | None = None,
+    command: Sequence[str] | None = None,
 ) -> Iterator[list[str]]:
     """Make a job's directory and its config.json, or check those of the job to resume; keep other processes out.
 
@@ -45,6 +46,7 @@ def job_directory(
         selection: How round and variant are selected, recorded when the job begins.
         options: The options that messages name: of the directory, and of resuming.
         lock: From `hold`, where the job was planned from the directory's own record; it is released at the end.
+        command: What began the job, if not this process's command line.
 
     Yields:
         What is different of the environment that the job was begun in: bits may differ then.
@@ -72,7 +74,7 @@ def job_directory(
                 changes = _check_same(config_file, None if planned_from_it else record, of_resuming)
             else:
                 described = {**record, "selection": selection, "environment": describe_environment(own_code(record))}
-                _write_config(config_file, described | {"command": sys.argv})
+                _write_config(config_file, described | {"command": list(command or sys.argv)})
         except OSError as error:
             raise _unwritable(path, error, of_directory) from error
         yield changes
@@ -142,17 +144,15 @@ def require_begun(path: Path | None, option: str) -> Path:
     return path
 
 
-def require_unused(path: Path) -> None:
-    """Check that a new job's directory is absent or empty."""
+def require_unused(path: Path, *, grows: bool = True) -> None:
+    """Check that a new job's directory is absent or empty; ``grows`` where the command can go on with one."""
     try:
         used = _is_used(path)
     except OSError as error:
         raise _unwritable(path, error) from error
     if used:
-        raise UsageError(
-            f"--out: {path} is already used; choose another directory, or add --resume to continue the job in it, "
-            "or --add to let it grow"
-        )
+        more = ", or add --resume to continue the job in it, or --add to let it grow" if grows else ""
+        raise UsageError(f"--out: {path} is already used; choose another directory{more}")
 
 
 def _is_used(path: Path) -> bool:

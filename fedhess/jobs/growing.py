@@ -248,7 +248,7 @@ def describe_growth(job: Job) -> str:
     return "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in added.items())
 
 
-def record_growth(job: Job, *, changed: bool) -> None:
+def record_growth(job: Job, *, changed: bool, command: Sequence[str] | None = None) -> None:
     """Record what is added to a job, whose directory this process holds, and what its runs continue in.
 
     Its selector and trackers, which an interrupted addition goes on with, are those of this command.
@@ -264,7 +264,7 @@ def record_growth(job: Job, *, changed: bool) -> None:
         return
     earlier = json.loads((job.path / "config.json").read_text(encoding="utf-8")).get("additions", [])
     environment = describe_environment(own_code(job.record))
-    entry = {"command": sys.argv, "adds": _added(job), "from_round": left, "environment": environment}
+    entry = {"command": list(command or sys.argv), "adds": _added(job), "from_round": left, "environment": environment}
     amend_config(job.path, {**job.record, "additions": [*earlier, entry]})
 
 

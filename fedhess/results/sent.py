@@ -124,10 +124,8 @@ def _discloses(config: RunConfig, role: str, way: str, name: str) -> str:
     known = DISCLOSES.get((way, name), DISCLOSES.get((way, record)))
     if known is not None:
         return known
-    if record == protocol.ALIGNMENT:
-        return disclosed_by(ALIGNMENT[tensor])
     try:
-        method = find_method(config.strategy)
+        statistics = ALIGNMENT if record == protocol.ALIGNMENT else find_method(config.strategy).statistics
     except UsageError:
         return "not known, the strategy cannot be loaded here"
-    return disclosed_by(method.statistics[tensor]) if tensor in method.statistics else "not stated"
+    return disclosed_by(statistics[tensor]) if tensor in statistics else "not stated"

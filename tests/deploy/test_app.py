@@ -19,7 +19,7 @@ from fedhess.domains import BENCHMARKS
 from fedhess.federation.client import memory
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.engines.inprocess import run_in_process
-from fedhess.federation.flower_compat import keeps_node_ids
+from fedhess.federation.flower_compat import keeps_node_ids, read_run_config
 from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.reopening import open_finished, open_recorded
 from fedhess.results.formats import table
@@ -92,6 +92,8 @@ def test_the_job_directory_is_that_of_the_command(
     config = json.loads(Path("ours/config.json").read_text())
     assert (config["dataset"]["digest"], config["strategies"]["hgp"]["beta"]) == ("", 0.3)
     assert [run.strategy for run in open_finished(Path("ours")).runs] == ["hgp"]
+    *command, given = config["command"]
+    assert (command, read_run_config([given])["strategy"]) == (["flwr", "run", ".", "--run-config"], "hgp")
 
 
 def test_where_no_directory_is_named_the_run_id_names_it(
@@ -142,7 +144,7 @@ def test_a_run_goes_back_to_an_earlier_round_and_comes_to_the_same_bits(
     again = timeless(run.rounds_file, *dropped)
     assert again == [{key: value for key, value in row.items() if key not in dropped} for row in rows]
     (entry,) = json.loads(Path("job/config.json").read_text(encoding="utf-8"))["additions"]
-    assert entry["from_round"] == {"east/0": 2}
+    assert (entry["from_round"], entry["command"][:2]) == ({"east/0": 2}, ["flwr", "run"])
     deployed(settings, "job", resume_from=2)
     entries = json.loads(Path("job/config.json").read_text(encoding="utf-8"))["additions"]
     assert [each["from_round"] for each in entries] == [{"east/0": 2}, {"east/0": 2}], "how it came about, whole"

@@ -76,25 +76,32 @@ def test_node_settings_that_flower_would_leave_out_are_named(command: Command, g
 def test_mistakes_end_with_one_message_and_status_2(command: Command) -> None:
     without = command("superlink", "--port", "45871", "--control-port", "45870", "--host", "127.0.0.1")
     assert (without.status, without.out) == (2, "")
-    assert "/keys/ca.crt; make it with" in without.err
+    assert "/keys/ca.crt; copy it from where the federation's keys were made" in without.err
     command("keys")
+    keyless = command("supernode", "--superlink", "h:1", "--domain", "photo", "--port", "45873").err
+    assert "photo; make it with `python -m fedhess.deploy keys --keys keys --node photo`" in keyless
+    named = command("superlink", "--host", "fl.example.org")
+    assert (named.status, named.err.startswith("fedhess: --host: expected an IP address of this machine")) == (2, True)
     nobody = command("register", "--superlink", "h:1")
     assert (nobody.status, nobody.err.count("\n")) == (2, 1)
     assert "there is no node's key in keys/nodes; make them with `keys --node NAME`" in nobody.err
     used = command("local", "--out", "keys")
-    assert (used.status, "keys is already used" in used.err) == (2, True)
+    assert (used.status, used.err.endswith("keys is already used; choose another directory\n")) == (2, True)
     unknown = command("supernode", "--superlink", "h:1", "--domain", "photo", "--role", "boss")
     assert unknown.status == 2
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        for arguments in (
-            ("superlink", "--host", "127.0.0.1"),
-            ("supernode", "--superlink", "h:1", "--domain", "photo"),
+        link = ("superlink", "--host", "127.0.0.1", "--port", free_port())
+        for *arguments, option in (
+            ("superlink", "--host", "127.0.0.1", "--port"),
+            (*link, "--control-port"),
+            (*link, "--control-port", free_port(), "--metrics-port"),
+            ("supernode", "--superlink", "h:1", "--domain", "photo", "--port"),
         ):
-            taken = command(*arguments, "--port", port)
-            assert (taken.status, f"cannot listen on 127.0.0.1:{port}" in taken.err) == (2, True)
+            taken = command(*arguments, option, port)
+            assert (taken.status, f"{option}: cannot listen on 127.0.0.1:{port}" in taken.err) == (2, True)
 
 
 @pytest.mark.skipif(NGINX is None, reason="there is no nginx; make programs installs it")

@@ -7,16 +7,18 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedhess.base.errors import UsageError
 from fedhess.deploy.gateway import SYSTEM_FOLDERS, gateway
 from fedhess.deploy.keys import Keys, make_keys
 from fedhess.deploy.processes import free_port, processes
+from tests.deploy.test_processes import ON_LINUX
 
 HOST = "127.0.0.1"
 MB = 2**20
@@ -60,7 +62,7 @@ def nginx(folder: Path) -> Iterator[int]:
     behind.socket = own.wrap_socket(behind.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=behind.serve_forever, daemon=True).start()
     public = free_port()
-    program = gateway(keys, host=HOST, port=public, control_port=behind.server_port, folder=folder / "nginx")
+    program = gateway(keys, host=HOST, port=public, control_port=behind.server_port, folder=folder / "own state")
     with processes(folder / "logs") as running:
         running.start("nginx", program)
         for _ in range(100):
@@ -132,12 +134,24 @@ def test_a_body_beyond_the_limit_is_refused(port: int) -> None:
     connection.close()
 
 
+@ON_LINUX
+def test_it_may_open_the_files_of_as_many_connections_as_it_takes(port: int) -> None:
+    started = (process for process in psutil.process_iter(["name"]) if process.info["name"] == "nginx")
+    workers = [process.pid for process in started if process.parent().name() == "nginx"]
+    limits = {
+        line for pid in workers for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "open" in line
+    }
+    assert [line.split()[3:5] for line in limits] == [["8192", "8192"]]
+
+
 def test_a_flood_and_a_request_that_stalls_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"REQUESTS_PER_SECOND": 1, "BURST": 5, "STALL_SECONDS": 1}.items():
+    for name, value in {"REQUESTS_PER_SECOND": 1, "BURST": 5, "STALL_SECONDS": 1, "CONNECTIONS": 2}.items():
         monkeypatch.setattr(f"fedhess.deploy.gateway.{name}", value)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with nginx(tmp_path) as public:
+    with nginx(tmp_path) as public, ExitStack() as idle:
+        for _ in range(9):  # which are not counted
+            idle.enter_context(socket.create_connection((HOST, public)))
         stalled = http.client.HTTPSConnection(HOST, public, context=context, timeout=30)
         stalled.putrequest("POST", "/v1/fleet/push-object")
         stalled.putheader("Content-Length", "100")
@@ -149,7 +163,8 @@ def test_a_flood_and_a_request_that_stalls_are_cut_off(tmp_path: Path, monkeypat
             answers.append(flood.getresponse())
             answers[-1].read()
         assert [answer.status for answer in answers[:5]] == [200] * 5
-        assert 429 in {answer.status for answer in answers}
+        assert 503 in {answer.status for answer in answers}, "after which Flower tries again"
+        assert post(public, "/")[0] == 403, "nor is what is refused anyway"
         flood.close()
         with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
             stalled.getresponse()
@@ -157,13 +172,9 @@ def test_a_flood_and_a_request_that_stalls_are_cut_off(tmp_path: Path, monkeypat
         stalled.close()
 
 
-def test_a_name_in_place_of_an_address_and_a_missing_nginx_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_nginx_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = Keys(tmp_path)
     make_keys(keys, hosts=[], nodes=[], days=1)
-    with pytest.raises(UsageError, match=r"--host: expected an IP address of this machine.*got 'fl.example.org'"):
-        gateway(keys, host="fl.example.org", port=8000, control_port=8001, folder=tmp_path / "nginx")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("fedhess.deploy.gateway.SYSTEM_FOLDERS", "/nowhere")
     with pytest.raises(UsageError, match=r"there is no nginx.*apt-get install nginx-light"):

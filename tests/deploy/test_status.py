@@ -31,15 +31,19 @@ def test_nodes_runs_and_rounds_are_shown_and_can_be_collected(
     nodes = {"north": 2**64 - 1, 'a"b': 7}
     (tmp_path / "nodes.json").write_text(json.dumps(nodes), encoding="utf-8")
     assert command(*TOY, "--strategy", "erm", "--out", str(tmp_path / "runs" / "job")).status == 0
+    damaged = tmp_path / "runs" / "damaged" / "east" / "0" / "rounds.jsonl"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text('{"round": \n', encoding="utf-8")
     found = status.read_status(tmp_path / "flower", tmp_path)
     tables = found.tables()
+    assert re.search(r"\| runs/damaged/east/0 +\| - +\| .*rounds.jsonl is damaged", tables)
     assert re.search(r"\| north +\| 18446744073709551615 +\| online +\| now  ", tables)
     assert re.search(r"\| a\"b +\| 7 +\| offline +\| 2026-03-01 10:00:00Z \|", tables)
     assert re.search(r"\| - +\| 9 +\| registered \| never +\|", tables)
     assert re.search(r"\| 5 +\| running +\| 2026-03-01 09:00:00Z \| N/A   \|", tables)
     row = found.rows["runs/job/east/0"][0]
     assert row["round"] == 3
-    assert re.search(rf"\| runs/job/east/0 \| 3 +\| .*north {100 * row['accuracy']:.1f}", tables)
+    assert re.search(rf"\| runs/job/east/0 +\| 3 +\| .*north {100 * row['accuracy']:.1f}", tables)
     lines = found.metrics().splitlines()
     assert 'fedhess_node_online{client="north",node="18446744073709551615"} 1' in lines
     assert 'fedhess_node_online{client="a\\"b",node="7"} 0' in lines

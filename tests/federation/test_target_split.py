@@ -121,7 +121,7 @@ def with_impossible_out_split(message: Message, reply: Message) -> Message:
 @pytest.mark.parametrize(
     ("act", "reason"),
     [
-        (without_out_split, "expected out-loss, out-accuracy and out-num-examples, got"),
+        (without_out_split, "num-examples, out-loss, out-accuracy, out-num-examples, a number each, got"),
         (with_impossible_out_split, "expected an out-accuracy in [0, 1] of at least one example"),
     ],
 )

@@ -223,13 +223,35 @@ def test_what_a_node_writes_stays_one_short_line(toy_run: Run) -> None:
     assert len(failure.reason) == protocol.LONGEST + len("...")
 
 
-def test_further_records_do_not_reach_a_flower_strategy(toy_run: Run) -> None:
+FORGED = "x\n\n# Accuracy 99.9 %\x1b[2J"
+
+
+@pytest.mark.parametrize("strategy", ["hgp", FEDAVG])
+@pytest.mark.parametrize(
+    ("message_type", "key", "record"),
+    [
+        (protocol.TRAIN, protocol.ALIGNMENT, ArrayRecord({"foo": Array(np.zeros(2))})),
+        (protocol.TRAIN, FORGED, MetricRecord({"a": 1})),
+        (protocol.EVALUATE, protocol.HELD_OUT, MetricRecord({"a": 1})),
+        (protocol.EVALUATE, protocol.COUNTS, ArrayRecord({FORGED: Array(np.zeros(2))})),
+        (protocol.EVALUATE, protocol.METRICS, MetricRecord({"gradient_distance": 1.0})),
+    ],
+    ids=["a known record", "a forged record", "held out", "a forged tensor", "a metric"],
+)
+def test_what_was_not_asked_for_is_a_failure_of_its_client_and_in_no_table(
+    toy_run: Run, strategy: str, message_type: str, key: str, record: ArrayRecord | MetricRecord
+) -> None:
     def act(message: Message, reply: Message) -> Message:
-        reply.content["more"] = MetricRecord({"a": 1})
+        own = reply.content.get(key, {})
+        reply.content[key] = type(record)({**own, **record})  # type: ignore[dict-item]
         return reply
 
-    finished = toy_run(app=Misbehaving(protocol.TRAIN, act), quorum=2, rounds=1, strategy=FEDAVG)
-    assert "one record of arrays and one of metrics" in finished.server.federation.ledger.failures[0].reason
+    rows = toy_run(app=Misbehaving(message_type, act), quorum=2, rounds=1, strategy=strategy).rows
+    honest = toy_run(quorum=2, rounds=1, strategy=strategy).rows
+    (failure,) = (failure for row in rows for failure in row["failures"])
+    assert failure["reason"].startswith(("expected no further records in the reply", "counts: ", "expected loss, "))
+    sent, known = ([name for row in of_run for name in row["sent"]["up"]] for of_run in (rows, honest))
+    assert set(sent) <= set(known)
 
 
 def test_what_a_flower_strategy_refuses_to_aggregate_ends_the_run_with_its_reason(toy_run: Run) -> None:

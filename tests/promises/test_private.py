@@ -1,6 +1,7 @@
 """A private run, from its first message to its rows: what leaves a source client, what it has spent, what it learns."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from fedhess.federation import protocol
 from fedhess.federation.client.app import app
 from fedhess.federation.client.batches import round_batch
 from fedhess.federation.client.examples import local_client, simulated_client
+from fedhess.federation.client.privacy import private_identity
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.server.global_model import GlobalModel
@@ -148,6 +150,7 @@ def test_a_deployed_client_sends_no_digest_no_loss_and_evaluates_nothing() -> No
 
     def send(message_type: str, *names: str, reference: ArrayRecord | None = None) -> Message:
         settings = {protocol.MODEL_ID: payload.model_id, protocol.ROUND: 1, protocol.NAMES: list(names)}
+        settings[protocol.DATA_DIGEST] = "guess"
         content = RecordDict({protocol.MODEL: payload.arrays, protocol.CONFIG: ConfigRecord(settings)})
         content[protocol.REFERENCE] = reference or ArrayRecord()
         (reply,) = grid.send_and_receive([Message(content, dst_node_id=2, message_type=message_type)], timeout=60)
@@ -181,7 +184,8 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits_and_the_same_epsilo
 
 
 def test_a_deployed_run_that_was_interrupted_is_not_continued(toy_run: Run, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("fedhess.federation.client.app.is_simulated", lambda context: False)
+    deployed = partial(private_identity, simulated=False)
+    monkeypatch.setattr("fedhess.federation.client.call.private_identity", lambda identity, **_: deployed(identity))
 
     def crash(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -21,17 +21,16 @@ from fedhess.federation import protocol
 from fedhess.federation.client.answers import Protection, answer_once
 from fedhess.federation.client.call import (
     holdings,
-    is_simulated,
     open_call,
     own_data,
     place,
     run_settings,
     seeded_for_round,
+    sent_identity,
 )
 from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.client.examples import NotInRunError
 from fedhess.federation.client.memory import MEMORY, ModelMissingError
-from fedhess.federation.client.privacy import private_identity
 from fedhess.federation.client.statistics import answer, held_out
 from fedhess.federation.client.training import train_locally, writes_parameters
 from fedhess.federation.protocol import numbered, numbered_parts
@@ -101,16 +100,11 @@ def identify(message: Message, context: Context) -> Message:
     """Reply with the client's identity."""
     config = run_settings(context)
     data, role = own_data(config, context)
-    protection = Protection.of(context.node_config, role)
-    identity = data.identity(role)
-    if config.is_private and role == SOURCE:
-        identity = private_identity(identity, simulated=is_simulated(context))
     identity = replace(
-        identity,
+        sent_identity(config, context, data, role),
         classes=class_names(config),
         inputs=describe_inputs(config),
         version=f"fedhess {version('fedhess')}, torch {torch.__version__}",
-        protection=None if protection.is_off else (protection.rounding, protection.epsilon),
     )
     return Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
 

@@ -1,6 +1,7 @@
 """Which client of a run a node is, what every request but ``identify`` carries, and what is held for it."""
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,11 +15,13 @@ from fedhess.base.seeds import seeded_globally
 from fedhess.base.transfers import copy_together
 from fedhess.domains.benchmark import SOURCE, TARGET
 from fedhess.federation import protocol
+from fedhess.federation.client.answers import Protection
 from fedhess.federation.client.examples import LocalClient, NotInRunError, local_client, simulated_client
 from fedhess.federation.client.limits import check_batches, check_run
 from fedhess.federation.client.memory import MEMORY, ReceivedModel
-from fedhess.federation.client.privacy import Mechanism
+from fedhess.federation.client.privacy import Mechanism, private_identity
 from fedhess.federation.client.training import Holding
+from fedhess.federation.protocol import Identity
 from fedhess.federation.run_settings import settings_of_run
 from fedhess.federation.tensors import decode_tensors
 from fedhess.settings.assignments import Scalar
@@ -62,7 +65,7 @@ def place(config: RunConfig, context: Context) -> Place:
 
     Raises:
         NotInRunError: The node's domain is not part of the run, or the node config names neither domain nor partition.
-        UsageError: A client number below 0, or fewer nodes than clients.
+        UsageError: Fewer nodes than clients.
     """
     domain, client = context.node_config.get("domain"), context.node_config.get("client", 0)
     if is_simulated(context):
@@ -83,8 +86,7 @@ def place(config: RunConfig, context: Context) -> Place:
     if domain not in (*config.sources, *config.targets):
         names = ", ".join((*config.sources, *config.targets))
         raise NotInRunError(f"this node holds domain {domain!r}; the run has {names}")
-    if not isinstance(client, int) or client < 0:
-        raise UsageError(f"the node config's client is {client!r}; expected its number among the domain's, from 0")
+    assert isinstance(client, int), "checked by check_node"
     is_source = domain in config.sources and context.node_config.get("role", SOURCE) == SOURCE
     return Place(str(domain), SOURCE if is_source else TARGET, client)
 
@@ -130,6 +132,16 @@ def own_data(config: RunConfig, context: Context) -> tuple[LocalClient, str]:
     return data, role
 
 
+def sent_identity(config: RunConfig, context: Context, data: LocalClient, role: str) -> Identity:
+    """Return which client this is as far as the server is told: where what it sends is protected, its data is not."""
+    protection = Protection.of(context.node_config, role)
+    if config.is_private and role == SOURCE:
+        return private_identity(data.identity(role), simulated=is_simulated(context))
+    if protection.is_off:
+        return data.identity(role)
+    return replace(data.identity(role), data_digest="", protection=(protection.rounding, protection.epsilon))
+
+
 def open_call(message: Message, context: Context) -> Call:
     """Read a message, and open what it is about; ``UsageError`` where the message or the data is not what it was."""
     config = run_settings(context)
@@ -139,11 +151,11 @@ def open_call(message: Message, context: Context) -> Call:
         raise UsageError(f"expected {protocol.MODEL_ID} and {protocol.ROUND} in the message, got {sorted(record)}")
     received = MEMORY.receive(model_id, message.content.array_records.get(protocol.MODEL), device=config.device)
     data, role = own_data(config, context)
-    began_with = str(record.get(protocol.DATA_DIGEST, ""))
-    if began_with and began_with != data.data_digest:
+    began_with, sent = str(record.get(protocol.DATA_DIGEST, "")), sent_identity(config, context, data, role).data_digest
+    if began_with and sent and began_with != sent:
         raise UsageError(
-            f"the data of {data.domain} has changed since the run began: digest {data.data_digest}, was {began_with}; "
-            "put it back, or begin another run"
+            f"the data of {data.domain} has changed since the run began: digest {sent}, was {began_with}; put it back, "
+            "or begin another run"
         )
     mechanism = None
     if config.is_private and role == SOURCE:

@@ -20,16 +20,29 @@ from fedhess.settings.run_config import RunConfig
 MODULES = "modules"  # comma-separated: what a run may name of the node's packages, submodules included
 LEAST_BATCH = "min-batch-size"
 LIMITS = (MODULES, LEAST_BATCH)
+WHOLE_NUMBERS = {LEAST_BATCH: 1, "client": 0, "threads": 0}  # among a node's settings, and the least of each
 ALWAYS = ("fedhess.strategies", "flwr.serverapp.strategy")  # which come with the run, and with Flower
 ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")  # an existing path has been made absolute; a mere name loads files
+
+
+def check_node(node_config: Mapping[str, Scalar]) -> None:
+    """Check the types and ranges of a node's own settings; ``UsageError`` for the first that is wrong."""
+    for key, least in WHOLE_NUMBERS.items():
+        value = node_config.get(key, least)
+        if type(value) is not int or value < least:
+            raise UsageError(f"this node's {key}: expected a whole number from {least}, got {value!r}")
+    if not isinstance(modules := node_config.get(MODULES, ""), str):
+        raise UsageError(f"this node's {MODULES}: expected names joined by commas, in quotes, got {modules!r}")
 
 
 def check_run(given: Mapping[str, object], node_config: Mapping[str, Scalar]) -> None:
     """Check what a run names before any of it is imported or opened.
 
     Raises:
-        UsageError: The run names a module that the node does not list; or a folder, which only the node may.
+        UsageError: The run names a module that the node does not list; or a folder, which only the node may. Or one of
+            the node's own settings is wrong.
     """
+    check_node(node_config)
     listed = [*ALWAYS, *(name.strip() for name in str(node_config.get(MODULES, "")).split(",") if name.strip())]
     named = [("strategy", part) for part in parts_of(str(given.get("strategy", ""))).values()]
     for option, name in (*named, *((option, str(given.get(option, ""))) for option in ("model", "domains"))):
@@ -54,8 +67,7 @@ def check_batches(
 ) -> None:
     """Check that nothing is computed from fewer examples than the node allows."""
     least = node_config.get(LEAST_BATCH, 1)
-    if not isinstance(least, int) or least < 1:
-        raise UsageError(f"this node's {LEAST_BATCH}: expected a whole number from 1, got {least!r}")
+    assert isinstance(least, int), "checked by check_node"
     if least == 1:
         return
     sizes = batch_sizes(counts, config.batch_size) if len(counts) > 1 else [config.batch_size]

@@ -226,11 +226,11 @@ class Server:
             return
         before = self.directory.clients()
         for client in self.federation.clients:
-            now, was = client.identity.to_record().get(protocol.DATA_DIGEST), before.get(client.label, {})
-            if protocol.DATA_DIGEST in was and was[protocol.DATA_DIGEST] != now:
+            now, was = client.identity.data_digest, before.get(client.label, {}).get(protocol.DATA_DIGEST)
+            if now and was and now != was:
                 raise FederationError(
-                    f"client {client.label} has other data than when the run began: digest {now!s}, was "
-                    f"{was[protocol.DATA_DIGEST]}; put it back, or begin another run"
+                    f"client {client.label} has other data than when the run began: digest {now}, was {was}; put it "
+                    "back, or begin another run"
                 )
         self.directory.record_clients([{**c.identity.to_record(), "node": c.node_id} for c in self.federation.clients])
 

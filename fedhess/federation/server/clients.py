@@ -40,8 +40,9 @@ class ModelPayload:
 class Request(Generic[T]):
     """One message to each of several clients, and how their replies are read.
 
-    ``parts`` returns the further records of a client's message; ``read`` raises ``ValueError`` to reject a reply. Once
-    more than ``spare`` clients have refused or failed, the others are not waited for.
+    ``records`` returns the names of the records that a client's reply may have, ``parts`` the further records of its
+    message; ``read`` raises ``ValueError`` to reject a reply. Once more than ``spare`` clients have refused or failed,
+    the others are not waited for.
     """
 
     phase: str
@@ -49,6 +50,7 @@ class Request(Generic[T]):
     server_round: int
     model: ModelPayload
     deadline: float  # seconds
+    records: Callable[[Client], Iterable[str]]
     read: Callable[[Client, RecordDict], T]
     parts: Callable[[Client], Mapping[str, Part]] = lambda _: {}
     spare: float = math.inf
@@ -119,14 +121,21 @@ class Federation:
         return self.bound.screen(replies, norms, reject, asked=asked)
 
     def accept(self, request: Request[T], client: Client, reply: Message) -> T | None:
-        """Read a reply; return None and record the failure where it is rejected."""
+        """Read a reply, and count it; return None and record the failure where it is rejected.
+
+        The names of what is counted stand in tables, so a reply with others is rejected.
+        """
         try:
             if _model_is_missing(reply):
                 raise ValueError("it lost the model although it was just sent")
-            return request.read(client, reply.content)
+            if further := set(reply.content) - set(request.records(client)):
+                raise ValueError(f"expected no further records in the reply, got {sorted(further)}")
+            value = request.read(client, reply.content)
         except ValueError as error:
             self._fail(request, client, str(error), diverged=isinstance(error, NotFiniteError))
             return None
+        self.ledger.count(client.label, request.message_type, reply.content, way="up")
+        return value
 
     def round_trip(
         self, request: Request[T], messages: Sequence[tuple[Client, Message]], grid: Grid
@@ -147,7 +156,6 @@ class Federation:
                 logger.warning("round %d, %s: dropped an unexpected reply", request.server_round, request.phase)
                 continue
             if not reply.has_error() and returns_nonce(reply, nonce):
-                self.ledger.count(client.label, request.message_type, reply.content, way="up")
                 yield client, reply
                 continue
             failed += 1

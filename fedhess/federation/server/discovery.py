@@ -87,12 +87,14 @@ class _Inquiry:
         self._questions: dict[str, tuple[int, str]] = {}  # message id -> node and nonce
         self._asked: dict[int, float] = {}  # node -> when it was last asked
         self._errors: dict[int, list[str]] = {}
-        self._others: set[int] = set()  # nodes of domains that the run does not have
+        self._others: set[int] = set()  # nodes of domains that the run does not have, until they are started again
 
     def poll(self) -> None:
         """Ask the nodes that are due, and read the replies that are there."""
         silent = {node for node, _ in self._questions.values()}
-        due = [node for node in self._grid.get_node_ids() if self._is_due(node, silent=node in silent)]
+        online = list(self._grid.get_node_ids())
+        self._others &= set(online)
+        due = [node for node in online if self._is_due(node, silent=node in silent)]
         messages = [Message(RecordDict(), dst_node_id=node, message_type=protocol.IDENTIFY) for node in due]
         if messages:
             asked = list(zip(due, [add_nonce(message) for message in messages], strict=True))

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,12 @@ def evaluate_clients(
     means = DomainMeans(config.sources, counts)
     measured: Measured = {}
     answered: list[Client] = []
-    request = Request("evaluate", protocol.EVALUATE, server_round, model, config.deadline, read=read)
+
+    def records(client: Client) -> list[str]:
+        names = (protocol.METRICS, protocol.COUNTS, *([protocol.ALIGNMENT] if client.identity.role == SOURCE else []))
+        return [client.identity.key(name, held.domain) for held in _evaluates(client) for name in names]
+
+    request = Request("evaluate", protocol.EVALUATE, server_round, model, config.deadline, records, read)
     for client, answer in federation.exchange(request, asked):
         for held in _evaluates(client):
             metrics, statistics = answer[held.domain]
@@ -187,10 +193,10 @@ def _read(
     if identity.role == SOURCE:
         statistics = read_tensors(content, identity.key(protocol.ALIGNMENT, held.domain), like=alignment)
     metrics: dict[str, Any] = dict(protocol.metrics_of(content, identity.key(protocol.METRICS, held.domain)))
-    for split in splits:
-        loss, accuracy, examples = (f"{split}{name}" for name in ("loss", "accuracy", protocol.NUM_EXAMPLES))
-        if not {loss, accuracy, examples} <= metrics.keys():
-            raise ValueError(f"expected {loss}, {accuracy} and {examples}, got {sorted(metrics)}")
+    named = [(f"{split}loss", f"{split}accuracy", f"{split}{protocol.NUM_EXAMPLES}") for split in splits]
+    if metrics.keys() != set(chain(*named)):
+        raise ValueError(f"expected {', '.join(chain(*named))}, a number each, got {sorted(metrics)}")
+    for loss, accuracy, examples in named:
         if not (0 <= metrics[accuracy] <= 1 and 1 <= metrics[examples] < math.inf):
             raise ValueError(f"expected an {accuracy} in [0, 1] of at least one example, got {metrics}")
         if metrics[loss] < 0:

@@ -60,7 +60,7 @@ class Exchange:
 
         parts = {protocol.CONFIG: ConfigRecord({protocol.HELD_OUT: True})}
         names = ("loss", "accuracy")
-        return self._average(names, self._request(_phase(names), parts, read, self.participants))
+        return self._average(names, self._request(_phase(names), parts, protocol.HELD_OUT, read, self.participants))
 
     def _answers(
         self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
@@ -68,14 +68,17 @@ class Exchange:
         """Send one message to each client and yield the good answers as they come, in domain order."""
         parts = protocol.encode_request(names, given)
         expected = self._shapes.of(names, given)
-        return self._request(
-            _phase(names), parts, lambda client, content: read_answer(client, content, expected), clients
-        )
+
+        def read(client: Client, content: RecordDict) -> Answer:
+            return read_answer(client, content, expected)
+
+        return self._request(_phase(names), parts, protocol.STATISTIC_VALUES, read, clients)
 
     def _request(
         self,
         phase: str,
         parts: Mapping[str, protocol.Part],
+        record: str,
         read: Callable[[Client, RecordDict], Answer],
         clients: Sequence[Client],
     ) -> Iterator[tuple[Client, Answer]]:
@@ -85,6 +88,7 @@ class Exchange:
             self.server_round,
             self._model,
             self._federation.config.exchange_deadline,
+            records=lambda client: client.identity.keys(record),
             read=read,
             parts=lambda _: parts,
             spare=self._federation.spare(self.participants, asked=self.asked),

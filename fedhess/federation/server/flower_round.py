@@ -106,6 +106,7 @@ class FlowerRounds:
             server_round,
             payload,
             federation.config.deadline,
+            records=lambda _: (protocol.MODEL, protocol.METRICS),
             read=lambda client, content: _read(content, client, model),
         )
         addressed = [(grid.by_node[message.metadata.dst_node_id], message) for message in messages]
@@ -171,13 +172,11 @@ def _require_erm(messages: Iterable[Message], where: str) -> None:
 
 
 def _read(content: RecordDict, client: Client, model: GlobalModel) -> tuple[dict[str, float], float]:
-    """Check a reply as Flower's strategies will read it: one record of weights, one of metrics, the right count.
+    """Check a reply as Flower's strategies will read it: weights, metrics, the right count.
 
     Returns:
         Its metrics, and the norm of its update.
     """
-    if len(content.array_records) != 1 or len(content.metric_records) != 1:
-        raise ValueError(f"expected one record of arrays and one of metrics, got {sorted(content)}")
     weights = read_tensors(content, protocol.MODEL, like=model.tensors)
     metrics = protocol.training_metrics_of(content, examples=client.identity.train_examples)
     return metrics, norm({name: before - weights[name] for name, before in model.tensors.items()})

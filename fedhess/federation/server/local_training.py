@@ -170,6 +170,11 @@ class LocalPhase:
             settings = _weights_setting(client, weights[client]) | ({protocol.HELD_OUT: True} if held_out else {})
             return {**references, **carried, protocol.CONFIG: ConfigRecord(settings), **requests}
 
+        def records(client: Client) -> list[str]:
+            answers = [] if previous is None else previous.records(client)
+            measured = client.identity.keys(protocol.HELD_OUT) if held_out else []
+            return [protocol.MODEL, protocol.METRICS, *([protocol.MOMENTUM] if trained else []), *measured, *answers]
+
         def read(client: Client, content: RecordDict) -> tuple[ClientUpdate, dict[str, float]]:
             update = read_tensors(content, protocol.MODEL, like=expected)
             buffers = read_tensors(content, protocol.MOMENTUM, like=trained) if trained else {}
@@ -182,7 +187,7 @@ class LocalPhase:
             return ClientUpdate(update, buffers, measured), metrics
 
         deadline = self.config.deadline
-        request = Request("train", protocol.TRAIN, self.server_round, payload, deadline, read, parts, spare)
+        request = Request("train", protocol.TRAIN, self.server_round, payload, deadline, records, read, parts, spare)
         replies = self._federation.exchange(request, weights)
         screened = self._federation.screen("train", self.server_round, replies, _norms, asked=len(weights))
         for client, (result, metrics) in screened:

@@ -57,6 +57,11 @@ class PreviousStatistics:
             records |= protocol.numbered(protocol.encode_request(call.names, call.given or {}), number)
         return records
 
+    def records(self, client: Client) -> list[str]:
+        """Name the records of the answers in a train reply."""
+        keys = client.identity.keys(protocol.STATISTIC_VALUES)
+        return [f"{protocol.CALL}{number}/{key}" for number in range(len(self._repeated())) for key in keys]
+
     def read(self, client: Client, content: RecordDict) -> None:
         """Keep the answers in a train reply."""
         repeated, parts = self._repeated(), protocol.numbered_parts(content)

@@ -134,8 +134,18 @@ def test_counts_are_rounded_to_the_nearest_multiple_and_the_accuracy_follows() -
 
 
 def test_a_run_goes_on_with_a_protected_target_and_trains_alike(toy_run: Run) -> None:
+    class Guessed(Configured):
+        """The server guesses the digest of the data."""
+
+        def __call__(self, message: Message, context: Context) -> Message:
+            if protocol.ROUND in message.content[protocol.CONFIG] and context.node_config["partition-id"] == 3:
+                message.content.config_records[protocol.CONFIG][protocol.DATA_DIGEST] = "guess"
+            return super().__call__(message, context)
+
     plain = toy_run()
-    finished = toy_run(app=Configured(3, evaluation_rounding=8, evaluation_epsilon=2))
+    finished = toy_run(app=Guessed(3, evaluation_rounding=8, evaluation_epsilon=2))
+    digests = {client.label: client.identity.data_digest for client in finished.server.federation.clients}
+    assert [label for label, digest in digests.items() if not digest] == ["east"]
     assert all(torch.equal(plain.tensors[name], finished.tensors[name]) for name in plain.tensors)
     rows = [row for row in finished.rows if row["role"] == "target"]
     assert len(rows) == 4

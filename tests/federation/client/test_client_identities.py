@@ -1,5 +1,6 @@
 """Who a client is when there are many: its domain and number, what it holds, and what makes no sense."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.federation.test_nodes import FixedNodes
 from tests.promises.test_many_clients import DRAWN, MIXED
 
 Run = Callable[..., Any]
+ALONE: dict[str, Any] = {f"held-{column}": [] for column in ("domains", "train-examples", "evaluate-examples")}
 
 
 def test_a_client_of_one_domain_and_one_of_several_know_their_parts() -> None:
@@ -61,6 +63,13 @@ def test_a_client_that_the_partition_does_not_have_is_refused() -> None:
         {"role": "target"},
         {"role": "judge"},
         {"client": "0"},
+        {"client": True},
+        {"classes": 7},
+        {"classes": [1, 2]},
+        {"held-domains": [b"north", b"south"]},
+        *(ALONE | {"train-examples": count} for count in (2.5, math.nan, math.inf)),
+        ALONE | {"role": "target", protocol.EVALUATION_ROUNDING: 2.5, protocol.EVALUATION_EPSILON: 1.0},
+        ALONE | {"role": "target", protocol.EVALUATION_ROUNDING: 2, protocol.EVALUATION_EPSILON: math.nan},
     ],
 )
 def test_an_identity_whose_domains_make_no_sense_is_refused(changes: dict[str, Any]) -> None:
@@ -117,7 +126,5 @@ def test_a_deployed_node_says_which_client_of_its_domain_it_is() -> None:
         for strange in ({"domain": "moon"}, {"domain": "south", "client": 2}, {}):
             answer = client_app(question, Context(1, 1, strange, RecordDict(), run_config))  # type: ignore[arg-type]
             assert answer.error.code == protocol.NOT_IN_RUN
-    with pytest.raises(UsageError, match="the node config's client is -1; expected its number among the domain's"):
-        place(config, node(domain="south", client=-1))
     with pytest.raises(UsageError, match="the node config has no domain, and its partition-id is 7"):
         place(config, node(**{"partition-id": 7}))

@@ -9,10 +9,12 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from image_trees import write_tree
 from toy import toy_config
 
+from fedhess.base.errors import UsageError
+from fedhess.deploy.settings import check_node_config
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app
 from fedhess.federation.engines.inprocess import InProcessGrid
-from fedhess.federation.flower_compat import run_identity
+from fedhess.federation.flower_compat import read_run_config, run_identity
 from fedhess.federation.server.global_model import GlobalModel
 from fedhess.models.building import build_model
 
@@ -127,5 +129,21 @@ def test_a_run_has_a_node_compute_nothing_from_fewer_examples_than_it_allows(
     assert said.endswith(size)
     assert is_accepted(ask({"domain": "north"}, run_config))
     assert is_accepted(ask({"domain": "north", "min-batch-size": 8}, toy_config().to_run_config()))
-    wrong = reason(ask({"domain": "north", "min-batch-size": 0}, run_config))
-    assert wrong == "this node's min-batch-size: expected a whole number from 1, got 0"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("min-batch-size=0", "min-batch-size: expected a whole number from 1, got 0"),
+        ('min-batch-size="8"', "min-batch-size: expected a whole number from 1, got '8'"),
+        ("client=-1", "client: expected a whole number from 0, got -1"),
+        ("client=true", "client: expected a whole number from 0, got True"),
+        ("threads=1.5", "threads: expected a whole number from 0, got 1.5"),
+        ("modules=7", "modules: expected names joined by commas, in quotes, got 7"),
+    ],
+)
+def test_a_nodes_own_settings_are_checked_when_it_starts_and_at_each_message(given: str, message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        check_node_config(given, {"role": "source", "domain": "north"})
+    said = reason(ask({"domain": "north", **read_run_config([given])}, toy_config().to_run_config()))
+    assert str(refused.value) == said == f"this node's {message}"

@@ -62,13 +62,20 @@ def refuses(**own: Any) -> Callable[[Message], Message]:
     return act
 
 
+def odd(message: Message) -> Message:
+    """Identify itself with a field of another type."""
+    record = ConfigRecord({**NORTH.to_record(), "domain": "moon", "classes": 7})
+    reply = Message(RecordDict({protocol.CONFIG: record}), reply_to=message)
+    return return_nonce(message, None, lambda *_: reply)  # type: ignore[arg-type]
+
+
 def find(grid: FixedNodes, *, deadline: float = 20.0, **given: Any) -> list[str]:
     with run_identity(1):
         found = discover(grid, toy_config(sources=("north", "south"), targets=(), exchange_deadline=deadline), **given)  # type: ignore[arg-type]
     return [client.label for client in found]
 
 
-@pytest.mark.parametrize("foreign", [silent, refusing, of_another_run])
+@pytest.mark.parametrize("foreign", [silent, refusing, of_another_run, odd])
 @pytest.mark.parametrize("comes_after", [0.0, 0.3])
 def test_a_foreign_node_keeps_nobody_waiting(foreign: Callable[[Message], Message | None], comes_after: float) -> None:
     began = time.monotonic()
@@ -134,6 +141,26 @@ def test_a_node_of_another_run_is_asked_once() -> None:
     nodes = Nodes(of_another_run, comes_after=0.5)
     assert find(nodes) == ["north", "south"]
     assert nodes.asked.count(FOREIGN) == 1
+
+
+def test_a_node_that_was_started_again_as_a_client_of_the_run_is_asked_again() -> None:
+    class Corrected(Nodes):
+        """The foreign node is south from its second start on, half a second after it was asked."""
+
+        def get_node_ids(self) -> list[int]:
+            waited = 0.0 if FOREIGN not in self.asked else time.monotonic() - self.answered
+            return [1] if 0.5 < waited < 1.0 else [1, FOREIGN]
+
+        def answer(self, message: Message) -> Message | None:
+            if message.metadata.dst_node_id != FOREIGN or self.asked.count(FOREIGN) > 1:
+                return super().answer(message)
+            self.answered = time.monotonic()
+            return of_another_run(message)
+
+    nodes = Corrected(lambda message: FixedNodes.answer(nodes, message))
+    nodes.identities[FOREIGN] = SOUTH
+    assert find(nodes) == ["north", "south"]
+    assert nodes.asked.count(FOREIGN) == 2
 
 
 def test_where_no_node_can_come_three_refusals_end_it() -> None:

@@ -115,6 +115,8 @@ def test_a_strategy_that_states_nothing_or_is_not_here_is_called_that() -> None:
     assert summed([row], "hgp")[0]["discloses"] == "not stated"
     (missing,) = summed([row], "nowhere:Strategy")
     assert missing["discloses"] == "not known, the strategy cannot be loaded here"
+    (foreign,) = summed([{"role": "source", "sent": {"up": {"train alignment/foo": [1, 8, "1"]}}}])
+    assert foreign["discloses"] == "not stated", "rows from before such records were refused"
     text = "\n".join(sent_section({"sent": [missing]}))
     assert (
         "| nowhere:Strategy | source clients | server | query.statistics statistics/mine | 1     |     1 |     8 |"
