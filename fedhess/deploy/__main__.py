@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from filelock import FileLock
 
-from fedhess.alignment.loading import is_installed, load_strategy
+from fedhess.alignment.loading import is_installed
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.cli.command import Command, run_command
 from fedhess.deploy import programs
@@ -248,7 +248,6 @@ def local(
     config = plan_run(domains, target=target, strategy=strategy, rounds=rounds, run_dir=results, given=run_config or [])
     settings = read_settings(config, data_dir=data_dir)
     check_settings([settings])
-    load_strategy(settings.strategy, settings.strategy_args)
     nodes = plan_nodes(settings)
     with processes(folder / "logs") as running:
         run_locally(folder, config, nodes, port=port, data_dir=data_dir, running=running, say=typer.echo)
