@@ -224,24 +224,33 @@ def test_what_the_server_raises_comes_out_and_the_identity_is_put_back() -> None
 
 MEMORY = """
 import resource
-from fedhess.federation.engines.inprocess import keep_freed_memory
+from fedhess.federation.engines import inprocess
 import torch
-kept = keep_freed_memory()
+kept = inprocess.keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+resident = lambda: int(open("/proc/self/statm").read().split()[1])
 for _ in range(16):  # until its blocks have settled
     torch.ones(2**24)
 before = faults()
 for _ in range(10):
     torch.ones(2**24)
-print(kept, (faults() - before) * resource.getpagesize() / 2**20)
+cleared = faults() - before
+blocks = [torch.ones(2**21) for _ in range(40)]
+del blocks[:-1]  # the last one lies above the others
+inprocess.TRIMMED_FROM = 0
+before = resident()
+inprocess.return_freed_memory(0)
+print(kept, *(pages * resource.getpagesize() / 2**20 for pages in (cleared, before - resident())))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux's")
 def test_large_blocks_are_used_again_unless_the_user_has_set_the_allocator_up(monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
-    kept, cleared = done.stdout.split()  # MiB that the kernel cleared while ten tensors of 64 MiB came and went
+    kept, *mebibytes = done.stdout.split()
+    cleared, returned = map(float, mebibytes)
     assert kept == "True"
-    assert float(cleared) < 64
+    assert cleared < 64, "by the kernel while ten tensors of 64 MiB came and went"
+    assert returned > 256, "of 39 tensors of 8 MiB that are gone"
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     assert not inprocess.keep_freed_memory()
