@@ -113,8 +113,11 @@ def record_job(
         )
     job = merge_jobs(opened)
     recorded = read_rows(job)
-    if missing := unfinished(recorded):
-        raise UsageError(f"expected finished runs, got {len(missing)} of {len(recorded)} that are not: give --resume")
+    if missing := [run for run in unfinished(recorded) if run.directory.failure() is None]:
+        raise UsageError(
+            f"expected runs that have ended, or failed (the table says so), got {len(missing)} of {len(recorded)} that "
+            "are interrupted: give --resume"
+        )
     others = [each for each in (DEFAULT, "oracle") if each != job.selection]
     summaries = {job.selection: summarise(job, recorded)} | compare_selectors(job, recorded, others, leave_out=True)
     result = {

@@ -79,7 +79,19 @@ def test_what_could_not_be_made_again_is_not_recorded(
     assert "UNCOMMITTED CHANGES" in (tmp_path / "results" / "toy.md").read_text(encoding="utf-8")
     shutil.rmtree(job / "east")
     assert record(job, "--name", "toy", "--allow-dirty") == 2
-    assert "expected finished runs, got 1 of 1 that are not" in capsys.readouterr().err
+    assert "got 1 of 1 that are interrupted: give --resume" in capsys.readouterr().err
+
+
+def test_a_setting_that_diverged_is_recorded_as_that(
+    record: Record, command: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_git_revision", lambda: "abc")
+    job = tmp_path / "job"
+    assert command(*TOY, "--strategy", "erm", "--variants", "lr=0.1; lr=1e30", "--quiet", "--out", job).status == 0
+    assert record(job, "--name", "toy") == 0
+    text = (tmp_path / "results" / "toy.md").read_text(encoding="utf-8")
+    assert "UNFINISHED: 1 of 2 runs" in text
+    assert "erm, target east, seed 0 (lr=1e+30): round 1 of 3: round 2: 3 of 3 source clients sent values" in text
 
 
 @pytest.mark.parametrize(
