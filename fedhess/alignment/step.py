@@ -1,7 +1,7 @@
 """One local step of a client as a strategy sees it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -216,6 +216,7 @@ class LocalStep:
         index: Number of the step since the beginning of the run, from 0.
         key: What names the client's stream of batches: (seed, domain, client).
         made: A pass over the batch that is there already, if any.
+        seeded: What a pass in its place is made in, so that what is drawn after it does not depend on which it was.
         recorded: Loss and objective, (2,), that :meth:`backward` first went back from.
     """
 
@@ -225,6 +226,7 @@ class LocalStep:
     index: int
     key: tuple[str | int, ...] = ()
     made: Forward | None = None
+    seeded: Callable[[], AbstractContextManager[None]] = nullcontext
     recorded: Tensor | None = None
 
     @property
@@ -249,9 +251,12 @@ class LocalStep:
             passes: Others in its place, each with what its objective weighs in their sum. One is in memory at a time
                 where they are made as they are taken.
         """
-        made, self.made = self.made, None
+        made, self.made, seeded, self.seeded = self.made, None, self.seeded, nullcontext
+        if not passes:
+            with seeded():
+                passes = [(1.0, made or self.run())]
         terms = []
-        for weight, forward in passes or [(1.0, made or self.run())]:
+        for weight, forward in passes:
             loss, objective = self.objective(forward)
             torch.autograd.backward(objective if weight == 1.0 else weight * objective)
             terms.append(weight * torch.stack([loss, objective]).detach())
