@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedhess.alignment.statistics import Statistic, compute_statistic, head_batch
+from fedhess.base.errors import UsageError
 from fedhess.base.seeds import seeded_generator, steps_per_pass
 from fedhess.curvature import HeadBatch, head_gradient
 from fedhess.curvature.distances import HeadTerms, head_objective
@@ -182,12 +183,20 @@ class Step:
 
         Args:
             penalty: P, (), a function of features, head or both.
+
+        Raises:
+            UsageError: It is a function of neither.
         """
         batch = self.batch
         head = [batch.weight] if batch.bias is None else [batch.weight, batch.bias]
         trained = [tensor for tensor in (batch.features, *head) if tensor.requires_grad]
         found = torch.autograd.grad(penalty, trained, retain_graph=True, allow_unused=True)
         gradients = {id(tensor): own for tensor, own in zip(trained, found, strict=True) if own is not None}
+        if not gradients:
+            raise UsageError(
+                "limited: expected a penalty of the step's features or head, got one that changes with neither; leave "
+                "`limited = True` out"
+            )
         with torch.no_grad():
             of_loss = (batch.basics.mean_residuals @ batch.weight, head_gradient(batch))
             factor = penalty.new_ones(())
