@@ -67,8 +67,9 @@ def _divisor(step: int, config: RunConfig, args: Mapping[str, Scalar]) -> float:
         strategy = load_strategy(config.strategy, args)
     except UsageError:  # a recorded run's, which is not on this machine
         return 1.0
-    divided = isinstance(strategy, DomainStrategy) and not (strategy.limited or strategy.schedule.is_off)
-    return strategy.schedule.divisor(step) if divided else 1.0
+    if not isinstance(strategy, DomainStrategy) or strategy.limited or strategy.schedule.is_off:
+        return 1.0
+    return strategy.schedule.divisor(step)
 
 
 def _mean(rows: Sequence[Row], key: str) -> float | None:
