@@ -87,16 +87,17 @@ class StatisticShapes:
     def of(self, names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, Tensor]:
         """Return a tensor of the right shape and dtype for each statistic, computed on one blank example.
 
-        It is computed again where the scalars differ that were given the last time.
+        It is computed again where scalars of the function differ from the last time, but for a seed.
 
         Raises:
             LookupError: The strategy lists no such statistic.
             StrategyError: The statistic raised, or returned no tensor.
         """
-        scalars = {key: value for key, value in given.items() if not isinstance(value, Tensor)}
         for name in names:
             if name not in self._statistics and name not in self._network:
                 raise LookupError(f"no statistic {name!r}; {did_you_mean(name, [*self._statistics, *self._network])}")
+            takes = _parameter_names(self._statistics[name]) - {"seed"} if name in self._statistics else ()
+            scalars = {key: own for key, own in given.items() if key in takes and not isinstance(own, Tensor)}
             if name not in self._known or self._known[name][0] != scalars:
                 self._known[name] = scalars, self._blank(name, given)
         return {name: self._known[name][1] for name in names}

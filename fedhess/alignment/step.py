@@ -1,7 +1,7 @@
 """One local step of a client as a strategy sees it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedhess.alignment.statistics import Statistic, compute_statistic, head_batch
+from fedhess.base.errors import UsageError
 from fedhess.base.seeds import seeded_generator, steps_per_pass
 from fedhess.curvature import HeadBatch, head_gradient
 from fedhess.curvature.distances import HeadTerms, head_objective
@@ -182,12 +183,20 @@ class Step:
 
         Args:
             penalty: P, (), a function of features, head or both.
+
+        Raises:
+            UsageError: It is a function of neither.
         """
         batch = self.batch
         head = [batch.weight] if batch.bias is None else [batch.weight, batch.bias]
         trained = [tensor for tensor in (batch.features, *head) if tensor.requires_grad]
         found = torch.autograd.grad(penalty, trained, retain_graph=True, allow_unused=True)
         gradients = {id(tensor): own for tensor, own in zip(trained, found, strict=True) if own is not None}
+        if not gradients:
+            raise UsageError(
+                "limited: expected a penalty of the step's features or head, got one that changes with neither; leave "
+                "`limited = True` out"
+            )
         with torch.no_grad():
             of_loss = (batch.basics.mean_residuals @ batch.weight, head_gradient(batch))
             factor = penalty.new_ones(())
@@ -216,6 +225,7 @@ class LocalStep:
         index: Number of the step since the beginning of the run, from 0.
         key: What names the client's stream of batches: (seed, domain, client).
         made: A pass over the batch that is there already, if any.
+        seeded: What a pass in its place is made in, so that what is drawn after it does not depend on which it was.
         recorded: Loss and objective, (2,), that :meth:`backward` first went back from.
     """
 
@@ -225,6 +235,7 @@ class LocalStep:
     index: int
     key: tuple[str | int, ...] = ()
     made: Forward | None = None
+    seeded: Callable[[], AbstractContextManager[None]] = nullcontext
     recorded: Tensor | None = None
 
     @property
@@ -249,9 +260,12 @@ class LocalStep:
             passes: Others in its place, each with what its objective weighs in their sum. One is in memory at a time
                 where they are made as they are taken.
         """
-        made, self.made = self.made, None
+        made, self.made, seeded, self.seeded = self.made, None, self.seeded, nullcontext
+        if not passes:
+            with seeded():
+                passes = [(1.0, made or self.run())]
         terms = []
-        for weight, forward in passes or [(1.0, made or self.run())]:
+        for weight, forward in passes:
             loss, objective = self.objective(forward)
             torch.autograd.backward(objective if weight == 1.0 else weight * objective)
             terms.append(weight * torch.stack([loss, objective]).detach())

@@ -262,12 +262,14 @@ def evaluation_metrics(examples: int, loss: float, accuracy: float, *, of: str =
     return {f"{of}{NUM_EXAMPLES}": examples, f"{of}loss": loss, f"{of}accuracy": accuracy}
 
 
-def metrics_of(content: RecordDict, key: str = METRICS) -> dict[str, float]:
-    """Read the scalar metrics of a reply."""
+def metrics_of(content: RecordDict, names: Sequence[str], key: str = METRICS) -> dict[str, float]:
+    """Read the metrics of a reply; ``ValueError`` where they are not exactly those, a number each."""
     record = content.get(key)
     if not isinstance(record, MetricRecord):
         raise ValueError(f"expected a MetricRecord {key!r} in the reply, got {sorted(content)}")
-    return {str(name): float(value) for name, value in record.items() if not isinstance(value, list)}
+    if record.keys() != set(names) or any(isinstance(value, list) for value in record.values()):
+        raise ValueError(f"expected the metrics {', '.join(names)}, a number each, got {sorted(record)}")
+    return {name: float(record[name]) for name in names}  # type: ignore[arg-type]
 
 
 def releases_in(content: RecordDict, message_type: str) -> int:
@@ -280,8 +282,8 @@ def held_out_of(content: RecordDict, identity: Identity) -> dict[str, dict[str, 
     """Read loss and accuracy of a model by domain, from the records of an evaluation or of a train reply."""
     found = {}
     for domain in identity.trains_on:
-        metrics = metrics_of(content, identity.key(HELD_OUT, domain))
-        if not (0 <= metrics.get("accuracy", -1) <= 1 and 0 <= metrics.get("loss", -1) < math.inf):
+        metrics = metrics_of(content, (NUM_EXAMPLES, "loss", "accuracy"), identity.key(HELD_OUT, domain))
+        if not (0 <= metrics["accuracy"] <= 1 and 0 <= metrics["loss"] < math.inf):
             raise ValueError(f"expected a loss of at least 0 and an accuracy in [0, 1] in {HELD_OUT}, got {metrics}")
         found[domain] = {name: metrics[name] for name in ("loss", "accuracy")}
     return found
@@ -289,11 +291,7 @@ def held_out_of(content: RecordDict, identity: Identity) -> dict[str, dict[str, 
 
 def training_metrics_of(content: RecordDict, *, examples: int, private: bool = False) -> dict[str, float]:
     """Read the metrics of a train reply, which Flower's strategies average: the same numbers from every client."""
-    metrics = metrics_of(content)
-    names = set(content.metric_records[METRICS])
-    expected = (NUM_EXAMPLES, "seconds") if private else TRAINING_METRICS
-    if not names == metrics.keys() == set(expected):
-        raise ValueError(f"expected the metrics {', '.join(expected)}, a number each, got {sorted(names)}")
+    metrics = metrics_of(content, (NUM_EXAMPLES, "seconds") if private else TRAINING_METRICS)
     if metrics[NUM_EXAMPLES] != examples:
         raise ValueError(f"expected {NUM_EXAMPLES} = {examples} as at the start, got {metrics}")
     return metrics

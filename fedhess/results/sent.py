@@ -7,7 +7,7 @@ from fedhess.alignment.loading import find_method
 from fedhess.alignment.statistics import disclosed_by
 from fedhess.base.errors import UsageError
 from fedhess.base.tables import markdown_table
-from fedhess.domains.benchmark import SOURCE, TARGET
+from fedhess.domains.benchmark import SOURCE
 from fedhess.federation import protocol
 from fedhess.federation.server.evaluation import ALIGNMENT
 from fedhess.federation.server.run_directory import Row
@@ -36,6 +36,13 @@ PRIVATE = {
     protocol.IDENTITY: "domain, numbers of examples, class names, versions",
     f"{protocol.TRAIN} {protocol.METRICS}": "number of examples, seconds",
 }
+# And of targets whose node protects its counts.
+PROTECTED = "protected target"
+OF_PROTECTED = {
+    protocol.IDENTITY: "domain, numbers of examples, class names, versions, how its counts are protected",
+    protocol.METRICS: "number of evaluated examples, and the accuracy that follows from the protected counts",
+    protocol.COUNTS: "examples by class and prediction, as multiples or with noise, or both",
+}
 
 
 def summarise_sent(recorded: Recorded) -> list[dict[str, Any]]:
@@ -58,7 +65,7 @@ def summarise_sent(recorded: Recorded) -> list[dict[str, Any]]:
             entry["times"] += times
             entry["bytes"] += size
     order = {strategy: place for place, (strategy, *_) in enumerate(found)}
-    return [found[key] for key in sorted(found, key=lambda key: (order[key[0]], key[1] == TARGET, key[2] == "down"))]
+    return [found[key] for key in sorted(found, key=lambda key: (order[key[0]], key[1] != SOURCE, key[2] == "down"))]
 
 
 def sent_section(summary: Mapping[str, Any]) -> list[str]:
@@ -111,9 +118,10 @@ def spent_privacy(runs: Sequence[Sequence[Row]]) -> str:
 
 def _records(rows: Iterable[Row]) -> Iterable[tuple[str, str, str, tuple[int, int, str]]]:
     for row in rows:
+        role = PROTECTED if "evaluation_rounding" in row else row["role"]
         for way, records in row.get("sent", {}).items():
             for name, record in records.items():
-                yield row["role"], way, name, record
+                yield role, way, name, record
 
 
 def _discloses(config: RunConfig, role: str, way: str, name: str) -> str:
@@ -121,6 +129,8 @@ def _discloses(config: RunConfig, role: str, way: str, name: str) -> str:
     record, _, tensor = name.rpartition(" ")[2].partition("/")
     if config.is_private and role == SOURCE and way == "up":
         return PRIVATE.get(name, PRIVATE.get(record, "no more than epsilon, below the table, allows"))
+    if role == PROTECTED and way == "up" and record in OF_PROTECTED:
+        return OF_PROTECTED[record]
     known = DISCLOSES.get((way, name), DISCLOSES.get((way, record)))
     if known is not None:
         return known

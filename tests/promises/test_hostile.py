@@ -67,7 +67,7 @@ ALTERED: list[tuple[str, dict[str, Any], str]] = [
     (protocol.EVALUATE, {"num-examples": float("nan")}, EVALUATION),
     (protocol.EVALUATE, {"num-examples": float("inf")}, EVALUATION),
     (protocol.EVALUATE, {"accuracy": 7.0}, EVALUATION),
-    (protocol.EVALUATE, {"accuracy": None}, "expected loss, accuracy"),
+    (protocol.EVALUATE, {"accuracy": None}, "expected the metrics loss, accuracy"),
     (protocol.EVALUATE, {"loss": -1.0}, "expected a loss of at least 0"),
     (protocol.EVALUATE, {"num-examples": 2**40}, "as at the start"),
     (protocol.TRAIN, {"num-examples": 2**40}, "as at the start"),
@@ -226,17 +226,22 @@ def test_what_a_node_writes_stays_one_short_line(toy_run: Run) -> None:
 FORGED = "x\n\n# Accuracy 99.9 %\x1b[2J"
 
 
-@pytest.mark.parametrize("strategy", ["hgp", FEDAVG])
+UNASKED: list[tuple[str, str, ArrayRecord | MetricRecord]] = [
+    (protocol.TRAIN, protocol.ALIGNMENT, ArrayRecord({"foo": Array(np.zeros(2))})),
+    (protocol.TRAIN, FORGED, MetricRecord({"a": 1})),
+    (protocol.EVALUATE, protocol.HELD_OUT, MetricRecord({"a": 1})),
+    (protocol.EVALUATE, protocol.COUNTS, ArrayRecord({FORGED: Array(np.zeros(2))})),
+    (protocol.EVALUATE, protocol.METRICS, MetricRecord({"gradient_distance": 1.0})),
+    (protocol.EVALUATE, protocol.METRICS, MetricRecord({"secret": [1.0] * 1000})),
+]
+
+
 @pytest.mark.parametrize(
-    ("message_type", "key", "record"),
+    ("strategy", "message_type", "key", "record"),
     [
-        (protocol.TRAIN, protocol.ALIGNMENT, ArrayRecord({"foo": Array(np.zeros(2))})),
-        (protocol.TRAIN, FORGED, MetricRecord({"a": 1})),
-        (protocol.EVALUATE, protocol.HELD_OUT, MetricRecord({"a": 1})),
-        (protocol.EVALUATE, protocol.COUNTS, ArrayRecord({FORGED: Array(np.zeros(2))})),
-        (protocol.EVALUATE, protocol.METRICS, MetricRecord({"gradient_distance": 1.0})),
+        *((strategy, *case) for strategy in ("hgp", FEDAVG) for case in UNASKED),
+        ("ga", protocol.TRAIN, protocol.HELD_OUT, MetricRecord({"secret": 1.0})),
     ],
-    ids=["a known record", "a forged record", "held out", "a forged tensor", "a metric"],
 )
 def test_what_was_not_asked_for_is_a_failure_of_its_client_and_in_no_table(
     toy_run: Run, strategy: str, message_type: str, key: str, record: ArrayRecord | MetricRecord
@@ -249,7 +254,9 @@ def test_what_was_not_asked_for_is_a_failure_of_its_client_and_in_no_table(
     rows = toy_run(app=Misbehaving(message_type, act), quorum=2, rounds=1, strategy=strategy).rows
     honest = toy_run(quorum=2, rounds=1, strategy=strategy).rows
     (failure,) = (failure for row in rows for failure in row["failures"])
-    assert failure["reason"].startswith(("expected no further records in the reply", "counts: ", "expected loss, "))
+    assert failure["reason"].startswith(
+        ("expected no further records in the reply", "counts: ", "expected the metrics ")
+    )
     sent, known = ([name for row in of_run for name in row["sent"]["up"]] for of_run in (rows, honest))
     assert set(sent) <= set(known)
 

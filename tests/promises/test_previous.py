@@ -187,12 +187,15 @@ def test_local_steps_and_forgetful_clients_change_nothing(
     assert all(torch.equal(straight[name], forgetful[name]) for name in straight)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
+FEDSAM = {"strategy": "hgp+fedsam", "strategy_args": {"hgp_alpha": ALPHA, "hgp_scale": "absolute"}}
+
+
+@pytest.mark.parametrize(("steps", "changes"), [(1, {}), (2, {}), (1, FEDSAM), (1, FEDSAM | {"references": "current"})])
 def test_dropout_draws_the_same_whatever_a_client_remembers(
-    toy_run: Run, steps: int, monkeypatch: pytest.MonkeyPatch
+    toy_run: Run, steps: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(MODELS, "dropping", "toy:create_dropping")
-    settings = {**HGP, "model": "dropping", "local_steps": steps, "evaluate_every": 3}
+    settings = {**HGP, **changes, "model": "dropping", "local_steps": steps, "evaluate_every": 3}
     straight = toy_run(**settings).tensors
     forgetful = toy_run(app=Away(0, forgetful=True), **settings).tensors
     monkeypatch.setattr(Memory, "GRAPH_BYTES", -1)  # of a model the first client's pass alone

@@ -7,6 +7,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from fedhess.alignment.means import PerDomain
+from fedhess.alignment.statistics import StatisticShapes
 from fedhess.alignment.step import Step, run_forward
 from fedhess.curvature import HeadBatch, closed_form
 from fedhess.models.headed import HeadedModel
@@ -27,6 +28,19 @@ def test_equal_seeds_give_equal_probes_to_every_domain_and_dtype():
     torch.testing.assert_close(estimates[0], estimates[2])
     generator = torch.Generator().manual_seed(6)
     assert (closed_form.hutchinson_diagonal(batch, probes=5, generator=generator) - estimates[0]).abs().max() > 0.1
+
+
+def test_a_new_seed_computes_no_shape_again() -> None:
+    drawn: list[int] = []
+
+    def probed(batch: HeadBatch, /, *, seed: int, probes: int) -> Tensor:
+        drawn.append(seed)
+        return batch.features.new_zeros(probes)
+
+    shapes = StatisticShapes({"probed": probed}, HeadedModel(torch.nn.Identity(), torch.nn.Linear(3, 2)))
+    for given in ({"seed": 1, "probes": 2}, {"seed": 2, "probes": 2, "other": 5}, {"seed": 3, "probes": 4}):
+        assert shapes.of(["probed"], given)["probed"].shape == (given["probes"],)
+    assert drawn == [1, 3]
 
 
 @pytest.mark.parametrize("form", ["exact", "shared", "independent"])

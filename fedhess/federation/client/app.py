@@ -6,6 +6,7 @@ A client computes from the message, the run config and its own data alone; `memo
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -148,6 +149,7 @@ def train(message: Message, context: Context) -> Message:
         server_round=call.server_round,
         momentum=momentum,
         first=MEMORY.take(received.model_id, data.key, model) if reusable else None,
+        seeded=call.seeded if reusable else nullcontext,
     )
     tensors = local.update
     metrics = MetricRecord({protocol.NUM_EXAMPLES: data.train_size, "loss": local.loss, "objective": local.objective})

@@ -25,7 +25,8 @@ def _forward(call: Call, *, with_graph: bool = False) -> Forward:
     """Return the forward pass behind the round's statistics, made once a round.
 
     Where the round's only step takes the same batch and leaves the parameters alone, the pass keeps its graph for it.
-    Dropout draws the same in the pass, in one that is made again, and in the step: each begins with the round's seed.
+    Dropout draws the same in the pass, in one that is made again, and in the step: each begins with the round's seed,
+    and what the step draws after it does too.
     """
     config, data, model_id = call.config, call.data, call.received.model_id
     model = MEMORY.model(config, call.received, writable=False)  # another client's steps may have been its last use

@@ -1,6 +1,7 @@
 """The client half of a round: local steps on the loss plus the strategy's penalty, and the update they make."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -61,6 +62,7 @@ def train_locally(
     strategy: DomainStrategy,
     server_round: int,
     first: Forward | None = None,
+    seeded: Callable[[], AbstractContextManager[None]] = nullcontext,
     momentum: Mapping[str, Tensor] | None = None,
 ) -> LocalUpdate:
     """Take the round's local steps from the global model.
@@ -78,6 +80,7 @@ def train_locally(
         strategy: The strategy, for its ``objective`` and ``compute_gradient``.
         server_round: Number of the round, from 1.
         first: The forward pass of the first step, where an exchange of the round has made it already.
+        seeded: What that pass is made in where it is not there.
         momentum: Momentum buffers to begin with, by parameter, on the model's device; they are written to.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -109,8 +112,8 @@ def train_locally(
 
     for index in indices:
         batch = next(batches) if first is None else first.taken
-        step = LocalStep(model, batch, partial(objective, index=index), index, holdings[0].data.key, first)
-        first = None
+        step = LocalStep(model, batch, partial(objective, index=index), index, holdings[0].data.key, first, seeded)
+        first, seeded = None, nullcontext
         optimizer.zero_grad(set_to_none=True)
         with users_code(f"strategy {config.strategy!r}", "step", type(strategy), calls=LocalStep):
             strategy.compute_gradient(step)

@@ -192,10 +192,9 @@ def _read(
     statistics: dict[str, Tensor] = {}
     if identity.role == SOURCE:
         statistics = read_tensors(content, identity.key(protocol.ALIGNMENT, held.domain), like=alignment)
-    metrics: dict[str, Any] = dict(protocol.metrics_of(content, identity.key(protocol.METRICS, held.domain)))
     named = [(f"{split}loss", f"{split}accuracy", f"{split}{protocol.NUM_EXAMPLES}") for split in splits]
-    if metrics.keys() != set(chain(*named)):
-        raise ValueError(f"expected {', '.join(chain(*named))}, a number each, got {sorted(metrics)}")
+    key = identity.key(protocol.METRICS, held.domain)
+    metrics: dict[str, Any] = dict(protocol.metrics_of(content, list(chain(*named)), key))
     for loss, accuracy, examples in named:
         if not (0 <= metrics[accuracy] <= 1 and 1 <= metrics[examples] < math.inf):
             raise ValueError(f"expected an {accuracy} in [0, 1] of at least one example, got {metrics}")

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+from fedhess.alignment.loading import load_strategy
 from fedhess.alignment.step import round_steps
+from fedhess.alignment.strategy import DomainStrategy
+from fedhess.base.errors import UsageError
 from fedhess.base.tables import mean
 from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.server.round_selection import rows_by_round
 from fedhess.federation.server.run_directory import Row
 from fedhess.settings.assignments import Scalar
-from fedhess.settings.combined import bare
 from fedhess.settings.run_config import RunConfig
 
 DROWNED = 10.0  # penalty over loss
@@ -60,12 +62,14 @@ def remedy(config: RunConfig, args: Mapping[str, Scalar]) -> str:
 
 
 def _divisor(step: int, config: RunConfig, args: Mapping[str, Scalar]) -> float:
-    """Return what the objective of a step was divided by, see ``PenaltySchedule``."""
-    args = bare(config.strategy, args)
-    if args.get("annealing") != "rescale" or args.get("scale") == "relative":
+    """Return what the objective of a step was divided by, see ``DomainStrategy.objective``."""
+    try:
+        strategy = load_strategy(config.strategy, args)
+    except UsageError:  # a recorded run's, which is not on this machine
         return 1.0
-    begun = step >= float(args.get("anneal_steps", 0))
-    return max(1.0, float(args.get("weight", 1))) if begun else 1.0
+    if not isinstance(strategy, DomainStrategy) or strategy.limited or strategy.schedule.is_off:
+        return 1.0
+    return strategy.schedule.divisor(step)
 
 
 def _mean(rows: Sequence[Row], key: str) -> float | None:

@@ -1,7 +1,9 @@
 """A target answers one evaluation a round, and its node rounds its counts or adds noise whatever the run says."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from fedhess.federation.flower_compat import run_identity
 from fedhess.federation.server.global_model import GlobalModel
 from fedhess.models.building import build_model
 from fedhess.results.counts import calibration_error
-from fedhess.results.sent import protected_targets
+from fedhess.results.sent import protected_targets, summarise_sent
 
 Run = Callable[..., Finished]
 
@@ -157,7 +159,14 @@ def test_a_run_goes_on_with_a_protected_target_and_trains_alike(toy_run: Run) ->
         assert calibration_error(row["calibration"] or ()) is None
     exact = [row for row in plain.rows if row["role"] == "target"]
     assert [row["confusion"] for row in rows] != [row["confusion"] for row in exact]
-    run: Any = None
+    run: Any = SimpleNamespace(strategy="erm", config=finished.server.config)
+    disclosed = {
+        each["record"]: each["discloses"]
+        for each in summarise_sent([(run, [*plain.rows, *finished.rows])])
+        if each["from"] == "protected target clients"
+    }
+    assert len(disclosed) == 3
+    assert not [text for text in disclosed.values() if re.search("digest|loss|confident", text)]
     (line,) = protected_targets([(run, finished.rows)])
     assert line == "east: multiples of 8, 2 in each of 4 evaluations, 8 in all"
     assert protected_targets([(run, plain.rows)]) == []

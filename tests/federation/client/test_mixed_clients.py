@@ -44,7 +44,7 @@ def test_a_reply_that_leaves_out_a_domain_is_a_failure_of_its_client(toy_run: Ru
     rows = toy_run(app=Short(), **MIXED, quorum=6, rounds=1).rows
     reasons = {failure["reason"] for row in rows for failure in row["failures"]}
     assert len(reasons) == 1
-    assert "expected loss, accuracy, num-examples" in reasons.pop()
+    assert "expected the metrics loss, accuracy, num-examples" in reasons.pop()
 
 
 def test_fedavg_averages_clients_of_several_domains_by_examples(toy_run: Run) -> None:

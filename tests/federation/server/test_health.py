@@ -17,11 +17,14 @@ HEALTHY: dict[str, Any] = {"train_loss": 1.0, "train_objective": 3.0, "accuracy"
 def test_a_penalty_shows_in_an_objective_that_was_divided_by_its_weight() -> None:
     # (L + w P) / w with L = P = 1 and w = 10^4
     args = {"weight": 10_000, "anneal_steps": 0, "annealing": "rescale", "scale": "absolute"}
+    hgp = {"strategy": "hgp", "rounds": 10}
     sizes = {"classes": 4, "train_size": 20}
-    sign = sickness(rows(1, train_objective=1.0001), toy_config(rounds=10), args=args, **sizes)
+    sign = sickness(rows(1, train_objective=1.0001), toy_config(**hgp), args=args, **sizes)
     assert "the penalty is 10000 times the loss in round 1" in sign
+    off = args | {"alpha": 0, "beta": 0}  # the objective is L
+    assert sickness(rows(1, train_objective=1.0), toy_config(**hgp), args=off, **sizes) == ""
     # An epoch is two steps of 20 examples in batches of 16: round 2 begins at step 4, round 3 at step 8.
-    epochs, args = toy_config(rounds=10, local_epochs=2, local_steps=5), args | {"anneal_steps": 5}
+    epochs, args = toy_config(**hgp, local_epochs=2, local_steps=5), args | {"anneal_steps": 5}
     assert sickness(rows(2, train_objective=2.0), epochs, args=args, **sizes) == ""
     assert "in round 3" in sickness(rows(3, train_objective=1.0001), epochs, args=args, **sizes)
 
