@@ -20,6 +20,8 @@ GOES_WITH = {
     "local_epochs": "local_steps",
     "average_args": "average",
     "server_optimizer_args": "server_optimizer",
+    "domains_args": "domains",
+    "target": "domains",
 }
 
 
@@ -91,8 +93,8 @@ def options_of_job(
     if "seed" in data:  # of the first trial; it is the trial's own where none was given
         data["seed"] = int(data["seed"]) + seeds[0] - recorded["seeds"][0]
         data = {key: value for key, value in data.items() if key != "seed" or value != seeds[0]}
-    args = {f"{name}.{key}": value for name, of in recorded_args.items() for key, value in of.items()}
-    own = joined({"lr": recorded["settings"].get("lr")})  # names a setting that changes nothing of the job's
+    args = unvaried_args(recorded)
+    own = joined({"lr": line.get("lr") or recorded["settings"].get("lr")})  # a setting that changes nothing
     variants = list(dict.fromkeys(joined(each["settings"]) or own for each in recorded.get("variants", [])))
     several: dict[str, Any] = {"variants": "; ".join(variants)} if variants not in ([], [own]) else {}
     search = recorded.get("search")
@@ -102,11 +104,11 @@ def options_of_job(
             f"--config: it is the config.json of {kind} sweep; run it again with fedhess {command} --config"
         )
     if search:
-        drawn, first = _of_ranges(recorded)
-        settings = {key: value for key, value in settings.items() if key not in drawn}  # what is given is not drawn
-        args |= first
-        several = {"draws": search["draws"] or None, "grid": search["grid"], "ranges": search["ranges"]}
-        several |= {"search": search["kind"]}
+        several, searched = _search_options(search, line, recorded_args.keys() - set(strategies))
+        names = {key for _, key in searched}
+        settings = {key: value for key, value in settings.items() if key not in names}  # what is given is not searched
+        owned = {key: key.rpartition(".")[::2] for key in args}
+        args = {key: args[key] for key, (name, own) in owned.items() if not {(name, own), ("", own)} & searched}
     options = settings | {
         "domains": dataset["name"],
         "domains_args": joined(data),
@@ -118,15 +120,52 @@ def options_of_job(
         "seed": seeds[0],
         "selection": recorded.get("selection", "source"),
     }
-    other = {key for key in GOES_WITH.values() if str(line.get(key) or options.get(key)) != str(options.get(key))}
+    was, now = ({key: str(of.get(key)).lower() for key in GOES_WITH.values()} for of in (options, {**options, **line}))
+    other = {key for key in was if now[key] not in (was[key], "none", "")}
     return {key: value for key, value in options.items() if GOES_WITH.get(key) not in other}
 
 
-def _of_ranges(recorded: Mapping[str, Any]) -> tuple[set[str], dict[str, Any]]:
-    """Return what a sweep drew where nothing was given, and by ``NAME.key`` its first setting's arguments elsewhere."""
-    spaces = recorded["search"]["spaces"]
-    drawn = {key for space in spaces.values() for key, each in space.items() if each["source"] != GIVEN}
-    first = [each["arguments"] for each in recorded["variants"] if each["number"] == 0]
-    args = {(name, key): value for of in first for name in of for key, value in of[name].items()}
-    given = {(name, key) for name in spaces for key, each in spaces[name].items() if each["source"] == GIVEN}
-    return drawn, {f"{name}.{key}": value for (name, key), value in args.items() if (name, key) in given}
+def _search_options(
+    search: Mapping[str, Any], line: Mapping[str, Any], gone: Collection[str]
+) -> tuple[dict[str, Any], set[tuple[str, str]]]:
+    """Return what a recorded sweep was asked for, and the strategy ("" for all) and name of each key that is searched.
+
+    A grid and draws do not go together: of the sweep's own there is nothing where the command line has the other.
+    """
+    spaces, grid = search["spaces"], [key.rpartition(".") for key in _by_key(line.get("grid") or "")]
+    searched = {(name, key) for name in spaces for key, each in spaces[name].items() if each["source"] != GIVEN}
+    searched |= {(owner, name.replace("-", "_")) for owner, _, name in grid}
+    draws = not line.keys().isdisjoint(("draws", "ranges")) or line.get("search", "grid") != "grid"
+    if draws if search["grid"] else grid:
+        return {"grid": "", "ranges": ""}, searched
+    kept = {
+        option: ",".join(text for key, text in _by_key(search[option]).items() if key.rpartition(".")[0] not in gone)
+        for option in ("grid", "ranges")
+    }
+    return {**kept, "draws": search["draws"] or None, "search": search["kind"]}, searched
+
+
+def _by_key(text: str) -> dict[str, str]:
+    """Split a grid or ranges by key; what has none is one more value of the key before."""
+    found: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key = part.rpartition("=")[0].strip() or next(reversed(found), "")
+        found[key] = f"{found[key]},{part}" if key in found else part
+    return found
+
+
+def open_args(recorded: Mapping[str, Any]) -> dict[str, set[Any]]:
+    """Return the arguments of a job's strategies, by ``NAME.key``: each value that one has where no variant sets it."""
+    found = {f"{name}.{key}": {value} for name, args in recorded["strategies"].items() for key, value in args.items()}
+    for variant in recorded.get("variants", []):
+        varied = () if variant.get("folder") == "" else variant["settings"]  # the former only setting
+        for name, args in variant["arguments"].items():
+            for key, value in args.items():
+                if not {key, f"{name}.{key}"} & set(varied):
+                    found.setdefault(f"{name}.{key}", set()).add(value)
+    return found
+
+
+def unvaried_args(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that no variant sets, by ``NAME.key``; one that differs all the same follows its scale."""
+    return {key: next(iter(values)) for key, values in open_args(recorded).items() if len(values) == 1}

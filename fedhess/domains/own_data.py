@@ -61,7 +61,8 @@ def open_own(opening: Opening) -> Benchmark:
             f"`domains`, or a fedhess.domains.Benchmark, got {type(made).__name__}"
         )
     side = _side(opening, ours)
-    own = _Own(opening.name, domains, side)
+    stated = classes or _class_names(made)
+    own = _Own(opening.name, domains, side, stated=bool(stated))
     names = names or tuple(sorted(domains))
     if len(names) < LEAST["domains"]:
         raise UsageError(
@@ -69,7 +70,7 @@ def open_own(opening: Opening) -> Benchmark:
             f"{', '.join(names) or 'none'}"
         )
     require_domain_names(names, f"--domains {opening.name}")
-    classes = classes or _class_names(made) or own.classes(names)
+    classes = stated or own.classes(names)
     if len(classes) < LEAST["classes"]:
         raise UsageError(f"--domains {opening.name}: expected at least two classes, got {', '.join(classes) or 'none'}")
     if "" in classes or len(set(classes)) < len(classes):
@@ -107,6 +108,7 @@ class _Own:
     name: str
     domains: Mapping[str, Any]
     side: int
+    stated: bool = False  # classes are named for all domains; a data set may have its own names for the same labels
     loaded: dict[str, DomainData] = field(default_factory=dict)
     named: dict[str, tuple[str, ...]] = field(default_factory=dict)  # domain that is loaded -> classes that it names
 
@@ -305,7 +307,10 @@ def _checked(own: _Own, classes: tuple[str, ...], shape: tuple[int, ...]) -> Cal
 
     def load(domain: str) -> DomainData:
         data = own.load(domain)
-        for label, (name, expected) in enumerate(zip_longest(own.named.get(domain) or classes, classes)):
+        named = own.named.get(domain) or classes
+        if own.stated and len(named) == len(classes) and set(named).isdisjoint(classes):
+            named = classes
+        for label, (name, expected) in enumerate(zip_longest(named, classes)):
             if name != expected:
                 raise UsageError(
                     f"{own.what(domain)}: its data set calls label {label} {name!r}, the benchmark {expected!r}; "

@@ -10,6 +10,7 @@ from typing import Any
 from fedhess.alignment.loading import find_method
 from fedhess.base.environment import describe_environment
 from fedhess.base.errors import UsageError
+from fedhess.cli.config_file import open_args, unvaried_args
 from fedhess.cli.options import JobOptions
 from fedhess.domains import FOLDER, HUGGING_FACE, Benchmark, Opening, find_benchmark, open_benchmark
 from fedhess.domains.domain import Notify
@@ -85,7 +86,7 @@ def complete_options(
     known, changed = recorded["strategies"], parse_assignments(options.strategy_args, option="--strategy-args")
     names = [name.strip() for name in options.strategy.split(",") if name.strip()] if "strategy" in chosen else [*known]
     strategies = list(dict.fromkeys([*known, *names]))
-    args, before = _owned(changed, names), _unvaried_args(recorded)
+    args, before = _owned(changed, names), unvaried_args(recorded)
     targets = recorded["targets"]
     if "target" in chosen:
         targets = [scenario.name for scenario in choose_scenarios(benchmark, options.target)]
@@ -148,16 +149,6 @@ def _with_settings(recorded: Record, settings: Mapping[str, Any]) -> RunConfig:
     return RunConfig.checked({**recorded["settings"], **settings, "sources": domains, "targets": ()})
 
 
-def _unvaried_args(recorded: Record) -> dict[str, Scalar]:
-    """Return the arguments of a job's strategies, by ``NAME.key``, where a variant does not set them."""
-    found = {f"{name}.{key}": value for name, args in recorded["strategies"].items() for key, value in args.items()}
-    for variant in reversed(recorded["variants"]):
-        varied = () if variant.get("folder") == "" else variant["settings"]  # the former only setting
-        for name, args in variant["arguments"].items():
-            found |= {f"{name}.{key}": args[key] for key in args if not {key, f"{name}.{key}"} & set(varied)}
-    return found
-
-
 def _owned(args: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, Scalar]:
     """Name the strategies that arguments are for: an argument without an owner is for each that has it."""
     owned: dict[str, Scalar] = {}
@@ -208,7 +199,7 @@ def _all_variants(recorded: Record, added: Sequence[Variant], strategies: Sequen
     """List a job's settings to select among: those recorded, then those that are added and differ from them."""
     there: list[Variant] = [variant["settings"] for variant in recorded["variants"]]
     arguments = {name: args for each in recorded["variants"] for name, args in each["arguments"].items()}
-    always = {f"{name}.{key}" for name, args in arguments.items() for key in args} - _unvaried_args(recorded).keys()
+    always = {f"{name}.{key}" for name, args in arguments.items() for key in args} - open_args(recorded).keys()
     for variant in added:
         for key in sorted(always):
             if not {key, key.rpartition(".")[2]} & variant.keys():

@@ -336,6 +336,9 @@ def plan_search(
     of_server = (f"{SERVER_ARGS}.{key}" for key in overrides.get(SERVER_ARGS, ()))
     of_strategies = (f"{name}.{key}" for name in names for key in args_of(name, names, given))
     fixed = {*search.fixed, *overrides, *of_server, *of_strategies}
+    for key in [key for key in fixed if "." not in key and key not in RunConfig.model_fields]:
+        fixed.remove(key)  # of an earlier version: it was given to the strategies of then
+        fixed |= {f"{name}.{key}" for name in search.spaces}
     methods = [
         Method(
             name,
@@ -346,18 +349,20 @@ def plan_search(
         )
         for name in names
     ]
-    spaces = spaces_of(search, methods)
+    spaces, first_args = spaces_of(search, methods), {method.name: method.args for method in methods}
     variants: list[dict[str, Any]] = []
     for method in methods:
-        if search.kind == "optuna":
+        if search.kind == "optuna" and method.name not in search.spaces:
             _require_ends(method, spaces[method.name])
         for number, seed, drawn in _settings_of(search, spaces[method.name], seeds):
             own = {f"{method.name}.{key}": value for key, value in drawn.items() if not is_run_setting(key)}
             args = args_for(method.name, names, given, defaults[method.name], own)
             variants.append(variant_of(method.name, number, drawn, args, seed=seed))
+    drawn_args = [(name, args) for variant in variants for name, args in variant["arguments"].items()]
+    differ = {(name, key) for name, args in drawn_args for key in args if args[key] != first_args[name].get(key)}
     shared = {
-        method.name: {key: value for key, value in method.args.items() if key not in spaces[method.name]}
-        for method in methods
+        name: {k: v for k, v in args.items() if k not in spaces[name] and (name, k) not in differ}
+        for name, args in first_args.items()
     }
     described = {name: {key: asdict(each) for key, each in space.items()} for name, space in spaces.items()}
     return shared, variants, {**asdict(search), "fixed": list(search.fixed) or sorted(fixed), "spaces": described}

@@ -100,7 +100,7 @@ def _inputs(config: Mapping[str, Any]) -> str:
     shape = " x ".join(map(str, config["input_shape"]))
     transform, inside = config["preprocessing"]["transform"], config["preprocessing"]["in_the_network"]
     if transform is None:
-        return f"Float tensors of {shape}, as the benchmark's domains hold them; uint8 is divided by 255."
+        return f"Tensors of {shape}, of the type that the benchmark's domains hold; uint8 is divided by 255."
     side = " x ".join(map(str, transform["size"]))
     text = f"RGB images, resized to {side} pixels (bilinear, proportions not kept), as uint8 of {shape}. The network"
     if inside["size"] is not None:

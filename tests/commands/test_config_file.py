@@ -9,6 +9,7 @@ import pytest
 
 from fedhess import sweep
 from fedhess.cli.config_file import options_of_job
+from fedhess.jobs.reopening import open_recorded
 from tests.conftest import TOY, Outcome
 
 BRIEF = ["--domains", "Toy", "--domains-args", "holdout=0.25", "--rounds", "2", "--batch-size", "8", "--trials", "1"]
@@ -53,6 +54,11 @@ def test_a_config_json_runs_its_job_again(command: Command) -> None:
             ["--strategy", "erm", "--local-epochs", "1", "--average", "ema"],
             ["--strategy", "erm", "--local-epochs", "1", "--average", "ema"],
         ),
+        (
+            ["--strategy", "hgp", "--strategy-args", "alpha=0.5", "--variants", "lr=0.1; alpha=1"],
+            [],
+            ["--strategy", "hgp", "--strategy-args", "alpha=0.5", "--variants", "lr=0.1; alpha=1"],
+        ),
     ],
 )
 def test_what_the_command_line_has_goes_over_a_config_json(
@@ -72,9 +78,20 @@ def test_a_config_json_with_a_setting_of_nothing_runs_its_job_again(command: Com
     again = command("--config", "job/config.json", "--out", "again")
     assert again.status == 0, again.err
     assert sorted(map(str, rows("again"))) == sorted(map(str, rows("job")))
+    again = command("--config", "job/config.json", "--lr", "0.5", "--out", "faster")
+    assert again.status == 0, again.err
+    assert {run.config.lr for run in open_recorded(Path("faster")).runs} == {0.5}
     outcome = command("--config", "job/config.json", "--out", "other", of=sweep)
     assert outcome.status == 2
     assert "it is the config.json of no sweep; run it again with fedhess simulate --config" in outcome.err
+
+
+def test_other_data_has_its_own_options_and_targets(command: Command) -> None:
+    assert command(*TOY, "--strategy", "erm", "--target", "east", "--out", "job").status == 0
+    for domains, targets in (("toy", ["east"]), ("tests.jobs.test_growing:points", ["a", "b", "c"])):
+        again = command("--config", "job/config.json", "--domains", domains, "--out", domains)
+        assert again.status == 0, again.err
+        assert open_recorded(Path(domains)).record["targets"] == targets
 
 
 def test_a_config_json_keeps_the_seed_that_was_given_to_data() -> None:

@@ -70,4 +70,4 @@ def test_files_are_inputs_of_a_network_of_bytes_alone(tmp_path: Path, images: st
     card = (fedhess.open(tmp_path / "job").export(tmp_path / "exported") / "README.md").read_text()
     assert (fedhess.load(tmp_path / "exported").transform is not None) == files
     assert ("RGB images, resized to 8 x 8 pixels" in card) == files
-    assert ("Float tensors of 3 x 8 x 8" in card) == (not files)
+    assert ("Tensors of 3 x 8 x 8, of the type that the benchmark's domains hold" in card) == (not files)

@@ -175,6 +175,16 @@ def test_a_study_goes_on_after_an_interruption_with_the_settings_that_it_would_h
     assert len(rows("whole")) == 4 * 2
 
 
+def test_a_study_whose_recorded_range_has_an_end_that_is_no_value_goes_on(command: Command, study: Path) -> None:
+    shutil.copytree(study, "job")
+    config = recorded("job")
+    config["search"]["spaces"]["hgp"]["alpha"]["low"] = -1.0  # earlier versions took it
+    config["search"]["spaces"]["hgp"]["alpha"]["base"] = 0.0
+    Path("job/config.json").write_text(json.dumps(config))
+    continued = command("--resume", "--out", "job", "--quiet")
+    assert continued.status == 0, continued.err
+
+
 @pytest.mark.slow
 def test_each_target_has_its_own_study_which_its_rows_alone_decide(command: Command, study: Path) -> None:
     alone = [*OPTUNA[: OPTUNA.index("--target")], "--target", "west", *OPTUNA[OPTUNA.index("--target") + 2 :]]
@@ -256,9 +266,14 @@ def test_a_sweep_takes_more_strategies_draws_and_trials(command: Command) -> Non
     assert recorded("job") == again, "nothing is left to add"
 
 
-def test_what_is_added_to_a_sweep_is_drawn_for_every_trial(command: Command) -> None:
+@pytest.mark.parametrize("bare", [False, True])
+def test_what_is_added_to_a_sweep_is_drawn_for_every_trial(command: Command, *, bare: bool) -> None:
     given = ["--strategy", "hgp", "--strategy-args", "alpha=0.5"]
     assert command(*BRIEF, *given, "--draws", "2", "--trials", "2", "--out", "job").status == 0
+    if bare:  # as earlier versions have it
+        config = recorded("job")
+        config["search"]["fixed"] = [key.removeprefix("hgp.") for key in config["search"]["fixed"]]
+        Path("job/config.json").write_text(json.dumps(config))
     grown = command("--add", "--out", "job", "--strategy", "hutchinson")
     assert grown.status == 0, grown.err
     assert "added to the job in job: strategies hutchinson; variants 3" in grown.out
@@ -333,6 +348,34 @@ def test_the_config_of_a_sweep_has_what_was_given_and_ranged(command: Command) -
     assert command("--config", "job/config.json", "--out", "again", "--quiet").status == 0
     assert recorded("again")["variants"] == recorded("job")["variants"]
     assert recorded("again")["variants"][0]["arguments"]["hgp"]["alpha"] == 0.5
+
+
+def test_the_config_of_a_grid_over_scales_has_the_coefficients_of_each(command: Command) -> None:
+    assert command(*BRIEF, "--strategy", "hgp", "--grid", "scale=relative,absolute", "--out", "job").status == 0
+    assert command("--config", "job/config.json", "--out", "again", "--quiet").status == 0
+    assert recorded("again")["variants"] == recorded("job")["variants"]
+    assert rows("again") == rows("job")
+
+
+@pytest.mark.parametrize(
+    ("first", "over", "numbers"),
+    [
+        (["--grid", "hgp.alpha=0.5,1,momentum=0,0.5"], ["--strategy", "erm"], {"erm": 2}),
+        (["--draws", "2", "--range", "hgp.alpha=0.1:1"], ["--strategy", "erm"], {"erm": 2}),
+        (["--grid", "alpha=0.5,1,2"], ["--draws", "2"], {"erm": 1, "hgp": 2}),
+        (["--grid", "alpha=0.5,1,2"], ["--range", "alpha=1:2", "--draws", "2"], {"erm": 1, "hgp": 2}),
+        (["--draws", "2", "--range", "lr=0.1:1,alpha=1:2"], ["--grid", "alpha=1,2,lr=1"], {"erm": 1, "hgp": 2}),
+    ],
+)
+def test_what_a_sweep_is_asked_for_goes_over_the_config_of_another(
+    command: Command, first: list[str], over: list[str], numbers: dict[str, int]
+) -> None:
+    assert command(*BRIEF, "--strategy", "erm,hgp", *first, "--out", "job").status == 0
+    again = command("--config", "job/config.json", *over, "--out", "again", "--quiet")
+    assert again.status == 0, again.err
+    found = [variant["strategies"] for variant in recorded("again")["variants"]]
+    assert {name: found.count([name]) for name in numbers} == numbers
+    assert len(found) == sum(numbers.values())
 
 
 def test_the_config_of_a_sweep_runs_it_again(command: Command, sweep_of_hgp: Path) -> None:

@@ -166,6 +166,14 @@ def other_classes_than_stated() -> Any:
     return type("Data", (), {"domains": {name: Named("dog", "cat") for name in "abc"}, "classes": ["cat", "dog"]})
 
 
+def a_class_more_than_stated() -> Any:
+    return type("Data", (), {"domains": {n: Named("cat", "dog", "fox") for n in "abc"}, "classes": ["cat", "dog"]})
+
+
+def stated() -> Any:
+    return type("Data", (), {"domains": {n: Named("0 - cat", "1 - dog") for n in "abc"}, "classes": ["cat", "dog"]})
+
+
 def named_by_one() -> Mapping[str, Any]:
     arrays = (np.ones((6, 2)), LABELS.astype(np.uint16))
     return {"a": arrays, "b": arrays, "c": lambda: Named("cat", "dog")}
@@ -248,11 +256,12 @@ def test_arrays_may_be_reversed_and_of_another_byte_order() -> None:
     assert data.labels.tolist() == [1, 0, 1, 0, 1, 0]
 
 
-@pytest.mark.parametrize(("low", "high"), [(-2.0, 2.5), (0.0, 255.0)])
+@pytest.mark.parametrize(("low", "high"), [(-2.0, 2.5), (-0.5, 0.5), (0.0, 255.0)])
 def test_images_of_floats_are_in_the_unit_interval_where_a_model_or_the_augmentation_asks(
     low: float, high: float, command: Callable[..., Outcome]
 ) -> None:
-    good, bad = (own("photographs", options=given).load("c") for given in ({}, {"low": low, "high": high}))
+    resized = {"low": -0.28, "high": 1.28}  # as bicubic interpolation leaves black beside white
+    good, bad = (own("photographs", options=given).load("c") for given in (resized, {"low": low, "high": high}))
     for name, augment in (("lite0", "none"), ("cnn", "domainbed"), ("timm:x", "none")):
         assert prepare_inputs(name, good, augment=augment) is good
         with pytest.raises(UsageError, match=r"domain 'c' has images of .*, expected floats in \[0, 1\]; give bytes"):
@@ -268,6 +277,14 @@ def test_the_classes_that_a_data_set_names_are_those_of_all() -> None:
     benchmark = own("named_by_one")
     assert benchmark.classes == ("cat", "dog")
     assert benchmark.load("a").labels.tolist() == LABELS.tolist()
+
+
+def test_names_that_are_stated_stand_for_other_names_of_the_same_labels() -> None:
+    benchmark = own("stated")
+    load_all(benchmark)
+    assert benchmark.classes == ("cat", "dog")
+    load_all(own("stated", options=benchmark.options))
+    load_all(own("named_by_one", options={"class_names": "felis/canis"}))
 
 
 def test_the_same_bytes_in_another_shape_are_other_images() -> None:
@@ -297,6 +314,7 @@ def load_all(benchmark: Benchmark) -> None:
         (lambda: load_all(own("a_class_lacking")), "'b': its data set calls label 1 'dog', the benchmark 'cat'"),
         (lambda: load_all(own("other_classes_later")), "'b': its data set calls label 1 'fox', the benchmark 'dog'"),
         (lambda: load_all(own("other_classes_than_stated")), "'a': .* calls label 0 'dog', the benchmark 'cat'"),
+        (lambda: load_all(own("a_class_more_than_stated")), "'a': .* calls label 2 'fox', the benchmark None"),
         (lambda: own("single_numbers"), r"'a': expected inputs of shape \(N, ...\), got \(6,\); reshape"),
         (lambda: own("turning"), "its first example is another when it is read again; leave random transforms out"),
         (lambda: own("raising"), r"benchmark '.*:raising', domain 'a', function: ZeroDivisionError"),

@@ -153,6 +153,19 @@ def test_an_added_setting_of_another_scale_has_that_scales_coefficients(command:
     assert results("again") == results("whole")
 
 
+def test_a_setting_that_follows_the_scale_stays_open_whichever_variant_is_first(command: Command) -> None:
+    brief = [*BASE, "--strategy", "hgp", "--target", "east", "--trials", "1", "--rounds", "1"]
+    done(command(*brief, "--variants", "scale=absolute; lr=0.2", "--out", "job"))
+    before = Path("job/config.json").read_bytes()
+    done(command("--out", "job", "--resume"))
+    assert Path("job/config.json").read_bytes() == before
+    done(command("--out", "job", "--add", "--variants", "lr=0.3"))
+    done(command(*brief, "--variants", "scale=absolute; lr=0.2; lr=0.3", "--out", "whole"))
+    assert results("job") == results("whole")
+    done(command("--config", "job/config.json", "--out", "again"))
+    assert results("again") == results("whole")
+
+
 def test_a_variant_that_leaves_open_what_all_others_set_is_refused(command: Command) -> None:
     done(command(*FIRST, "--variants", "alpha=1; hgp.alpha=2", "--out", "job"))
     outcome = command("--out", "job", "--add", "--variants", "lr=0.3")
