@@ -13,7 +13,6 @@ from flwr.serverapp.strategy import FedAvg
 from fedhess.base.errors import FederationError, UsageError
 from fedhess.federation.engines.inprocess import InProcessGrid
 from fedhess.federation.server.checkpoint import flower_state
-from fedhess.federation.server.flower_round import SourceGrid
 
 Run = Callable[..., Any]
 PATH = "flwr.serverapp.strategy:"
@@ -125,8 +124,3 @@ def test_reply_order_does_not_matter_to_a_flower_strategy(toy_run: Run) -> None:
     args = {"strategy": PATH + "FedAvg", "dtype": "float32", "rounds": 4}
     forward, backward = toy_run(**args), toy_run(wrap=turned, **args)
     assert all(torch.equal(forward.tensors[name], backward.tensors[name]) for name in forward.tensors)
-
-
-def test_the_grid_of_sources_is_a_grid() -> None:
-    assert issubclass(SourceGrid, Grid)
-    assert issubclass(InProcessGrid, Grid)

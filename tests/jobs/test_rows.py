@@ -8,7 +8,7 @@ from fedhess.federation.server.round_selection import select_round
 from fedhess.federation.server.run_directory import Row
 from fedhess.jobs.progress import scores
 from fedhess.jobs.rows import domain_rows
-from fedhess.results.selection import mean_distance, source_accuracy, target_accuracy
+from fedhess.results.selection import source_accuracy, target_accuracy
 
 
 def row(number: int, domain: str, client: int, accuracy: float | None, examples: int, **more: Any) -> Row:
@@ -51,18 +51,6 @@ def test_a_client_that_failed_hides_its_domain_and_its_failure_is_kept() -> None
     assert gathered["bytes_down"] == 10
     assert select_round(rows) == 2
     assert source_accuracy(rows, 1) is None
-
-
-def test_the_round_is_selected_by_domains_and_not_by_clients() -> None:
-    # By clients round 1 is better: three of four are right there.
-    many = [row(1, "a", client, 1.0, 5) for client in range(3)] + [row(1, "b", 0, 0.0, 5)]
-    fair = [row(2, "a", client, 0.6, 5) for client in range(3)] + [row(2, "b", 0, 0.6, 5)]
-    assert select_round([*many, *fair]) == 2
-
-
-def test_distances_are_averaged_over_domains() -> None:
-    rows = [row(1, "a", client, 0.5, 5, gradient_distance=1.0) for client in range(9)]
-    assert mean_distance([*rows, row(1, "b", 0, 0.5, 5, gradient_distance=3.0)], 1, "gradient_distance") == 2.0
 
 
 def test_splits_of_a_domain_stay_apart() -> None:

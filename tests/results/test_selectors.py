@@ -1,6 +1,5 @@
 """Three selectors choose among rounds and settings; only the oracle looks at the target, and it is no default."""
 
-import inspect
 import random
 
 import pytest
@@ -9,12 +8,10 @@ from hypothesis import strategies as st
 from rows import source, target
 
 from fedhess.base.errors import UsageError
-from fedhess.federation.server.round_selection import Candidate, select_round
+from fedhess.federation.server.round_selection import Candidate
 from fedhess.federation.server.run_directory import Row
-from fedhess.jobs.plan import plan_job
-from fedhess.jobs.selectors import DEFAULT, SELECTORS, SOURCE_VALIDATION, read_selectors
+from fedhess.jobs.selectors import SELECTORS, read_selectors
 from fedhess.results.selection import Choice, choose, lodo_merits, target_accuracy
-from fedhess.results.summary import summarise
 
 # -- Settings ----------------------------------------------------------------------------------------------------------
 
@@ -154,15 +151,6 @@ def test_oracle_needs_every_target_at_the_last_round() -> None:
     assert choose("oracle", [Candidate(rows, 0)], ["t"]) == Choice(0, 0, 0.5)
     assert choose("oracle", [Candidate(rows, 0)], ["t", "u"]) is None
     assert choose("oracle", [Candidate(rows, 1)], ["t"]) is None
-
-
-def test_oracle_is_no_default() -> None:
-    assert DEFAULT == "source"
-    assert SELECTORS[DEFAULT] == SOURCE_VALIDATION
-    assert inspect.signature(plan_job).parameters["selection"].default == "source"
-    assert inspect.signature(summarise).parameters["selection"].default is None, "the job's own"
-    with_late_target = [source(1, "a", 0.9), target(1, 0.1), source(2, "a", 0.1), target(2, 0.9)]
-    assert select_round(with_late_target) == 1
 
 
 def test_only_the_oracle_is_labelled_as_looking_at_the_target() -> None:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from head_cases import make_head
-from hypothesis import settings
 from torch import Tensor
 
 from fedhess.alignment.means import PerDomain
@@ -12,8 +11,6 @@ from fedhess.alignment.step import Step, run_forward
 from fedhess.curvature import HeadBatch, closed_form
 from fedhess.models.headed import HeadedModel
 from fedhess.strategies.hutchinson import Hutchinson
-
-many = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 def test_equal_seeds_give_equal_probes_to_every_domain_and_dtype():
