@@ -103,12 +103,13 @@ def options_of_job(
         raise UsageError(
             f"--config: it is the config.json of {kind} sweep; run it again with fedhess {command} --config"
         )
-    if search:
-        several, searched = _search_options(search, line, recorded_args.keys() - set(strategies))
-        names = {key for _, key in searched}
-        settings = {key: value for key, value in settings.items() if key not in names}  # what is given is not searched
-        owned = {key: key.rpartition(".")[::2] for key in args}
-        args = {key: args[key] for key, (name, own) in owned.items() if not {(name, own), ("", own)} & searched}
+    if search:  # what is given is not searched
+        several = {"draws": search["draws"] or None, "grid": search["grid"], "ranges": search["ranges"]}
+        several |= {"search": search["kind"]}
+        spaces = search["spaces"].items()
+        searched = {(name, key) for name, space in spaces for key, each in space.items() if each["source"] != GIVEN}
+        settings = {key: value for key, value in settings.items() if key not in {own for _, own in searched}}
+        args = {key: value for key, value in args.items() if key.rpartition(".")[::2] not in searched}
     options = settings | {
         "domains": dataset["name"],
         "domains_args": joined(data),
@@ -123,35 +124,6 @@ def options_of_job(
     was, now = ({key: str(of.get(key)).lower() for key in GOES_WITH.values()} for of in (options, {**options, **line}))
     other = {key for key in was if now[key] not in (was[key], "none", "")}
     return {key: value for key, value in options.items() if GOES_WITH.get(key) not in other}
-
-
-def _search_options(
-    search: Mapping[str, Any], line: Mapping[str, Any], gone: Collection[str]
-) -> tuple[dict[str, Any], set[tuple[str, str]]]:
-    """Return what a recorded sweep was asked for, and the strategy ("" for all) and name of each key that is searched.
-
-    A grid and draws do not go together: of the sweep's own there is nothing where the command line has the other.
-    """
-    spaces, grid = search["spaces"], [key.rpartition(".") for key in _by_key(line.get("grid") or "")]
-    searched = {(name, key) for name in spaces for key, each in spaces[name].items() if each["source"] != GIVEN}
-    searched |= {(owner, name.replace("-", "_")) for owner, _, name in grid}
-    draws = not line.keys().isdisjoint(("draws", "ranges")) or line.get("search", "grid") != "grid"
-    if draws if search["grid"] else grid:
-        return {"grid": "", "ranges": ""}, searched
-    kept = {
-        option: ",".join(text for key, text in _by_key(search[option]).items() if key.rpartition(".")[0] not in gone)
-        for option in ("grid", "ranges")
-    }
-    return {**kept, "draws": search["draws"] or None, "search": search["kind"]}, searched
-
-
-def _by_key(text: str) -> dict[str, str]:
-    """Split a grid or ranges by key; what has none is one more value of the key before."""
-    found: dict[str, str] = {}
-    for part in filter(None, text.split(",")):
-        key = part.rpartition("=")[0].strip() or next(reversed(found), "")
-        found[key] = f"{found[key]},{part}" if key in found else part
-    return found
 
 
 def open_args(recorded: Mapping[str, Any]) -> dict[str, set[Any]]:

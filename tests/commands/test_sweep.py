@@ -357,27 +357,6 @@ def test_the_config_of_a_grid_over_scales_has_the_coefficients_of_each(command: 
     assert rows("again") == rows("job")
 
 
-@pytest.mark.parametrize(
-    ("first", "over", "numbers"),
-    [
-        (["--grid", "hgp.alpha=0.5,1,momentum=0,0.5"], ["--strategy", "erm"], {"erm": 2}),
-        (["--draws", "2", "--range", "hgp.alpha=0.1:1"], ["--strategy", "erm"], {"erm": 2}),
-        (["--grid", "alpha=0.5,1,2"], ["--draws", "2"], {"erm": 1, "hgp": 2}),
-        (["--grid", "alpha=0.5,1,2"], ["--range", "alpha=1:2", "--draws", "2"], {"erm": 1, "hgp": 2}),
-        (["--draws", "2", "--range", "lr=0.1:1,alpha=1:2"], ["--grid", "alpha=1,2,lr=1"], {"erm": 1, "hgp": 2}),
-    ],
-)
-def test_what_a_sweep_is_asked_for_goes_over_the_config_of_another(
-    command: Command, first: list[str], over: list[str], numbers: dict[str, int]
-) -> None:
-    assert command(*BRIEF, "--strategy", "erm,hgp", *first, "--out", "job").status == 0
-    again = command("--config", "job/config.json", *over, "--out", "again", "--quiet")
-    assert again.status == 0, again.err
-    found = [variant["strategies"] for variant in recorded("again")["variants"]]
-    assert {name: found.count([name]) for name in numbers} == numbers
-    assert len(found) == sum(numbers.values())
-
-
 def test_the_config_of_a_sweep_runs_it_again(command: Command, sweep_of_hgp: Path) -> None:
     assert command("--config", sweep_of_hgp / "config.json", "--out", "again", "--quiet").status == 0
     assert recorded("again")["variants"] == recorded(str(sweep_of_hgp))["variants"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from crossing import crossed, sampled
+from crossing import crossed
 from flwr.app import Context, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +46,8 @@ def test_node_ids_reply_order_forgetful_clients_and_a_resumed_server_change_noth
     assert_undisturbed(toy_run, tmp_path / "run", **args)
 
 
-@pytest.mark.parametrize("name", sampled(ALL, KINDS))
+@pytest.mark.slow  # of some the bits are compared above
+@pytest.mark.parametrize("name", ALL)
 def test_every_strategy_trains_drawn_clients_of_several_domains(toy_run: Run, name: str) -> None:
     finished = toy_run(**run_of(ALL[name], rounds=2), **MIXED, clients_per_round=2)
     assert all(torch.isfinite(value).all() for value in finished.tensors.values())

@@ -121,7 +121,7 @@ def test_a_node_of_the_run_that_refuses_ends_it_at_once(own: dict[str, Any], nod
 )
 def test_who_is_no_client_of_the_run_does_not_end_it_by_refusing(own: dict[str, Any], nodes: dict[str, int]) -> None:
     """A node of another domain, of none or of too high a number, and one that was registered as none of the run's."""
-    assert find(Nodes(refuses(**own), comes_after=0.5), nodes=nodes) == ["north", "south"]
+    assert find(Nodes(refuses(**own), comes_after=0.2), nodes=nodes) == ["north", "south"]
 
 
 def test_where_one_refuses_a_silent_one_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_where_one_refuses_a_silent_one_is_not_waited_for(monkeypatch: pytest.Mo
 
 
 def test_a_node_of_another_run_is_asked_once() -> None:
-    nodes = Nodes(of_another_run, comes_after=0.5)
+    nodes = Nodes(of_another_run, comes_after=0.2)
     assert find(nodes) == ["north", "south"]
     assert nodes.asked.count(FOREIGN) == 1
 
