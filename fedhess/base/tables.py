@@ -86,8 +86,8 @@ def notes(*summaries: Mapping[str, Any]) -> list[str]:
 def warnings_of(*summaries: Mapping[str, Any]) -> dict[str, list[str]]:
     """List under headings what a reader must know of a table's cells.
 
-    That is what is incomplete, choices at the edge of what was searched, signs of sick runs, and gaps: rounds of too
-    few source clients.
+    That is what is incomplete, choices at the edge of what was searched, strategies that cost accuracy on the sources,
+    signs of sick runs, and gaps: rounds of too few source clients.
     """
     strategies = [pair for summary in summaries for pair in summary["strategies"].items()]
     return {
@@ -98,6 +98,10 @@ def warnings_of(*summaries: Mapping[str, Any]) -> dict[str, list[str]]:
         ],
         "at the edge of what was searched, so that a better value may lie beyond it": [
             f"{name}, {key}: {text}" for name, of in strategies for key, text in of.get("edges", {}).items()
+        ],
+        "less accurate on the sources than the baseline by more than seeds explain: unless the sources mislead, its "
+        "arguments do not fit this data; lower its coefficients, or search them (fedhess sweep)": [
+            f"{name}: {of['unfit']}" for name, of in strategies if of.get("unfit")
         ],
         "sick runs": [f"{name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
         SPENT: [f"{name}: {of['privacy']}" for name, of in strategies if "privacy" in of],

@@ -141,11 +141,12 @@ def table(summary: Summary) -> str:
     columns = accuracy_columns(summary)
     marks = mark_best(summary)
     compared = summary["comparison"]
-    heads = ["strategy", *columns, *comparison_columns(summary), *DISTANCES.values()]
+    heads = ["strategy", *columns, *comparison_columns(summary), "sources", *DISTANCES.values()]
     lines: list[list[str]] = []
     for name, result in summary["strategies"].items():
         cells = [name, *(marked_text(shown(cell_of(result, column)), marks[name, column]) for column in columns)]
         cells += [shown_difference(cell) if cell else "" for cell in differences_of(summary, name)]
+        cells.append(shown(result["sources"]))
         cells += [f"{short(result[key]['before'])} -> {short(result[key]['after'])}" for key in DISTANCES]
         lines.append(cells)
     return "\n".join(
@@ -153,8 +154,8 @@ def table(summary: Summary) -> str:
             heading(summary),
             summary["protocol"],
             *warnings(summary),
-            "distances: squared, of the source domains' head statistics to their mean, averaged over the domains, "
-            "before -> after training",
+            "sources: accuracy (%) on their held-out examples, where they hold some out; distances: squared, of their "
+            "head statistics to the mean, averaged over the domains, before -> after training",
             *([f"in each column {MARKS}"] if any(marks.values()) else []),
             *([explain(compared)] if compared else []),
             "",

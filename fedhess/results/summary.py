@@ -15,7 +15,7 @@ from fedhess.jobs.selectors import DEFAULT, SELECTORS
 from fedhess.jobs.variants import describe
 from fedhess.results.choices import choice_of, edge_warnings, incomplete
 from fedhess.results.counts import selected_rows, summarise_counts
-from fedhess.results.paired import compare_paired
+from fedhess.results.paired import compare_paired, paired_difference, shown_difference
 from fedhess.results.selection import (
     Recorded,
     cells_of,
@@ -56,6 +56,12 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         rules = sorted({selection_rule(rows) for run, rows in recorded if rows and not run.inner}) or rules
     strategies = {name: _summarise_strategy(job, recorded, name, columns, selection) for name in job.strategies}
     compared = ["average"] if _has_average(columns) else list(columns.values())
+    comparison = compare_paired(
+        {name: {column: of["by_seed"][column] for column in compared} for name, of in strategies.items()}
+    )
+    if comparison:
+        for name in comparison["strategies"]:
+            strategies[name]["unfit"] = _describe_unfit(strategies[name], strategies[comparison["baseline"]])
     return {
         "title": job.data["title"],
         "stand_in_for": job.data["stand_in_for"],
@@ -70,9 +76,7 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
         "unfinished": [
             f"{name}, {run}: {how}" for name, of in strategies.items() for run, how in of["unfinished"].items()
         ],
-        "comparison": compare_paired(
-            {name: {column: of["by_seed"][column] for column in compared} for name, of in strategies.items()}
-        ),
+        "comparison": comparison,
         "strategies": strategies,
         "sent": summarise_sent(recorded),
         "protected": protected_targets(recorded),
@@ -133,7 +137,9 @@ def _summarise_strategy(
     whole = _has_average(columns)
     averages = [mean([by_seed.get(seed) for by_seed in accuracy.values()]) if whole else None for seed in seeds]
     by_seed = {column: {str(seed): _percent(value) for seed, value in of.items()} for column, of in accuracy.items()}
-    by_seed |= {"average": {str(seed): _percent(value) for seed, value in zip(seeds, averages, strict=True)}}
+    sources = [_mean_of(scenarios, of_sources[seed]) for seed in seeds]
+    for column, values in (("average", averages), ("sources", sources)):
+        by_seed[column] = {str(seed): _percent(value) for seed, value in zip(seeds, values, strict=True)}
     counted = selected_rows(recorded, name, columns, selection)
     spent = spent_privacy([rows for run, rows in recorded if run.strategy == name])
     return {
@@ -141,7 +147,7 @@ def _summarise_strategy(
         "average": mean_and_error(averages),
         "worst_domain": mean_and_error([_worst([of.get(seed) for of in accuracy.values()]) for seed in seeds]),
         **summarise_counts(counted, classes=len(job.classes), averaged=whole),
-        "sources": mean_and_error([_mean_of(scenarios, of_sources[seed]) for seed in seeds]),
+        "sources": mean_and_error(sources),
         "by_seed": by_seed,
         **{
             key: {when: _mean_of(scenarios * len(seeds), values) for when, values in found.items()}
@@ -162,6 +168,12 @@ def _summarise_strategy(
         **({"privacy": spent} if spent else {}),
         **_troubles(job, recorded, name, selection),
     }
+
+
+def _describe_unfit(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Say by how much a strategy fits the sources worse than the baseline; "" where seeds alone may explain it."""
+    cell = paired_difference(ours["by_seed"]["sources"], theirs["by_seed"]["sources"])
+    return f"{shown_difference(cell | {'p': None})} points" if cell["high"] is not None and cell["high"] < 0 else ""
 
 
 def _mean_of(count: int, values: Sequence[float | None]) -> float | None:

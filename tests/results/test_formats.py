@@ -24,6 +24,7 @@ from fedhess.results.formats import (
 )
 from fedhess.results.page import render_page
 from fedhess.results.results import open_results
+from fedhess.results.selection import read_rows
 from fedhess.results.summary import summarise
 
 HOSTILE = r"x_1 & 5 % #{$}~^\ <b>"
@@ -87,6 +88,27 @@ def test_markdown_marks_cells_and_shows_differences_with_their_stars(tmp_path: P
     assert "| _61.3 +- 0.9_ ~ |" in cells["irm"]
     assert "+9.3 [+7.9, +10.8] **" in cells["irm"]
     assert "to erm: difference in percentage points, paired by seed, with its 95 % confidence interval" in text
+
+
+def test_a_strategy_is_named_that_fits_the_sources_worse_by_more_than_seeds_do(tmp_path: Path) -> None:
+    worse = {"erm": (0.0, 0.0, 0.0), "hgp": (0.06, 0.07, 0.08), "irm": (0.0, 0.09, 0.0), "fish": (-0.1, -0.1, -0.11)}
+    accuracies = {(name, "east", seed): (0.1, 0.5) for name in worse for seed in range(3)}
+    job = record_job(tmp_path, accuracies)
+    recorded = [
+        (run, [
+            {**row, "accuracy": row["accuracy"] - worse[run.strategy][run.config.seed]}
+            if row["role"] == "source" else row for row in rows
+        ])
+        for run, rows in read_rows(job)
+    ]  # fmt: skip
+    text = table(summarise(job, recorded))
+    lines = text.partition("\n\n")[2].partition("\n\n")[0].splitlines()
+    cells = {line.split("|")[1].strip(): line for line in lines}
+    assert "| 41.0 +- 0.0 |" in cells["erm"]
+    assert "| 34.0 +- 0.6 |" in cells["hgp"]
+    section = text.partition("less accurate on the sources than the baseline")[2].splitlines()[1:]
+    assert section[0] == "- hgp: -7.0 [-9.5, -4.5] points"
+    assert section[1:2] in ([], [""]), "irm's loss may be chance, and fish gains"
 
 
 def test_latex_is_a_booktabs_table_with_as_many_cells_in_each_line(tmp_path: Path) -> None:
