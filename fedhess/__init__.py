@@ -1,10 +1,10 @@
 """Federated domain generalization by aligning head gradients and Hessians across domains, on Flower.
 
-What a notebook needs is here, imported when it is used: :func:`run` trains and evaluates, :func:`search` tunes as well,
-:func:`open` reads a recorded job, and all return :class:`Results`; :func:`load` loads an exported model. They raise
-:class:`UsageError` (also as :class:`StrategyError`), :class:`FederationError` or :class:`StorageError`. Strategies
-derive from :class:`DomainStrategy` and add a penalty to a client's :class:`Step`; the statistics they align are in
-:mod:`fedhess.curvature`.
+The API for notebooks is here, and each name is imported on first use. :func:`run` trains and evaluates, :func:`search`
+tunes as well, and :func:`open` reads a recorded job; all return :class:`Results`. :func:`load` loads an exported model.
+They raise :class:`UsageError` (also as :class:`StrategyError`), :class:`FederationError` or :class:`StorageError`.
+Strategies derive from :class:`DomainStrategy` and add a penalty to a client's :class:`Step`; the statistics they align
+are in :mod:`fedhess.curvature`.
 """
 
 from pathlib import Path
@@ -57,6 +57,6 @@ __getattr__ = lazy_names(
     },
 )
 
-# A Flower bundle of a checkout has no links: strategies lies beside the package there, as it does in the repository.
+# A Flower bundle of a checkout has no symlinks: there, strategies lies beside the package, as in the repository.
 if not (Path(__file__).parent / "strategies").is_dir():
     __path__.append(str(Path(__file__).parent.parent))

@@ -29,7 +29,7 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command's name and line, which is all that the group's own help takes."""
+        """Return a command with its name and short help only, which is all that the group's help needs."""
         del ctx
         return click.Command(cmd_name, short_help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
 
@@ -47,7 +47,7 @@ cli = Commands(name="fedhess", help="Federated domain generalization on Flower."
 
 
 def main() -> None:
-    """Run the command; a mistake of the user ends with one message and status 2."""
+    """Run the command; a user's mistake ends with one message and status 2."""
     sys.exit(run_command(cli))
 
 

@@ -1,6 +1,6 @@
 """The data of benchmarks: ``python -m fedhess.data list | check NAME | prepare NAME``.
 
-What is here and where it is looked for; whether a copy is complete and sound; and its download.
+Show which data is available and where it is looked for, check that a copy is complete and intact, and download it.
 """
 
 import json
@@ -114,7 +114,7 @@ def prepare(
 
 
 def _entry(name: str, data_dir: Path | None) -> dict[str, Any]:
-    """Return what ``list`` prints of one benchmark."""
+    """Return what ``list`` prints for one benchmark."""
     availability = availability_of(name)
     opening = Opening(benchmark=name, data_dir=None if name == "folder:PATH" else data_dir)
     try:
@@ -135,7 +135,7 @@ def _entry(name: str, data_dir: Path | None) -> dict[str, Any]:
 def _opening(
     name: str, data_dir: Path | None, domains_args: str, max_pixels: int, *, notify: Notify
 ) -> tuple[Opening, str]:
-    """Read a benchmark's name and options; returns what to open and its key in ``BENCHMARKS``."""
+    """Read a benchmark's name and options; return what to open and its key in ``BENCHMARKS``."""
     limit_pixels(max_pixels)
     key, path = find_benchmark(name)
     if path is not None and data_dir is not None:

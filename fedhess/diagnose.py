@@ -1,7 +1,7 @@
 """Compare the domains of finished runs: ``python -m fedhess.diagnose runs/NAME``.
 
-After training has ended: opens every domain, the target included and labelled so, and measures under the models that
-the tables report how far each pair is apart in every attribute that alignment methods bring together.
+This runs after training has ended. It opens every domain, including the target, which is labelled so. Under the models
+that the tables report, it measures how far each pair of domains is apart in every attribute that methods align.
 """
 
 import json

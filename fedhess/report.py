@@ -1,6 +1,6 @@
 """Make tables and figures from the rounds.jsonl files of a job: ``python -m fedhess.report runs/NAME``.
 
-Nothing here is needed while a job runs, and nothing but its rows afterwards: no data, no model, no checkpoint.
+A running job does not need this command. It needs only the rows of a job: no data, no model, no checkpoint.
 """
 
 import json
@@ -62,7 +62,7 @@ def report(
     Several jobs of one protocol make one table, in a directory named after them all; jobs that differ in more than
     strategies, targets, seeds and what a method does in a round are refused.
     """
-    progress = Progress(silent=quiet or as_json or form is not None)  # what is printed is the table alone
+    progress = Progress(silent=quiet or as_json or form is not None)  # only the table is printed
     if states:
         _check_alone({"--selection": selection, "--format": form, "--track": track})
         listed = {str(path): list_runs(open_recorded(path, inner=True)) for path in runs}

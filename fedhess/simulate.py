@@ -1,6 +1,6 @@
 """Simulate a federation, in this process or on Ray: ``python -m fedhess.simulate --domains PACS``.
 
-Trains on all domains but one, evaluates on the one left out, for every domain in turn; writes a run directory and
+Trains on all domains but one and evaluates on the domain left out, for every domain in turn; writes a job directory and
 prints one table.
 """
 
@@ -69,14 +69,14 @@ def run(
     Args:
         domains: Name of a benchmark, or ``folder:PATH``; by default PACS.
         strategy: One or several; by default hgp.
-        target: Domain never seen in training, several, or ``"all"`` in turn, the default.
+        target: Domain never seen in training, several domains, or ``"all"`` in turn (the default).
         quiet: Whether to print warnings only, on stderr.
         **options_and_settings: Every other option of the command, by its name with underscores: ``rounds=20``,
             ``trials=1``, ``out="runs/mine"``, ``strategy_args={"hgp.alpha": 1.0}``. With ``add=True`` the job in
-            ``out`` grows by what is given, and with ``resume=True`` it continues; what is left out is that job's.
+            ``out`` grows by what is given, and with ``resume=True`` it continues; omitted options are that job's.
 
     Returns:
-        Rows, table and models; they are in the job's directory too. Figures are files: :meth:`Results.report`.
+        Rows, table and models, which are also in the job's directory. Figures are files: :meth:`Results.report`.
 
     Raises:
         UsageError: An option is wrong, or the data cannot be read; the message says what to do.
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _abandon_clients(status: int) -> None:
-    """End the process at once if a client still computes: at the interpreter's own end its thread would abort it."""
+    """End the process at once if a client still computes: its thread would abort a normal exit of the interpreter."""
     worker = sys.modules.get("fedhess.federation.engines.worker")
     clients = [thread for thread in threading.enumerate() if worker and thread.name == worker.CLIENT_THREAD]
     for thread in clients:

@@ -1,7 +1,7 @@
 """Search the settings of each method, and compare the methods at their best: ``python -m fedhess.sweep``.
 
-A sweep is a job: settings are drawn (from published ranges, a grid, or by Optuna), every one is trained, and a selector
-that does not look at the target takes one for each strategy, target and trial.
+A sweep is a job: settings are drawn (from published ranges, a grid, or by Optuna), each is trained, and a selector that
+does not look at the target chooses one for each strategy, target and trial.
 """
 
 import json
@@ -112,7 +112,7 @@ def search(
         **options_and_settings: Every other option of the command, as for :func:`run`.
 
     Returns:
-        Rows, table and models, as of :func:`run`.
+        Rows, table and models, as for :func:`run`.
 
     Raises:
         UsageError: An option is wrong, or the data cannot be read; the message says what to do.

@@ -5,10 +5,10 @@
     python -m fedhess.simulations.correlation_shift --quick
 
 ColoredMNIST, form "irm", with the settings of the public scripts (fedhess/settings/defaults.py): 501 rounds of one
-full-batch step; HGP's reference is a constant, where the script differentiates it too. Methods without a public
-ColoredMNIST setting (coral, iga, fish, fediir, groupdro, server_alignment) have the coefficients of their own defaults,
-not tuned; Fish has a server of its own (SGD, learning rate 1). FedProx with one local step is ERM and left out; so is
-Flower's FedAdam, whose server steps are not those of the scripts.
+full-batch step. HGP's reference is a constant here; the script differentiates it too. Methods without a public
+ColoredMNIST setting (coral, iga, fish, fediir, groupdro, server_alignment) use their own default coefficients, not
+tuned; Fish has its own server settings (SGD, learning rate 1). FedProx with one local step equals ERM and is left out.
+So is Flower's FedAdam, whose server steps differ from those of the scripts.
 """
 
 import sys
@@ -38,9 +38,9 @@ STRATEGIES = (
 )
 LABELS = {"sources": "train", "flip-0.9": "target", "grey": "grey target"}
 QUICK_EXAMPLES, QUICK_ROUNDS, QUICK_ANNEALED = 300, 40, 15
-POINTS = 2.5  # that a mean may be away from a published one, or two published deviations where that is more
+POINTS = 2.5  # largest distance from a published mean, or two published deviations if that is more
 AT_LEAST = {"hgp": 67.0, "hutchinson": 67.0}  # on the target
-# Fish's server takes a part of the relay's way, with no optimizer; its clients' steps of SGD are the steps.
+# Fish's server moves a part of the relay's way, without an optimizer; the clients' SGD steps are the only steps.
 FISH = {"lr": 0.1, "server_optimizer": "SGD", "server_lr": 1.0}
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -60,7 +60,7 @@ def quickened(jobs: Sequence[Configuration]) -> list[Configuration]:
 
 
 def judge(strategy: str, cells: Mapping[str, Cell]) -> str:
-    """Hold means against the bar: near the published table (ERM, IRM, V-REx, Fishr), or at least 67 % on the target."""
+    """Compare means with the bar: near the published table (ERM, IRM, V-REx, Fishr), or at least 67 % on the target."""
     if strategy in AT_LEAST:
         reached = "reached" if cells["flip-0.9"]["mean"] >= AT_LEAST[strategy] else "MISSED"
         return f"{reached}: target at least {AT_LEAST[strategy]:g}"

@@ -7,7 +7,7 @@
     python -m fedhess.simulations.diversity_shift --preset ga --domains PACS  # a published protocol: docs/protocols.md
 
 Settings and coefficients are those of fedhess/settings/defaults.py. IconPACS and RotatedMNIST are small: they show how
-methods compare on a shift of style and of angle, with small models; published values are of other networks and
+methods compare on a shift of style and of angle with small models. Published values are for other networks and
 protocols.
 """
 
@@ -32,12 +32,12 @@ from fedhess.simulations.scenarios.presets import PROTOCOLS, comparison_of, find
 from fedhess.simulations.scenarios.presets import configurations as preset_configurations
 from fedhess.simulations.scenarios.running import Options, plan, read_seeds, run_scenario, shorten, with_options
 
-NOT_HERE = ("mixstyle", "mixup")  # which need a network's stages, and clients with two domains
+NOT_HERE = ("mixstyle", "mixup")  # mixstyle needs a network's stages, mixup needs clients with two domains
 STRATEGIES = tuple(name for name in BUILT_IN if name not in NOT_HERE)
 SEEDS = (0, 1, 2)
 DOMAINS = ("IconPACS", "RotatedMNIST")
 WITH_PARTS = ("RotatedMNIST", "Digits")  # benchmarks with the option per_domain
-LAMBDAS = (1.0, 0.1, 0.0)  # with --clients: of the partition, from clients that are alike to one domain each
+LAMBDAS = (1.0, 0.1, 0.0)  # of the partition with --clients, from clients that are alike to one domain each
 OTHERS = ("ColoredMNIST",)  # its targets are fixed; see correlation_shift
 QUICK_EXAMPLES, QUICK_ROUNDS, QUICK_ANNEALED = 300, 2, 5
 
@@ -59,7 +59,7 @@ def configurations(
     per_domain: int = 0,
     clients: int = 0,
 ) -> list[Configuration]:
-    """List the jobs: every benchmark with every strategy and seed, all targets each; ``clients`` with each lambda."""
+    """List the jobs: every benchmark with every strategy and seed, all targets each; with ``clients``, each lambda."""
     part: Mapping[str, Scalar] = {"per_domain": per_domain}
     planned = plan({name: part if name in WITH_PARTS else {} for name in domains}, strategies, seeds)
     shares = [{"partition": "lambda", "clients": clients, "heterogeneity": each} for each in LAMBDAS]

@@ -1,13 +1,13 @@
-"""How far the domains' head Hessians are apart while ERM, HGP and Hutchinson train, beside accuracy on the targets.
+"""Distances between the domains' head Hessians while ERM, HGP and Hutchinson train, beside accuracy on the targets.
 
     python -m fedhess.simulations.hessian_distances                         # ColoredMNIST, 5 seeds: an hour
     python -m fedhess.simulations.hessian_distances --strategy hgp --seeds 0   # a part; results merge
     python -m fedhess.simulations.hessian_distances --quick
 
-ColoredMNIST, form "irm", with the settings of ``correlation_shift``. The model of every 25th round is kept; when
-training has ended, gradient and Hessian of each domain's loss by the head are computed on all its examples, exactly and
-in float64, and compared: between the two sources, and between a target and the mean of the sources. Targets are read
-for this alone, labels included, and not before training has ended.
+ColoredMNIST, form "irm", with the settings of ``correlation_shift``. The model of every 25th round is kept.
+After training, gradient and Hessian of each domain's loss with respect to the head are computed exactly, in float64, on
+all its examples. They are compared between the two sources, and between a target and the mean of the sources. Targets,
+labels included, are read for this alone, and only after training has ended.
 """
 
 import math
@@ -64,7 +64,7 @@ from fedhess.strategies.cma import full
 STRATEGIES = ("erm", "hgp", "hutchinson")
 SOURCES = "sources"  # the column of their mean
 EVERY, QUICK_EVERY = 25, 10  # rounds
-SHOWN = 5  # of the measured rounds, beside the last, in the table
+SHOWN = 5  # measured rounds in the table, besides the last
 DRAWN = {"frobenius": "Frobenius", "spectral": "spectral", "hgp": "HGP", "diagonal": "diagonal"}
 MEASURES = {"gradient": "gradient", **DRAWN}
 
@@ -109,7 +109,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
 
     with job_directory(job.path, job.record, resume=True) as changes:
         record_growth(job, changed=bool(changes))
-        keep_model(run, models)  # of the last round, should a kill have come between it and its model
+        keep_model(run, models)  # of the last round, in case a kill came between it and its model
         prepare_domains(job, run.config, progress)
         progress.start([run.config.rounds])
         progress.add_run(0, name_run(job, run), run.directory.completed_round() or 0)
@@ -133,7 +133,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
 
 
 def keep_model(run: PlannedRun, models: Path) -> None:
-    """Write the model of a run's last checkpoint, which every evaluated round has, into a folder."""
+    """Write the model of a run's last checkpoint into a folder; every evaluated round has a checkpoint."""
     checkpoint = run.directory.load_checkpoint()
     if checkpoint is not None:
         with writing(models):
@@ -143,7 +143,7 @@ def keep_model(run: PlannedRun, models: Path) -> None:
 
 
 def kept_models(run: PlannedRun, models: Path) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Read the model of each evaluated round, in their order."""
+    """Read the model of each evaluated round, in order."""
     for number in sorted({row["round"] for row in run.directory.rows()}):
         file = models / f"{number}.safetensors"
         if not file.exists():
@@ -158,8 +158,9 @@ def measure_round(run: PlannedRun, server_round: int, weights: Mapping[str, Tens
     """Compare the domains of a finished run under one model.
 
     Returns:
-        JSON: the round; ``accuracy`` in percent of the mean source and of each target; ``distances`` by measure, of two
-        sources (their mean) and of each target to the mean of the sources; ``norms`` by measure, the mean over sources.
+        JSON: the round; ``accuracy`` in percent, mean over sources and that of each target; ``distances`` by measure,
+        mean over pairs of sources and from each target to the mean of the sources; ``norms`` by measure, mean over
+        sources.
     """
     require_finished(run)
     model = build_model(run.config, initial=False)
@@ -191,13 +192,13 @@ class Curvature(NamedTuple):
 
 
 def curvature(batch: HeadBatch) -> Curvature:
-    """Compute them exactly."""
+    """Compute gradient, Hessian and HGP exactly."""
     gradient, hessian = head_gradient(batch).flatten(), full(batch) * batch.weight.numel()
     return Curvature(gradient, hessian, hessian @ gradient)
 
 
 def distances(a: Curvature, b: Curvature) -> dict[str, float]:
-    """Compute by measure how far two domains are apart; all norms are plain, not squared."""
+    """Compute the distance between two domains by each measure; norms are not squared."""
     difference = a.hessian - b.hessian
     return {
         "gradient": float((a.gradient - b.gradient).norm()),
@@ -216,7 +217,7 @@ def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def render(comparison: Comparison, record: Record) -> str:
-    """Render a table of the distances by round for the sources and for each target, and how they end beside ERM's."""
+    """Render a table of the distances by round for the sources and for each target, and the final ones beside ERM's."""
     text = [f"# {comparison.title}", ""]
     text += ["QUICK: few examples and rounds. These numbers are no results.", ""] if record["quick"] else []
     text += [
@@ -262,7 +263,7 @@ def _by_round(comparison: Comparison, lines: Sequence[Line], place: str) -> str:
 
 
 def _beside_erm(comparison: Comparison, lines: Sequence[Line]) -> list[str]:
-    """Compare the distances after the last round with ERM's: by what they are multiplied, and its interval."""
+    """Compare the distances after the last round with ERM's: the ratio and its confidence interval."""
     ends = {line.label: {str(row["seed"]): row["course"][-1]["distances"] for row in line.rows} for line in lines}
     if BASELINE not in ends or len(ends) < 2:
         return []
@@ -291,7 +292,7 @@ def _multiple(cell: Mapping[str, Any]) -> str:
 
 
 def draw(comparison: Comparison, record: Record, path: Path) -> list[Path]:
-    """Draw accuracy and distances by round: of the sources, the same over their norm, and of the first target."""
+    """Draw accuracies by round, and distances: of the sources, the same over their norm, and of the first target."""
     lines = [line for line in lines_of(tables(record)[0]) if line.rows]
     if not lines:
         return []

@@ -1,13 +1,13 @@
-"""What finite but hostile numbers do: ``python -m fedhess.simulations.hostile``.
+"""Measure the effect of finite but hostile numbers: ``python -m fedhess.simulations.hostile``.
 
-``attacks`` runs strategies with clients that change what they send, under every mean: accuracy on the target, and who
-was named. Hostile are one of three clients, a domain each, or three of nine, one of each domain: the real ClientApp,
-whose replies or labels are changed.
+``attacks`` runs strategies under every mean with clients that change what they send. It records accuracy on the target
+and which clients were named. One of three clients is hostile (a domain each), or three of nine (one of each domain).
+Hostile clients run the real ClientApp, but their replies or labels are changed.
 
-``norms`` runs honest federations without a bound and records how far a client's norm was from the median it would have
-been held against: the default of ``--norm-bound`` has to leave room above the largest.
+``norms`` runs honest federations without a bound and records the ratio of a client's norm to the median that a bound
+would compare it with. The default of ``--norm-bound`` must leave room above the largest ratio.
 
-Runs are kept in ``simulations/results/hostile.json``; a run that is made again replaces its own.
+Runs are kept in ``simulations/results/hostile.json``; a repeated run replaces its earlier record.
 """
 
 import itertools
@@ -69,7 +69,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @dataclass(frozen=True)
 class Attack:
-    """What hostile clients do; factors are of what they send."""
+    """What hostile clients do; ``update`` and ``statistics`` are factors of what they send."""
 
     update: float = 1.0
     statistics: float = 1.0
@@ -93,12 +93,12 @@ ATTACKS: Mapping[str, Attack] = {
 
 @dataclass(frozen=True)
 class Federation:
-    """Who takes part; clients by their number, a third of them hostile."""
+    """Who takes part; clients are given by number, and a third of them are hostile."""
 
     settings: Mapping[str, Any]
     hostile: tuple[int, ...]
-    lost: tuple[int, ...]  # where honest ones are cut off
-    means: tuple[str, ...]  # of updates; krum and multikrum go with the median of references
+    lost: tuple[int, ...]  # honest clients that are cut off if the attack eclipses
+    means: tuple[str, ...]  # of updates; with krum and multikrum the references have the median
     strategies: tuple[str, ...] = ATTACKED
 
 
@@ -118,7 +118,7 @@ FEDERATIONS: Mapping[str, Federation] = {
 
 
 _NINE = {"partition": "dirichlet", "clients_per_domain": 3, "dirichlet_alpha": 0.3}
-# Benchmark, with a word on its partition -> model, and settings beside those of its recipe.
+# Benchmark, with a note on its partition -> model, and settings in addition to those of its recipe.
 HONEST: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "IconPACS": ("lite0-features", {"evaluate_every": 40}),
     "IconPACS, nine clients": ("lite0-features", {"evaluate_every": 40, **_NINE}),
@@ -138,7 +138,7 @@ class Hostile(ClientApp):
         self._twins: dict[str, ArrayRecord] = {}  # what the first of colluding clients sent in a round
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message, as the real one or not."""
+        """Answer a message as the real ClientApp does, or as the attack does."""
         client, kind = context.node_config["partition-id"], message.metadata.message_type
         if kind not in (protocol.TRAIN, protocol.STATISTICS):
             return client_module.app(message, context)
@@ -168,7 +168,7 @@ def _times(record: ArrayRecord, factor: float) -> ArrayRecord:
 
 @contextmanager
 def _flipped_labels() -> Iterator[None]:
-    """Have a client read the last class for the first, and so on."""
+    """Make a client read its labels with the order of the classes reversed."""
     read = LocalDomain.batches
 
     def flipped(own: LocalDomain, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -181,7 +181,7 @@ def _flipped_labels() -> Iterator[None]:
 
 @dataclass
 class Recording(NormBound):
-    """No bound; keeps the largest ratio of a norm to the median that it would be held against, by what was sent."""
+    """No bound; keeps the largest ratio of a norm to the median it would be compared with, by what was sent."""
 
     largest: dict[str, float] = field(default_factory=dict)
 
@@ -196,7 +196,7 @@ class Recording(NormBound):
         *,
         asked: int,
     ) -> Iterator[tuple[Sender, Sent]]:
-        """Record a phase and let all of it pass."""
+        """Record the norms of a phase and let every reply pass."""
         held = list(replies)
         norms = [norms_of(*reply) for reply in held]
         for what in norms[0] if norms else ():
@@ -208,12 +208,12 @@ class Recording(NormBound):
 
 
 def settings(benchmark: str, model: str, strategy: str, seed: int, more: Mapping[str, Any]) -> RunConfig:
-    """Return the settings of one run: the recipe of benchmark and model, and what differs."""
+    """Return the settings of one run: the recipe of benchmark and model, updated with ``more``."""
     given = default_settings(model, benchmark=benchmark) | {
         **{"domains": benchmark, "model": model, "strategy": strategy, "seed": seed, "threads": 1, "device": "cpu"},
         "strategy_args": default_strategy_args(strategy, model=model, benchmark=benchmark),
     }
-    if strategy == "fish":  # whose server takes no other step; full batches step by a tenth of the rate
+    if strategy == "fish":  # its server takes no other step; full-batch recipes run at a tenth of their rate
         given |= {"server_optimizer": "SGD", "server_lr": 1.0, "lr": min(given["lr"], 0.1)}
     return RunConfig.checked({**given, **more})
 
@@ -243,7 +243,7 @@ def attack_once(place: str, strategy: str, mean_of: str, attack: str, seed: int,
         result["accuracy"] = 100 * target["accuracy"]
     except FederationError as error:
         result["stopped"] = str(error)
-        diverged = isinstance(error, DivergedError)  # of whom none is called the culprit
+        diverged = isinstance(error, DivergedError)  # no client is blamed for the divergence
     clients = servers[0].federation.source_clients
     hostile = {clients[number].label for number in federation.hostile}
     lost = {clients[number].label for number in federation.lost if ATTACKS[attack].eclipses}
@@ -304,7 +304,7 @@ def hostile(
 def _runs(
     sections: Sequence[str], strategies: Sequence[str], attacks: Sequence[str], seeds: Sequence[int], rounds: int
 ) -> Iterator[tuple[str, str, Callable[[], Results]]]:
-    """List the runs: section, key in it, and what runs it."""
+    """List the runs: section, key in it, and the function that makes the run."""
     for seed, strategy in itertools.product(seeds, strategies):
         for place, federation in FEDERATIONS.items() if "attacks" in sections else ():
             if strategy not in federation.strategies:
@@ -358,7 +358,7 @@ def _accuracy(results: list[Results]) -> float | None:
 
 
 def _shown(results: list[Results], bar: float) -> str:
-    """Show a cell: accuracy, in how many runs the hostile were named, and whether an honest client or a stop was."""
+    """Show a cell: accuracy, and in how many runs a hostile or an honest client was named, or the run stopped."""
     accuracy = _accuracy(results)
     shown = "" if accuracy is None else f"{accuracy:.1f} ({len(results)})"
     parts = [f"**{shown}**" if shown and accuracy is not None and accuracy < bar else shown]
@@ -369,7 +369,7 @@ def _shown(results: list[Results], bar: float) -> str:
 
 
 def _render_norms(section: Results) -> list[str]:
-    """Show the largest ratio over seeds, of each strategy on each benchmark, and of what it was."""
+    """Show the largest ratio over seeds of each strategy on each benchmark, and what had this ratio."""
     largest: dict[str, dict[str, tuple[float, str]]] = {}
     for key, ratios in section["runs"].items():
         place, strategy, _ = key.split("|")

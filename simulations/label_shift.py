@@ -1,4 +1,4 @@
-"""Label shift: ColoredMNIST whose first domain holds the digits below 5, the second the others.
+"""Label shift: ColoredMNIST whose first domain holds mostly digits below 5, and the second the others.
 
     python -m fedhess.simulations.label_shift                                    # everything: hours
     python -m fedhess.simulations.label_shift --strategy erm,hgp --seeds 0,1     # a part; results merge

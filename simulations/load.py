@@ -32,7 +32,7 @@ from fedhess.simulations.scenarios.outputs import (
 
 TARGET = "sketch"
 IN_PROCESS, DEPLOYED = "in-process", "deployed"
-# How much more of each the last third may need than the middle third.
+# Largest allowed ratio of the last third to the middle third.
 BARS = {"memory (MB)": 1.05, "open files": 1.05, "a round (s)": 1.2, "processes": 1.05}
 LEAST_ROUNDS = 6
 
@@ -59,7 +59,7 @@ def load(
         _write(out, recorded)
         return
     for name in names:
-        environment = describe_environment()  # before the measurement, whose code it names
+        environment = describe_environment()  # taken before the measurement: it names the code
         with tempfile.TemporaryDirectory() as folder:
             if name == IN_PROCESS:
                 what = f"{clients} clients in one process, {rounds} rounds"
@@ -95,7 +95,7 @@ def real_nodes(out: Path, *, nodes: int, rounds: int) -> Watched:
     command = [sys.executable, "-m", "fedhess.deploy", "local", "--domains", "IconPACS", "--target", TARGET]
     command += ["--strategy", "hgp", "--rounds", str(rounds), "--run-config", settings, "--out", str(out)]
     rows = out / "results" / TARGET / "0" / "rounds.jsonl"
-    # One thread for each of so many processes: more would wait for one another.
+    # One thread per process: with so many processes, more threads would wait for one another.
     return watch(command, rounds=rows, environment={"OMP_NUM_THREADS": "1"})
 
 

@@ -4,10 +4,11 @@
     python -m fedhess.simulations.privacy --strategy erm --seeds 0,1         # a part; results merge
     python -m fedhess.simulations.privacy --quick
 
-Every client clips and noises by itself, example level where that exists (the statistics). All methods of a column have
-the same epsilon: one that asks for statistics has more noise in each of its replies. Bounds are about the median norm
-of what an ordinary run of the method sends, which was looked up once and is no part of epsilon. Both are small here:
-ColoredMNIST has 2,000 examples a domain and 60 rounds, annealing after 20, IconPACS one target and 15 rounds.
+Every client clips and adds noise itself, at example level where that exists (the statistics). All methods in a row of
+the table have the same epsilon, so a method that asks for statistics has more noise in each reply. Clipping bounds are
+about the median norm of what an ordinary run of the method sends; it was looked up once, and epsilon does not count it.
+Both benchmarks are small: ColoredMNIST has 2,000 examples a domain and 60 rounds, annealing after 20; IconPACS has one
+target and 15 rounds.
 """
 
 import math
@@ -88,7 +89,7 @@ def configurations(
 
 
 def render(comparison: Comparison, record: Record) -> str:
-    """Render a table for each benchmark: a line for each epsilon, a column for each strategy and target."""
+    """Render a table for each benchmark: a row for each epsilon, a column for each strategy and target."""
     text = [f"# {comparison.title}", ""]
     text += ["QUICK: few examples and rounds. These numbers are no results.", ""] if record["quick"] else []
     text += [

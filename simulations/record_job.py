@@ -3,9 +3,9 @@
     python -m fedhess.sweep --domains EmojiStyles --strategy erm,hgp --draws 8 --trials 3 --out runs/emoji
     python -m fedhess.simulations.record_job runs/emoji --name sweep_emoji_styles
 
-What a job's own directory has as summary.md and selection.md, with the command and the revision that ran it, and no
-path of the machine: accuracies by the job's own selector, with differences to ERM paired by seed and their confidence
-intervals, the chosen settings, and the same by source validation and by the oracle.
+The record has the tables of the job's summary.md and selection.md, the command and the revision that ran it, and no
+path of the machine. It shows accuracies by the job's own selector, with differences to ERM paired by seed and their
+confidence intervals, the chosen settings, and the same by source validation and by the oracle.
 """
 
 import re
@@ -44,7 +44,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """Return the command of a job as another machine would be given it.
+    """Return the command of a job without the paths of this machine.
 
     >>> command_line(["fedhess/sweep.py", "--domains", "Toy", "--out", "runs/a", "--data-dir=data"])
     'fedhess sweep --domains Toy'
@@ -55,12 +55,12 @@ def command_line(argv: Sequence[str]) -> str:
     words = ["fedhess"] if name in ("fedhess", "__main__") else ["fedhess", name]
     for before, word in pairwise(argv):
         if before not in PLACES and word not in PLACES and not word.startswith(tuple(f"{each}=" for each in PLACES)):
-            words.append(re.sub(r"(^|[=:])/(?:[^/]*/)*", r"\1", word))  # of a path its last part
+            words.append(re.sub(r"(^|[=:])/(?:[^/]*/)*", r"\1", word))  # only the last part of a path
     return shlex.join(words)
 
 
 def describe_origin(job: Job) -> list[dict[str, Any]]:
-    """Return how a job came about: command, environment and device of each time that it was begun or added to."""
+    """Return the origin of a job: command, environment and device of each time it was begun or added to."""
     config = job.runs[0].config
     return [
         {
@@ -73,7 +73,7 @@ def describe_origin(job: Job) -> list[dict[str, Any]]:
 
 
 def device_in(environment: Mapping[str, Any], config: RunConfig) -> str:
-    """Return the device of a run in a recorded environment: that which was given, or what ``auto`` takes there."""
+    """Return the device of a run in a recorded environment: the given one, or the one that ``auto`` selects there."""
     if config.device != "auto":
         return config.device
     quick = config.model in QUICK_MODELS and config.batch_size > 0
@@ -81,7 +81,7 @@ def device_in(environment: Mapping[str, Any], config: RunConfig) -> str:
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """Render what is recorded as Markdown."""
+    """Render a record as Markdown."""
     own = result["summaries"][result["selection"]]
     origins = [f"- `{each['command']}`: {describe_machine(each)}" for each in result["origins"]]
     parts = [f"# {result['name']}", *origins, "", table(own), "", selector_table(result["summaries"])]

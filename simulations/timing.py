@@ -1,7 +1,7 @@
 """Measure what fedhess promises about speed: ``python -m fedhess.simulations.timing``.
 
-Each row gives our figure, the other it is compared with, the bar it must reach, and how many measurements our figure is
-the median of, ours and the other interleaved so that a busy machine slows both. Rows are kept in
+Each row gives our figure, the figure it is compared with, the bar it must reach, and the number of measurements behind
+our median. Both figures are measured in turn, so that a busy machine slows both. Rows are kept in
 ``simulations/results/timing.json`` with the environment they came from; ``--only`` measures some and keeps the others.
 """
 
@@ -63,10 +63,10 @@ def timing(
     for name in names:
         module, _, function = BENCHMARKS[name].partition(":")
         measure: Callable[..., Any] = getattr(import_module(f"fedhess.simulations.benchmarks.{module}"), function)
-        environment = describe_environment()  # before the measurement, whose code it names
+        environment = describe_environment()  # taken before the measurement: it names the code
         rows = measure(repeats=repeats)
         recorded[name] = {"environment": environment, "rows": []}
-        for row in rows:  # written as they come, for what fails late
+        for row in rows:  # written as they come, so that a late failure loses none
             recorded[name]["rows"].append(row)
             write_results(out, recorded, render(recorded))
         typer.echo(render({name: recorded[name]}))
@@ -103,7 +103,7 @@ def render(recorded: dict[str, Any]) -> str:
 
 
 def _gpus(found: dict[str, Any] | None) -> str:
-    """Name the GPUs of an environment with their software, where it has any."""
+    """Name the GPUs of an environment with their software, if it has any."""
     return f", {', '.join(found['names'])}, driver {found['driver']}, cuDNN {found['cudnn']}" if found else ""
 
 

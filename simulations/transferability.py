@@ -4,8 +4,9 @@
     python -m fedhess.simulations.transferability --domains EmojiStyles --strategy erm,hgp,hutchinson --trials 3
     python -m fedhess.simulations.transferability --quick
 
-For every method the transfer measure from the mean of the source domains to the target domain, over balls of heads
-around the trained head, beside delta^2 / 2 * ||H_T - H_S||_2; see ``transfer/ascent.py`` for what each figure assumes.
+For every method, the transfer measure from the mean of the source domains to the target domain is computed over balls
+of heads around the trained head. It is shown beside delta^2 / 2 * ||H_T - H_S||_2; ``transfer/ascent.py`` states what
+each figure assumes.
 """
 
 import sys
@@ -88,13 +89,13 @@ def measure_job(job: Job, *, quick: bool, progress: Progress, which: str = SELEC
         "examples": f"sources' held-out split, the whole target, at most {MOST_EXAMPLES} examples a domain",
         "published": "not verified: the paper's figures could not be read",
         "environment": describe_environment(),  # of the measurement
-        "trained": [each["environment"] for each in history(job.record)],  # where that was another command
+        "trained": [each["environment"] for each in history(job.record)],  # of the training, if another command did it
         "runs": runs,
     }
 
 
 def measure_run(model: RunModel, *, deltas: tuple[float, ...]) -> dict[str, Any]:
-    """Measure the transfer from the mean of a run's sources to the mean of its targets, under a model of it.
+    """Measure the transfer from the mean of a run's sources to the mean of its targets, under one of its models.
 
     Returns:
         JSON: the model's round, losses, excess gap and target accuracy at the trained head, and the points over delta.

@@ -1,25 +1,24 @@
 """CMA: align the domains' whole head Hessians and head gradients.
 
 Objective of client e:   L_e + lambda_e (a ||g_e - g||^2 / s_g + b ||H_e - H||^2 / s_H) in the Frobenius norm
-                         ``full``    H_e = mean over examples of (diag p - p p^T) (x) z z^T, (C K, C K), over C D
-                         ``blocks``  its C blocks on the diagonal, (K, K) each: what classes have of their own
+                         ``full``    H_e = mean over examples of (diag p - p p^T) (x) z z^T, (C K, C K), divided by C D
+                         ``blocks``  its C diagonal blocks, (K, K) each, one per class
                          ``sketch``  H_e v for N probes v of random signs: the mean of ||(H_e - H) v||^2 over probes is
-                         ||H_e - H||^2 in expectation, with a standard deviation of at most sqrt(2 / N) of it
-References (constants):  g = mean of g_e, H = mean of H_e (of its blocks, of its products), in one exchange
+                         ||H_e - H||^2 in expectation, with a standard deviation of at most sqrt(2 / N) times that
+References (constants):  g = mean of g_e, H = mean of H_e (or of its blocks or products), in one exchange
 Scale:                   ``"relative"``: s_g, s_H = the largest mean_e of the squares so far; lambda_e <= 1 limits the
                          penalty's gradient to the loss's, see :meth:`Step.limited`. ``"absolute"``: s = lambda = 1
 Source:                  "CMA", arXiv 2506.07378, with a = 2000 and b = 10 in its released code for linear probing.
 
-There the means are differentiated too; the deviations from them add up to zero, so the mean over clients is the same
-algorithm. Deviation: z has a bias column where the head has a bias, K = D + 1. Deviation: penalties are relative by
-default, as those of HGP (:mod:`fedhess.strategies.hgp`) and for the same reason; the released code switches them on
-after 900 steps (``anneal_steps``; 0 by default). Every domain of a round has the same
-probes, new in every round.
+The source differentiates the means too. The deviations from the means add up to zero, so the mean over clients is the
+same algorithm. Deviation: z has a bias column if the head has a bias, K = D + 1. Deviation: penalties are relative by
+default, as in HGP (:mod:`fedhess.strategies.hgp`) and for the same reason. The released code switches penalties on
+after 900 steps (here ``anneal_steps``, 0 by default). All domains of a round share the same probes, new in every round.
 
 Neutral setting: a and b 0, or weight 0.
 
 On the wire a round:     beside ERM's, up and down, C x K floats for g and for H (C K)^2, C K^2 or N C K: ResNet-18 for
-                         PACS 51.6 MB, 7.4 MB, and 0.5 MB for N = 32. ``full`` is refused above 256 MB.
+                         PACS 51.6 MB, 7.4 MB, and 0.5 MB for N = 32. ``full`` is refused above 256 MiB.
 Discloses:               each client's head gradient and head Hessian on one batch: second moments of its features by
                          class; a sketch, products with it.
 """
@@ -42,7 +41,7 @@ MOST_BYTES = 2**28  # of a full Hessian on the wire
 
 
 def full(batch: HeadBatch) -> Tensor:
-    """Return H over C D, (C K, C K).
+    """Return H / (C D), (C K, C K).
 
     Discloses: of one example all features, no label; of B, second moments of features weighted by class
     probabilities.
@@ -66,7 +65,7 @@ def full(batch: HeadBatch) -> Tensor:
 
 
 def blocks(batch: HeadBatch) -> Tensor:
-    """Return the blocks of H over C D on its diagonal, (C, K, K).
+    """Return the diagonal blocks of H / (C D), (C, K, K).
 
     Discloses: of one example all features, no label; of B, second moments of features weighted by class
     probabilities.
@@ -76,7 +75,7 @@ def blocks(batch: HeadBatch) -> Tensor:
 
 
 def sketch(batch: HeadBatch, /, *, seed: int, probes: int) -> Tensor:
-    """Return H v over C D for probes v that depend on the seed alone, over the root of their number, (N, C, K).
+    """Return H v / (C D sqrt(N)) for N probes v that depend on the seed alone, (N, C, K).
 
     Discloses: products with the Hessian: of one example all features, no label.
     """
@@ -98,7 +97,7 @@ class CMA(DomainStrategy):
     Args:
         a: Coefficient of the squared gradient distance; by default 0.3 relative, 2000 (as released) absolute.
         b: Coefficient of the squared Hessian distance; by default 0.1 relative, 10 (as released) absolute.
-        form: What of the Hessian is aligned: ``"full"``, ``"blocks"`` or ``"sketch"``.
+        form: How the Hessians are compared: ``"full"``, ``"blocks"`` or ``"sketch"``.
         probes: Number of a sketch's probes.
         scale: What the distances are divided by, see ``PenaltyScale``.
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 0); see ``PenaltySchedule``.
@@ -130,7 +129,7 @@ class CMA(DomainStrategy):
         self._coefficients = {name: value for name, value in (("gradient", self.a), (form, self.b)) if value > 0}
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
-        """Ask for g_e and for what is aligned of H_e in one exchange, without what has a zero coefficient."""
+        """Ask for g_e and H_e in the chosen form in one exchange, without statistics of coefficient zero."""
         if self.schedule.is_off:
             return {}
         given = {"seed": ask.seed, "probes": self.probes} if "sketch" in self._coefficients else {}

@@ -25,7 +25,7 @@ class FedGMA(DomainStrategy):
     """Gradient-masked averaging.
 
     Args:
-        tau: Agreement, in [0, 1], from which a coordinate moves the whole way.
+        tau: Agreement, in [0, 1], from which a coordinate takes the whole mean update.
     """
 
     def __init__(self, *, tau: float = 0.4) -> None:
@@ -34,7 +34,7 @@ class FedGMA(DomainStrategy):
         self.tau = tau
 
     def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
-        """Average the updates and their signs, and mask the one by the other."""
+        """Average the updates and their signs, and mask the mean update by the mean signs."""
         del reference
         signs, names = WeightedMean(), phase.model.trained_names
 

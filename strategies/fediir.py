@@ -6,8 +6,9 @@ Source:                  Guo et al., "Out-of-Distribution Generalization of Fede
                          Invariant Relationships", ICML 2023; ema 0.95 and gamma 1e-3 (PACS) as in the released code.
 
 Deviation: the first reference is the first mean, not a fraction of it, so that round 1 does not pull to zero.
-Deviation: the mean is of one batch a client (``--statistics-batches``), domains weighing equally; there of all batches
-of the sampled clients, by examples. There the head is a small network on PACS, and the penalty over all its layers.
+Deviation: the mean is over one batch a client (``--statistics-batches``), with equal weights of the domains. The source
+takes all batches of the sampled clients, weighted by examples. Its head on PACS is a small network, and its penalty
+covers all layers of that network.
 
 On the wire a round:     beside ERM's, C x K floats up and down, K = D + 1: ResNet-18 for PACS, 14 kB each.
 Discloses:               each client's head gradient on one batch.

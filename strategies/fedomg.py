@@ -2,11 +2,11 @@
 
 Objective of client e:   L_e
 Server:                  theta + eta_g E sum (1/E + l u_e) g_e / (1 + k^2) over the E clients of the round, with
-                         g_e = p_e (theta_e - theta), p_e the weights of the run. With M = G G^T over the squared mean
-                         of sqrt(M_ee + 1e-4), c = k sqrt(mean(M) + 1e-4): u = softmax(v) minimises
+                         g_e = p_e (theta_e - theta), p_e the weights of the run. With M = G G^T divided by the squared
+                         mean of sqrt(M_ee + 1e-4), c = k sqrt(mean(M) + 1e-4): u = softmax(v) minimises
                          u . rowmean(M) + c sqrt(u^T M u + 1e-4) over v, and l = c / (sqrt(u^T M u + 1e-4) + 1e-4)
 Source:                  Nguyen et al., "Federated Domain Generalization with Data-free On-server Matching Gradient",
-                         ICLR 2025, as released: the CAGrad of Liu et al. (NeurIPS 2021) over updates, v by 21
+                         ICLR 2025, as released: the CAGrad of Liu et al. (NeurIPS 2021) on updates, v by 21
                          evaluations and 20 steps of SGD from 0 (rate 25, momentum 0.5), the best kept; k = 0.5.
 
 eta_g is the run's ``--server-lr``. Deviation: the sum is multiplied by E, so that k = 0 is the mean update of ERM and
@@ -25,14 +25,14 @@ from torch import Tensor
 
 from fedhess.alignment import ClientReply, DomainStrategy, LocalTraining, Reference
 
-GUARD = 1e-4  # what the released code adds under its roots
+GUARD = 1e-4  # the released code adds it under its roots
 
 
 class FedOMG(DomainStrategy):
     """On-server gradient matching.
 
     Args:
-        k: How far the step may be from the mean update, in its length.
+        k: Distance of the step from the mean update, relative to its length, before the division by 1 + k^2.
     """
 
     def __init__(self, *, k: float = 0.5) -> None:
@@ -41,7 +41,7 @@ class FedOMG(DomainStrategy):
         self.k = k
 
     def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
-        """Keep the updates and weigh them by what their inner products say."""
+        """Keep the updates and weigh them by their inner products."""
         del reference
         if self.k == 0:
             return phase.mean_update()
@@ -64,7 +64,7 @@ def _product(a: ClientReply, b: ClientReply, names: Sequence[str]) -> float:
 def matching_weights(products: Tensor, *, k: float) -> Tensor:
     """Return E (1/E + l u) / (1 + k^2), (E,), from the inner products of the updates, (E, E).
 
-    Two updates that agree weigh alike; of two at odds the shorter weighs more.
+    Two updates that agree get equal weights; of two that conflict, the shorter gets more weight.
 
     >>> matching_weights(torch.tensor([[1.0, 0.2], [0.2, 1.0]]), k=0.5)
     tensor([1.1999, 1.1999])

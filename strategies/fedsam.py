@@ -1,8 +1,8 @@
 """FedSAM and FedASAM: each local step goes along the gradient at the worst point nearby.
 
 Objective of client e:   max over ||eps / T|| <= rho of L_e(theta + eps), to first order: a step goes along the gradient
-                         at theta + rho T^2 g / ||T g||, g the gradient at theta; ``sam`` T = 1, ``asam`` T = |theta| +
-                         eta by coordinate of weights, 1 of biases
+                         at theta + rho T^2 g / ||T g||, g the gradient at theta. ``sam``: T = 1; ``asam``: T = |theta|
+                         + eta for each coordinate of weights, 1 for biases
 Server:                  mean update
 Source:                  Caldarola, Caputo, Ciccone, "Improving Generalization in Federated Learning by Seeking Flat
                          Minima", ECCV 2022 (arXiv 2203.11834); rho 0.1, for ``asam`` 0.7 and eta 0.2. Foret et al.,
@@ -31,9 +31,9 @@ class FedSAM(DomainStrategy):
     """Sharpness-aware local steps.
 
     Args:
-        rho: How far the worst point is away; by default 0.1, for ``asam`` 0.7.
-        form: What the distance is measured by: ``"sam"`` or ``"asam"``, in units of the parameters.
-        eta: What ``asam`` adds to them.
+        rho: Distance to the worst point; by default 0.1, for ``asam`` 0.7.
+        form: Measure of the distance: ``"sam"``, or ``"asam"`` in units of the parameters.
+        eta: Added to the parameters' magnitudes with ``asam``.
     """
 
     def __init__(self, *, rho: float | None = None, form: Literal["sam", "asam"] = "sam", eta: float = 0.2) -> None:
@@ -43,7 +43,7 @@ class FedSAM(DomainStrategy):
         self.form, self.eta = form, eta
 
     def compute_gradient(self, step: LocalStep) -> None:
-        """Leave the gradient at the worst point."""
+        """Compute the gradient at the worst point."""
         step.backward()
         if self.rho == 0:
             return
@@ -59,5 +59,5 @@ class FedSAM(DomainStrategy):
             step.backward()
 
     def _scale(self, name: str, parameter: Tensor) -> Tensor:
-        """Return T of a parameter: as in the released code only of what is named a weight another than 1."""
+        """Return T of a parameter: as in the released code, 1 unless its name contains ``weight``."""
         return parameter.abs() + self.eta if "weight" in name else torch.ones_like(parameter)

@@ -1,6 +1,6 @@
-"""FedSR: a representation that is random, short, and knows little of an image beyond its class.
+"""FedSR: a random representation of small norm that holds little information on an image beyond its class.
 
-Objective of client e:   cross-entropy of the head on z ~ p(z|x) = N(mu, diag sigma^2), one z an example
+Objective of client e:   cross-entropy of the head on z ~ p(z|x) = N(mu, diag sigma^2), one z per example
                          + l2r mean ||z|| + cmi mean KL( N(C mu, diag (C sigma)^2) || N(m_y, diag r_y^2) )
                          mu = the network's features; sigma = softplus(S mu + s); m_y, r_y = softplus(.) of each class,
                          and C > 0, () are learned
@@ -9,17 +9,17 @@ Source:                  Nguyen, Torr, Lim, "FedSR: A Simple and Effective Domai
                          Learning", NeurIPS 2022; released code: l2r 0.01 and cmi 0.001 for PACS, m = 0, r = softplus(1)
                          and C = 1 at first.
 
-The divergence bounds the conditional mutual information of image and representation given the class. Noise is that of
-(seed, domain, client, step).
+The divergence bounds the conditional mutual information of image and representation given the class. Noise is seeded
+from (seed, domain, client, step).
 
-Deviation: one m, r and C for all clients, averaged like the network, so that all pull to the same Gaussian of a class;
-in the released code each client has its own from beginning to end.
-Deviation: mu is the vector that the head sees anyway and S, s start at 0 (sigma = 0.69); in the released code a new
-linear layer of 512 makes both. Any network with a linear head can be trained, and ERM's network is this one's mu.
-Deviation: sigma is at least the type's epsilon, 1e-7 in float32. Adam at the rates of adapters takes it to 0 within a
-round, where the divergence is infinite.
+Deviation: all clients share one m, r and C, averaged like the network, so that all pull to the same Gaussian of a
+class; in the released code each client keeps its own throughout.
+Deviation: mu is the vector that the head sees anyway, and S, s start at 0 (sigma = 0.69); in the released code a new
+linear layer of 512 computes both. Any network with a linear head can be trained; its features, as in ERM, are mu.
+Deviation: sigma is at least the type's epsilon, 1e-7 in float32. Adam at the learning rates of adapters drives it to 0
+within a round, where the divergence is infinite.
 Deviation: evaluations, exports and references take the mean, z = mu; the released code averages the probabilities of 20
-samples. The loss in the rows is that of the mean.
+samples. The loss in the rows is computed with the mean.
 
 Neutral setting: sampled false, l2r and cmi 0. With sampled false and cmi 0 alone it is the paper's FedL2R.
 
@@ -69,7 +69,7 @@ class FedSR(DomainStrategy):
     Args:
         l2r: Coefficient of the length of z.
         cmi: Coefficient of the divergence.
-        sampled: Whether z is drawn; else it is the mean.
+        sampled: Whether z is sampled; otherwise it is the mean.
     """
 
     def __init__(self, *, l2r: float = 0.01, cmi: float = 0.001, sampled: bool = True) -> None:
@@ -86,7 +86,7 @@ class FedSR(DomainStrategy):
         return Gaussians(head.in_features, max(2, head.out_features))
 
     def objective(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
-        """Return the loss of a sample, and what pulls it."""
+        """Return the loss of a sample plus both regularisers."""
         del reference
         own, mean = step.model.auxiliary, step.features
         z, whole = mean, step.loss

@@ -1,4 +1,4 @@
-"""Fish: the domains train one after the other, and the model takes a part of the way they went together.
+"""Fish: the domains train one after the other, and the model moves part of the way to the point that they reach.
 
 Relay:                   theta_0 = theta; domain e takes its local steps from theta_{e-1} and leaves theta_e
 Server:                  theta + eps (theta_E - theta): the step of SGD with learning rate 1, which the run must have
@@ -6,15 +6,15 @@ Source:                  Shi et al., "Gradient Matching for Domain Generalizatio
                          algorithm 1; domains in a fixed order and eps 0.5 as in DomainBed, the paper's random order
                          with ``shuffle``.
 
-The inner optimizer is the clients' SGD; with momentum its state travels along the relay and from round to round, as the
-inner optimizer of DomainBed's Fish does. Going the whole way in turn raises the inner product of the domains' gradients
-to first order, without any statistic.
+The inner optimizer is the clients' SGD. With momentum, its state travels along the relay and from round to round, as in
+DomainBed's Fish. Training the domains in turn raises the inner product of their gradients to first order, without any
+statistic.
 
-The clients of one domain train at once, and their mean by examples goes on. In a round without a client of a domain the
-relay passes it by.
+The clients of one domain train at once, and their mean, weighted by examples, is passed on. The relay skips a domain
+that has no client in the round.
 
 Neutral setting: eps 1 with one source domain is local training, bit for bit, without momentum (which ERM's clients
-begin anew each round). With eps 0 nothing moves.
+reset each round). eps 0 is refused: nothing would move.
 
 On the wire a round:     as ERM, but one domain after the other; with momentum its state too, up and down.
 Discloses:               what ERM does, to the server.
@@ -33,7 +33,7 @@ class Fish(DomainStrategy):
     """Gradient matching by a relay.
 
     Args:
-        eps: Part of the way that the model takes (DomainBed: 0.5).
+        eps: Fraction of the way that the model moves (DomainBed: 0.5).
         shuffle: Whether each round draws its own order of the domains.
     """
 
@@ -45,8 +45,8 @@ class Fish(DomainStrategy):
     def check(self, config: RunConfig) -> None:
         """Check both optimizers.
 
-        An adaptive one on the server would make all lengths alike, and eps mean nothing. The clients' Adam would lose
-        its state at each domain, which DomainBed's keeps along the relay and from round to round.
+        An adaptive server optimizer would normalise the step's length, so eps would have no effect. The clients' Adam
+        would lose its state at each domain; DomainBed's keeps it along the relay and from round to round.
         """
         if config.client_optimizer != "SGD":
             raise UsageError(
@@ -63,7 +63,7 @@ class Fish(DomainStrategy):
             )
 
     def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
-        """Send the model along the relay and return eps times the way it went."""
+        """Send the model along the relay and return eps times the update of the whole relay."""
         del reference
         start = phase.model.tensors
         position = {name: value.clone() for name, value in start.items()}

@@ -1,10 +1,10 @@
 """Fishr: align the domains' variances of per-example head gradients.
 
 Objective of client e:   L_e + lambda c mean((v_e + q p_e - m)^2) over the C x K entries, q = ema / (1 - ema)
-Annealing:               before step ``anneal_steps`` lambda is 0 with ``annealing`` "reset", as DomainBed has it (the
-                         averages move all the same), and 1 with "rescale", as the ColoredMNIST script has it
+Annealing:               before step ``anneal_steps`` lambda is 0 with ``annealing`` "reset", as in DomainBed (the
+                         averages are still updated), and 1 with "rescale", as in the ColoredMNIST script
 References:              p_e = the domain's moving average of v before this round, m = mean of v_e + q p_e;
-                         moving average: p <- ema p + (1 - ema) v_e, kept on the server, one a domain, 0 at first
+                         moving average: p <- ema p + (1 - ema) v_e, kept on the server, one per domain, 0 at first
 Source:                  Rame, Dancette, Cord, "Fishr: Invariant Gradient Variances for Out-of-Distribution
                          Generalization", ICML 2022 (arXiv 2109.02934); moving averages divided by 1 - ema, squared
                          distances averaged over entries, and defaults as in DomainBed. The ColoredMNIST script sums
@@ -56,7 +56,7 @@ class Fishr(DomainStrategy):
         self.ema, self.coefficient = ema, coefficient
 
     def reference(self, ask: Ask) -> Reference:
-        """Ask for the variances, move the averages, and hand each client its own old one with the mean of the new."""
+        """Ask for the variances, update the averages, and send each client its own old one and the mean of the new."""
         if self.schedule.is_off:
             return {}
         variances = ask("variance")

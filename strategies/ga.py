@@ -1,21 +1,21 @@
 """GA (FedDG-GA): weigh the domains so that aggregation costs each of them the same.
 
 Objective of client e:   L_e; the mean update weighs domain e by a_e, at first 1 / E
-Server:                  after round i = 0 ... R - 1, G_e = what domain e measures of the averaged model less what it
-                         measured of the model that it trained; a_e <- a_e + sigma (G_e / max |G|) d / E with
+Server:                  after round i = 0 ... R - 1, G_e = the measure on domain e of the averaged model minus that of
+                         the model that domain e trained; a_e <- a_e + sigma (G_e / max |G|) d / E with
                          d = s - (i - 1) s / R, then clipped to [0, 1] and normalised; sigma = -1 for accuracy, 1 for
                          loss. Where all G are 0, a stays
 Source:                  Zhang et al., "Federated Domain Generalization with Generalization Adjustment", CVPR 2023, and
-                         its released code; s = 0.2, accuracy. E is 3 there, written out.
+                         its released code, where E is fixed to 3; s = 0.2, accuracy.
 
-What is measured is of the sources' held-out examples, so selection by source validation sees examples that the weights
-have followed, as in the released protocol; without ``holdout`` it is of the training examples.
+Models are measured on the sources' held-out examples, so selection by source validation uses examples that the weights
+have followed, as in the released protocol. Without ``holdout`` they are measured on the training examples.
 
-Deviation: a_e is a domain's weight, shared by its clients; a domain's G is the mean over its clients by examples, and
-domains that miss a round, or the one after, keep their weight but for the normalisation. Where a domain has several
-clients of which some take part (``clients_per_round``), its G compares other clients of it before and after, and has
-their differences in it. Deviation: where the run has
-another server optimizer than SGD with learning rate 1, the averaged model is what that makes of the mean.
+Deviation: a_e is a domain's weight, shared by its clients. A domain's G is the mean over its clients, weighted by
+examples. Domains that miss a round, or the one after, keep their weight except for the normalisation. If only some of a
+domain's clients take part (``clients_per_round``), its G compares different clients before and after, and includes
+their differences. Deviation: with a server optimizer other than SGD with learning rate 1, the averaged model is the
+model after that optimizer's step.
 
 Neutral setting: s 0, where nobody evaluates and the run is ERM.
 
@@ -35,7 +35,7 @@ class GA(DomainStrategy):
     """Generalization adjustment of the domains' weights.
 
     Args:
-        s: Size of a step of the weights at first, in [0, 0.5]; it falls to about 0 over the rounds.
+        s: Initial step size of the weights, in [0, 0.5]; it falls to about 0 over the rounds.
         measure: ``"accuracy"`` or ``"loss"``.
     """
 
@@ -48,13 +48,13 @@ class GA(DomainStrategy):
         self._after: PerDomain | None = None
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
-        """Ask what the last round's mean is worth to each domain; clients need no reference."""
+        """Ask for each domain's measure of the last round's averaged model; clients need no reference."""
         has_trained = any(key.startswith("before/") for key in self.state)
         self._after = ask.held_out()[self.measure] if has_trained else None
         return {}
 
     def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
-        """Move the weights by the last round's gaps, and average by them."""
+        """Update the weights by the last round's gaps, and average the updates with them."""
         del reference
         if self.s == 0:
             return phase.mean_update()

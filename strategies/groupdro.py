@@ -8,8 +8,8 @@ Source:                  Sagawa et al., "Distributionally Robust Neural Networks
                          algorithm 1, eta as in DomainBed; Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML
                          2019 (arXiv 1902.00146), algorithm 1.
 
-Deviation: AFL's round is weighed by the q that its own losses have moved, as GroupDRO's is; Mohri et al. step the model
-with the old q (their lambda).
+Deviation: AFL weighs a round with the q that the round's own losses have updated, as GroupDRO does; Mohri et al. step
+the model with the old q (their lambda).
 
 Neutral setting: eta 0, where q stays uniform and the run is ERM.
 
@@ -41,7 +41,7 @@ class GroupDRO(DomainStrategy):
         self.eta, self.form = eta, form
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
-        """Ask for the losses and move the weights: of all domains, since what one gains the others lose."""
+        """Ask for the losses and update the weights of all domains, which share a sum of 1."""
         if self.eta == 0:
             return {}
         losses = ask("loss")

@@ -2,7 +2,7 @@
 
 Objective of client e:   L_e + lambda_e (alpha ||H_e[g_e] - h||^2 / s_h + beta ||g_e - g||^2 / s_g)
 References (constants):  g = mean of g_e;  h = Hbar[g] (``hgp_of_mean``) or mean of H_e[g_e] (``mean_of_hgp``)
-Scale:                   ``"relative"``: s_g, s_h = the largest mean_e ||g_e||^2 so far, and of what h is the mean of;
+Scale:                   ``"relative"``: s_g = the largest mean_e ||g_e||^2 so far, s_h likewise for h's terms;
                          lambda_e <= 1 limits the penalty's gradient to the loss's, see :meth:`Step.limited`.
                          ``"absolute"``: s = lambda = 1, the published form
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
@@ -10,14 +10,14 @@ Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Ali
 
 ``g_e`` is the gradient and ``H_e`` the Hessian of the client's loss in the classifier head alone. The released code
 computes the HGP of the mean loss, ``Hbar[gbar]``; it takes two exchanges (gbar must be known before H_e[gbar] can be
-asked for). ``mean_of_hgp`` takes one. The two differ by O(1) relatively, so the choice is part of a result.
+asked for). ``mean_of_hgp`` takes one. Their relative difference is O(1), so the choice is part of a result.
 
 Deviation: penalties are relative by default, because ||H g||^2 grows with the sixth power of the features' length: with
 the published coefficients training diverges on one model and aligns nothing on another. ``scale="absolute"`` is the
-released objective, with the released coefficients where none are given; published protocols run it.
+released objective, by default with the released coefficients; published protocols use it.
 
 With frozen embeddings (lite0-features) the penalty shortens the features and aligns nothing beyond that: on IconPACS
-the gradient distance falls to a quarter of ERM's, and divided by the squared length it is ERM's (docs/method.md).
+the gradient distance falls to a quarter of ERM's; divided by the squared length it equals ERM's (docs/method.md).
 
 On the wire a round:     beside ERM's, C x K floats up for g_e and H_e[.], down for g (twice) and h, K = D + 1:
                          ResNet-18 for PACS, 7 x 513 floats = 14 kB each; and two numbers down for the sizes.

@@ -8,18 +8,18 @@ Scale:                   ``"relative"``: s_g, s_d = the largest mean_e ||g_e||^2
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 
-Deviation: penalties are relative by default, as those of HGP (:mod:`fedhess.strategies.hgp`) and for the same reason.
+Deviation: penalties are relative by default, as in HGP (:mod:`fedhess.strategies.hgp`) and for the same reason.
 Deviation: the released code estimates the diagonal with random probes (100 to 300 double backwards); a linear head's
 diagonal has a closed form, so the exact one is the default. ``probes=N`` gives Hutchinson's estimator with the same
 probes for every domain of a round (common random numbers), new in every round. ``probes=N,independent=true`` is the
-released estimator: new probes for each domain at each step, and others for the mean. With off(H) the sum of the squared
-entries of H off its diagonal and Hbar the mean Hessian, alpha multiplies in expectation:
+released estimator: new probes for each domain at each step, and separate ones for the mean. With off(H) the sum of the
+squared entries of H off its diagonal and Hbar the mean Hessian, alpha multiplies in expectation:
 
     exact          ||diag H_e - d||^2
     probes=N       ||diag H_e - d||^2 + off(H_e - Hbar) / N
     independent    ||diag H_e - d||^2 + (off(H_e) + off(Hbar)) / N
 
-So independent probes penalise the Hessian's own off-diagonal entries, in identical domains too.
+So independent probes penalise the Hessian's own off-diagonal entries, even if the domains are identical.
 
 On the wire a round:     beside ERM's, twice C x K floats up and down, K = D + 1: ResNet-18 for PACS, 7 x 513 floats =
                          14 kB each.
@@ -86,12 +86,12 @@ class Hutchinson(DomainStrategy):
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
-        """Ask for g_e and the diagonals in one exchange, without what has a zero coefficient."""
+        """Ask for g_e and the diagonals in one exchange, without statistics of coefficient zero."""
         diagonal = "probed" if self.probes else "diagonal"
         names = [name for name, coefficient in (("gradient", self.beta), (diagonal, self.alpha)) if coefficient > 0]
         if self.schedule.is_off:
             return {}
-        # Of its own for each round, although `references="previous"` has one seed for the run: nothing is shared.
+        # A seed per round, although `references="previous"` has one for the run: no probes are shared.
         seed = derive_seed(ask.seed, "mean", ask.server_round) if self.independent else ask.seed
         given = {"seed": seed, "probes": self.probes} if diagonal in names and self.probes else {}
         answers = ask.several(*names, **given)

@@ -2,13 +2,13 @@
 
 Objective of client e:   L_e + lambda c ||grad L_e - G||^2 over all trained parameters; c = E domains with form
                          ``"sum"``, 1 with ``"mean"``
-References:              G = mean of grad L_e, one exchange; with ``"sum"`` the number E of domains that answered
+References:              G = mean of grad L_e, one exchange; with ``"sum"`` also the number E of domains that answered
 Source:                  Koyama and Yamaguchi, "Out-of-Distribution Generalization with Maximal Invariant Predictor",
                          arXiv 2008.01883, as in DomainBed.
 
 The mean over the clients is the centralised objective exactly: the deviations add up to zero. DomainBed adds the sum
-of the squared distances over the domains to the mean of the losses: form ``"sum"``, with its 1000. The paper's variance
-is the mean: form ``"mean"``. The penalty's gradient is a double backward through the network.
+of the squared distances over the domains to the mean of the losses: form ``"sum"``, coefficient 1000. The paper's
+variance is the mean: form ``"mean"``. The penalty's gradient takes a double backward through the network.
 
 On the wire a round:     beside ERM's, the network's parameters once more up and down: ResNet-18, 44.7 MB each.
 Discloses:               each client's gradient of the whole network on one batch, from which examples may be rebuilt.
@@ -35,7 +35,7 @@ def network_gradient(forward: Forward) -> Tensor:
 
 
 def flat_gradient(loss: Tensor, parameters: list[torch.nn.Parameter], *, create_graph: bool) -> Tensor:
-    """Differentiate a loss by those parameters that are trained, zero where it does not depend on them: (P,)."""
+    """Differentiate a loss by the trained parameters, (P,); zero for parameters that it does not depend on."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, trained, create_graph=create_graph, retain_graph=True, allow_unused=True)
     filled = (torch.zeros_like(p) if g is None else g for p, g in zip(trained, gradients, strict=True))
@@ -58,7 +58,7 @@ class IGA(DomainStrategy):
         self.coefficient, self.form = coefficient, form
 
     def check(self, config: RunConfig) -> None:
-        """Check that the network is not compiled, since torch differentiates what is compiled once only."""
+        """Check that the network is not compiled, since torch differentiates compiled code only once."""
         if config.compile and self.coefficient > 0:
             raise UsageError(
                 f"--compile: not with strategy {config.strategy}, which differentiates gradients; leave it out"

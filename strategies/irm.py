@@ -1,4 +1,4 @@
-"""IRM: the head that is best for one domain is best for all, by the gradient of each domain's risk in a dummy scale.
+"""IRM: make one head optimal for all domains, by the gradient of each domain's risk with respect to a dummy scale.
 
 Objective of client e:   L_e + w D_e,  D_e = the penalty below, w = ``weight`` from ``anneal_steps`` on (before: 1)
 Penalty:                 with d(batch) = d/ds L(s * logits) at s = 1, the mean of <P - onehot, logits>:

@@ -3,13 +3,13 @@
 Objective of client e:   L_e of a network in which, behind each of the layers, with probability p a step, the maps x of
                          an example become s' (x - m) / s + m': m, s its mean and standard deviation by channel, and
                          m' = l m + (1 - l) m_j, s' = l s + (1 - l) s_j with j another example of the batch, by a random
-                         permutation, and l ~ Beta(alpha, alpha) of its own; statistics are constants
+                         permutation, and l ~ Beta(alpha, alpha) for each example; statistics are constants
 Server:                  mean update
 Source:                  Zhou et al., "Domain Generalization with MixStyle", ICLR 2021 (arXiv 2104.02008), and its
                          released code: p 0.5, alpha 0.1, behind the first two stages of a ResNet.
 
-A client of one domain mixes the styles within it, as a federation must that shares no examples; one of several mixes
-them all. References and evaluations are of the plain network.
+A client of one domain mixes styles within it, since a federation shares no examples. A client of several domains mixes
+across all of them. References and evaluations use the plain network.
 
 Neutral setting: p 0.
 
@@ -37,7 +37,7 @@ class MixStyle(DomainStrategy):
     Args:
         p: Probability that a layer mixes in a step.
         alpha: Both parameters of the Beta distribution of the weights.
-        layers: Ends of the names of the modules behind which is mixed, joined by plus signs; each returns (B, C, H, W).
+        layers: Suffixes of the names of the modules whose outputs, (B, C, H, W), are mixed, joined by plus signs.
     """
 
     def __init__(self, *, p: float = 0.5, alpha: float = 0.1, layers: str = "layer1+layer2") -> None:
@@ -46,7 +46,7 @@ class MixStyle(DomainStrategy):
         self.p, self.alpha, self.layers = p, alpha, layers
 
     def check(self, config: RunConfig) -> None:
-        """Check that the network is not compiled: what is compiled without hooks runs without them ever after."""
+        """Check that the network is not compiled: a network compiled without hooks never runs them."""
         if config.compile and self.p > 0:
             raise UsageError(f"--compile: not with strategy {config.strategy}, which mixes by hooks; leave it out")
 
@@ -56,7 +56,7 @@ class MixStyle(DomainStrategy):
             self._modules(model)
 
     def compute_gradient(self, step: LocalStep) -> None:
-        """Leave the gradient of the network that mixes."""
+        """Compute the gradient of the network with mixing."""
         if self.p == 0:
             step.backward()
             return
@@ -102,8 +102,8 @@ def mixed(maps: Tensor, weights: Tensor, others: Tensor) -> Tensor:
 
     Args:
         maps: (B, C, H, W).
-        weights: What its own statistics weigh, (B, 1, 1, 1).
-        others: Whose statistics it is mixed with, (B,).
+        weights: Weights of each example's own statistics, (B, 1, 1, 1).
+        others: Index of the example that each is mixed with, (B,).
 
     >>> maps = torch.tensor([[[[1.0, 3.0]]], [[[10.0, 30.0]]]])
     >>> mixed(maps, torch.zeros(2, 1, 1, 1), torch.tensor([1, 0])).flatten()

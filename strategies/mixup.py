@@ -1,14 +1,14 @@
 """Mixup between domains: train on weighted sums of examples of two domains, for the labels of both.
 
 Objective of client i:   sum over its domains, in a ring of random order, of the cross-entropy of the head on
-                         x = l x_d + (1 - l) x_d' with the labels of d, weighing l w_d, and with those of d', weighing
-                         (1 - l) w_d'; l ~ Beta(alpha, alpha), d' the domain after d, w_d what d weighs in the client's
+                         x = l x_d + (1 - l) x_d' with the labels of d, weight l w_d, and with those of d', weight
+                         (1 - l) w_d'; l ~ Beta(alpha, alpha), d' the domain after d, w_d the client's weight of d
 Server:                  mean update
 Source:                  Xu et al., AAAI 2020, and Yan et al. (arXiv 2001.00677), as DomainBed has it; alpha = 0.2.
 
-It needs clients that hold several domains (``--partition lambda``); one that holds a single domain trains on it as it
-is. Of two domains whose parts of the batch differ in size the first examples are mixed. Deviation: one l a step, where
-DomainBed draws one for each pair; the two sums of losses take a pass each. Mixed images are floats in [0, 1].
+It needs clients that hold several domains (``--partition lambda``). A client of a single domain trains without mixing.
+If two domains' parts of the batch differ in size, the first examples of the larger are mixed. Deviation: one l a step,
+where DomainBed draws one per pair. Each of the two sums of losses takes a pass. Mixed images are floats in [0, 1].
 
 Neutral setting: alpha 0, where nothing is mixed and the run is ERM.
 
@@ -49,7 +49,7 @@ class Mixup(DomainStrategy):
             )
 
     def compute_gradient(self, step: LocalStep) -> None:
-        """Leave the gradient of the mixture's losses for the labels of either domain."""
+        """Compute the gradient of the mixture's losses for the labels of both domains."""
         inputs, labels, sizes = step.batch
         if self.alpha == 0 or len(sizes) == 1:
             step.backward()

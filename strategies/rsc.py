@@ -1,14 +1,14 @@
-"""RSC: train on features from which those that the true class rests on most are muted.
+"""RSC: train on features while muting those that the true class depends on most.
 
-Objective of client e:   cross-entropy of the head on z * m: in each example the features whose d logit_y / dz is at or
-                         above its (1 - f) quantile over the features are 0, but only in the examples of the batch whose
-                         probability of the true class falls by at least the (1 - b) quantile through this
+Objective of client e:   cross-entropy of the head on z * m: m mutes, in each example, the features whose d logit_y / dz
+                         is at or above its (1 - f) quantile over the features, but only in examples whose probability
+                         of the true class falls by at least the (1 - b) quantile over the batch when they are muted
 Server:                  mean update
 Source:                  Huang et al., "Self-Challenging Improves Cross-Domain Generalization", ECCV 2020 (arXiv
-                         2007.02454), as DomainBed has it; f = b = 1/3.
+                         2007.02454), as in DomainBed; f = b = 1/3.
 
-The head is linear, so d logit_y / dz is its row of the true class. Deviation: the quantile over examples is of each
-client's batch, where DomainBed's is of all domains' together. The loss in the rows is that of the whole features.
+The head is linear, so d logit_y / dz is its row of the true class. Deviation: the quantile over examples is taken over
+each client's batch; DomainBed takes it over all domains together. The loss in the rows is that without muting.
 
 Neutral setting: f or b 0, where nothing is muted and the run is ERM.
 
@@ -29,8 +29,8 @@ class RSC(DomainStrategy):
     """Representation self-challenging.
 
     Args:
-        f: Part of the features that is muted, in [0, 1).
-        b: Part of the examples in which they are, in [0, 1).
+        f: Fraction of the features that is muted, in [0, 1).
+        b: Fraction of the examples in which features are muted, in [0, 1).
     """
 
     def __init__(self, *, f: float = 1 / 3, b: float = 1 / 3) -> None:

@@ -6,8 +6,8 @@ Server:                  mean update
 Source:                  Wang et al., "Sharpness-Aware Gradient Matching for Domain Generalization", CVPR 2023 (arXiv
                          2303.10353) and its released code; rho 0.05, alpha 0.001.
 
-The method is centralised; here each client takes its steps by it on its own loss. With one local step a round is
-centralised SAGM with an eps of each domain's own. Running statistics of batch norms are those of the passes at theta.
+The method is centralised; here each client applies it to its own loss. With one local step a round is centralised SAGM
+with a separate eps for each domain. Running statistics of batch norms are those of the passes at theta.
 
 Neutral setting: rho and alpha 0, where one pass is made and the run is ERM.
 
@@ -24,8 +24,8 @@ class SAGM(DomainStrategy):
     """Sharpness-aware gradient matching.
 
     Args:
-        rho: How far the worst point is away.
-        alpha: Part of the gradient that is taken off the way there.
+        rho: Distance to the worst point.
+        alpha: Multiple of the gradient that is subtracted from the perturbation.
     """
 
     def __init__(self, *, rho: float = 0.05, alpha: float = 0.001) -> None:
@@ -34,7 +34,7 @@ class SAGM(DomainStrategy):
         self.rho, self.alpha = rho, alpha
 
     def compute_gradient(self, step: LocalStep) -> None:
-        """Leave the mean of the gradients here and at the worst point."""
+        """Compute the mean of the gradients here and at the worst point."""
         step.backward()
         if self.rho == self.alpha == 0:
             return

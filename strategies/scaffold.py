@@ -1,23 +1,24 @@
-"""SCAFFOLD: correct each client's steps by what its own gradient and everyone's have been.
+"""SCAFFOLD: correct each client's steps by the difference between its own past mean gradient and everyone's.
 
 Objective of client i:   L_i + <c - c_i, theta>: each step goes along its gradient - c_i + c
 Server:                  mean update; c_i <- c_i - c + (theta - theta_i) / (K eta), for K steps of rate eta: the mean
-                         gradient that client i met; c = sum p_i c_i, p_i the weights of the run
+                         gradient of client i's steps; c = sum p_i c_i, p_i the weights of the run
 Source:                  Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML
                          2020 (arXiv 1910.06378), algorithm 1, option II.
 
-Clients stay stateless: the server computes c_i from the update and sends c - c_i with the model. A client that was
-never there has c_i = 0.
+Clients stay stateless: the server computes c_i from the update and sends c - c_i with the model. A client that has not
+taken part yet has c_i = 0.
 
-Deviation: c is the mean by the run's weights, not by 1 / N: so the corrections of a round of all clients cancel in the
-mean, and it is ERM's objective that is minimised however many clients a domain has.
-Deviation: with ``--momentum m`` K is the sum of (1 - m^j) / (1 - m) over j = 1 ... K, what the gradients count in the
-update (Wang et al., "Tackling the Objective Inconsistency Problem", NeurIPS 2020): c_i is their mean by these counts.
+Deviation: c is the mean with the run's weights, not with 1 / N. The corrections of a round of all clients then cancel
+in the mean, and ERM's objective is minimised however many clients a domain has.
+Deviation: with ``--momentum m``, K is replaced by the sum of (1 - m^j) / (1 - m) over j = 1 ... K, the weights of the
+gradients in the update (Wang et al., "Tackling the Objective Inconsistency Problem", NeurIPS 2020). c_i is the mean
+with these weights.
 
 Neutral setting: one client, whose c is its c_i: local training, bit for bit. No coefficient switches the method off.
 
 On the wire a round:     as ERM, and a model more down: ResNet-18 for PACS, 89.4 MB down, 44.7 MB up a client. The
-                         server holds a model a client, in checkpoints too.
+                         server holds one model per client, also in checkpoints.
 Discloses:               what ERM does, to the server; to a client its difference to the mean gradient of all.
 """
 
@@ -36,7 +37,7 @@ class Scaffold(DomainStrategy):
     """Control variates against the drift of clients."""
 
     def check(self, config: RunConfig) -> None:
-        """Check that an update shows the mean gradient behind it, as SGD's does."""
+        """Check that the clients use SGD, whose update reveals the mean gradient."""
         if config.client_optimizer != "SGD":
             raise UsageError(
                 f"--strategy {config.strategy}: it reads a client's mean gradient from its update, which "

@@ -8,7 +8,7 @@ Statistics:              g_e in one exchange, H_e[g_e - gbar] in a second; a cli
 Source:                  the gradient-matching term of Hemati et al. (arXiv 2308.11778, section 4), differentiated: the
                          sum over e of (g_e - gbar)^T H_e with the deviations adding up to zero.
 
-The gradient is that at the model the round began from. The server optimizer steps along the sum, so with SGD and
+The gradient is taken at the model that the round began from. The server optimizer steps along the sum, so with SGD and
 learning rate 1 the head is moved by ``-step * grad A`` after averaging.
 
 On the wire a round:     beside ERM's, twice C x K floats up and once down: ResNet-18 for PACS, 29 and 14 kB.

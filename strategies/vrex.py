@@ -1,4 +1,4 @@
-"""V-REx: make the risks of the domains equal by their variance.
+"""V-REx: make the risks of the domains equal by penalising their variance.
 
 Objective of client e:   L_e + w c (L_e - Lbar)^2, w = ``weight`` from ``anneal_steps`` on (before: 1)
 References:              Lbar = mean of L_e, one exchange

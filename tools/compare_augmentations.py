@@ -26,14 +26,14 @@ BATCH, SIDE = 32, 224
 
 
 def pictures() -> Tensor:
-    """Give 32 images of IconPACS at 224 px, (32, 3, 224, 224) uint8."""
+    """Return 32 images of IconPACS at 224 px, (32, 3, 224, 224) uint8."""
     photo = open_benchmark("IconPACS").load("photo")
     small = photo.inputs(torch.arange(0, len(photo), len(photo) // BATCH)[:BATCH])
     return torch.nn.functional.interpolate(small.float(), (SIDE, SIDE), mode="bicubic").clamp(0, 255).to(torch.uint8)
 
 
 def with_fedhess(apply: Callable[..., Tensor], images: Tensor) -> Callable[[], object]:
-    """Draw parameters and apply them, in one of our ways."""
+    """Draw parameters and apply them, in one of our two ways."""
     generator = torch.Generator().manual_seed(0)
     return lambda: apply(images, draw(len(images), size=(SIDE, SIDE), generator=generator))
 

@@ -45,7 +45,7 @@ def trained(config: RunConfig) -> HeadedModel:
 
 
 def accuracies(config: RunConfig, targets: Sequence[str], *, probe: bool) -> list[float]:
-    """Train on the sources; return the accuracy on what each of the targets keeps, in per cent."""
+    """Train on the sources; return the accuracy, in per cent, on the examples that each target keeps."""
     if probe:
         parts = [local_domain(config, domain=domain, role=SOURCE) for domain in config.sources]
         batches = [part.batch(part.train_indices) for part in parts]

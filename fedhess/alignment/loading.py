@@ -55,7 +55,7 @@ BUILT_IN = {
 
 
 def known_strategies() -> dict[str, str]:
-    """Return every strategy that has a name: the built-in ones, then installed entry points, as ``module:Class``."""
+    """Return every named strategy as ``module:Class``: installed entry points, overridden by the built-in ones."""
     return {**installed(ENTRY_POINT_GROUP), **BUILT_IN}
 
 
@@ -75,12 +75,12 @@ class Method:
 
     @property
     def is_flower(self) -> bool:
-        """Whether it is a plain Flower strategy, to which the run's server optimizer and weighting mean nothing."""
+        """Whether it is a plain Flower strategy, which ignores the run's server optimizer and weighting."""
         return not issubclass(self.cls, DomainStrategy)
 
     @property
     def statistics(self) -> dict[str, Callable[..., Tensor]]:
-        """What its clients may be asked, by name: none of a plain Flower strategy."""
+        """The statistics that its clients may be asked for, by name; none for a plain Flower strategy."""
         return {} if self.is_flower else {**self.cls.statistics, **self.cls.network_statistics}
 
     def check_args(self, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -164,8 +164,8 @@ def find_method(name: str) -> Method:
 def client_half(config: RunConfig) -> DomainStrategy:
     """Build the client half of the run's strategy; under a plain Flower strategy clients train ERM.
 
-    Each message has one of its own, in every engine: what it keeps by itself is gone with the message's process on a
-    SuperNode, and would be other clients' here.
+    Each message gets a new object, in every engine. What an object stores would be lost with the message's process on a
+    SuperNode, and visible to other clients in one shared process.
     """
     if find_method(config.strategy).is_flower:
         return DomainStrategy()
@@ -173,10 +173,10 @@ def client_half(config: RunConfig) -> DomainStrategy:
 
 
 def strategy_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
-    """Build the run's model with what its strategy trains beside it; see `build_model`."""
+    """Build the run's model with the auxiliary modules of its strategy; see `build_model`."""
     model, strategy = build_model(config, initial=initial), client_half(config)
     with (
-        seeded_globally(config.seed, "auxiliary"),  # its layers draw, when a process first needs the model
+        seeded_globally(config.seed, "auxiliary"),  # layers draw initial values when a process first needs the model
         users_code(f"strategy {config.strategy!r}", "auxiliary", type(strategy)),
     ):
         auxiliary = strategy.auxiliary(model)
@@ -190,7 +190,7 @@ def strategy_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
 def resolved_args(name: str, args: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return a strategy's arguments, defaults included.
 
-    A default of None is replaced by the object's attribute of that name; without any it is left out.
+    A default of None is replaced by the object's attribute of that name; if there is none, the argument is left out.
     """
     method, strategy = find_method(name), load_strategy(name, args)
     defaults = {key: p.default for key, p in method.parameters.items() if p.default is not p.empty}

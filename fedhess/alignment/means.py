@@ -36,7 +36,7 @@ class WeightedMean:
         self._weight += weight
 
     def result(self) -> dict[str, Tensor]:
-        """Return the mean, and end the use of this object; zero where nothing that was added weighs anything.
+        """Return the mean, zero if all weights are zero. This object must not be used again.
 
         Raises:
             ValueError: Nothing was added.
@@ -50,7 +50,7 @@ class WeightedMean:
 
 
 class RobustMean:
-    """A mean that a hostile minority cannot move at will, of what was added, each once; see :func:`robust_mean`.
+    """A mean with equal weights that a hostile minority cannot move at will; see :func:`robust_mean`.
 
     Memory: everything that was added.
     """
@@ -60,7 +60,7 @@ class RobustMean:
         self._added: list[Mapping[str, Tensor]] = []
 
     def add(self, tensors: Mapping[str, Tensor], weight: float = 1.0) -> None:
-        """Add tensors, which are kept; the weight counts for nothing."""
+        """Add tensors, which are kept; the weight is ignored."""
         del weight
         self._added.append(tensors)
 
@@ -69,26 +69,26 @@ class RobustMean:
         return robust_mean(self._kind, self._added, hostile=self._hostile)
 
 
-MeanRule = Callable[[], WeightedMean | RobustMean]  # makes a mean to which nothing was added
+MeanRule = Callable[[], WeightedMean | RobustMean]  # makes an empty mean
 
 MEAN: MeanRule = WeightedMean
 
 
 def mean_rule(kind: str, *, hostile: int) -> MeanRule:
-    """Return how means are taken: ``"mean"``, or robustly against so many hostile contributions."""
+    """Return the rule of a kind: ``"mean"``, or a mean that is robust against ``hostile`` contributions."""
     return WeightedMean if kind == "mean" else partial(RobustMean, kind, hostile)
 
 
 class DomainMeans:
-    """One mean a domain over its clients, each weighted by its examples of the domain, added up as they come.
+    """One mean per domain over its clients, weighted by their examples of the domain and added up as they come.
 
-    Memory: one set of tensors a domain, whatever the number of clients; all of them where the mean is robust. A single
-    client's values are kept bit for bit.
+    Memory: one set of tensors per domain, whatever the number of clients; those of all clients if the mean is robust.
+    The mean over a single client has its values bit for bit.
 
     Args:
-        domains: The order of the result.
+        domains: Domains in the order of the result.
         expected: For each client that may contribute, its examples by domain.
-        rule: How the means are taken, of each name for itself.
+        rule: How the means are taken, separately for each name.
 
     Attributes:
         examples: Examples behind each mean so far, by domain.
@@ -108,7 +108,7 @@ class DomainMeans:
         self.examples[domain] = self.examples.get(domain, 0) + examples
 
     def result(self) -> dict[str, dict[str, Tensor]]:
-        """Return the mean of every domain that has a client, in domain order, and end the use of this object."""
+        """Return the mean of every domain that has a client, in domain order. This object must not be used again."""
         there = [domain for domain in self._domains if domain in self._means]
         return {domain: {name: mean.result()[name] for name, mean in self._means[domain].items()} for domain in there}
 
@@ -119,7 +119,7 @@ class PerDomain(Mapping[str, Tensor]):
     Args:
         values: The statistic by domain.
         weights: Weight of each domain in :meth:`mean`; equal unless the run weighs by examples.
-        rule: How :meth:`mean` is taken, of these values and of others that are made of them.
+        rule: How :meth:`mean` is taken, also of values from :meth:`with_values`.
     """
 
     def __init__(self, values: Mapping[str, Tensor], weights: Mapping[str, float], rule: MeanRule = MEAN) -> None:
@@ -135,7 +135,7 @@ class PerDomain(Mapping[str, Tensor]):
         return len(self._values)
 
     def with_values(self, values: Mapping[str, Tensor]) -> "PerDomain":
-        """Return other values of the same domains, weighed alike."""
+        """Return other values of the same domains, with the same weights and rule."""
         return PerDomain({domain: values[domain] for domain in self._values}, self._weights, self._rule)
 
     def mean(self) -> Tensor:

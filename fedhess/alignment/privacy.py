@@ -1,4 +1,4 @@
-"""Differential privacy as a strategy meets it: how often it has a client answer, and what statistics are clipped to."""
+"""Differential privacy of a strategy: how often a client answers, and the norms that statistics are clipped to."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -30,12 +30,12 @@ def run_noise(config: RunConfig) -> float:
 
 
 def check_privacy(configs: Sequence[RunConfig]) -> None:
-    """Check that the strategies of private runs, one job's, can be private; nothing where they are not.
+    """Check that the strategies of a job's private runs can be private; other runs are not checked.
 
     Raises:
-        UsageError: The clients of one do not train under our own rules, one has a statistic without a bound or without
-            per-example terms, a bound is of nothing, or dp-accounting is not installed.
-        StrategyError: As `releases_per_round`.
+        UsageError: A strategy is a plain Flower strategy; a statistic has no bound, or no per-example terms where the
+            unit is an example; a bound names no statistic of the job; or dp-accounting is not installed.
+        StrategyError: See `rehearse_references`.
     """
     known = {UPDATE, STATISTICS}
     for config in configs:
@@ -75,6 +75,6 @@ def _asked_in(config: RunConfig) -> tuple[str, ...]:
 
 @lru_cache(maxsize=32)
 def _asked(name: str, args: tuple[tuple[str, Scalar], ...], domains: tuple[str, ...]) -> tuple[str, ...]:
-    strategy = load_strategy(name, dict(args))  # one of its own: it may keep what it is answered
+    strategy = load_strategy(name, dict(args))  # a new object: a strategy may store the answers
     assert isinstance(strategy, DomainStrategy), "check_privacy refuses others"
     return rehearse_references(strategy, name, domains, private=True)[0]

@@ -1,4 +1,4 @@
-"""A round without clients, which shows before any runs what a strategy asks of them, and whether the run allows it."""
+"""A round without clients. It shows, before any run, what a strategy asks of clients and whether the run allows it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -17,15 +17,15 @@ from fedhess.models.headed import HeadedModel
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.run_config import RunConfig
 
-STEPPING = (FedAdagrad, FedAdam, FedAvgM, FedYogi)  # of Flower's strategies those with a server optimizer
+STEPPING = (FedAdagrad, FedAdam, FedAvgM, FedYogi)  # Flower's strategies with a server optimizer
 
 
 def check_training(configs: Sequence[RunConfig]) -> None:
-    """Check that the strategies' local training goes with privacy and with robust means, where a run has them.
+    """Check that the strategies' local training is compatible with privacy and robust means, if a run has them.
 
     Raises:
-        UsageError: That of one does not: see `check_mean_update` and `check_relay`. Or a plain Flower strategy would
-            step along the running statistics of batch norms.
+        UsageError: Local training of a strategy is not compatible: see `check_mean_update` and `check_relay`. Or a
+            plain Flower strategy would step along the running statistics of batch norms.
         StrategyError: A strategy's server half raised on statistics that are zero.
     """
     for config in configs:
@@ -49,11 +49,11 @@ def check_training(configs: Sequence[RunConfig]) -> None:
 
 
 def check_mean_update(config: RunConfig, *, weighs: bool, sees: bool, held_out: bool) -> None:
-    """Check that all clients may train at once in a strategy's way.
+    """Check that a strategy may train all clients at once in the way that it asks for.
 
     Raises:
         UsageError: The mean is robust, which counts every client once, and the strategy weighs the domains or sees
-            each update; or the run is private, and it wants evaluations.
+            each update; or the run is private, and the strategy asks for evaluations.
     """
     if config.is_private and held_out:
         raise UsageError(
@@ -69,8 +69,8 @@ def check_relay(config: RunConfig) -> None:
     """Check that the domains may train one after the other.
 
     Raises:
-        UsageError: The mean over clients is to be robust: here no mean is taken over the domains. Or the run is
-            private, and momentum goes from client to client, or clients answer once for each of several domains.
+        UsageError: The mean over clients is robust, but a relay takes no mean over the domains. Or the run is private,
+            and momentum is passed from client to client, or clients answer once for each of several domains.
     """
     _require_mean(config, "it trains one domain after the other, and each leaves the model where it likes")
     if config.is_private and config.momentum:
@@ -96,14 +96,14 @@ def _require_mean(config: RunConfig, reason: str) -> None:
 def rehearse_references(
     strategy: DomainStrategy, name: str, domains: Sequence[str], *, private: bool
 ) -> tuple[tuple[str, ...], Mapping[str, Any]]:
-    """Have a new strategy, which may keep what it is answered, make the references of round 1 from zeros.
+    """Have a new strategy object, which may store the answers, make the references of round 1 from zeros.
 
     Returns:
         The statistics that it asked for, in order, and the references.
 
     Raises:
-        StrategyError: It raised.
-        UsageError: It asks for evaluations, which a private run does not have.
+        StrategyError: The strategy raised.
+        UsageError: The strategy asks for evaluations, which a private run does not have.
     """
     ask = _Ask(strategy, name, domains, private=private)
     with users_code(f"strategy {name!r}", "reference", type(strategy).reference):
@@ -147,7 +147,7 @@ class _Ask:
 
 
 class _IsAllowedError(UsageError):
-    """Ends the rehearsal: what the strategy has its clients do is allowed."""
+    """Ends the rehearsal: the training that the strategy asks for is allowed."""
 
 
 class _Training:

@@ -1,7 +1,7 @@
 """Means that a hostile minority cannot move at will, in the place of :class:`fedhess.alignment.means.WeightedMean`.
 
-Each contribution counts once: weights say how many examples a client claims. All contributions are held at once, and
-none of these means is the centralised algorithm's: promise 1 of docs/design.md holds for ``mean`` alone.
+All contributions have equal weight, because weights only say how many examples a client claims. They are all in memory
+at once. None of these means is the centralised algorithm's: promise 1 of docs/design.md holds for ``mean`` alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,20 +21,20 @@ Tensors = Mapping[str, Tensor]
 def robust_mean(kind: str, contributions: Sequence[Tensors], *, hostile: int) -> dict[str, Tensor]:
     """Combine named tensors of several senders, given in a fixed order.
 
-    ``median`` is that of each value, as in Flower's FedMedian, and ``trimmed`` the mean of each value without the
-    ``hostile`` largest and smallest, by Flower's ``trim_mean`` (Yin et al., "Byzantine-Robust Distributed Learning",
-    ICML 2018, both). ``geometric`` is the point with the least sum of distances to all (Pillutla et al., "Robust
-    Aggregation for Federated Learning", IEEE TSP 2022). ``krum`` takes the one contribution that is nearest to its
-    neighbours and ``multikrum`` the mean of the n - hostile nearest, both by Flower's ``select_multikrum`` (Blanchard
-    et al., "Machine Learning with Adversaries", NeurIPS 2017).
+    ``median`` is the coordinate-wise median, as in Flower's FedMedian. ``trimmed`` is the coordinate-wise mean without
+    the ``hostile`` largest and smallest values, by Flower's ``trim_mean`` (both: Yin et al., "Byzantine-Robust
+    Distributed Learning", ICML 2018). ``geometric`` is the point with the least sum of distances to all contributions
+    (Pillutla et al., "Robust Aggregation for Federated Learning", IEEE TSP 2022). ``krum`` takes the one contribution
+    that is nearest to its neighbours, ``multikrum`` the mean of the n - hostile nearest, both by Flower's
+    ``select_multikrum`` (Blanchard et al., "Machine Learning with Adversaries", NeurIPS 2017).
 
     Args:
-        kind: Which.
-        contributions: Of each sender, tensors by name; distances are of all names together.
-        hostile: How many of them may be hostile; where fewer than 2 * hostile + 1 came, as many as a majority bears.
+        kind: Name of the mean, as above.
+        contributions: Tensors by name of each sender. Distances are over all names together.
+        hostile: How many senders may be hostile; if fewer than 2 * hostile + 1 contributed, the largest minority.
 
     Returns:
-        The dtypes of the contributions, float64 for whole numbers.
+        Tensors by name, in the dtypes of the contributions; float64 for whole numbers.
 
     >>> values = [{"": torch.tensor([value])} for value in (1.0, 2.0, 4.0, 1e6)]
     >>> [float(robust_mean(kind, values, hostile=1)[""]) for kind in ("median", "trimmed", "krum")]
@@ -54,13 +54,13 @@ def robust_mean(kind: str, contributions: Sequence[Tensors], *, hostile: int) ->
 
 
 def _geometric(points: np.ndarray) -> np.ndarray:
-    """Weiszfeld's algorithm, begun at the median of each value; smoothed as by Pillutla et al., relative to lengths."""
+    """Weiszfeld's algorithm from the coordinate-wise median; smoothed as in Pillutla et al., relative to distances."""
     own = torch.from_numpy(points)
     centre = torch.from_numpy(np.median(points, axis=0))
     for _ in range(STEPS):
         distances = (own - centre).norm(dim=1)
         near = distances.median()
-        if near == 0:  # half of them are there
+        if near == 0:  # half of the points are at the centre
             break
         weights = 1 / distances.clamp_min(1e-6 * near)
         moved = (weights.unsqueeze(1) * own).sum(0) / weights.sum()

@@ -1,4 +1,4 @@
-"""Who takes the server step: the run's optimizer along the mean update, or a plain Flower strategy."""
+"""The server step, taken by the run's optimizer along the mean update or by a plain Flower strategy."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _BY_EXAMPLES = inspect.signature(flower.FedAvg).parameters["weighted_by_key"].de
 
 
 def is_server_setting(key: str) -> bool:
-    """Whether a setting, or a key of a variant, is one of the run's server.
+    """Whether a setting, or a key of a variant, configures the run's server.
 
     >>> is_server_setting("server-optimizer-args.eps"), is_server_setting("lr")
     (True, False)
@@ -31,9 +31,9 @@ def is_server_setting(key: str) -> bool:
 def require_server(
     strategies: Sequence[str], given: Mapping[str, object], variants: Sequence[Mapping[str, object]] = ()
 ) -> None:
-    """Check that settings of the server, where they are given, mean something to at least one strategy.
+    """Check that server settings, if any are given, have an effect on at least one strategy.
 
-    ``given`` are settings that were chosen, by their name in ``RunConfig``; None is not chosen.
+    ``given`` has the values of settings by their name in ``RunConfig``; None means that a setting was not given.
     """
     options = [f"--{key.replace('_', '-')}" for key in given if is_server_setting(key) and given[key] is not None]
     options += [f"--variants: {key}" for variant in variants for key in variant if is_server_setting(key)]
@@ -64,7 +64,7 @@ def _own_server(name: str, args: Mapping[str, Scalar]) -> str:
     """Describe the server of a plain Flower strategy; nothing for a strategy that steps by the run's optimizer."""
     try:
         method, strategy = find_method(name), load_strategy(name, args)
-    except UsageError:  # a recorded job may be of a strategy that is installed elsewhere
+    except UsageError:  # the strategy of a recorded job may be installed elsewhere only
         return "not known, the strategy cannot be loaded here"
     if not method.is_flower:
         return ""

@@ -1,4 +1,4 @@
-"""Statistics of a batch at the classifier head, and the shapes that a strategy's have on the run's own head."""
+"""Statistics of a batch at the classifier head, and the shapes of a strategy's statistics on the run's own head."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,7 +22,7 @@ def head_batch(model: HeadedModel, features: Tensor, labels: Tensor) -> HeadBatc
 
 
 def compute_statistic(function: Statistic, batch: HeadBatch, /, **given: Tensor | Scalar) -> Tensor:
-    """Evaluate a statistic of the head with those of the given tensors and scalars that it has a parameter for."""
+    """Evaluate a statistic of the head, with the given tensors and scalars that it has a parameter for."""
     return function(batch, **{name: value for name, value in given.items() if name in _parameter_names(function)})
 
 
@@ -32,7 +32,7 @@ def strategy_statistic(
     """Evaluate a strategy's statistic on a head batch, or on a whole pass, detached from its graph.
 
     Raises:
-        StrategyError: It raised, or returned no tensor.
+        StrategyError: The statistic raised, or returned no tensor.
     """
     with users_code(f"strategy {strategy!r}", hook, function):
         value = compute_statistic(function, of, **given) if isinstance(of, HeadBatch) else function(of)
@@ -67,9 +67,9 @@ def _parameter_names(function: Statistic) -> frozenset[str]:
 
 
 class StatisticShapes:
-    """The statistics of a strategy on a model of the run's, each with the shape and dtype its value must have.
+    """The shape and dtype that each statistic of a strategy must have on the run's model.
 
-    ``network`` names those of the whole network, flat vectors over its trained parameters.
+    ``network`` names the statistics of the whole network, which are flat vectors over its trained parameters.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class StatisticShapes:
     def of(self, names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, Tensor]:
         """Return a tensor of the right shape and dtype for each statistic, computed on one blank example.
 
-        It is computed again where scalars of the function differ from the last time, but for a seed.
+        A tensor is computed again if scalars of the function, other than a seed, differ from the last call.
 
         Raises:
             LookupError: The strategy lists no such statistic.

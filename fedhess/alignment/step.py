@@ -24,13 +24,13 @@ class Forward:
 
     Attributes:
         model: The model that made it.
-        stamp: Where the model's parameters were and how often they had been written to.
+        stamp: Memory address and version counter of each parameter at the time of the pass.
         wrote_buffers: Whether the pass changed buffers of the model (running statistics that are not frozen).
         inputs: (B, ...) inputs of the batch.
         labels: (B,) class indices.
         features: (B, D) features, part of the autograd graph unless gradients were off.
         batch: The features with labels and head.
-        parts: The same pass by domain, where the batch holds examples of several; else the pass alone.
+        parts: The pass split by domain if the batch holds examples of several domains; otherwise the pass itself.
     """
 
     model: HeadedModel
@@ -47,15 +47,15 @@ class Forward:
 
     @property
     def taken(self) -> tuple[Tensor, Tensor, list[int]]:
-        """Inputs, labels and the number of examples of each part: what :func:`run_forward` takes."""
+        """Inputs, labels and the number of examples of each part, as :func:`run_forward` takes them."""
         return self.inputs, self.labels, [len(part.labels) for part in self.parts]
 
     def is_made_by(self, model: HeadedModel) -> bool:
-        """Whether the model made this pass and its parameters are still what they were."""
+        """Whether the model made this pass and its parameters have not changed since."""
         return self.model is model and self.stamp == _stamp(model)
 
     def graph_bytes(self) -> int:
-        """Count the bytes that the autograd graph of the features keeps beside the model's own."""
+        """Count the bytes that the autograd graph of the features keeps, without the model's parameters."""
         own = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
         kept: dict[int, int] = {}
         seen, ahead = set(), [self.features.grad_fn]
@@ -74,8 +74,8 @@ class Forward:
         return sum(size for place, size in kept.items() if place not in own)
 
 
-# A function of a whole forward pass, whose graph it may differentiate; its value is flat, with as many values as the
-# trained parameters have.
+# A function of a whole forward pass. It may differentiate the graph of the pass, and returns a flat tensor with as many
+# values as the trained parameters have.
 NetworkStatistic = Callable[[Forward], Tensor]
 
 
@@ -86,7 +86,7 @@ def _stamp(model: HeadedModel) -> tuple[tuple[int, int], ...]:
 def run_forward(model: HeadedModel, inputs: Tensor, labels: Tensor, *, sizes: Sequence[int] | None = None) -> Forward:
     """Compute the features of inputs (B, ...) in training mode and pair them with labels (B,) and head.
 
-    ``sizes`` are the numbers of examples of the domains that follow each other in a batch of several.
+    In a batch of several domains, one after the other, ``sizes`` has the number of examples of each.
     """
     model.train()
     before = [buffer._version for buffer in model.buffers()]
@@ -105,16 +105,16 @@ def run_forward(model: HeadedModel, inputs: Tensor, labels: Tensor, *, sizes: Se
 
 @dataclass
 class Step:
-    """What a strategy's penalty sees of one local step.
+    """One local step, as a strategy's penalty sees it.
 
     Attributes:
         model: The client's working model, in training mode.
-        forward: The step's batch: inputs, labels, features (part of the autograd graph), and these with the head.
-        before: The tensors of the global model, which the round began from, on the model's device.
+        forward: The step's forward pass: inputs, labels, features (part of the autograd graph) and head batch.
+        before: Tensors of the global model that the round began from, on the model's device.
         index: Number of the step since the beginning of the run, from 0.
         server_round: Number of the round, from 1.
         l2: Coefficient of the sum of squared parameters that is part of the loss.
-        key: What names the client's stream of batches: (seed, domain, client).
+        key: Key of the client's stream of batches: (seed, domain, client).
     """
 
     model: HeadedModel
@@ -128,7 +128,7 @@ class Step:
 
     @cached_property
     def generator(self) -> torch.Generator:
-        """The step's random numbers, on the CPU: those of (seed, domain, client, step), drawn alike at each start."""
+        """Generator of the step's random numbers, on the CPU, seeded from (seed, domain, client, step)."""
         return seeded_generator(*self.key, "step", self.index)
 
     @property
@@ -178,14 +178,14 @@ class Step:
     def limited(self, penalty: Tensor) -> Tensor:
         """Scale a penalty down until its gradient is no longer than the loss's, at the head's inputs and parameters.
 
-        The factor is ``min(1, ||dL/dz|| / ||dP/dz||, ||dL/dW|| / ||dP/dW||)``, a constant, with z the batch's features,
-        W the head's weight and bias, and L the loss without the L2 term. A ratio stands only where P has a gradient.
+        The factor is ``min(1, ||dL/dz|| / ||dP/dz||, ||dL/dW|| / ||dP/dW||)``, a constant. z are the batch's features,
+        W the head's weight and bias, L is the loss without the L2 term. Ratios are left out where P has no gradient.
 
         Args:
             penalty: P, (), a function of features, head or both.
 
         Raises:
-            UsageError: It is a function of neither.
+            UsageError: The penalty depends on neither.
         """
         batch = self.batch
         head = [batch.weight] if batch.bias is None else [batch.weight, batch.bias]
@@ -216,17 +216,17 @@ class Step:
 
 @dataclass
 class LocalStep:
-    """One local step of a client over all the domains that it holds, as a strategy's step rule takes it.
+    """One local step of a client over all domains that it holds, as a strategy's step rule sees it.
 
     Attributes:
         model: The client's working model, in training mode.
         batch: Inputs (B, ...) and labels (B,), domain after domain, and the number of examples of each.
-        objective: Makes loss and objective of a pass over the batch, () each.
+        objective: Computes the loss and the objective of a pass over the batch, () each.
         index: Number of the step since the beginning of the run, from 0.
-        key: What names the client's stream of batches: (seed, domain, client).
-        made: A pass over the batch that is there already, if any.
-        seeded: What a pass in its place is made in, so that what is drawn after it does not depend on which it was.
-        recorded: Loss and objective, (2,), that :meth:`backward` first went back from.
+        key: Key of the client's stream of batches: (seed, domain, client).
+        made: A pass over the batch that was computed earlier, if any.
+        seeded: Context for computing the pass if ``made`` is None, so that later random draws are the same either way.
+        recorded: Loss and objective, (2,), of the first call of :meth:`backward`.
     """
 
     model: HeadedModel
@@ -245,20 +245,20 @@ class LocalStep:
 
     @cached_property
     def generator(self) -> torch.Generator:
-        """The step's random numbers, on the CPU: those of (seed, domain, client, step)."""
+        """Generator of the step rule's random numbers, on the CPU, seeded from (seed, domain, client, step)."""
         return seeded_generator(*self.key, "step rule", self.index)
 
     def run(self, batch: tuple[Tensor, Tensor, Sequence[int]] | None = None) -> Forward:
-        """Make a pass over the batch, or over another."""
+        """Run a forward pass over the step's batch, or over another batch."""
         inputs, labels, sizes = batch or self.batch
         return run_forward(self.model, inputs, labels, sizes=sizes)
 
     def backward(self, passes: Iterable[tuple[float, Forward]] = ()) -> None:
-        """Add the gradient of the objective to that of the parameters, where they are; by default of a plain pass.
+        """Add the gradient of the objective at the current parameters to their ``grad``; by default of a plain pass.
 
         Args:
-            passes: Others in its place, each with what its objective weighs in their sum. One is in memory at a time
-                where they are made as they are taken.
+            passes: Passes in its place, each with the weight of its objective in their sum. With a generator only one
+                is in memory at a time.
         """
         made, self.made, seeded, self.seeded = self.made, None, self.seeded, nullcontext
         if not passes:
@@ -273,16 +273,16 @@ class LocalStep:
             self.recorded = torch.stack(terms).sum(0)
 
     def take_gradient(self) -> dict[str, Tensor]:
-        """Return the parameters' gradient by name, without those that have none, and leave none."""
+        """Return the gradients by name, without parameters that have none, and set all to None."""
         taken = {name: parameter.grad for name, parameter in self.trained.items() if parameter.grad is not None}
         self.model.zero_grad(set_to_none=True)
         return taken
 
     @contextmanager
     def moved(self, by: Mapping[str, Tensor]) -> Iterator[None]:
-        """Have parameters elsewhere within the block, by tensors of their names; what it writes to buffers is undone.
+        """Shift parameters by the tensors of their names within the block, and restore buffers that it writes to.
 
-        Their own values are not written to: other clients may be reading them.
+        The parameters' own values are not written to: other clients may be reading them.
         """
         here = {name: parameter.data for name, parameter in self.trained.items()}
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
@@ -302,9 +302,9 @@ class LocalStep:
 def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> range:
     """Number the steps that a client takes in a round, counted from 0 since the beginning of the run.
 
-    ``local_steps`` each round; or, with ``local_epochs``, ``local_epochs * ceil(N / B)`` for the client's N training
-    examples. A client of several domains takes the steps of all its examples, each domain's part of a batch from passes
-    of its own.
+    These are ``local_steps`` each round or, with ``local_epochs``, ``local_epochs * ceil(N / B)`` for the client's N
+    training examples. N counts the examples of all its domains; each domain's part of a batch comes from passes over
+    that domain's examples.
     """
     each = config.local_steps
     if config.local_epochs:

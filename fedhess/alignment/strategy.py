@@ -21,7 +21,7 @@ from fedhess.models.headed import HeadedModel
 from fedhess.settings.assignments import Scalar
 from fedhess.settings.run_config import RunConfig
 
-# What a strategy's server half hands to the clients: tensors for all, or values by domain, to each those it holds.
+# What a strategy's server half sends to the clients: tensors for all, or values by domain, each to its own clients.
 Reference = Mapping[str, Tensor | Mapping[str, Tensor]]
 
 Annealing = Literal["rescale", "reset"]
@@ -73,8 +73,8 @@ class PenaltySchedule:
 class PenaltyScale:
     """What the squared distances of statistics to their means are divided by.
 
-    ``"absolute"``: by nothing, as published. A coefficient then fits one length of the features: ||g||^2 grows with its
-    square, ||diag H||^2 with its fourth and ||H g||^2 with its sixth power.
+    ``"absolute"``: by nothing, as published. A coefficient then fits one length of the features: ||g||^2 grows with the
+    square of the length, ||diag H||^2 with its fourth and ||H g||^2 with its sixth power.
 
     ``"relative"``: by the largest size that the statistic has had so far, ``max over rounds of mean_e ||s_e||^2``, so
     that a coefficient means the same whatever the features' length and the number of classes. Dividing by the size of
@@ -83,7 +83,7 @@ class PenaltyScale:
     one network or another.
 
     Args:
-        kind: Which of the two.
+        kind: ``"absolute"`` or ``"relative"``.
         sizes: Where the largest sizes are kept: the strategy's :attr:`DomainStrategy.state`.
     """
 
@@ -91,7 +91,7 @@ class PenaltyScale:
         self.kind, self.sizes = kind, sizes
 
     def references(self, answers: Mapping[str, PerDomain]) -> dict[str, Tensor]:
-        """Return the mean of each statistic by its name, and where relative its size as ``NAME_size``, ()."""
+        """Return the mean of each statistic by name and, if relative, its size as ``NAME_size``, ()."""
         means = {name: values.mean() for name, values in answers.items()}
         if self.kind == "absolute":
             return means
@@ -102,7 +102,7 @@ class PenaltyScale:
         return means | {f"{name}_size": self.sizes[f"{name}_size"] for name in means}
 
     def scaled(self, distance: Tensor, name: str, reference: Mapping[str, Tensor]) -> Tensor:
-        """Divide a squared distance to the reference of that name, ()."""
+        """Return a squared distance to the named reference, (), divided by the size if relative."""
         if self.kind == "absolute":
             return distance
         return distance / reference[f"{name}_size"].clamp_min(torch.finfo(distance.dtype).tiny)
@@ -110,9 +110,9 @@ class PenaltyScale:
 
 @dataclass
 class ClientUpdate:
-    """Mean of what local steps made: ``before - after`` by name, and the optimizers' momentum where it was wanted.
+    """Mean of local training: ``before - after`` by name, and the optimizers' momentum if it was requested.
 
-    One client's own has its :attr:`ClientReply.held_out` too, where that was wanted.
+    The update of a single client also has :attr:`ClientReply.held_out` if that was requested.
     """
 
     update: dict[str, Tensor]
@@ -122,15 +122,15 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class ClientReply:
-    """What one client made of a round, as the mean of the updates takes it.
+    """One client's result of a round, as it enters the mean of the updates.
 
     Attributes:
         client: The client's label: its domain, and its number there unless it is the first.
-        weight: What its update counts in the mean, over the sum of all replies' weights.
+        weight: Weight of its update in the mean, which divides by the sum of all replies' weights.
         examples: Its training examples by domain.
         steps: Local steps that it took.
-        update: ``before - after`` by name; read it, and copy what is kept.
-        held_out: ``"loss"`` and ``"accuracy"`` of the model that it trained, by domain, where that was wanted.
+        update: ``before - after`` by name. Do not write to it; copy what is kept.
+        held_out: ``"loss"`` and ``"accuracy"`` of the model that it trained, by domain, if requested.
     """
 
     client: str
@@ -142,11 +142,11 @@ class ClientReply:
 
 
 class Ask(Protocol):
-    """The server's question to the source clients of a round, each call one exchange of messages."""
+    """The server's questions to the source clients of a round. Each call is one exchange of messages."""
 
     @property
     def domains(self) -> Sequence[str]:
-        """Names of the run's source domains. In a round without a client of a domain, no answer has it."""
+        """Names of the run's source domains. Answers lack domains without a client in the round."""
 
     @property
     def seed(self) -> int:
@@ -157,7 +157,7 @@ class Ask(Protocol):
         """Number of the round, from 1."""
 
     def __call__(self, name: str, **given: Tensor | Scalar) -> PerDomain:
-        """Ask for one of the strategy's statistics; ``given`` is what its function takes besides the batch."""
+        """Ask for one of the strategy's statistics; ``given`` are its function's arguments besides the batch."""
 
     def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
         """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
@@ -199,11 +199,11 @@ class LocalTraining(Protocol):
 
     @property
     def domains(self) -> list[str]:
-        """The domains of which a participant has training examples, in domain order."""
+        """The domains of which at least one participant has training examples, in domain order."""
 
     @property
     def shares(self) -> Mapping[str, float]:
-        """Weight of each source client of the run, by label, in a mean that all of them take part in; they sum to 1."""
+        """Weight of each source client of the run, by label, in a mean over all of them; the weights sum to 1."""
 
     def mean_update(
         self,
@@ -217,7 +217,7 @@ class LocalTraining(Protocol):
 
         Args:
             domain_weights: Weights of the domains; None is the run's own weighting.
-            given: By a client's label, what its references have besides those of the round.
+            given: Returns, for a client's label, additional references for that client.
             each: Called with every reply before it is averaged, in domain order.
             held_out: Whether each client evaluates the model that it trained, for :attr:`ClientReply.held_out`.
         """
@@ -225,7 +225,7 @@ class LocalTraining(Protocol):
     def train_domain(
         self, domain: str, position: Mapping[str, Tensor], *, momentum: Mapping[str, Tensor], name: str
     ) -> ClientUpdate | None:
-        """Train the clients of one domain, on their examples of it alone, from the model ``position``.
+        """Train the clients of one domain from the model ``position``, on their examples of that domain alone.
 
         Args:
             domain: The domain.
@@ -234,24 +234,24 @@ class LocalTraining(Protocol):
             name: Distinguishes this model from others of the round.
 
         Returns:
-            Their mean update and momentum by examples, or None if all failed.
+            Their update and momentum, averaged by examples, or None if all failed.
         """
 
 
 class DomainStrategy:
-    """Base of every strategy with both halves; as it stands it is ERM: no statistics, no reference, no penalty.
+    """Base of every strategy with both halves. On its own it is ERM: no statistics, no reference, no penalty.
 
     Attributes:
         statistics: What a client may be asked, by name: functions of a ``HeadBatch`` and of named tensors and scalars.
-            A client computes only what its own copy of the strategy lists here. The server calls each on one blank
-            example, features 0 and class 0: an answer has the shape and dtype of that value.
-        network_statistics: The same for functions of a whole ``Forward`` pass with its autograd graph, which return a
-            flat tensor of as many values as the trained parameters have; they are not called on a blank example.
+            A client answers only what its own copy of the strategy lists here. The server calls each on one blank
+            example, features 0 and class 0; an answer must have the shape and dtype of the result.
+        network_statistics: Likewise, functions of a whole ``Forward`` pass with its autograd graph. They return a flat
+            tensor with as many values as the trained parameters have. They are not called on a blank example.
         schedule: Weight of the penalty over the run.
-        limited: Whether the gradient of the weighted penalty, a function of features, head or both, is limited to the
-            loss's, :meth:`Step.limited`. The objective is then not divided by the weight: the limit does what
-            ``"rescale"`` is for.
-        bound_to_rounds: Whether what a round does depends on how many the run has.
+        limited: Whether the gradient of the weighted penalty is limited to the length of the loss's gradient; see
+            :meth:`Step.limited`. The penalty must depend on features, head or both. The objective is then not divided
+            by the weight: the limit serves the purpose of ``"rescale"``.
+        bound_to_rounds: Whether what a round does depends on the run's number of rounds.
         state: What the server half remembers between rounds (moving averages and the like); saved in checkpoints. Its
             tensors are replaced and never written to.
     """
@@ -271,13 +271,13 @@ class DomainStrategy:
         """Check, before anything runs, that the run's settings suit the strategy; by default that its schedule does.
 
         Raises:
-            UsageError: They do not: the weight would be 0 at every step of the run.
+            UsageError: They do not suit it; by default, the weight would be 0 at every step of the run.
         """
         if not config.local_epochs:
             self.check_steps(config, config.rounds * config.local_steps)
 
     def check_steps(self, config: RunConfig, steps: int) -> None:
-        """Check that the penalty begins within as many local steps as the run takes.
+        """Check that the penalty begins within the ``steps`` local steps of the run.
 
         Raises:
             UsageError: The weight would be 0 at every step.
@@ -292,10 +292,10 @@ class DomainStrategy:
         )
 
     def check_model(self, model: HeadedModel) -> None:
-        """Check, before anything runs, that the network has what the strategy needs of it; by default nothing.
+        """Check, before anything runs, that the network has what the strategy needs; by default nothing.
 
         Raises:
-            UsageError: It has not.
+            UsageError: The network lacks something that the strategy needs.
         """
         del model
 
@@ -305,7 +305,7 @@ class DomainStrategy:
         A step finds them as ``model.auxiliary``. Evaluations do not use them, and exported models have none.
 
         Args:
-            model: The network. What is drawn is that of the run's seed.
+            model: The network. Random initial values are drawn from the run's seed.
         """
         del model
         return None
@@ -317,7 +317,7 @@ class DomainStrategy:
             ask: ``ask("name", **given)`` returns the statistic of every source domain; each call is one exchange.
 
         Returns:
-            Tensors, which every client gets, or values by domain, of which each client gets its own domain's.
+            Tensors for every client, or values by domain, of which each client gets those of its own domains.
         """
         del ask
         return {}
@@ -336,10 +336,10 @@ class DomainStrategy:
     def objective(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor:
         """Combine loss and penalty: ``(L + w * penalty) / divisor`` with the schedule's weight w.
 
-        Where the penalty is :attr:`limited` it is ``L + step.limited(w * penalty)``; where w is 0, L.
+        With :attr:`limited` the objective is ``L + step.limited(w * penalty)``. If w is 0, it is L.
 
         Raises:
-            UsageError: The penalty is not a tensor (), or nothing that is trained can change it.
+            UsageError: The penalty is not a tensor of shape (), or has no gradient.
         """
         weight, divisor = self.schedule.at(step.index), self.schedule.divisor(step.index)
         penalty = None if weight == 0 else self.penalty(step, reference)
@@ -360,15 +360,15 @@ class DomainStrategy:
         return objective / divisor if divisor > 1.0 else objective
 
     def compute_gradient(self, step: LocalStep) -> None:
-        """Client half: leave the gradient of one local step in the parameters, which have none, for the optimizer.
+        """Client half: store the gradient of one local step in the parameters' ``grad``, which is None before.
 
         Args:
-            step: The step, whose :meth:`LocalStep.backward` computes that of the objective.
+            step: The step. Its :meth:`LocalStep.backward` adds the gradient of the objective.
         """
         step.backward()
 
     def local_training(self, phase: LocalTraining, reference: Reference) -> dict[str, Tensor]:
-        """Server half: have the clients train and return what the server optimizer steps along.
+        """Server half: have the clients train, and return the update that the server optimizer steps along.
 
         Args:
             phase: Sends the train messages: to all at once (:meth:`LocalTraining.mean_update`), or domain by domain.

@@ -1,4 +1,4 @@
-"""What a run runs on: the device that was asked for, and the versions and machine that config.json records."""
+"""The environment of a run: its device, and the versions and machine that config.json records."""
 
 import hashlib
 import importlib.util
@@ -19,20 +19,20 @@ import torch
 from fedhess.base.errors import UsageError
 
 PACKAGES = ("fedhess", "flwr", "torchvision", "numpy")
-# A step on a batch takes a CPU less time than a GPU's kernels take to start.
+# For these models a CPU needs less time for a step on a batch than a GPU needs to launch its kernels.
 QUICK_MODELS = ("mlp", "lite0-features", "lite1-features", "lite2-features")
 
 
 def forbid_tf32() -> None:
-    """Compute float32 in float32 on a GPU too, not in TF32, which torch takes for convolutions: in this process."""
+    """Disable TF32 in this process: by default torch uses it for float32 convolutions on a GPU."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def resolve_device(name: str, *, model: str = "", batch_size: int = 0) -> str:
-    """Turn ``--device`` into a device that is there.
+    """Turn ``--device`` into an available device.
 
-    ``auto`` takes the CPU for :data:`QUICK_MODELS`, unless on all examples at once (``batch_size`` 0): those of
-    ColoredMNIST keep a CPU busy for half a second.
+    ``auto`` selects the CPU for :data:`QUICK_MODELS`, except for full-batch steps (``batch_size`` 0): a full-batch step
+    on ColoredMNIST takes a CPU half a second.
     """
     if name == "auto":
         if model in QUICK_MODELS and batch_size > 0:
@@ -51,13 +51,13 @@ def resolve_device(name: str, *, model: str = "", batch_size: int = 0) -> str:
 
 
 def check_device(name: str) -> str:
-    """Return the name of a device that is there, as `resolve_device`; ``auto`` stays ``auto``."""
+    """Return the name of an available device, as `resolve_device` does; ``auto`` stays ``auto``."""
     return name if name == "auto" else resolve_device(name)
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads within the block; 0 leaves it to torch."""
+    """Let torch use ``count`` threads within the block; 0 keeps its present number."""
     before = torch.get_num_threads()
     if count not in (0, before):
         torch.set_num_threads(count)
@@ -69,13 +69,13 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def describe_environment(own_code: Iterable[str] = ()) -> dict[str, Any]:
-    """Describe what a run ran on: versions, revision, machine, its GPUs or None, and the files of a user's own code.
+    """Describe the environment of a run: versions, revision, machine, GPUs or None, and the files of a user's own code.
 
     Args:
-        own_code: What is the user's, as ``package.module:Name``.
+        own_code: The user's classes and functions, as ``package.module:Name``.
     """
     return {
-        # torch's own version says which build it is, for which CUDA; its package's does not.
+        # torch.__version__ names the build and its CUDA version; the version of the package does not.
         "versions": _versions() | {"torch": torch.__version__},
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -89,7 +89,7 @@ def describe_environment(own_code: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def describe_code(paths: Iterable[str]) -> dict[str, str]:
-    """Return, by ``package.module:Name``, the digest of the module's file; of what has no file here nothing."""
+    """Map each ``package.module:Name`` to the digest of its module's file; modules without a file here are left out."""
     found = {}
     for path in paths:
         try:
@@ -125,9 +125,9 @@ def _nvidia_driver() -> str | None:
 
 @cache
 def _git_revision() -> str | None:
-    """Return the commit of the code that this process runs, with ``-dirty`` where a tracked file differs from it.
+    """Return the commit of the code that this process runs, with ``-dirty`` if a tracked file differs from it.
 
-    Recorded results do not count: they are what a command at this revision writes, not what it runs.
+    Recorded results are ignored: a command at this revision writes them but does not run them.
     """
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     code = [":(top)", ":(top,exclude)simulations/results"]

@@ -5,16 +5,16 @@ from difflib import SequenceMatcher
 
 
 class UsageError(Exception):
-    """A mistake of the user: the commands print its message and exit with status 2, without a traceback.
+    """A user's mistake: the commands print its message and exit with status 2, without a traceback.
 
     The message says what was expected, what came and what to do next.
     """
 
 
 class StrategyError(UsageError):
-    """The code of a strategy, a model or a benchmark raised, or returned what it may not.
+    """The code of a strategy, a model or a benchmark raised an exception, or returned something invalid.
 
-    ``__cause__`` is what it raised in this process.
+    ``__cause__`` is the exception, if the code raised it in this process.
     """
 
 
@@ -23,15 +23,15 @@ class FederationError(RuntimeError):
 
 
 class DivergedError(FederationError):
-    """Training led to values that are not finite. Going on from the last round would lead there again."""
+    """Training produced values that are not finite. Continuing from the last round would produce them again."""
 
 
 class StorageError(Exception):
-    """Results could not be written: the disk is full or not writable; no mistake in the command."""
+    """Results could not be written because the disk is full or not writable; the command is not at fault."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """List the known names, those nearest to ``name`` first; only the list when none is near.
+    """List the known names, the nearest to ``name`` first, and suggest the nearest if it is close.
 
     >>> did_you_mean("pacz", ["VLCS", "PACS"])
     "did you mean 'PACS'? known: PACS, VLCS"

@@ -1,4 +1,4 @@
-"""Where derived data is kept between runs, and how it is written so that a kill leaves no half file behind."""
+"""The cache of derived data, and writing files so that a killed process leaves no partial file behind."""
 
 import hashlib
 import os
@@ -46,9 +46,9 @@ def digest_of(parts: Iterable[bytes | memoryview | str]) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that readers see the old one, the new one or none, never a part, after a power cut neither.
+    """Write a file so that readers see the old file, the new one or none, but never a part, even after a power cut.
 
-    ``write`` gets an open binary file. The directory is created; ``UsageError`` where it is not writable or full.
+    ``write`` receives an open binary file. The directory is created; UsageError if it is not writable or full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +66,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def cached_tensor(path: Path, compute: Callable[[], Tensor]) -> Tensor:
-    """Read a tensor from ``path`` (npy), or compute and keep it there: once, whoever else wants it meanwhile.
+    """Read a tensor from ``path`` (npy), or compute it and keep it there; concurrent processes compute it once.
 
-    A file that cannot be read is replaced. Its name must contain a digest of everything the tensor depends on.
+    A file that cannot be read is replaced. ``path`` must contain a digest of everything the tensor depends on.
     """
     if (kept := _read_tensor(path)) is not None:
         return kept
@@ -99,14 +99,14 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is seen either whole or not at all, whenever the process is killed.
+    """Write a file so that readers see it whole or not at all, whenever the process is killed.
 
-    To wait for the disk would cost 8 ms a file, as much as a round of a small model: a power cut can take what was
-    written in the last seconds, until a completed run is synced.
+    The write does not wait for the disk, which would cost 8 ms a file, as much as a round of a small model. Until a
+    completed run is synced, a power cut can lose what was written in the last seconds.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
-        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that leads elsewhere
+        temporary.unlink(missing_ok=True)  # left by a killed process, or a link that leads elsewhere
         with temporary.open("xb") as file:
             file.write(data)
         os.replace(temporary, path)
@@ -116,7 +116,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Append to a file, made if absent; a symbolic link is not followed."""
+    """Append to a file, created if absent; a symbolic link is not followed."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     with open(descriptor, "a", encoding="utf-8") as file:
         file.write(text)

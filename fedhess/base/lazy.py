@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are used, so that what needs none of them starts at once."""
+"""Import the names of a package on first use, so that code that needs none of them starts at once."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What users bring, by name: entry points and ``package.module:Name``, and the arguments that text gives them."""
+"""Load users' code by name (entry points, ``package.module:Name``), and check the arguments that text gives it."""
 
 import importlib
 import importlib.util
@@ -18,7 +18,7 @@ Scalar = str | int | float | bool
 
 @cache
 def installed(group: str) -> dict[str, str]:
-    """Read the installed entry points of a group once: a search of all packages takes a tenth of a small run."""
+    """Read the installed entry points of a group; cached, since the search takes a tenth of the time of a small run."""
     return {entry.name: entry.value for entry in entry_points(group=group)}
 
 
@@ -26,14 +26,14 @@ def is_here(path: str) -> bool:
     """Whether the module of ``package.module:Name`` can be found on this machine; it may be on others."""
     try:
         return importlib.util.find_spec(path.partition(":")[0]) is not None
-    except (ImportError, ValueError):  # of a parent package, or no name of a module
+    except (ImportError, ValueError):  # the parent package cannot be imported, or this is no module name
         return False
 
 
 def find_object(path: str, *, name: str, kind: str) -> Any:
-    """Import what a path, ``package.module:Name``, names.
+    """Import the object at a path, ``package.module:Name``.
 
-    Messages have what the user called it and what it is to be, ``"strategy"``, which is also its option.
+    Messages contain ``name``, as the user wrote it, and ``kind``, such as ``"strategy"``, which is also its option.
     """
     module_name, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
@@ -56,7 +56,7 @@ def find_object(path: str, *, name: str, kind: str) -> Any:
 
 
 def text_parameters(function: Any, *, what: str) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a function, or of a class's constructor, that text can set: those that are scalars."""
+    """Return the arguments of a function, or of a class's constructor, that text can set: the scalar ones."""
     annotated = inspect.getattr_static(function, "__init__") if inspect.isclass(function) else function
     if annotated is object.__init__:
         return {}
@@ -72,9 +72,9 @@ def text_parameters(function: Any, *, what: str) -> dict[str, inspect.Parameter]
 def checked_arguments(
     parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Scalar], *, option: str, what: str, of: Any = None
 ) -> dict[str, Scalar]:
-    """Check arguments against the annotations of `text_parameters`; whole numbers become floats where wanted.
+    """Check arguments against the annotations of `text_parameters`; whole numbers become floats where annotated so.
 
-    ``of`` is the function or class that has them, for what to do about one that has no annotation.
+    ``of`` is the function or class that takes them. With it, the message for an argument without annotation has advice.
     """
     for key in given:
         if key not in parameters:

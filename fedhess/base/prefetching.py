@@ -11,10 +11,10 @@ AHEAD = 2
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = AHEAD) -> Iterator[Result]:
-    """Yield ``read(item)`` in the order of the items, read in a thread of its own, some before they are requested.
+    """Yield ``read(item)`` in the order of the items, reading ahead of the requests in a separate thread.
 
-    An error in ``read`` is raised where its result would have come. At most ``ahead`` results wait; with 0 each is read
-    when it is requested, without a thread.
+    An error in ``read`` is raised in place of its result. At most ``ahead`` results wait; with 0 each item is read when
+    it is requested, without a thread.
 
     >>> list(read_ahead(str, [1, 2, 3]))
     ['1', '2', '3']

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def derive_seed(*parts: str | int) -> int:
-    """Hash the parts of a random decision's name into a 63-bit seed.
+    """Hash the parts that name a random decision into a 63-bit seed.
 
     The value depends on the parts alone, for example ``(seed, "batches", domain, client, epoch)``, never on process,
     platform or the order of calls.
@@ -30,7 +30,7 @@ def seeded_generator(*parts: str | int) -> torch.Generator:
 def seeded_globally(*parts: str | int, device: str = "cpu") -> Iterator[None]:
     """Seed torch's global generators, and that of a CUDA ``device``, with the parts, and restore them afterwards.
 
-    For code that is not ours and may draw from them; ours takes a generator.
+    Meant for third-party code that may draw from these generators; our own code takes a generator.
     """
     seed = derive_seed(*parts)
     cuda = torch.device(device).type == "cuda"
@@ -47,8 +47,8 @@ def steps_per_pass(size: int, *, batch_size: int, keeps_rest: bool) -> int:
 
     Args:
         size: Number of examples N.
-        batch_size: Examples a step B; 0, or any B >= N, means all examples in one step.
-        keeps_rest: Whether the N mod B examples that fill no batch make a smaller one.
+        batch_size: Examples per step B; 0, or any B >= N, means all examples in one step.
+        keeps_rest: Whether the last N mod B examples form a smaller batch.
 
     >>> steps_per_pass(70, batch_size=32, keeps_rest=False), steps_per_pass(70, batch_size=32, keeps_rest=True)
     (2, 3)
@@ -63,14 +63,14 @@ def batch_indices(
 ) -> Tensor:
     """Choose the examples of one training step: shuffled passes over the data, the last partial batch dropped or kept.
 
-    Stateless, so that a client that restarts continues with the same batches: step ``s`` belongs to pass
-    ``s // steps_per_pass``, whose permutation is drawn from ``key`` and that number.
+    Stateless, so that a restarted client continues with the same batches: step ``s`` belongs to pass
+    ``s // steps_per_pass``, and the permutation of a pass is drawn from ``key`` and the number of the pass.
 
     Args:
         size: Number of examples N.
-        batch_size: Examples a step B; 0, or any B >= N, means all examples in their order.
+        batch_size: Examples per step B; 0, or any B >= N, means all examples in their order.
         step: Number of the step since the beginning of the run, from 0.
-        key: What identifies the stream, for example ``(seed, domain, client)``.
+        key: Identifies the stream, for example ``(seed, domain, client)``.
         keeps_rest: Whether the last partial batch of a pass is a step too.
 
     Returns:

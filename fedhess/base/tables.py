@@ -6,7 +6,7 @@ from typing import Any
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Average values; None where one is missing, or there are none."""
+    """Average values; None if one is missing or there are none."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present and len(present) == len(values) else None
 
@@ -14,7 +14,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 def standard_error(values: Sequence[float]) -> float | None:
     """Return the standard error of the mean, sqrt(sum (x - mean)^2 / (n - 1) / n); None for a single value.
 
-    It is what ``+-`` means in every table, and what a band or an error bar means in every figure.
+    Every ``+-`` in a table and every band or error bar in a figure shows this value.
     """
     if len(values) < 2:
         return None
@@ -23,7 +23,7 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 
 def mean_and_error(values: Sequence[float | None], *, unit: float = 100.0) -> dict[str, Any]:
-    """Return mean and standard error of one value a trial, multiplied by ``unit``; None where a value is missing."""
+    """Return mean and standard error over trials, multiplied by ``unit``; None if a value is missing."""
     centre = mean(values)
     present = [value for value in values if value is not None]
     error = None if centre is None else standard_error(present)
@@ -48,7 +48,7 @@ def short(value: float | None) -> str:
 
 
 def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Render a table whose first ``left`` columns are aligned to the left, the others, of numbers, to the right.
+    """Render a table: the first ``left`` columns are aligned left; the others hold numbers and are aligned right.
 
     >>> print(markdown_table(["name", "n"], [["a", "10"]]))
     | name |  n |
@@ -72,7 +72,7 @@ SPENT = "epsilon spent in one run by the sources (runs with the same data add up
 
 
 def notes(*summaries: Mapping[str, Any]) -> list[str]:
-    """List below a table the strategies' arguments, and what a reader must know of its cells, each line once."""
+    """Return the lines below a table: the strategies' arguments and the warnings about its cells, each line once."""
     arguments = [f"{name}: {text}" for summary in summaries for name, text in summary["arguments"].items()]
     sections = {"arguments, defaults included": arguments} | warnings_of(*summaries)
     return [
@@ -84,10 +84,10 @@ def notes(*summaries: Mapping[str, Any]) -> list[str]:
 
 
 def warnings_of(*summaries: Mapping[str, Any]) -> dict[str, list[str]]:
-    """List under headings what a reader must know of a table's cells.
+    """List by heading what a reader must know about a table's cells.
 
-    That is what is incomplete, choices at the edge of what was searched, strategies that cost accuracy on the sources,
-    signs of sick runs, and gaps: rounds of too few source clients.
+    The headings are incomplete runs, choices at the edge of the search, strategies that cost accuracy on the sources,
+    sick runs, privacy spent, protected counts, and gaps: rounds with too few source clients.
     """
     strategies = [pair for summary in summaries for pair in summary["strategies"].items()]
     return {

@@ -1,4 +1,4 @@
-"""Copies between host and device: without waiting where the device allows it, and many tensors in one piece."""
+"""Copies between host and device: non-blocking where the device allows it, and many tensors in one transfer."""
 
 import math
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# Bytes that every tensor in a piece is aligned to: on unaligned memory kernels may take another path and round
+# Every tensor in a piece is aligned to this many bytes: on unaligned memory, kernels may take another path and round
 # differently.
 ALIGNMENT = 512
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device, or return it if it is there; a CUDA device fetches it while the host goes on."""
+    """Copy a tensor to a device, or return it if it is there; a copy to a CUDA device does not block the host."""
     if device.type != "cuda":
         return tensor.to(device)
     return (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(device, non_blocking=True)
@@ -20,10 +20,10 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def copy_together(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Copy named tensors to a device, all of one type in one transfer.
+    """Copy named tensors to a device, with one transfer for each dtype.
 
-    The copies have the same order, names, shapes and types; those of one type share a storage. Images and convolutions
-    (four dimensions) are channels last, see `models.headed.ScaleImages`; others are contiguous.
+    The copies have the same order, names, shapes and dtypes; copies of one dtype share a storage. Images and
+    convolutions (four dimensions) are channels last, see `models.headed.ScaleImages`; others are contiguous.
 
     >>> copy_together({"a": torch.ones(2), "b": torch.arange(3)}, torch.device("cpu"))
     {'a': tensor([1., 1.]), 'b': tensor([0, 1, 2])}

@@ -1,4 +1,4 @@
-"""Errors in code that may be a user's (strategies, models, benchmarks): one message that says where, no traceback."""
+"""Turn errors in user code (strategies, models, benchmarks) into one message that names the place, no traceback."""
 
 import inspect
 import traceback
@@ -12,24 +12,23 @@ from fedhess.base.errors import FederationError, StrategyError, UsageError
 
 @contextmanager
 def users_code(whose: str, hook: str, code: Any = None, *, calls: Any = None) -> Iterator[None]:
-    """Turn whatever a user's own code raises into one message that names it, its hook and the place.
+    """Turn any exception of a user's code into one message that names the code, the hook and the place.
 
     Args:
-        whose: What it is, as the run names it: ``"strategy 'mine:Mine'"``.
-        hook: Which part of it runs.
-        code: The function that runs, or the class it is of.
-        calls: A class that the code calls and whose errors are not the code's: a lost connection is not.
+        whose: The owner of the code, as the run names it: ``"strategy 'mine:Mine'"``.
+        hook: The part of the code that runs.
+        code: The function that runs, or its class.
+        calls: A class that the code calls. Errors that pass through its module (a lost connection) are not changed.
 
     Raises:
-        StrategyError: The block raised something other than a message for the user, an error of the federation, or
-            that there is no memory left.
+        StrategyError: The block raised something other than UsageError, FederationError or an out-of-memory error.
     """
     try:
         yield
     except (UsageError, FederationError, MemoryError):
         raise
     except Exception as error:
-        import torch  # noqa: PLC0415 - a command's --help comes without it
+        import torch  # noqa: PLC0415 - a command's --help does not need it
 
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -42,7 +41,7 @@ def users_code(whose: str, hook: str, code: Any = None, *, calls: Any = None) ->
 
 
 def _place(frames: list[tuple[FrameType, int]], code: Any) -> str:
-    """Name file and line: the innermost frame in the package of the code, else the class, or where the code is."""
+    """Name file and line of the innermost frame in the code's package; else the class, or where the code is defined."""
     package = str(getattr(code, "__module__", "")).partition(".")[0]
     own = [at for at in frames if _module(at[0]).partition(".")[0] == package]
     if not own and inspect.isclass(code):

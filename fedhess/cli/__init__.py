@@ -1,4 +1,4 @@
 """What the commands share: options made from the run settings, headers, exit statuses, and what ``--list`` prints.
 
-In come a command's arguments; out come an exit status (0, 1, or 2 for a mistake of the user) and text.
+A command's arguments go in; an exit status (0, 1, or 2 for a mistake of the user) and text come out.
 """

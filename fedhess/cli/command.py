@@ -1,4 +1,4 @@
-"""How a command ends: a mistake of the user with one message and status 2, another failure with status 1."""
+"""How a command ends: with one message and status 2 after a user's mistake, with status 1 after another failure."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def run_command(cli: typer.Typer | click.Command, name: str = "fedhess") -> int:
         The exit status: 0 if results were written, 2 for a mistake of the user, 130 after Ctrl-C, else 1.
     """
     version = click.version_option(package_name="fedhess", prog_name="fedhess", message="%(prog)s %(version)s")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8; stderr escapes what is not anyway
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may not be UTF-8; stderr escapes them already
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command = typer.main.get_command(cli) if isinstance(cli, typer.Typer) else cli

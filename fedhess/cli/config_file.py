@@ -14,7 +14,7 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.settings.ranges import GIVEN
 from fedhess.settings.schedules import current_settings
 
-# What a value of a recorded job goes with: it is left out where the command line has another of that.
+# The option that a recorded value belongs to: the value is left out if the command line changes that option.
 GOES_WITH = {
     "local_steps": "local_epochs",
     "local_epochs": "local_steps",
@@ -26,7 +26,7 @@ GOES_WITH = {
 
 
 def read_config_file(context: click.Context, path: Path | None) -> Path | None:
-    """Take the options of a file as defaults of a command."""
+    """Use the options of a file as defaults of a command."""
     if path is None:
         return None
     known = {parameter.name: parameter for parameter in context.command.params if parameter.name}
@@ -53,7 +53,7 @@ def read_config_file(context: click.Context, path: Path | None) -> Path | None:
         line = {key: context.params[key] for key in sources if sources[key] is ParameterSource.COMMANDLINE}
         return options_of_job(recorded, known, line)
 
-    # Click asks for defaults when it has read the command line
+    # Click asks for defaults after it has read the command line
     context.default_map = {key: partial(lambda key: beside_the_command_line().get(key), key) for key in options}
     return path
 
@@ -61,12 +61,12 @@ def read_config_file(context: click.Context, path: Path | None) -> Path | None:
 def options_of_job(
     recorded: Mapping[str, Any], known: Collection[str], line: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the options that run a recorded job again; ``out`` is not among them.
+    """Return the options that run a recorded job again, without ``out``.
 
     Args:
-        recorded: Its config.json.
+        recorded: The job's config.json.
         known: Names of the command's options.
-        line: Options of the command line, which go over these: what means nothing beside them is left out.
+        line: Options of the command line, which override these; options that do not apply beside them are left out.
     """
     from fedhess.alignment.loading import find_method  # noqa: PLC0415 (seconds that no other option needs)
     from fedhess.alignment.server_step import SERVER_SETTINGS  # noqa: PLC0415
@@ -86,11 +86,11 @@ def options_of_job(
     settings = current_settings(recorded["settings"])
     settings = {key: value for key, value in settings.items() if key in known and value is not None}
     settings.pop("local_steps" if settings.get("local_epochs") else "local_epochs", None)
-    if all(find_method(name).is_flower for name in strategies):  # whose server is their own
+    if all(find_method(name).is_flower for name in strategies):  # they bring their own server
         settings = {key: value for key, value in settings.items() if key not in SERVER_SETTINGS}
     settings = {key: joined(value) if isinstance(value, dict) else value for key, value in settings.items()}
     data = {key: value for key, value in dataset["options"].items() if key != "data_dir"}
-    if "seed" in data:  # of the first trial; it is the trial's own where none was given
+    if "seed" in data:  # the first trial's; equal to the trial's seed if none was given
         data["seed"] = int(data["seed"]) + seeds[0] - recorded["seeds"][0]
         data = {key: value for key, value in data.items() if key != "seed" or value != seeds[0]}
     args = unvaried_args(recorded)
@@ -103,7 +103,7 @@ def options_of_job(
         raise UsageError(
             f"--config: it is the config.json of {kind} sweep; run it again with fedhess {command} --config"
         )
-    if search:  # what is given is not searched
+    if search:  # what is searched must not be given
         several = {"draws": search["draws"] or None, "grid": search["grid"], "ranges": search["ranges"]}
         several |= {"search": search["kind"]}
         spaces = search["spaces"].items()
@@ -127,7 +127,7 @@ def options_of_job(
 
 
 def open_args(recorded: Mapping[str, Any]) -> dict[str, set[Any]]:
-    """Return the arguments of a job's strategies, by ``NAME.key``: each value that one has where no variant sets it."""
+    """Return, by ``NAME.key``, the values that each argument of a job's strategies has where no variant sets it."""
     found = {f"{name}.{key}": {value} for name, args in recorded["strategies"].items() for key, value in args.items()}
     for variant in recorded.get("variants", []):
         varied = () if variant.get("folder") == "" else variant["settings"]  # the former only setting
@@ -139,5 +139,5 @@ def open_args(recorded: Mapping[str, Any]) -> dict[str, set[Any]]:
 
 
 def unvaried_args(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that no variant sets, by ``NAME.key``; one that differs all the same follows its scale."""
+    """Return the arguments that no variant sets, by ``NAME.key``; arguments that differ with the scale are left out."""
     return {key: next(iter(values)) for key, values in open_args(recorded).items() if len(values) == 1}

@@ -1,4 +1,4 @@
-"""The options of a job: :class:`JobOptions`, and one for each setting of :class:`RunConfig` that has a group.
+"""The options of a job: :class:`JobOptions`, and one option for each setting of :class:`RunConfig` that has a group.
 
 ``fedhess.simulate`` and ``fedhess.run`` take both.
 """
@@ -56,7 +56,7 @@ AsJson = Annotated[bool, _option(OUTPUT, "Print the summary as JSON, and nothing
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """What a job runs on, with what, and where: all options but the settings of :class:`RunConfig`."""
+    """All options of a job except the settings of :class:`RunConfig`: data, methods, outputs and machines."""
 
     domains: Annotated[
         str, _option(MAIN, f"Benchmark: {', '.join(BENCHMARKS)} (any tree PATH/DOMAIN/CLASS). [default: PACS]")
@@ -179,14 +179,14 @@ class JobOptions:
 
     @property
     def continuing(self) -> str:
-        """The option by which the job in ``out`` is continued or added to; empty for a new job."""
+        """The option that continues or adds to the job in ``out``; empty for a new job."""
         return "--add" if self.add else "--resume" if self.resume or self.resume_from is not None else ""
 
 
 def with_job_options(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:
-    """Replace a command's ``**given`` by the options of a job; Typer reads signature and annotations of a command.
+    """Replace a command's ``**given`` by the options of a job; Typer reads a command's signature and annotations.
 
-    What is not given is None, and False of a flag.
+    An option that is not given is None, a flag False.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(JobOptions, include_extras=True)
@@ -213,9 +213,9 @@ SETTINGS = [name for name, field in RunConfig.model_fields.items() if isinstance
 
 
 def read_options(given: Mapping[str, Any]) -> tuple[JobOptions, dict[str, Any]]:
-    """Divide what was given, all that is not None, into the options of a job and the settings, by their names.
+    """Split the given values that are not None into the options of a job and the settings, by name.
 
-    Dictionaries and lists are as text has them: ``"key=value,..."``, ``"erm,hgp"``.
+    Dictionaries and lists are equivalent to text: ``"key=value,..."``, ``"erm,hgp"``.
     """
     own = {each.name for each in dataclasses.fields(JobOptions)}
     for name in given:
@@ -230,7 +230,7 @@ def read_options(given: Mapping[str, Any]) -> tuple[JobOptions, dict[str, Any]]:
 
 
 def _option_of(name: str, value: Any) -> Any:
-    """Return an option in its own type; a number may be a text, as a setting may."""
+    """Return an option in its own type; a number may be given as text, as for a setting."""
     try:
         return _KINDS[name].validate_python(_text(name, value))
     except ValidationError as error:

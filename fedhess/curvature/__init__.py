@@ -1,7 +1,7 @@
 """Gradients and Hessians of the classifier head in closed form, and their distances to references.
 
-In comes a :class:`HeadBatch`: features (B, D), labels (B,), weight (C, D) and bias (C,). Out come tensors of the head's
-shape (C, K), K = D + 1, or scalars. No function reads a file, draws from a global generator or knows a federation.
+The input is a :class:`HeadBatch`: features (B, D), labels (B,), weight (C, D) and bias (C,). Results have the head's
+shape (C, K), K = D + 1, or are scalars. No function reads a file, draws from a global generator or knows a federation.
 """
 
 from fedhess.curvature.closed_form import (

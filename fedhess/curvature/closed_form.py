@@ -29,7 +29,7 @@ def head_gradient(batch: HeadBatch) -> Tensor:
     column the class counts: exactly where the server has zeroed the head, up to the softmax otherwise.
 
     Returns:
-        G, (C, K); the last column is the gradient by the bias, if there is one. May be a remembered value: do not write
+        G, (C, K); the last column is the gradient by the bias, if there is one. May be a cached value: do not write
         into it.
 
     >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2), torch.zeros(2))
@@ -41,7 +41,7 @@ def head_gradient(batch: HeadBatch) -> Tensor:
 
 
 def gradient_from(basics: Basics) -> Tensor:
-    """Compute G, (C, K), from what a batch implies."""
+    """Compute G, (C, K), from the :class:`Basics` of a batch."""
     return basics.mean_residuals.T @ basics.inputs
 
 
@@ -60,7 +60,7 @@ def head_hvp(batch: HeadBatch, vector: Tensor) -> Tensor:
         H[V], (C, K).
 
     Raises:
-        ValueError: ``vector`` does not look like the head's parameters.
+        ValueError: ``vector`` differs from the head's parameters in shape, dtype or device.
 
     >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2))
     >>> head_hvp(batch, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
@@ -117,8 +117,8 @@ def hutchinson_diagonal(batch: HeadBatch, *, probes: int, generator: torch.Gener
     """Estimate the Hessian's diagonal without bias from random signs, mean over probes r of r * H[r].
 
     Bekas, Kokiopoulou, Saad (2007); the estimator of the paper's Hutchinson method (eq. 11), which draws 100 to 300
-    probes one by one through double backward. Here they are multiplied together, in chunks of bounded memory that
-    backward computes again. :func:`hessian_diagonal` is exact and far cheaper for a linear head.
+    probes one by one through double backward. Here the products of many probes are computed at once, in chunks of
+    bounded memory that backward recomputes. :func:`hessian_diagonal` is exact and far cheaper for a linear head.
 
     Args:
         batch: The head's inputs, labels and weights.
@@ -190,19 +190,19 @@ def gradient_variance(batch: HeadBatch) -> Tensor:
 
 
 def spectral_distance(batch_a: HeadBatch, batch_b: HeadBatch) -> Tensor:
-    """Compute how far two heads' Hessians are apart, ||H_a - H_b||_2, without building either.
+    """Compute the spectral norm of the difference of two heads' Hessians, ||H_a - H_b||_2, without building either.
 
     The Hessians act as zero outside the span of the inputs' rows. If there are fewer rows than columns, the inputs are
-    first expressed in an orthonormal basis of that span (an isometry, so eigenvalues stay); Lanczos then
-    finds the eigenvector v of largest |eigenvalue| of H_a - H_b, and the distance is |v . (H_a - H_b)[v]|. That
-    quotient, with v held fixed, also has the eigenvalue's own derivative (Hellmann and Feynman).
+    first expressed in an orthonormal basis of that span (an isometry, so eigenvalues stay). Lanczos then finds the
+    eigenvector v of largest |eigenvalue| of H_a - H_b, and the distance is |v . (H_a - H_b)[v]|. With v held fixed, the
+    derivative of this quotient is that of the eigenvalue (Hellmann and Feynman).
 
     Args:
         batch_a: Head batch of one domain.
         batch_b: Head batch of another; C and K must agree, the number of examples and the weights need not.
 
     Returns:
-        The spectral norm of the difference, (). Its derivative is that of one eigenvalue where several tie.
+        The spectral norm of the difference, (). If several eigenvalues tie, its derivative is that of one.
 
     Raises:
         ValueError: The heads' parameters differ in shape.

@@ -57,7 +57,7 @@ def head_objective(
         The terms, each (), differentiable once by features, weight and bias. The loss is torch's own cross-entropy.
 
     Raises:
-        ValueError: A reference does not look like the head's parameters.
+        ValueError: A reference differs from the head's parameters in shape, dtype or device.
 
     >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2))
     >>> head_objective(batch, gradient=torch.zeros(2, 2), hgp=torch.zeros(2, 2)).hgp_distance
@@ -98,7 +98,7 @@ def diagonal_distance(batch: HeadBatch, reference: Tensor) -> Tensor:
         The distance, ().
 
     Raises:
-        ValueError: The reference does not look like the head's parameters.
+        ValueError: The reference differs from the head's parameters in shape, dtype or device.
 
     >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2))
     >>> diagonal_distance(batch, torch.zeros(2, 2))

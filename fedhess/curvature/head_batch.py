@@ -1,4 +1,4 @@
-"""One batch as the classifier head sees it: features, labels and the head's weights, with what they imply.
+"""One batch as the classifier head sees it: features, labels, the head's weights, and values derived from them.
 
 Shape suffixes: B batch, D features, C classes, K = D + 1 with the bias column (K = D without a bias).
 """
@@ -15,7 +15,7 @@ Value = TypeVar("Value", bound=Tensor | tuple[Tensor, ...])
 
 
 class Basics(NamedTuple):
-    """What every statistic of a head starts from.
+    """Intermediate values that every statistic of a head starts from.
 
     Attributes:
         inputs: z-hat = [z, 1], (B, K): the features with the bias column, or the features alone without a bias.
@@ -54,8 +54,8 @@ class HeadBatch:
     """Hold the inputs, labels and weights of a linear head.
 
     The head is softmax cross-entropy over C classes; a one-row weight makes it logistic, with labels 0 and 1. Values
-    that several statistics share are remembered while no autograd graph is recorded, until autograd's version counters
-    show that a tensor was written to; remembering changes no bit of a result.
+    that several statistics share are cached while no autograd graph is recorded, until autograd's version counters show
+    that a tensor was written to. Caching changes no bit of a result.
 
     Args:
         features: Inputs of the head, (B, D), floating point.
@@ -136,7 +136,7 @@ class HeadBatch:
     @property
     def loss(self) -> Tensor:
         """Mean cross-entropy, or mean logistic loss for a one-logit head, (): exactly torch's own losses."""
-        # What is recorded is not remembered: then only the logits (C=345, D=2048, B=32: 0.91 of a step behind an MLP).
+        # Nothing is cached under autograd: compute logits only (C=345, D=2048, B=32: 0.91 of a step behind an MLP).
         logits_BC = self._logits() if self._is_recorded else self.basics.logits
         return mean_loss(logits_BC, self.labels)
 

@@ -1,4 +1,4 @@
-"""The eigenvector of largest |eigenvalue| of a symmetric operator that can only be applied."""
+"""The eigenvector of largest |eigenvalue| of a symmetric operator, given its products with vectors."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def dominant_eigenvector(apply: Callable[[Tensor], Tensor], like: Tensor) -> Ten
     Krylov space of a start vector, T = Q^T A Q tridiagonal, and the Ritz pair (theta, Q s) of largest |theta|. It stops
     when the residual |beta s_last| falls below 64 eps |theta|; a basis that outgrows its budget restarts from the
     Ritz vector. An indefinite operator is fine: both ends of the spectrum converge together. The start vector is drawn
-    from a generator of its own with a fixed seed, on the CPU, so that every device gets the same one.
+    on the CPU, from its own generator with a fixed seed, so every device gets the same one.
 
     Args:
         apply: v -> A v for a symmetric A, on tensors shaped like ``like``; linear.

@@ -1,8 +1,8 @@
 """S^T (X * X) for tall X, without ever holding X * X.
 
-X * X is as large as a full batch's features. On a CPU the batch goes piece by piece through every operation while the
-piece is in the cache, forwards and backwards, on one thread: an operation on a piece is over before a second thread has
-woken up. Small batches, and those on other devices, go through at once.
+X * X is as large as a full batch's features. On a CPU, forward and backward process the batch in pieces that stay in
+the cache, on one thread: an operation on a piece ends before a second thread has woken up. Small batches, and batches
+on other devices, are processed at once.
 
 Shape suffixes: B examples, C outputs, K inputs of the head; b examples of a piece.
 """
@@ -32,7 +32,7 @@ def second_moment(scales_BC: Tensor, inputs_BK: Tensor) -> Tensor:
     >>> second_moment(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     tensor([[19., 36.]])
     """
-    if inputs_BK.numel() <= CPU_ELEMENTS:  # a node of its own would take longer than this
+    if inputs_BK.numel() <= CPU_ELEMENTS:  # a separate autograd node would take longer than this
         return scales_BC.T @ inputs_BK.square()
     second_CK: Tensor = _SecondMoment.apply(scales_BC, inputs_BK)
     return second_CK
@@ -63,7 +63,7 @@ class _SecondMoment(torch.autograd.Function):
 
 
 def _pieces(inputs_BK: Tensor) -> Iterator[slice]:
-    """Cut the examples into pieces; if there are several, torch has one thread until they are used up."""
+    """Cut the examples into pieces; if there are several, torch runs on one thread until they are consumed."""
     examples, width = inputs_BK.shape
     if inputs_BK.device.type != "cpu" or inputs_BK.numel() <= CPU_ELEMENTS:
         yield slice(None)

@@ -10,7 +10,7 @@ HVP H[V]         P_b*U_b - P_b <P_b, U_b>, U = Z V^T  z-hat_b
 Hessian diagonal P_b*(1-P_b)                          z-hat_b^2
 ================ ==================================== ========
 
-Its Frobenius norm is ||a_b|| ||x_b||, so that no term is built. Symbols: :mod:`fedhess.curvature.closed_form`.
+The product's Frobenius norm is ||a_b|| ||x_b||, so no term is built. Symbols: :mod:`fedhess.curvature.closed_form`.
 """
 
 from collections.abc import Callable
@@ -50,9 +50,8 @@ FACTORS: dict[Callable[..., Tensor], Callable[..., Factors]] = {
 def clipped(statistic: Callable[..., Tensor], bound: float) -> Callable[..., Tensor]:
     """Return the statistic with every example's term scaled down to a Frobenius norm of at most ``bound``.
 
-    The mean over B examples then changes by at most ``2 * bound / B`` where one example is replaced. A term that is not
-    finite counts as zero. Everything is in float64, so that rounding adds nothing to that,
-    and on the CPU.
+    Replacing one example then changes the mean over B examples by at most ``2 * bound / B``. A term that is not finite
+    counts as zero. Everything is computed on the CPU in float64, so that rounding adds nothing to this bound.
 
     Args:
         statistic: A key of :data:`FACTORS`.

@@ -223,7 +223,7 @@ def run(
     if not is_installed(settings.strategy):
         typer.echo(f"fedhess: strategy {settings.strategy!r} is not installed here; server and nodes need it", err=True)
     home = _connect(address, folder)
-    with FileLock(home / "app.lock"):  # another run may be on its way from this folder
+    with FileLock(home / "app.lock"):  # another run may be starting from this folder
         run_id = start_run(pack_app(home / "fedhess"), flower_home=home, run_config=config, say=typer.echo)
     follow_run(run_id, flower_home=home, say=typer.echo)
 

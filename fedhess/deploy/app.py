@@ -1,6 +1,6 @@
-"""A run that Flower started: the ServerApp makes its own job directory, with tables and figures, as the commands do.
+"""The ServerApp of a run that Flower started: it writes a job directory with tables and figures, as the commands do.
 
-The data stays on the nodes, so what config.json says of it is its name and options, no counts and no digest.
+The data stays on the nodes, so config.json has its name and options, but no counts and no digest.
 """
 
 import logging
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run, and record a whole job in the run config's ``run-dir``; nothing is written where that is absent."""
+    """Run, and record a whole job in the run config's ``run-dir``; nothing is written if that is absent."""
     config = with_recorded_weights(settings_of_run(context.run_config))
     check_combinations([config])
 
@@ -62,13 +62,13 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_directory(run_config: Mapping[str, Scalar], run_id: int) -> Path | None:
-    """Return the job directory of a run, below the SuperLink's folder; ``runs/flower-RUN_ID`` where it is empty."""
+    """Return ``run-dir`` below the SuperLink's folder, ``runs/flower-RUN_ID`` if it is empty, None if it is absent."""
     given = run_config.get(RUN_DIR)
     return None if given is None else Path(str(given) or f"runs/flower-{run_id}").expanduser()
 
 
 def nodes_of_run(grid: Grid, directory: RunDirectory | None) -> dict[str, int]:
-    """Return which node alone may answer for a client: as they were registered, else as they did when the run began."""
+    """Return the only node that may answer for each client: as registered, otherwise as it did when the run began."""
     registered = read_nodes(Path(os.environ[NODES_VARIABLE])) if NODES_VARIABLE in os.environ else {}
     if registered or directory is None or not keeps_node_ids(grid):
         return registered
@@ -76,7 +76,7 @@ def nodes_of_run(grid: Grid, directory: RunDirectory | None) -> dict[str, int]:
 
 
 def command_of(run_config: Mapping[str, Scalar]) -> list[str]:
-    """Return the command of a run: this process's own, which Flower started, has a token of the SuperLink in it."""
+    """Return the command of a run. This process's own, by which Flower started it, contains a SuperLink token."""
     settings = " ".join(f"{key}={toml(value)}" for key, value in run_config.items() if value != "")
     return ["flwr", "run", ".", "--run-config", settings]
 
@@ -91,11 +91,11 @@ def record_run(
 ) -> None:
     """Run, and write what ``fedhess.simulate`` would: config.json, rounds, checkpoint, tables and figures.
 
-    A directory that holds rounds of the same run is continued: ``train`` runs those that are not in it.
+    A directory that holds rounds of the same run is continued: ``train`` runs the missing ones.
 
     Raises:
-        UsageError: The directory is in use, cannot be written, or is that of another run; or it does not keep the
-            checkpoint of the round to go back to.
+        UsageError: The directory is in use, cannot be written, or belongs to another run; or it lacks the checkpoint
+            of the round ``resume_from``.
     """
     if resume_from is not None and not (path / "config.json").exists():
         raise UsageError(f"--{RESUME_FROM} {resume_from}: there is no job in {path.resolve()}")
@@ -114,7 +114,7 @@ def record_run(
         except (FederationError, UsageError) as error:
             job.runs[0].directory.record_failure(str(error))
             raise
-        finally:  # what was made meanwhile lacks rows
+        finally:  # results written in the meantime lack rows
             clear_results(path)
         summary = summarise(job)
         written = write_report(job, summary)
@@ -132,7 +132,7 @@ def _plan(config: RunConfig, path: Path) -> Job:
 
 @contextmanager
 def _logged_to_stdout() -> Iterator[None]:
-    """Write what this package logs to standard output, which Flower's log of the run shows."""
+    """Write this package's log to standard output, which Flower's log of the run shows."""
     ours = logging.getLogger("fedhess")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("fedhess: %(message)s"))

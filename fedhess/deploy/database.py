@@ -1,27 +1,27 @@
-"""The SuperLink's database after a run: nothing of what the clients sent stays in it, nor in its free pages or log."""
+"""Clear the SuperLink's database after a run: nothing that clients sent stays in it, its free pages or its log."""
 
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-# Tables of Flower 1.41 with what a run's messages are made of. It empties them when a run ends by itself.
+# Tables in which Flower 1.41 stores a run's messages. Flower empties them when a run ends by itself.
 OF_MESSAGES = ("object_children", "run_objects", "objects", "message_res", "message_ins")
 
 
 def forget_runs(database: Path, known: int = 0) -> int:
-    """Delete what messages have left once no run is waiting or going on, and write the database anew without it.
+    """Delete what messages have left once no run is pending or running, and rewrite the database without it.
 
-    SQLite only marks as free what is deleted, and its write-ahead log has it once more.
+    SQLite only marks deleted data as free, and its write-ahead log holds another copy.
 
     Args:
-        database: The SuperLink's, which may have it open.
-        known: What this returned before; nothing is done while no other run has ended.
+        database: The database, which the SuperLink may have open.
+        known: The previous return value; nothing is done until another run has ended.
 
     Returns:
-        The number of ended runs that are forgotten.
+        The number of ended tasks, which runs consist of, that are forgotten.
 
     Raises:
-        sqlite3.OperationalError: It cannot be written, or is in use for longer than a few seconds.
+        sqlite3.OperationalError: The database cannot be written, or is in use for longer than a few seconds.
     """
     with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as link:
         tasks, ended = _tasks(link)

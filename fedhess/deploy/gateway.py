@@ -1,8 +1,8 @@
-"""nginx in front of the SuperLink: it passes what nodes send and nothing else.
+"""nginx in front of the SuperLink: it passes only what nodes send.
 
-Flower 1.41 answers everything on one port: nodes, whoever starts runs, and the processes of the SuperLink itself. It
-authenticates nodes alone. So the SuperLink listens on loopback, and nodes reach it through nginx, which passes paths
-under ``/v1/fleet/`` and refuses all others with status 403.
+Flower 1.41 serves nodes, users who start runs, and the processes of the SuperLink itself on one port. It authenticates
+only nodes. So the SuperLink listens on loopback, and nodes reach it through nginx, which passes paths under
+``/v1/fleet/`` and refuses all others with status 403.
 """
 
 import os
@@ -14,9 +14,9 @@ from fedhess.base.errors import UsageError
 from fedhess.deploy.keys import Keys
 from fedhess.deploy.programs import Program, writing_to
 
-# Flower sends arrays in pieces of 20 MiB. A node polls every few seconds and sends a request for each array, so that
-# several nodes behind one address may send some thousand in a burst. What exceeds the limits gets nginx's own status,
-# 503, after which a node tries again: after 429 Flower 1.41 gives up.
+# Flower sends arrays in pieces of 20 MiB. A node polls every few seconds and sends a request for each array, so
+# several nodes behind one address may send some thousand requests in a burst. Requests above the limits get nginx's
+# default status 503, after which a node retries; after 429 Flower 1.41 gives up.
 CONFIG = Template("""\
 daemon off;
 worker_processes auto;
@@ -65,16 +65,16 @@ http {
   }
 }
 """)
-SYSTEM_FOLDERS = os.pathsep.join(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"])  # beside those of PATH
+SYSTEM_FOLDERS = os.pathsep.join(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"])  # in addition to those of PATH
 BODY_MB, REQUESTS_PER_SECOND, BURST, CONNECTIONS = 64, 200, 4000, 128
-STALL_SECONDS = 60  # in which a request must go on
+STALL_SECONDS = 60  # after which a request without progress is dropped
 
 
 def gateway(keys: Keys, *, host: str, port: int, control_port: int, folder: Path) -> Program:
-    """Write the configuration of nginx, which listens on an IP address, and return nginx as a program.
+    """Write a configuration with which nginx listens on an IP address, and return nginx as a program.
 
     Raises:
-        UsageError: nginx is not installed, the certificate is not there, or the folder cannot be written.
+        UsageError: nginx is not installed, a certificate or key is missing, or the folder cannot be written.
     """
     keys.require(keys.ca, keys.server, keys.server_key)
     nginx = shutil.which("nginx") or shutil.which("nginx", path=SYSTEM_FOLDERS)

@@ -1,4 +1,4 @@
-"""What an authenticated federation needs: a certificate authority, the server's certificate, a key pair a node.
+"""What an authenticated federation needs: a certificate authority, the server's certificate, a key pair per node.
 
 ``ca.crt`` goes to every machine; ``server.pem`` and ``server.key`` stay with the SuperLink, a node's private key stays
 with its node, and ``ca.key`` is needed only to make another server certificate.
@@ -21,7 +21,7 @@ from fedhess.base.errors import UsageError
 
 ALWAYS = ("localhost", "127.0.0.1", "::1")  # the SuperLink's own programs reach it there
 CA_DAYS = 3650
-CURVE = ec.SECP384R1  # Flower takes the NIST curves for nodes
+CURVE = ec.SECP384R1  # Flower accepts the NIST curves for nodes
 
 
 class Keys:
@@ -45,7 +45,7 @@ class Keys:
         return sorted((self.folder / "nodes").glob("*.pub"))
 
     def require(self, *files: Path) -> None:
-        """Check that files are there."""
+        """Check that files exist."""
         for file in files:
             if not file.is_file():
                 make = f"`python -m fedhess.deploy keys --keys {self.folder}"
@@ -56,9 +56,9 @@ class Keys:
 
 
 def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: int) -> list[Path]:
-    """Make what is not there yet, and return the files that were made; nothing is overwritten.
+    """Make the files that do not exist yet, and return them; nothing is overwritten.
 
-    With names of nodes alone only their keys are made, which need no authority: so a node's machine can make its own.
+    With ``nodes`` alone only their keys are made. These need no authority, so a node's machine can make its own.
 
     Args:
         keys: The folder.
@@ -67,8 +67,8 @@ def make_keys(keys: Keys, *, hosts: Sequence[str], nodes: Sequence[str], days: i
         days: Validity of the server's certificate.
 
     Raises:
-        UsageError: A name cannot be one, the folder cannot be written or holds half of a pair, the authority's key
-            does not sign, or the server's certificate that is there lacks a host or has expired.
+        UsageError: A name is invalid, the folder cannot be written or holds half of a pair, the authority's key
+            cannot be used, or the existing server certificate is damaged, lacks a host or has expired.
     """
     for name in nodes:
         if not re.fullmatch(r"[^./\\][^/\\]*", name):
@@ -118,7 +118,7 @@ def _name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        with contextlib.suppress(UnicodeError):  # of a label that is empty or too long
+        with contextlib.suppress(UnicodeError):  # for a label that is empty or too long
             name = host.encode("idna").decode("ascii")
             if name and not any(character.isspace() or character in "/:" for character in name):
                 return x509.DNSName(name)

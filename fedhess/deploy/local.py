@@ -1,4 +1,4 @@
-"""A whole federation on this machine: SuperLink and one SuperNode a client on loopback, with TLS and authentication."""
+"""A whole federation on this machine: SuperLink and a SuperNode per client on loopback, with TLS and authentication."""
 
 import ssl
 import time

@@ -1,4 +1,4 @@
-"""Which registered node is which client: ``nodes.json`` in the folder of the SuperLink's state."""
+"""Map clients to registered nodes: ``nodes.json`` in the SuperLink's state folder."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,11 +11,11 @@ from fedhess.deploy.keys import Keys
 from fedhess.deploy.programs import answer
 
 NODES_FILE = "nodes.json"
-NODES_VARIABLE = "FEDHESS_NODES"  # names the file to the server of a run, which the SuperLink starts
+NODES_VARIABLE = "FEDHESS_NODES"  # holds the path of that file for the ServerApp, which the SuperLink starts
 
 
 def read_nodes(file: Path) -> dict[str, int]:
-    """Read which node may answer for which client; empty where nobody has been registered yet."""
+    """Read which node may answer for which client; empty if no node has been registered yet."""
     if not file.is_file():
         return {}
     try:
@@ -27,10 +27,10 @@ def read_nodes(file: Path) -> dict[str, int]:
 
 
 def read_names(given: list[str], keys: Keys) -> dict[str, str]:
-    """Return the client of each key: the one that ``KEY=CLIENT`` names, else the one of the key's own name.
+    """Return the client of each key: the one given by ``KEY=CLIENT``, otherwise the client with the key's name.
 
     Raises:
-        UsageError: There is no key, one is unknown, or two are of one client.
+        UsageError: There is no key, an argument is malformed or names an unknown key, or two keys have one client.
     """
     names = [file.stem for file in keys.public_keys()]
     if not names:
@@ -51,11 +51,11 @@ def read_names(given: list[str], keys: Keys) -> dict[str, str]:
 def register_nodes(
     clients: Mapping[str, str], keys: Keys, *, file: Path, flower_home: Path, say: Callable[[str], object]
 ) -> None:
-    """Register the keys at the SuperLink, and write which client each node is.
+    """Register the keys at the SuperLink, and record the node of each client.
 
     Raises:
         UsageError: The file cannot be read or written.
-        FederationError: Some were not registered; the others are.
+        FederationError: Some keys were not registered; the others were.
     """
     nodes, failed = read_nodes(file), []
     for key, client in clients.items():

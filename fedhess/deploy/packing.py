@@ -10,7 +10,7 @@ from fedhess.settings.assignments import Scalar
 from fedhess.settings.run_config import RunConfig
 
 RUN_DIR = "run-dir"  # key of the run config: the job directory, on the SuperLink's machine
-RESUME_FROM = "resume-from"  # key of the run config: the round to which the job there goes back
+RESUME_FROM = "resume-from"  # key of the run config: the round from which the job there continues
 DEFAULTS: dict[str, Scalar] = {
     "domains": "IconPACS",
     "sources": "art_painting,cartoon,photo",
@@ -42,7 +42,7 @@ clientapp = "fedhess.federation.client.app:app"
 
 
 def app_config() -> dict[str, Scalar]:
-    """Return every key of the app's run config with its default; an empty text is the default by benchmark and model.
+    """Return every key of the run config with its default; an empty text means the default of benchmark and model.
 
     >>> app_config()["strategy"], app_config()["server-lr"]
     ('hgp', '')
@@ -52,7 +52,7 @@ def app_config() -> dict[str, Scalar]:
 
 
 def pack_app(folder: Path) -> Path:
-    """Write the app into a folder, in place of what is there; ``flwr run`` sends its Python files."""
+    """Write the app into a folder, replacing its contents; ``flwr run`` sends the Python files."""
     unsent = shutil.ignore_patterns("__pycache__", "simulations", "drawings", "licenses")
     config = "\n".join(f"{key} = {toml(value)}" for key, value in app_config().items())
     try:

@@ -1,4 +1,4 @@
-"""Child processes with a log each, all ended together with those that they started themselves."""
+"""Child processes with a log each; they are ended together, along with the processes that they started."""
 
 import contextlib
 import ipaddress
@@ -19,15 +19,15 @@ from fedhess.base.errors import UsageError
 from fedhess.deploy.programs import Program, writing_to
 
 MARK = "FEDHESS_DEPLOYMENT"  # an environment variable that every process of a deployment inherits
-TERM_SECONDS = 8.0  # to end by themselves: a SuperNode signs off at the SuperLink
+TERM_SECONDS = 8.0  # to end by themselves after SIGTERM: a SuperNode signs off at the SuperLink
 TAIL_LINES = 15
 
 
 class Processes:
     """The processes of one deployment, by name, started in ``folder``.
 
-    Without a folder of ``logs`` what they write goes to standard output, each line with the time. ``mark`` is in the
-    environment of each and of all that they start.
+    Without a ``logs`` folder their output goes to standard output, each line with the time. ``mark`` is in the
+    environment of every process and of all that it starts.
     """
 
     def __init__(self, logs: Path | None, folder: Path | None = None) -> None:
@@ -38,7 +38,7 @@ class Processes:
         self._copying: list[threading.Thread] = []
 
     def start(self, name: str, program: Program, *, show: bool = False) -> "subprocess.Popen[bytes]":
-        """Start a program, with the log ``NAME.log`` unless it may ``show`` on standard output."""
+        """Start a program; its output goes to ``NAME.log``, or with ``show`` to standard output."""
         output: int | IO[bytes] = subprocess.PIPE
         if self._logs is not None:
             with writing_to(self._logs):
@@ -93,7 +93,7 @@ class Processes:
         self.running.clear()
 
     def _all(self) -> list[psutil.Process]:
-        """List what was started here and runs, and its children: a program may overwrite its environment (nginx)."""
+        """List the marked processes, and those started here with their children: nginx overwrites its environment."""
         found = marked_processes(self.mark)
         for child in self.running.values():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -120,7 +120,7 @@ def processes(logs: Path | None, folder: Path | None = None) -> Iterator[Process
 
 def _copy_with_times(lines: IO[bytes]) -> None:
     for line in lines:
-        with contextlib.suppress(OSError):  # nobody reads any more: the program must not wait for that
+        with contextlib.suppress(OSError):  # the reader is gone: the program must not block
             sys.stdout.buffer.write(f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z} ".encode() + line)
             sys.stdout.buffer.flush()
 
@@ -142,7 +142,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def require_free(host: str, port: int, *, option: str = "--port") -> None:
-    """Check that a port can be listened on, before what listens there is started in the background."""
+    """Check that a port can be listened on, before a background process is started that listens there."""
     try:
         family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
         with socket.create_server((host, port), family=family):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # neither is needed by the small process that starts the prog
 
 CONNECTION = "deployment"  # name of the SuperLink in the configuration written for Flower's command line
 JSON = ["--format", "json"]
-# Neither telemetry nor a look for updates, for which a machine without a way out would wait; tasks start at once.
+# No telemetry, and no check for updates, on which a machine without internet access would wait; tasks start at once.
 VARIABLES = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -57,7 +57,7 @@ def superlink(
 ) -> Program:
     """``flower-superlink`` with TLS and authenticated nodes; it installs nothing by itself.
 
-    Without a database its state is in memory, and gone when it ends.
+    Without a database its state is in memory, and lost when it ends.
     """
     keys.require(keys.ca, keys.server, keys.server_key)
     arguments = ["--ssl-ca-certfile", keys.ca, "--ssl-certfile", keys.server, "--ssl-keyfile", keys.server_key]
@@ -77,7 +77,7 @@ def supernode(
     further: Sequence[str] = (),
     **variables: str,
 ) -> Program:
-    """``flower-supernode`` of one domain; ``more_config`` is appended to its node config as it stands."""
+    """``flower-supernode`` of one domain; ``more_config`` is appended to its node config unchanged."""
     keys.require(keys.ca, keys.node(name))
     settings = " ".join([*(f"{key}={toml(value)}" for key, value in node_config.items()), *filter(None, [more_config])])
     arguments = ["--root-certificates", keys.ca, "--superlink", address]
@@ -91,7 +91,7 @@ def register(public_key: Path, *, flower_home: Path) -> Program:
 
 
 def run(app: Path, *, flower_home: Path, run_config: Sequence[str], stream: bool = True) -> Program:
-    """``flwr run``: send the app to the SuperLink, start it, and show its log or else answer in JSON at once."""
+    """``flwr run``: send the app to the SuperLink and start it; stream its log, or return at once with JSON."""
     settings = [part for text in run_config for part in ("--run-config", text)]
     return flwr("run", str(app), CONNECTION, *settings, *(["--stream"] if stream else JSON), home=flower_home)
 
@@ -108,7 +108,7 @@ def flwr(*arguments: str, home: Path) -> Program:
 
 
 def answer(program: Program) -> dict[str, Any]:
-    """Run one of Flower's commands that answer in JSON; :class:`FederationError` with Flower's message if it fails."""
+    """Run a Flower command that answers in JSON; raise :class:`FederationError` with Flower's message if it fails."""
     done = subprocess.run(program.command(), env=program.environment(), capture_output=True, text=True, check=False)
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
@@ -132,7 +132,7 @@ def write_connection(flower_home: Path, *, address: str, ca: Path) -> None:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turn a failure to write below a folder that the user chose into advice."""
+    """Turn a failure to write below a folder that the user chose into a :class:`UsageError` with advice."""
     try:
         yield
     except OSError as error:
@@ -140,7 +140,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def toml(value: "Scalar") -> str:
-    r"""Write a value as Flower's command line reads it: TOML, and no quote within quotes.
+    r"""Write a value as Flower's command line reads it: TOML, without escaped quotes.
 
     >>> toml("a b"), toml('{"alpha": 1}'), toml(True), toml(3)
     ('"a b"', '\'{"alpha": 1}\'', 'true', '3')
@@ -155,7 +155,7 @@ def toml(value: "Scalar") -> str:
 
 
 def file_name(domain: str) -> str:
-    """Write a domain's name so that it can be a file's.
+    """Turn a domain's name into a valid file name.
 
     >>> file_name("Real World"), file_name("+90%")
     ('Real-World', '90')

@@ -40,21 +40,21 @@ def plan_run(
     resume_from: int | None = None,
     given: Sequence[str],
 ) -> list[str]:
-    """Return the arguments of ``flwr run --run-config``, of which the later go over the earlier.
+    """Return the arguments of ``flwr run --run-config``, where later arguments override earlier ones.
 
-    The data of no domain is needed: it is on the nodes. Of a folder that is here, domains and classes go with the run.
+    No domain's data is needed: it is on the nodes. A benchmark in ``DESCRIBED`` has its domains and classes sent along.
 
     Args:
         domains: Name of a benchmark.
-        target: Domain that is never trained on, or several joined by ``+``; the first that the benchmark has if empty.
-        strategy: If not the app's default.
-        rounds: If not the app's default.
+        target: Domain that is never trained on, or several joined by ``+``; if empty, that of the first scenario.
+        strategy: Name of the strategy, if not the app's default.
+        rounds: Number of rounds, if not the app's default.
         run_dir: Job directory on the SuperLink's machine, if not the default.
-        resume_from: Round to which the job in ``run_dir`` goes back.
+        resume_from: Earlier round from which the job in ``run_dir`` continues.
         given: Further arguments of ``--run-config``.
 
     Raises:
-        UsageError: The benchmark or the target is unknown, or several targets are given.
+        UsageError: The benchmark or the target is unknown, or several scenarios are chosen.
     """
     options = RunConfig.given_in(_read(given)).get("domains_options", {})
     assert isinstance(options, dict)
@@ -83,7 +83,7 @@ def plan_run(
 
 
 def read_settings(run_config: Sequence[str], *, data_dir: Path | None = None) -> RunConfig:
-    """Read a run's settings as server and nodes will, and check what can be without data, weights and nodes."""
+    """Read a run's settings as server and nodes will, and check what needs no data, weights or nodes."""
     defaults, given = app_config(), _read(run_config)
     for key in sorted(given.keys() - defaults.keys()):
         raise UsageError(f"--run-config: the app has no setting {key!r}; {did_you_mean(key, defaults)}")
@@ -107,10 +107,10 @@ def read_settings(run_config: Sequence[str], *, data_dir: Path | None = None) ->
 
 
 def round_of(run_config: Mapping[str, Scalar]) -> int | None:
-    """Return the round to which a run config has the job in its ``run-dir`` go back, or None.
+    """Return the round from which a run config continues the job in its ``run-dir``, or None.
 
     Raises:
-        UsageError: It is no round, no job is named, or the run is private.
+        UsageError: The value is no round, no job is named, or the run is private.
     """
     given = run_config.get(RESUME_FROM, "")
     if given == "":
@@ -128,7 +128,7 @@ def round_of(run_config: Mapping[str, Scalar]) -> int | None:
 
 
 def check_node_config(given: str, own: Mapping[str, Scalar]) -> None:
-    """Check further settings of a node, ``--node-config``: Flower leaves out what it does not understand."""
+    """Check the further settings of a node, ``--node-config``: Flower ignores what it does not understand."""
     settings = _read([given] if given else [], option="--node-config")
     for key in settings:
         if key in own:

@@ -26,14 +26,14 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Status:
-    """A federation as the SuperLink and the folder of its state have it.
+    """The state of a federation, according to the SuperLink and its state folder.
 
     Attributes:
         nodes: Flower's description of each node.
         runs: Flower's description of each run.
-        clients: Node id -> client, as they were registered.
+        clients: Node id -> client, as registered.
         rows: Job directory, target and seed -> the rows of the last evaluated round.
-        damaged: The same -> why its rows cannot be read.
+        damaged: The same key -> why its rows cannot be read.
     """
 
     nodes: Sequence[Mapping[str, Any]]
@@ -84,9 +84,9 @@ class Status:
 
 
 def read_status(flower_home: Path, state: Path) -> Status:
-    """Ask the SuperLink, and read the folder of its state."""
+    """Query the SuperLink, and read its state folder."""
     nodes = answer(programs.flwr("supernode", "list", programs.CONNECTION, *programs.JSON, home=flower_home))["nodes"]
-    every = ("--limit", "1000000")  # without it the newest twenty
+    every = ("--limit", "1000000")  # the default is the newest twenty
     runs = answer(programs.flwr("list", programs.CONNECTION, *every, *programs.JSON, home=flower_home))["runs"]
     clients = {str(node): client for client, node in read_nodes(state / NODES_FILE).items()}
     rows, damaged = {}, {}
@@ -94,7 +94,7 @@ def read_status(flower_home: Path, state: Path) -> Status:
         name = str(file.parent.relative_to(state))
         try:
             found = RunDirectory(file.parent).rows()
-        except (UsageError, StorageError) as error:  # of one job: the others are shown all the same
+        except (UsageError, StorageError) as error:  # in one job: the others are still shown
             damaged[name] = printable(str(error))
             continue
         if found:

@@ -18,7 +18,7 @@ def start_run(app: Path, *, flower_home: Path, run_config: Sequence[str], say: S
     """Send the app, start a run with arguments of ``flwr run --run-config``, and return the run's id.
 
     Raises:
-        FederationError: It could not be started; the message is Flower's.
+        FederationError: The run could not be started; the message is Flower's.
     """
     program = programs.run(app, flower_home=flower_home, run_config=run_config, stream=False)
     say(f"$ {program}")

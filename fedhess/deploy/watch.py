@@ -1,7 +1,7 @@
-"""The process that a node or a SuperLink is started from: it starts programs, shows what they write, and ends them.
+"""The parent process of a node or a SuperLink: it starts programs, shows their output, and ends them.
 
-``fedhess.deploy`` replaces itself by it, since the command has torch imported and would hold some 500 MB for as long as
-the node runs; this one holds 20.
+``fedhess.deploy`` replaces itself with this process. The command has imported torch and would hold some 500 MB for as
+long as the node runs; this process holds 20 MB.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def hand_over(
     database: Path | None = None,
     metrics: tuple[Program, int] | None = None,
 ) -> NoReturn:
-    """Replace this process by one that runs :func:`watch`."""
+    """Replace this process with one that runs :func:`watch`."""
     named = [(name, asdict(program)) for name, program in programs]
     paths = {"folder": folder and str(folder), "database": database and str(database)}
     shown = metrics and [asdict(metrics[0]), metrics[1]]
@@ -51,14 +51,14 @@ def watch(
     database: Path | None = None,
     metrics: tuple[Program, int] | None = None,
 ) -> int:
-    """Run programs until one ends, and end the others; return the status.
+    """Run programs until one ends, end the others, and return the status.
 
     Args:
-        programs: By name.
-        folder: Where they are started, if not here.
-        patience: Seconds in which they are started again if one fails.
-        database: The SuperLink's; what a run has left in it is deleted when the run has ended.
-        metrics: What prints them, and the port where they are shown: see :func:`show_metrics`.
+        programs: Pairs of name and program.
+        folder: Their working directory, if not the current one.
+        patience: Seconds during which all programs are started again after one fails.
+        database: The SuperLink's database; what a run has left in it is deleted when the run has ended.
+        metrics: The program that prints the metrics, and the port that serves them: see :func:`show_metrics`.
     """
     end = time.monotonic() + patience
     while True:
@@ -71,7 +71,7 @@ def watch(
             while not (ended := running.ended()):
                 time.sleep(0.2)
                 if database is not None and database.exists():
-                    with contextlib.suppress(sqlite3.OperationalError):  # it is being made, or in use: the next time
+                    with contextlib.suppress(sqlite3.OperationalError):  # being created, or in use: retried
                         forgotten = forget_runs(database, forgotten)
         status = max(map(abs, ended.values()))
         if status == 0 or time.monotonic() >= end:
@@ -81,9 +81,9 @@ def watch(
 
 
 def show_metrics(program: Program, port: int, *, mark: str) -> HTTPServer:
-    """Show what a program prints, run once a minute, at /metrics on loopback; status 503 where it has failed.
+    """Run a program once a minute and serve its output at /metrics on loopback; status 503 if it has failed.
 
-    It ends with the processes of that mark.
+    The program ends with the other processes that have ``mark`` in their environment.
     """
     environment, printed = program.environment() | {MARK: mark}, [b""]
 
@@ -94,7 +94,7 @@ def show_metrics(program: Program, port: int, *, mark: str) -> HTTPServer:
             time.sleep(METRICS_SECONDS)
 
     class Page(BaseHTTPRequestHandler):
-        timeout = 10.0  # seconds of a request: they are answered one after the other
+        timeout = 10.0  # seconds until a stalled request is dropped: they are served one by one
 
         def do_GET(self) -> None:
             asked = self.path == "/metrics"
@@ -115,7 +115,7 @@ def show_metrics(program: Program, port: int, *, mark: str) -> HTTPServer:
 
 
 def main() -> None:
-    """Do what :func:`hand_over` was asked."""
+    """Run the task that :func:`hand_over` passed on."""
     task = json.loads(sys.argv[1])
     programs = [(name, Program(**program)) for name, program in task["programs"]]
     folder = task["folder"] and Path(task["folder"])

@@ -1,8 +1,8 @@
 """Benchmarks by name: domains of labelled examples, their splits, partitions and scenarios.
 
-In come a name of :data:`BENCHMARKS` or of what a user brings, a data directory and options; out comes a benchmark whose
-domains load one by one. Opening one is cheap and reads no example, so every client process opens it again and loads its
-own domain only.
+:func:`open_benchmark` takes a name (of :data:`BENCHMARKS`, or of a user's data), a data directory and options, and
+returns a benchmark whose domains load one by one. Opening a benchmark is cheap and reads no example, so every client
+process opens it again and loads only its own domain.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ __all__ = [
     "split_indices",
 ]
 
-# Name -> module:function(Opening) -> Benchmark; imported when asked for, since some need heavy libraries.
+# Name -> module:function(Opening) -> Benchmark; imported on demand, since some need heavy libraries.
 BENCHMARKS: dict[str, str] = {
     "IconPACS": "fedhess.domains.iconpacs:open_iconpacs",
     "EmojiStyles": "fedhess.domains.emoji_styles:open_emoji_styles",
@@ -71,8 +71,8 @@ __getattr__ = lazy_names(
         "split_indices": "fedhess.domains.split:split_indices",
     },
 )
-FOLDER = "folder:"  # what precedes the path of any tree ROOT/DOMAIN/CLASS
-HUGGING_FACE = "hf:"  # what precedes the name of any data set of Hugging Face
+FOLDER = "folder:"  # prefix of the path of any tree ROOT/DOMAIN/CLASS
+HUGGING_FACE = "hf:"  # prefix of the name of any data set of Hugging Face
 ENTRY_POINT_GROUP = "fedhess.benchmarks"
 
 
@@ -94,15 +94,15 @@ def open_benchmark(
         name: One of ``BENCHMARKS``, in any case; ``folder:PATH`` for any tree PATH/DOMAIN/CLASS/images;
             ``hf:NAME?domain=COLUMN&label=COLUMN``; an entry point of group ``fedhess.benchmarks``; or
             ``package.module:Class``.
-        data_dir: Folder with the data; without it ``$FEDHESS_DATA``, then the cache, then a download where there is
-            one.
+        data_dir: Folder with the data; by default ``$FEDHESS_DATA``, then the cache, then a download if one exists.
         require_real: Refuse a stand-in.
         skip_bad_images: Leave out images that cannot be decoded, and count them, instead of refusing.
         seed: For benchmarks that are made at random (ColoredMNIST, RotatedMNIST).
         cache_dir: Where downloads and derived data are kept; see `fedhess.base.files.cache_directory`.
-        held: The domains whose data is on this machine, where not all are: a deployed node holds its own, a server
-            none. Only these are looked for and can be loaded; the benchmark is never a stand-in then.
-        options: Of the benchmark; to open one again, its ``options``. They overrule the arguments above.
+        held: The domains whose data is on this machine, if not all are: a deployed node holds its own, a server none.
+            Only these are looked for and can be loaded, and no stand-in is used.
+        options: Options of the benchmark, which override the arguments above. To reopen a benchmark, pass its
+            ``options``.
         notify: Called about stand-ins, downloads and other slow things.
 
     Raises:
@@ -135,7 +135,7 @@ def open_benchmark(
 
 
 def find_benchmark(name: str) -> tuple[str, Path | None]:
-    """Return a benchmark's own spelling, a key of ``BENCHMARKS``, and the path after ``folder:`` or None.
+    """Return a benchmark's key in ``BENCHMARKS``, and the path after ``folder:`` or None.
 
     Raises:
         UsageError: An unknown name.

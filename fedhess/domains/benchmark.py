@@ -98,14 +98,14 @@ class Benchmark:
         stand_in_for: The benchmark the user asked for when this one replaces it, else None.
         domains: Sorted names.
         classes: Class names; a label is an index into them.
-        input_shape: Of one example, without the batch axis.
+        input_shape: Shape of one example, without the batch axis.
         outputs: Logits of the model: C, or 1 for the logistic form.
         default_model: A name of `fedhess.models.MODELS`.
         holdout: Fraction of each source held out for validation; 0 evaluates on the training split.
         scenarios: Leave one domain out, unless the benchmark fixes them.
         options: What `open_benchmark` needs besides ``name`` to open the same data in another process.
-        known: What the complete copy holds, where that is known.
-        recipe: The name that `fedhess.settings.defaults` knows it by, where that is not ``name``.
+        known: Counts of the complete copy, if they are known.
+        recipe: Its name in `fedhess.settings.defaults`, if that is not ``name``.
         loader: Loads one domain.
     """
 

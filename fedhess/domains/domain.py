@@ -30,7 +30,7 @@ class DomainData(Protocol):
     def groups(self) -> Tensor | None:
         """(N,) int64 or None; examples of one group show the same drawing and belong on one side of a split.
 
-        A negative one is kept for targets: no source holds it, and targets hold nothing else.
+        Groups with a negative number are kept for targets: no source holds them, and targets hold nothing else.
         """
 
     @property

@@ -1,4 +1,4 @@
-"""Download one file, checked before it gets its name; and decide within seconds whether there is a network."""
+"""Download a file, checked before it gets its name, and find out within seconds whether there is a network."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ class DownloadError(OSError):
 
 
 def download(url: str, path: Path, *, checksum: str, notify: Notify) -> None:
-    """Download a file, which appears whole and checked or not at all."""
+    """Download a file; it appears whole and checked, or not at all."""
     if reason := why_no_answer([url]):
         raise DownloadError(reason)
     notify(f"downloading {url}")
@@ -40,21 +40,21 @@ def download(url: str, path: Path, *, checksum: str, notify: Notify) -> None:
 
 
 def has_checksum(path: Path, checksum: str) -> bool:
-    """Return whether a file has a ``"sha256:..."`` or ``"md5:..."``."""
+    """Return whether a file has the checksum ``"sha256:..."`` or ``"md5:..."``."""
     kind, _, expected = checksum.partition(":")
     with path.open("rb") as file:
         return hashlib.file_digest(file, kind).hexdigest() == expected
 
 
 def why_no_answer(urls: Sequence[str]) -> str:
-    """Request the head of a file from the servers that have it, in turn; return why none answers, or nothing."""
+    """Send a HEAD request to each URL in turn; return why none answers, or an empty string."""
     return decide(lambda: _request(urls))
 
 
 def decide(request: Callable[[], str]) -> str:
-    """Wait at most ``DECISION_SECONDS`` for what ``request`` returns, a reason or nothing; it must not raise.
+    """Return what ``request`` returns, waiting at most ``DECISION_SECONDS``; ``request`` must not raise.
 
-    Name resolution may hang for longer than any timeout that a request takes, hence a thread that is given up.
+    Name resolution may hang for longer than a request's timeout, so the request runs in a thread that can be left.
     """
     answers: list[str] = []
     thread = threading.Thread(target=lambda: answers.append(request()), daemon=True)

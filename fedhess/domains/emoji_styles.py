@@ -1,10 +1,10 @@
-"""EmojiStyles: emoji as six sets draw them, each set a domain; what is drawn is the same, how it is drawn differs.
+"""EmojiStyles: emoji from six sets, each a domain; the sets draw the same things in different styles.
 
-The sets are npm packages of Iconify (SVG in JSON) of known versions; `python -m fedhess.data prepare EmojiStyles`
-fetches them. Nothing of them is in fedhess. A drawing's class is the category of its code point in Unicode's list, as
-Noto's package has it, without people and flags. Code points, not drawings, are divided in two: three tenths are kept
-for targets. A source holds none of these and a target nothing else, so that no source in any style has shown what a
-target is asked for. Fluent's two sets share their outlines.
+The sets are npm packages of Iconify (SVG in JSON) in known versions; `python -m fedhess.data prepare EmojiStyles`
+fetches them, and fedhess contains none of them. A drawing's class is the category of its code point in Unicode's list,
+as Noto's package has it, without people and flags. Three tenths of the code points are kept for targets. A source holds
+no drawing of these code points, in any style, and a target holds no other drawings. Fluent's two sets share their
+outlines.
 """
 
 import io
@@ -43,8 +43,8 @@ CATEGORIES = {
 CLASSES = tuple(CATEGORIES.values())
 SIDES = (64, 224)  # pixels
 KEPT_FOR_TARGETS = 3  # tenths of the code points
-FORMLESS = re.compile(r"(CIRCLE|SQUARE|NEW MOON SYMBOL)$")  # coloured discs and squares: in black they are all one
-VARIANT = "fe0f"  # asks for the coloured form of a code point, and is written by some sets alone
+FORMLESS = re.compile(r"(CIRCLE|SQUARE|NEW MOON SYMBOL)$")  # coloured discs and squares: in black they are all alike
+VARIANT = "fe0f"  # asks for the coloured form of a code point; only some sets write it
 
 
 def _package(name: str, version: str, sha256: str) -> KnownFile:
@@ -73,7 +73,7 @@ PACKAGES = {
 }
 DOMAINS = tuple(PACKAGES)
 NAMING = "noto"  # the set whose categories are the classes
-IN_WORDS = "emojione-monotone"  # the set whose drawings are named by words, which the other sets explain
+IN_WORDS = "emojione-monotone"  # the set that names its drawings by words; the other sets give their code points
 DIGESTS: Mapping[int, Mapping[str, str]] = {
     64: {
         "emojione-monotone": "582f8c3025f26d922c88ff108b4cad2b4a3343a697a7eea278b7171f2abd1e4e",
@@ -139,13 +139,13 @@ def settle_emoji_styles(opening: Opening) -> tuple[Opening, dict[str, OptionValu
 
 
 def locate_emoji_styles(opening: Opening) -> Path | None:
-    """Return the folder of the packages where all are there, or None; never downloads."""
+    """Return the folder of the packages if all are there, else None; never downloads."""
     found = [package.find(opening.places()) for package in PACKAGES.values()]
     return found[0].parent if found[0] and all(found) else None
 
 
 def prepare_emoji_styles(opening: Opening) -> str:
-    """Fetch the packages that are not there; return why that failed, or nothing."""
+    """Fetch the missing packages; return why that failed, or nothing."""
     try:
         _renderer()  # before 10 MB are fetched in vain
         for package in PACKAGES.values():
@@ -156,7 +156,7 @@ def prepare_emoji_styles(opening: Opening) -> str:
 
 
 def _load(domain: str, *, files: Mapping[str, Path], side: int, cache_dir: Path | None, notify: Notify) -> TensorDomain:
-    """Load one domain, rendered the first time; its pixels are those that are known, or it is an error."""
+    """Load one domain, rendered the first time; raise UsageError if its pixels are not the known ones."""
     drawings, codes, labels = read_drawings(domain, files)
     path = cache_directory(cache_dir) / "emoji-styles" / f"{domain}-{side}-{DIGESTS[side][domain][:20]}.npy"
     if not path.exists():
@@ -176,7 +176,7 @@ def read_drawings(domain: str, files: Mapping[str, Path]) -> tuple[list[str], li
 
     Args:
         domain: The set.
-        files: The packages of the set and of `NAMING`; of every set for `IN_WORDS`.
+        files: The packages of the set and of `NAMING`; for `IN_WORDS`, those of every set.
     """
     noto = _read_package(files[NAMING])
     by_name = {name: _plain(code) for code, name in noto["chars"].items()}
@@ -198,7 +198,7 @@ def read_drawings(domain: str, files: Mapping[str, Path]) -> tuple[list[str], li
 
 
 def group_of(code: str) -> int:
-    """Number a code point, the same in every domain; negative if it is kept for targets.
+    """Return the group of a code point: the same in every domain, negative if it is kept for targets.
 
     >>> group_of("1f415") == group_of("1f415"), group_of("1f415") != group_of("1f436")
     (True, True)
@@ -235,7 +235,7 @@ def _read_package(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _codes_by_name(labels: Mapping[str, int], files: Mapping[str, Path]) -> dict[str, str]:
-    """Return code points by the letters of their names: Unicode's own, then those of the sets that state both."""
+    """Map the letters of names to code points: Unicode's names first, then those of the sets that state both."""
     codes: dict[str, str] = {}
     for code in sorted(labels):
         if name := _unicode_name(code):

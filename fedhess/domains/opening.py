@@ -1,4 +1,4 @@
-"""What a benchmark is opened with, and its options read and checked."""
+"""The arguments that a benchmark is opened with; its options are read and checked here."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from fedhess.base.files import cache_directory
 from fedhess.domains.benchmark import OptionValue
 from fedhess.domains.domain import Notify, keep_silent
 
-DATA_VARIABLE = "FEDHESS_DATA"  # names the folder with data where none is given
+DATA_VARIABLE = "FEDHESS_DATA"  # names the default data folder
 TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -26,7 +26,7 @@ class Opening:
     cache_dir: Path | None = None
     held: tuple[str, ...] | None = None
     options: Mapping[str, OptionValue] = field(default_factory=dict)
-    name: str = ""  # as the user has it, where ``benchmark`` stands for many
+    name: str = ""  # as the user wrote it, where ``benchmark`` stands for many
     notify: Notify = field(default=keep_silent, repr=False, compare=False)
 
     def places(self, cached: str = "") -> list[Path]:
@@ -48,11 +48,11 @@ class Opening:
         return {name: self._converted(name, default) for name, default in defaults.items()}
 
     def settled(self, **defaults: OptionValue) -> tuple["Opening", dict[str, OptionValue]]:
-        """Read the options of a benchmark that has ``data_dir`` among them, and perhaps ``per_domain``.
+        """Read the options of a benchmark that has the option ``data_dir``, and perhaps ``per_domain``.
 
         Returns:
-            The opening with the data folder, and where it is an option ``skip_bad_images``, that the options name; and
-            a value for each option.
+            The opening, with ``data_dir`` and (if it is an option) ``skip_bad_images`` taken from the options; and a
+            value for each option.
         """
         options = self.read_options(**defaults, data_dir=str(self.data_dir or ""))
         if int(options.get("per_domain", 0)) < 0:

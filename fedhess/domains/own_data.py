@@ -1,4 +1,4 @@
-"""Data that a user brings: ``--domains package.module:Name``, or an entry point of group ``fedhess.benchmarks``."""
+"""Data of a user: ``--domains package.module:Name``, or an entry point of group ``fedhess.benchmarks``."""
 
 import hashlib
 import inspect
@@ -28,21 +28,21 @@ from fedhess.domains.images.image_files import DECODE_ERRORS, ImageDomain, Image
 from fedhess.domains.images.release import SIDE
 from fedhess.domains.opening import Opening
 
-# Options that are ours; the others go to the user's class. The first three describe the data where it is not at hand.
+# Our own options; the others go to the user's class. The first three describe data that is not on this machine.
 OURS = ("domain_names", "class_names", "input_shape", "image_side")
 
 
 def open_own(opening: Opening) -> Benchmark:
-    """Open what a user's class or function returns when it is called with the benchmark's options.
+    """Open the benchmark that a user's class or function returns when it is called with the options.
 
-    It returns a `Benchmark`; or a mapping from domains to their data, or an object with such a mapping as ``domains``,
-    and perhaps ``classes``, the names of the labels. The data of a domain is a torch ``Dataset`` whose items are
-    (input, label); or a pair of arrays or tensors, inputs (N, ...) and labels (N,); or a function that returns either,
-    called when the domain is needed. Inputs are PIL images, or arrays of one shape: bytes, or floats.
+    The call returns a `Benchmark`, a mapping from domains to their data, or an object with such a mapping as
+    ``domains`` and optionally ``classes``, the names of the labels. The data of a domain is a torch ``Dataset`` of
+    (input, label) items; a pair of arrays or tensors, inputs (N, ...) and labels (N,); or a function that returns
+    either, called when the domain is needed. Inputs are PIL images, or arrays of one shape, in bytes or floats.
 
     Args:
         opening: ``name`` is the entry point, or ``package.module:Name``. Options: the arguments of the class, and
-            ``image_side`` (pixels that PIL images are resized to, 224). ``data_dir`` is an argument if it has one.
+            ``image_side`` (pixels that PIL images are resized to, 224). ``data_dir`` is passed if the class takes it.
     """
     ours = {key: value for key, value in opening.options.items() if key in OURS}
     names, classes = _split(ours.get("domain_names", "")), _split(ours.get("class_names", ""))
@@ -92,7 +92,7 @@ def open_own(opening: Opening) -> Benchmark:
 
 
 def locate_own(opening: Opening) -> Path | None:
-    """Return the file of the module that a benchmark's name leads to, if it is here; it is not imported."""
+    """Return the file of the module that a benchmark's name refers to, if it is here; the module is not imported."""
     path = installed(ENTRY_POINT_GROUP).get(opening.name, opening.name)
     try:
         spec = find_spec(path.partition(":")[0]) if path else None
@@ -110,7 +110,7 @@ class _Own:
     side: int
     stated: bool = False  # classes are named for all domains; a data set may have its own names for the same labels
     loaded: dict[str, DomainData] = field(default_factory=dict)
-    named: dict[str, tuple[str, ...]] = field(default_factory=dict)  # domain that is loaded -> classes that it names
+    named: dict[str, tuple[str, ...]] = field(default_factory=dict)  # loaded domain -> classes that it names
 
     def load(self, domain: str) -> DomainData:
         if domain not in self.loaded:
@@ -118,7 +118,7 @@ class _Own:
         return self.loaded[domain]
 
     def classes(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the names that a data set gives, as torchvision's do; else numbers."""
+        """Return the class names of a data set (torchvision's have them), else the labels as text."""
         if given := next(filter(None, (_class_names(self.domains[name]) for name in names)), None):
             return given
         found = {label for name in names for label in self.load(name).labels.tolist()}
@@ -184,7 +184,7 @@ class _Own:
 
 
 def _check_values(inputs: Tensor, labels: Tensor, what: str) -> None:
-    """Check what would train to nothing, or on something else than was meant."""
+    """Check for values that would break training, or train on something that was not meant."""
     if int(labels.min()) < 0:
         raise UsageError(f"{what}: expected labels that count from 0, got {int(labels.min())}")
     if inputs.dtype == torch.uint8 and inputs.dim() == 4 and inputs.shape[3] in (1, 3) and min(inputs.shape[1:3]) > 4:
@@ -205,9 +205,9 @@ class DatasetImages(ImageDomain):
 
     Args:
         name: The domain.
-        dataset: One thread at a time asks it for an item.
+        dataset: Read by one thread at a time.
         side: Height and width of the decoded images, pixels.
-        what: What it is, for messages.
+        what: Description of the domain, for messages.
     """
 
     def __init__(self, name: str, dataset: Any, *, side: int, what: str) -> None:
@@ -231,7 +231,7 @@ class DatasetImages(ImageDomain):
         return read_pixels(self._read(index)[0], self.side)
 
     def _look(self, index: int) -> tuple[int, str, float]:
-        """Return label, digest of size and pixels, width by height."""
+        """Return label, digest of size and pixels, width / height."""
         rgb, label = self._read(index)
         pixels = f"{rgb.size}".encode() + np.asarray(rgb).tobytes()
         return label, hashlib.sha256(pixels).hexdigest(), rgb.width / rgb.height
@@ -258,7 +258,7 @@ def whole_label(value: Any, where: str) -> int:
 
 
 def _make(opening: Opening) -> tuple[Any, dict[str, OptionValue]]:
-    """Call what the name leads to; return what it returned, and the arguments that it was given."""
+    """Call the class or function that the name refers to; return its result and the arguments."""
     path = installed(ENTRY_POINT_GROUP).get(opening.name, opening.name)
     make = find_object(path, name=opening.name, kind="domains")
     what = f"benchmark {opening.name!r}"
@@ -336,7 +336,7 @@ def _side(opening: Opening, ours: Mapping[str, OptionValue]) -> int:
 
 
 def _class_names(holder: Any) -> tuple[str, ...]:
-    """Return what an object's ``classes`` are called, if it has any."""
+    """Return an object's ``classes`` as text, if it has any."""
     given = getattr(holder, "classes", None)
     return tuple(map(str, given)) if isinstance(given, Iterable) and not isinstance(given, str) else ()
 
@@ -363,7 +363,7 @@ def _tensor(value: Any, what: str) -> Tensor:
 
 
 def _join(names: Sequence[str]) -> str:
-    """Join names by slashes to one value of --domains-args, which has no commas."""
+    """Join names by slashes into one value of --domains-args, without commas."""
     return "/".join(name.replace("%", "%25").replace("/", "%2F").replace(",", "%2C") for name in names)
 
 

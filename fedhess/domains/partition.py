@@ -1,9 +1,9 @@
 """Share the examples of the source domains among clients: labels and counts in, lists of indices out.
 
-Three ways: one client a domain; N clients over all domains with the heterogeneity lambda of Bai et al.; K clients a
-domain whose labels follow a Dirichlet distribution. Every training example, and every held-out one, belongs to exactly
-one client; who gets which depends on the seed and the domains' names alone. The split into training and held-out
-examples is made before, for each domain as a whole, so that it does not depend on the partition.
+There are three schemes: one client per domain; N clients over all domains with the heterogeneity lambda of Bai et al.;
+K clients per domain whose labels follow a Dirichlet distribution. Every training and every held-out example belongs to
+exactly one client. The assignment depends on the seed and the domains' names alone. Each domain is split into training
+and held-out examples beforehand, so that the split does not depend on the partition.
 """
 
 import warnings
@@ -37,7 +37,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Holding:
-    """What one client holds of one domain: ascending indices in it."""
+    """The examples of one domain that one client holds, as ascending indices."""
 
     train: Tensor
     evaluate: Tensor
@@ -49,7 +49,7 @@ class Share:
 
     domain: str  # its main domain, which names it
     client: int  # its number among the clients with that main domain, from 0
-    # Its part of every domain of which it has an example, in domain order
+    # Its part of each domain, in domain order; domains without an example are left out
     holdings: Mapping[str, Holding] = field(repr=False)
 
     @property
@@ -69,7 +69,7 @@ def read_examples(benchmark: Benchmark, sources: Sequence[str], *, rule: SplitRu
 
 
 def share_out(settings: PartitionSettings, examples: Mapping[str, Examples], *, seed: int) -> list[Share]:
-    """Share the examples of source domains, in domain order, among clients, by main domain in domain order."""
+    """Share the examples of source domains, in domain order, among clients, by main domain in the same order."""
     if settings.partition == "lambda":
         return _by_lambda(examples, settings, seed=seed)
     if settings.partition == "dirichlet":
@@ -111,14 +111,14 @@ def batch_sizes(counts: Sequence[int], batch_size: int) -> list[int]:
 def _by_lambda(examples: Mapping[str, Examples], settings: PartitionSettings, *, seed: int) -> list[Share]:
     """Share all domains among N clients: lambda 1 makes them all alike, lambda 0 gives each a single domain.
 
-    Client i gets, of the n_d training examples of domain d,
+    Of the n_d training examples of domain d, client i gets
 
         n_d ((1 - lambda) s_id + lambda / N)
 
     with s_id its share of d as a main domain (:func:`main_shares`), rounded by :func:`apportion`. Held-out examples are
     shared by the same formula with their own counts. Source: Bai, Bagchi, Inouye, "Benchmarking Algorithms for
-    Federated Domain Generalization", ICLR 2024, section 4 and the released code. Deviation: there, what rounding down
-    leaves of a domain goes to the first clients; here to the largest remainders, among equals to whoever has least.
+    Federated Domain Generalization", ICLR 2024, section 4 and the released code. Deviation: there, the rest after
+    rounding down goes to the first clients; here to the largest remainders, and among equals to the client with least.
     """
     names = list(examples)
     sizes = [len(own.train) for own in examples.values()]
@@ -144,18 +144,18 @@ def _by_lambda(examples: Mapping[str, Examples], settings: PartitionSettings, *,
 
 
 def main_shares(sizes: Sequence[int], clients: int) -> list[list[Fraction]]:
-    """Return how much of each domain each client has as a main domain.
+    """Return the share of each domain that each client has as a main domain.
 
-    With at least as many clients as domains each client has one main domain and its clients share it equally: every
-    domain begins with one client, and one more goes to the domain with the most examples per client until there are
-    enough. With fewer clients whole domains, the largest first, go to the client with the fewest examples so far.
+    With at least as many clients as domains, each client has one main domain, and the clients of a domain share it
+    equally: every domain begins with one client, and each further client goes to the domain with the most examples per
+    client. With fewer clients, whole domains, the largest first, go to the client with the fewest examples so far.
 
     Args:
         sizes: Examples of each domain.
         clients: N.
 
     Returns:
-        A row a client and a column a domain; every column adds up to 1. Rows by main domain, in domain order.
+        A row per client and a column per domain; every column sums to 1. Rows by main domain, in domain order.
 
     >>> [[str(share) for share in row] for row in main_shares([30, 10], 3)]
     [['1/2', '0'], ['1/2', '0'], ['0', '1']]
@@ -178,11 +178,11 @@ def main_shares(sizes: Sequence[int], clients: int) -> list[list[Fraction]]:
 def lambda_counts(
     sizes: Sequence[int], shares: Sequence[Sequence[Fraction]], *, heterogeneity: float
 ) -> list[list[int]]:
-    """Compute how many examples of each domain each client gets; in fractions, so that sums are exact.
+    """Compute how many examples of each domain each client gets, with fractions so that sums are exact.
 
     Args:
-        sizes: Examples of each domain; the column of a domain adds up to its size.
-        shares: From :func:`main_shares`; rows and columns are the same.
+        sizes: Examples of each domain; the column of a domain sums to its size.
+        shares: From :func:`main_shares`; the result has the same rows and columns.
         heterogeneity: lambda, in [0, 1].
 
     >>> lambda_counts([30, 10], main_shares([30, 10], 3), heterogeneity=0.3)
@@ -203,8 +203,7 @@ def apportion(total: int, quotas: Sequence[Fraction], *, so_far: Sequence[int] |
     Args:
         total: The sum of the quotas.
         quotas: Non-negative fractions.
-        so_far: What each has already; among equal remainders whoever has least comes first, then whoever is named
-            first.
+        so_far: What each recipient already has; ties between remainders go to the one with least, then to the first.
 
     >>> apportion(4, [Fraction(3, 2), Fraction(3, 2), Fraction(1)])
     [2, 1, 1]
@@ -272,7 +271,7 @@ def _dirichlet(name: str, own: Examples, settings: PartitionSettings, *, seed: i
 
 
 def _in_proportion(name: str, own: Examples, train: Sequence[Tensor], *, seed: int) -> list[Tensor]:
-    """Share the held-out examples of each class like its training examples; of a class without any, like all."""
+    """Share each class's held-out examples like its training examples; if it has none, like all training examples."""
     parts: list[list[Tensor]] = [[] for _ in train]
     given = [0] * len(train)
     for label in sorted(set(own.labels[own.evaluate].tolist())):

@@ -1,6 +1,6 @@
-"""Split a domain in two: the larger part is learned from, or read as a target's accuracy; the smaller is held out.
+"""Split a domain in two: the larger part is for training, or for a target's accuracy; the smaller is held out.
 
-Two rules: ours, class by class and drawing by drawing, and DomainBed's own draw, which other work compares with.
+There are two rules: ours, by class and by drawing, and DomainBed's own draw, for comparison with other work.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ def split_domain(
 ) -> tuple[Tensor, Tensor]:
     """Split a domain into kept and held-out indices by a run's rule.
 
-    That is :func:`split_as_domainbed` for ``"domainbed"``, else :func:`split_indices`; which domains are split, the
-    sources or every one, is the caller's to decide.
+    This is :func:`split_as_domainbed` for ``"domainbed"``, else :func:`split_indices`. The caller decides which domains
+    are split: the sources or all.
     """
     if rule == "domainbed":
         return split_as_domainbed(len(data), holdout=holdout, trial_seed=seed, position=position)
@@ -35,15 +35,15 @@ def split_as_domainbed(size: int, *, holdout: float, trial_seed: int, position: 
     """Split a domain's examples as DomainBed does, index for index.
 
     The example numbers are shuffled by NumPy's legacy generator, seeded with the MD5 of the text ``(trial_seed,
-    position)`` modulo 2^31; the first ``floor(holdout * N)`` are held out. Classes and drawings are not looked at.
-    Source: Gulrajani and Lopez-Paz, ICLR 2021, released code, ``scripts/train.py`` and ``lib/misc.py``. Where files
-    are listed in the same order (ImageFolder's: class by class, by name) these are the very images of its splits.
+    position)`` modulo 2^31; the first ``floor(holdout * N)`` are held out. Classes and drawings are ignored.
+    Source: Gulrajani and Lopez-Paz, ICLR 2021, released code, ``scripts/train.py`` and ``lib/misc.py``. If files are
+    listed in the same order (ImageFolder's: class by class, by name), the splits hold exactly the same images.
 
     Args:
         size: Number of examples N.
         holdout: Fraction held out, in [0, 1); DomainBed's is 0.2.
         trial_seed: DomainBed's are 0, 1, 2.
-        position: Of the domain among the benchmark's sorted domains, from 0.
+        position: Position of the domain among the benchmark's sorted domains, from 0.
 
     Returns:
         (in split, out split), sorted int64; disjoint and together every example once.
@@ -62,14 +62,14 @@ def split_as_domainbed(size: int, *, holdout: float, trial_seed: int, position: 
 def split_indices(data: DomainData, *, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split a domain, class by class, into kept and held-out indices.
 
-    A class with three or more groups (drawings) is split by group: whole groups are held out, at least one, in
-    number the nearest to ``holdout``; a class with fewer by example. Deviation: DomainBed splits by example, ignoring
-    classes; stratified here, because a class has few drawings.
+    A class with three or more groups (drawings) is split by group: whole groups are held out, at least one, and as near
+    to the fraction ``holdout`` of the groups as possible. A class with fewer groups is split by example. Deviation:
+    DomainBed splits by example, ignoring classes; the split is stratified here, because a class has few drawings.
 
     Args:
         data: The domain.
         holdout: Fraction held out, in [0, 1). With 0 the validation split is the training split, the whole domain.
-        seed: Of the run; the split depends on it and on the domain's name alone.
+        seed: Seed of the run; the split depends only on it and on the domain's name.
 
     Returns:
         (train, validation), sorted int64; disjoint and together every example once (unless ``holdout`` is 0).
@@ -87,7 +87,7 @@ def split_indices(data: DomainData, *, holdout: float, seed: int) -> tuple[Tenso
 
 
 def is_for_role(data: DomainData, role: str) -> Tensor:
-    """Return (N,) bool: which examples a domain of a role may have; see ``DomainData.groups``."""
+    """Return a (N,) bool mask of the examples that a domain in this role may have; see ``DomainData.groups``."""
     if data.groups is None or int(data.groups.min()) >= 0:
         return torch.ones(len(data), dtype=torch.bool)
     return (data.groups >= 0) == (role == SOURCE)

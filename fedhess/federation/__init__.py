@@ -1,5 +1,5 @@
 """The federated round: the messages between server and clients, and both sides.
 
-In comes a run config; out come one row an evaluated client and round, and checkpoints. ``client`` and ``server`` meet
-in ``protocol`` alone; ``engines`` start both.
+The input is a run config; the outputs are the rows of each evaluated round and checkpoints. ``client`` and ``server``
+communicate only through ``protocol``; ``engines`` start both.
 """

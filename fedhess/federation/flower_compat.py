@@ -1,7 +1,7 @@
 """Every private Flower name that fedhess uses, in one place: an upgrade of Flower is checked against this file.
 
 Written against flwr 1.41. The public API (``flwr.app``, ``flwr.clientapp``, ``flwr.serverapp``) is imported where it
-is needed; what is here has no public home in that version.
+is needed; the names in this file are not public in that version.
 """
 
 import re
@@ -39,15 +39,15 @@ def empty_run(run_id: int) -> Run:
 
 
 def keeps_node_ids(grid: Grid) -> bool:
-    """Whether a node has the same id in the next run: not in a simulation, whose ids are drawn each time."""
-    from flwr.superlink.grid import InMemoryGrid  # noqa: PLC0415 - its imports are no business of a simulation in process
+    """Whether nodes keep their ids in the next run; a simulation draws new ids each time."""
+    from flwr.superlink.grid import InMemoryGrid  # noqa: PLC0415 - a simulation in process does not need its imports
 
     return not (isinstance(grid, InMemoryGrid) or getattr(grid, "nodes_are_fixed", False))
 
 
 def read_run_config(arguments: Sequence[str]) -> dict[str, str | int | float | bool]:
-    """Read arguments of ``flwr run --run-config`` as Flower does; the later go over the earlier."""
-    from flwr.common.config import parse_config_args  # noqa: PLC0415 - its imports are no business of a simulation
+    """Read arguments of ``flwr run --run-config`` as Flower does; later ones override earlier ones."""
+    from flwr.common.config import parse_config_args  # noqa: PLC0415 - a simulation does not need its imports
 
     for text in arguments:
         rest = re.sub(r"""[^\s=]+=('[^']*'|"[^"]*"|[^\s'"]+)(?=\s|$)""", "", text).strip()
@@ -61,7 +61,7 @@ def read_run_config(arguments: Sequence[str]) -> dict[str, str | int | float | b
 
 
 def copy_array_record(record: ArrayRecord) -> ArrayRecord:
-    """Copy a record of arrays and share the arrays, whose bytes are immutable; Flower checks each item again."""
+    """Copy a record but share its arrays, whose bytes are immutable; the public setter would check each item again."""
     copy = ArrayRecord()
     copy.__dict__["_data"].update(record.__dict__["_data"])
     return copy
@@ -91,10 +91,10 @@ def run_flower_simulation(
     nodes: int,
     client_resources: Mapping[str, float],
 ) -> None:
-    """Run Flower's simulation, the one behind ``flwr run`` on a local connection, with objects instead of a bundle.
+    """Run the Flower simulation behind ``flwr run`` on a local connection, with objects instead of a bundle.
 
-    The public ``run_simulation`` is deprecated and passes an empty run config to the ServerApp, as this one does to
-    clients. ``client_resources`` are ``num_cpus`` and ``num_gpus`` of a client.
+    The public ``run_simulation`` is deprecated and passes an empty run config to the ServerApp; this function passes an
+    empty one to clients only. ``client_resources`` are ``num_cpus`` and ``num_gpus`` per client.
     """
     from flwr.simulation.run_simulation import _run_simulation  # noqa: PLC0415 - takes a second, and few runs need it
     from flwr.supercore.constant import NOOP_FEDERATION_ID  # noqa: PLC0415
@@ -115,13 +115,13 @@ def run_flower_simulation(
 
 
 class ForwardingGrid(Grid):
-    """Hands every call but ``send_and_receive`` to the grid behind."""
+    """Forwards every call except ``send_and_receive`` to an underlying grid."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
     def set_run(self, run: Run) -> None:
-        """Set the run of the grid behind."""
+        """Set the run of the underlying grid."""
         self._grid.set_run(run)
 
     @property
@@ -132,7 +132,7 @@ class ForwardingGrid(Grid):
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Make a message, as the grid behind would."""
+        """Make a message with the underlying grid."""
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:

@@ -2,25 +2,25 @@
 
 Every Flower message type and every kebab-case key of a message is written in this file and nowhere else.
 
-Messages (server to client, all of them also answered by an error reply where the client refuses or fails):
+Messages from the server to a client, which replies with an error where it refuses or fails:
 
 ==================== ========= ===============================================================================
 type                 who       content
 ==================== ========= ===============================================================================
-evaluate.identify    every     none; the reply names domain, role, client and example counts, or why it refuses the run
-query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array a statistic;
-                               or that the model's loss and accuracy on held-out examples are wanted, and these
+evaluate.identify    every     none; reply: domain, role, client and example counts, or why the node refuses the run
+query.statistics     source    model, names of statistics, given tensors and scalars; reply: one array per statistic;
+                               or a request for the model's loss and accuracy on held-out examples; reply: both
 train                source    model, reference; reply: the update (or the weights) and metrics; with
-                               ``references="previous"`` also requests for statistics, and their answers; where it
-                               is wanted, loss and accuracy of the trained model
+                               ``references="previous"`` also requests for statistics, and their answers; on request,
+                               loss and accuracy of the trained model
 evaluate             every     model; reply: loss, accuracy, counts of predictions, and (source clients only)
                                alignment statistics; a target client of a run that splits targets adds the loss,
                                accuracy and counts of its out split
 ==================== ========= ===============================================================================
 
-A client that holds examples of several domains answers for each: its records of statistics, of evaluation and of
-alignment have the domain in their key (:func:`of_domain`), and so have the references that are its domain's own. Its
-train message says how much each domain weighs in its loss.
+A client that holds examples of several domains replies for each domain: the keys of its records of statistics,
+evaluation and alignment contain the domain (:func:`of_domain`), and so do the keys of references that are specific to a
+domain. Its train message gives the weight of each domain in its loss.
 """
 
 import math
@@ -51,47 +51,47 @@ REFERENCE = "reference"
 MOMENTUM = "momentum"
 STATISTIC_VALUES = "statistics"
 CALL = "call-"
-REFUSED = "refused"  # by the reply to IDENTIFY: why the node takes no part, beside its place
-PLACE = ("domain", "client", "partition-id")  # keys of a node config by which the node is one of a run's clients
-IDENTITY = "identity"  # what the run's rows call the reply to IDENTIFY
+REFUSED = "refused"  # in the reply to IDENTIFY: why the node takes no part, next to its PLACE
+PLACE = ("domain", "client", "partition-id")  # node config keys that identify the node among a run's clients
+IDENTITY = "identity"  # name of the reply to IDENTIFY in the run's rows
 
 ROUND = "server-round"
 MODEL_ID = "model-id"
 MODEL_MISSING = "model-missing"
-MODELS_HELD = 2  # that a client keeps, the newest: the global model, and its average where one is evaluated
-DATA_DIGEST = "data-digest"  # of a client's identity, in every message to it: its data may not change in a run
-NONCE = "nonce"  # of every message, and of its reply: a node that was not sent the message does not know it
+MODELS_HELD = 2  # newest models that a client keeps: the global model, and its average where one is evaluated
+DATA_DIGEST = "data-digest"  # in a client's identity and in every message to it: its data may not change in a run
+NONCE = "nonce"  # in every message and its reply: a node that was not sent the message does not know it
 NAMES = "names"
 REPLY_WEIGHTS = "reply-weights"
 ALIGNMENT = "alignment"
 COUNTS = "counts"  # of an evaluation: two arrays
 CONFUSION = "confusion"  # (C, C) int32: examples by label and prediction
-CALIBRATION = "calibration"  # (BINS, 3) float64: examples, those predicted right and the sum of their confidences
-BINS = 15  # of the confidence, equally wide
-HELD_OUT = "held-out"  # wanted: an evaluation by a source, of the model or of the one it trains; by domain in the reply
+CALIBRATION = "calibration"  # (BINS, 3) float64: examples, correct predictions, sum of the examples' confidences
+BINS = 15  # bins of the confidence, equally wide
+HELD_OUT = "held-out"  # asks a source to evaluate the model or the one it trains; by domain in the reply
 TRAIN_DOMAINS = "train-domains"
 TRAIN_WEIGHTS = "train-weights"
 NUM_EXAMPLES = "num-examples"
-NOISE = "noise"  # of a private source client, from:
-SEED, SYSTEM = "seed", "system"  # the run's seed, in a simulation, or its operating system's secure source
-TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, a number each
-EVALUATION_ROUNDING = "evaluation-rounding"  # of a target's node: its counts are multiples of it
-EVALUATION_EPSILON = "evaluation-epsilon"  # and of this differential privacy, each evaluation
-OUT = "out-"  # before the names of the metrics and counts of a target's out split
+NOISE = "noise"  # source of a private source client's noise:
+SEED, SYSTEM = "seed", "system"  # the run's seed, in a simulation, or the client's operating system (secure source)
+TRAINING_METRICS = (NUM_EXAMPLES, "loss", "objective", "seconds")  # of a train reply, one number each
+EVALUATION_ROUNDING = "evaluation-rounding"  # setting of a target's node: its counts are multiples of this
+EVALUATION_EPSILON = "evaluation-epsilon"  # setting of a target's node: differential-privacy epsilon of each evaluation
+OUT = "out-"  # prefix of the metrics and counts of a target's out split
 
 
 # Error codes of our own replies; Flower's own stop well below 1000.
 REFUSED_BY_TARGET = 1001
 BAD_REQUEST = 1002
-NOT_IN_RUN = 1004  # the answer of a node whose domain the run does not have; 1003 is the Ray engine's
-STRATEGY_RAISED = 1005  # the strategy's own code did, on the client: the reason ends with its traceback
+NOT_IN_RUN = 1004  # from a node that is not a client of the run; 1003 is the Ray engine's
+STRATEGY_RAISED = 1005  # the strategy's own code raised on the client; the reason ends with the traceback
 
-LONGEST = 500  # characters of a text from a node in a log, on the terminal or in a table
+LONGEST = 500  # most characters of a node's text in a log, on the terminal or in a table
 TRACEBACK = "Traceback (most recent call last):\n"  # where a traceback begins, as Python writes it
 
 
 def of_domain(key: str, domain: str) -> str:
-    """Name the record ``key`` of one of a client's several domains."""
+    """Return the key of the record ``key`` for one of a client's several domains."""
     return f"{key}/{domain}"
 
 
@@ -117,41 +117,41 @@ class Held:
 class Identity:
     """Which client a node is."""
 
-    domain: str  # the main one if it holds several
+    domain: str  # the main one if the client holds several
     role: str
     client: int  # index among the clients of the domain
     train_examples: int  # 0 for a target client
     evaluate_examples: int
-    holds_out: bool  # whether these are held out of training
-    several: tuple[Held, ...] = ()  # in domain order; empty where all of it is of its main domain
+    holds_out: bool  # whether the evaluation examples are held out of training
+    several: tuple[Held, ...] = ()  # in domain order; empty if all examples are of the main domain
     classes: tuple[str, ...] = ()  # by label
-    inputs: str = ""  # how an example becomes what the model is given, frozen weights included
-    data_digest: str = ""  # of its examples
+    inputs: str = ""  # how an example becomes the model's input, frozen weights included
+    data_digest: str = ""  # of the client's examples
     version: str = ""  # of fedhess and of torch
     noise: str = ""  # SEED or SYSTEM for a source client of a private run
-    protection: tuple[int, float] | None = None  # of a target's counts: multiple, and epsilon (0: no noise)
+    protection: tuple[int, float] | None = None  # of a target's counts: rounding multiple, and epsilon (0: no noise)
 
     @property
     def label(self) -> str:
-        """The client as messages name it: the domain, and the client's number unless it is the first."""
+        """The client's name in messages: the domain, and the client's number unless it is the first."""
         return client_label(self.domain, self.client)
 
     @property
     def holdings(self) -> tuple[Held, ...]:
-        """What it holds by domain."""
+        """The client's numbers of examples by domain."""
         return self.several or (Held(self.domain, self.train_examples, self.evaluate_examples),)
 
     @property
     def trains_on(self) -> dict[str, int]:
-        """Its training examples by domain, without the domains of which it has none."""
+        """Number of training examples by domain; domains without any are left out."""
         return {held.domain: held.train_examples for held in self.holdings if held.train_examples}
 
     def key(self, record: str, domain: str) -> str:
-        """Name its record about one of its domains."""
+        """Return the key of the client's record about one of its domains."""
         return of_domain(record, domain) if self.several else record
 
     def keys(self, record: str) -> list[str]:
-        """Name its records about the domains that it trains on."""
+        """Return the keys of the client's records about the domains that it trains on."""
         return [self.key(record, domain) for domain in self.trains_on]
 
     def to_record(self) -> ConfigRecord:
@@ -168,7 +168,7 @@ class Identity:
             }
         )
         texts = {"inputs": self.inputs, NOISE: self.noise, DATA_DIGEST: self.data_digest, "version": self.version}
-        record.update({key: text for key, text in texts.items() if text})  # Flower counts no bytes of an empty one
+        record.update({key: text for key, text in texts.items() if text})  # count_bytes raises on an empty text
         if self.protection is not None:
             record[EVALUATION_ROUNDING], record[EVALUATION_EPSILON] = self.protection
         if self.several:
@@ -179,7 +179,7 @@ class Identity:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Identity":
-        """Read what :meth:`to_record` wrote; ``ValueError`` where one is missing, mistyped or contradicts another."""
+        """Read what :meth:`to_record` wrote; ``ValueError`` if a field is missing, mistyped or contradicts another."""
         expected = "an identity with domain, role, classes and whole counts that add up, each domain once"
         unclear = f"expected {expected}, got {dict(record)}"
         try:
@@ -213,7 +213,7 @@ class Identity:
 
 
 def encode_request(names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -> dict[str, ArrayRecord | ConfigRecord]:
-    """Write what a client is asked: names of statistics, and the tensors and scalars that their functions take."""
+    """Write a request to a client: names of statistics, and the tensors and scalars that their functions take."""
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
     scalars = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
     return {
@@ -224,7 +224,7 @@ def encode_request(names: Sequence[str], given: Mapping[str, Tensor | Scalar]) -
 
 
 def decode_request(content: RecordDict) -> tuple[list[str], dict[str, Tensor | Scalar]]:
-    """Read what :func:`encode_request` wrote: names, and what the functions are given."""
+    """Read what :func:`encode_request` wrote: names of statistics, and the arguments of their functions."""
     names = content.config_records.get(CONFIG, ConfigRecord()).get(NAMES)
     tensors = decode_tensors(content.array_records.get(GIVEN, ArrayRecord()))
     scalars = content.config_records.get(GIVEN_SCALARS, ConfigRecord())
@@ -238,7 +238,7 @@ def numbered(records: Mapping[str, Part], call: int) -> dict[str, Part]:
 
 
 def record_name(key: str) -> str:
-    """Name a record without the number of its call and the domain that it is about.
+    """Return a record's name without the number of its call and without its domain.
 
     >>> record_name("call-0/statistics/photo")
     'statistics'
@@ -248,7 +248,7 @@ def record_name(key: str) -> str:
 
 
 def numbered_parts(content: RecordDict) -> list[RecordDict]:
-    """Take the requests or answers that :func:`numbered` put into a message out again, in their order."""
+    """Extract the requests or answers that :func:`numbered` put into a message, in their order."""
     found: dict[int, RecordDict] = {}
     for key, record in content.items():
         number, _, name = key.removeprefix(CALL).partition("/")
@@ -263,7 +263,7 @@ def evaluation_metrics(examples: int, loss: float, accuracy: float, *, of: str =
 
 
 def metrics_of(content: RecordDict, names: Sequence[str], key: str = METRICS) -> dict[str, float]:
-    """Read the metrics of a reply; ``ValueError`` where they are not exactly those, a number each."""
+    """Read the metrics of a reply; ``ValueError`` unless they are exactly those named, one number each."""
     record = content.get(key)
     if not isinstance(record, MetricRecord):
         raise ValueError(f"expected a MetricRecord {key!r} in the reply, got {sorted(content)}")
@@ -273,7 +273,7 @@ def metrics_of(content: RecordDict, names: Sequence[str], key: str = METRICS) ->
 
 
 def releases_in(content: RecordDict, message_type: str) -> int:
-    """Count what a message has a private source client send that depends on its examples: statistics, an update."""
+    """Count the statistics and updates that a message requests from a private source client."""
     requests = [content] if message_type == STATISTICS else numbered_parts(content) if message_type == TRAIN else []
     return (message_type == TRAIN) + sum(len(decode_request(request)[0]) for request in requests)
 
@@ -298,7 +298,7 @@ def training_metrics_of(content: RecordDict, *, examples: int, private: bool = F
 
 
 def printable(text: str) -> str:
-    r"""Put what a node wrote into one line, escape what cannot be printed, and cut it to :data:`LONGEST` characters.
+    r"""Put a node's text on one line, escape unprintable characters, and cut it to :data:`LONGEST` characters.
 
     >>> printable("no data\nround 9: accuracy 1.0\x1b[2K")
     'no data round 9: accuracy 1.0\\x1b[2K'

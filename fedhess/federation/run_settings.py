@@ -1,4 +1,4 @@
-"""The settings of a run as the server, or a node, has them: what the run config gives, then the defaults by model."""
+"""The settings of a run on the server or on a node: the values of the run config, then the defaults by model."""
 
 from collections.abc import Mapping
 
@@ -8,17 +8,17 @@ from fedhess.settings.assignments import Scalar
 from fedhess.settings.defaults import default_settings, default_strategy_args
 from fedhess.settings.run_config import RunConfig
 
-# What a node's own configuration decides, whatever the run says.
+# Settings that a node's own configuration decides, whatever the run config sets.
 OF_THE_NODE = {"data-dir": "data_dir", "device": "device", "threads": "threads"}
 
 
 def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar] | None = None) -> RunConfig:
-    """Read a run config, in which an empty text stands for the default.
+    """Read a run config; an empty text stands for the default.
 
-    Defaults are those of the commands: by benchmark and model, and for ``strategy-args`` by benchmark and strategy.
-    ``strategy-args`` written as ``key=value,...`` goes over these defaults; a JSON object, as in a resolved run, is
-    complete. The device ``auto`` is resolved where clients run. Settings of a node's own configuration come first; the
-    server, which has none, refuses settings of its optimizer beside a plain Flower strategy.
+    The defaults are those of the commands: by benchmark and model, and for ``strategy-args`` also by strategy.
+    ``strategy-args`` written as ``key=value,...`` override these defaults; a JSON object, as in a resolved run,
+    replaces them. The device ``auto`` is resolved where clients run. A node's own configuration takes precedence. The
+    server has none, and refuses settings of its optimizer together with a plain Flower strategy.
 
     Raises:
         UsageError: A value is missing, out of range, of the wrong type, or without effect.
@@ -32,7 +32,7 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
     for wire_key, key in OF_THE_NODE.items():
         if node_config and wire_key in node_config:
             given[key] = node_config[wire_key]
-    if node_config and "data-dir" in node_config:  # in the place of any folder, which may be in the name of the data
+    if node_config and "data-dir" in node_config:  # replaces the run's folder, which may be in the benchmark's name
         options = {key: value for key, value in _dictionary(given, "domains_options").items() if key != "data_dir"}
         names_folder = find_benchmark(str(given.get("domains", "")))[0] in ("folder:PATH", "hf:NAME")
         given["domains_options"] = options | ({"data_dir": str(given["data_dir"])} if names_folder else {})
@@ -50,7 +50,7 @@ def settings_of_run(run_config: Mapping[str, Scalar], node_config: Mapping[str, 
 
 
 def _recipe(given: Mapping[str, object]) -> str:
-    """Name the benchmark, or its form, by which the defaults are chosen; no data is looked at."""
+    """Return the name of the benchmark, or of its form, that the defaults depend on; no data is read."""
     benchmark = open_benchmark(str(given.get("domains", "")), options=_dictionary(given, "domains_options"), held=())
     return benchmark.recipe or benchmark.name
 

@@ -1,4 +1,4 @@
-"""What a command asks for: a job of runs (strategy, target, seed), checked before anything starts, and its directory.
+"""Jobs: the runs (strategy, target, seed) that a command asks for, checked before anything starts, and their directory.
 
-In come settings; out come run directories with ``rounds.jsonl``, checkpoints and ``config.json``.
+Settings go in. A job directory with ``config.json`` and run directories with ``rounds.jsonl`` and checkpoints come out.
 """

@@ -12,7 +12,7 @@ from fedhess.settings.run_config import RunConfig
 
 # How a protocol line names each split; the usual one is left out.
 SPLITS = {"sources": "", "every": "every domain split, ", "domainbed": "every domain split as DomainBed does, "}
-# Settings with a place of their own in the protocol line, which shows where they vary.
+# Settings that have their own place in the protocol line; it reads "varied" if they vary.
 NAMED = (
     "server_optimizer",
     "server_lr",
@@ -26,7 +26,7 @@ NAMED = (
 UNNAMED_OPTIONS = (
     *("data_dir", "seed", "stand_in_for", "dataset"),
     *("domains", "classes", "domain_names", "class_names", "input_shape"),
-)  # named elsewhere, or of one machine
+)  # named elsewhere, or specific to one machine
 
 
 def header(job: Job, *, engine: str) -> dict[str, str]:
@@ -54,7 +54,7 @@ def header(job: Job, *, engine: str) -> dict[str, str]:
 
 
 def incomplete_warning(job: Job) -> str:
-    """Return a warning that the data is not the complete copy; empty when it is, or when that is not known."""
+    """Return a warning if the data is known to be an incomplete copy, else an empty string."""
     if not job.differences:
         return ""
     return (
@@ -89,7 +89,7 @@ def cost(job: Job) -> str:
 
 
 def stand_in_warning(job: Job) -> str:
-    """Return a warning that the data is not what was asked for; empty when it is."""
+    """Return a warning if other data stands in for the requested data, else an empty string."""
     name, wanted = job.data["name"], job.data["stand_in_for"]
     if not wanted:
         return ""
@@ -100,7 +100,7 @@ def stand_in_warning(job: Job) -> str:
 
 
 def name_run(job: Job, run: PlannedRun) -> str:
-    """Name a run: strategy, setting where there are several, target and seed."""
+    """Name a run by its strategy, its setting if the job has several, its target and its seed."""
     return f"{run.strategy}{describe_setting(job, run)}, target {run.scenario.name}, seed {run.config.seed}"
 
 
@@ -111,7 +111,7 @@ def describe_failures(job: Job, failures: Mapping[int, str]) -> str:
 
 
 def describe_setting(job: Job, run: PlannedRun) -> str:
-    """Return the setting of a run in brackets where its job has several, else nothing."""
+    """Return a run's setting in brackets if its job has several, else an empty string."""
     return f" ({describe(job.variants[run.variant])})" if job.variants else ""
 
 
@@ -156,12 +156,12 @@ def protocol(job: Job, rules: Sequence[str]) -> str:
 
 
 def whole_protocol(job: Job, rules: Sequence[str]) -> str:
-    """Name in one line how the numbers came about and the arguments of every strategy."""
+    """Describe in one line how the numbers came about, with the arguments of every strategy."""
     return "; ".join([protocol(job, rules), *(f"{name} {text}" for name, text in describe_arguments(job).items())])
 
 
 def describe_arguments(job: Job) -> dict[str, str]:
-    """Name the arguments of each strategy that has any, defaults included, but for those that are selected among."""
+    """Return each strategy's arguments, defaults included; varied arguments and strategies without any are left out."""
     varied = {key for variant in job.variants for key in variant}
     described = {
         name: ", ".join(f"{key}={value}" for key, value in args.items() if not {key, f"{name}.{key}"} & varied)

@@ -1,4 +1,4 @@
-"""The directory of a job: begun once, resumed only as it was begun, used by one process at a time."""
+"""The directory of a job: created once, resumed only with the same configuration, used by one process at a time."""
 
 import json
 import sys
@@ -16,12 +16,12 @@ from fedhess.domains.domain import Notify
 from fedhess.jobs.job import own_code, with_defaults
 from fedhess.jobs.selectors import DEFAULT
 
-# A resumed job may differ in these: they decide how long to wait and what to keep, not what comes out.
+# A resumed job may change these: they decide how long to wait and what to keep, and do not affect results.
 FREE_SETTINGS = tuple(
     f"settings.{name}"
     for name in ("deadline", "exchange_deadline", "checkpoint_every", "images", "image_cache_gb", "weights:")
 )
-ENVIRONMENT = ("versions", "python", "torch_threads", "git_revision", "gpu", "own_code")  # bits may differ with these
+ENVIRONMENT = ("versions", "python", "torch_threads", "git_revision", "gpu", "own_code")  # may change result bits
 
 
 @contextmanager
@@ -35,21 +35,21 @@ def job_directory(
     lock: FileLock | None = None,
     command: Sequence[str] | None = None,
 ) -> Iterator[list[str]]:
-    """Make a job's directory and its config.json, or check those of the job to resume; keep other processes out.
+    """Create a job's directory and config.json, or check those of the job to resume; keep other processes out.
 
-    A job that was killed before it had written config.json is resumed by beginning it.
+    A job that was killed before it wrote config.json is resumed from the beginning.
 
     Args:
         path: The directory.
         record: What determines the results, from :func:`fedhess.jobs.job.make_record`.
-        resume: Whether the directory may be that of an interrupted job.
+        resume: Whether the directory may hold an interrupted job.
         selection: How round and variant are selected, recorded when the job begins.
-        options: The options that messages name: of the directory, and of resuming.
-        lock: From `hold`, where the job was planned from the directory's own record; it is released at the end.
-        command: What began the job, if not this process's command line.
+        options: Names of the directory option and of the resume option, for messages.
+        lock: The lock from `hold`, if the job was planned from the directory's own record; released at the end.
+        command: The command that began the job; by default this process's command line.
 
     Yields:
-        What is different of the environment that the job was begun in: bits may differ then.
+        The differences from the last recorded environment of the job; they may change bits of the results.
 
     Raises:
         UsageError: The directory is in use, cannot be written, or was made with another configuration.
@@ -92,12 +92,12 @@ def is_held(path: Path) -> bool:
 
 
 def hold(path: Path, option: str = "--out", *, wait: Notify | None = None) -> FileLock:
-    """Keep other processes out of a job's directory, until the lock that is returned is released.
+    """Keep other processes out of a job's directory until the returned lock is released.
 
     Args:
         path: The directory.
-        option: What names it in messages.
-        wait: Called with a notice where another process runs the job, whose end is then waited for.
+        option: The option that messages name.
+        wait: Called with a notice if another process runs the job, before waiting for that process to end.
     """
     lock = FileLock(path / ".lock", timeout=0)
     try:
@@ -116,7 +116,7 @@ def hold(path: Path, option: str = "--out", *, wait: Notify | None = None) -> Fi
 
 
 def amend_config(path: Path, changes: Mapping[str, Any]) -> None:
-    """Change entries of a job's config.json, whose directory this process holds, where any of them differs."""
+    """Update entries of a job's config.json if any of them differs; this process must hold the directory."""
     file = path / "config.json"
     recorded = {"selection": DEFAULT, "trackers": []} | json.loads(file.read_text(encoding="utf-8"))
     if recorded | changes != recorded:
@@ -139,13 +139,13 @@ def require_begun(path: Path | None, option: str) -> Path:
         found = "got none" if path is None else f"there is no {path}"
         raise UsageError(f"{option}: expected --out with the directory of the job to {what}, {found}")
     file = path / "config.json"
-    if not file.exists() and (option == "--add" or _is_used(path)):  # else killed before it had written any
+    if not file.exists() and (option == "--add" or _is_used(path)):  # else killed before it wrote one
         raise UsageError(f"{option}: there is no {file}; give --out the directory of the job to {what}")
     return path
 
 
 def require_unused(path: Path, *, grows: bool = True) -> None:
-    """Check that a new job's directory is absent or empty; ``grows`` where the command can go on with one."""
+    """Check that a new job's directory is absent or empty; ``grows`` if the command can continue or extend a job."""
     try:
         used = _is_used(path)
     except OSError as error:
@@ -158,12 +158,12 @@ def require_unused(path: Path, *, grows: bool = True) -> None:
 def _is_used(path: Path) -> bool:
     if not path.exists():
         return False
-    # A kill while config.json was written leaves its hidden draft at most.
+    # A job killed while writing config.json leaves at most a hidden draft of it.
     return not path.is_dir() or any(not file.name.startswith(".") for file in path.iterdir())
 
 
 def _check_same(config_file: Path, record: Mapping[str, Any] | None, option: str) -> list[str]:
-    """Compare with the recorded job, unless the record is its own; return how the environment has changed."""
+    """Compare ``record``, if there is one, with the recorded job; return how the environment has changed."""
     try:
         before = with_defaults(json.loads(config_file.read_text(encoding="utf-8")))
         record = before if record is None else with_defaults(record)
@@ -176,12 +176,12 @@ def _check_same(config_file: Path, record: Mapping[str, Any] | None, option: str
     refuse_differences(config_file.parent, there, record, option)
     last, here = [before, *before.get("additions", [])][-1], describe_environment(own_code(record))
     began = last.get("environment", {})
-    began = {"own_code": {}, **began}  # which jobs of before have none of
+    began = {"own_code": {}, **began}  # earlier versions did not record own_code
     return describe_differences({key: began.get(key) for key in ENVIRONMENT}, {key: here[key] for key in ENVIRONMENT})
 
 
 def refuse_differences(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], option: str) -> None:
-    """Check that two descriptions agree but for what does not change results."""
+    """Check that two descriptions agree in everything that affects results."""
     different = describe_differences(before, now)
     if lines := [f"\n  {line}" for line in different if not line.startswith(FREE_SETTINGS)]:
         advice = "leave out what differs" if option == "--add" else "give the same options"
@@ -194,7 +194,7 @@ def refuse_differences(path: Path, before: Mapping[str, Any], now: Mapping[str, 
 def describe_differences(
     before: Mapping[str, Any], now: Mapping[str, Any], *, words: tuple[str, str] = ("there", "now")
 ) -> list[str]:
-    """Name each key, those of inner mappings included, in which two descriptions differ, with both values."""
+    """List each key, nested keys included, in which two descriptions differ, with both values."""
     there, here = _flat(dict(before)), _flat(dict(now))
     return [
         f"{key}: {there.get(key)!r} {words[0]}, {here.get(key)!r} {words[1]}"

@@ -1,4 +1,4 @@
-"""Continue a recorded job, or add to it: what a command leaves out is the record's, and nothing recorded changes."""
+"""Continue a recorded job, or add to it: omitted options come from the record, and nothing recorded changes."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ Record = Mapping[str, Any]
 
 
 def read_begun(options: JobOptions) -> dict[str, Any] | None:
-    """Read the record of the job in ``--out``; None where it was killed before it had one."""
+    """Read the record of the job in ``--out``; None if the job was killed before it wrote one."""
     assert options.out is not None, "a job that is continued has a directory"
     file = options.out / "config.json"
     return read_config(file) if file.exists() else None
@@ -59,7 +59,7 @@ def open_again(recorded: Record, options: JobOptions, given: Mapping[str, Any], 
 
 
 def _is_of(domains: str, was: Mapping[str, Any]) -> bool:
-    """Whether ``--domains`` names the data that is recorded; a folder may have moved."""
+    """Whether ``--domains`` names the recorded data; a folder may have moved."""
     name, folder = find_benchmark(domains)
     if name == "module:Class":
         return domains.strip() == str(was["name"])
@@ -72,14 +72,14 @@ def _is_of(domains: str, was: Mapping[str, Any]) -> bool:
 def complete_options(
     recorded: Record, benchmark: Benchmark, options: JobOptions, given: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what `plan_job` takes for a recorded job with all that is added to it.
+    """Return the arguments of `plan_job` for a recorded job with everything that is added to it.
 
     Args:
         recorded: From `read_begun`.
         benchmark: From `open_again`.
-        options: As read from ``given``; a default in it means nothing.
-        given: What was given, by name; None was not.
-        settings: Those that were given.
+        options: As read from ``given``; its defaults are ignored.
+        given: The given options by name; None for an option that was not given.
+        settings: The given settings.
     """
     assert options.out is not None, "its record was read"
     chosen = {name for name, value in given.items() if value is not None}
@@ -127,7 +127,7 @@ def complete_options(
 
 
 def _require_unbound(path: Path, config: RunConfig, recorded: Record, rounds: int) -> None:
-    """Check that trained rounds are what they would have been with more to come."""
+    """Check that the trained rounds do not depend on the total number of rounds."""
     bound, named, search = [*config.bound_to_rounds], recorded["strategies"], recorded.get("search", {})
     bound += [f"strategy {name}" for name in named if getattr(find_method(name).cls, "bound_to_rounds", False)]
     bound += ["Optuna, whose settings follow from results"] if search.get("kind") == "optuna" else []
@@ -144,13 +144,13 @@ def _require_unbound(path: Path, config: RunConfig, recorded: Record, rounds: in
 
 
 def _with_settings(recorded: Record, settings: Mapping[str, Any]) -> RunConfig:
-    """Check settings over those of a recorded job; the domains are any run's."""
+    """Check a recorded job's settings with ``settings`` in their place; all domains serve as sources."""
     domains = tuple(recorded["dataset"]["counts"])
     return RunConfig.checked({**recorded["settings"], **settings, "sources": domains, "targets": ()})
 
 
 def _owned(args: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, Scalar]:
-    """Name the strategies that arguments are for: an argument without an owner is for each that has it."""
+    """Prefix arguments with their strategies: an argument without an owner applies to each strategy that has it."""
     owned: dict[str, Scalar] = {}
     for key, value in args.items():
         has_it = [name for name in names if key in find_method(name).parameters]
@@ -162,15 +162,15 @@ def _owned(args: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, Scalar
 
 
 def grown(recorded: Record, planned: Record) -> dict[str, Any]:
-    """Put the record of a job and what is planned beyond it together; every recorded run stays what and where it is.
+    """Merge the record of a job with an extended plan; every recorded run keeps its settings and its directory.
 
     Args:
         recorded: From `read_begun`.
-        planned: Of all strategies, targets and variants, those that are recorded first.
+        planned: The record of all strategies, targets and variants, with the recorded ones first.
     """
     known, variants = recorded["strategies"], [dict(variant) for variant in planned["variants"]]
     before = recorded["variants"]
-    if "search" in planned:  # each of its variants is of one strategy
+    if "search" in planned:  # each variant of a sweep belongs to one strategy
         there = [_identity(variant) for variant in before]
         variants, before = [*before, *(each for each in variants if _identity(each) not in there)], []
     elif variants and not before:  # the job's one setting becomes the first of several
@@ -196,7 +196,7 @@ def _identity(variant: Mapping[str, Any]) -> list[Any]:
 
 
 def _all_variants(recorded: Record, added: Sequence[Variant], strategies: Sequence[str]) -> list[Variant]:
-    """List a job's settings to select among: those recorded, then those that are added and differ from them."""
+    """List a job's settings to select among: the recorded ones, then added ones that differ from them."""
     there: list[Variant] = [variant["settings"] for variant in recorded["variants"]]
     arguments = {name: args for each in recorded["variants"] for name, args in each["arguments"].items()}
     always = {f"{name}.{key}" for name, args in arguments.items() for key in args} - open_args(recorded).keys()
@@ -213,7 +213,7 @@ def _all_variants(recorded: Record, added: Sequence[Variant], strategies: Sequen
 
 
 def _as_variant(recorded: Record, keys: set[str], strategies: Sequence[str]) -> Variant:
-    """Name the one setting of a recorded job by what others vary."""
+    """Describe the only setting of a recorded job by the keys that the added variants vary."""
     settings, found = recorded["settings"], dict[str, Scalar]()
     for key in sorted(keys):
         owner, dot, name = key.rpartition(".")
@@ -232,20 +232,20 @@ def _as_variant(recorded: Record, keys: set[str], strategies: Sequence[str]) -> 
 
 
 def describe_growth(job: Job) -> str:
-    """Describe in a line what is added to a recorded job; empty where nothing is."""
+    """Describe in one line what is added to a recorded job; empty if nothing is added."""
     added = _added(job)
-    if "variants" in added and "search" not in job.record:  # of a sweep it is their number
+    if "variants" in added and "search" not in job.record:  # for a sweep it is their number
         added["variants"] = [describe(variant) for variant in added["variants"]]
     return "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in added.items())
 
 
 def record_growth(job: Job, *, changed: bool, command: Sequence[str] | None = None) -> None:
-    """Record what is added to a job, whose directory this process holds, and what its runs continue in.
+    """Record what is added to a job, and the environment its runs continue in; this process must hold its directory.
 
-    Its selector and trackers, which an interrupted addition goes on with, are those of this command.
-    ``additions`` of config.json gets an entry with the command, what it adds, the environment, and by directory the
-    round from which on it trains each run that is not complete, so that each round's environment is known. Nothing is
-    written where nothing is added and the environment is the one before.
+    The selector and trackers of this command are recorded, so that an interrupted addition continues with them.
+    ``additions`` in config.json gets an entry with the command, what it adds, the environment, and the round from which
+    it trains each incomplete run, by directory, so that the environment of each round is known. There is no entry if
+    nothing is added and the environment is unchanged or no run is incomplete.
     """
     amend_config(job.path, {"selection": job.selection, "trackers": list(job.trackers)})
     rounds = {run.directory.path: (run.directory.completed_round() or 0, run.config.rounds) for run in job.runs}

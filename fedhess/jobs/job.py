@@ -1,6 +1,6 @@
-"""A job and its runs, made from the record that is its config.json.
+"""A job and its runs, made from the job's record, which is its config.json.
 
-The one way to make a job, whether its record is written now (``fedhess.simulate``, a deployed run) or was read.
+Jobs are made here both from a new record (``fedhess.simulate``, a deployed run) and from one that was read.
 """
 
 import json
@@ -22,7 +22,7 @@ from fedhess.settings.combined import PLUS
 from fedhess.settings.run_config import RunConfig
 from fedhess.settings.schedules import current_settings
 
-# What differs between the runs of a job, and is not among its settings.
+# Fields that differ between the runs of a job and are not among its settings.
 OF_A_RUN = {"sources", "targets", "strategy", "strategy_args", "seed", "domains_options"}
 
 
@@ -34,9 +34,9 @@ class PlannedRun:
     scenario: Scenario  # its sources and targets
     config: RunConfig  # its settings
     directory: RunDirectory  # where it is recorded
-    variant: int = 0  # which of the job's settings it has, by index; 0 where there is one
-    number: int = 0  # which its directory and tables call it: in a sweep the number of the setting, otherwise the index
-    # Whether it is there for cross-validation alone: it leaves out a target and one of its sources as well
+    variant: int = 0  # index of its setting among the job's; 0 if the job has one setting
+    number: int = 0  # the variant's number in directory names and tables: a sweep's setting number, else the index
+    # Whether the run serves cross-validation alone: it leaves out a target and one of its sources as well
     inner: bool = False
 
 
@@ -45,18 +45,18 @@ class Job:
     """Every run that a command asks for."""
 
     path: Path  # the job's directory, runs/NAME
-    # Target by target, then strategy, then variant, then trial; those for cross-validation alone come last
+    # Ordered by target, strategy, variant and trial; runs for cross-validation alone come last
     runs: tuple[PlannedRun, ...]
     # What determines the results, as JSON; a resumed job must have the same
     record: Mapping[str, Any] = field(repr=False)
     selection: str = DEFAULT  # how round and variant are selected, a key of `selectors.SELECTORS`
-    benchmark: Benchmark | None = field(default=None, repr=False)  # its data, opened, where the job is about to run
-    # The record of the job in path that this one continues or adds to, if it does
+    benchmark: Benchmark | None = field(default=None, repr=False)  # its opened data, if the job is about to run
+    # The record of the job in ``path``, if this job continues or adds to it
     before: Mapping[str, Any] | None = field(default=None, repr=False)
-    trackers: tuple[str, ...] = ()  # keys of `tracking.TRACKERS` that its rows are fed to
-    # On path, held since the record in before was read; it is released when the job has run
+    trackers: tuple[str, ...] = ()  # keys of `tracking.TRACKERS` that receive its rows
+    # The lock on ``path``, held since ``before`` was read and released when the job has run
     lock: FileLock | None = field(default=None, repr=False, compare=False)
-    resume_from: int | None = None  # the round that its runs go back to, if they do
+    resume_from: int | None = None  # the round that its runs go back to, if any
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -76,13 +76,13 @@ class Job:
 
     @property
     def search(self) -> Mapping[str, Any]:
-        """How a sweep's settings come about, see :func:`fedhess.jobs.search.plan_search`; empty for another job."""
+        """How a sweep's settings are chosen, see :func:`fedhess.jobs.search.plan_search`; empty for other jobs."""
         found: Mapping[str, Any] = self.record.get("search", {})
         return found
 
     @property
     def draws(self) -> Mapping[str, int]:
-        """By strategy how many settings each target and trial is to have, where Optuna suggests one after the other."""
+        """Number of settings for each target and trial, by strategy, if Optuna suggests them one by one; else empty."""
         if self.search.get("kind") != "optuna":
             of_merged: Mapping[str, int] = self.record.get("draws", {})
             return of_merged
@@ -90,7 +90,7 @@ class Job:
 
     @property
     def settings_each(self) -> str:
-        """Among how many settings each strategy, target and seed selects, at most: ``4``, or ``2 (erm), 6 (hgp)``."""
+        """Maximum number of settings each strategy, target and seed selects among: ``4``, or ``2 (erm), 6 (hgp)``."""
         numbers: dict[str, set[int]] = {}
         for index, each in enumerate(self.record.get("variants", ())):
             for name in each["strategies"]:
@@ -147,17 +147,17 @@ def make_record(
     variants: Sequence[Mapping[str, Any]] = (),
     search: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Collect what determines a job's results, as JSON has it.
+    """Collect what determines a job's results, as JSON.
 
     Args:
         dataset: From ``Benchmark.identity`` or :func:`outline`.
-        config: Any run's; only what all runs share is taken from it.
-        strategies: By name the arguments that all of its runs share, defaults included.
+        config: The settings of any run; only settings that all runs share are used.
+        strategies: By strategy name, the arguments that all of its runs share, defaults included.
         targets: Names of scenarios.
-        seeds: Of the trials.
-        variants: For each its ``settings``, the ``strategies`` that run it, and the ``arguments`` of each; a sweep's
-            also have a ``number``, and the ``seeds`` and ``targets`` that alone run them.
-        search: Of a sweep, how its variants come about.
+        seeds: Seeds of the trials.
+        variants: Each has ``settings``, the ``strategies`` that run it, and the ``arguments`` of each strategy. A
+            sweep's variants also have a ``number``, and may be limited to certain ``seeds`` and ``targets``.
+        search: For a sweep, how its variants are chosen.
     """
     record = {
         "dataset": dataset,
@@ -173,7 +173,7 @@ def make_record(
 
 
 def with_defaults(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete a record that an earlier version wrote: a setting that is newer than it had its default there."""
+    """Complete a record that an earlier version wrote: settings newer than the record get their defaults."""
     fields = {name: field for name, field in RunConfig.model_fields.items() if name not in OF_A_RUN}
     defaults = {name: field.default for name, field in fields.items() if not field.is_required()}
     settings = {"settings": defaults | current_settings(record["settings"])} if "settings" in record else {}
@@ -193,9 +193,9 @@ def make_job(
     Args:
         path: The job's directory.
         record: From :func:`make_record`, or a config.json.
-        inner: Whether the runs that cross-validation needs are part of it.
+        inner: Whether to include the runs that cross-validation needs.
         selection: A key of `selectors.SELECTORS`.
-        benchmark: Its data, where it is about to run.
+        benchmark: The job's data, if it is about to run.
     """
     domains = tuple(record["dataset"]["counts"])
     outer = [_scenario(domains, name.split("+")) for name in record["targets"]]
@@ -222,7 +222,7 @@ def _runs(
     """Make the runs of one strategy on one scenario: index and number of the variant, settings, directory."""
     variants, options = record.get("variants", ()), record["dataset"]["options"]
     above = path / strategy_folders(record).get(strategy, slug(strategy))
-    first_seed = record["seeds"][0]  # a seed that is added may be lower
+    first_seed = record["seeds"][0]  # an added seed may be lower
     for index, variant in enumerate(variants or [{}]):
         targets = variant.get("targets", [scenario.name])
         if variants and not (strategy in variant["strategies"] and scenario.name in targets):
@@ -233,7 +233,7 @@ def _runs(
             args, settings = variant["arguments"][strategy], overridden(settings, variant["settings"], strategy)
             folder = above / variant.get("folder", f"variant-{number}")
         for seed in variant.get("seeds", record["seeds"]):
-            # A benchmark that is made at random is made anew for each trial.
+            # A randomly generated benchmark is generated anew for each trial.
             made = {"seed": int(options["seed"]) + seed - first_seed} if "seed" in options else {}
             config = RunConfig.checked(
                 {**settings, "sources": scenario.sources, "targets": scenario.targets, "seed": seed}
@@ -243,7 +243,7 @@ def _runs(
 
 
 def own_code(record: Mapping[str, Any]) -> list[str]:
-    """List what a job runs of a user's own code, as ``package.module:Name``, that of installed entry points too."""
+    """List the user code that a job runs, as ``package.module:Name``, including code of installed entry points."""
     names = {
         "strategies": [part for strategy in record.get("strategies", ()) for part in strategy.split(PLUS)],
         "models": [str(record.get("settings", {}).get("model", ""))],
@@ -254,14 +254,14 @@ def own_code(record: Mapping[str, Any]) -> list[str]:
 
 
 def variant_number(index: int, variant: Mapping[str, Any]) -> int:
-    """Return the number that a variant's directories have: its place in the record, or a sweep's own number."""
+    """Return the number in the names of a variant's directories: a sweep's own number, else its index in the record."""
     return int(variant.get("number", index))
 
 
 def strategy_folders(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the folders, below the job's, of strategies that have another than that of their name.
+    """Return the folders, relative to the job's, of strategies whose folder is not named after them.
 
-    A single strategy has none, and keeps it so when others are added; so it is with the folders of variants.
+    A job's only strategy has no folder of its own, even after others are added. The same holds for its only setting.
 
     >>> strategy_folders({"strategies": {"hgp": {}}})
     {'hgp': ''}
@@ -271,7 +271,7 @@ def strategy_folders(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def history(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return how a job came about, from its beginning on: entries with ``command`` and ``environment``."""
+    """Return how a job was made, from the first command on: entries with ``command`` and ``environment``."""
     begun = {key: record[key] for key in ("command", "environment") if key in record}
     return [*([begun] if "command" in begun else []), *record.get("additions", ())]
 

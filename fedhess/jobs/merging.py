@@ -1,4 +1,4 @@
-"""Several jobs of one protocol as one job, so that one table has the strategies of all."""
+"""Merge several jobs of one protocol into one job, so that one table shows the strategies of all."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from fedhess.jobs.job import Job, PlannedRun, history, variant_number, with_defa
 from fedhess.jobs.variants import VARIED, describe
 from fedhess.settings.assignments import Scalar
 
-# Jobs of one protocol may differ in these: what a method does in a round, which a table names, and the machine.
+# Jobs of one protocol may differ in what a method does in a round, which tables name, and in the machine.
 OF_A_METHOD = (*VARIED, "server_optimizer_args")
 OF_A_MACHINE = ("device", "threads", "compile", "deterministic", "data_dir")
 LONGEST_NAME = 200  # bytes, of a directory
@@ -23,27 +23,27 @@ LONGEST_NAME = 200  # bytes, of a directory
 
 @dataclass
 class _Method:
-    """A strategy with its settings, as one or several of the jobs have it."""
+    """A strategy with its settings, as found in one or several of the jobs."""
 
     strategy: str
     args: Mapping[str, Scalar]
-    settings: Mapping[str, Any]  # those of OF_A_METHOD
+    settings: Mapping[str, Any]  # the settings in OF_A_METHOD
     variants: list[dict[str, Any]] = field(compare=False)
-    # What makes its variants: the search where they are drawn for each trial, otherwise they themselves
+    # What determines its variants: the search if they are drawn for each trial, else the variants themselves
     made_by: Any
-    draws: int  # see `Job.draws`; 0 where all of its variants are known
+    draws: int  # see `Job.draws`; 0 if all variants are known
     job: Path = field(compare=False)
 
     @property
     def values(self) -> dict[str, Scalar]:
-        """The settings that distinguish it from another method; a plain Flower strategy ignores those of the server."""
+        """The settings that distinguish it from other methods; a plain Flower strategy ignores server settings."""
         own = find_method(self.strategy).is_flower
         settings = {key: value for key, value in self.settings.items() if not (own and is_server_setting(key))}
         args = settings.pop("server_optimizer_args", {})
         return settings | {f"server_optimizer_args.{key}": value for key, value in args.items()} | dict(self.args)
 
     def as_variant(self, keys: set[str]) -> dict[str, Any]:
-        """Return its one setting as one of several, named by what others vary."""
+        """Return its only setting as a variant, named by the keys that other methods vary."""
         named = {key: value for key, value in self.values.items() if key in keys}
         return {"settings": named, "arguments": self.args, "number": 0}
 
@@ -51,15 +51,15 @@ class _Method:
 def merge_jobs(jobs: Sequence[Job]) -> Job:
     """Put the runs of several jobs into one job; nothing is written.
 
-    A strategy that is there with different settings is named by what differs. A run that is there twice counts once:
-    the one that has come further. ``path`` is a directory beside the first job's, named after all.
+    A strategy that occurs with different settings is named by the settings that differ. Of duplicate runs, the one with
+    more completed rounds is kept. ``path`` is a directory beside the first job's, named after all jobs.
     """
     if len(jobs) == 1:
         return jobs[0]
-    for one, other in itertools.combinations(jobs, 2):  # the data of a deployed run is unknown, and like any other
+    for one, other in itertools.combinations(jobs, 2):  # unknown data of a deployed run matches any other
         _require_one_protocol(one, other)
     methods: list[_Method] = []
-    owner: dict[tuple[int, str], int] = {}  # by job and strategy, the method
+    owner: dict[tuple[int, str], int] = {}  # index of the method, by job and strategy
     for number, job in enumerate(jobs):
         for method in _methods(job):
             if method in methods:
@@ -123,7 +123,7 @@ def _variant_of(record: Mapping[str, Any], strategy: str, index: int) -> dict[st
 
 
 def _labels(methods: Sequence[_Method]) -> list[str]:
-    """Name each method by its strategy, and by what differs where that leaves a doubt."""
+    """Name each method by its strategy, and by the settings in which methods differ."""
     named: list[str] = []
     everywhere = {key for key in OF_A_METHOD if len({json.dumps(m.settings[key]) for m in methods}) > 1}
     for method in methods:
@@ -153,11 +153,11 @@ def _require_one_protocol(one: Job, other: Job) -> None:
 
 
 def _protocol(job: Job) -> dict[str, Any]:
-    """Describe what jobs of one table have in common."""
+    """Return what all jobs of one table must have in common."""
     free = {name.removeprefix("settings.").removesuffix(":") for name in FREE_SETTINGS} | {*OF_A_METHOD, *OF_A_MACHINE}
     settings = with_defaults(job.record)["settings"]
     options = {key: value for key, value in job.data["options"].items() if key not in ("data_dir", "seed")}
-    if "seed" in job.data["options"]:  # a benchmark made at random is made by the trial's seed
+    if "seed" in job.data["options"]:  # a random benchmark is generated from the trial's seed
         options["seed of the first trial"] = int(job.data["options"]["seed"]) - int(job.record["seeds"][0])
     return {
         "settings": {key: value for key, value in settings.items() if key not in free},

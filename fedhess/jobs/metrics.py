@@ -1,9 +1,9 @@
-"""Metrics of a classifier from counts of its predictions, as rows of rounds.jsonl have them.
+"""Metrics of a classifier, computed from the counts of its predictions in rows of rounds.jsonl.
 
-``confusion`` is sparse: ``[label, prediction, examples]`` of every pair that occurs, classes by their index.
-``calibration`` has 15 lists ``[examples, right, confidence]``: of the examples whose confidence (the probability of the
-predicted class) is in (b/15, (b+1)/15], their number, how many are predicted right, and the sum of their confidences.
-Counts of several clients or trials are added up before a metric is taken of them.
+``confusion`` is sparse: ``[label, prediction, examples]`` for every pair that occurs, with classes as indices.
+``calibration`` has 15 lists ``[examples, right, confidence]``. List b covers the examples whose confidence (the
+probability of the predicted class) is in (b/15, (b+1)/15]: their number, the number of correct predictions, and the sum
+of their confidences. Counts of several clients or trials are added before a metric is computed.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def class_accuracies(confusion: Confusion, *, classes: int) -> list[float | None
 def balanced_accuracy(confusion: Confusion, *, classes: int) -> float | None:
     """Average the accuracies on the classes with equal weights: (1/C') sum_c n_cc / sum_k n_ck.
 
-    A class without examples is left out, so that C' counts those that have some. Source: Brodersen, Ong, Stephan and
+    C' is the number of classes that have examples; other classes are left out. Source: Brodersen, Ong, Stephan and
     Buhmann, "The balanced accuracy and its posterior distribution", ICPR 2010, for two classes; for several it is the
     macro-averaged recall.
 

@@ -20,7 +20,7 @@ from fedhess.jobs.tracking import Tracking
 from fedhess.jobs.workers.pool import Pool, WorkerDiedError, Workers
 from fedhess.jobs.workers.worker import Result, Task
 
-LIVES = 3  # workers that a run may have: what kills three of them would kill the next
+LIVES = 3  # workers that a run may use: a run that kills three would kill the next
 LOOK_SECONDS = 0.25  # between looks at what the runs have recorded
 
 logger = logging.getLogger(__name__)
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 def run_side_by_side(
     job: Job, runs: Mapping[int, PlannedRun], workers: Workers, progress: Progress, tracking: Tracking
 ) -> dict[int, str]:
-    """Run several runs to their ends, so many at a time as there are workers.
+    """Run several runs to the end, as many at a time as there are workers.
 
-    A worker that dies loses the round it was in: another goes on from the checkpoint. One run that fails does not stop
-    the others. Ctrl-C stops all workers; every run can be resumed.
+    If a worker dies, the current round is lost and another worker continues from the checkpoint. A failed run does not
+    stop the others. Ctrl-C stops all workers; every run can be resumed.
 
     Returns:
-        By number why a run failed; nothing of those that ended.
+        Why runs failed, by the number of the run.
     """
     tasks = {number: _task(job, run) for number, run in runs.items()}
     watched = {number: _Watched(run) for number, run in runs.items()}
@@ -88,7 +88,7 @@ def _task(job: Job, run: PlannedRun) -> Task:
 
 
 def _see_through(pool: Pool, task: Task, progress: Progress) -> Result:
-    """Have a run end, by another worker where one dies."""
+    """Run a task to its end; if a worker dies, another one takes over."""
     for life in range(1, LIVES + 1):
         try:
             return pool.run(task)
@@ -108,7 +108,7 @@ class _Watched:
         self._last = max((row["round"] for row in run.directory.rows()), default=-1)
 
     def new(self, *, ended: bool) -> dict[int, list[Row]]:
-        """Return the rounds that are new, the last of them once the file stands still: all of its rows are there."""
+        """Return the new rounds, the last one only once the file has stopped growing and so has all of its rows."""
         before, self._size = self._size, self._size_now()
         if self._size == self._read:
             return {}
@@ -117,7 +117,7 @@ class _Watched:
             self._read = self._size
         elif rounds:
             rounds.popitem()
-        found = {number: rows for number, rows in rounds.items() if number > self._last}  # else made again
+        found = {number: rows for number, rows in rounds.items() if number > self._last}  # others were repeated
         self._last = max([self._last, *found])
         return found
 

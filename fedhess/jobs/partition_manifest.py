@@ -1,4 +1,4 @@
-"""The partition of a run in writing: who holds what, by domain and class, and a digest that names it."""
+"""The partition of a run as a manifest: what each client holds by domain and class, and a digest that identifies it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ from fedhess.jobs.job import Job
 from fedhess.settings.run_config import RunConfig
 
 FILE = "partition.json"
-MOST_CLASSES = 12  # that a terminal has room for
+MOST_CLASSES = 12  # columns that a terminal has room for
 
 
 def make_manifest(
     config: RunConfig, shares: Sequence[Share], examples: Mapping[str, Examples], *, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Describe a partition as JSON: for each client and domain the number of examples a class, trained on and held out.
+    """Describe a partition as JSON: the number of training and held-out examples by client, domain and class.
 
-    Classes without any are left out; ``digest`` is the sha256 over the indices of all examples.
+    Classes without examples are left out; ``digest`` is from `partition_digest`.
     """
     return {
         "partition": config.partition,
@@ -77,7 +77,7 @@ def label(share: Share) -> str:
 
 
 def partition_digest(shares: Sequence[Share]) -> str:
-    """Return the sha256 over every client's name and the indices of its examples."""
+    """Return the sha256 over every client's name, and its domains with the indices of its examples."""
     parts: list[str | bytes] = []
     for share in shares:
         parts.append(label(share))
@@ -87,7 +87,7 @@ def partition_digest(shares: Sequence[Share]) -> str:
 
 
 def render_manifest(manifest: Mapping[str, Any], *, title: str) -> str:
-    """Render a partition as a table: a line a client and domain, a column a class."""
+    """Render a partition as a table: one line for each client and domain, one column for each class."""
     lines = [
         (client["client"], domain, held["train"], held["evaluate"])
         for client in manifest["held_by"]
@@ -111,11 +111,12 @@ def render_manifest(manifest: Mapping[str, Any], *, title: str) -> str:
 
 
 def record_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a run's partition into its directory, or check that it is the one written there.
+    """Write a run's partition into its directory, or check that it matches the one recorded there.
 
     Raises:
-        UsageError: The run was begun with another partition: another version of a library shares out otherwise.
-        StorageError: It cannot be written.
+        UsageError: The run was begun with another partition (library versions may partition differently), or the
+            recorded one is damaged.
+        StorageError: The partition cannot be written.
     """
     file = directory / FILE
     if file.exists():

@@ -1,4 +1,4 @@
-"""Plan a job from what a command was given: resolve the defaults, check everything, make the record."""
+"""Plan a job from a command's options: resolve the defaults, check everything, make the record."""
 
 import itertools
 import time
@@ -48,22 +48,22 @@ def plan_job(
     recorded: Mapping[str, Any] | None = None,
     threads: int = 0,
 ) -> Job:
-    """Resolve defaults, plan every run, and build model, strategies and optimizer once to see that they can be.
+    """Resolve defaults, plan every run, and build model, strategies and optimizer once to check that this works.
 
     Args:
         benchmark: The opened benchmark.
         strategies: Names of strategies.
-        strategy_args: Their arguments; ``name.key`` applies to one strategy, ``key`` to each that has it.
-        target: ``"all"``, a target, several with commas, or several held out at once joined by ``+``.
+        strategy_args: Their arguments; ``name.key`` applies to one strategy, ``key`` to each strategy that has it.
+        target: ``"all"``, one target, several separated by commas, or several joined by ``+`` to hold out at once.
         trials: Number of seeds, counted up from the run's seed.
         overrides: Settings from the command line, by their name in ``RunConfig``.
         out: The job's directory; by default a new one under ``runs/``.
         variants: Settings of every strategy to select among.
         selection: ``"source"``; or ``"lodo"``, which adds the runs that cross-validation needs.
-        search: What the settings of each strategy come from in place of ``variants``.
-        needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
+        search: The search that each strategy's settings come from, in place of ``variants``.
+        needs_weights: Whether the model's pretrained weights must be available; False if the job is only inspected.
         recorded: The record of the job in ``out`` that this one continues or adds to; its runs stay what they are.
-        threads: Of torch, for a model whose defaults have none; 0 leaves them to torch.
+        threads: Torch threads for a model whose defaults set none; 0 leaves the number to torch.
     """
     if not 1 <= trials <= MOST_TRIALS:
         raise UsageError(f"--trials: expected 1 to {MOST_TRIALS}, got {trials}")
@@ -114,7 +114,7 @@ def _settings_of(
     *,
     seeds: Sequence[int],
 ) -> tuple[dict[str, dict[str, Scalar]], list[dict[str, Any]], Mapping[str, Any]]:
-    """Return what all runs of each strategy share, every variant, and what a sweep, drawn for ``seeds``, searches."""
+    """Return each strategy's shared arguments, every variant (drawn for ``seeds`` in a sweep), and what is searched."""
     recipe = benchmark.recipe or benchmark.name
     defaults = {name: default_strategy_args(name, model=first.model, benchmark=recipe) for name in strategies}
     if search is None:
@@ -123,7 +123,7 @@ def _settings_of(
 
 
 def _new_path(benchmark: Benchmark, strategies: Sequence[str]) -> Path:
-    """Name a directory that does not exist: data, strategies and time, with a number where that is taken."""
+    """Name a new directory by data, strategies and time, with a number appended if the name is taken."""
     names = "-".join(map(slug, strategies))
     path = Path("runs") / f"{slug(benchmark.title)}_{names}_{time.strftime('%Y%m%d-%H%M%S')}"
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
@@ -150,7 +150,7 @@ def check_names(strategies: Sequence[str]) -> None:
 
 
 def check_settings(configs: Sequence[RunConfig], *, needs_weights: bool = True) -> None:
-    """Check what no single value shows: together, and with the model."""
+    """Check the settings in combination and against the model."""
     first = configs[0]
     check_combinations(configs)
     check_privacy(configs)
@@ -175,7 +175,7 @@ def check_selection(
     search: Search | None = None,
     private: bool = False,
 ) -> None:
-    """Check that a selector does not look at the target, and that it can compare the variants, or a sweep's."""
+    """Check that a selector does not look at the target and can compare the variants or a sweep's settings."""
     if selection == "oracle":
         raise UsageError(
             "--selection: the oracle looks at the target and selects nothing here; compare with it afterwards: "
@@ -203,7 +203,7 @@ def check_selection(
 
 
 def check_cross_validation(benchmark: Benchmark, scenarios: Sequence[Scenario]) -> None:
-    """Check that of each scenario's sources one can be left out as well."""
+    """Check that one source of each scenario can be left out as well."""
     if set(benchmark.domains) != {scenario.name for scenario in benchmark.scenarios}:
         raise UsageError(
             f"--selection lodo: {benchmark.title} fixes its targets, so no source can be left out as well; use "
@@ -218,7 +218,7 @@ def check_cross_validation(benchmark: Benchmark, scenarios: Sequence[Scenario]) 
 
 
 def check_splits(benchmark: Benchmark, configs: Sequence[RunConfig]) -> None:
-    """Check that every domain that is split can hold examples out and keep some."""
+    """Check that every domain to be split has enough examples to hold some out and keep some."""
     rule = configs[0].split
     if rule != "sources" and benchmark.holdout == 0:
         raise UsageError(f"--split {rule}: {benchmark.title} holds no examples out; leave the option out")

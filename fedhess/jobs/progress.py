@@ -1,4 +1,4 @@
-"""Show what a job is doing: on a terminal a bar with the time left and a line a run, plain lines elsewhere."""
+"""Show what a job is doing: on a terminal a bar with the time left and one line for each run, elsewhere plain lines."""
 
 import sys
 import textwrap
@@ -23,13 +23,13 @@ class Progress:
     """The progress of one job.
 
     Args:
-        silent: Print nothing but warnings, and those to stderr.
+        silent: Print only warnings, to stderr.
     """
 
     def __init__(self, *, silent: bool = False) -> None:
         self._silent, self._headed = silent, False
         self._console = Console(file=sys.stderr if silent else sys.stdout, highlight=False, soft_wrap=True)
-        self._live: Live | None = None  # the bar of the job above a line for each run that goes on, on a terminal
+        self._live: Live | None = None  # on a terminal, the job's bar above a line for each run in progress
         self._said = time.monotonic()
         self._begin(())
 
@@ -39,7 +39,7 @@ class Progress:
             self._console.print(message, markup=False)
 
     def warn(self, message: str) -> None:
-        """Print in a box what a reader of the results must not miss, if there is any; to stderr when silent."""
+        """Print a boxed warning that a reader of the results must not miss, to stderr when silent; nothing if empty."""
         if not message:
             return
         lines = [part for line in message.splitlines() for part in textwrap.wrap(line, BOX_WIDTH)]
@@ -48,13 +48,13 @@ class Progress:
         self._console.print("\n".join([edge, *(f"| {line.ljust(width)} |" for line in lines), edge]), markup=False)
 
     def tick(self, message: str) -> None:
-        """Print a step of something slow, unless the last one was printed a moment ago."""
+        """Print a step of a slow operation, unless a line was printed a moment ago."""
         if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
             self.note(message)
 
     def header(self, entries: Mapping[str, str]) -> None:
-        """Print what is about to run, once: a search runs its job part by part."""
+        """Print what is about to run, only once, because a search runs its job in parts."""
         if not self._silent and not self._headed:
             self._headed = True
             width = max(map(len, entries))
@@ -62,7 +62,7 @@ class Progress:
             self._console.print(text + "\n", markup=False)
 
     def start(self, rounds: Sequence[int]) -> None:
-        """Begin: one number of rounds a run."""
+        """Begin, given the number of rounds of each run."""
         self._begin(rounds)
         if not self._silent and self._console.is_terminal:
             self._bar.add_task("", total=sum(rounds))
@@ -86,7 +86,7 @@ class Progress:
             self._live.stop()
 
     def add_run(self, number: int, label: str, done: int) -> None:
-        """Tell of a run of which ``done`` rounds are in its checkpoint already."""
+        """Add a run whose checkpoint already has ``done`` rounds."""
         self._labels[number], self._done[number] = label, done
         self._skipped += done
         self._show_job()
@@ -110,7 +110,7 @@ class Progress:
             self._console.print(text if self._live is not None else f"{text}, {self._left()}", markup=False)
 
     def end_run(self, number: int) -> None:
-        """Tell that nothing more comes of a run, whether it is complete or failed; the time left is of the others."""
+        """End a run, whether it is complete or failed; the time left then covers the other runs only."""
         if number in self._line_of:
             self._lines.remove_task(self._line_of.pop(number))
         self._given_up += self._rounds[number] - self._done[number]
@@ -123,9 +123,9 @@ class Progress:
             self._bar.update(TaskID(0), completed=sum(self._done.values()), description=text)
 
     def _left(self) -> str:
-        """Estimate the time that the runs still take, at their speed so far, skipped rounds apart.
+        """Estimate the remaining time of the runs from their speed so far, without the skipped rounds.
 
-        They are all of a job's, but of Optuna's search those that are planned: each suggestion begins anew.
+        These are all runs of the job; in an Optuna search, the runs planned so far, and each suggestion starts anew.
         """
         done = sum(self._done.values())
         fresh, left = done - self._skipped, sum(self._rounds) - done - self._given_up

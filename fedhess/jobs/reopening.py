@@ -15,13 +15,13 @@ LEVELS = 4  # from a run's directory up to its job's: STRATEGY/VARIANT/TARGET/SE
 
 
 def open_recorded(path: Path, *, inner: bool = False) -> Job:
-    """Open the job in a directory, finished or not; what it trained on is not needed.
+    """Open the job in a directory, finished or not; its training data is not needed.
 
-    Runs for cross-validation are part of it where they have rows.
+    Runs for cross-validation are included if they have rows.
 
     Args:
         path: ``runs/NAME``.
-        inner: Whether those that the job is yet to run are part of it as well.
+        inner: Whether to include the cross-validation runs that the job is yet to run as well.
     """
     file = path / "config.json"
     if not file.is_file():
@@ -33,7 +33,7 @@ def open_recorded(path: Path, *, inner: bool = False) -> Job:
 
 
 def _job(path: Path, recorded: dict[str, Any]) -> Job:
-    """Make the job that was recorded, with every run that cross-validation would need."""
+    """Make the recorded job, with every run that cross-validation would need."""
     file, selection = path / "config.json", recorded.get("selection", DEFAULT)
     if not all("arguments" in variant for variant in recorded.get("variants", ())):
         raise UsageError(
@@ -73,12 +73,12 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
     """Open the finished runs in a directory: those of a whole job, or of one strategy, target or seed of it.
 
     Args:
-        path: ``runs/NAME``, or a directory in it down to a single run's.
+        path: ``runs/NAME``, or a directory inside it, down to that of a single run.
         data_dir: Where the data is now, if it has moved.
         device: Where the models will run.
 
     Returns:
-        The job with the runs that are in ``path``, and those for cross-validation that belong to them.
+        The job with the runs in ``path`` and the cross-validation runs that belong to them.
     """
     folder = _job_folder(path)
     recorded = read_config(folder / "config.json")
@@ -98,7 +98,7 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
 def open_runs(path: Path) -> Job:
     """Open the runs in a directory, finished or not: of a whole job, or of a part of it down to a single run.
 
-    What they trained on is not needed. The runs for cross-validation that belong to them are there if they have rows.
+    Their training data is not needed. Their cross-validation runs are included if they have rows.
     """
     folder = _job_folder(path)
     return _within(path, _job(folder, read_config(folder / "config.json")))
@@ -113,7 +113,7 @@ def _within(path: Path, job: Job) -> Job:
 
 
 def with_inner_runs(job: Job, runs: Sequence[PlannedRun]) -> Job:
-    """Reduce a job to some of its outer runs and those for cross-validation that belong to them and have rows."""
+    """Reduce a job to some of its outer runs and to those of their cross-validation runs that have rows."""
     groups = [(run.strategy, run.variant, run.config.seed, set(run.scenario.targets)) for run in runs]
     inner = [
         run
@@ -129,7 +129,7 @@ def with_inner_runs(job: Job, runs: Sequence[PlannedRun]) -> Job:
 
 
 def _check_data(folder: Path, recorded: dict[str, Any], data_dir: Path | None) -> None:
-    """Check that the data is what a job was trained on, in ``data_dir`` where it has moved."""
+    """Check that the data is what a job was trained on; ``data_dir`` is its folder if it has moved."""
     was = recorded["dataset"]
     moved = moved_to(data_dir, was["title"], was["options"])
     was["options"] |= moved
@@ -143,7 +143,7 @@ def _check_data(folder: Path, recorded: dict[str, Any], data_dir: Path | None) -
 
 
 def moved_to(data_dir: Path | None, title: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the option of data that names its folder, where ``--data-dir`` does."""
+    """Return the data option that names the folder, if ``--data-dir`` is given."""
     if data_dir is None:
         return {}
     if "data_dir" not in options:
@@ -152,7 +152,7 @@ def moved_to(data_dir: Path | None, title: str, options: Mapping[str, Any]) -> d
 
 
 def require_same_data(folder: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that data is what the job in a directory was trained on: title and digest."""
+    """Check by title and digest that data is what the job in a directory was trained on."""
     if was["title"] != now["title"] or was["digest"] != now["digest"]:
         raise UsageError(
             f"{folder} was trained on other data: on {was['title']} with digest {was['digest'][:12]}, found "
@@ -182,7 +182,7 @@ def _job_folder(path: Path) -> Path:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a job's config.json, and check that what describes the job is there."""
+    """Read a job's config.json, and check that it has the entries that describe the job."""
     try:
         recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         kinds = {"dataset": dict, "strategies": dict, "targets": list, "seeds": list, "settings": dict}

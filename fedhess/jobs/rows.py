@@ -1,6 +1,6 @@
-"""Rows of rounds.jsonl by domain: what the clients of a domain measured, put together.
+"""Rows of rounds.jsonl by domain: the measurements of a domain's clients, merged.
 
-Selection, tables, figures and progress see domains, whatever the number of their clients.
+Selection, tables, figures and progress work with domains, whatever the number of their clients.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,12 +13,12 @@ NOTHING = "none"  # the split of a row whose client has no example of the domain
 
 
 def domain_rows(rows: Iterable[Row]) -> list[Row]:
-    """Put the rows of a round's clients together, so that each domain and split has one: every example counts once.
+    """Merge the rows of a round's clients into one row for each domain and split; every example counts once.
 
-    Loss and accuracy are means over the clients by their examples, null where one of them is; distances are the
-    domain's anyway. Counts of predictions are added up, null where one is. What only single clients have
-    (``train_loss``, ``train_objective``) is averaged over those that have it, failures are listed and bytes added up.
-    A domain of one client keeps its row, so that doing this twice changes nothing.
+    Loss and accuracy are means over the clients, weighted by their examples, and null if any value is null. Distances
+    already belong to the domain. Counts of predictions are added, and are null if any is null. ``train_loss`` and
+    ``train_objective`` belong to single clients, and are averaged over the clients that have them. Failures are listed
+    and bytes added. A domain of one client keeps its row, so merging twice changes nothing.
 
     >>> rows = [{"round": 1, "role": "source", "domain": "a", "client": 0, "split": "validation", "examples": 1,
     ...          "loss": 1.0, "accuracy": 1.0, "failures": []}]
@@ -66,7 +66,7 @@ def _merged(group: Sequence[Row]) -> Row:
 
 
 def _mean(weighted: Sequence[tuple[float | None, float]]) -> float | None:
-    """Average numbers by their weights; None where one is."""
+    """Return the weighted mean; None if a number is None or the weights sum to 0."""
     present = [(value, weight) for value, weight in weighted if value is not None]
     total = sum(weight for _, weight in present)
     if len(present) < len(weighted) or total == 0:

@@ -1,4 +1,4 @@
-"""Run every run of a job that is not complete yet."""
+"""Run every incomplete run of a job."""
 
 import json
 from collections.abc import Mapping
@@ -54,17 +54,17 @@ def open_job(
 ) -> tuple[Job, Engine]:
     """Open the data, and plan the job that options describe.
 
-    A job that is continued or added to is locked from here on until it has run; what is added to one that another
-    process runs waits for the end of that.
+    A job that is continued or added to is locked from here until it has run. If another process runs the job, an
+    addition waits until that process ends.
 
     Args:
         given: Options of ``fedhess.simulate`` by their names, as :func:`fedhess.cli.options.read_options` reads them.
         progress: Where stand-ins, downloads and missing data are reported.
-        search: Options of a sweep that are its own, as :meth:`fedhess.jobs.search.Search.read` reads them.
-        needs_weights: Whether the model's pretrained weights must be at hand; not where the job is only looked at.
+        search: Options specific to a sweep, as :meth:`fedhess.jobs.search.Search.read` reads them.
+        needs_weights: Whether the model's pretrained weights must be available; False if the job is only inspected.
 
     Returns:
-        The job and where its clients run.
+        The job, and the engine that runs its clients.
     """
     options, _ = read_options(given)
     lock, trackers = None, read_trackers(options.track)
@@ -121,7 +121,7 @@ def _plan(
 
 
 def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) -> tuple[Benchmark, dict[str, Any]]:
-    """Open the data of a new job, and return it with what `plan_job` takes besides."""
+    """Open the data of a new job, and return it with the other arguments of `plan_job`."""
     names = [name.strip() for name in options.strategy.split(",") if name.strip()]
     variants = parse_variants(options.variants)
     require_server(names, settings, variants)
@@ -149,9 +149,9 @@ def _new_job(options: JobOptions, settings: dict[str, Any], progress: Progress) 
 
 
 def go_back(job: Job) -> None:
-    """Put the runs of a job, whose directory this process holds, back to the round that it is to go on from.
+    """Put the runs of a job back to the round that it is to resume from; this process must hold its directory.
 
-    Runs that have not come to it stay where they are.
+    Runs that have not passed that round stay where they are.
     """
     wanted = job.resume_from
     if wanted is None:
@@ -178,11 +178,11 @@ def go_back(job: Job) -> None:
 
 
 def run_job(job: Job, progress: Progress, *, engine: Engine = IN_PROCESS) -> dict[int, str]:
-    """Run every run of a job that is not complete yet.
+    """Run every incomplete run of a job.
 
     Returns:
-        Of the runs that failed where others went on, by their number in the job, why: those of settings to select
-        among, and those side by side.
+        Why runs failed, by the number of the run in the job. A failure is returned if the others went on: if the job
+        selects among settings, or its runs are side by side.
     """
     config = job.runs[0].config
     progress.header(header(job, engine=engine.title))
@@ -225,12 +225,12 @@ def _run_in_turn(
 
 
 def _alone_in(run: PlannedRun) -> AbstractContextManager[None]:
-    """Keep workers away from a run that one has worked on."""
+    """Keep workers away from a run, if a worker has worked on it before."""
     return alone_in(run.directory) if (run.directory.path / ".lock").exists() else nullcontext()
 
 
 def _is_complete(job: Job, number: int, progress: Progress) -> bool:
-    """Tell progress how far a run is; return whether there is nothing left of it."""
+    """Report a run's completed rounds to progress; return whether the run is complete."""
     run = job.runs[number]
     done = run.directory.completed_round() or 0
     progress.add_run(number, name_run(job, run), done)
@@ -242,7 +242,7 @@ def _is_complete(job: Job, number: int, progress: Progress) -> bool:
 
 
 def prepare_domains(job: Job, config: RunConfig, progress: Progress) -> None:
-    """Do what is done once per domain before training; the clients find the result in the cache."""
+    """Prepare each domain once before training; the clients find the result in the cache."""
     assert job.benchmark is not None, "a job that runs was planned with its data"
     which = json.dumps([job.benchmark.name, job.benchmark.options, config.data_dir])
     if _DIGESTS.setdefault(which, job.data["digest"]) != job.data["digest"]:

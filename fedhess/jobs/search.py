@@ -1,8 +1,8 @@
-"""What a sweep searches: by strategy the range of each setting, and the settings that are drawn from them.
+"""What a sweep searches: the range of each setting, by strategy, and the settings drawn from these ranges.
 
-A sweep is a job whose variants are each of one strategy, and where they are drawn of one trial, too. A drawn setting
-depends on (seed, strategy, number) alone: more strategies, draws or trials leave the others as they are. Number 0 has
-the defaults.
+A sweep is a job in which each variant belongs to one strategy, and each drawn variant also to one trial. A drawn
+setting depends on (seed, strategy, number) alone: adding strategies, draws or trials leaves the others unchanged.
+Number 0 has the defaults.
 """
 
 import itertools
@@ -44,17 +44,17 @@ SERVER_ARGS = "server_optimizer_args"
 class Search:
     """What a sweep was asked for."""
 
-    kind: Kind = "random"  # how settings come about
-    draws: int = DRAWS  # settings for each strategy, target and trial, the defaults among them; 0 for a grid
+    kind: Kind = "random"  # how settings are chosen
+    draws: int = DRAWS  # settings for each strategy, target and trial, including the defaults; 0 for a grid
     grid: str = ""  # key=value,value,..., several keys for their product; NAME.key is for strategy NAME alone
-    ranges: str = ""  # key=low:high[:log],... in place of the known ranges, and for what has none
-    fixed: tuple[str, ...] = ()  # what was given a value, and so is not drawn: settings, and NAME.key of strategies
-    # By strategy what is searched already, in a sweep that continues or grows
+    ranges: str = ""  # key=low:high[:log],... replaces known ranges, and adds ranges where none is known
+    fixed: tuple[str, ...] = ()  # keys with a given value, which are not drawn: settings, and NAME.key of strategies
+    # The spaces that are searched already, by strategy, in a sweep that continues or grows
     spaces: Mapping[str, Space] = field(default_factory=dict)
 
     @classmethod
     def read(cls, *, search: str | None, draws: int | None, grid: str, ranges: str) -> "Search":
-        """Check what was given together."""
+        """Check the given options together."""
         search = search or ("grid" if grid else "random")
         kind = next((each for each in KINDS if each == search), None)
         if kind is None:
@@ -75,12 +75,12 @@ class Search:
 def read_search(
     given: Mapping[str, Any] | None, recorded: Mapping[str, Any] | None, options: JobOptions
 ) -> Search | None:
-    """Read what a sweep was asked for; what is left out of one that continues or grows is that sweep's own.
+    """Read the options of a sweep; if it continues or grows, omitted options come from its record.
 
     Args:
-        given: Options of :meth:`Search.read`; None where the command is no sweep.
+        given: Options of :meth:`Search.read`; None if the command is not a sweep.
         recorded: Record of the job that is continued or added to.
-        options: Of the job.
+        options: Options of the job.
     """
     if recorded is None:
         return None if given is None else Search.read(**given)
@@ -113,7 +113,7 @@ def read_search(
 
 @dataclass(frozen=True)
 class Method:
-    """What is known of a strategy before it is searched: its arguments and settings where nothing varies."""
+    """What is known of a strategy before the search: its arguments and settings without variation."""
 
     name: str
     args: Mapping[str, Scalar]  # resolved
@@ -169,7 +169,7 @@ def parse_ranges(text: str) -> dict[str, Range]:
 
 
 def _key(text: str) -> str:
-    owner, dot, name = text.strip().rpartition(".")  # an owner is a strategy's name, whose dashes are its own
+    owner, dot, name = text.strip().rpartition(".")  # an owner is a strategy's name and keeps its dashes
     key = owner + dot + name.replace("-", "_")
     return key.replace("server-optimizer-args", "server_optimizer_args", 1)
 
@@ -178,10 +178,11 @@ def _key(text: str) -> str:
 
 
 def known_space(method: Method) -> dict[str, Range]:
-    """Return the ranges that are known for a strategy, published where its settings are its source's.
+    """Return the known ranges of a strategy: the published ones where its defaults are those of the source.
 
-    A published coefficient goes with its default: where this job has another (its model has other settings, or the
-    distances another scale) a decade to both sides of that is searched. Numbers of steps are parts of a run.
+    A published range belongs to the published default. If this job has another default (because its model has other
+    settings, or the distances another scale), one decade to either side of it is searched. Ranges of step numbers scale
+    with the length of a run.
     """
     total = method.config.rounds * method.config.local_steps
     space = _common(method)
@@ -199,7 +200,7 @@ def known_space(method: Method) -> dict[str, Range]:
 
 
 def _common(method: Method) -> dict[str, Range]:
-    """Return what every strategy draws: in DomainBed's own form of training its ranges, else around the defaults."""
+    """Return what every strategy draws: DomainBed's ranges if it trains as DomainBed does, else around the defaults."""
     config, own_server = method.config, find_method(method.name).is_flower
     published = common_ranges(method.benchmark)
     batch = {"batch_size": published.pop("batch_size")}
@@ -225,7 +226,7 @@ def _whole(method: Method, key: str) -> bool:
 
 
 def _applicable(key: str, method: Method, names: Sequence[str]) -> str | None:
-    """Return a key without the name of the strategy that it is for; None where it means nothing to a strategy."""
+    """Return a key without the name of its strategy; None if the key does not apply to ``method``."""
     owner = next((name for name in names if key.startswith(f"{name}.")), None)
     bare = key if owner is None else key.removeprefix(f"{owner}.")
     if owner not in (None, method.name) or (is_server_setting(bare) and find_method(method.name).is_flower):
@@ -235,14 +236,14 @@ def _applicable(key: str, method: Method, names: Sequence[str]) -> str | None:
 
 
 def _own_of(given: Mapping[str, Any], method: Method, names: Sequence[str]) -> dict[str, Any]:
-    """Keep what is for a strategy, by bare keys; what names it goes over what is for all."""
+    """Keep the entries for a strategy, by bare keys; entries that name the strategy override entries for all."""
     ordered = sorted(given, key=lambda key: any(key.startswith(f"{name}.") for name in names))
     own = {_applicable(key, method, names): given[key] for key in ordered}
     return {key: value for key, value in own.items() if key is not None}
 
 
 def check_keys(keys: Iterable[str], methods: Sequence[Method], *, option: str) -> None:
-    """Check that each key of a grid or of given ranges means something to a strategy."""
+    """Check that each key of a grid or of given ranges applies to a strategy."""
     names = [method.name for method in methods]
     for key in keys:
         owner = next((name for name in names if key.startswith(f"{name}.")), None)
@@ -261,10 +262,10 @@ def _known(methods: Sequence[Method]) -> str:
 
 
 def spaces_of(search: Search, methods: Sequence[Method]) -> dict[str, dict[str, Range]]:
-    """Return by strategy the range, or for a grid the choices, of each setting that is searched.
+    """Return the range, or for a grid the choices, of each searched setting, by strategy.
 
     Raises:
-        UsageError: A range or a value of a grid is for nothing that runs here, or a strategy has no range at all.
+        UsageError: A range or a grid value applies to no strategy of the job, or a strategy has no range at all.
     """
     names = [method.name for method in methods]
     if search.kind == "grid":
@@ -299,7 +300,7 @@ def spaces_of(search: Search, methods: Sequence[Method]) -> dict[str, dict[str, 
 
 
 def _require_ranges(method: Method, own: Space) -> None:
-    """Check that something is drawn of a strategy's own, where it has something to draw."""
+    """Check that a strategy without known ranges has a range or a value for one of its numeric arguments, if any."""
     if are_known(method.name):
         return
     numbers = {key: float(value) for key, value in method.args.items() if type(value) in (int, float)}
@@ -326,18 +327,18 @@ def plan_search(
     benchmark: str,
     seeds: Sequence[int],
 ) -> tuple[dict[str, dict[str, Scalar]], list[dict[str, Any]], dict[str, Any]]:
-    """Draw every setting of a sweep; of Optuna's only the first, the others follow from results.
+    """Draw every setting of a sweep; for Optuna only the first, because the others depend on results.
 
     Returns:
-        A sweep's part of a job's record: by strategy the arguments that all of its runs share, the variants, and what
-        was searched.
+        A sweep's part of a job's record: the arguments that all runs of a strategy share, by strategy, the variants,
+        and what was searched.
     """
     names = list(defaults)
     of_server = (f"{SERVER_ARGS}.{key}" for key in overrides.get(SERVER_ARGS, ()))
     of_strategies = (f"{name}.{key}" for name in names for key in args_of(name, names, given))
     fixed = {*search.fixed, *overrides, *of_server, *of_strategies}
     for key in [key for key in fixed if "." not in key and key not in RunConfig.model_fields]:
-        fixed.remove(key)  # of an earlier version: it was given to the strategies of then
+        fixed.remove(key)  # from an earlier version: it was given to the strategies recorded then
         fixed |= {f"{name}.{key}" for name in search.spaces}
     methods = [
         Method(
@@ -369,7 +370,7 @@ def plan_search(
 
 
 def _require_ends(method: Method, space: Space) -> None:
-    """Check that the ends of each range are values of it: what Optuna suggests is known only as the sweep goes on."""
+    """Check that the ends of each range are valid values: Optuna's suggestions are known only during the sweep."""
     for key, each in space.items():
         for end in each.choices or each.ends:
             value = int(max(end, 1.0) if each.base else end) if each.whole else end
@@ -385,7 +386,7 @@ def _require_ends(method: Method, space: Space) -> None:
 def _settings_of(
     search: Search, space: Space, seeds: Sequence[int]
 ) -> Iterable[tuple[int, int | None, dict[str, Scalar]]]:
-    """Return number, trial (None for all of them) and values of each setting of a strategy."""
+    """Yield the number, trial (None for all trials) and values of each setting of a strategy."""
     if search.kind == "grid":
         for number, values in enumerate(itertools.product(*(each.choices for each in space.values()))):
             yield number, None, dict(zip(space, values, strict=True))
@@ -395,7 +396,7 @@ def _settings_of(
         drawn: list[dict[str, Scalar]] = []
         for number in range(1, search.draws):
             drawn.append({key: each.draw(key, number=number, trial=seed) for key, each in space.items()})
-            if drawn[-1] not in drawn[:-1]:  # of few choices one may come again
+            if drawn[-1] not in drawn[:-1]:  # with few choices, a setting may repeat
                 yield number, seed, drawn[-1]
 
 
@@ -408,13 +409,13 @@ def variant_of(
     seed: int | None = None,
     target: str | None = None,
 ) -> dict[str, Any]:
-    """Make a variant of one strategy, and where they are given of one trial and one target."""
+    """Make a variant of one strategy, limited to one trial and one target if these are given."""
     made = {"settings": dict(settings), "strategies": [strategy], "arguments": {strategy: dict(args)}, "number": number}
     return made | ({} if seed is None else {"seeds": [seed]}) | ({} if target is None else {"targets": [target]})
 
 
 def recorded_spaces(record: Mapping[str, Any]) -> dict[str, dict[str, Range]]:
-    """Return by strategy the ranges of a recorded sweep; none of another job."""
+    """Return the ranges of a recorded sweep by strategy; empty for other jobs."""
     return {
         name: {key: Range(**{**each, "choices": tuple(each["choices"])}) for key, each in space.items()}
         for name, space in record.get("search", {}).get("spaces", {}).items()

@@ -7,7 +7,7 @@ LAST_ROUND = "last round"
 LODO = "leave-one-domain-out cross-validation"
 ORACLE = "oracle (looks at the target)"
 
-# By the name that --selection takes. The oracle is for reports that ask for it.
+# Keyed by the name that --selection takes. The oracle is only for reports that ask for it.
 SELECTORS = {"source": SOURCE_VALIDATION, "lodo": LODO, "oracle": ORACLE}
 DEFAULT = "source"
 

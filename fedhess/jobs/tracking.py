@@ -1,8 +1,8 @@
 """Experiment trackers, fed from the rows of a job's runs: TensorBoard, MLflow, Weights & Biases, Trackio.
 
 Each run of the job is one run of the tracker, grouped by job; the step is the round. Files are written below
-``runs/NAME/tracking`` unless the tracker's own environment variables name another place. What a tracker has is in
-``tracking.json`` beside the run's rows, so that a run that is resumed continues its tracker run.
+``runs/NAME/tracking`` unless the tracker's own environment variables name another place. ``tracking.json`` beside the
+run's rows records what a tracker already has, so that a resumed run continues its tracker run.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from fedhess.jobs.rows import domain_rows
 
 OnRound = Callable[[int, list[Row]], None]
 
-PROJECT = "fedhess"  # of the trackers that have projects above groups
+PROJECT = "fedhess"  # for trackers that have projects above groups
 STATE = "tracking.json"
 OF_DOMAIN = ("loss", "accuracy", "gradient_distance", "hgp_distance", "train_loss", "train_objective")
 Settings = Mapping[str, str | int | float | bool]
@@ -46,14 +46,14 @@ class About:
 
     folder: Path  # where the tracker writes unless its environment variables name another place
     job: str  # name of the job
-    name: str  # of the run, STRATEGY/TARGET/SEED
+    name: str  # name of the run, STRATEGY/TARGET/SEED
     settings: Settings  # its settings and its strategy's arguments
-    run_id: str | None  # of the tracker run that is continued; None for a new one
+    run_id: str | None  # the tracker run to continue; None for a new one
     first_round: int  # the first round that the tracker does not have
 
 
 class Tracker(ABC):
-    """One tracker run, made of an :class:`About`; ``run_id`` is what it is continued by."""
+    """One tracker run, made from an :class:`About`; ``run_id`` identifies it when it is continued."""
 
     run_id: str
 
@@ -66,25 +66,25 @@ class Tracker(ABC):
 
     @abstractmethod
     def close(self, *, failed: bool) -> None:
-        """End it; ``failed`` where the run did not come to its last round."""
+        """Close the tracker run; ``failed`` if the run did not reach its last round."""
 
 
 class TensorBoard(Tracker):
-    """Event files, a folder a run; settings are in the HPARAMS tab."""
+    """Event files, one folder for each run; settings are in the HPARAMS tab."""
 
     def __init__(self, about: About) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
         from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415
 
         self.run_id = "/".join(map(slug, about.name.split("/")))
-        # A job that went back to a round begins anew in the same folder: what it had there no longer counts
+        # A job that went back to a round logs to the same folder anew; purge what is there from the first round on
         self._writer = cast(Any, SummaryWriter(str(about.folder / self.run_id), purge_step=about.first_round))
         if about.run_id is None:
             for summary in hparams(dict(about.settings), {"sources/accuracy": 0.0}):  # type: ignore[no-untyped-call]
                 self._writer.file_writer.add_summary(summary)
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
-        """Add a scalar a metric, and write the file out."""
+        """Add one scalar for each metric, and flush the file."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, server_round)
         self._writer.flush()
@@ -96,11 +96,11 @@ class TensorBoard(Tracker):
 
 
 class MLflow(Tracker):
-    """A run of the experiment that is named like the job; its file store, or what ``MLFLOW_TRACKING_URI`` names."""
+    """A run of the experiment named after the job, in a file store or at ``MLFLOW_TRACKING_URI``."""
 
     def __init__(self, about: About) -> None:
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its package without a database has no other store
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # of 7, a server that is down stops for minutes
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # mlflow-skinny has no database store
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # 7 would block for minutes if the server is down
         from mlflow import MlflowClient  # noqa: PLC0415
         from mlflow.entities import Param  # noqa: PLC0415
 
@@ -117,7 +117,7 @@ class MLflow(Tracker):
             experiment = self._client.create_experiment(about.job) if found is None else found.experiment_id
         self.run_id = self._client.create_run(experiment, run_name=about.name).info.run_id
         settings = [Param(key, str(value)) for key, value in about.settings.items()]
-        for start in range(0, len(settings), 100):  # the most that one request may have
+        for start in range(0, len(settings), 100):  # the most that one request may hold
             self._client.log_batch(self.run_id, params=settings[start : start + 100])
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
@@ -136,7 +136,7 @@ class MLflow(Tracker):
 
 
 class WandB(Tracker):
-    """A run in the group that is named like the job; offline unless ``WANDB_MODE`` is set."""
+    """A run in the group named after the job; offline unless ``WANDB_MODE`` is set."""
 
     def __init__(self, about: About) -> None:
         import wandb  # noqa: PLC0415
@@ -167,18 +167,18 @@ class WandB(Tracker):
 
 
 class Trackio(Tracker):
-    """A run of the project that is named like the job; in its database, or where ``TRACKIO_...`` variables point."""
+    """A run of the project named after the job, in its database or where ``TRACKIO_...`` variables point."""
 
     def __init__(self, about: About) -> None:
         folder = about.folder.resolve()
-        given = os.environ.setdefault("TRACKIO_DIR", str(folder)) != str(folder)  # read when it is imported, and then
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints how to start its dashboard
+        given = os.environ.setdefault("TRACKIO_DIR", str(folder)) != str(folder)  # read on import only
+        with contextlib.redirect_stdout(io.StringIO()):  # Trackio prints how to start its dashboard
             import trackio  # noqa: PLC0415
             from trackio.context_vars import current_run  # noqa: PLC0415
             from trackio.utils import TRACKIO_DIR  # noqa: PLC0415
 
             if not given:
-                del os.environ["TRACKIO_DIR"]  # of one job, not of the process
+                del os.environ["TRACKIO_DIR"]  # it is for one job, not for the process
                 if folder != TRACKIO_DIR:
                     raise RuntimeError(f"it keeps to {TRACKIO_DIR} in this process; set TRACKIO_DIR, or start another")
             self._run = trackio.init(
@@ -191,7 +191,7 @@ class Trackio(Tracker):
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-            current_run.set(None)  # of several: each is finished by itself, and none when the process ends
+            current_run.set(None)  # runs are finished one by one, not at process exit
         self.run_id = self._run.id
 
     def log(self, server_round: int, metrics: Mapping[str, float]) -> None:
@@ -199,13 +199,13 @@ class Trackio(Tracker):
         self._run.log(dict(metrics), step=server_round)
 
     def close(self, *, failed: bool) -> None:
-        """Finish the run, when all of it is in the database."""
+        """Finish the run, once all of it is in the database."""
         del failed
         with contextlib.redirect_stdout(io.StringIO()):
             self._run.finish()  # type: ignore[no-untyped-call]
 
 
-# By the name that --track takes; the extra to install has the same.
+# Keyed by the name that --track takes, which is also the name of the extra to install.
 TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow, "trackio": Trackio}
 
 
@@ -221,7 +221,7 @@ def read_trackers(given: str) -> tuple[str, ...]:
 
 
 class Tracking:
-    """Feeds a job's trackers; one that fails is named in a warning and fed no more."""
+    """Feeds a job's trackers; a tracker that fails is named in a warning and receives nothing more."""
 
     def __init__(self, job: Job, warn: Callable[[str], None]) -> None:
         self._job, self._warn = job, warn
@@ -229,11 +229,11 @@ class Tracking:
 
     @contextlib.contextmanager
     def follow(self, run: PlannedRun, on_round: OnRound, names: Sequence[str] | None = None) -> Iterator[OnRound]:
-        """Feed the trackers of a run, or some of them; they are opened with the first round that comes.
+        """Feed the trackers of a run, or some of them; they are opened with the first reported round.
 
         Yields:
-            What is to be called with each evaluated round: it calls ``on_round``, then feeds the trackers, the first
-            time with all that they lack of the rows before it.
+            A callback for each evaluated round: it calls ``on_round``, then feeds the trackers. The first call also
+            feeds the earlier rows that they lack.
         """
         names = self._job.trackers if names is None else names
         opened: dict[str, Tracker] = {}
@@ -257,7 +257,7 @@ class Tracking:
             for number, each in rounds.items():
                 metrics = metrics_of_round(each, classes=len(self._job.classes))
                 for name, tracker in opened.items():
-                    if name not in self._failed and number > state[name]["round"]:  # else made again after a resume
+                    if name not in self._failed and number > state[name]["round"]:  # else repeated after a resume
                         with self._guarded(name):
                             tracker.log(number, metrics)
                             state[name]["round"] = number
@@ -272,7 +272,7 @@ class Tracking:
                         tracker.close(failed=_state(run)[name]["round"] < run.config.rounds)
 
     def catch_up(self, run: PlannedRun) -> None:
-        """Bring the trackers up to the rows of a run that ran before; those that have all stay closed."""
+        """Feed the trackers the rows of an earlier run that they lack; complete trackers stay closed."""
         rounds = rows_by_round(run.directory.rows()) if self._job.trackers else {}
         state, last = _state(run), max(rounds, default=-1)
         if lacking := [name for name in self._job.trackers if state.get(name, {}).get("round", -1) < last]:
@@ -281,7 +281,7 @@ class Tracking:
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
-        """Turn a tracker's error into a warning; it is fed no more."""
+        """Turn a tracker's error into a warning; the tracker receives nothing more."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
@@ -297,7 +297,7 @@ class Tracking:
         return About(
             folder=self._job.path / "tracking" / name,
             job=self._job.path.resolve().name,
-            name=known.get("name", named),  # it stays the same when the job grows
+            name=known.get("name", named),  # the name stays the same when the job grows
             settings=_settings(self._job, run),
             run_id=known.get("run"),
             first_round=known.get("round", -1) + 1,
@@ -305,19 +305,19 @@ class Tracking:
 
 
 def track_recorded(job: Job, warn: Callable[[str], None]) -> None:
-    """Feed a job's trackers with what its rows have and they lack."""
+    """Feed a job's trackers the recorded rows that they lack."""
     tracking = Tracking(job, warn)
     for run in job.runs:
         tracking.catch_up(run)
 
 
 def metrics_of_round(rows: Sequence[Row], *, classes: int) -> dict[str, float]:
-    """Name the numbers of a round for a tracker; those that are missing or not finite are left out.
+    """Name the metrics of a round for a tracker; missing and non-finite values are left out.
 
     Returns:
-        ``source/DOMAIN/...`` and ``target/DOMAIN/...`` (``target-out/DOMAIN/...`` of an out split): loss, accuracy and
-        what is counted, in the units of rounds.jsonl; ``sources/...`` and ``targets/...``: means over the domains;
-        ``round/...``: seconds, bytes and failures of all clients.
+        ``source/DOMAIN/...`` and ``target/DOMAIN/...`` (``target-out/DOMAIN/...`` for an out split): losses, accuracy,
+        distances and metrics of counts, in the units of rounds.jsonl; ``sources/...`` and ``targets/...``: means over
+        the domains; ``round/...``: seconds, change of the head, and bytes and failures of all clients.
 
     >>> row = {"round": 1, "role": "source", "domain": "a", "split": "validation", "accuracy": 0.5, "failures": []}
     >>> metrics_of_round([row, row | {"domain": "b", "accuracy": 1.0}], classes=2)["sources/accuracy"]
@@ -343,14 +343,14 @@ def metrics_of_round(rows: Sequence[Row], *, classes: int) -> dict[str, float]:
 
 
 def _state(run: PlannedRun) -> dict[str, dict[str, Any]]:
-    """Read what the trackers of a run have: by name the tracker's run and the last round."""
+    """Read what the trackers of a run have: for each tracker name, its run and its last round."""
     file = run.directory.path / STATE
     state: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     return state
 
 
 def _settings(job: Job, run: PlannedRun) -> dict[str, str | int | float | bool]:
-    """Flatten the settings of a run: one level, lists in one text, nothing that is not set."""
+    """Flatten the settings of a run to one level; lists become text, and unset settings are left out."""
     found: dict[str, str | int | float | bool] = {
         "data": job.data["title"],
         "target": run.scenario.name,

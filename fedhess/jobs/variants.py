@@ -1,4 +1,4 @@
-"""Several settings of a job's strategies, to select among: what may differ, how each is written and named."""
+"""Several settings of a job's strategies to select among: what may vary, how a setting is written and named."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from fedhess.settings.run_config import RunConfig
 
 Variant = Mapping[str, Scalar]
 
-# What a client or the server does in a round; rounds, data and model stay the same, so that a round means one thing.
+# What a client or the server does in a round. Rounds, data and model stay the same, so that rounds are comparable.
 VARIED = (
     *("lr", "momentum", "weight_decay", "batch_size", "l2", "client_optimizer", "local_steps", "local_epochs"),
     *("server_lr", "server_optimizer", "weighting", "statistics_batches"),
@@ -22,7 +22,7 @@ OPTION = "--variants"
 
 
 def parse_variants(text: str, *, fewest: int = 2) -> list[dict[str, Scalar]]:
-    """Read ``"lr=0.01; lr=0.1,alpha=1e-4"``: settings separated by semicolons, each as ``--strategy-args`` has them.
+    """Read ``"lr=0.01; lr=0.1,alpha=1e-4"``: settings separated by semicolons, each written as for ``--strategy-args``.
 
     >>> parse_variants("lr=0.01; lr=0.1,alpha=1e-4")
     [{'lr': 0.01}, {'lr': 0.1, 'alpha': 0.0001}]
@@ -39,7 +39,7 @@ def parse_variants(text: str, *, fewest: int = 2) -> list[dict[str, Scalar]]:
 
 
 def check_variants(variants: Sequence[Variant]) -> None:
-    """Check that each setting may differ within a job, and that no variant is there twice."""
+    """Check that each setting may vary within a job, and that no variant occurs twice."""
     for number, variant in enumerate(variants):
         for key in variant:
             if key in RunConfig.model_fields and key not in VARIED:
@@ -69,7 +69,7 @@ def is_run_setting(key: str) -> bool:
 
 
 def overridden(settings: Mapping[str, Any], variant: Variant, strategy: str) -> dict[str, Any]:
-    """Return a run's settings with a variant's in their place, but for a server's with a plain Flower strategy."""
+    """Return a run's settings overridden by a variant's, except server settings for a plain Flower strategy."""
     if any(map(is_server_setting, variant)) and find_method(strategy).is_flower:
         variant = {key: value for key, value in variant.items() if not is_server_setting(key)}
     changed = dict(settings) | {key: value for key, value in variant.items() if key in VARIED}
@@ -87,12 +87,12 @@ def resolve_variants(
 ) -> tuple[dict[str, dict[str, Scalar]], list[dict[str, Any]]]:
     """Resolve the arguments of each strategy in each variant.
 
-    A variant that makes no difference to a strategy (another method's argument; a setting of the server, to a plain
-    Flower strategy) is run once, as the first of its kind.
+    Variants that are equal for a strategy (they differ in another method's argument, or in a server setting for a plain
+    Flower strategy) run once, as the first of them.
 
     Returns:
-        By strategy the arguments that all of its runs share; and for each variant its settings, the strategies that
-        run it, and the arguments of each.
+        The arguments that all runs of a strategy share, by strategy; and for each variant its settings, the strategies
+        that run it, and the arguments of each strategy.
     """
     resolved: dict[str, dict[int, dict[str, Scalar]]] = {}
     for name in defaults:
@@ -140,11 +140,11 @@ def args_for(
 
     Args:
         name: The strategy.
-        strategies: All of the job's.
+        strategies: All strategies of the job.
         given: ``name.key`` applies to one strategy, ``key`` to each that has it. A job's record has its defaults here.
-        defaults: What applies where nothing is given.
-        own: Those of one setting, in place of what is given. Where they have another scale than is given, values that
-            are the defaults of the given scale do not count.
+        defaults: Values of arguments that are not given.
+        own: Arguments of one setting, which override the given ones. If they change the scale, given values that are
+            the defaults of the given scale are ignored.
     """
     args, varied = args_of(name, strategies, given), args_of(name, strategies, own or {})
     scale = {key: value for key, value in args.items() if key.endswith("scale")}
@@ -155,7 +155,7 @@ def args_for(
 
 
 def args_of(name: str, strategies: Sequence[str], given: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return what is given of a strategy's arguments, by their own names."""
+    """Return the given arguments of a strategy, by their own names."""
     args: dict[str, Scalar] = {}
     known = find_method(name).parameters
     for key, value in given.items():

@@ -1,8 +1,8 @@
 """Models by name: a featurizer, (B, ...) to (B, D), and a linear head, (B, D) to (B, C).
 
-In come a name of :data:`MODELS`, of an entry point of group ``fedhess.models``, ``package.module:Name`` or
-``timm:NAME``, the shape of an example and a seed; out comes a :class:`HeadedModel`.
-:func:`prepare_inputs` does what a model wants done with a domain once, before training.
+:func:`create_model` takes a name (of :data:`MODELS`, of an entry point of group ``fedhess.models``,
+``package.module:Name`` or ``timm:NAME``), the shape of an example and a seed, and returns a :class:`HeadedModel`.
+:func:`prepare_inputs` prepares a domain for a model once, before training.
 """
 
 import threading
@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 ENTRY_POINT_GROUP = "fedhess.models"
-BATCH = 64  # images looked at together
+BATCH = 64  # images checked together
 OVERSHOOT = 0.3  # outside [0, 1]: bicubic interpolation adds up to 0.28, and Normalize() takes black to -0.4 or below
-TIMM = "timm:"  # what precedes the name of a network of timm
+TIMM = "timm:"  # prefix of the name of a timm network
 
-# Name -> module:function; imported when asked for, since torchvision takes a second.
+# Name -> module:function; imported on demand, since torchvision takes a second.
 MODELS: dict[str, str] = {
     "mlp": "fedhess.models.mlp:create_mlp",
     "mnist-cnn": "fedhess.models.mnist_cnn:create_cnn",
@@ -53,11 +53,11 @@ MODELS: dict[str, str] = {
     "lite2-features": "fedhess.models.lite0_features:create_features",
 }
 
-# Those that normalise images themselves, by what their pretrained weights have seen; every network of timm does too.
+# Models that normalise images themselves, with the statistics of their pretraining; every timm network does too.
 NORMALISING = {"resnet18", "resnet50", "lite0", "lite1", "lite2", *BACKBONES}
 
-# Initial weights are drawn from torch's global random state, which all threads share: a client that was given up on and
-# still runs in its thread may create a model while the next run creates its own.
+# Initial weights are drawn from torch's global random state, which all threads share: an abandoned client that still
+# runs in its thread may create a model while the next run creates its own.
 _one_at_a_time = threading.Lock()
 
 
@@ -68,7 +68,7 @@ def create_model(
 
     Args:
         name: See `find_model`.
-        input_shape: Of one example as the model sees it: `prepared_shape` of the benchmark's.
+        input_shape: Shape of one example as the model sees it, from `prepared_shape`.
         outputs: Logits: C, or 1 for the logistic form.
         seed: Decides every weight that is not pretrained.
         pretrained: Load ImageNet weights where the model has them.
@@ -84,7 +84,7 @@ def create_model(
     module, _, function = where.partition(":")
     create: Callable[..., HeadedModel] = getattr(import_module(module), function)
     with _one_at_a_time, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # of no GPU, whose generator would not be restored
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: a GPU's generator would not be restored
         return create(name, input_shape=input_shape, outputs=outputs, pretrained=pretrained)
 
 
@@ -109,20 +109,20 @@ def prepare_inputs(
     image_cache_gb: float | None = None,
     notify: Notify = keep_silent,
 ) -> DomainData:
-    """Do what a model wants done once per domain, before training: embed images, or decode image files.
+    """Prepare a domain for a model once, before training: embed images, or decode image files.
 
     Args:
         name: See `find_model`. Images are embedded for ``BACKBONES``.
         data: The domain.
         device: Where to compute.
         cache_dir: Where results are kept.
-        augment: The augmentation of training batches, which like ``NORMALISING`` takes no number outside [0, 1].
+        augment: The augmentation of training batches. Like models of ``NORMALISING``, it needs numbers in [0, 1].
         images: ``"cached"``: decode image files once; ``"streamed"``: whenever they are used.
-        image_cache_gb: Most room that decoded images may take.
+        image_cache_gb: Most disk space that decoded images may take, GB.
         notify: Receives the progress.
 
     Raises:
-        UsageError: An unknown name, numbers that are no image's, or no room for what is to be kept.
+        UsageError: An unknown name, numbers outside the range of images, or no disk space for the results.
     """
     find_model(name)
     if augment != "none" or name in NORMALISING or name.startswith(TIMM):
@@ -135,7 +135,7 @@ def prepare_inputs(
 
 
 def _require_unit_images(data: DomainData, option: str) -> None:
-    """Raise UsageError where RGB images of floats have values outside [0, 1], but for what resizing adds."""
+    """Raise UsageError if float RGB images have values outside [0, 1] by more than ``OVERSHOOT``."""
     if getattr(data, "reads_files", False):
         return  # they are bytes
     first = data.inputs(torch.arange(1))
@@ -153,7 +153,7 @@ def _require_unit_images(data: DomainData, option: str) -> None:
 
 
 def describe_preparation(name: str) -> str:
-    """Describe what `prepare_inputs` computes for a model: the frozen weights by their digest."""
+    """Describe what `prepare_inputs` computes for a model, with a digest of frozen weights."""
     return f"embedded by {describe_backbone(name)}" if name in BACKBONES else "as it is"
 
 
@@ -163,12 +163,12 @@ def keeps_images(name: str, *, images: str) -> bool:
 
 
 def whole_network(name: str, model: HeadedModel, *, pretrained: bool = True) -> HeadedModel:
-    """Put before a model what `prepare_inputs` computed once for a domain, so that it takes the domain's examples.
+    """Put the computation of `prepare_inputs` before a model, so that it takes a domain's examples.
 
     Args:
         name: See `find_model`.
-        model: Of that name.
-        pretrained: Load the ImageNet weights of what is put before it; else they must be loaded into the result.
+        model: A model of that name.
+        pretrained: Load the ImageNet weights of the part before the model; else the caller must load them.
     """
     return with_backbone(name, model, pretrained=pretrained) if name in BACKBONES else model
 
@@ -181,7 +181,7 @@ def known_models() -> dict[str, str]:
 def find_model(name: str) -> str:
     """Return ``module:function`` of a model: a name of `known_models`, ``package.module:Name`` or ``timm:NAME``.
 
-    Nothing is imported: it may be installed elsewhere.
+    Nothing is imported: the model may be installed on other machines only.
 
     Raises:
         UsageError: An unknown name.

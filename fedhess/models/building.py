@@ -14,9 +14,9 @@ from fedhess.settings.run_config import RunConfig
 
 
 def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
-    """Build the run's model, on the run's device where it is here, and in its dtype.
+    """Build the run's model in its dtype, on the run's device or this machine's replacement for it.
 
-    ``initial`` weights are not needed by a client, which receives all from the server.
+    A client needs no ``initial`` weights, since it receives all weights from the server.
     """
     benchmark = known_benchmark(config)
     model = create_model(
@@ -33,9 +33,9 @@ def build_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:
 
 
 def set_execution(model: HeadedModel, config: RunConfig) -> HeadedModel:
-    """Make a model run as the settings say; names and values of its tensors stay what they are.
+    """Apply the settings for execution to a model; names and values of its tensors do not change.
 
-    ``deterministic`` is a switch of the process, and stays on once a run has asked for it.
+    ``deterministic`` is a switch of the process, and stays on once a run has set it.
     """
     forbid_tf32()
     if config.deterministic:
@@ -75,7 +75,7 @@ def check_execution(config: RunConfig, input_shape: tuple[int, ...]) -> None:
 
 
 def check_compiler(device: str) -> None:
-    """Compile something small, so that a missing compiler shows before anything runs."""
+    """Compile a small function, so that a missing compiler is reported before anything runs."""
     try:
         torch.compile(lambda values: values * 2)(torch.ones(2, device=device))
     except RuntimeError as error:

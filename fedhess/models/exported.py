@@ -1,6 +1,6 @@
-"""A trained network in a folder of its own: built, loaded and fed anywhere, without the run that it is of.
+"""Load and use a trained network from its own folder, anywhere, without the run that trained it.
 
-``fedhess export`` writes the folder. Here it is read, with nothing of Flower, strategies or data sets.
+``fedhess export`` writes the folder. This module reads it, without Flower, strategies or data sets.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 class ExportedConfig(BaseModel):
-    """What config.json must have for the network to be built; what it tells of the run besides is kept as it is."""
+    """The fields of config.json that are needed to build the network; other fields are kept as they are."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -48,7 +48,7 @@ class ExportedConfig(BaseModel):
 
 
 def read_image(image: Path | str | Image.Image, *, side: int) -> Tensor:
-    """Make of an image what the network takes, as in training: RGB, resized without keeping its proportions.
+    """Convert an image to the network's input, as in training: RGB, resized without keeping its proportions.
 
     The network itself scales the pixels and normalises them by channel.
 
@@ -60,7 +60,7 @@ def read_image(image: Path | str | Image.Image, *, side: int) -> Tensor:
         (3, side, side) uint8.
 
     Raises:
-        UsageError: It cannot be decoded.
+        UsageError: The image cannot be decoded.
     """
     try:
         if isinstance(image, Image.Image):
@@ -77,10 +77,10 @@ class TrainedModel(nn.Module):
     Attributes:
         network: Its ``featurizer`` and its linear ``head``.
         classes: Names, in the order of the logits.
-        transform: Makes an input of an image file; None where inputs are no bytes of RGB images but tensors of
+        transform: Converts an image file to an input; None if inputs are not RGB images in bytes but tensors of
             ``input_shape``.
-        input_shape: Of one input.
-        config: What config.json holds: data, protocol, scores, settings.
+        input_shape: Shape of one input.
+        config: The content of config.json: data, protocol, scores, settings.
     """
 
     def __init__(self, network: HeadedModel, config: ExportedConfig) -> None:
@@ -126,7 +126,7 @@ def load_exported(model: Path | str, *, device: torch.device | str = "cpu") -> T
         config.model,
         input_shape=prepared_shape(config.model, config.input_shape),
         outputs=config.outputs,
-        seed=config.run.get("seed", 0),  # a network of the user's may hold random numbers that are no weights
+        seed=config.run.get("seed", 0),  # a user's network may hold random numbers that are not weights
         pretrained=False,
     )
     network = whole_network(config.model, network.to(getattr(torch, config.dtype)), pretrained=False)

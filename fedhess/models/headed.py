@@ -1,4 +1,4 @@
-"""The shape that every model has: a featurizer, then a linear head whose curvature is aligned."""
+"""The structure of every model: a featurizer, then a linear head whose curvature is aligned."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from fedhess.base.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-AUXILIARY = "auxiliary."  # what precedes the names of a strategy's tensors
+AUXILIARY = "auxiliary."  # prefix of the names of a strategy's tensors
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -17,13 +17,12 @@ class HeadedModel(nn.Module):
     Args:
         featurizer: (B, ...) inputs, uint8 or float, to (B, D) features; scales its inputs itself.
         head: (B, D) to (B, C) logits, or (B, 1) for the logistic form.
-        head_name: What the head is called in the network that it was taken out of, ``featurizer.network``: files of
-            weights have its name.
+        head_name: Name of the head in the original network, ``featurizer.network``; weights files use this name.
 
     Attributes:
-        autocast: The type that the featurizer computes in where that is safe, None for the parameters' own. Features
-            leave it as float32, so that the head and its statistics never know.
-        auxiliary: What a strategy trains beside featurizer and head, for its objective alone.
+        autocast: The featurizer's autocast dtype; features are then converted to float32, so that the head and its
+            statistics compute in float32. None computes everything in the dtype of the parameters.
+        auxiliary: A module that a strategy trains beside featurizer and head, used by its objective alone.
     """
 
     def __init__(self, featurizer: nn.Module, head: nn.Linear, *, head_name: str = "") -> None:
@@ -61,12 +60,12 @@ class ScaleImages(nn.Module):
     Args:
         mean: By channel.
         std: By channel.
-        size: Height and width that images of others are resized to, bilinearly; None leaves them.
+        size: Height and width. Images of another size are resized bilinearly; None leaves every size as it is.
     """
 
     mean: Tensor
     std: Tensor
-    layout = torch.channels_last  # of what it returns: convolutions like it better, on a CPU too
+    layout = torch.channels_last  # of the output: convolutions are faster with it, on a CPU too
 
     def __init__(
         self,
@@ -93,7 +92,7 @@ class FrozenNorms(nn.Module):
 
     Running statistics stay those of the pretraining, so that no statistic of a client's images travels outside the
     protocol and small batches do no harm; scale and shift are trained. Source: DomainBed, ``networks.ResNet``
-    (``freeze_bn``) at commit 7df6f06, that of its published results; later code leaves it off by default.
+    (``freeze_bn``) at commit 7df6f06, the commit of its published results; later code leaves it off by default.
 
     Attributes:
         frozen: Set it to False to have batch norms normalise by their batch in training mode and update their running

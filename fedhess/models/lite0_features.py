@@ -19,7 +19,7 @@ from fedhess.models.lite0 import WIDTH, LiteFeaturizer, weights_digest
 EMBEDDING = "1"  # change it whenever embeddings do: cached ones are keyed by it
 BOTTLENECK = 64
 BATCH = 64
-SCALE = 0.25  # of the features at first: their length is a quarter of sqrt(1280), some 9
+SCALE = 0.25  # initial scale of the features: their norm is a quarter of sqrt(1280), about 9
 
 
 class Adapter(nn.Module):
@@ -27,11 +27,11 @@ class Adapter(nn.Module):
 
     U and u start at zero, so that the adapter starts as a scaled identity. The normalisation has no parameters and
     looks at one example at a time: no statistic of any domain enters it. It brings the embeddings (non-negative, mostly
-    below 1) to unit variance, so that plain SGD trains the head in a few hundred steps. The features' length is
-    learned, as the normalisations of a network that is fine-tuned learn it; its logarithm is, so that a step cannot
-    turn it over. A penalty on head statistics can be met by shorter features: on IconPACS HGP and Hutchinson reduce
-    their distances in this way (docs/method.md). Source: Houlsby et al. 2019, "Parameter-efficient transfer learning
-    for NLP", section 2.1.
+    below 1) to unit variance, so that plain SGD trains the head in a few hundred steps. The features' scale is
+    learned, as the normalisation layers of a fine-tuned network learn it. The parameter is its logarithm, so that a
+    step cannot change its sign. Shorter features can reduce a penalty on head statistics: on IconPACS, HGP and
+    Hutchinson reduce their distances in this way (docs/method.md). Source: Houlsby et al. 2019, "Parameter-efficient
+    transfer learning for NLP", section 2.1.
     """
 
     def __init__(self, width: int, bottleneck: int) -> None:
@@ -55,7 +55,7 @@ BACKBONES = {"lite0-features": "lite0", "lite1-features": "lite1", "lite2-featur
 
 
 def create_features(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create the adapter and head that learn from embeddings, which hold all that is pretrained."""
+    """Create the adapter and head that learn from embeddings; only the embeddings are pretrained."""
     del name, pretrained
     assert input_shape == (WIDTH,), input_shape
     return HeadedModel(Adapter(WIDTH, BOTTLENECK), nn.Linear(WIDTH, outputs))
@@ -68,13 +68,13 @@ def embedded_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def describe_backbone(model: str) -> str:
-    """Name the frozen network of a model of embeddings, its weights by their digest."""
+    """Name the frozen network that a model takes embeddings from, with a digest of its weights."""
     backbone = BACKBONES[model]
     return f"{backbone}, weights {weights_digest(backbone)[:16]}, version {EMBEDDING}"
 
 
 class Backbone(LiteFeaturizer):
-    """What `embed` computes, as part of a network: never in another precision, whatever the rest computes in."""
+    """The computation of `embed` as a module; it ignores autocast, whatever precision the rest computes in."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute (B, 1280) embeddings of (B, 3, H, W) images."""
@@ -85,7 +85,7 @@ class Backbone(LiteFeaturizer):
 
 
 def with_backbone(name: str, model: HeadedModel, *, pretrained: bool) -> HeadedModel:
-    """Put the frozen backbone before a model of embeddings: it then takes images, in evaluation mode."""
+    """Put the frozen backbone before a model of embeddings, so that it takes images; returned in evaluation mode."""
     backbone = Backbone(BACKBONES[name], pretrained=pretrained).requires_grad_(False)
     return HeadedModel(nn.Sequential(backbone, model.featurizer), model.head).eval()
 
@@ -100,12 +100,12 @@ def embed(
 ) -> TensorDomain:
     """Replace the images of a domain by their frozen embeddings, (N, 1280) float32.
 
-    They are kept on disk under a digest of images, their size if it is not the usual one, weights, this code's version,
-    the kind of device and for image files the decoder, so that each is computed once. The domain's digest is that of
-    the CPU's on any device and with any decoder: the same images differ by rounding alone.
+    Embeddings are computed once and kept on disk. The file's name has a digest of the images, their size if it is not
+    the default, the weights, this code's version, the device type and, for image files, the decoder. The domain's
+    digest is the CPU's on any device and ignores the decoder: embeddings of the same images differ by rounding alone.
     """
     backbone = BACKBONES[model]
-    side = getattr(data, "side", SIDE)  # the digest of image files is of what is on disk, whatever they are resized to
+    side = getattr(data, "side", SIDE)  # a digest of image files covers the bytes on disk, not the size in pixels
     resized = [] if side == SIDE else [f"{side} pixels"]
     decoder = [DECODING, PIL.__version__] if getattr(data, "reads_files", False) else []
     digest, key = (

@@ -11,7 +11,7 @@ LAYERS = {
     "mnist-cnn": ((64, 1), (128, 2), (128, 1), (128, 1)),
     "cnn": ((32, 2), (64, 2), (128, 2), (256, 2)),
 }
-# The value of a pixel in [0, 1] that becomes 0; 1 remains 1. White paper trains slowly where white is 1 and black 0.
+# The pixel value in [0, 1] that becomes 0; 1 remains 1. With white as 1 and black as 0, white paper trains slowly.
 CENTRES = {"mnist-cnn": 0.0, "cnn": 0.5}
 GROUPS = 8
 
@@ -20,7 +20,7 @@ class CnnFeaturizer(nn.Module):
     """Four 3x3 convolutions, each with ReLU and group norm, and a mean over the image; uint8 becomes [0, 1].
 
     Args:
-        channels: Of the images.
+        channels: Channels of the images.
         layers: Width and stride of each convolution.
         centre: The value in [0, 1] that becomes 0; 1 remains 1.
     """
@@ -46,12 +46,12 @@ class CnnFeaturizer(nn.Module):
 
 
 def create_cnn(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Create convolutions, and a linear head on the mean of each of their last channels.
+    """Create convolutions with a linear head on the spatial mean of each of the last channels.
 
     ``mnist-cnn``: 64, 128 (stride 2), 128 and 128 channels; Gulrajani and Lopez-Paz, "In search of lost domain
     generalization", ICLR 2021, appendix, the network for ColoredMNIST and RotatedMNIST. ``cnn``, ours: 32, 64, 128 and
-    256, each of stride 2, a 25th of the products on an image, whose pixels are scaled to [-1, 1]. Weights are drawn
-    as torch draws them.
+    256 channels, each of stride 2, with a 25th of the multiplications per image; pixels are scaled to [-1, 1]. Weights
+    have torch's default initialisation.
     """
     del pretrained
     if len(input_shape) != 3:

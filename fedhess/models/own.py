@@ -1,4 +1,4 @@
-"""Networks that a user brings: ``package.module:Name``, an entry point of group ``fedhess.models``, ``timm:NAME``."""
+"""Networks of a user: ``package.module:Name``, an entry point of group ``fedhess.models``, ``timm:NAME``."""
 
 import difflib
 import importlib
@@ -21,9 +21,9 @@ from fedhess.models.split import split_network
 def create_own(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
     """Create the model of a user's class or function.
 
-    It is called with ``num_classes`` and, where it has parameters of these names, ``input_shape`` and ``pretrained``.
-    What it returns is split at its head, see `split_network`. A module that has no forward of its own but a
-    ``featurizer`` and a ``head`` is run as one after the other.
+    It is called with ``num_classes`` and, if it has parameters of these names, ``input_shape`` and ``pretrained``. The
+    network that it returns is split at its head, see `split_network`. In a module without a forward of its own but with
+    a ``featurizer`` and a ``head``, the head runs on the output of the featurizer.
     """
     path = find_model(name)
     make: Callable[..., Any] = find_object(path, name=name, kind="model")
@@ -31,7 +31,7 @@ def create_own(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrai
         raise UsageError(f"--model: {path} is no model: expected a class or a function, got {make!r}")
     try:
         parameters = inspect.signature(make).parameters
-    except ValueError as error:  # of a type that is written in C
+    except ValueError as error:  # raised for a type written in C
         raise UsageError(f"--model: {path} is no model: {error}") from error
     if "num_classes" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         raise UsageError(
@@ -83,7 +83,7 @@ OTHERWISE = "give a file of weights with --weights FILE, or begin from random on
 
 
 def _require_weights(name: str, known: Any) -> None:
-    """Check within seconds that timm's weights can be had: from the hub, its cache, or where they are released."""
+    """Check within seconds that timm's weights are available: on the hub, in its cache, or at their own URL."""
     if known is None or not known.has_weights:
         raise UsageError(f"timm has no pretrained weights for {name}; {OTHERWISE}")
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 (slow to import)

@@ -1,4 +1,4 @@
-"""The examples of domains as a model sees them, opened once and kept."""
+"""The examples of domains as a model sees them, opened once and cached."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -18,8 +18,8 @@ from fedhess.domains.split import SplitRule, is_for_role, split_domain
 from fedhess.models import describe_preparation, prepare_inputs, prepared_shape
 from fedhess.settings.run_config import RunConfig
 
-DOMAINS_KEPT = 12  # four domains of three trials: a job comes back to them with its next strategy
-# By name and options: benchmarks of this process's jobs, whose loaded domains its clients share.
+DOMAINS_KEPT = 12  # four domains of three trials: a job needs them again for its next strategy
+# Benchmarks of this process's jobs, by name and options. The process's clients share their loaded domains.
 _OF_JOBS: WeakValueDictionary[tuple[str, tuple[tuple[str, str | int | float | bool], ...]], Benchmark]
 _OF_JOBS = WeakValueDictionary()
 
@@ -41,7 +41,7 @@ class DataKey(NamedTuple):
 
 
 class LocalDomain:
-    """One client's examples of one domain, on their way to the device in batches.
+    """One client's examples of one domain, fetched to the device in batches.
 
     ``key`` names the client's stream of batches; ``out_indices`` are a target's out split, for the oracle alone. Images
     stay uint8 and are scaled by the model.
@@ -82,11 +82,11 @@ class LocalDomain:
             return
         if self._everything is None:
             self._everything = self.batch(self.train_indices)
-        for _ in positions:  # one full batch is like the other
+        for _ in positions:  # every full batch is the same
             yield self._everything
 
     def train_aspects(self, positions: Tensor) -> Tensor | None:
-        """Return width by height of training images on disk, by position; None where that is unknown."""
+        """Return width / height of training images on disk, by position; None if unknown."""
         aspects: Tensor | None = getattr(self.data, "aspects", None)
         return None if aspects is None else aspects[self.train_indices[positions]]
 
@@ -101,7 +101,7 @@ class LocalDomain:
         return next(self.batches([indices]))
 
     def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read examples into memory that a CUDA device, if it is one, can fetch them from while it computes."""
+        """Read examples; for a CUDA device into pinned memory, so that it can copy them while it computes."""
         inputs, labels = self.data.inputs(indices), self.data.labels[indices]
         if inputs.is_floating_point():
             inputs = inputs.to(self._dtype)
@@ -115,7 +115,7 @@ def share_loaded(benchmark: Benchmark) -> None:
 
 @lru_cache(maxsize=DOMAINS_KEPT)
 def prepared(key: DataKey) -> DomainData:
-    """Load a domain as the model sees it; kept."""
+    """Load a domain as the model sees it; cached."""
     limit_pixels(key.max_pixels)
     benchmark = _OF_JOBS.get((key.domains, key.options)) or open_benchmark(
         key.domains,
@@ -147,10 +147,10 @@ def _opened(key: DataKey) -> Benchmark:
 
 @lru_cache(maxsize=DOMAINS_KEPT)
 def domain_split(key: DataKey, *, rule: SplitRule, role: str = SOURCE) -> Examples:
-    """Split a domain into what it keeps and what it holds out, the same whatever the partition; kept.
+    """Split a domain into the examples that it keeps and those held out, independently of the partition; cached.
 
-    A benchmark that holds nothing out evaluates what it trains on. One that keeps groups of examples for targets has
-    none of them here for a source, and nothing else for a target.
+    A benchmark that holds nothing out evaluates on its training examples. If a benchmark keeps groups of examples for
+    targets, a source gets none of these groups, and a target gets nothing else.
     """
     data, benchmark = prepared(key), _benchmark_of(key)
     if benchmark.holdout > 0:
@@ -162,10 +162,10 @@ def domain_split(key: DataKey, *, rule: SplitRule, role: str = SOURCE) -> Exampl
 
 
 def local_domain(config: RunConfig, *, domain: str, role: str) -> LocalDomain:
-    """Open a whole domain, whoever its clients are; kept.
+    """Open a whole domain, independently of its clients; cached.
 
-    A source holds out the benchmark's fraction for evaluation (a benchmark without one evaluates the training
-    examples); a target has no training examples, and two splits to evaluate where the run splits targets.
+    A source holds out the benchmark's fraction for evaluation (without a fraction, the training examples are
+    evaluated). A target has no training examples, and two splits to evaluate if the run splits targets.
     """
     return _local_domain(data_key(config, domain), rule=config.split, role=role, dtype=config.torch_dtype)
 
@@ -194,7 +194,7 @@ def _local_domain(key: DataKey, *, rule: SplitRule, role: str, dtype: torch.dtyp
 
 
 def data_key(config: RunConfig, domain: str) -> DataKey:
-    """Name a domain's examples as a run sees them, for caches."""
+    """Return the cache key of a domain's examples as a run sees them."""
     return DataKey(
         domains=config.domains,
         options=tuple(sorted(config.domains_options.items())),

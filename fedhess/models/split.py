@@ -1,4 +1,4 @@
-"""Any network split at its last linear layer: what that layer takes are the features, the layer is the head."""
+"""Split any network at its last linear layer: the layer is the head, and its input is the features."""
 
 import random
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ PROBES = 2  # examples that a network is tried on
 
 
 class SplitNetwork(FrozenNorms):
-    """A network without its head, whose place an identity takes: (B, ...) inputs, scaled, to (B, D) features."""
+    """A network whose head is replaced by an identity: scales (B, ...) inputs and maps them to (B, D) features."""
 
     def __init__(self, network: nn.Module, scale: nn.Module) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ToFloat(nn.Module):
 
 
 class _Call(NamedTuple):
-    """What one call of a linear layer took and returned."""
+    """Input and output of one call of a linear layer."""
 
     name: str
     layer: nn.Linear
@@ -56,10 +56,10 @@ class _Call(NamedTuple):
 def split_network(
     network: nn.Module, *, name: str, input_shape: tuple[int, ...], outputs: int, scale: nn.Module | None = None
 ) -> HeadedModel:
-    """Split a network at the linear layer whose output it returns; found by trying it on random inputs.
+    """Split a network at the linear layer whose output it returns; running it on random inputs finds the layer.
 
-    The network, (B, ...) inputs to (B, C) logits, is changed. Inputs go through ``scale`` first; by default bytes
-    become floats in [0, 1].
+    The network, (B, ...) inputs to (B, C) logits, is changed in place. Inputs go through ``scale`` first; by default
+    bytes become floats in [0, 1].
 
     Raises:
         UsageError: The network returns no (B, C) logits, or no linear layer on (B, D) features computes them; or one of
@@ -102,7 +102,7 @@ def split_network(
     model = HeadedModel(SplitNetwork(network, scale), head.layer, head_name=head.name)
     _check_split(model, inputs, logits, name)
     if before is None or again is None or not torch.equal(before, again):
-        return model  # it draws from elsewhere: nothing can be told
+        return model  # not reproducible, or not run: nothing to compare
     with _varied(model):
         after = _in_training(model, inputs, name)
     if after is not None and not torch.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True):
@@ -115,7 +115,7 @@ def split_network(
 
 @contextmanager
 def _varied(network: nn.Module) -> Iterator[None]:
-    """Have other parameters within the block, of which none is neutral, as a scale of 1 is; buffers come back too."""
+    """Perturb parameters within the block so that none is neutral, like a scale of 1; then restore them and buffers."""
     parameters = [(own, own.detach().clone()) for own in network.parameters() if own.is_floating_point()]
     buffers = [
         (module, name, buffer, buffer.detach().clone())
@@ -130,21 +130,21 @@ def _varied(network: nn.Module) -> Iterator[None]:
         finally:
             for own, value in parameters:
                 own.copy_(value)
-            for module, name, buffer, value in buffers:  # which a forward pass may have put others in the place of
+            for module, name, buffer, value in buffers:  # a forward pass may have replaced them
                 setattr(module, name, buffer)
                 buffer.copy_(value)
 
 
 def _in_training(network: nn.Module, inputs: Tensor, name: str) -> Tensor | None:
-    """Run a network in training mode, but for its batch norms, with the same random numbers each time.
+    """Run a network in training mode, except for its batch norms, with the same random numbers each time.
 
-    None where nothing can be told from it: it returns no tensor, or does not bear other parameters than its own.
+    Returns None if the network returns no tensor, or fails with perturbed parameters.
     """
     network.train()
     for module in network.modules():
         if isinstance(module, BATCH_NORMS):
             module.eval()
-    # The global generators are what a network of a user's may draw from.
+    # A user's network may draw from the global generators.
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
@@ -190,7 +190,7 @@ def _replace(network: nn.Module, path: str) -> None:
 
 
 def _check_tensors(network: nn.Module, name: str) -> None:
-    """Check that each tensor has one name, by which its update is sent, and that updates of it can be subtracted."""
+    """Check that each tensor has one name, since updates are sent by name, and that its updates can be subtracted."""
     names: dict[int, str] = {}
     for path, tensor in network.state_dict(keep_vars=True).items():
         if id(tensor) in names:
@@ -207,7 +207,7 @@ def _check_tensors(network: nn.Module, name: str) -> None:
 
 
 def _check_split(model: HeadedModel, inputs: Tensor, logits: Tensor, name: str) -> None:
-    """Check that head after featurizer is the network, and that it has the same features to give in training."""
+    """Check that featurizer and head compute what the network did, and that training has features of the same shape."""
     with torch.no_grad(), users_code(f"model {name!r}", "forward", type(model.featurizer)):
         again = model.eval()(inputs)
         model.train()

@@ -1,4 +1,4 @@
-"""Initial weights from a file: safetensors, or torch's with tensors alone."""
+"""Initial weights from a file: safetensors, or a torch file that holds only tensors."""
 
 import hashlib
 import logging
@@ -18,15 +18,15 @@ from fedhess.settings.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
-NETWORK = "featurizer.network."  # what precedes, in our models, the names of the network that one was made of
+NETWORK = "featurizer.network."  # prefix, in our models, of the names of the original network
 NESTED = ("state_dict", "model")  # keys that training scripts put the weights under
-OF_PARALLEL = "module."  # what precedes names that DataParallel saved
-NOT_NEEDED = "num_batches_tracked"  # of a batch norm; older files have none
+OF_PARALLEL = "module."  # prefix of names that DataParallel saved
+NOT_NEEDED = "num_batches_tracked"  # a counter of batch norms; older files have none
 SHOWN = 5
 
 
 def with_recorded_weights(config: RunConfig) -> RunConfig:
-    """Return settings with the path of their file of weights in full, and its sha256."""
+    """Return settings with the absolute path of their weights file and its sha256."""
     if config.weights is None:
         return config
     file = Path(config.weights).expanduser().resolve()
@@ -34,10 +34,10 @@ def with_recorded_weights(config: RunConfig) -> RunConfig:
 
 
 def load_weights(model: HeadedModel, config: RunConfig) -> None:
-    """Set a model's weights to those of the run's file.
+    """Load a model's weights from the run's file.
 
-    Names are those of the model, or of the network that it was made of: torchvision's, timm's, the user's own. A head
-    for other classes, or none, is left out, with a warning.
+    Names are those of the model, or of the original network: torchvision's, timm's, the user's own. If the file has no
+    head, or one of another shape, the model's head keeps its initial weights, with a warning.
     """
     file = Path(str(config.weights))
     _checked_digest(file, config)
@@ -107,7 +107,7 @@ def _read(file: Path) -> Mapping[str, Tensor]:
 
 
 def _checked_digest(file: Path, config: RunConfig) -> str:
-    """Return the sha256 of the run's file, and check that it is the one that the settings have recorded, if any."""
+    """Return the sha256 of the run's file, and check it against the recorded one, if any."""
     try:
         found = _digest_of_state(file, file.stat().st_size, file.stat().st_mtime_ns)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Rows of finished runs to selected rounds, tables, figures and diagnoses.
+"""Turn rows of recorded runs into selected rounds, tables, figures and diagnoses.
 
-In come job directories; out come Markdown, CSV, JSON and figures in PNG and SVG.
+Job directories go in; Markdown, LaTeX, CSV, JSON, HTML and figures in PNG, SVG and PDF come out.
 """

@@ -1,9 +1,9 @@
-"""The attributes of a domain that alignment methods bring together, and how far two domains are apart in each.
+"""The attributes of a domain that alignment methods align, and how far two domains are apart in each attribute.
 
 Hemati et al. ("Understanding Hessian Alignment for Domain Generalization", ICCV 2023, arXiv 2308.11778) explain methods
-by what they align of a domain's loss under one model: V-REx the loss; Fish, IGA and FedIIR the gradient; Fishr its
-variance; CORAL mean and covariance of the features; HGP and Hutchinson gradient and Hessian. All that is of the head is
-in closed form (:mod:`fedhess.curvature`), so a pair of domains costs one Lanczos iteration and some subtractions.
+by the attribute of a domain that they align under one model: V-REx the loss; Fish, IGA and FedIIR the gradient; Fishr
+its variance; CORAL mean and covariance of the features; HGP and Hutchinson gradient and Hessian. All attributes of the
+head are in closed form (:mod:`fedhess.curvature`), so a pair of domains costs one Lanczos iteration and subtractions.
 
 Shape suffixes: B examples, D features, C classes, K = D + 1 with the bias column.
 """
@@ -33,11 +33,11 @@ class DomainAttributes:
 
     batch: HeadBatch
     loss: Tensor  # ()
-    gradient: Tensor  # of the mean loss by the head, (C, K)
+    gradient: Tensor  # of the mean loss with respect to the head, (C, K)
     gradient_variance: Tensor  # over examples, (C, K)
     feature_mean: Tensor  # (D,)
     feature_covariance: Tensor  # (D, D), divided by B, so that one example has a covariance of zero
-    class_means: Mapping[int, Tensor]  # by class that the domain has, (D,)
+    class_means: Mapping[int, Tensor]  # by class present in the domain, (D,)
     hgp: Tensor  # Hessian-gradient product H[g], (C, K)
     hessian_diagonal: Tensor  # (C, K)
 
@@ -108,7 +108,7 @@ def _frobenius(name: str) -> Callable[[DomainAttributes, DomainAttributes], Tens
     return distance
 
 
-# All norms are plain, not squared: of the unit of the attribute itself.
+# All norms are plain, not squared, so they have the unit of the attribute.
 ATTRIBUTES: Mapping[str, Attribute] = {
     "loss": Attribute("loss", "distance", lambda a, b: (a.loss - b.loss).abs()),
     "gradient_norm": Attribute("gradient norm", "distance", gradient_norm_difference),

@@ -1,4 +1,4 @@
-"""What a sweep searched and what was chosen: in words, with the choices that lie at the edge of what was searched."""
+"""What a sweep searched and what was chosen, in words, with warnings of choices at the edge of a searched range."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from fedhess.jobs.variants import describe
 from fedhess.results.selection import Cell, Recorded, unfinished
 from fedhess.settings.ranges import Range
 
-EDGE = 0.05  # of a range, as it is drawn
-FEWEST_VALUES = 3  # of a grid; of two each is at an edge
+EDGE = 0.05  # share of a range, on the scale of its draws
+FEWEST_VALUES = 3  # in a grid; with two, both are at an edge
 
 
 def range_table(job: Job) -> str:
@@ -25,7 +25,7 @@ def range_table(job: Job) -> str:
 
 
 def choice_of(job: Job, strategy: str, cell: Cell, variant: int | None) -> dict[str, Any]:
-    """Describe what was chosen for one target and trial: number and values, and which of them lie at an edge."""
+    """Describe the choice for one target and trial: its number, its values, and which values lie at an edge."""
     found: dict[str, Any] = {"target": cell.scenario.name, "seed": cell.seed, "number": None, "settings": {}}
     if variant is None:
         return found | {"edges": {}}
@@ -40,7 +40,7 @@ def choice_of(job: Job, strategy: str, cell: Cell, variant: int | None) -> dict[
 
 
 def _end(space: Range, value: Any) -> str:
-    """Name the end of a range that a value lies at; nothing where it lies between them."""
+    """Name the end of a range at which a value lies; empty if it lies at neither."""
     if space.choices:
         ordered = sorted(each for each in space.choices if type(each) in (int, float))
         if len(ordered) < FEWEST_VALUES or value not in (ordered[0], ordered[-1]):
@@ -51,7 +51,7 @@ def _end(space: Range, value: Any) -> str:
 
 
 def edge_warnings(job: Job, strategy: str, choices: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return by setting what lies at an edge in at least half of the choices: better values may lie beyond it."""
+    """Return a warning by setting if at least half of the choices lie at one edge: better values may lie beyond it."""
     made = [choice for choice in choices if choice["number"] is not None]
     warnings: dict[str, str] = {}
     for key, space in recorded_spaces(job.record)[strategy].items():
@@ -63,7 +63,7 @@ def edge_warnings(job: Job, strategy: str, choices: Sequence[Mapping[str, Any]])
 
 
 def choice_lines(strategies: Mapping[str, Any]) -> list[str]:
-    """Render below a table which setting was chosen for each strategy, target and trial."""
+    """Render the lines below a table that show the setting chosen for each strategy, target and trial."""
     lines = [
         [name, choice["target"], str(choice["seed"]), *_shown(choice)]
         for name, result in strategies.items()
@@ -83,22 +83,22 @@ def _shown(choice: Mapping[str, Any]) -> list[str]:
 
 
 def incomplete(job: Job, recorded: Recorded, strategy: str, *, selection: str) -> dict[str, str]:
-    """Return by target what is missing of the runs of a strategy that its accuracy is chosen from.
+    """Return, by target, what is missing of the runs from which a strategy's accuracy is chosen.
 
-    By ``"lodo"`` these are also the runs that leave out one of its sources as well.
+    For ``"lodo"`` these include the runs that also leave out one of the sources.
     """
     mine = [(run, rows) for run, rows in recorded if run.strategy == strategy]
     found: dict[str, str] = {}
     for scenario in dict.fromkeys(run.scenario for run, _ in mine if not run.inner):
         own = [(run, rows) for run, rows in mine if run.scenario == scenario]
         there = {run.config.seed for run, _ in own}
-        # Optuna's suggestions include those that nobody has been asked for yet
+        # The total includes suggestions that Optuna has not been asked for yet
         parts = _lacking(own, "runs", total=max(len(own), job.draws.get(strategy, 0) * len(there)))
         if selection == "lodo":
             without = [{*scenario.targets, source} for source in scenario.sources]
             inner = [(run, rows) for run, rows in mine if set(run.scenario.targets) in without]
             parts += _lacking(inner, "cross-validation runs")
-        absent = [str(seed) for seed in job.seeds if seed not in there]  # of jobs put together
+        absent = [str(seed) for seed in job.seeds if seed not in there]  # in merged jobs
         parts += [f"no run of seed {', '.join(absent)}"] if absent else []
         found |= {scenario.name: "; ".join(parts)} if parts else {}
     return found

@@ -1,4 +1,4 @@
-"""Metrics of the targets from their counts of predictions, at the rounds that the accuracies are of."""
+"""Metrics of the targets from their counts of predictions, at the rounds whose accuracies are reported."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,10 +22,10 @@ HEADS = {"balanced_accuracy": "balanced accuracy", "worst_class_accuracy": "wors
 
 
 def selected_rows(recorded: Recorded, strategy: str, columns: Columns, selection: str) -> Counted:
-    """Return what a strategy recorded on the targets at the selected rounds; a row without counts is None.
+    """Return a strategy's rows on the targets at the selected rounds; a row without counts is None.
 
     Returns:
-        By column and seed the row, with its ``confusion`` and ``calibration`` added up over the target's clients.
+        The row by column and seed, with ``confusion`` and ``calibration`` added up over the target's clients.
     """
     found: Counted = {column: {} for column in columns.values()}
     for cell in cells_of(recorded, strategy):
@@ -38,12 +38,12 @@ def selected_rows(recorded: Recorded, strategy: str, columns: Columns, selection
 
 
 def summarise_counts(counted: Counted, *, classes: int, averaged: bool) -> dict[str, Any]:
-    """Compute the metrics of one strategy from its counts, percent.
+    """Compute the metrics of one strategy from its counts, in percent.
 
     Returns:
-        JSON: for ``balanced_accuracy``, ``worst_class_accuracy`` and ``calibration_error`` mean and standard error over
-        trials by target, and under ``averages`` of their average over the targets; under ``class_accuracy`` by target a
-        list of the mean accuracy on each class, None for a class without examples.
+        JSON: ``balanced_accuracy``, ``worst_class_accuracy`` and ``calibration_error``, each with mean and standard
+        error over trials by target; ``averages``, the same for their average over the targets; and ``class_accuracy``,
+        by target a list of the mean accuracy on each class, None for a class without examples.
     """
     measures: dict[str, Callable[[Row], float | None]] = {
         "balanced_accuracy": lambda row: balanced_accuracy(row["confusion"], classes=classes),
@@ -79,7 +79,7 @@ def confusions(
 
 
 def counts_section(summary: Mapping[str, Any]) -> list[str]:
-    """Render the metrics that stand below the accuracies, a row a strategy; nothing where no run recorded counts."""
+    """Render the metrics below the accuracies, one row for each strategy; empty if no run recorded counts."""
     found = counts_lines(summary)
     if found is None:
         return []
@@ -90,9 +90,9 @@ def counts_section(summary: Mapping[str, Any]) -> list[str]:
 
 
 def counts_lines(summary: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]] | None:
-    """List the metrics of counts: what they are, heads, and a line a strategy, of names and then of means with errors.
+    """List the metrics of counts: a note, heads, and one line for each strategy, with names and then means with errors.
 
-    Where targets are not averaged, each has a line of its own. None where no run recorded counts.
+    If targets are not averaged, each has its own line. None if no run recorded counts.
     """
     targets = list(summary["targets"])
     several = len(targets) > 1

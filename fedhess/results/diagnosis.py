@@ -1,4 +1,4 @@
-"""Compare the domains of finished runs in every attribute, and the strategies in what they have aligned."""
+"""Compare the domains of finished runs in every attribute, and the strategies by the attributes they have aligned."""
 
 import itertools
 import math
@@ -23,8 +23,8 @@ def diagnose_job(
     """Compare the domains of every finished run.
 
     Returns:
-        JSON: title, protocol, seeds and examples, the attributes, every run with its domains and pairs, and for every
-        strategy and attribute the mean over pairs of two sources and over pairs of a source and a target.
+        JSON: title, protocol, seeds and examples; the attributes; every run with its domains and pairs; and for every
+        strategy and attribute, the mean over source-source pairs and over source-target pairs.
     """
     runs: list[dict[str, Any]] = []
     models = find_models(job, which)
@@ -90,8 +90,8 @@ def compare_strategies(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Average over pairs, then over scenarios, then over seeds: which strategy has aligned which attribute.
 
     Returns:
-        By strategy, attribute and kind of pair: mean, standard error over seeds (null for one), and relative to the
-        strategy ``erm`` if it ran: the ratio to its mean for a distance, the difference for a similarity.
+        By strategy, attribute and kind of pair: mean, standard error over seeds (null for one seed), and if ``erm``
+        ran, the mean relative to that of ``erm``: the ratio for a distance, the difference for a similarity.
     """
     kinds = (SOURCE_PAIR, MIXED_PAIR)
     strategies = list(dict.fromkeys(run["strategy"] for run in runs))
@@ -107,7 +107,7 @@ def compare_strategies(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Average the values that are there; None if none is."""
+    """Average the values that are not None; None if there are none."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
 

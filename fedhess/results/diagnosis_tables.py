@@ -1,4 +1,4 @@
-"""Write a diagnosis down: tables, CSV, JSON and heat maps. Every table names data, protocol and seeds."""
+"""Write a diagnosis as tables, CSV, JSON and heat maps. Every table names data, protocol and seeds."""
 
 import csv
 import io
@@ -50,7 +50,7 @@ def pair_tables(diagnosis: Mapping[str, Any]) -> dict[tuple[str, str], str]:
 
 
 def strategy_table(diagnosis: Mapping[str, Any]) -> str:
-    """Render which strategy has aligned which attribute, among the sources and between sources and target."""
+    """Render a table of which strategy aligned which attribute, among the sources and between sources and target."""
     with_erm = BASELINE in diagnosis["strategies"]
     heads = ["attribute", "strategy"]
     for kind in ("source pairs", "source-target pairs"):
@@ -87,7 +87,7 @@ def name_domains(domains: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any]) -> list[Path]:
-    """Write ``diagnosis.md``, ``.json`` and ``.csv`` and the heat maps; the titles in them name a stand-in."""
+    """Write ``diagnosis.md``, ``.json`` and ``.csv`` and the heat maps; their titles name a stand-in."""
     text = "\n\n".join([strategy_table(diagnosis), *pair_tables(diagnosis).values()])
     contents = {
         "diagnosis.md": text + "\n",

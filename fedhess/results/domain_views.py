@@ -1,6 +1,6 @@
-"""What the head of a finished run's model sees of every domain.
+"""The features and labels of every domain, as the head of a finished run's model sees them.
 
-This is analysis after training has ended, so a target domain may be read; before, nothing here opens a run.
+This analysis follows the end of training, so it may read a target domain; nothing here opens an unfinished run.
 """
 
 from dataclasses import dataclass
@@ -23,17 +23,17 @@ class DomainView:
 
     domain: str
     role: str  # source or target
-    split: str  # which of its examples these are, in words
+    split: str  # which examples of the domain these are, in words
     accuracy: float  # in [0, 1]
     batch: HeadBatch  # features, labels and head, in float64 on the CPU
 
 
 def view_domains(found: RunModel, *, most_examples: int) -> list[DomainView]:
-    """Compute the features of every domain of a finished run under a model of it: sources first, then targets.
+    """Compute the features of every domain of a finished run under one of its models: sources first, then targets.
 
-    A source shows the split that it is evaluated on, a target everything (its in split where the run splits targets).
-    Of a split with more than ``most_examples``
-    examples as many are drawn without replacement, by (seed, domain) alone: every strategy gets the same.
+    A source shows its evaluation split; a target shows all examples, or its in split if the run splits targets. From a
+    split with more than ``most_examples`` examples, that many are drawn without replacement. The draw depends on (seed,
+    domain) alone, so every strategy gets the same examples.
     """
     return view_under(found.load(), found.run, most_examples=most_examples)
 

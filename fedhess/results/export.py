@@ -1,4 +1,4 @@
-"""Write a finished run's model to a folder of its own, which :func:`fedhess.load` and other tools read."""
+"""Write a finished run's model to its own folder, which :func:`fedhess.load` and other tools read."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from fedhess.results.model_card import model_card
 from fedhess.results.models import SELECTED, RunModel, find_model
 
 CARD_FILE, ONNX_FILE = "README.md", "model.onnx"
-ONNX_TOLERANCE = 1e-3  # of logits, absolute and relative: kernels of another library round otherwise
+ONNX_TOLERANCE = 1e-3  # of logits, absolute and relative: another library's kernels round differently
 
 
 def export_model(job: Job, *, out: Path | None = None, which: str = SELECTED, onnx: bool = False) -> Path:
@@ -40,7 +40,7 @@ def export_model(job: Job, *, out: Path | None = None, which: str = SELECTED, on
     tensors = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).unlink(missing_ok=True)  # it is written last: what has none is not complete
+        (folder / CONFIG_FILE).unlink(missing_ok=True)  # written last: an export without it is incomplete
         (folder / ONNX_FILE).unlink(missing_ok=True)
         replace_file(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
         replace_file(folder / CARD_FILE, model_card(job, found, config, onnx=onnx).encode())
@@ -64,7 +64,7 @@ def _require_free(folder: Path) -> None:
 
 
 def _config(job: Job, found: RunModel, network: HeadedModel) -> dict[str, Any]:
-    """Collect what the network is built by, and what is known of its run, as JSON."""
+    """Collect what is needed to build the network, and what is known about its run, as JSON."""
     run, config = found.run, found.run.config
     benchmark = open_benchmark(
         config.domains, data_dir=config.data_dir, seed=config.seed, options=dict(config.domains_options), held=()
@@ -101,14 +101,14 @@ def _config(job: Job, found: RunModel, network: HeadedModel) -> dict[str, Any]:
 
 
 def _takes_images(job: Job, benchmark: Benchmark) -> bool:
-    """Whether examples are square RGB images of bytes; of a user's arrays, only where they were looked at."""
+    """Whether examples are square RGB images of bytes; a user's arrays count only if their type was recorded."""
     channels, *sides = benchmark.input_shape
     arrays = find_benchmark(benchmark.name)[0] == "module:Class" and "image_side" not in benchmark.options
     return channels == 3 and len(sides) == 2 and sides[0] == sides[1] and bool(job.data.get("bytes", not arrays))
 
 
 def _preprocessing(shape: Sequence[int], network: HeadedModel, *, images: bool) -> dict[str, Any]:
-    """Describe what is done to an example: by ``TrainedModel.transform``, then inside the network."""
+    """Describe the preprocessing of an example: by ``TrainedModel.transform``, then inside the network."""
     scaling = next((module for module in network.modules() if isinstance(module, ScaleImages)), None)
     return {
         "transform": {"mode": "RGB", "size": list(shape[1:]), "resize": "bilinear, proportions not kept"}
@@ -124,7 +124,7 @@ def _preprocessing(shape: Sequence[int], network: HeadedModel, *, images: bool) 
 
 
 def _scores(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return what each domain and split has in a round's rows, sources first; null where a client failed."""
+    """Return the scores of each domain and split in a round's rows, sources first; null if a client failed."""
     evaluated = [row for row in domain_rows(rows) if row["split"] != NOTHING]
     keys = ("domain", "role", "split", "examples", "accuracy", "loss")
     return [{key: row[key] for key in keys} for row in sorted(evaluated, key=lambda row: str(row["role"]))]
@@ -133,7 +133,7 @@ def _scores(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def write_onnx(model: TrainedModel, file: Path) -> None:
     """Write a network as ONNX, for batches of any size, and check that ONNX Runtime computes the same logits.
 
-    Images go in as uint8, other inputs as floats of the network's type; bf16 networks compute in float32 there.
+    Images are passed as uint8, other inputs as floats of the network's type; bf16 networks compute in float32 in ONNX.
     """
     import onnxruntime  # noqa: PLC0415 (an extra)
 
@@ -162,7 +162,7 @@ def write_onnx(model: TrainedModel, file: Path) -> None:
 
 
 def example_inputs(model: TrainedModel, count: int) -> Tensor:
-    """Draw inputs of a network: noise, always the same."""
+    """Draw noise with a fixed seed as inputs of a network."""
     generator, shape = torch.Generator().manual_seed(0), (count, *model.input_shape)
     if model.transform is not None:
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)

@@ -1,7 +1,7 @@
-"""Figures of one look, as PNG, SVG, PDF: lines that greyscale keeps apart, a legend beside the data, fonts for names.
+"""Figures in one style, as PNG, SVG and PDF: lines distinct in greyscale, a legend outside the panels, fonts for names.
 
-matplotlib is imported when something is drawn, since it takes a second. Nothing is set up for the process: the style
-lasts for one figure.
+matplotlib is imported when something is drawn, since the import takes a second. The style lasts for one figure; nothing
+is changed for the process.
 """
 
 import io
@@ -27,18 +27,18 @@ from fedhess.results.selection import Cell, mean_distance, target_accuracy
 
 ENDINGS = (".png", ".svg")
 WITH_PDF = (*ENDINGS, ".pdf")
-WIDTHS = {"": 7.0, "-column": 3.4}  # inches of a figure over two columns of a paper, and of one over one
-FONT = "DejaVu Sans"  # matplotlib brings it along
-BOXES = "Last Resort"  # so does this one: a box with a number for every character there is
-# Okabe and Ito's colours, which the colour-blind tell apart; nine marks and four strokes make 36 pairs without colour.
+WIDTHS = {"": 7.0, "-column": 3.4}  # inches of a figure over two columns of a paper, and over one
+FONT = "DejaVu Sans"  # comes with matplotlib
+BOXES = "Last Resort"  # also comes with matplotlib: a box with a number for every character
+# Okabe and Ito's colours, safe for colour-blind readers; nine marks and four strokes make 36 pairs without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 STROKES = ("-", "--", "-.", ":")
 MAPS = 4  # heat maps in a row
-PANELS = 3  # of curves in a row over two columns
-SMALL = 7.5  # points, where a figure is as wide as it is printed
-LABEL = 24  # characters in a line of an axis's label
-MARKS = 8  # on one line, whatever the number of its points
+PANELS = 3  # panels of curves in a row over two columns
+SMALL = 7.5  # points, in a figure drawn at its printed width
+LABEL = 24  # characters in a line of an axis label
+MARKS = 8  # about as many marks on a line, whatever the number of its points
 
 Curve = Mapping[float, Mapping[str, Any]]  # by round, what `mean_and_error` returns
 
@@ -47,7 +47,7 @@ Curve = Mapping[float, Mapping[str, Any]]  # by round, what `mean_and_error` ret
 class Panel:
     """One measure over the rounds, or over what they cost."""
 
-    label: str  # of the axis, with the unit
+    label: str  # axis label, with the unit
     curves: Mapping[str, Curve]  # by strategy
     logarithmic: bool = False
     across: str = "round"
@@ -56,17 +56,17 @@ class Panel:
 def trained_rounds(
     cells: Sequence[Cell], selector: str, columns: Mapping[tuple[str, str], str], distances: Iterable[str]
 ) -> dict[str, Curve]:
-    """Average what one strategy's selected settings recorded, round by round, as the table does at the selected rounds.
+    """Average the rows of one strategy's selected settings at every round, as the table does at the selected rounds.
 
     Args:
-        cells: Of the strategy, every target and seed.
-        selector: A key of `selection.SELECTORS`.
-        columns: Name of each (scenario, target); those of one name are averaged within a trial.
+        cells: The strategy's cells for every target and seed.
+        selector: A key of `selectors.SELECTORS`.
+        columns: Name of each (scenario, target); targets with the same name are averaged within a trial.
         distances: Names of alignment distances.
 
     Returns:
-        By column, percent, and by distance: mean and standard error over trials at each round after training began.
-        A round that a run lacks has no mean, nor one of a strategy that has not run on every scenario.
+        By column, in percent, and by distance: mean and standard error over trials at each round after training began.
+        A round has no mean if a run lacks it, or if the strategy has not run on every scenario.
     """
     found: dict[str, dict[int, dict[int, list[float | None]]]] = {}
     seeds, scenarios = len({cell.seed for cell in cells}), len({scenario for scenario, _ in columns})
@@ -111,7 +111,7 @@ def draw_rounds(
     endings: Sequence[str] = ENDINGS,
     width: float = WIDTHS[""],
 ) -> list[Path]:
-    """Draw one panel a measure, one line a strategy, over the rounds, with a band of the standard error."""
+    """Draw a panel for each measure, with a line for each strategy over the rounds and a band of the standard error."""
     strategies = list(dict.fromkeys(name for panel in panels for name in panel.curves))
     names = (title, note, *strategies, *(panel.label for panel in panels))
     across = 1 if width < WIDTHS[""] else 2 if len(panels) == 4 else min(PANELS, len(panels))
@@ -126,7 +126,7 @@ def draw_rounds(
 
 
 def draw_panel(axis: Any, panel: Panel, strategies: Sequence[str]) -> None:
-    """Draw one measure; a strategy has the look of its place among ``strategies``."""
+    """Draw one measure; the style of a strategy follows its index in ``strategies``."""
     values = [cell["mean"] for curve in panel.curves.values() for cell in curve.values()]
     present = [value for value in values if value is not None]
     for number, name in enumerate(strategies):
@@ -150,7 +150,7 @@ def _draw_curve(axis: Any, curve: Curve, look: Mapping[str, Any], label: str) ->
 
 
 def line_look(number: int) -> dict[str, str]:
-    """Return colour, mark and stroke of a line; the first 36 differ without their colours."""
+    """Return colour, mark and stroke of a line; the first 36 lines differ even without colour."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -159,7 +159,7 @@ def line_look(number: int) -> dict[str, str]:
 
 
 def marked(points: int) -> dict[str, int]:
-    """Mark some points of a line, evenly, where all of them would hide it."""
+    """Mark evenly spaced points of a line, because marks on all points would hide it."""
     return {"markevery": max(1, points // MARKS)}
 
 
@@ -176,7 +176,7 @@ def drawing(
     endings: Sequence[str] = ENDINGS,
     **shared: Any,
 ) -> Iterator[Any]:
-    """Open a figure; when the block ends, its legend is put below the panels and it is written, as PNG and SVG.
+    """Open a figure; when the block ends, its legend is put below the panels and its files are written.
 
     Args:
         path: The PNG file; other files have its name with another ending.
@@ -184,9 +184,9 @@ def drawing(
         size: Width and height of a panel, in inches.
         title: Names the data set.
         note: Second line of the title.
-        names: Texts that users choose: fonts that have their characters are looked for.
-        points: Size of the text; a figure with small text is one for print, and has more dots an inch.
-        endings: Of the files.
+        names: Texts that users choose; fonts are selected that have their characters.
+        points: Size of the text; a figure with small text is for print, and has more dots per inch.
+        endings: Endings of the files.
         shared: For `matplotlib.figure.Figure.subplots`.
 
     Yields:
@@ -195,14 +195,14 @@ def drawing(
     with _figure(grid, size=size, names=(title, *names), points=points, **shared) as (figure, axes):
         yield axes
         for axis in axes.flat:
-            if not axis.has_data():  # one that the last row does not need
+            if not axis.has_data():  # unused in the last row
                 axis.axis("off")
         width = grid[1] * size[0]
         lines = [line for text in (title, note) for line in textwrap.wrap(drawable(text), int(130 / points * width))]
         figure.suptitle("\n".join(lines), fontsize=points)
         _put_legend(figure, axes, width, points)
         for ending in endings:
-            # The same figure is the same bytes.
+            # Without dates, the same figure has the same bytes.
             metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending)
             content = rendered(figure, ending[1:], dpi=120 if points > SMALL else 250, metadata=metadata)
             replace_file(path.with_suffix(ending), content)
@@ -210,7 +210,7 @@ def drawing(
 
 
 def panel_svg(panel: Panel, strategies: Sequence[str]) -> str:
-    """Draw one measure as an ``svg`` element that stands in a page and has the page's font."""
+    """Draw one measure as an ``svg`` element for a page, in the page's font."""
     wide, points = 4.0, 9.0
     size = wide, 2.6 + 0.15 * math.ceil(len(strategies) / _legend_columns(strategies, wide, points))
     names = (*strategies, panel.label)
@@ -225,7 +225,7 @@ def panel_svg(panel: Panel, strategies: Sequence[str]) -> str:
 
 
 def rendered(figure: Any, form: str, **options: Any) -> bytes:
-    """Render a figure as a file has it; ``options`` are those of `matplotlib.figure.Figure.savefig`."""
+    """Render a figure to the bytes of a file; ``options`` are those of `matplotlib.figure.Figure.savefig`."""
     stream = io.BytesIO()
     figure.savefig(stream, format=form, **options)
     return stream.getvalue()
@@ -235,7 +235,7 @@ def rendered(figure: Any, form: str, **options: Any) -> bytes:
 def _figure(
     grid: tuple[int, int], *, size: tuple[float, float], names: Iterable[str], points: float, **shared: Any
 ) -> Iterator[tuple[Any, Any]]:
-    """Set up a figure and its axes; the style lasts as long as the block, at whose end the caller saves it."""
+    """Set up a figure and its axes; the style lasts until the block ends, so the caller saves the figure inside it."""
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -253,7 +253,7 @@ def written(path: Path, endings: Sequence[str] = ENDINGS) -> list[Path]:
 
 
 def _put_legend(figure: Any, axes: Any, width: float, points: float) -> None:
-    """Name each line once for all panels, below them."""
+    """Put one legend below the panels, with each line named once."""
     handles: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -275,12 +275,12 @@ def drawable(text: str, instead: str = "") -> str:
     """Return a text if the installed fonts have its characters, else ``instead`` or the text with escapes."""
     if _fonts(text) is None:
         text = instead or text.encode("ascii", "backslashreplace").decode()
-    return text.replace("$", r"\$")  # or it begins a formula
+    return text.replace("$", r"\$")  # otherwise it starts a formula
 
 
 @lru_cache
 def _fonts(text: str) -> tuple[str, ...] | None:
-    """Name the installed fonts that together have a text's characters; None where some are in none."""
+    """Name installed fonts that together have all characters of a text; None if a character is in no font."""
     from matplotlib import font_manager, ft2font  # noqa: PLC0415
 
     def having(file: str, wanted: set[str]) -> set[str]:
@@ -307,10 +307,10 @@ def draw_pairs(
     domains: Mapping[str, str],
     panels: Mapping[str, Mapping[tuple[int, int], float | None]],
 ) -> list[Path]:
-    """Draw one symmetric map of domains by domains for every attribute, each with a scale of its own.
+    """Draw one symmetric map of domains by domains for every attribute, each with its own scale.
 
-    ``domains`` labels rows and columns, by the short name that the table has; ``panels`` has, by the attribute's label,
-    the value of each pair of positions, None where it is left blank.
+    ``domains`` labels rows and columns, by the short names of the table. ``panels`` has the value of each pair of
+    positions, by the attribute's label; None is left blank.
     """
     columns = min(MAPS, len(panels))
     shape = (math.ceil(len(panels) / columns), columns)
@@ -368,15 +368,15 @@ def draw_confusions(
     panels: Mapping[str, Confusion],
     endings: Sequence[str] = ENDINGS,
 ) -> list[Path]:
-    """Draw a confusion matrix a strategy: of the examples of each class (row), how many percent are predicted as which.
+    """Draw one confusion matrix for each strategy: percent of the examples of a class (row) predicted as each class.
 
     Args:
         path: The PNG file.
         title: Names the data set and the target.
         note: Second line of the title.
-        classes: Their names; those of more than 20 are not written, nor are the numbers of more than 12.
-        panels: By strategy the counts; the row of a class without examples stays empty.
-        endings: Of the files.
+        classes: Names of the classes; with more than 20 classes no names are written, with more than 12 no numbers.
+        panels: The counts by strategy; the row of a class without examples stays empty.
+        endings: Endings of the files.
     """
     columns = min(PANELS, len(panels))
     shape = (math.ceil(len(panels) / columns), columns)
@@ -411,9 +411,9 @@ def _draw_map(
     limits: tuple[float | None, float | None] = (None, None),
     points: float = 8.0,
 ) -> None:
-    """Fill an axis with a grid, and with a text a cell if there are any.
+    """Fill an axis with a grid, and with one text for each cell if there are texts.
 
-    ``symmetric`` centres the colours on 0 and gives their least extent; ``limits`` are their ends.
+    ``symmetric`` centres the colour scale on 0 and gives its least extent; ``limits`` are the ends of the scale.
     """
     finite = grid[np.isfinite(grid)]
     if symmetric is not None:
@@ -429,4 +429,4 @@ def _draw_map(
             text = texts[row * grid.shape[1] + column]
             colour = "white" if dark else "black"
             written_in = axis.text(column, row, text, ha="center", va="center", fontsize=points, color=colour)
-            written_in.set_in_layout(False)  # it is inside; to measure hundreds takes seconds
+            written_in.set_in_layout(False)  # it lies inside; measuring hundreds takes seconds

@@ -1,7 +1,7 @@
-"""Everything that a job's directory holds of its results: written from the rows, removed when they change.
+"""The result files in a job's directory: written from the rows, and removed when the rows change.
 
-Figures are by round, by bytes, by domain, and which classes are taken for which. `write_all` makes each over two
-columns of a paper, and but for confusions over one (``NAME-column``), as PNG, SVG and PDF.
+There are figures by round, by bytes and by domain, and confusion matrices. `write_all` makes each for two columns of a
+paper and, except confusion matrices, for one column (``NAME-column``), as PNG, SVG and PDF.
 """
 
 import json
@@ -46,7 +46,7 @@ RESULTS = (
 
 
 def clear_results(path: Path) -> bool:
-    """Remove all results from a job's directory, whose rows change or have changed; return whether a page was there."""
+    """Remove all results from a job's directory, because its rows change; return whether a page was there."""
     there = [file for pattern in RESULTS for file in path.glob(pattern)]
     with writing(path):
         for file in there:
@@ -55,7 +55,7 @@ def clear_results(path: Path) -> bool:
 
 
 def write_all(job: Job, recorded: Recorded, summary: Summary) -> list[Path]:
-    """Write the summary, table.tex, table.csv, report.html and every figure; the titles in them name a stand-in."""
+    """Write the summary, table.tex, table.csv, report.html and every figure; their titles name a stand-in."""
     panels, confused = job_panels(job, recorded, summary), target_confusions(job, recorded)
     texts = {
         "table.tex": latex_table(summary),
@@ -83,26 +83,26 @@ def write_report(job: Job, summary: Summary) -> list[Path]:
 
 
 def write_summary(job: Job, summary: Summary) -> list[Path]:
-    """Write summary.json, and summary.md with the table and what was sent."""
+    """Write summary.json, and summary.md with the table and the records that were sent."""
     return _write_both(job, "summary", summary, "\n".join([table(summary), *sent_section(summary)]))
 
 
 def write_selection(job: Job, compared: Summary) -> list[Path]:
-    """Write selection.json and selection.md; the title in them names a stand-in."""
+    """Write selection.json and selection.md; their titles name a stand-in."""
     return _write_both(job, "selection", compared, selector_table(compared))
 
 
 def _write_both(job: Job, name: str, content: Summary, text: str) -> list[Path]:
     as_json, as_text = job.path / f"{name}.json", job.path / f"{name}.md"
     with writing(job.path):
-        job.path.mkdir(parents=True, exist_ok=True)  # that of jobs put together
+        job.path.mkdir(parents=True, exist_ok=True)  # the directory of merged jobs may not exist yet
         replace_file(as_json, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
         replace_file(as_text, (text + "\n").encode())
     return [as_json, as_text]
 
 
 def draw_targets(job: Job, recorded: Recorded, summary: Summary) -> list[Path]:
-    """Draw the confusion matrices of each target, one a strategy."""
+    """Draw the confusion matrices of each target, one for each strategy."""
     trials = "one trial" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} trials together"
     files: list[Path] = []
     for number, (target, maps) in enumerate(target_confusions(job, recorded).items(), start=1):
@@ -115,7 +115,7 @@ def draw_targets(job: Job, recorded: Recorded, summary: Summary) -> list[Path]:
 
 
 def target_confusions(job: Job, recorded: Recorded) -> dict[str, dict[str, Confusion]]:
-    """Add up confusion matrices over the trials: by column and strategy, those of which every trial has counts."""
+    """Add up confusion matrices over the trials, by column and strategy, if every trial has counts."""
     columns = name_columns(run.scenario for run in job.outer_runs)
     found = {name: confusions(recorded, name, columns, job.selection) for name in job.strategies}
     return {
@@ -125,7 +125,7 @@ def target_confusions(job: Job, recorded: Recorded) -> dict[str, dict[str, Confu
 
 
 def rounds_note(job: Job, summary: Summary) -> str:
-    """Describe the figure of the rounds: seeds, what the band is, what was selected."""
+    """Describe the figure of the rounds: its seeds, its band and the selection."""
     seeds = ", ".join(map(str, summary["seeds"]))
     shown_as = "one trial" if len(summary["seeds"]) == 1 else "mean over trials, band: standard error of the mean"
     selected = (
@@ -139,7 +139,7 @@ def rounds_note(job: Job, summary: Summary) -> str:
 
 
 def rounds_panels(job: Job, summary: Summary, recorded: Recorded) -> list[Panel]:
-    """Make a panel of the accuracy on each target, or of their average where there is one, and of each distance."""
+    """Make a panel of the accuracy on each target (or of their average if there is one) and of each distance."""
     columns = name_columns(run.scenario for run in job.outer_runs)
     if summary["averaged"]:
         labels = {"average": f"accuracy (%), mean over {len(columns)} targets"}
@@ -196,7 +196,7 @@ def job_panels(job: Job, recorded: Recorded, summary: Summary) -> list[Panel]:
 
 
 def megabytes(recorded: Recorded, strategy: str) -> dict[float, float]:
-    """Add up what the source clients have received and sent up to each evaluated round, the mean over a job's runs."""
+    """Add up the megabytes that source clients received and sent up to each evaluated round, as a mean over runs."""
     totals: dict[float, list[float]] = {}
     for run, rows in recorded:
         if run.strategy == strategy and not run.inner:
@@ -208,7 +208,7 @@ def megabytes(recorded: Recorded, strategy: str) -> dict[float, float]:
 
 
 def draw_domains(path: Path, summary: Summary, *, width: float = WIDTHS[""]) -> list[Path]:
-    """Draw a group of bars for each target and their average, one a strategy, with standard errors."""
+    """Draw a group of bars for each target and for their average, one bar for each strategy, with standard errors."""
     columns, strategies = accuracy_columns(summary), list(summary["strategies"])
     across = len(columns) if width >= WIDTHS[""] else 1
     grid = math.ceil(len(columns) / across), across

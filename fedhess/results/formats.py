@@ -1,4 +1,4 @@
-"""A job's table in its forms: Markdown (that of selectors too), LaTeX with booktabs, CSV; what they share first."""
+"""A job's table as Markdown (also the table of selectors), LaTeX with booktabs, and CSV; shared code comes first."""
 
 import csv
 import io
@@ -19,12 +19,12 @@ Summary = Mapping[str, Any]  # what `summary.summarise` returns
 
 BEST, SECOND, TIED, INCOMPLETE = "best", "second", "tied", "incomplete"
 MARKS = "**best**, _second_, ~: within one standard error of the best, !: not all of its runs have ended"
-SAME = 1e-9  # means, in percent, that are equal but for rounding
-ONE_COLUMN = 3  # as many columns of numbers fit one of two columns of text
+SAME = 1e-9  # percent: means this close are equal up to rounding
+ONE_COLUMN = 3  # columns of numbers that fit one of two text columns
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''",  # \textquotedbl is an error in LaTeX's own encoding of fonts
+    "|": r"\textbar{}", '"': "''",  # \textquotedbl is an error in LaTeX's default font encoding
 }  # fmt: skip
 CSV_COLUMNS = (
     *("dataset", "protocol", "strategy", "column", "mean", "standard_error", "trials", "mark"),
@@ -33,7 +33,7 @@ CSV_COLUMNS = (
 
 
 def accuracy_columns(summary: Summary) -> list[str]:
-    """Name the columns of accuracies: the targets, and their average where it means something."""
+    """Name the columns of accuracies: the targets, and their average if it is meaningful."""
     return [*summary["targets"], *(["average"] if summary["averaged"] else [])]
 
 
@@ -44,7 +44,7 @@ def cell_of(result: Mapping[str, Any], column: str) -> dict[str, Any]:
 
 
 def comparison_columns(summary: Summary) -> list[str]:
-    """Name the columns of differences to the baseline: of the average, or of each target where there is none."""
+    """Name the columns of differences to the baseline: of the average, or of each target if there is no average."""
     if not summary["comparison"]:
         return []
     baseline = summary["comparison"]["baseline"]
@@ -53,7 +53,7 @@ def comparison_columns(summary: Summary) -> list[str]:
 
 
 def differences_of(summary: Summary, strategy: str) -> list[Mapping[str, Any] | None]:
-    """List a strategy's differences, by comparison column, and if a side is ``incomplete``; None for the baseline."""
+    """List a strategy's differences by comparison column, marked if a side is ``incomplete``; None for the baseline."""
     if not summary["comparison"]:
         return []
     found = summary["comparison"]["strategies"].get(strategy)
@@ -75,10 +75,10 @@ def _compared(summary: Summary) -> list[str]:
 
 
 def mark_best(summary: Summary) -> dict[tuple[str, str], frozenset[str]]:
-    """Mark the best and second mean of each column, those within one standard error of the best, and incomplete ones.
+    """Mark in each column the best mean, the second, means within one standard error of the best, and incomplete ones.
 
-    Equal means are all best, and then no one is second; the standard error is that of the best. Nothing is marked where
-    fewer than two strategies have a mean.
+    Equal best means are all marked best, and then none is marked second. The standard error is that of the best mean.
+    If fewer than two strategies have a mean, only incomplete cells are marked.
     """
     marks: dict[tuple[str, str], frozenset[str]] = {}
     for column in accuracy_columns(summary):
@@ -101,7 +101,7 @@ def mark_best(summary: Summary) -> dict[tuple[str, str], frozenset[str]]:
 
 
 def marked_text(text: str, marks: frozenset[str]) -> str:
-    """Write the marks of a cell in Markdown: bold, italic, and ``~`` and ``!`` behind.
+    """Write the marks of a cell in Markdown: bold or italic, followed by ``~`` and ``!``.
 
     >>> marked_text("70.1 +- 0.4", frozenset({SECOND, TIED}))
     '_70.1 +- 0.4_ ~'
@@ -117,7 +117,7 @@ def heading(summary: Summary) -> str:
 
 
 def warnings(summary: Summary) -> list[str]:
-    """List what a reader must not miss: runs that are not finished, clients that failed, models that are no average."""
+    """List what a reader must not miss: unfinished runs, failed clients, and reported models that are not averages."""
     lacking = summary["unfinished"]
     failures = sum(result["failures"] for result in summary["strategies"].values())
     unfinished = f"UNFINISHED: {len(lacking)} of {summary['runs']} runs"
@@ -129,7 +129,7 @@ def warnings(summary: Summary) -> list[str]:
 
 
 def not_averaged(summary: Summary) -> list[str]:
-    """Name the strategies whose reported models are not all the average that the run was to report."""
+    """Name the strategies for which some reported models are not averages, although the run was to report averages."""
     counted = ", ".join(
         f"{name} {of['not_averaged']}" for name, of in summary["strategies"].items() if of["not_averaged"]
     )
@@ -168,10 +168,10 @@ def table(summary: Summary) -> str:
 
 
 def selector_table(compared: Mapping[str, Any]) -> str:
-    """Render a column for each selector, a row for each strategy and target, and what was selected.
+    """Render a column for each selector, a row for each strategy and target, and the selections.
 
     Args:
-        compared: By selector, what `summary.summarise` returns for it, or ``{"left_out": why}``; one is not left out.
+        compared: By selector, the result of `summary.summarise` or ``{"left_out": why}``; at least one is not left out.
     """
     left_out = {name: found["left_out"] for name, found in compared.items() if "left_out" in found}
     compared = {name: found for name, found in compared.items() if name not in left_out}
@@ -242,8 +242,8 @@ def latex_text(text: str) -> str:
 def latex_table(summary: Summary) -> str:
     """Render the table for LaTeX with booktabs: best bold, second underlined, a tie within one standard error marked.
 
-    It spans two columns of text where it has many of its own. The caption names data, protocol, seeds and selection; a
-    comment above has the strategies' arguments.
+    A table with many columns spans two text columns. The caption names data, protocol, seeds and selection; a comment
+    above has the strategies' arguments.
     """
     columns, marks, compared = accuracy_columns(summary), mark_best(summary), comparison_columns(summary)
     heads = ["strategy", *columns, *compared]
@@ -285,11 +285,11 @@ def latex_table(summary: Summary) -> str:
 
 
 def csv_table(summary: Summary) -> str:
-    """Render a row for each strategy and column, in full precision; data and protocol stand in each.
+    """Render one row for each strategy and column, in full precision; every row has data and protocol.
 
-    Columns: ``mean`` and ``standard_error`` in percent over ``trials``; ``mark`` is best, second,
-    tied or incomplete, or several of them;
-    ``difference`` to the ``baseline`` with interval, p-values and number of pairs, where the column is compared.
+    Columns: ``mean`` and ``standard_error`` in percent over ``trials``; ``mark``, one or several of best, second, tied
+    and incomplete; ``difference`` to the ``baseline`` with interval, p-values and number of pairs, if the column is
+    compared.
     """
     marks, comparison = mark_best(summary), summary["comparison"] or {"baseline": "", "strategies": {}}
     stream = io.StringIO()
@@ -332,7 +332,7 @@ FORMATS: Mapping[str, Callable[[Summary], str]] = {"markdown": table, "latex": l
 
 
 def format_table(summary: Summary, form: str) -> str:
-    """Render the table in a form, a key of :data:`FORMATS`."""
+    """Render the table in the given format, a key of :data:`FORMATS`."""
     if form not in FORMATS:
         raise UsageError(f"--format: unknown format {form!r}; {did_you_mean(form, FORMATS)}")
     return FORMATS[form](summary)

@@ -1,4 +1,4 @@
-"""The card of an exported model, in Markdown: what it is, how it scores, what it was trained on and by what."""
+"""The card of an exported model, in Markdown: what it is, its scores, its training data and how it was trained."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +34,7 @@ FRONT = """\
 library_name: fedhess
 tags: ["domain-generalization", "federated-learning", "flower"]
 ---"""
-# What the weights of a model began as.
+# The initial weights of a model, by the prefix of its name.
 BEGINNINGS = {
     "lite": "the ImageNet weights of EfficientNet-Lite (Tan and Le 2019)",
     "resnet": "torchvision's ImageNet weights, version 1",

@@ -1,4 +1,4 @@
-"""Which model of a finished run is meant, that of the selected round or of the last; and load it."""
+"""Find the model of a finished run, at the selected round or the last one, and load it."""
 
 from dataclasses import dataclass
 
@@ -53,10 +53,10 @@ class RunModel:
 def find_models(job: Job, which: str = SELECTED) -> list[RunModel]:
     """Find the model of every strategy, target and seed of a job, in the order of its runs.
 
-    Among several settings of a strategy the one that the job's selector chooses is meant, whatever the round.
+    If a strategy has several settings, the model is of the setting that the job's selector chooses, whatever the round.
 
     Args:
-        job: Its runs are finished, and those for cross-validation are there if it selects by that.
+        job: A job with finished runs, including those for cross-validation if it selects by cross-validation.
         which: One of :data:`ROUNDS`.
     """
     if which not in ROUNDS:
@@ -67,7 +67,7 @@ def find_models(job: Job, which: str = SELECTED) -> list[RunModel]:
 
 
 def narrowed(job: Job, *, strategy: str | None = None, target: str | None = None, seed: int | None = None) -> Job:
-    """Leave out the runs of other strategies, targets and seeds; None stands for all."""
+    """Keep only the runs of a strategy, target and seed; None keeps all."""
     wanted = (strategy, target, seed)
     meant = [
         run for run in job.outer_runs if all(value in (None, own) for value, own in zip(wanted, _key(run), strict=True))

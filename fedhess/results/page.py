@@ -1,6 +1,6 @@
-"""A job's results as one HTML file that asks nothing of a network: tables, charts, bars, confusions, settings.
+"""A job's results as one HTML file that needs no network: tables, charts, bars, confusion matrices, settings.
 
-It is read without scripts too; the only one sorts tables. Charts are drawn by matplotlib and stand in the page as SVG.
+The page is readable without scripts; its only script sorts tables. Charts are drawn by matplotlib and embedded as SVG.
 """
 
 import shlex
@@ -36,9 +36,9 @@ from fedhess.results.paired import explain, shown_difference, stars
 from fedhess.results.published import published_values
 from fedhess.results.summary import DISTANCES
 
-MOST_CLASSES = 20  # of a confusion that is shown whole; of more, the pairs most often confused
+MOST_CLASSES = 20  # in a complete confusion matrix; with more classes, the pairs most often confused are shown
 MOST_PAIRS = 10
-FEW = 10  # of the lines below a warning that are shown before it is clicked
+FEW = 10  # a warning with at most this many lines is shown open
 
 
 def render_page(
@@ -130,14 +130,14 @@ def _difference(cell: Mapping[str, Any] | None) -> str:
 
 
 def _published(job: Job, summary: Summary) -> str:
-    """List published values beside ours; those of a stand-in's original are no measure of it."""
+    """List published values beside ours; for a stand-in there are none, as its original's values do not apply."""
     if summary["stand_in_for"]:
         return (
             f"<p>None: this is a stand-in. What is published of {escape(summary['stand_in_for'])} cannot stand beside "
             "it.</p>"
         )
     lines, cited = [], dict[str, int]()  # sources, in the order they are cited
-    of_some = len(summary["targets"]) != len(job.data["counts"])  # a published average is over all domains
+    of_some = len(summary["targets"]) != len(job.data["counts"])  # published averages are over all domains
     shown = {"average": f"average (ours over {', '.join(summary['targets'])} alone)"} if of_some else {}
     for name, result in summary["strategies"].items():
         for column, published in published_values(summary["title"], name, job.data["options"]):
@@ -187,7 +187,7 @@ def _chart(panel: Panel, strategies: Sequence[str]) -> str:
 
 
 def _counted(summary: Summary) -> str:
-    """Show what is computed of counts of predictions, as the summary does below its table."""
+    """Show the metrics computed from counts of predictions, as the summary does below its table."""
     found = counts_lines(summary)
     if found is None:
         return ""
@@ -235,7 +235,7 @@ def _confusion(counts: Any, classes: Sequence[str]) -> str:
 
 
 def _most_confused(counts: Any, classes: Sequence[str]) -> str:
-    """List the pairs that are confused most often."""
+    """List the pairs of classes confused most often."""
     wrong = counts - np.diag(np.diag(counts))
     lines = []
     for place in wrong.ravel().argsort(kind="stable")[::-1][:MOST_PAIRS].tolist():
@@ -250,7 +250,7 @@ def _most_confused(counts: Any, classes: Sequence[str]) -> str:
 
 def _selected(summary: Summary) -> str:
     """List the rounds (and settings) that were selected: a line for each strategy, a column for each target's run."""
-    results = summary["strategies"].values()  # of merged jobs, not all have every scenario
+    results = summary["strategies"].values()  # in merged jobs, not all have every scenario
     scenarios = list(dict.fromkeys(scenario for result in results for scenario in result["selected_rounds"]))
     lines = []
     for name, result in summary["strategies"].items():

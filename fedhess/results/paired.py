@@ -1,10 +1,10 @@
 """Whether a strategy differs from a baseline by more than seeds do: paired differences and their intervals.
 
-Runs of one seed have the same initial weights, splits and batches, so strategies are compared seed by seed, which takes
-out what the seeds have in common (Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks", MLSys
-2021). Runs of one seed that leave out different targets share most of their training data and are not independent:
-the targets are averaged within a seed first, and the seed is the unit of Student's t. The interval is about other
-seeds on the same targets, and does not cover targets that were not tried.
+Runs of one seed have the same initial weights, splits and batches. Strategies are therefore compared seed by seed,
+which removes the variance that they share (Bouthillier et al., "Accounting for Variance in Machine Learning
+Benchmarks", MLSys 2021). Runs of one seed that leave out different targets share most of their training data and are
+not independent: the targets are averaged within a seed first, and the seed is the unit of Student's t. The interval is
+about other seeds on the same targets, and does not cover targets that were not tried.
 """
 
 import math
@@ -13,23 +13,23 @@ from typing import Any
 
 BASELINE = "erm"
 CONFIDENCE = 0.95
-SAME = 1e-9  # differences, in percent, that are equal but for rounding
+SAME = 1e-9  # percent: differences this close are equal up to rounding
 
 
 def compare_paired(values: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dict[str, Any] | None:
-    """Compare every strategy with ``erm``, or with the first where that did not run.
+    """Compare every strategy with ``erm``, or with the first strategy if ``erm`` did not run.
 
     Args:
-        values: By strategy, by column and by seed: accuracy in percent, None where it is not known.
+        values: Accuracy in percent by strategy, column and seed; None if it is not known.
 
     Returns:
-        JSON: ``baseline``, ``confidence``, ``comparisons`` (how many of them were tested, which Holm's correction
-        counts), and by strategy and column what :func:`paired_difference` returns, with ``p_holm``. None where there is
-        nothing to compare.
+        JSON: ``baseline``, ``confidence``, ``comparisons`` (the number of tested comparisons, for which Holm's
+        correction accounts), and by strategy and column the result of :func:`paired_difference` with ``p_holm``. None
+        if there is nothing to compare.
     """
     if len(values) < 2:
         return None
-    named = [name for name in values if name.partition(" ")[0] == BASELINE]  # of merged jobs with what it differs in
+    named = [name for name in values if name.partition(" ")[0] == BASELINE]  # merged jobs add what differs to the name
     baseline = BASELINE if BASELINE in values else [*named, *values][0]
     differences = {
         name: {column: paired_difference(by_seed, values[baseline][column]) for column, by_seed in columns.items()}
@@ -48,14 +48,14 @@ def paired_difference(ours: Mapping[str, float | None], theirs: Mapping[str, flo
     """Compute the mean difference over the seeds that both have, with its interval and p-value by Student's t.
 
     Returns:
-        ``difference``, None without a pair; ``low`` and ``high`` of the interval and two-sided ``p``, None for one
-        pair, or where all differ by the same amount, so that there is no spread to judge by; the number of ``pairs``.
+        ``difference``, None without a pair; ``low`` and ``high`` of the interval and two-sided ``p``, None for fewer
+        than two pairs or if all pairs differ by the same amount, which leaves no spread; the number of ``pairs``.
 
     >>> cell = paired_difference({"0": 71.0, "1": 73.0, "2": 75.0}, {"0": 70.0, "1": 70.0, "2": 70.0})
     >>> {key: round(value, 3) for key, value in cell.items()}
     {'difference': 3.0, 'low': -1.968, 'high': 7.968, 'p': 0.122, 'pairs': 3}
     """
-    from scipy.special import stdtr, stdtrit  # noqa: PLC0415 (a job of one strategy needs it not)
+    from scipy.special import stdtr, stdtrit  # noqa: PLC0415 (a job of one strategy does not need it)
 
     pairs = [(value, theirs.get(seed)) for seed, value in ours.items()]
     found = [a - b for a, b in pairs if a is not None and b is not None]
@@ -87,7 +87,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def stars(cell: Mapping[str, Any]) -> str:
-    """Return ``"**"`` for a difference that stands after Holm's correction, ``"*"`` if its own interval excludes 0."""
+    """Return ``"**"`` for a difference significant after Holm's correction, ``"*"`` if only its interval excludes 0."""
     if cell["p"] is None or cell["p"] >= 1 - CONFIDENCE:
         return ""
     return "**" if cell["p_holm"] < 1 - CONFIDENCE else "*"
@@ -107,7 +107,7 @@ def shown_difference(cell: Mapping[str, Any]) -> str:
 
 
 def signed(value: float) -> str:
-    """Show a difference in percentage points with its sign, and no sign of a zero.
+    """Show a difference in percentage points with its sign; a zero has no sign.
 
     >>> signed(-0.04)
     '0.0'

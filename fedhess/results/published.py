@@ -1,4 +1,4 @@
-"""Published accuracies (percent) that ours stand beside, each with its source; what could not be read is no guess."""
+"""Published accuracies (percent) to compare ours with, each with its source; values that could not be read are None."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ FEDERATED_PACS = "as quoted in later federated work: ResNet-18, one client a dom
 
 @dataclass(frozen=True)
 class Published:
-    """A published accuracy, in percent; None where the source has one that could not be verified."""
+    """A published accuracy, in percent; None if the source's value could not be verified."""
 
     value: float | None
-    deviation: float | None  # over restarts, where it was given
+    deviation: float | None  # over restarts, if given
     source: str  # with its protocol
 
 
@@ -62,7 +62,7 @@ CORRELATION_SHIFT: Table = {
     "hgp": _unread(HESSIAN_PAPER, *_COLOURED),
     "hutchinson": _unread(HESSIAN_PAPER, *_COLOURED),
 }
-# Not published: what the authors' code gave here.
+# Not published: the result of the authors' code, run here.
 CORRELATION_SHIFT_SCRIPTS: Table = {"hgp": _coloured(AUTHORS_SCRIPT, 73.0, 69.1, 71.1)}
 
 LABEL_SHIFT: Table = {
@@ -88,7 +88,7 @@ PACS: Table = {
     "hutchinson": _unread(HESSIAN_PAPER, "average"),
 }
 
-# DomainBed's own table: averages over targets, and for PACS what its oracle reached.
+# DomainBed's own table: averages over targets, and for PACS also the results of its oracle.
 _SWEPT = ("erm", "irm", "coral", "vrex", "fishr")
 
 
@@ -113,7 +113,7 @@ DOMAINBED_SWEEP: Mapping[str, Table] = {
     "DomainNet": _swept(40.9, 33.9, 41.5, 33.6, 41.7),
 }
 
-# FedAvg as later federated work quotes it for PACS with one client a domain, FedIIR as its own thread quotes the paper.
+# FedAvg as quoted in later federated work for PACS with one client a domain; FedIIR as its own thread quotes the paper.
 FEDERATED_ON_PACS: Table = {name: PACS[name] for name in ("erm", "fediir")}
 GA_PROTOCOL: Mapping[str, Table] = {"PACS": FEDERATED_ON_PACS}
 FEDIIR_PROTOCOL: Mapping[str, Table] = {
@@ -125,7 +125,7 @@ FEDIIR_PROTOCOL: Mapping[str, Table] = {
 }
 BAI_PROTOCOL: Mapping[str, Table] = {name: {"erm": _unread(BAI_PAPER, "average")} for name in ("PACS", "OfficeHome")}
 
-# By the benchmark's title: a stand-in has a title of its own, and nothing published.
+# Keyed by the benchmark's title: a stand-in has its own title, and no published values.
 DIVERSITY_SHIFT: Mapping[str, Table] = {"RotatedMNIST": ROTATED_MNIST, "PACS": PACS}
 
 # Every table of a benchmark, whatever the protocol: a report names the source of each value.
@@ -138,12 +138,12 @@ BY_BENCHMARK: Mapping[str, tuple[Table, ...]] = {
 
 
 def published_values(title: str, strategy: str, options: Mapping[str, object]) -> list[tuple[str, Published]]:
-    """List what is published of a strategy on a benchmark, as column and value; nothing of a stand-in.
+    """List the published values of a strategy on a benchmark, as column and value; none for a stand-in.
 
     Args:
-        title: Of the benchmark.
-        strategy: Its name.
-        options: Of the benchmark: ColoredMNIST's make other data of the same title.
+        title: Title of the benchmark.
+        strategy: Name of the strategy.
+        options: Options of the benchmark; those of ColoredMNIST make different data under the same title.
 
     >>> [(column, each.value) for column, each in published_values("PACS", "coral", {})]
     [('average', 86.2), ('oracle (looks at the target)', 87.1)]

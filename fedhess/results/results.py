@@ -1,4 +1,4 @@
-"""A job as Python sees it: rows, table and models, figures as files. ``fedhess.run`` and ``fedhess.open`` return it."""
+"""A job's results in Python, as ``fedhess.run`` and ``fedhess.open`` return them: rows, table, models, figure files."""
 
 import sys
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Results:
-    """The results of a job, finished or not; they are read from its directory."""
+    """The results of a job, finished or not, read from its directory."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -41,47 +41,47 @@ class Results:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What summary.json holds: protocol, and by strategy the accuracy on each target (percent)."""
+        """The content of summary.json: protocol, and by strategy the accuracy on each target (percent)."""
         return summarise(self.job)
 
     @property
     def table(self) -> str:
-        """The table in Markdown, with what must be known to read it."""
+        """The table in Markdown, with the notes needed to read it."""
         return table(self.summary)
 
     def format(self, form: str) -> str:
-        """Return the table in another form, as ``python -m fedhess.report --format`` prints it.
+        """Return the table in another format, as ``python -m fedhess.report --format`` prints it.
 
         Args:
             form: ``"markdown"``, ``"latex"`` (with booktabs) or ``"csv"``.
 
         Raises:
-            UsageError: There is no such form.
+            UsageError: The format is unknown.
         """
         return format_table(self.summary, form)
 
     def report(self) -> list[Path]:
-        """Write everything that ``python -m fedhess.report`` writes: tables, a page of HTML, and all figures.
+        """Write everything that ``python -m fedhess.report`` writes: tables, an HTML page, and all figures.
 
         Raises:
-            StorageError: They cannot be written.
+            StorageError: The files cannot be written.
         """
         return write_all(self.job, read_rows(self.job), self.summary)
 
     def write(self) -> list[Path]:
-        """Write table and figures into the job's directory; ``run`` has done it, or `report` where a page was there.
+        """Write table and figures into the job's directory; ``run`` does this, or calls `report` if a page was there.
 
         Returns:
             summary.json, summary.md, and accuracy and alignment distances by round: figures/rounds.png and .svg.
 
         Raises:
-            StorageError: They cannot be written.
+            StorageError: The files cannot be written.
         """
         return write_report(self.job, self.summary)
 
     @property
     def rows(self) -> "pd.DataFrame":
-        """Every evaluation of every client: one row a run, round, domain and split.
+        """Every evaluation of every client: one row for each run, round, client, domain and split.
 
         Columns are those of rounds.jsonl (docs/data.md) after ``strategy``, ``variant``, ``scenario`` and ``seed`` of
         the run; runs for cross-validation are left out.
@@ -111,20 +111,19 @@ class Results:
         *,
         round: str = SELECTED,
     ) -> HeadedModel:
-        """Load the model that the table reports of a finished run, in evaluation mode.
+        """Load the model of a finished run that the table reports, in evaluation mode.
 
-        It takes what clients train on, so embeddings with lite0-features; :func:`fedhess.load` has one for images.
+        Its inputs are those that clients train on, so embeddings for lite0-features; :func:`fedhess.load` loads a model
+        for images.
 
         Args:
-            strategy: Of the run; where the job has one it can be left out, like the following.
-            target: Name of its target, or targets joined by ``+``.
-            seed: Of the trial.
-
-            round: Which round's: ``"selected"``, ``"source"``, the one that the run kept by source validation, or
-                ``"last"``.
+            strategy: The run's strategy; like target and seed, it may be left out if the job has only one.
+            target: Name of the run's target, or targets joined by ``+``.
+            seed: Seed of the trial.
+            round: ``"selected"``; ``"source"``, the round that the run kept by source validation; or ``"last"``.
 
         Raises:
-            UsageError: No run or several are meant, the run is not finished, or did not keep the model.
+            UsageError: No run or several runs match, the run is not finished, or it did not keep the model.
         """
         return find_model(narrowed(self.job, strategy=strategy, target=target, seed=seed), round).load()
 
@@ -138,13 +137,13 @@ class Results:
         round: str = SELECTED,
         onnx: bool = False,
     ) -> Path:
-        """Write the model that the table reports of a finished run to a folder, for :func:`fedhess.load`.
+        """Write the model of a finished run that the table reports to a folder, for :func:`fedhess.load`.
 
         Args:
             out: The folder: new, empty or an earlier export; None is ``export`` in the run's directory.
-            strategy: Of the run, like the following; see `model`.
-            target: Name of its target, or targets joined by ``+``.
-            seed: Of the trial.
+            strategy: The run's strategy; see `model`, also for the following arguments.
+            target: Name of the run's target, or targets joined by ``+``.
+            seed: Seed of the trial.
             round: See `model`.
             onnx: Write model.onnx too, and check it.
 
@@ -175,14 +174,14 @@ def open_results(path: Path | str) -> Results:
 
 
 def run_given(given: Mapping[str, Any], *, search: Mapping[str, Any] | None = None, quiet: bool) -> Results:
-    """Run the job that options of a command describe; see :func:`fedhess.jobs.running.open_job`."""
+    """Run the job that a command's options describe; see :func:`fedhess.jobs.running.open_job`."""
     progress = Progress(silent=quiet)
     job, engine = open_job(given, progress, search=search)
     return run_and_report(job, progress, engine)[0]
 
 
 def run_and_report(job: Job, progress: Progress, engine: Engine) -> tuple[Results, list[Path]]:
-    """Run a job in its directory, which this process holds meanwhile; return its results and the files written."""
+    """Run a job while holding its directory; return its results and the files written."""
     if job.search.get("kind") == "optuna":
         require_optuna()
     begun = job.lock is not None
@@ -195,7 +194,7 @@ def run_and_report(job: Job, progress: Progress, engine: Engine) -> tuple[Result
             had_page = clear_results(job.path)
             try:
                 job, failures = _run(job, progress, engine)
-            finally:  # what was made meanwhile lacks rows
+            finally:  # results made during the run lack rows
                 had_page |= clear_results(job.path)
             if failures and len(failures) == len(job.runs):
                 raise FederationError(describe_failures(job, failures))
@@ -211,7 +210,7 @@ def run_and_report(job: Job, progress: Progress, engine: Engine) -> tuple[Result
 
 
 def _run(job: Job, progress: Progress, engine: Engine) -> tuple[Job, dict[int, str]]:
-    """Run a job; return it with all its settings, and by run why it failed."""
+    """Run a job; return it with all its settings, and why runs failed, by the number of the run."""
     if job.search.get("kind") != "optuna":
         return job, run_job(job, progress, engine=engine)
     job = run_studies(job, progress, engine=engine)

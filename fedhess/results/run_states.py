@@ -1,4 +1,4 @@
-"""Where every run of a job is: complete, at a round, failed, running or not begun."""
+"""The state of every run of a job: complete, at a round, failed, running or not begun."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from fedhess.jobs.variants import describe
 
 
 def list_runs(job: Job) -> list[dict[str, Any]]:
-    """Describe every run of a job, in its order, as JSON.
+    """Describe every run of a job, in the job's order, as JSON.
 
     Returns:
-        For each: ``strategy``, ``settings`` (where there are several to select among), ``target``, ``seed``,
+        For each run: ``strategy``, ``settings`` (if there are several to select among), ``target``, ``seed``,
         ``directory``, ``state`` (``"complete"``, ``"running"``, ``"interrupted"``, ``"failed"`` or ``"not begun"``),
         ``round`` and ``rounds``, ``reason`` of a failure, and ``accuracy`` of the last evaluation in words.
     """
@@ -55,7 +55,7 @@ def _state(run: PlannedRun, *, held: bool) -> dict[str, Any]:
 
 
 def states_table(listed: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Render what `list_runs` returned, by job: a line a run, and below it why runs failed."""
+    """Render the results of `list_runs` by job: a line for each run, and below the table why runs failed."""
     return "\n\n".join(f"{path}: {_counted(runs)}\n\n{_table(runs)}" for path, runs in listed.items())
 
 

@@ -1,7 +1,7 @@
-"""Choose what is reported, from recorded rows alone: the round, and the setting where a strategy has several.
+"""Choose what is reported, from recorded rows alone: the round, and the setting if a strategy has several.
 
-The three selectors of Gulrajani and Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021, as their released
-code has them (``model_selection.py``). Two never look at the target; the third is an upper bound that does, and no
+The three selectors are those of Gulrajani and Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021, as in
+their released code (``model_selection.py``). Two never look at the target. The third does; it is an upper bound, and no
 default. Deviation: they leave ties open; here the lower loss wins, then the earlier round, then the earlier setting.
 
 Round 0, the model before training, is never selected, nor a round before the average that the run reports. Source
@@ -32,7 +32,7 @@ from fedhess.jobs.rows import domain_rows
 from fedhess.jobs.selectors import LAST_ROUND, SOURCE_VALIDATION
 from fedhess.jobs.variants import Variant, describe
 
-MOST_SHOWN = 8  # numbers of rounds
+MOST_SHOWN = 8  # round numbers in a message
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def choose(selector: str, candidates: Sequence[Candidate], targets: Sequence[str
     """Choose the best round of the best setting.
 
     Args:
-        selector: A key of :data:`SELECTORS`.
+        selector: A key of `selectors.SELECTORS`.
         candidates: The settings of one strategy, for the same target and seed, in their order.
         targets: The target domains; only the oracle looks at their rows.
 
     Returns:
-        The choice, or None where no round of any setting has what the selector needs.
+        The choice, or None if no round of any setting has the rows that the selector needs.
 
     Raises:
         UsageError: Source validation must compare settings whose sources held nothing out.
@@ -77,20 +77,20 @@ def choose(selector: str, candidates: Sequence[Candidate], targets: Sequence[str
 
 
 def selection_rule(rows: Sequence[Row]) -> str:
-    """Return which rule applies: source validation where the sources hold examples out, else the last round."""
+    """Return the rule that applies: source validation if the sources hold examples out, else the last round."""
     return SOURCE_VALIDATION if holds_out(rows) else LAST_ROUND
 
 
 def lodo_merits(rows: Sequence[Row], inner: Mapping[str, Sequence[Row]]) -> dict[int, Merit]:
-    """Judge rounds by the accuracy on each source domain in the run that left it out too, equal weight a domain.
+    """Rate rounds by the accuracy on each source domain in the run that left it out as well, with equal domain weights.
 
     Args:
-        rows: Rows of the run that leaves out the target: which domains are its sources, and which rounds it has.
-        inner: By source domain, the rows of the run that leaves out the target and that domain; no other target's
-            rows are looked at.
+        rows: Rows of the run that leaves out the target; they give its source domains and its rounds.
+        inner: By source domain, the rows of the run that leaves out the target and that domain; rows on other targets
+            are not used.
 
     Returns:
-        By trained round, those at which the run and every one of the inner runs was evaluated; none where one is
+        Merits by trained round, for rounds at which the run and all inner runs were evaluated; empty if an inner run is
         missing.
     """
     sources = {row["domain"] for row in source_rows(rows)}
@@ -106,12 +106,12 @@ def lodo_merits(rows: Sequence[Row], inner: Mapping[str, Sequence[Row]]) -> dict
 
 
 def oracle_merits(rows: Sequence[Row], targets: Sequence[str], *, last_round: int) -> dict[int, Merit]:
-    """Judge the last round by the target: by its out split, or by the whole of it where the run did not split it.
+    """Rate the last round by the target: by its out split, or by the whole target if the run did not split it.
 
-    No early stopping, as DomainBed has it: the oracle compares settings, never rounds.
+    There is no early stopping, as in DomainBed: the oracle compares settings, never rounds.
 
     Returns:
-        The last round alone; nothing where the run did not come to it or a target client failed.
+        The last round alone; empty if the run did not reach it or a target client failed.
     """
     splits = ("out",) if any(row["split"] == "out" for row in rows) else ("all",)
     group = [row for domain in targets for row in _target_rows(rows, domain, splits) if row["round"] == last_round]
@@ -122,10 +122,10 @@ def oracle_merits(rows: Sequence[Row], targets: Sequence[str], *, last_round: in
 def target_accuracy(rows: Sequence[Row], server_round: int | None, domain: str) -> float | None:
     """Return a target domain's accuracy in [0, 1] at a round, the mean over its clients weighted by examples.
 
-    Of a target that is split, this is the accuracy on its in split.
+    For a split target, this is the accuracy on its in split.
 
     Returns:
-        None where a client failed or no round was selected.
+        The accuracy; None if a client failed or no round was selected.
     """
     mine = [row for row in _target_rows(rows, domain) if row["round"] == server_round]
     if not mine or any(row["accuracy"] is None for row in mine):
@@ -135,17 +135,17 @@ def target_accuracy(rows: Sequence[Row], server_round: int | None, domain: str) 
 
 
 def target_row(rows: Sequence[Row], server_round: int, domain: str) -> Row | None:
-    """Return what a target domain's clients recorded together at a round, of its in split if it is split.
+    """Return the merged row of a target domain's clients at a round, of its in split if it is split.
 
     Returns:
-        One row, its counts of predictions added up; None where there is no row.
+        One row, its counts of predictions added up; None if there is no row.
     """
     merged = domain_rows(row for row in _target_rows(rows, domain) if row["round"] == server_round)
     return merged[0] if merged else None
 
 
 def source_accuracy(rows: Sequence[Row], server_round: int | None) -> float | None:
-    """Return the mean accuracy in [0, 1] of the source domains at a round; None where a client failed."""
+    """Return the mean accuracy in [0, 1] of the source domains at a round; None if a client failed."""
     group = [row for row in source_rows(rows) if row["round"] == server_round]
     if not group or any(row["accuracy"] is None for row in group):
         return None
@@ -153,7 +153,7 @@ def source_accuracy(rows: Sequence[Row], server_round: int | None) -> float | No
 
 
 def mean_distance(rows: Sequence[Row], server_round: int, name: str) -> float | None:
-    """Average an alignment distance over the source domains at a round; None where a client has none."""
+    """Average an alignment distance over the source domains at a round; None if a client has none."""
     group = [row for row in source_rows(rows) if row["round"] == server_round]
     if not group or any(row[name] is None for row in group):
         return None
@@ -174,10 +174,10 @@ class Cell:
     scenario: Scenario
     seed: int
     variants: tuple[int, ...]  # index of each setting among the job's
-    candidates: tuple[Candidate, ...]  # what each recorded
+    candidates: tuple[Candidate, ...]  # the rows of each setting
 
     def choose(self, selector: str) -> tuple[Choice | None, Sequence[Row]]:
-        """Select, and return the rows of the chosen setting; those of the first where nothing can be chosen."""
+        """Return the choice and the rows of the chosen setting, or of the first setting if nothing can be chosen."""
         choice = choose(selector, self.candidates, self.scenario.targets)
         return choice, self.candidates[choice.candidate if choice else 0].rows
 
@@ -186,7 +186,7 @@ class Cell:
         return None if choice is None else self.variants[choice.candidate]
 
     def gaps(self, variants: Sequence[Variant]) -> list[str]:
-        """Name the evaluated rounds that no table can report, and the clients that the others are compared without."""
+        """Name the evaluated rounds that no table can report, and the clients without which rounds are compared."""
         found = comparable_rounds(self.candidates)
         where = f"target {self.scenario.name}, seed {self.seed}"
         lines: list[str] = []
@@ -202,17 +202,17 @@ class Cell:
 
 
 def read_rows(job: Job) -> Recorded:
-    """Read every run's rows; none of a run that has not begun."""
+    """Read every run's rows; a run that has not begun has none."""
     return [(run, run.directory.rows()) for run in job.runs]
 
 
 def unfinished(recorded: Recorded) -> list[PlannedRun]:
-    """List the runs that have not come to their last round."""
+    """List the runs that have not reached their last round."""
     return [run for run, rows in recorded if not any(row["round"] == run.config.rounds for row in rows)]
 
 
 def cells_of(recorded: Recorded, strategy: str) -> list[Cell]:
-    """Put the settings of a strategy together, seed by seed from the lowest, and target by target."""
+    """Group the settings of a strategy by seed, from the lowest, and by target."""
     mine = [(run, rows) for run, rows in recorded if run.strategy == strategy]
     by_targets = {(run.variant, frozenset(run.scenario.targets), run.config.seed): rows for run, rows in mine}
     groups: dict[tuple[str, int], list[tuple[PlannedRun, Sequence[Row]]]] = {}

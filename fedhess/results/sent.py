@@ -1,4 +1,4 @@
-"""What was sent by whom to whom in the runs of a job, what it discloses, and what privacy it cost: from the rows."""
+"""What was sent from whom to whom in the runs of a job, what it discloses and its privacy cost, all from the rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from fedhess.federation.server.run_directory import Row
 from fedhess.results.selection import Recorded
 from fedhess.settings.run_config import RunConfig
 
-# By direction and record; a statistic's docstring states what it discloses.
+# Keyed by direction and record; a statistic's docstring states what it discloses.
 DISCLOSES = {
     ("up", protocol.IDENTITY): "domain, numbers of examples, class names, a digest of the data, versions",
     ("up", protocol.MODEL): "of one step on one example its label and all features of the head; of more, inputs may be "
@@ -31,12 +31,12 @@ DISCLOSES = {
     ("down", protocol.REFERENCE): "means of statistics over the source domains, or the domain's own",
     ("down", protocol.GIVEN): "what the clients' next statistic is computed with, such as a mean over the domains",
 }
-# The same of source clients of a private run.
+# The same for source clients of a private run.
 PRIVATE = {
     protocol.IDENTITY: "domain, numbers of examples, class names, versions",
     f"{protocol.TRAIN} {protocol.METRICS}": "number of examples, seconds",
 }
-# And of targets whose node protects its counts.
+# The same for targets whose node protects its counts.
 PROTECTED = "protected target"
 OF_PROTECTED = {
     protocol.IDENTITY: "domain, numbers of examples, class names, versions, how its counts are protected",
@@ -46,11 +46,11 @@ OF_PROTECTED = {
 
 
 def summarise_sent(recorded: Recorded) -> list[dict[str, Any]]:
-    """Add up what was sent in all runs, by strategy, sender and record; settings of messages are left out.
+    """Add up what was sent in all runs, by strategy, sender and record; settings in messages are left out.
 
     Returns:
-        For each record: ``strategy``, ``from``, ``to``, ``record``, ``shape``, ``times``, ``bytes`` in all, and what it
-        ``discloses``. Nothing of runs whose rows are from before they had it.
+        For each record: ``strategy``, ``from``, ``to``, ``record``, ``shape``, ``times``, total ``bytes``, and what it
+        ``discloses``. Runs recorded before rows had ``sent`` are left out.
     """
     found: dict[tuple[str, str, str, str], dict[str, Any]] = {}
     for run, rows in recorded:
@@ -69,12 +69,12 @@ def summarise_sent(recorded: Recorded) -> list[dict[str, Any]]:
 
 
 def sent_section(summary: Mapping[str, Any]) -> list[str]:
-    """Render what was sent, and below it what each record discloses; nothing where no row has it."""
+    """Render what was sent, and below it what each record discloses; empty if no row has ``sent``."""
     if not summary["sent"]:
         return []
     heads, counts = ["strategy", "from", "to", "record", "shape"], ["times", "bytes"]
     lines = [[*(each[head] for head in heads), *(f"{each[head]:,}" for head in counts)] for each in summary["sent"]]
-    records_by_text: dict[str, dict[str, None]] = {}  # by what is disclosed, the records
+    records_by_text: dict[str, dict[str, None]] = {}  # records by what they disclose
     for each in summary["sent"]:
         records_by_text.setdefault(f"from {each['from']}: {each['discloses']}", {})[each["record"]] = None
     return [
@@ -90,7 +90,7 @@ def sent_section(summary: Mapping[str, Any]) -> list[str]:
 
 
 def protected_targets(recorded: Recorded) -> list[str]:
-    """Describe how targets protect their counts, and the epsilon that their evaluations add up to; a line a target."""
+    """Describe how targets protect their counts, and the total epsilon of their evaluations; a line for each target."""
     spent: dict[tuple[str, int, float], int] = {}
     for _, rows in recorded:
         for row in rows:
@@ -106,7 +106,7 @@ def protected_targets(recorded: Recorded) -> list[str]:
 
 
 def spent_privacy(runs: Sequence[Sequence[Row]]) -> str:
-    """Describe the epsilon by domain, the largest of its clients and over runs; "" where no run is private."""
+    """Describe the epsilon by domain, the largest over its clients and runs; empty if no run is private."""
     rows = [row for run in runs for row in run if row["role"] == SOURCE and "epsilon" in row]
     spent: dict[str, float] = {}
     for row in rows:
@@ -125,7 +125,7 @@ def _records(rows: Iterable[Row]) -> Iterable[tuple[str, str, str, tuple[int, in
 
 
 def _discloses(config: RunConfig, role: str, way: str, name: str) -> str:
-    """Say what a record discloses, by its full name, its own, or its statistic."""
+    """Return what a record discloses, looked up by its full name, its own name, or its statistic."""
     record, _, tensor = name.rpartition(" ")[2].partition("/")
     if config.is_private and role == SOURCE and way == "up":
         return PRIVATE.get(name, PRIVATE.get(record, "no more than epsilon, below the table, allows"))

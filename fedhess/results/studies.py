@@ -1,10 +1,10 @@
-"""Optuna's search: each setting of a sweep follows from the source validation of those before it.
+"""Optuna's search: each setting of a sweep depends on the source validation of the settings before it.
 
-One study for each strategy, target and trial. A study over several targets would see, in the validation of the others,
-held-out examples of a domain that is its target: it would leak the target into the choice.
+There is one study for each strategy, target and trial. A study over several targets would leak a target into the
+choice: the target's held-out examples are part of the other targets' source validation.
 
-A study is made anew from the recorded rows for every setting, with a sampler that is seeded by (seed, strategy, target,
-number). So a sweep that is interrupted goes on with the settings that it would have had.
+For every setting, the study is rebuilt from the recorded rows, with a sampler seeded by (seed, strategy, target,
+number). An interrupted sweep therefore continues with the settings that it would have had.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ def require_optuna() -> None:
 
 
 def run_studies(job: Job, progress: Progress, *, engine: Engine) -> Job:
-    """Run a sweep's first settings, then ask for the next of every study at once, and run those, until all have run."""
+    """Run a sweep's first settings; then, until all have run, ask every study for its next setting and run these."""
     run_job(job, progress, engine=engine)
     while suggested := suggest(job):
         record = {**job.record, "variants": [*job.record["variants"], *suggested]}
@@ -59,7 +59,7 @@ def run_studies(job: Job, progress: Progress, *, engine: Engine) -> Job:
 
 
 def suggest(job: Job) -> list[dict[str, Any]]:
-    """Ask every study that is not complete for its next setting, from the recorded rows of those before it."""
+    """Ask every incomplete study for its next setting, based on the recorded rows of its earlier settings."""
     recorded, spaces = read_rows(job), recorded_spaces(job.record)
     suggested: list[dict[str, Any]] = []
     for strategy, space in spaces.items():
@@ -78,7 +78,7 @@ def suggest(job: Job) -> list[dict[str, Any]]:
 
 
 def _history(job: Job, cell: Cell, defaults: Mapping[str, Scalar]) -> list[tuple[Mapping[str, Scalar], float | None]]:
-    """Return the values of each setting that was run and its source validation; None where it has no round."""
+    """Return the values of each setting that was run and its source validation, None if no round can be selected."""
     config = job.record["settings"]
     server = {f"server_optimizer_args.{key}": value for key, value in config["server_optimizer_args"].items()}
     results = []
@@ -92,7 +92,7 @@ def _history(job: Job, cell: Cell, defaults: Mapping[str, Scalar]) -> list[tuple
 def _ask(
     history: Sequence[tuple[Mapping[str, Scalar], float | None]], space: Mapping[str, Range], *, seed: int
 ) -> dict[str, Scalar]:
-    """Ask a study with a history for a setting; the defaults are part of it where they lie in the ranges."""
+    """Ask a study with a history for a setting; the history includes only settings that lie in the ranges."""
     import optuna  # noqa: PLC0415
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -35,18 +35,18 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
 
     Args:
         job: The job.
-        recorded: Its rows where they have been read already.
-        selection: A key of `selection.SELECTORS` in place of the job's own; only here can it be the oracle.
+        recorded: The job's rows, if they have been read already.
+        selection: A key of `selectors.SELECTORS` in place of the job's own; only here can it be the oracle.
 
     Returns:
-        JSON: title, protocol, and for every strategy the accuracy (percent, mean and standard error over trials) on
-        each target, their average, on the worst target of a trial, and on the sources, seed by seed too, what
-        `counts.summarise_counts` returns, the alignment distances of the sources before and after training, the
-        selected rounds (and settings, where there are several) by target, what is incomplete, the number of clients'
-        failures, the gaps that they left in the evaluation, and with ``--average`` how many reported models are no
-        average. ``"comparison"`` is what
-        :func:`fedhess.results.paired.compare_paired` returns, ``"unfinished"`` lists runs that lack rounds, with the
-        reason of those that failed, ``"sent"`` and ``"protected"`` are what :mod:`fedhess.results.sent` makes of rows.
+        JSON with title and protocol. Every strategy has its accuracy (percent, mean and standard error over trials) on
+        each target, their average, the worst target of a trial and the sources, also by seed; the result of
+        `counts.summarise_counts`; the alignment distances of the sources before and after training; the selected rounds
+        (and settings, if there are several) by target; what is incomplete; the number of client failures; the gaps that
+        they left in the evaluation; and with ``--average``, how many reported models are not averages.
+        ``"comparison"`` is the result of :func:`fedhess.results.paired.compare_paired`. ``"unfinished"`` lists runs
+        that lack rounds, with the reason for each failure. ``"sent"`` and ``"protected"`` are from
+        :mod:`fedhess.results.sent`.
     """
     recorded = read_rows(job) if recorded is None else recorded
     selection = job.selection if selection is None else selection
@@ -84,7 +84,7 @@ def summarise(job: Job, recorded: Recorded | None = None, *, selection: str | No
 
 
 def compare_selectors(job: Job, recorded: Recorded, selectors: Iterable[str], *, leave_out: bool) -> dict[str, Any]:
-    """Summarise by each selector; one that the job has no runs for is ``{"left_out": why}``, or raises."""
+    """Summarise by each selector; one that lacks runs raises, or with ``leave_out`` is ``{"left_out": why}``."""
     compared: dict[str, Any] = {}
     for name in selectors:
         try:
@@ -99,9 +99,9 @@ def compare_selectors(job: Job, recorded: Recorded, selectors: Iterable[str], *,
 
 
 def _has_average(columns: Mapping[tuple[str, str], str]) -> bool:
-    """Whether an average over the targets means something: not so for several targets of a single scenario.
+    """Whether an average over the targets is meaningful, which it is not for several targets of a single scenario.
 
-    They are different questions to the same model (ColoredMNIST's turned colours and its grey images).
+    These put different questions to the same model (ColoredMNIST's reversed colours and its grey images).
     """
     return len({scenario for scenario, _ in columns}) > 1
 
@@ -171,18 +171,18 @@ def _summarise_strategy(
 
 
 def _describe_unfit(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Say by how much a strategy fits the sources worse than the baseline; "" where seeds alone may explain it."""
+    """Describe by how much a strategy fits the sources worse than the baseline; empty if seeds alone may explain it."""
     cell = paired_difference(ours["by_seed"]["sources"], theirs["by_seed"]["sources"])
     return f"{shown_difference(cell | {'p': None})} points" if cell["high"] is not None and cell["high"] < 0 else ""
 
 
 def _mean_of(count: int, values: Sequence[float | None]) -> float | None:
-    """Average the values of all scenarios; None where a strategy of jobs put together has not run on some."""
+    """Average the values of all scenarios; None if a strategy of merged jobs has not run on some of them."""
     return mean(values) if len(values) == count else None
 
 
 def _troubles(job: Job, recorded: Recorded, name: str, selection: str) -> dict[str, dict[str, str]]:
-    """Name the runs of a strategy that are sick, and those that lack rounds, each with what is wrong."""
+    """Name the runs of a strategy that show signs of trouble, and those that lack rounds, each with what is wrong."""
     sick, unfinished = dict[str, str](), dict[str, str]()
     for run, rows in recorded:
         if run.strategy != name or (run.inner and selection != "lodo"):
@@ -206,13 +206,13 @@ def _percent(value: float | None) -> float | None:
 
 
 def _worst(accuracies: Sequence[float | None]) -> float | None:
-    """Return the lowest accuracy on a trial's targets; None where one is missing, or there is only one target."""
+    """Return the lowest accuracy on a trial's targets; None if one is missing, or if there is only one target."""
     known = [value for value in accuracies if value is not None]
     return min(known) if 1 < len(known) == len(accuracies) else None
 
 
 def name_columns(scenarios: Iterable[Scenario]) -> dict[tuple[str, str], str]:
-    """Name the table's column of each (scenario, target): the domain, with the scenario where it is in several."""
+    """Name the table's column of each (scenario, target): the domain, with the scenario if the domain is in several."""
     scenarios = list(dict.fromkeys(scenarios))
     held_out = [target for scenario in scenarios for target in scenario.targets]
     return {

@@ -1,4 +1,4 @@
 """The settings of a run: name, type, range and default of each, defaults by benchmark and model, and optimizers.
 
-In come text, TOML or JSON; out comes a checked ``RunConfig``.
+The input is text, TOML or JSON, the output a checked ``RunConfig``.
 """

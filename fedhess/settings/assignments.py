@@ -37,7 +37,7 @@ def parse_assignments(text: str, *, option: str) -> dict[str, Scalar]:
     values: dict[str, Scalar] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, separator, value = part.partition("=")
-        owner, dot, name = key.strip().rpartition(".")  # an owner is a strategy's name, whose dashes are its own
+        owner, dot, name = key.strip().rpartition(".")  # an owner is a strategy's name, which keeps its dashes
         key = owner + dot + name.replace("-", "_")
         if not separator or not key or not value.strip():
             raise UsageError(f"{option}: expected key=value[,key=value...], got {part!r}")

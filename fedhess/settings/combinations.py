@@ -1,4 +1,4 @@
-"""What must hold of settings together, which no single value shows."""
+"""Checks of settings in combination."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from fedhess.settings.run_config import RunConfig
 
 
 def check_combinations(configs: Sequence[RunConfig]) -> None:
-    """Check what no single value shows, as far as neither the model's weights nor any data are needed."""
+    """Check settings in combination, as far as that needs neither the model's weights nor data."""
     first = configs[0]
     fewest = min(configs, key=lambda config: config.source_clients)
     names = f" ({', '.join(fewest.sources)})" if first.partition == "domain" else ""
@@ -24,7 +24,7 @@ def check_combinations(configs: Sequence[RunConfig]) -> None:
         )
     if first.device == "mps" and first.dtype == "float64":
         raise UsageError("--dtype float64: Apple's GPU has no float64; use --device cpu or --dtype float32")
-    for config in configs:  # those of variants differ
+    for config in configs:  # variants may differ in these settings
         if config.client_optimizer == "Adam" and config.momentum:
             raise UsageError(
                 f"--momentum {config.momentum:g}: it is SGD's, and --client-optimizer is Adam; give --momentum 0"
@@ -34,7 +34,7 @@ def check_combinations(configs: Sequence[RunConfig]) -> None:
 
 
 def _check_means(config: RunConfig) -> None:
-    """Check that robust means have a majority of clients and domains to go by."""
+    """Check that robust means get so many clients and domains that the hostile can be a minority."""
     if config.reference_mean != "mean" and len(config.sources) < 3:
         raise UsageError(
             f"--reference-mean {config.reference_mean}: expected at least 3 source domains, of which one may be "

@@ -1,4 +1,4 @@
-"""Names of several strategies in one, ``hgp+sagm``, and of their arguments: ``hgp_alpha``, ``sagm_rho``."""
+"""Names of combined strategies, ``hgp+sagm``, and of their arguments: ``hgp_alpha``, ``sagm_rho``."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -8,7 +8,7 @@ PLUS = "+"
 
 
 def parts_of(strategy: str) -> dict[str, str]:
-    """Return the strategies of a combination by the prefix of their arguments; of any other itself, without a prefix.
+    """Return the strategies of a combination by the prefix of their arguments; a single strategy has an empty prefix.
 
     >>> parts_of("hgp+mine.rules:Sharp"), parts_of("hgp")
     ({'hgp_': 'hgp', 'Sharp_': 'mine.rules:Sharp'}, {'': 'hgp'})
@@ -19,7 +19,7 @@ def parts_of(strategy: str) -> dict[str, str]:
 
 
 def joined(strategy: str, of: Callable[[str], Mapping[str, Value]]) -> dict[str, Value]:
-    """Join what there is by argument of each part of a strategy, under the arguments' names in the combination."""
+    """Merge the mappings ``of`` a strategy's parts, from argument to value, under the names in the combination."""
     return {f"{prefix}{key}": value for prefix, part in parts_of(strategy).items() for key, value in of(part).items()}
 
 

@@ -1,4 +1,4 @@
-"""Default settings by benchmark and model, each with its source. What the command line says comes first."""
+"""Default settings by benchmark and model, each with its source. Options on the command line take precedence."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from fedhess.settings.combined import joined
 
 # Settings of the public ColoredMNIST scripts, as read in released code (IRM, V-REx, Fishr, Hessian alignment): 501
 # full-batch steps of Adam, L2 on the sum of squared parameters, penalty weight 1 before step 190. One local step of
-# SGD with learning rate 1 hands the gradient itself to the server's Adam. The scripts sum the penalties of alignment
-# over the two domains where a federation takes their mean, so their alpha = beta = 1 is 2 here, and Fishr's, which they
-# sum over the head's 391 entries too, is 2 x 391 times a mean; IRM's they average. V-REx's squared difference of two
-# risks is 4 times their variance. Fishr has no moving average there. Deviation: the HGP script differentiates the mean
-# HGP too, which is a constant here (and in its authors' DomainBed version).
+# SGD with learning rate 1 hands the gradient itself to the server's Adam. The scripts sum the alignment penalties over
+# the two domains, while a federation takes their mean, so their alpha = beta = 1 is 2 here. They sum Fishr's penalty
+# over the head's 391 entries too, which is 2 x 391 times a mean. They average IRM's penalty. V-REx's squared difference
+# of two risks is 4 times their variance. The Fishr script has no moving average. Deviation: the HGP script
+# differentiates the mean HGP too, which is a constant here (and in its authors' DomainBed version).
 _IRM_SCRIPTS = {
     "rounds": 501,
     "local_steps": 1,
@@ -32,8 +32,8 @@ _IRM_SCRIPTS_PENALTIES: dict[str, dict[str, Any]] = {
     "fishr": _IRM_SCRIPTS_ANNEALING | {"coefficient": 2.0 * 391, "ema": 0.0},
 }
 
-# From scratch. Chosen on source validation of RotatedMNIST and Digits, where with 0.1 penalties of alignment diverge
-# now and then, and of EmojiStyles with cnn.
+# Training from scratch. Chosen on source validation of RotatedMNIST, Digits and, with cnn, EmojiStyles. On the first
+# two, alignment penalties sometimes diverge with learning rate 0.1.
 _FROM_SCRATCH = {
     "rounds": 40,
     "local_steps": 20,
@@ -44,7 +44,7 @@ _FROM_SCRATCH = {
     "threads": 1,
 }
 
-# Fishr's penalty begins at 30 % of the run's steps, where DomainBed's does (1,500 of 5,000).
+# Fishr's penalty begins at 30 % of the run's steps, as in DomainBed (1,500 of 5,000).
 _IRM_SCRIPTS_ELSEWHERE: dict[str, dict[str, Any]] = {"fishr": {"anneal_steps": 150}}
 
 # DomainBed's defaults for ColoredMNIST and RotatedMNIST (hparams_registry.py, datasets.py): 5,000 steps of Adam with
@@ -79,9 +79,9 @@ _FINE_TUNING_PENALTIES: dict[str, dict[str, Any]] = {"fishr": {"anneal_steps": 2
 # Adapter and head on frozen embeddings; chosen on source validation accuracy of IconPACS.
 # One thread: the operations are so small that two threads take twice the time of one.
 _FROZEN_FEATURES = {"rounds": 40, "local_steps": 10, "batch_size": 32, "lr": 0.03, "evaluate_every": 5, "threads": 1}
-# IRM and V-REx diverge there with weight 1, which their schedules begin with, IGA with its 1000; the server's alignment
-# step costs accuracy on source validation with 0.01. Fishr's default would begin its penalty in earnest at step 1,500
-# of 400; DomainBed has it at 30 % of the steps, and with its weight of 1000, or 100, training diverges here.
+# On frozen features IRM and V-REx diverge with weight 1, with which their schedules begin, and IGA with its 1000. The
+# server's alignment step of 0.01 costs accuracy on source validation. Fishr's default would begin its penalty at step
+# 1,500 of 400; DomainBed begins it at 30 % of the steps. With its weight of 1000, or with 100, training diverges here.
 _FROZEN_FEATURES_PENALTIES: dict[str, dict[str, Any]] = {
     "irm": {"weight": 0.1, "anneal_steps": 0},
     "vrex": {"weight": 0.1, "anneal_steps": 0},
@@ -90,7 +90,7 @@ _FROZEN_FEATURES_PENALTIES: dict[str, dict[str, Any]] = {
     "fishr": {"weight": 10.0, "anneal_steps": 120},
 }
 
-TIMM = "timm:NAME"  # what stands for every model timm:...
+TIMM = "timm:NAME"  # stands for every model timm:...
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "mlp": _IRM_SCRIPTS,
@@ -129,7 +129,7 @@ STRATEGY_ARGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "lite0": _FINE_TUNING_PENALTIES | {"mixstyle": {"layers": "_blocks.2+_blocks.4"}},
 }
 
-# The same of a model on one benchmark, in place of the model's.
+# Arguments of strategies with a model on one benchmark, in place of the model's.
 BENCHMARK_STRATEGY_ARGS: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     "ColoredMNIST": {"mlp": _IRM_SCRIPTS_PENALTIES},
     "RotatedMNIST": {"mlp": _FROM_SCRATCH_PENALTIES},
@@ -151,7 +151,7 @@ def default_strategy_args(strategy: str, *, model: str, benchmark: str = "") -> 
 def describe_default(setting: str, *, otherwise: object) -> str:
     """Describe a setting's default for ``--help``: the commonest over models (and benchmarks), then those that differ.
 
-    ``otherwise`` is its default where a model says nothing.
+    ``otherwise`` is the default of models that do not set it.
 
     >>> describe_default("batch_size", otherwise=32)
     '32; all with mlp; 64 with mnist-cnn'

@@ -24,7 +24,7 @@ _EXPECTED = {
 
 def describe_error(detail: ErrorDetails, known: Iterable[str]) -> str:
     """Describe a mistake that pydantic found in one of the known settings: the option, what was expected, what came."""
-    if not detail["loc"]:  # of several settings together, which it names itself
+    if not detail["loc"]:  # an error of several settings, whose message names them
         return detail["msg"].removeprefix("Value error, ")
     option = "--" + ".".join(str(part) for part in detail["loc"]).replace("_", "-")
     if detail["type"] == "missing":

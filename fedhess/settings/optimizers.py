@@ -1,4 +1,4 @@
-"""The optimizers: on the server any class of ``torch.optim`` that steps from gradients alone, on clients two."""
+"""Optimizers: on the server any class of ``torch.optim`` that steps from gradients alone, on clients SGD or Adam."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,7 +30,7 @@ def check_optimizer(name: str, *, lr: float, args: Mapping[str, str | int | floa
     factory = getattr(torch.optim, name)
     parameter = nn.Parameter(torch.zeros(2))
     defaults = factory([parameter], lr=lr).defaults
-    # None stands for "choose for me" of the switches foreach and fused; a tuple cannot be written as key=value.
+    # None is the default of the switches foreach and fused: torch chooses. A tuple cannot be written as key=value.
     settable = {key: default for key, default in defaults.items() if key != "lr" and not isinstance(default, tuple)}
     for key, value in args.items():
         if key == "lr":

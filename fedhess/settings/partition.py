@@ -17,7 +17,7 @@ _OWNERS = {
 
 @dataclass(frozen=True)
 class PartitionSettings:
-    """How the source domains are shared among clients; ``RunConfig`` has the same settings, and says what they are."""
+    """How the source domains are shared among clients; ``RunConfig`` has the same settings and describes them."""
 
     partition: Partition = "domain"
     clients: int = 0
@@ -27,7 +27,7 @@ class PartitionSettings:
     dirichlet_min_size: int = 10
 
     def source_clients(self, domains: int) -> int:
-        """Return the number of source clients, given that of the source domains.
+        """Return the number of source clients, given the number of source domains.
 
         >>> PartitionSettings("dirichlet", clients_per_domain=5).source_clients(3)
         15

@@ -1,12 +1,12 @@
-"""Differential privacy of a run: which of its settings go together, and how much noise a number of releases takes.
+"""Differential privacy of a run: which settings go together, and how much noise a number of releases needs.
 
 A release is one vector that a source client sends: its update, or one statistic, with Gaussian noise of `m` times the
 vector's sensitivity. Each client of a run has the same budget (epsilon, delta) for its releases in all rounds.
 
-k releases with noise m, each chosen after those before it, disclose what a single one with noise m / sqrt(k) does
-(Dong, Roth, Su, "Gaussian differential privacy", Journal of the Royal Statistical Society B, 2022, corollary 3.3), and
-a single one is (epsilon, delta)-private by the exact formula of Balle and Wang (ICML 2018), which dp-accounting has.
-Nothing is subtracted for sampling: batches come from passes, and the server knows which clients it has drawn.
+k releases with noise m, each chosen adaptively, disclose as much as a single release with noise m / sqrt(k)
+(Dong, Roth, Su, "Gaussian differential privacy", Journal of the Royal Statistical Society B, 2022, corollary 3.3). The
+(epsilon, delta) of a single release follows the exact formula of Balle and Wang (ICML 2018), implemented in
+dp-accounting. There is no amplification by sampling: batches come from passes, and the server knows the drawn clients.
 """
 
 import math
@@ -65,7 +65,7 @@ def privacy_words(config: Any) -> str:
 
 @lru_cache(maxsize=64)
 def noise_multiplier(epsilon: float, delta: float, *, releases: int) -> float:
-    """Return the noise's standard deviation over the sensitivity with which so many releases are (epsilon, delta).
+    """Return the noise's standard deviation over the sensitivity that makes the releases (epsilon, delta)-private.
 
     >>> round(noise_multiplier(1.0, 1e-5, releases=4), 2)
     7.46

@@ -1,9 +1,9 @@
-"""The ranges that searches draw a method's settings from, each with its source, and DomainBed's draw from them.
+"""Search ranges of each method's settings, with their sources, and DomainBed's way of drawing from them.
 
 DomainBed (Gulrajani and Lopez-Paz, ICLR 2021), released code, ``hparams_registry.py`` and ``scripts/train.py``: setting
 0 of a trial has the defaults; setting k draws each hyperparameter from a generator of its own, NumPy's legacy one,
-seeded with the hyperparameter's name and with (k, trial). So with its ranges these are the very values of its sweep,
-and a value depends neither on the other hyperparameters nor on how many settings are drawn.
+seeded with the hyperparameter's name and with (k, trial). With DomainBed's ranges the values are thus exactly those of
+its sweep. A value depends neither on the other hyperparameters nor on the number of settings drawn.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ FEDGMA = "Tenison et al., TMLR 2023"
 FEDPROX = "released code of Li et al., MLSys 2020, README: between the candidates 0.001, 0.01, 0.1, 0.5 and 1"
 OURS = "ours"
 GIVEN = "--range"
-STEPS = 5001  # that DomainBed trains: what its numbers of steps are a part of
+STEPS = 5001  # of DomainBed's training; its numbers of steps are relative to it
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Range:
     whole: bool = False  # cut to a whole number
     choices: tuple[Scalar, ...] = ()  # in place of a range
     name: str = ""  # seeds the draw beside the numbers of setting and trial: DomainBed's name of the hyperparameter
-    default: float | None = None  # the value that its source trains with otherwise: the range goes with it
+    default: float | None = None  # the source's own default, which the range belongs to
     scale: float = 1.0  # what a drawn value is multiplied by
 
     @property
@@ -47,7 +47,7 @@ class Range:
         return low * self.scale, high * self.scale
 
     def draw(self, key: str, *, number: int, trial: int) -> Scalar:
-        """Draw a value, for a key that seeds the draw where the range has no name of its own."""
+        """Draw a value; ``key`` seeds the draw if the range has no name of its own."""
         random = np.random.RandomState(seed_hash(seed_hash(number, trial), self.name or key))
         if self.choices:
             return self.choices[int(random.choice(len(self.choices)))]
@@ -56,13 +56,13 @@ class Range:
         return int(value) if self.whole else float(value)
 
     def within(self, value: Scalar) -> bool:
-        """Whether it could be drawn."""
+        """Whether a value could be drawn."""
         if self.choices:
             return value in self.choices
         return isinstance(value, int | float) and self.ends[0] <= value <= self.ends[1]
 
     def place(self, value: float) -> float:
-        """Return how far up its range a value lies: 0 at the lower end, 1 at the upper, as it is drawn."""
+        """Return a value's position in the range, on the scale of the draw: 0 at the lower end, 1 at the upper."""
         low, high = self.ends
         if self.base:
             low, high, value = (math.log(max(end, 1e-300)) for end in (low, high, value))
@@ -84,15 +84,15 @@ def _powers(low: float, high: float, source: str = DOMAINBED, **more: object) ->
     return Range(low, high, source, **{"base": 10.0, **more})  # type: ignore[arg-type]
 
 
-# What every method draws on images of 224 px. DomainBed's learning rate and weight decay are those of Adam, which is
-# the server's here. The batch of DomainNet is drawn from fewer sizes.
+# What every method draws on images of 224 px. DomainBed's learning rate and weight decay belong to Adam, which runs on
+# the server here. DomainNet has a smaller range of batch sizes.
 COMMON: Mapping[str, Range] = {
     "server_lr": _powers(-5, -3.5, name="lr"),
     "server_optimizer_args.weight_decay": _powers(-6, -2, name="weight_decay"),
     "batch_size": Range(3, 5.5, DOMAINBED, base=2.0, whole=True),
 }
 DOMAIN_NET_BATCH = replace(COMMON["batch_size"], high=5)
-# The same of images of 28 px, which have no weight decay there.
+# The same for images of 28 px, for which DomainBed has no weight decay.
 COMMON_OF_DIGITS: Mapping[str, Range] = {
     "server_lr": _powers(-4.5, -2.5, name="lr"),
     "batch_size": Range(3, 9, DOMAINBED, base=2.0, whole=True),
@@ -101,7 +101,7 @@ DIGITS = ("RotatedMNIST", "ColoredMNIST", "Digits")
 
 _ANNEALED = _powers(0, 4, whole=True, default=500)
 
-# What a method draws besides.
+# What a method draws in addition.
 OF_METHOD: Mapping[str, Mapping[str, Range]] = {
     "erm": {},
     "irm": {
@@ -121,7 +121,7 @@ OF_METHOD: Mapping[str, Mapping[str, Range]] = {
         "anneal_steps": Range(0, 5000, DOMAINBED, whole=True, name="penalty_anneal_iters", default=1500),
         "ema": Range(0.90, 0.99, DOMAINBED, default=0.95),
     },
-    # These two draw by names of ours.
+    # The draws of these two are seeded with our own names.
     "hgp": {"alpha": _powers(-5, -3, HESSIAN, default=1e-4), "beta": _powers(-3, -1, HESSIAN, default=5e-3)},
     "hutchinson": {"alpha": _powers(1, 4, HESSIAN, default=1e-3), "beta": _powers(2, 6, HESSIAN, default=5e-3)},
     "fediir": {
@@ -138,7 +138,7 @@ OF_METHOD: Mapping[str, Mapping[str, Range]] = {
     "fedgma": {"tau": Range(0.1, 0.9, FEDGMA, choices=(0.1, 0.4, 0.9), default=0.4)},
     "scaffold": {},
     "fedprox": {"mu": _powers(-3, 0, FEDPROX, default=0.01)},
-    # No range of their own was published for these: a decade to both sides of the default.
+    # No ranges were published for these: a decade to both sides of the default, except for s of ga.
     "server_alignment": {"step": _powers(-3, -1, OURS, default=0.01)},
     "fedomg": {"k": _powers(math.log10(0.05), math.log10(5), OURS, default=0.5)},
     "ga": {"s": Range(0.05, 0.5, OURS, default=0.2)},
@@ -147,9 +147,9 @@ OF_METHOD: Mapping[str, Mapping[str, Range]] = {
     "sagm": {"rho": _powers(math.log10(0.005), math.log10(0.5), OURS, default=0.05)},
     "fedadam": {"eta": _powers(-2, 0, OURS, default=0.1)},
 }
-# Numbers of steps are parts of DomainBed's.
+# Numbers of steps, relative to DomainBed's.
 OF_STEPS = ("anneal_steps",)
-# Hutchinson's released ranges, and those that stand commented out beside them, around its defaults.
+# Hutchinson's released ranges, and those commented out beside them, which lie around its defaults.
 RANGES: Mapping[str, Mapping[str, Mapping[str, Range]]] = {
     "released": OF_METHOD,
     "commented-out": {
@@ -160,7 +160,7 @@ RANGES: Mapping[str, Mapping[str, Mapping[str, Range]]] = {
 
 
 def ranges_of(strategy: str, *, ranges: str = "released") -> dict[str, Range]:
-    """Return what a strategy draws of its own, or the parts of a combination; nothing where that is not known."""
+    """Return the ranges of a strategy's own arguments, or of a combination's parts; none if they are not known."""
     return joined(strategy, lambda part: RANGES[ranges].get(part, {}))
 
 
@@ -175,14 +175,14 @@ def seed_hash(*parts: object) -> int:
 
 
 def common_ranges(benchmark: str) -> dict[str, Range]:
-    """Return what every method draws in DomainBed on a benchmark."""
+    """Return the ranges that every method draws from in DomainBed on a benchmark."""
     if benchmark in DIGITS:
         return dict(COMMON_OF_DIGITS)
     return {**COMMON, **({"batch_size": DOMAIN_NET_BATCH} if benchmark == "DomainNet" else {})}
 
 
 def around(default: float, *, decades: float = 1.0, whole: bool = False) -> Range:
-    """Return a range of ours: as many decades to both sides of a positive default.
+    """Return a range of ours: ``decades`` decades to both sides of a positive default.
 
     >>> around(0.1).describe()
     '0.01:1:log'
@@ -194,10 +194,10 @@ def around(default: float, *, decades: float = 1.0, whole: bool = False) -> Rang
 def draw_settings(
     strategy: str, benchmark: str, *, number: int, trial: int, ranges: str = "released"
 ) -> dict[str, Scalar]:
-    """Draw one setting of DomainBed's sweep, as a variant of a job has it; ``ranges`` is a key of `RANGES`.
+    """Draw one setting of DomainBed's sweep, in the form of a job's variant; ``ranges`` is a key of `RANGES`.
 
-    ``number`` is that of the setting within the trial (``hparams_seed``), from 1: setting 0 has the defaults. ``trial``
-    is the ``trial_seed``, from 0. A strategy whose ranges are not known draws what all do.
+    ``number`` is the setting's number within the trial (``hparams_seed``), from 1: setting 0 has the defaults.
+    ``trial`` is the ``trial_seed``, from 0. A strategy without known ranges draws from the common ranges only.
     """
     assert number >= 1, "setting 0 has the defaults and draws nothing"
     space = {**common_ranges(benchmark), **ranges_of(strategy, ranges=ranges)}

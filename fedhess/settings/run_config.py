@@ -39,7 +39,7 @@ MAX_PIXELS = 50_000_000  # of an image; a small file may claim to be larger
 
 
 def _setting(default: Any, group: str, text: str, **limits: Any) -> Any:
-    """Declare a setting that is an option too: its default, its group of ``--help``, what it is."""
+    """Declare a setting that is also an option: its default, its group of ``--help`` and its description."""
     return Field(default, description=text, json_schema_extra={"group": group}, **limits)
 
 
@@ -258,7 +258,7 @@ class RunConfig(BaseModel):
     @field_validator("average_args")
     @classmethod
     def _complete_average(cls, given: dict[str, Scalar], info: ValidationInfo) -> dict[str, Scalar]:
-        if "average" not in info.data:  # which is refused itself
+        if "average" not in info.data:  # an invalid average has an error of its own
             return given
         return average_args(info.data["average"], given, benchmark=info.data.get("domains", ""))
 
@@ -298,14 +298,14 @@ class RunConfig(BaseModel):
         return self.partition_settings.source_clients(len(self.sources))
 
     def describe_clients(self) -> str:
-        """Describe in a few words who the source clients are; nothing for one a domain of which all take part."""
+        """Describe in a few words who the source clients are; nothing if each domain has one and all take part."""
         drawn = f"{self.clients_per_round} of {self.source_clients} clients drawn a round"
         sampled = 0 < self.clients_per_round < self.source_clients
         return ", ".join(filter(None, [self.partition_settings.describe(), drawn if sampled else ""]))
 
     @property
     def splits_targets(self) -> bool:
-        """Whether a target is split too: its accuracy is then read on most of it, the rest serves the oracle."""
+        """Whether targets are split too: accuracy is then measured on the larger part; the rest serves the oracle."""
         return self.split != "sources"
 
     @property
@@ -321,13 +321,13 @@ class RunConfig(BaseModel):
 
     @property
     def average_words(self) -> str:
-        """Words on the average over rounds that is reported; nothing where there is none."""
+        """Description of the reported average over rounds; empty if there is none."""
         args = ", ".join(f"{key}={value}" for key, value in self.average_args.items())
         return "" if self.average == "none" else f", average over rounds {self.average} ({args})"
 
     @property
     def robust_words(self) -> str:
-        """Words on means that are not the plain one; nothing where both are."""
+        """Description of means other than the plain one; empty if both are plain."""
         means = {"reference": self.reference_mean, "update": self.update_mean}
         words = "".join(f", {what} mean {kind}" for what, kind in means.items() if kind != "mean")
         counted = {"trimmed", "krum", "multikrum"} & set(means.values())
@@ -335,9 +335,9 @@ class RunConfig(BaseModel):
 
     @property
     def bound_to_rounds(self) -> list[str]:
-        """Names of the settings by which the total of rounds decides what an early round does.
+        """Names of the settings that make an early round depend on the total number of rounds.
 
-        A finished run that has one cannot train further: with more rounds from the start it would be another run.
+        A finished run with such a setting cannot train further: more rounds from the start would be another run.
         """
         named = [name for name in ("lr_schedule", "server_lr_schedule") if getattr(self, name) != "constant"]
         named += ["average_args"] if self.average_args.get("start", 0) else []
@@ -357,7 +357,7 @@ class RunConfig(BaseModel):
 
     @property
     def device_here(self) -> str:
-        """The device that this process uses; ``cuda`` may be that of workers elsewhere, which resolve it again."""
+        """The device that this process uses; ``cuda`` may mean workers on other machines, which resolve it again."""
         import torch
 
         from fedhess.base.environment import resolve_device
@@ -383,7 +383,7 @@ class RunConfig(BaseModel):
 
     @classmethod
     def given_in(cls, run_config: Mapping[str, Scalar]) -> dict[str, object]:
-        """Read what :meth:`to_run_config` wrote, by our names; an empty text gives none, others' keys are left out.
+        """Read what :meth:`to_run_config` wrote, by field name; empty texts and unknown keys are left out.
 
         Lists and dictionaries are JSON, or as on the command line: ``"a,b"`` and ``"key=value,..."``.
         """

@@ -18,7 +18,7 @@ AVERAGES: Mapping[str, Mapping[str, int | float]] = {
 }
 # SWAD's released settings: 1.2 in place of 1.3 times the loss on VLCS.
 _OF_BENCHMARK = {("swad", "VLCS"): {"tolerance_ratio": 0.2}}
-# Ranges, both ends included but for those in _OPEN.
+# Ranges with both ends included, except those in _OPEN.
 _RANGES = {"start": (0, 1), "tolerance_ratio": (0, math.inf), "decay": (0, 1)}
 _OPEN = ("decay", "tolerance_ratio")  # at the upper end
 
@@ -27,11 +27,11 @@ _OPEN = ("decay", "tolerance_ratio")  # at the upper end
 class LearningRate:
     """A learning rate by round: computed from the round alone, so the same wherever it is computed.
 
-    In the W rounds of a warm-up it is t / (W + 1) of ``base`` in round t (Goyal et al., arXiv 1706.02677, section 2.2).
-    After them ``constant`` is all of it; ``step`` too, and a tenth after ``drop_after`` of all R rounds; ``cosine`` is
-    (1 + cos(pi (t - W - 1) / (R - W))) / 2 of it (Loshchilov and Hutter, "SGDR", ICLR 2017, eq. 5, without restarts):
-    all of it at first, and it would be 0 in the round after the last. These are torch's ``LinearLR``, ``MultiStepLR``
-    and ``CosineAnnealingLR`` with a round for an epoch; the local steps of a round share its rate.
+    In round t of a warm-up of W rounds it is ``base`` times t / (W + 1) (Goyal et al., arXiv 1706.02677, section 2.2).
+    After the warm-up, ``constant`` is ``base``. ``step`` is ``base``, and a tenth of it after ``drop_after`` of all R
+    rounds. ``cosine`` is ``base`` times (1 + cos(pi (t - W - 1) / (R - W))) / 2 (Loshchilov and Hutter, "SGDR", ICLR
+    2017, eq. 5, without restarts): ``base`` at first, and 0 in the round after the last. These are torch's
+    ``LinearLR``, ``MultiStepLR`` and ``CosineAnnealingLR`` with rounds as epochs; a round's local steps share its rate.
 
     >>> rate = LearningRate(1.0, "cosine", rounds=5, warmup=1)
     >>> [round(rate.at(t), 3) for t in range(1, 6)]
@@ -56,7 +56,7 @@ class LearningRate:
 
     @property
     def words(self) -> str:
-        """How it changes, in words that follow its value; nothing where it does not."""
+        """Description of how it changes, to follow its value; empty if it does not change."""
         words = [f"warm-up of {self.warmup} rounds"] if self.warmup else []
         if self.schedule == "step":
             words.append(f"a tenth after {100 * self.drop_after:g} % of the rounds")
@@ -66,9 +66,9 @@ class LearningRate:
 
 
 def current_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings that an earlier version recorded in terms of this one.
+    """Convert settings that an earlier version recorded to those of this version.
 
-    Before there were schedules, ``lr_drop_after`` alone made a step, and 0 none.
+    Before ``lr_schedule`` existed, ``lr_drop_after`` alone made a step schedule, and 0 a constant one.
     """
     settings = dict(given)
     if "lr_drop_after" in settings and "lr_schedule" not in settings:

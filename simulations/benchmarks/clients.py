@@ -1,9 +1,9 @@
-"""Many clients: memory that does not grow with them, and time in proportion to them.
+"""Many clients: memory must not grow with their number, and time must be in proportion to it.
 
-Memory: one round of HGP (two exchanges, training, evaluation before and after) on a ResNet-18 without pretrained
-weights and 3,000 small images, shared among 10 clients or 1,000; each in a process of its own, by its peak. Time: the
-second round of a small network, with the same number of images a client. A process keeps the forward passes that
-answered the exchanges for the step as far as they fit, so 100 clients are the measure of 1,000.
+Memory: the peak of one round of HGP (two exchanges, training, evaluation before and after) on a ResNet-18 without
+pretrained weights and 3,000 small images, shared among 10 clients or 1,000, each in a process of its own. Time: the
+second round of a small network, with the same number of images a client (twice as many for 10 clients). A process keeps
+the forward passes of the exchanges for the step as far as they fit, so 1,000 clients are compared with 100.
 """
 
 import json
@@ -31,7 +31,7 @@ FEW, MANY = 10, 1000
 COUNTS = (10, 100, 1000)
 SHAPE = (3, 32, 32)
 BAR = 1.3  # of memory and of time
-IMAGES = {"resnet18": 1000, "mlp": 0}  # of a source domain; 0: two for each client of the run
+IMAGES = {"resnet18": 1000, "mlp": 0}  # of a source domain; 0: two for each client of the run, at least 40
 ROUNDS = {"resnet18": 1, "mlp": 2}
 
 
@@ -49,7 +49,7 @@ def open_crowd(opening: Opening) -> Benchmark:
 
 
 def clients_rows(*, repeats: int) -> list[Row]:
-    """Measure both: memory once, since a round of 1,000 ResNets takes minutes, times at most three times."""
+    """Measure memory once, since a round of 1,000 ResNets takes minutes, and time at most three times."""
     few, many = (_measure("resnet18", clients)["peak_megabytes"] for clients in (FEW, MANY))
     what = f"peak memory of a round of HGP with {MANY:,} clients of ResNet-18, beside {FEW} (MB)"
     rows = [row(what, many, few, at_most=BAR)]

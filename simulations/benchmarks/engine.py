@@ -1,6 +1,6 @@
-"""The in-process engine: seconds a round with four clients, two exchanges, training and evaluation, tiny compute.
+"""Time rounds of the in-process engine: four clients, two exchanges, training and evaluation, tiny compute.
 
-HGP runs on a model whose forward pass touches almost nothing but whose weights all travel: what remains is the cost of
+HGP runs on a model whose forward pass costs almost nothing but whose weights are all sent. What remains is the cost of
 the federation itself. The 45 MB model has the tensors of a ResNet-18.
 """
 
@@ -17,7 +17,7 @@ from fedhess.settings.run_config import RunConfig
 from fedhess.simulations.benchmarks.measuring import DOMAINS, Row, random_benchmark, row, run_federation
 
 WIDTH = 8
-# Sizes of the tensors that travel. ResNet-18: 11.2 million weights, the largest tensor 9.4 MB.
+# Sizes of the tensors that are sent. ResNet-18: 11.2 million weights, the largest tensor 9.4 MB.
 SIZES = {
     "ballast-1MB": (65_536,) * 4,
     "ballast-45MB": (9_408,) + (36_864,) * 4 + (147_456,) * 4 + (589_824,) * 4 + (2_359_296,) * 3 + (1_179_648,),
@@ -39,7 +39,7 @@ class Ballast(nn.Module):
 
 
 def create_ballast(name: str, *, input_shape: tuple[int, ...], outputs: int, pretrained: bool) -> HeadedModel:
-    """Build a head behind tensors that only travel; ``name`` is a key of `SIZES`."""
+    """Build a head behind tensors that are only sent; ``name`` is a key of `SIZES`."""
     del input_shape, pretrained
     return HeadedModel(Ballast(SIZES[name]), nn.Linear(WIDTH, outputs))
 
@@ -58,7 +58,7 @@ def open_tiny(opening: Opening) -> Benchmark:
 
 
 def engine_rows(*, repeats: int) -> list[Row]:
-    """Measure an evaluated round at both sizes; three times ``repeats`` rounds are behind each median."""
+    """Measure an evaluated round at both sizes; each median is of three times ``repeats`` rounds, at least 15."""
     BENCHMARKS["Tiny"] = f"{__name__}:open_tiny"
     MODELS.update(dict.fromkeys(SIZES, f"{__name__}:create_ballast"))
     rows = []

@@ -1,8 +1,8 @@
-"""What clients must reach on a GPU: ``python -m fedhess.simulations.timing --only gpu``, on one CUDA device.
+"""Measure what clients must reach on a GPU: ``python -m fedhess.simulations.timing --only gpu``, on one CUDA device.
 
 The images are those of :mod:`fedhess.simulations.benchmarks.images`: IconPACS as 227-pixel JPEG files in PACS's layout,
-so that the cache of decoded images, the augmentation and the transfers are the real ones; the networks have random
-weights. The same measurements run on a CPU at a :data:`SMALL` size, where only that they run means anything.
+so the cache of decoded images, the augmentation and the transfers are the real ones. The networks have random weights.
+The same measurements run on a CPU at size :data:`SMALL`; this shows only that they run, and the figures mean nothing.
 """
 
 import os
@@ -38,7 +38,7 @@ from fedhess.simulations.benchmarks.images import SOURCES, image_settings, write
 from fedhess.simulations.benchmarks.measuring import Row, in_turn, row, run_federation, seconds_of
 
 PASSES_SHARE, ROUND_RATIO, BYTES_RATIO = 0.85, 1.05, 1.01
-# Of how far five rounds move the model: in float64 rounding is far below it, in float32 TF32 would be above it.
+# Bars relative to how far five rounds move the model: float64 rounding is far below, TF32 in float32 would be above.
 CPU_DIFFERENCE = {"float64": 1e-8, "float32": 1e-2}
 CLIENTS, COMPARED_ROUNDS = 4, 5
 MEMORY_POLL_SECONDS = 0.05
@@ -46,14 +46,14 @@ MEMORY_POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured; ``rounds`` are those of a block, after one that is left out."""
+    """How much is measured; a block has ``rounds`` rounds, after one that is left out."""
 
     models: tuple[str, ...] = ("resnet18", "resnet50")
     batch_size: int = 32
     local_steps: int = 20
     rounds: int = 3
     compiled: bool = True
-    every: int = 1  # image of the data
+    every: int = 1  # one image of so many is used
 
 
 FULL = Size()
@@ -61,7 +61,7 @@ SMALL = Size(("resnet18",), batch_size=2, local_steps=2, rounds=1, compiled=Fals
 
 
 def gpu_rows(*, repeats: int) -> Iterator[Row]:
-    """Measure everything at full size, blocks at most three times; what is missing is named before that."""
+    """Measure everything at full size, blocks at most three times; missing requirements are named first."""
     if not torch.cuda.is_available():
         raise UsageError("--only gpu: torch sees no CUDA device; choose others")
     require_ray("--only gpu", instead="choose others")
@@ -70,7 +70,7 @@ def gpu_rows(*, repeats: int) -> Iterator[Row]:
 
 
 def measure(size: Size, *, device: str, repeats: int) -> Iterator[Row]:
-    """Measure everything on a device, a row after the other."""
+    """Measure everything on a device, and yield row by row."""
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, FEDHESS_CACHE=f"{folder}/cache"):
         root = Path(folder) / "PACS"
         write_tree(root, every=size.every)
@@ -89,7 +89,7 @@ def measure(size: Size, *, device: str, repeats: int) -> Iterator[Row]:
 
 
 def throughput_rows(settings: Callable[..., RunConfig], model: str, *, repeats: int, compiled: bool) -> list[Row]:
-    """Compare images a second of rounds with those of passes alone, and of passes in other forms with the plain one."""
+    """Compare images a second of rounds with passes alone, and of passes in other forms with plain passes."""
     rows = []
     for precision in ("float32", "bf16"):
         config = settings(model, precision=precision)
@@ -216,7 +216,7 @@ def sharing_rows(settings: Callable[..., RunConfig], model: str) -> list[Row]:
 
 @contextmanager
 def device_memory() -> Iterator[list[int]]:
-    """Collect, as time goes by, the bytes of the CUDA device in use by any process, less those in use before."""
+    """Sample the bytes of the CUDA device in use by any process, less those in use before."""
     if not torch.cuda.is_available():
         yield [0]
         return
@@ -237,13 +237,13 @@ def device_memory() -> Iterator[list[int]]:
 
 
 def weights_rows(settings: Callable[..., RunConfig], model: str) -> list[Row]:
-    """Compare the way that some rounds of HGP go with that on the CPU, and the weights of two deterministic runs."""
+    """Compare some rounds of HGP with the same on the CPU, and the weights of two deterministic runs."""
     args = default_strategy_args("hgp", model=model, benchmark="PACS")
     one = {"strategy": "hgp", "strategy_args": args, "rounds": COMPARED_ROUNDS, "local_steps": 1}
     what = f"{_named(settings(model))}, HGP, {COMPARED_ROUNDS} rounds of one step"
     rows = []
     for dtype, bar in CPU_DIFFERENCE.items():
-        config = settings(model, **one, dtype=dtype, augment="none")  # whose resampling is float32 in any case
+        config = settings(model, **one, dtype=dtype, augment="none")  # its resampling is always float32
         start = {name: value.detach() for name, value in build_model(config).cpu().state_dict().items()}
         here, there = (final_weights(config.model_copy(update={"device": each})) for each in (config.device, "cpu"))
         apart = difference(start, here, there)
@@ -267,7 +267,7 @@ def final_weights(config: RunConfig) -> dict[str, Tensor]:
 
 
 def difference(start: dict[str, Tensor], ours: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Return how far two models are apart, relative to how far the second is from where both began."""
+    """Return the distance between two models, relative to that of the second from their common start."""
     names = [name for name, value in start.items() if value.is_floating_point()]
     apart, moved = (
         torch.stack([(one[name].double() - two[name].double()).norm() for name in names]).norm()

@@ -1,6 +1,6 @@
 """Time the closed forms of the head against double backward and against a plain ERM step.
 
-What is timed is what the clients of a round and the averaging between them do with the head: features in, updated head
+The timed work is that of a round's clients, and of the averaging between them, on the head: features in, updated head
 and gradients of features, weight and bias out. Batches, weights and dtype (float32) are the same on both sides.
 """
 
@@ -52,7 +52,7 @@ class Federation:
             yield functional.cross_entropy(functional.linear(features, *self.parameters), labels)
 
     def step(self, objectives: Iterable[Tensor]) -> None:
-        """Differentiate each domain's objective, hand its feature gradient on, and step on the head."""
+        """Differentiate each domain's objective by head and features, and step on the head."""
         for objective, (features, _) in zip(objectives, self.batches, strict=True):
             objective.backward()  # type: ignore[no-untyped-call]
             features.grad = None  # the featurizer's backward would consume it
@@ -123,7 +123,7 @@ def _milliseconds(
 
 
 def _closed_form_step(federation: Federation) -> None:
-    """Both exchanges and the step as the clients of this package make them: a client keeps its batch in a round."""
+    """Do both exchanges and the step as this package's clients do: a client keeps its batch in a round."""
     batches = federation.head_batches()
     with torch.no_grad():
         gradient = torch.stack([head_gradient(batch) for batch in batches]).mean(0)
@@ -138,10 +138,10 @@ def _closed_form_step(federation: Federation) -> None:
 
 
 def _double_backward_step(federation: Federation, *, keep_graphs: bool = False) -> None:
-    """The same by double backward.
+    """Do the same by double backward.
 
-    With ``keep_graphs`` one forward and one gradient a domain serve both exchanges and the step; else each exchange is
-    answered from features, labels and head alone.
+    With ``keep_graphs`` one forward pass and one gradient per domain serve both exchanges and the step. Otherwise each
+    exchange is answered from features, labels and head alone.
     """
     parameters = federation.parameters
 

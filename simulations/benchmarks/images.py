@@ -1,7 +1,7 @@
-"""The image pipeline: against the usual DataLoader of PIL images, and beside a ResNet-18 that it feeds.
+"""Time the image pipeline: against the usual DataLoader of PIL images, and in the rounds of a ResNet-18.
 
 The images are IconPACS's, enlarged to the 227 pixels of PACS and saved as JPEG in PACS's own layout, so that real files
-go through the real loader. What is timed is what a client does: read from the file of decoded images, augment, scale.
+go through the real loader. The timed work is that of a client: read from the file of decoded images, augment, scale.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ def image_rows(*, repeats: int) -> list[Row]:
 
 
 def write_tree(root: Path, *, every: int = 1) -> None:
-    """Write IconPACS, or one image of EVERY, as JPEG files of 227 px in ROOT/DOMAIN/CLASS/: 1,680 of all."""
+    """Write IconPACS, or one image of EVERY, as JPEG files of 227 px in ROOT/DOMAIN/CLASS/: 1,680 in full."""
     icons = open_benchmark("IconPACS")
     for domain in icons.domains:
         data = icons.load(domain)
@@ -61,7 +61,7 @@ def write_tree(root: Path, *, every: int = 1) -> None:
 
 
 def pipeline_rows(root: Path, *, repeats: int) -> list[Row]:
-    """Measure images a second of reading and augmenting, ours and the usual, in turn; and of decoding once."""
+    """Measure images a second of reading and augmenting, ours and the usual in turn, and of decoding once."""
     config = image_settings(root, rounds=1)
     keep_freed_memory()  # as the in-process engine does
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def pipeline_rows(root: Path, *, repeats: int) -> list[Row]:
 
 
 def _usual_loader(folder: Path) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Make what most training scripts have: DomainBed's transform of PIL images in worker processes."""
+    """Make the loader of most training scripts: DomainBed's transform of PIL images in worker processes."""
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(224, scale=(0.7, 1.0)),
@@ -114,7 +114,7 @@ def _usual_loader(folder: Path) -> DataLoader[tuple[Tensor, Tensor]]:
 
 
 def image_settings(root: Path, **given: Any) -> RunConfig:
-    """Return the settings of a run of ERM on the tree: a ResNet without the pretrained weights, a download."""
+    """Return the settings of a run of ERM on the tree: a ResNet without pretrained weights, which are a download."""
     return RunConfig.checked(
         {
             "domains": "PACS",

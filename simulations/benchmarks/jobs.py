@@ -1,4 +1,4 @@
-"""Whole jobs by the real commands, each in a process of its own: the main job, and previous references."""
+"""Time whole jobs by the real commands, each in its own process: main job, parallel runs, previous references."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def _cold_job_seconds(folder: Path, strategy: str) -> float:
 def parallel_rows(*, repeats: int) -> list[Row]:
     """Measure the main job of two strategies in turn, and side by side on two workers; all weights must be the same.
 
-    The cache holds the data's features. Each is run once, whatever ``repeats``: 24 runs are some repetitions of one.
+    The cache holds the data's features. Each form is run once, whatever ``repeats``: its 24 runs repeat one another.
     """
     del repeats
     given = ("--domains", "IconPACS", "--strategy", "erm,hgp", "--trials", TRIALS, "--threads", 1)
@@ -102,8 +102,9 @@ def _weights(job: Path) -> dict[str, str]:
 def probe_accuracy(target: str, *, seed: int, settings: dict[str, Any]) -> float:
     """Fit a linear probe on the frozen features of the sources and return its accuracy on the target, in [0, 1].
 
-    Multinomial logistic regression to convergence (L-BFGS) on the training examples that the clients have, with the
-    usual penalty ||W||^2 / 2 beside the summed loss (C = 1), on the features as the adapter's layer norm gives them.
+    The probe is multinomial logistic regression, fitted to convergence (L-BFGS) on the clients' training examples. The
+    usual penalty ||W||^2 / 2 is added to the summed loss (C = 1). Its inputs are the features after the adapter's layer
+    norm.
     """
     benchmark = open_benchmark("IconPACS")
     sources = tuple(domain for domain in benchmark.domains if domain != target)
@@ -116,7 +117,7 @@ def probe_accuracy(target: str, *, seed: int, settings: dict[str, Any]) -> float
 
 
 def fit_probe(embeddings: Tensor, labels: Tensor, *, classes: int) -> HeadedModel:
-    """Fit a linear layer to embeddings (N, D) in float64 and labels (N,), as `probe_accuracy` says."""
+    """Fit a linear layer to embeddings (N, D) in float64 and labels (N,), as `probe_accuracy` describes."""
     width = embeddings.shape[1]
     probe = HeadedModel(nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, classes)).double()
     features, head = probe.features(embeddings), probe.head
@@ -137,9 +138,9 @@ def fit_probe(embeddings: Tensor, labels: Tensor, *, classes: int) -> HeadedMode
 def references_rows(*, repeats: int) -> list[Row]:
     """Compare ``references="previous"`` with the exact form: seconds a round deployed, and accuracy on IconPACS.
 
-    A deployment is a SuperLink and four SuperNodes on this machine, where an exchange costs the start of a process and
-    Flower's polling, some seconds, whatever the link; it takes minutes, so the pair is run at most twice. Accuracy is
-    that of the main job, in process: every target, three trials.
+    A deployment is a SuperLink and four SuperNodes on this machine. An exchange costs the start of a process and
+    Flower's polling, some seconds, whatever the link. A deployment takes minutes, so the pair is run at most twice.
+    Accuracy is that of the main job, in process: every target, three trials.
     """
     forms = ("current", "previous")
     with tempfile.TemporaryDirectory() as folder:

@@ -42,10 +42,10 @@ def row(
     at_least: float | None = None,
     count: int | None = None,
 ) -> Row:
-    """Make a row of the table: our figure, what it is compared with, and a bar of their ratio (ours / other).
+    """Make a row of the table: our figure, what it is compared with, and a bar for their ratio (default: ours / other).
 
-    Without ``other`` the bar is of our figure itself; without a bar the row is for information. Our figure is the
-    median of ``count`` measurements, if of any.
+    Without a ratio the bar applies to our figure itself; without a bar the row is for information. If ``count`` is
+    given, our figure is the median of so many measurements.
     """
     if other is not None and ratio is None:
         ratio = ours / other
@@ -93,10 +93,10 @@ def run_job(out: Path, *arguments: object, environment: Mapping[str, str] | None
 
 @dataclass
 class Rounds:
-    """What the rounds of a federation took."""
+    """Time and bytes of the rounds of a federation."""
 
     seconds: list[float] = field(default_factory=list)  # of each round's exchanges, training and averaging
-    marks: list[float] = field(default_factory=list)  # when each evaluation had ended, that before training included
+    marks: list[float] = field(default_factory=list)  # when each evaluation ended, including the one before training
     bytes: int = 0  # up and down
 
     def add_evaluation(self, server_round: int, rows: list[EvaluationRow]) -> None:
@@ -106,7 +106,7 @@ class Rounds:
         self.bytes += sum(row["bytes_up"] + row["bytes_down"] for row in rows)
 
     def evaluated_seconds(self, *, warm_up: int) -> list[float]:
-        """Return the seconds from one evaluation to the next, without the first rounds."""
+        """Return the seconds from one evaluation to the next, without the first ``warm_up``."""
         return [after - before for before, after in pairwise(self.marks[warm_up:])]
 
 
@@ -126,7 +126,7 @@ def run_federation(
     app: ClientApp = client_app,
     engine: Engine = IN_PROCESS,
 ) -> Rounds:
-    """Run a federation and time its rounds; ``prepare`` is called with the server, which is here, before it runs."""
+    """Run a federation and time its rounds; ``prepare`` is called with this process's server before it runs."""
     rounds = Rounds()
     server_app = ServerApp()
 
@@ -152,7 +152,7 @@ def run_federation(
 def random_benchmark(
     name: str, draw: Callable[[int, torch.Generator], Tensor], *, images: int, input_shape: tuple[int, ...], **more: Any
 ) -> Benchmark:
-    """Make a benchmark of three sources of so many drawn inputs, and a target of 32, in four classes."""
+    """Make a benchmark of four classes: three sources of ``images`` drawn inputs each, and a target of 32."""
 
     def load(domain: str) -> TensorDomain:
         generator = torch.Generator().manual_seed(DOMAINS.index(domain))

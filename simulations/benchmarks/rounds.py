@@ -1,8 +1,8 @@
-"""A round of each head strategy beside a round of ERM: seconds, bytes, and what measuring the distances costs.
+"""Compare a round of each head strategy with a round of ERM: seconds, bytes, and the cost of measuring the distances.
 
-Rounds of one local step, the case in which exchanges weigh most: the statistics, the references and the step share one
-forward pass, and the model is sent once. ColoredMNIST with ``mlp`` is what the public scripts train (every example in
-each step); ``resnet18`` at 96 pixels stands for fine-tuning, with random weights, since only its size matters here.
+Rounds have one local step, the case in which exchanges weigh most: the statistics, the references and the step share
+one forward pass, and the model is sent once. ColoredMNIST with ``mlp`` is what the public scripts train (every example
+in each step); ``resnet18`` at 96 pixels stands for fine-tuning, with random weights, since only its size matters here.
 """
 
 import statistics
@@ -25,7 +25,7 @@ from fedhess.settings.run_config import RunConfig
 from fedhess.simulations.benchmarks.measuring import Rounds, Row, in_turn, row, run_federation
 
 HEAD_STRATEGIES = ("hgp", "hutchinson", "irm", "vrex", "fishr", "fediir", "server_alignment")
-WARM_UP, ROUNDS = 2, 8  # rounds of each block, and those of them that are left out
+WARM_UP, ROUNDS = 2, 8  # rounds of each block that are left out, and all of them
 BYTES_RATIO, DISTANCES_RATIO = 1.05, 1.05
 
 
@@ -50,7 +50,7 @@ CASES = (
 def round_rows(*, repeats: int) -> list[Row]:
     """Compare rounds on both federations, in at most five blocks of each strategy."""
     for case in CASES:
-        open_benchmark(case.domains)  # data that is not there is named before anything runs
+        open_benchmark(case.domains)  # missing data is named before anything runs
     rows: list[Row] = []
     for case in CASES:
         blocks = in_turn({name: partial(run_block, case, name) for name in ("erm", *HEAD_STRATEGIES)}, min(repeats, 5))
@@ -61,7 +61,7 @@ def round_rows(*, repeats: int) -> list[Row]:
 
 
 def run_block(case: Case, strategy: str, *, evaluate_every: int = ROUNDS, distances: bool = True) -> Rounds:
-    """Run some rounds of one strategy in process; without the distances, single zeros stand for them."""
+    """Run some rounds of one strategy in process; without ``distances``, a column of zeros replaces them."""
     args = default_strategy_args(strategy, model=case.model, benchmark=case.domains)
     config = RunConfig.checked(
         default_settings(case.model, benchmark=case.domains)
@@ -120,7 +120,7 @@ def _distances_row(case: Case, *, repeats: int) -> Row:
 
 
 def _paired_row(what: str, ours: Sequence[float], other: Sequence[float], *, at_most: float) -> Row:
-    """Compare medians of seconds by the median of the ratios of each pair."""
+    """Compare medians of seconds by the median ratio of the pairs."""
     ratio = statistics.median(one / another for one, another in zip(ours, other, strict=True))
     own, others = 1000 * statistics.median(ours), 1000 * statistics.median(other)
     return row(what, own, others, ratio=ratio, at_most=at_most, count=len(ours))

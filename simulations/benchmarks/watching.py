@@ -32,7 +32,7 @@ class Held(NamedTuple):
 
 @dataclass
 class Watched:
-    """What was seen of a command."""
+    """What was observed of a command."""
 
     programs: dict[int, str] = field(default_factory=dict)  # the name of each process's program, by process id
     # By round from 1: what each process held at most, by process id
@@ -47,7 +47,7 @@ class Watched:
         return found
 
     def series(self) -> dict[str, list[float]]:
-        """Return by round: seconds, how many processes there were, and what each program's lasting ones held."""
+        """Return by round: seconds, number of processes, and what each program's lasting processes held."""
         rounds = sorted(self.seconds)
         named = {"a round (s)": [self.seconds[number] for number in rounds]}
         named["processes"] = [float(len(self.held[number])) for number in rounds]
@@ -65,13 +65,13 @@ class Watched:
             with suppress(psutil.Error):  # it has just ended
                 now, most = Held(process.memory_info().rss / 1e6, process.num_fds()), own.get(process.pid, Held())
                 own[process.pid] = Held(max(now.megabytes, most.megabytes), max(now.files, most.files))
-                if words := process.cmdline():  # none once it is ending
+                if words := process.cmdline():  # empty once it is ending
                     self.programs[process.pid] = _program(words)
                 self.programs.setdefault(process.pid, "")
 
 
 def watch(command: Sequence[str], *, rounds: Path, environment: Mapping[str, str] | None = None) -> Watched:
-    """Run a command to its end and watch it, and everything that it starts.
+    """Run a command to its end, and watch it and everything that it starts.
 
     Raises:
         FederationError: The command failed, or wrote no round.
@@ -111,7 +111,7 @@ def _program(words: Sequence[str]) -> str:
 
 
 def _seconds(rounds: Path) -> dict[int, float]:
-    """Read the wall time of each recorded round but the evaluation before the first."""
+    """Read the wall time of each recorded round, except the evaluation before the first."""
     if not rounds.exists():
         return {}
     whole = rounds.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()

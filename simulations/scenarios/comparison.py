@@ -20,7 +20,7 @@ from fedhess.settings.partition import PartitionSettings
 from fedhess.simulations.scenarios.outputs import describe_revision
 from fedhess.simulations.scenarios.records import Cell, Line, Record, Row, environments_of, lines_of
 
-BEYOND = ("strategy_args", "variants", "selection")  # keys of a line's settings that are none of the run's
+BEYOND = ("strategy_args", "variants", "selection")  # keys of a line's settings that are not settings of the run
 Judge = Callable[[str, Mapping[str, Cell]], str]
 
 
@@ -31,12 +31,12 @@ class Comparison:
     name: str  # of the scenario's module and files
     title: str
     published: Mapping[str, Table]  # by the benchmark's title
-    scripts: Mapping[str, Table] = field(default_factory=dict)  # what authors' code gave here; nobody published it
+    scripts: Mapping[str, Table] = field(default_factory=dict)  # what the authors' code gave when run here; unpublished
     labels: Mapping[str, str] = field(default_factory=dict)  # of columns, where they differ from the domain's
-    average: bool = True  # whether the mean over the targets says something
+    average: bool = True  # whether the mean over the targets is meaningful
     balance: bool = False  # whether the classes of every client are listed
-    judge: Judge | None = None  # tells of a strategy's means over all examples whether they reach a bar
-    variety: str = ""  # arguments of the command that tell this way to run the scenario from the usual one
+    judge: Judge | None = None  # tells whether a strategy's means over all examples reach a bar
+    variety: str = ""  # arguments of the command that select this variant of the scenario
     notes: tuple[str, ...] = ()
 
     @property
@@ -49,14 +49,14 @@ class Comparison:
         return self.labels.get(column, column)
 
     def columns(self, lines: list[Line]) -> list[str]:
-        """List the columns of a table; the average comes last, and after it only what looks at the target."""
+        """List the columns of a table; the average comes last, then only the oracle, which looks at the target."""
         found = dict.fromkeys(column for line in lines for column in line.cells)
         last = [*(["average"] if self.average else []), ORACLE]
         return [column for column in found if column not in ("average", ORACLE)] + [c for c in last if c in found]
 
 
 def render(comparison: Comparison, record: Record) -> str:
-    """Render the results as Markdown: a table for each benchmark and number of examples, then the sources."""
+    """Render the results as Markdown: a table with notes for each benchmark, number of examples and partition."""
     lines = [f"# {comparison.title}", ""]
     if record["quick"]:
         lines += ["QUICK: few examples and rounds, to see that it works. These numbers are no results.", ""]
@@ -80,7 +80,7 @@ def tables(record: Record) -> list[list[Row]]:
 
 
 def heading(rows: Sequence[Row]) -> str:
-    """Name the benchmark of a table's rows, how many examples they are of, and who the clients are."""
+    """Describe a table's rows: their benchmark, number of examples, and partition into clients."""
     per_domain = rows[0]["per_domain"]
     examples = f"the first {per_domain:,} examples of each domain" if per_domain else "all examples"
     return ", ".join(filter(None, [rows[0]["benchmark"], examples, _partition(rows[0])]))
@@ -135,7 +135,7 @@ def _render_table(comparison: Comparison, rows: list[Row], *, quick: bool) -> li
 
 
 def troubles(lines: Sequence[Line]) -> list[str]:
-    """List by strategy and seed what stopped, what the numbers lack, and what cannot be made again."""
+    """List by strategy and seed what stopped, what the numbers lack, and what cannot be reproduced."""
     found = [f"{line.label}, seed {seed}: stopped: {why}" for line in lines for seed, why in line.stopped.items()]
     for line in lines:
         found += [f"{line.label}, seed {row['seed']}: {text}" for row in line.rows for text in row.get("warnings", ())]
@@ -203,7 +203,7 @@ def _overrides(line: Line, usual: Mapping[str, Any]) -> list[str]:
 
 
 def _server(line: Line, head: str) -> list[str]:
-    """Describe what steps in a plain Flower strategy's place of the server, where the table's protocol does not."""
+    """Describe the server step of a plain Flower strategy, if the table's protocol does not."""
     if not _is_plain(line.strategy):
         return []
     server = f"server {describe_server('', {line.strategy: line.settings.get('strategy_args', {})})}"
@@ -230,7 +230,7 @@ def _quoted(value: Published | None) -> str:
 
 
 def _balance(rows: list[Row]) -> list[str]:
-    """List the classes of every client, of the lowest seed."""
+    """List the classes of every client, for the lowest seed."""
     row = min(rows, key=lambda row: int(row["seed"]))
     lines = [f"classes of {domain}: {balance}" for domain, balance in class_balance(row).items()]
     return [*lines, f"class counts are of seed {row['seed']}; noise and shuffle differ by seed"]
@@ -247,7 +247,7 @@ def class_balance(row: Row) -> dict[str, str]:
 
 
 def describe_machine(row: Row) -> str:
-    """Describe where a row was measured: machine, versions, revision; several where its job was continued."""
+    """Describe where a row was measured: machine, versions, revision; several if its job was continued."""
     return "; continued on ".join(
         f"{machine['platform']}, {machine['cpu_count']} cores, {row['device']}, torch {machine['versions']['torch']}, "
         f"flwr {machine['versions']['flwr']}, {describe_revision(machine)}"

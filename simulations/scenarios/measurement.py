@@ -1,4 +1,4 @@
-"""One job of a scenario: what it is, and the job run and summed up as a row of results."""
+"""One job of a scenario: its configuration, and running it to a row of results."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ from fedhess.simulations.scenarios.records import Row
 
 @dataclass(frozen=True)
 class Configuration:
-    """One job of a scenario: one strategy, one seed, every target; settings beside those of the recipes."""
+    """One job of a scenario: one strategy, one seed, every target; settings in addition to the recipes."""
 
     benchmark: str
     strategy: str
@@ -41,7 +41,7 @@ class Configuration:
     variants: Sequence[Mapping[str, Scalar]] = ()
     selection: str = DEFAULT
     oracle: bool = False  # whether the oracle's average stands in a column of its own
-    require_real: bool = False  # whether a stand-in will not do
+    require_real: bool = False  # whether a stand-in for the data is refused
 
 
 def measure(configuration: Configuration, *, folder: Path, device: str = "auto") -> Row:
@@ -82,7 +82,7 @@ def measure(configuration: Configuration, *, folder: Path, device: str = "auto")
 
 
 def warnings_of(summary: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return what a reader of a row must know beside its accuracies, as ``warnings``; empty where there is nothing."""
+    """Return what a reader must know about a row's accuracies, as ``warnings``; empty if there is nothing."""
     (result,) = summary["strategies"].values()
     found = [f"UNFINISHED: {run}: {how}" for run, how in result["unfinished"].items()]
     found += [f"incomplete: {target}: {what}" for target, what in result["incomplete"].items()]
@@ -94,16 +94,16 @@ def warnings_of(summary: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def seconds_of_rounds(job: Job) -> float:
-    """Return what the rounds of a job's runs took, evaluation included, in however many invocations."""
+    """Return the seconds of all rounds of a job's runs, evaluation included, over all invocations."""
     by_round = {(run.directory.path, row["round"]): row["seconds"] for run in job.runs for row in run.directory.rows()}
     return float(sum(by_round.values()))
 
 
 def plan(configuration: Configuration, *, folder: Path, device: str, notify: Notify) -> Job:
-    """Open the data and plan the job, in a directory below ``folder`` whose name tells configurations apart.
+    """Open the data and plan the job, in a directory below ``folder`` whose name identifies the configuration.
 
     Raises:
-        UsageError: Data or settings are not possible.
+        UsageError: Data or settings are invalid.
     """
     benchmark = open_benchmark(
         configuration.benchmark,
@@ -127,7 +127,7 @@ def plan(configuration: Configuration, *, folder: Path, device: str, notify: Not
 
 
 def given(configuration: Configuration) -> dict[str, Any]:
-    """Return what was given for a job and decides its results: what has its default is left out."""
+    """Return the given options of a job that decide its results, without those that have their default."""
     usual = asdict(Configuration("", "", 0))
     chosen = asdict(configuration) | {
         "options": {key: value for key, value in configuration.options.items() if key != "data_dir"}
@@ -143,7 +143,7 @@ def describe(job: Job, configuration: Configuration) -> Row:
     several: dict[str, Any] = {"variants": len(job.variants)} if job.variants else {}  # settings are the first's
     several |= {"selection": job.selection} if job.selection != DEFAULT else {}
     record = json.loads((job.path / "config.json").read_text(encoding="utf-8"))
-    continued = record.get("additions", [])  # in another environment, where runs were left
+    continued = record.get("additions", [])  # in another environment, with runs left to do
     return {
         "benchmark": job.data["title"],
         "strategy": config.strategy,

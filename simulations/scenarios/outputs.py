@@ -1,7 +1,7 @@
-"""The files a measurement ends in, which are read, and known to be writable, before it begins.
+"""The result files of a measurement. They are read, and checked to be writable, before it begins.
 
-Results name the revision that made them. Only a measuring command writes them, and it refuses a tree with uncommitted
-changes, whose results nobody could make again, unless ``--allow-dirty`` is given; tables then say so.
+Results name the revision that made them. Only a measuring command writes them. It refuses a tree with uncommitted
+changes, whose results could not be reproduced, unless ``--allow-dirty`` is given; tables then say so.
 """
 
 import json
@@ -17,7 +17,7 @@ from fedhess.base.errors import UsageError, did_you_mean
 from fedhess.base.files import replace_file, writing
 
 RESULTS = Path(__file__).parents[1] / "results"
-QUICK_RESULTS = Path("runs") / "quick"  # what is measured in a hurry is no result
+QUICK_RESULTS = Path("runs") / "quick"  # quick measurements are no results
 
 AllowDirtyOption = Annotated[
     bool, typer.Option("--allow-dirty", help="Measure with uncommitted changes too; the table says so.")
@@ -39,13 +39,13 @@ def chosen_names(option: str, given: str, known: Collection[str]) -> list[str]:
 
 
 def require_ready(path: Path, *, allow_dirty: bool, render_only: bool, quick: bool = False) -> None:
-    """Check that a measurement may begin: its files can be written, and made again from the revision they name.
+    """Check that a measurement may begin: its files can be written, and reproduced from the revision they name.
 
     Args:
         path: The JSON file; tables and figures go beside it.
         allow_dirty: Whether results may come from a tree with uncommitted changes.
-        render_only: Whether nothing is measured; then the file must be there.
-        quick: Whether what is measured is no result, and may come from any tree.
+        render_only: Whether nothing is measured; then the file must exist.
+        quick: Whether the measurement is quick: it is no result, and may come from any tree.
     """
     _require_writable(path)
     if render_only and not path.exists():
@@ -62,7 +62,7 @@ def require_ready(path: Path, *, allow_dirty: bool, render_only: bool, quick: bo
 
 
 def _require_writable(path: Path) -> None:
-    """Check that a file can be written, in the nearest folder that is there; nothing is left behind."""
+    """Check that a file can be written, in the nearest existing folder; nothing is left behind."""
     if path.suffix in (".md", ".png", ".svg"):
         raise UsageError(f"--out: expected a name in .json, got {path}, which is the name of what goes beside it")
     try:
@@ -76,18 +76,18 @@ def _require_writable(path: Path) -> None:
 
 
 def is_reproducible(environment: Mapping[str, Any]) -> bool:
-    """Return whether an environment names a revision without changes."""
+    """Return whether an environment names a revision without uncommitted changes."""
     return not (environment["git_revision"] or "-dirty").endswith("-dirty")
 
 
 def describe_revision(environment: Mapping[str, Any]) -> str:
-    """Return a table's words for the revision, saying where the results cannot be made again from it."""
+    """Describe the revision for a table, and say if the results cannot be reproduced from it."""
     revision = f"revision {environment['git_revision']}"
     return revision if is_reproducible(environment) else f"{revision} (UNCOMMITTED CHANGES: cannot be made again)"
 
 
 def describe_environment_of(section: Mapping[str, Any]) -> str:
-    """Return a table's words for the machine, versions and revision that a section of results was measured with."""
+    """Describe for a table the machine, versions and revision with which a section of results was measured."""
     machine, versions = section["environment"], section["environment"]["versions"]
     return (
         f"{machine['platform']}, {machine['cpu_count']} cores, torch {versions['torch']}, flwr {versions['flwr']}; "
@@ -96,7 +96,7 @@ def describe_environment_of(section: Mapping[str, Any]) -> str:
 
 
 def read_results(path: Path, render: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
-    """Read results that others are added to; none where there is no file.
+    """Read the results to which others are added; empty if there is no file.
 
     Raises:
         UsageError: The file is damaged, or holds what ``render`` cannot show.

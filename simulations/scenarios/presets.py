@@ -2,8 +2,8 @@
 
     python -m fedhess.simulations.diversity_shift --preset ga --domains PACS
 
-Facts are read in released code (each protocol's ``source``); what it leaves open, or what we cannot do as it does, is
-named in ``differences``, which every table of results repeats. docs/protocols.md has the commands.
+Facts are taken from released code (each protocol's ``source``). What the code leaves open, and what we do differently,
+is named in ``differences``, which every table of results repeats. docs/protocols.md has the commands.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,18 +43,18 @@ class Protocol:
     differences: tuple[str, ...]  # from the publication, one sentence each
     of_benchmark: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings that differ by benchmark
     of_strategy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings that differ by strategy
-    each: tuple[Mapping[str, Any], ...] = ({},)  # settings that everything is run with, one after the other
+    each: tuple[Mapping[str, Any], ...] = ({},)  # settings; every job is run with each of them in turn
     options: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)  # of benchmarks
     seeds: tuple[int, ...] = (0, 1, 2)
-    ours: tuple[str, ...] = ()  # benchmarks that it was not run on as far as we know; they have the settings of PACS
+    ours: tuple[str, ...] = ()  # benchmarks it was not run on, as far as we know; they have the settings of PACS
     strategy_args: Mapping[str, Mapping[str, Mapping[str, Scalar]]] = field(default_factory=dict)  # then by benchmark
-    draws: int = 0  # settings to select among, drawn as DomainBed draws them; 0 for one
-    ranges: str = "released"  # which they are drawn from, a key of ranges.RANGES
+    draws: int = 0  # number of settings to select among, drawn as in DomainBed; 0: a single one
+    ranges: str = "released"  # of the draws, a key of ranges.RANGES
     oracle: bool = False  # whether it reports the oracle too
     benchmarks: tuple[str, ...] = BENCHMARKS  # what it is a preset for
 
     def settings_of(self, benchmark: str, strategy: str = "") -> dict[str, Any]:
-        """Return every setting on a benchmark, for a strategy where those of one differ."""
+        """Return every setting on a benchmark, with those that differ for a strategy."""
         return {**self.settings, **self.of_benchmark.get(benchmark, {}), **self.of_strategy.get(strategy, {})}
 
     def notes(self) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ class Protocol:
         return (f"protocol: {self.title}; {self.source}", *self.differences, *untried)
 
 
-# One step of SGD with learning rate 1 hands the gradient to the server's Adam: the centralised algorithm.
+# One SGD step with learning rate 1 passes the gradient to the server's Adam: this is the centralised algorithm.
 _DOMAINBED = Protocol(
     name="domainbed",
     title="DomainBed (Gulrajani and Lopez-Paz, ICLR 2021)",
@@ -253,7 +253,7 @@ def configurations(
 ) -> list[Configuration]:
     """List a protocol's jobs: every benchmark with every strategy and seed.
 
-    With ``quick``, a small network without pretrained weights, two rounds of small batches, few clients and settings.
+    With ``quick`` they have a small network without pretrained weights, two rounds, and few clients and settings.
     """
     for strategy in (each for each in strategies if protocol.draws and find_method(each).is_flower):
         raise UsageError(

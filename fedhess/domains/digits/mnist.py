@@ -14,7 +14,7 @@ from fedhess.base.files import digest_of
 from fedhess.domains.download import why_no_answer
 from fedhess.domains.opening import DATA_VARIABLE, Opening
 
-ARCHIVE = "train-labels-idx1-ubyte.gz"  # the smallest file; requested to see whether a mirror can be reached
+ARCHIVE = "train-labels-idx1-ubyte.gz"  # a small file; requested to see whether a mirror can be reached
 RAW = Path("MNIST", "raw")
 # Bytes of the unpacked files
 FILES = {
@@ -53,14 +53,14 @@ def find_mnist(opening: Opening) -> Path:
     """Find a folder with MNIST/raw/ and the four files in it, downloading them into the cache if need be.
 
     Args:
-        opening: Its ``data_dir`` is the only place looked at when given; else ``$FEDHESS_DATA``, the cache and the
-            download in turn. A server, which reads no example, gets the folder unseen.
+        opening: If ``data_dir`` is given, only this folder is searched; else ``$FEDHESS_DATA``, the cache and the
+            download in turn. For a server, which reads no example, the folder is returned unchecked.
 
     Returns:
         ROOT such that ROOT/MNIST/raw/ holds the files.
 
     Raises:
-        UsageError: Not there (within seconds when there is no network), or a file of the wrong size.
+        UsageError: MNIST is not there (known within seconds without a network), or a file has the wrong size.
     """
     if opening.held == ():
         return opening.data_dir or Path()
@@ -89,7 +89,7 @@ def locate_mnist(opening: Opening) -> Path | None:
 
 
 def prepare_mnist(opening: Opening) -> str:
-    """Find MNIST or download it, damaged files of the cache anew; return why that failed, or nothing."""
+    """Find or download MNIST, replacing damaged files in the cache; return why that failed, or nothing."""
     try:
         for path in [] if opening.data_dir else _damaged(mnist_places(opening)[-1]):
             opening.notify(f"{path} is damaged and deleted")

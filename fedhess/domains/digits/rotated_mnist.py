@@ -27,8 +27,8 @@ def open_rotated_mnist(opening: Opening) -> Benchmark:
     """Open RotatedMNIST; each angle is left out once.
 
     Args:
-        opening: Options: ``per_domain`` (the first so many examples of each domain, for quick checks; 0 = all: 11,666
-            or 11,667); ``seed`` and ``data_dir``, which overrule the arguments.
+        opening: Options: ``per_domain`` (only the first so many examples of each domain, for quick checks; 0 =
+            all: 11,666 or 11,667); ``seed`` and ``data_dir``, which override the arguments.
 
     Returns:
         The benchmark: (1, 28, 28) uint8, ten classes.

@@ -1,7 +1,7 @@
 """IconPACS: the seven classes of PACS drawn by four icon sets, small enough to ship; see NOTICE beside this file.
 
-It stands in for PACS where PACS cannot be had: the domains carry the same names and are a genuine shift of style, yet
-nothing measured here is evidence about PACS. The images are fixed: they depend on no seed of the run.
+It stands in for PACS where PACS is not available. Its domains have the same names and a genuine shift of style, but
+nothing measured on it is evidence about PACS. The images are fixed: they do not depend on the run's seed.
 """
 
 import sys
@@ -67,7 +67,7 @@ def read_drawings(domain: str) -> dict[str, list[tuple[str, bytes]]]:
 
 
 def drawings_folder() -> Path:
-    """Find the drawings: beside this file, else in the installed package: a Flower app's bundle holds only code."""
+    """Find the drawings beside this file, else in the installed package, as a Flower app's bundle holds only code."""
     places = [Path(__file__).parent, *(Path(entry, *__name__.split(".")) for entry in sys.path)]
     for place in places:
         if (place / "drawings").is_dir():

@@ -16,15 +16,15 @@ EXPECTED = "expected ROOT/DOMAIN/CLASS/image"
 
 
 def open_folder_tree(opening: Opening) -> Benchmark:
-    """Open a folder whose folders are domains, and their folders classes; every domain must have the same classes.
+    """Open a folder of domains, each a folder of classes; every domain must have the same classes.
 
-    Hidden files and folders do not count, nor files that are no images; names may be in any script; domains, classes
+    Hidden files and folders, and files that are not images, are ignored. Names may be in any script. Domains, classes
     and images may be links.
 
     Args:
         opening: ``data_dir`` is the folder. Options: ``side`` (pixels that images are resized to, 224); ``domains`` and
-            ``classes``, names separated by slashes, with which only the domains that are ``held`` are looked for;
-            ``data_dir`` and ``skip_bad_images``, which overrule the arguments.
+            ``classes``, names separated by slashes (with them, only the ``held`` domains are looked for);
+            ``data_dir`` and ``skip_bad_images``, which override the arguments.
     """
     opening, options = settle_tree(opening)
     root, side = opening.data_dir or Path(), int(options["side"])
@@ -58,7 +58,7 @@ def open_folder_tree(opening: Opening) -> Benchmark:
 
 
 def settle_tree(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
-    """Check the options; returns the opening with what they overrule, and a value for each."""
+    """Check the options; see `Opening.settled`."""
     opening, options = opening.settled(skip_bad_images=opening.skip_bad_images, side=SIDE, domains="", classes="")
     side = int(options["side"])
     if not SIDES[0] <= side <= SIDES[1]:
@@ -73,12 +73,12 @@ def settle_tree(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
 
 
 def read_tree(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str] = ()) -> Tree:
-    """Read the folders of a tree and check that it is one.
+    """Read the folders of a tree and check its structure.
 
     Args:
         root: The folder of the domains.
-        domains: Those to read, with ``classes``; by default all that are there, and their classes.
-        classes: What each domain must have, and nothing else.
+        domains: Domains to read, given with ``classes``; by default all domains there, and their classes.
+        classes: The classes that each domain must have, without others.
 
     Returns:
         Domains and classes by name; every domain has the same classes and every class an image.
@@ -118,12 +118,12 @@ def read_tree(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str]
 
 
 def _split_names(text: OptionValue) -> tuple[str, ...]:
-    """Read names separated by slashes, which no folder's name has; in the order that `read_tree` has them."""
+    """Split names at slashes, which no folder's name contains; sorted as in `read_tree`."""
     return tuple(sorted({composed(name) for name in str(text).split("/") if name}))
 
 
 def _require_domains(domains: Mapping[str, Path], root: Path) -> None:
-    """Check for enough domains, and for their names."""
+    """Check that there are enough domains, and check their names."""
     if len(domains) < LEAST["domains"]:
         inner = next(iter(domains.values()), root)
         deeper = len(domains) == 1 and any(map(subfolders, subfolders(inner)))
@@ -135,7 +135,7 @@ def _require_domains(domains: Mapping[str, Path], root: Path) -> None:
 
 
 def require_domain_names(domains: Iterable[str], where: str) -> None:
-    """Check that names of domains are distinct for ``--target`` and as folders."""
+    """Check that names of domains are valid for ``--target`` and distinct as folders."""
     folders: dict[str, str] = {}
     for domain in domains:
         key = re.sub(r"[^\w.]+", "-", domain.lower()).strip("-")

@@ -23,9 +23,9 @@ ROWS = 64  # unpacked at a time
 
 
 def why_unreachable(repository: str, *, kind: str = "dataset") -> str:
-    """Return why a data set (``owner/name``), or a model, cannot be had, or nothing.
+    """Return why a data set (``owner/name``) or a model is not available, or nothing.
 
-    It is known within `download.DECISION_SECONDS`: the hub's own library retries for minutes without a network.
+    It takes at most `download.DECISION_SECONDS`; the hub's own library retries for minutes without a network.
     """
     if variable := is_offline():
         return f"{variable} is set"
@@ -41,17 +41,17 @@ def why_unreachable(repository: str, *, kind: str = "dataset") -> str:
 
 
 def is_offline() -> str:
-    """Return the variable that forbids the hub, or nothing."""
+    """Return the environment variable that forbids access to the hub, or nothing."""
     set_to = {variable: os.environ.get(variable, "").lower() for variable in OFFLINE_VARIABLES}
     return next((variable for variable, value in set_to.items() if value in {"1", "true", "yes", "on"}), "")
 
 
 def fetch(repository: str, destination: Path, *, layout: Layout, notify: Notify) -> str:
-    """Download a data set and write it to ``destination/DOMAIN/CLASS/``, images as they are encoded.
+    """Download a data set and write its images, as encoded, to ``destination/DOMAIN/CLASS/``.
 
     ``destination`` appears complete or not at all. Until then everything is in ``.NAME.partial`` beside it, and an
-    interrupted download continues there with the next file. A file's sha256 is checked, then it is unpacked a few rows
-    at a time and deleted: the disk holds the images and one file, the memory a few images.
+    interrupted download continues there with the next file. After its sha256 is checked, a file is unpacked a few rows
+    at a time and deleted, so that the disk holds the images and one file, and memory holds a few images.
 
     Args:
         repository: ``owner/name`` on the hub: parquet files with the columns image, domain and label.
@@ -70,7 +70,7 @@ def fetch(repository: str, destination: Path, *, layout: Layout, notify: Notify)
 
 
 def _fetch(repository: str, staging: Path, *, layout: Layout, notify: Notify) -> Path:
-    """Download and unpack what is still missing of a data set's present revision; returns the folder of the images."""
+    """Download and unpack the missing files of a data set's current revision; return the folder of the images."""
     api = _api()
     info = api.dataset_info(repository, timeout=REQUEST_SECONDS, files_metadata=True)
     files = [file for file in info.siblings or [] if file.rfilename.endswith(".parquet") and file.lfs is not None]
@@ -104,7 +104,7 @@ def _fetch(repository: str, staging: Path, *, layout: Layout, notify: Notify) ->
 
 
 def fill_once(folder: Path, make: Callable[[Path], Path], notify: Notify) -> None:
-    """Move what ``make`` returns, in a folder beside it, to ``folder``; another process that is at it is waited for."""
+    """Move to ``folder`` what ``make`` returns in a staging folder beside it; wait for another process that does so."""
     staging = folder.with_name(f".{folder.name}.partial")
     staging.mkdir(parents=True, exist_ok=True)
     lock = FileLock(staging / "lock")
@@ -130,7 +130,7 @@ def _api() -> Any:
 def _unpack(packed: Path, folder: Path, *, prefix: str, layout: Layout) -> int:
     """Write the images of a parquet file to DOMAIN/CLASS/; returns how many.
 
-    They are named by file and row, so their order, by which DomainBed splits, need not be that of the release.
+    Images are named by file and row, so their order, which DomainBed's split depends on, may differ from the release.
     """
     import datasets  # noqa: PLC0415 (slow to import, and needed only here)
     from pyarrow import parquet  # noqa: PLC0415
@@ -164,7 +164,7 @@ def _folder_of(features: Mapping[str, Any], row: Mapping[str, Any], layout: Layo
 
 
 def suffix_of(content: bytes) -> str:
-    """Return the suffix of an encoded image's file."""
+    """Return the file suffix for an encoded image."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return SUFFIXES.get(image.format or "", "jpg")

@@ -1,6 +1,6 @@
 """Any data set of Hugging Face with columns for domain and label: ``--domains 'hf:NAME?domain=COLUMN&label=COLUMN'``.
 
-Its images are written once to CACHE/hf/NAME/DOMAIN/CLASS/, as they are encoded, and read as a folder's.
+Its images are written once, as encoded, to CACHE/hf/NAME/DOMAIN/CLASS/, and read like a folder of images.
 """
 
 import os
@@ -20,23 +20,23 @@ from fedhess.domains.images.hub import FAILURES, fill_once, first_line, is_offli
 from fedhess.domains.images.layout import composed
 from fedhess.domains.opening import Opening
 
-UNPACKING = "2"  # change it whenever `_write` names or chooses files otherwise
+UNPACKING = "2"  # change it whenever `_write` names or chooses files differently
 COLUMNS: dict[str, OptionValue] = {"dataset": "", "domain": "domain", "label": "label", "image": "", "split": ""}
 OF_FOLDER = ("side", "domains", "classes", "data_dir", "skip_bad_images")
 
 
 def open_hugging_face(opening: Opening) -> Benchmark:
-    """Open a data set of Hugging Face: from where it was unpacked before, else from a local path or the hub.
+    """Open a data set of Hugging Face: its unpacked copy if there is one, else from a local path or the hub.
 
     Args:
         opening: ``name`` is ``hf:NAME?key=value&...``. NAME is ``owner/name`` on the hub, a folder that
             ``load_dataset`` reads, one that ``save_to_disk`` wrote, or a parquet file. Options, also after the question
-            mark: ``domain`` and ``label``, names of columns; ``image``, by default the one column of images; ``split``,
-            by default all of them together; and those of a folder, see `open_folder_tree`.
+            mark: ``domain`` and ``label``, names of columns; ``image``, by default the only column of images;
+            ``split``, by default all splits together; and the options of a folder, see `open_folder_tree`.
 
     Raises:
-        UsageError: It cannot be had (known within seconds when there is no network), has no such column, or a domain
-            lacks a class.
+        UsageError: It is not available (known within seconds without a network), has no such column, or a domain lacks
+            a class.
     """
     opening, own = settle_hugging_face(opening)
     known = bool(opening.options.get("domains")) and opening.held == ()
@@ -49,9 +49,9 @@ def open_hugging_face(opening: Opening) -> Benchmark:
 
 
 def settle_hugging_face(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
-    """Read the name and the options; returns the opening with those of a folder, and a value for each other one."""
+    """Read the name and the options; return the opening with the options of a folder, and the values of the others."""
     name, _, query = opening.name.partition(":")[2].partition("?")
-    pairs = parse_qsl(query)  # without those that have no value
+    pairs = parse_qsl(query)  # without pairs that have no value
     if query and len(pairs) != query.count("&") + 1:
         raise UsageError(
             f"--domains {opening.name}: expected hf:NAME?key=value&key=value, got {query!r} after the mark"
@@ -72,7 +72,7 @@ def settle_hugging_face(opening: Opening) -> tuple[Opening, dict[str, OptionValu
 
 
 def locate_hugging_face(opening: Opening) -> Path | None:
-    """Return where a data set has been unpacked, if it has been."""
+    """Return the folder that a data set was unpacked to, if there is one."""
     if not opening.name:
         return None
     opening, own = settle_hugging_face(opening)
@@ -105,7 +105,7 @@ def unpacked(opening: Opening, own: Mapping[str, OptionValue]) -> Path:
 
 
 def _folder(opening: Opening, own: Mapping[str, OptionValue]) -> Path:
-    """Name the folder by the data set and its columns; of a local one also by size and time of change of its files."""
+    """Name the folder by data set and columns; for a local one also by the sizes and times of change of its files."""
     path = Path(str(own["dataset"]))
     files = sorted([path, *path.rglob("*")]) if path.exists() else []
     state = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files if file.is_file()]
@@ -137,7 +137,7 @@ def _load(dataset: str, split: str) -> Any:
 
 
 def _write(rows: Any, folder: Path, own: Mapping[str, OptionValue], *, notify: Notify) -> None:
-    """Write the images of a data set to DOMAIN/CLASS/, each as it is encoded."""
+    """Write the images of a data set, as encoded, to DOMAIN/CLASS/."""
     import datasets  # noqa: PLC0415
 
     name, features = str(own["dataset"]), rows.features
@@ -172,10 +172,10 @@ def _write(rows: Any, folder: Path, own: Mapping[str, OptionValue], *, notify: N
 
 
 def _file(dataset: str, named: str) -> Path:
-    """Return the file that a row names in the place of an image, which may be one of the data set's own alone.
+    """Return the file that a row names instead of an image; it must be one of the data set's own.
 
     Raises:
-        UsageError: It is another: the rows of a data set are somebody else's, the files of this machine are not.
+        UsageError: It is another file: a data set from a third party must not read files of this machine.
     """
     import datasets  # noqa: PLC0415
     from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415
@@ -192,7 +192,7 @@ def _file(dataset: str, named: str) -> Path:
 
 
 def _named(feature: Any, value: Any) -> str:
-    """Return the name of a domain or class; nothing where it is missing."""
+    """Return the name of a domain or class; an empty string if it is missing."""
     if value is None:
         return ""
     return composed(str(feature.int2str(value) if hasattr(feature, "int2str") else value)).strip()

@@ -21,7 +21,7 @@ from fedhess.base.files import cache_directory, digest_of, write_atomically
 from fedhess.domains.domain import Notify
 from fedhess.settings.run_config import MAX_PIXELS
 
-SCAN = "4"  # change it whenever `scan` judges, digests or measures otherwise
+SCAN = "4"  # change it whenever `scan` judges, digests or measures differently
 # What Pillow raises for broken files, by format: truncated and unknown ones (OSError), PNG chunks (SyntaxError) ...
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 THREADS = min(8, os.cpu_count() or 1)
@@ -39,11 +39,11 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """What reading every file once has shown."""
+    """The result of reading every file once."""
 
     digest: str  # sha256 over names and contents of the files that can be decoded
-    bad: dict[int, str]  # position -> reason, of those that cannot
-    aspects: list[float]  # width by height of those that can, in their order
+    bad: dict[int, str]  # position -> reason, for files that cannot be decoded
+    aspects: list[float]  # width / height of the files that can be decoded, in order
     keys: list[int]  # the first 64 bits of their sha256
 
 
@@ -51,7 +51,7 @@ SCANS = TypeAdapter(Scan)
 
 
 class ImageDomain:
-    """A domain whose images stay on disk until asked for, and are decoded each time they are; see `DomainData`.
+    """A domain whose images stay on disk and are decoded each time they are requested; see `DomainData`.
 
     Args:
         name: The domain.
@@ -59,7 +59,7 @@ class ImageDomain:
         digest: Of their contents.
         side: Height and width of the decoded images, pixels.
         skipped: Number of images left out because they could not be decoded.
-        aspects: Width by height of the images on disk; as an attribute (N,) float64, or None where unknown.
+        aspects: Width / height of the images on disk; as an attribute (N,) float64, or None if unknown.
 
     Attributes:
         reads_files: Reading takes long enough to be done ahead; see `fedhess.base.prefetching`.
@@ -112,8 +112,8 @@ class ImageDomain:
 
 
 def limit_pixels(most: int) -> None:
-    """Let Pillow refuse images of more pixels, in this process; by itself it only warns of them."""
-    Image.MAX_IMAGE_PIXELS = most // 2  # it refuses what has more than twice as many
+    """Make Pillow refuse images of more than ``most`` pixels in this process; by default it only warns."""
+    Image.MAX_IMAGE_PIXELS = most // 2  # Pillow refuses images with more than twice this number
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -137,10 +137,10 @@ def load_images(
     cache_dir: Path | None,
     notify: Notify,
 ) -> ImageDomain:
-    """Check every image of a domain, so that a broken one shows now and not in the middle of training; see `scan`.
+    """Check every image of a domain, so that a broken one is found now and not during training; see `scan`.
 
     Raises:
-        UsageError: Broken images, named, unless they are to be skipped; or none left.
+        UsageError: Images are broken and not to be skipped, or none is left.
     """
     outcome = scan(domain, files, cache_dir=cache_dir, notify=notify)
     good = [file for position, file in enumerate(files) if position not in outcome.bad]
@@ -158,9 +158,9 @@ def load_images(
 
 
 def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, notify: Notify) -> Scan:
-    """Read and decode every file once; the outcome is kept until one is another, by its `_state`.
+    """Read and decode every file once; the outcome is cached until the `_state` of a file changes.
 
-    It is not kept where a file could not be read at all, which may be otherwise the next time.
+    It is not cached if a file could not be read at all, since reading may succeed the next time.
     """
     seen = digest_of([SCAN, f"at most {Image.MAX_IMAGE_PIXELS}", *map(_state, files)])
     path = cache_directory(cache_dir) / "scans" / f"{seen[:32]}.json"
@@ -169,7 +169,7 @@ def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, not
         if len(kept.bad) + len(kept.aspects) == len(files):
             return kept
     except (OSError, ValueError):
-        pass  # none, or none whole: a machine may have lost power
+        pass  # no file, or an incomplete one after a power cut
     notify(f"checking {len(files)} images of {domain}")
     findings = in_threads(_check, files)
     good = [
@@ -187,14 +187,14 @@ def scan(domain: str, files: Sequence[ImageFile], *, cache_dir: Path | None, not
 
 
 def _check(file: ImageFile) -> tuple[str, str, float]:
-    """Read and decode a file; returns why it cannot be decoded, its sha256 if it could be read, width by height."""
+    """Read and decode a file; return why it cannot be decoded, its sha256 if it could be read, and width / height."""
     sha256 = ""
     try:
         content = file.path.read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         with Image.open(io.BytesIO(content)) as image:
             aspect = image.width / image.height
-            # JPEG: decodes every coefficient, but paints an eighth of the size. Other formats ignore it.
+            # JPEG: decodes every coefficient, but renders an eighth of the size. Other formats ignore it.
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             to_rgb(image)
     except DECODE_ERRORS as error:
@@ -203,7 +203,7 @@ def _check(file: ImageFile) -> tuple[str, str, float]:
 
 
 def _state(file: ImageFile) -> str:
-    """Describe which file lies at a path: copies of trees often have the same sizes and times of modification."""
+    """Identify the file at a path: copies of trees often have the same sizes and times of modification."""
     where = f"{os.path.abspath(file.path)} {file.name}"
     try:
         found = file.path.stat()
@@ -213,7 +213,7 @@ def _state(file: ImageFile) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to 8-bit RGB; Pillow would cut greyscale of more bits off at 255, which leaves it white."""
+    """Convert an image to 8-bit RGB; refuse greyscale of more bits, which Pillow clips at 255 and so turns white."""
     if image.mode.partition(";")[0] in ("I", "F"):
         raise ValueError(f"16-bit or float greyscale, Pillow's mode {image.mode}; convert it to 8 bits")
     return image.convert("RGB")

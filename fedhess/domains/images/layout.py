@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".pgm", ".ppm"),
     *(".tif", ".tiff", ".webp", ".avif", ".jp2"),
 }
-LITTER = "__macosx"  # what a Mac's zip leaves beside the data
+LITTER = "__macosx"  # a folder that macOS adds to zip files
 ClassFolders = Mapping[str, Sequence[Path]]  # class -> folders; several where a release keeps train and test apart
 Tree = Mapping[str, ClassFolders]  # domain -> its classes
 
@@ -25,17 +25,17 @@ class Layout:
     """How a benchmark lies on disk."""
 
     benchmark: str
-    # Folders below the root where the domains may be; () is the root itself, the last one is advised
+    # Folders below the root that may hold the domains; () is the root itself. Messages advise the last one
     nestings: tuple[tuple[str, ...], ...]
     domains: Mapping[str, tuple[str, ...]]  # domain -> other spellings. Case, spaces and signs never matter
     classes: tuple[str, ...]  # class names; every domain must hold each
     class_spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # class -> other spellings
-    # Folders that some releases have between a domain and its classes. Of the alternatives the first whose folders are
-    # all there is taken, and its folders are read as one
+    # Folders that some releases have between a domain and its classes. The first alternative whose folders all
+    # exist is used, and its folders are read as one
     parts: tuple[tuple[str, ...], ...] = ()
 
     def expected(self, root: Path) -> str:
-        """Describe what should have been there."""
+        """Describe the expected folders."""
         shown = [*self.classes[:10], "..."] if len(self.classes) > 10 else self.classes
         return f"{Path(root, *self.nestings[-1])}/{{{','.join(self.domains)}}}/{{{','.join(shown)}}}/*.jpg"
 
@@ -51,9 +51,9 @@ class Layout:
 
 
 def find_domains(root: Path, layout: Layout) -> dict[str, Path]:
-    """Find the folders of a benchmark's domains, without those that are not there.
+    """Find the folders of a benchmark's domains; missing domains are left out.
 
-    Of ``root`` and the layout's nestings below it, the first that has the most domains is taken.
+    Of ``root`` and the layout's nestings below it, the first with the most domains is used.
 
     Raises:
         UsageError: ``root`` is no readable folder, or one place holds a domain under two spellings.
@@ -72,7 +72,7 @@ def find_domains(root: Path, layout: Layout) -> dict[str, Path]:
 
 
 def find_classes(folder: Path, layout: Layout) -> dict[str, list[Path]]:
-    """Find the folders of each class in a domain's folder, in the layout's order, without those that are not there."""
+    """Find the folders of each class in a domain's folder, in the layout's order; missing classes are left out."""
     spelled = layout.spelled_classes
     inside = {spelling(child.name): child for child in subfolders(folder)}
     bases = [folder]
@@ -118,7 +118,7 @@ def list_images(folders: ClassFolders, classes: Sequence[str]) -> list[ImageFile
 
 
 def images_in(folder: Path) -> Iterator[Path]:
-    """Yield the images in a folder and below, by name; links to folders below are not followed: they may lead back."""
+    """Yield the images in a folder and below, by name; links to folders below are not followed: they may loop."""
     for entry in entries(folder):
         if entry.is_dir():
             if not entry.is_symlink():
@@ -128,7 +128,7 @@ def images_in(folder: Path) -> Iterator[Path]:
 
 
 def describe_ignored(domain: str, folders: ClassFolders) -> str:
-    """Describe the files in a domain's folders that have no image's name, if there are any."""
+    """Describe the files in a domain's folders whose names are not those of images, if any."""
     inside = [entry for several in folders.values() for folder in several for entry in entries(folder)]
     others = [each.path for each in inside if each.is_file() and not _is_image(each.name)]
     return f"domain {domain!r}: {len(others):,} files are no images, ignored: {some(others)}" if others else ""
@@ -144,7 +144,7 @@ def some(names: list[str]) -> str:
 
 
 def folders_by_name(folder: Path, spelled: Mapping[str, str] | None = None) -> dict[str, Path]:
-    """Find the folders in a folder by their names, or where ``spelled`` is given by its names for them."""
+    """Return the folders in a folder by name; with ``spelled``, only those that it knows, by its names for them."""
     found: dict[str, Path] = {}
     for child in subfolders(folder):
         name = composed(child.name) if spelled is None else spelled.get(spelling(child.name))

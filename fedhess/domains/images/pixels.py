@@ -1,8 +1,8 @@
 """The decoded images of a domain in one memory-mapped file, each decoded once.
 
-The file holds a checksum for every image, then the pixels of every image. The pixels are written first: an image is
-there when its checksum is. So a filling that was killed continues where it stopped, two processes can fill one file at
-the same time (they write the same bytes), and an image that was cut off or overwritten is found out when it is read.
+The file holds a checksum for every image, then the pixels of every image. An image's pixels are written before its
+checksum, so an image is complete once its checksum is there. Filling can therefore continue after a kill, two processes
+can fill one file at the same time (they write the same bytes), and a damaged image is detected when it is read.
 """
 
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 DECODING = "1"  # change it whenever `ImageDomain.decode` does
 PAGE = 4096
-AT_ONCE = 64  # images between two reports of the progress
+AT_ONCE = 64  # images between two progress reports
 CHANNELS = 3
 
 
@@ -35,8 +35,8 @@ class StoredImages:
     """A domain whose decoded images are read from a file; see `DomainData` and `ImageDomain`.
 
     Args:
-        images: The domain as it lies on disk; what the file lacks is decoded from it.
-        path: The file; made if absent.
+        images: The domain on disk; images that the file lacks are decoded from it.
+        path: The file; created if absent.
     """
 
     reads_files = True
@@ -56,7 +56,7 @@ class StoredImages:
             if not path.exists() or path.stat().st_size < store_bytes(images):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.open("ab").close()
-                os.truncate(path, store_bytes(images))  # what is not there reads as zeros
+                os.truncate(path, store_bytes(images))  # the new part reads as zeros
             self._sums: npt.NDArray[np.uint32] = np.memmap(path, np.uint32, mode="r", shape=(len(images),))
             self._pixels: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r", offset=self._offset, shape=shape)
         except OSError as error:
@@ -72,7 +72,7 @@ class StoredImages:
         return [int(number) for number in np.flatnonzero(self._sums == 0)]
 
     def inputs(self, indices: Tensor) -> Tensor:
-        """Read images as `ImageDomain.inputs` does; one that is damaged in the file is decoded again and warned of."""
+        """Read images as `ImageDomain.inputs` does; images damaged in the file are decoded again, with a warning."""
         numbers = indices.numpy()
         found = np.empty((len(numbers), *self._pixels.shape[1:]), dtype=np.uint8)
         np.take(self._pixels, numbers, axis=0, out=found, mode="clip")  # "raise" would copy once more
@@ -106,7 +106,7 @@ class StoredImages:
         return pixels
 
     def fill_missing(self, numbers: Sequence[int]) -> None:
-        """Fill in those images, in threads, that no other process has filled in by now."""
+        """Fill in, in threads, the images that no other process has filled in by now."""
         in_threads(self.fill, [number for number in numbers if self._sums[number] == 0])
 
 
@@ -126,7 +126,7 @@ def decode_once(
     require_room([images], cache_dir=cache_dir, limit_gb=limit_gb, notify=notify)
     stored = StoredImages(images, store_path(images, cache_dir))
     missing = stored.missing()
-    turn = os.getpid() * 7919 % max(len(missing), 1)  # another process that fills it too begins elsewhere
+    turn = os.getpid() * 7919 % max(len(missing), 1)  # concurrent processes begin at different images
     missing = missing[turn:] + missing[:turn]
     for start in range(0, len(missing), AT_ONCE):
         notify(f"decoding {images.name}: {start} of {len(missing)} images")
@@ -137,7 +137,7 @@ def decode_once(
 def require_room(
     domains: Sequence[DomainData], *, cache_dir: Path | str | None = None, limit_gb: float | None = None, notify: Notify
 ) -> None:
-    """Check that there is room for the decoded images of those domains that are image files."""
+    """Check that there is disk space for the decoded images of the domains of image files."""
     found = [images for images in domains if isinstance(images, ImageDomain)]
     total = sum(map(store_bytes, found))
     paths = {store_path(images, cache_dir): images for images in found}
@@ -172,12 +172,12 @@ def _missing_bytes(images: ImageDomain, path: Path) -> int:
 
 
 def _offset(count: int) -> int:
-    """Return where the pixels begin: on the page after a checksum of 4 bytes for each image."""
+    """Return where the pixels begin: at the first page boundary after 4 bytes of checksum per image."""
     return -(-4 * count // PAGE) * PAGE
 
 
 def _checksum(pixels: npt.NDArray[np.uint8]) -> int:
-    """Return the CRC-32; 0 stands for an image that is not there."""
+    """Return the CRC-32; 0 stands for a missing image."""
     return zlib.crc32(pixels.data) or 1
 
 

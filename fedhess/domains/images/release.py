@@ -29,12 +29,12 @@ class Release:
     """An image benchmark."""
 
     layout: Layout  # how it lies on disk
-    source: str  # who made it, and where it comes from by hand
+    source: str  # who made it, and where to get it by hand
     known: KnownCounts | None = None  # what its complete copy holds; None where releases differ
     repository: str = ""  # owner/name on the hub, or nothing where the hub has no copy
     size: str = ""  # of the download, for messages
     few: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # value of the option ``classes`` -> those classes
-    unasked: bool = True  # whether a run downloads it by itself; else python -m fedhess.data prepare does
+    unasked: bool = True  # whether a run downloads it; else only python -m fedhess.data prepare does
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class Release:
         return opening, options
 
     def chosen(self, opening: Opening) -> "Release":
-        """Return it with the classes that the options choose; how many images these have is not known."""
+        """Return the release with the classes that the options choose; their counts are not known."""
         few = self.few.get(str(opening.options.get("classes", "")))
         return replace(self, layout=replace(self.layout, classes=few), known=None) if few else self
 
@@ -81,14 +81,14 @@ class Release:
         return None, {}
 
     def locate(self, opening: Opening) -> Path | None:
-        """Find the place that holds all of its domains, without a network; a part of them is an error."""
+        """Find the place that holds all of its domains, without a network; raise UsageError if some are missing."""
         place, folders = self.find(opening)
         if place is not None:
             self.require(self.layout.domains, folders, place)
         return place
 
     def require(self, domains: Iterable[str], folders: Mapping[str, Path], place: Path) -> None:
-        """Check that the folders found in a place are those of all the domains."""
+        """Check that a place has the folders of all the domains."""
         missing = [domain for domain in domains if domain not in folders]
         if missing:
             there = list(folders) or [entry.name for entry in entries(place)] if place.is_dir() else []
@@ -99,7 +99,7 @@ class Release:
             )
 
     def prepare(self, opening: Opening) -> str:
-        """Download it unless it is there; returns why it cannot be had, or nothing."""
+        """Download it unless it is there; return why that failed, or nothing."""
         if self.locate(opening) is not None:
             return ""
         if not self.repository:
@@ -124,20 +124,20 @@ class Release:
 def open_release(
     release: Release, opening: Opening, *, stand_in: Callable[[str], Benchmark] | None = None
 ) -> Benchmark:
-    """Open an image benchmark: from a local folder, else what was downloaded, else the hub.
+    """Open an image benchmark: from a local folder, else an earlier download, else the hub.
 
     Args:
         release: What to open.
-        opening: Options ``data_dir`` and ``skip_bad_images`` overrule the arguments of the same name; ``classes`` is
+        opening: Options ``data_dir`` and ``skip_bad_images`` override the arguments of the same name; ``classes`` is
             one of the release's ``few``, if it has any. With ``held`` only those domains are looked for, and nothing is
             downloaded.
-        stand_in: Returns what replaces it where it cannot be had for a reason, unless ``require_real`` is set.
+        stand_in: Returns a replacement, given the reason why it is not available; unused with ``require_real``.
 
     Returns:
         The benchmark, images decoded to 3x224x224 uint8.
 
     Raises:
-        UsageError: It cannot be had (known within seconds when there is no network), or a copy is incomplete.
+        UsageError: It is not available (known within seconds without a network), or a copy is incomplete.
     """
     opening, options = release.settle(opening)
     chosen, wanted = release.chosen(opening), opening.held
@@ -181,7 +181,7 @@ def tree_benchmark(
     options: Mapping[str, OptionValue],
     known: KnownCounts | None = None,
 ) -> Benchmark:
-    """Return the benchmark of an image tree; those of its ``domains`` can be loaded that are in ``tree``."""
+    """Return the benchmark of an image tree; only those of its ``domains`` that are in ``tree`` can be loaded."""
     return Benchmark(
         name=name,
         domains=domains,

@@ -1,13 +1,13 @@
-"""The image benchmarks that are known by name: how each lies on disk, what its complete copy holds, where it is had.
+"""The image benchmarks known by name: the layout of each on disk, the counts of its complete copy, and its source.
 
 PACS: Li et al. 2017, "Deeper, broader and artier domain generalization".
-VLCS: Fang et al. 2013, "Unbiased metric learning". Two releases are about: DomainBed's,
-ROOT/VLCS/{Caltech101,LabelMe,SUN09,VOC2007}/{bird,...}, and the older one of domain-generalization code,
-VLCS/{CALTECH,LABELME,SUN,PASCAL}/{full,train,crossval,test}/{0..4}, whose ``full`` is read where it is there, else its
-three parts together.
+VLCS: Fang et al. 2013, "Unbiased metric learning". Two releases exist: DomainBed's,
+ROOT/VLCS/{Caltech101,LabelMe,SUN09,VOC2007}/{bird,...}, and an older one used in domain-generalization code,
+VLCS/{CALTECH,LABELME,SUN,PASCAL}/{full,train,crossval,test}/{0..4}. Of the older one, ``full`` is read if it is there,
+else the three parts together.
 OfficeHome: Venkateswara et al. 2017, "Deep hashing network".
 DomainNet: Peng et al. 2019, "Moment matching for multi-source domain adaptation"; the cleaned release, as DomainBed has
-it. Option ``classes=ten`` takes those of Zhang et al. 2023, "Federated Domain Generalization with Generalization
+it. Option ``classes=ten`` selects the ten of Zhang et al. 2023, "Federated Domain Generalization with Generalization
 Adjustment".
 TerraIncognita: Beery et al. 2018, "Recognition in Terra Incognita"; the four places and ten classes of DomainBed, in
 folders as its download script makes them. Releases hold 24,330 or 24,788 images, so no count is expected.

@@ -1,4 +1,4 @@
-"""Whether the data of a benchmark is here, where it is looked for, and how it comes here."""
+"""Whether the data of a benchmark is here, where it is looked for, and how to get it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ class Availability:
     about: str  # what it is, in a few words
     # Checks the options; returns the opening with the data folder that they name, and a value for each
     settle: Callable[[Opening], tuple[Opening, dict[str, OptionValue]]]
-    # Lists the folders that are looked at, in order; none where the data is in the package
+    # Lists the folders that are searched, in order; none if the data is in the package
     places: Callable[[Opening], list[Path]]
-    locate: Callable[[Opening], Path | None]  # finds it without a network; raises where it is there in part, or damaged
+    locate: Callable[[Opening], Path | None]  # finds it without a network; raises if it is incomplete or damaged
     prepare: Callable[[Opening], str]  # fetches it unless it is there; returns why that failed, or nothing
     ways: Callable[[Opening], list[str]]  # lists the ways to get it, as lines for a message
 
@@ -40,7 +40,7 @@ class Availability:
 
 
 def availability_of(benchmark: str) -> Availability:
-    """Return how the data of a benchmark, a key of `fedhess.domains.BENCHMARKS`, comes here."""
+    """Return the availability of a benchmark, given by its key in `fedhess.domains.BENCHMARKS`."""
     if benchmark in RELEASES:
         release = RELEASES[benchmark]
         return Availability(

@@ -1,4 +1,4 @@
-"""Look a benchmark's data through: what is missing, broken, shared between domains, or other than the complete copy."""
+"""Inspect a benchmark's data for what is missing, broken, shared between domains, or unlike the complete copy."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ from fedhess.domains.images.releases import RELEASES
 from fedhess.domains.inspection.availability import availability_of
 from fedhess.domains.opening import Opening
 
-Keys = npt.NDArray[np.uint64]  # a number for each example of a domain, the same where the content is
+Keys = npt.NDArray[np.uint64]  # a number for each example of a domain; the same for the same content
 BATCH = 1024  # examples
 
 
@@ -42,7 +42,7 @@ class Inspection:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # domain -> class, broken ones included
     known: KnownCounts | None = None
     problems: list[str] = field(default_factory=list)  # a sentence each
-    notes: list[str] = field(default_factory=list)  # what is passed over
+    notes: list[str] = field(default_factory=list)  # what is ignored
     broken: dict[str, str] = field(default_factory=dict)  # file -> why it cannot be decoded
     duplicates: list[list[str]] = field(default_factory=list)  # examples with the same bytes in several domains
 
@@ -58,11 +58,11 @@ class Inspection:
 
 
 def inspect(name: str, key: str, opening: Opening) -> Inspection:
-    """Look a benchmark's data through, wherever it lies; it does not stop at the first problem.
+    """Inspect a benchmark's data, wherever it is, without stopping at the first problem.
 
     Args:
         name: The benchmark, as the user has named it.
-        key: Of the benchmark in `fedhess.domains.BENCHMARKS`.
+        key: Its key in `fedhess.domains.BENCHMARKS`.
         opening: Where to look, its options checked.
     """
     if opening.data_dir is not None and not opening.data_dir.is_dir():
@@ -120,7 +120,7 @@ def _inspect_tree(name: str, opening: Opening) -> Inspection:
 
 
 def _inspect_loaded(key: str, opening: Opening) -> Inspection | None:
-    """Look a benchmark through that is made in memory, by loading every domain."""
+    """Inspect a benchmark that is made in memory, by loading every domain."""
     if availability_of(key).locate(opening) is None:
         return None
     benchmark = open_benchmark(

@@ -6,7 +6,7 @@ from typing import Any
 from fedhess.base.tables import markdown_table
 from fedhess.domains.inspection.check import Inspection
 
-MOST_CLASSES = 20  # a table of more is left to --json
+MOST_CLASSES = 20  # larger tables are left to --json
 MOST_LINES = 20  # of broken files or duplicates
 
 

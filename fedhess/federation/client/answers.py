@@ -1,8 +1,8 @@
-"""What a target client sends about its examples: one evaluation a round, its counts protected if the node says so.
+"""What a target client sends about its examples: one evaluation a round, with counts protected if the node says so.
 
-A node sets ``evaluation-rounding`` and ``evaluation-epsilon``, whatever the run's settings are. With either it sends of
-an evaluation its counts by label and prediction, and the accuracy that follows from them; no loss, and nothing of its
-confidences.
+A node sets ``evaluation-rounding`` and ``evaluation-epsilon``, whatever the run's settings are. With either it sends
+the counts of an evaluation by label and prediction, and the accuracy computed from these counts. It sends no loss, and
+nothing about confidences.
 """
 
 import math
@@ -22,7 +22,7 @@ from fedhess.federation.protocol import CONFUSION, EVALUATION_EPSILON, EVALUATIO
 from fedhess.settings.assignments import Scalar
 
 PROTECTION = (EVALUATION_ROUNDING, EVALUATION_EPSILON)
-ANSWERED = "answered"  # record of the context that survives a run's messages on a node, not the node's restart
+ANSWERED = "answered"  # record in the context's state: kept between a run's messages, lost when the node restarts
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Protection:
         return self == Protection()
 
     def apply(self, result: Evaluation) -> Evaluation:
-        """Return the evaluation with protected counts and the accuracy that follows from them, if they are."""
+        """Return the evaluation with protected counts and the accuracy computed from them, if protection is on."""
         if self.is_off:
             return result
         counts = result.counts[CONFUSION]
@@ -68,9 +68,9 @@ class Protection:
 def two_sided_geometric(shape: tuple[int, ...], epsilon: float) -> Tensor:
     """Draw noise that makes counts of a known total epsilon-differentially private: integers, int64.
 
-    P(k) = (1 - a) / (1 + a) a^abs(k) with a = exp(-epsilon / 2): another example in the place of one changes two counts
+    P(k) = (1 - a) / (1 + a) a^abs(k) with a = exp(-epsilon / 2), since replacing one example changes two counts
     by 1. Source: Ghosh, Roughgarden, Sundararajan, "Universally Utility-Maximizing Privacy Mechanisms", STOC 2009.
-    From the operating system's secure source: the server knows the run's seed.
+    Drawn from the operating system's secure source, because the server knows the run's seed.
     """
     bits = np.frombuffer(secrets.token_bytes(16 * math.prod(shape)), dtype=np.uint64) >> np.uint64(11)
     geometric = np.floor(np.log1p(-(bits / 2.0**53)) * (-2 / epsilon)).astype(np.int64).reshape(2, *shape)
@@ -78,7 +78,7 @@ def two_sided_geometric(shape: tuple[int, ...], epsilon: float) -> Tensor:
 
 
 def answer_once(context: Context, server_round: int, *, rounds: int) -> None:
-    """Remember that a run's round is answered; rounds only go forward."""
+    """Record that a round is answered; ``UsageError`` unless it is after the last one and at most ``rounds``."""
     record = context.state.config_records.get(ANSWERED, ConfigRecord())
     last = record["round"] if record.get("run-id") == context.run_id else -1
     assert isinstance(last, int), "only this function writes it"

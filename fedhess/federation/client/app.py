@@ -52,9 +52,9 @@ def return_nonce(message: Message, context: Context, call_next: Handler) -> Mess
 
 
 def errors_as_replies(message: Message, context: Context, call_next: Handler) -> Message:
-    """Reply to expected errors with their reason, and that the model is missing where it is (a Flower mod).
+    """Reply to expected errors with their reason, or with a request for a missing model (a Flower mod).
 
-    The reason of an error in a strategy's own code ends with the traceback: the run may have its directory elsewhere.
+    The reason of an error in a strategy's own code ends with the traceback: the run's directory may be elsewhere.
     """
     try:
         return call_next(message, context)
@@ -114,7 +114,7 @@ def identify(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """Reply with the statistics that the message names, on the batch of the round's first local step.
 
-    Or with loss and accuracy of the model on held-out examples.
+    If the message asks for it, reply with the model's loss and accuracy on held-out examples instead.
     """
     call = open_call(message, context)
     records = held_out(call) if call.wants(protocol.HELD_OUT) else answer(message.content, call)
@@ -127,7 +127,7 @@ def train(message: Message, context: Context) -> Message:
     started = time.perf_counter()
     call = open_call(message, context)
     config, data, received = call.config, call.data, call.received
-    # Before the steps: they may write to the working model.
+    # Before the steps, which may write to the working model.
     answers = [answer(request, call) for request in numbered_parts(message.content)]
     momentum = call.tensors(protocol.MOMENTUM)
     writes = writes_parameters(config, carries_momentum=momentum is not None)
@@ -138,7 +138,7 @@ def train(message: Message, context: Context) -> Message:
         )
     model = MEMORY.model(config, received, writable=writes)
     held = holdings(call)
-    # The statistics were of all that the client holds: so is the pass behind them.
+    # The pass behind the statistics covers all domains of the client; it is reused only if the step does too.
     reusable = not writes and len(held) == len(data.training_parts)
     local = train_locally(
         model,

@@ -1,20 +1,21 @@
 """The training augmentation of DomainBed, for a whole batch at once on the device that it is on.
 
-Each example gets what ``torchvision.transforms`` would do to it alone, with parameters of its own::
+Each example is transformed as ``torchvision.transforms`` would transform it alone, with its own parameters::
 
     RandomResizedCrop(side, scale=(0.7, 1), ratio=(3/4, 4/3)), RandomHorizontalFlip(), ColorJitter(.3, .3, .3, .3),
     RandomGrayscale(.1)
 
 Source: Gulrajani and Lopez-Paz 2021, "In search of lost domain generalization", released code, ``datasets.py``; here
-the models normalise (`models.headed.ScaleImages`). Deviations: colours stay floating-point numbers throughout, where
-torchvision rounds to one of 256 after every operation on a PIL image; and crops are taken from the stored square, which
-is decoded once, not from the file. Parameters are drawn on the CPU, so that every device gets the same.
+the models normalise (`models.headed.ScaleImages`). Deviations: colours stay floating-point numbers throughout, while
+torchvision rounds to one of 256 values after every operation on a PIL image; and crops are taken from the stored
+square, which is decoded once, not from the file. Parameters are drawn on the CPU, so that they are the same on every
+device.
 
 Brightness, contrast, saturation and grayscale are one map, a blend of x with a target t: clamp(f x + (1 - f) t), where
-t is 0, the image's mean grey, or each pixel's grey. So a batch whose examples take their four jitters in different
-orders needs three blends, the hue, three blends and one more for grayscale; an example leaves out those that it does
-not need (f = 1). On a CPU images go one by one through what each needs, while they are in the cache; elsewhere the
-batch goes through in one piece, which takes few kernels.
+t is 0, the image's mean grey, or each pixel's grey. A batch whose examples apply the four jitters in different orders
+needs three blends, the hue, three more blends and one for grayscale; an example skips the blends that it does not need
+(f = 1). On a CPU images are processed one by one, each with the operations that it needs, while it is in the cache; on
+other devices the whole batch is processed at once, which takes few kernels.
 """
 
 import math
@@ -30,9 +31,9 @@ from fedhess.base.transfers import send
 
 SCALE = (0.7, 1.0)  # of the area
 RATIO = (3 / 4, 4 / 3)  # width by height
-ATTEMPTS = 10  # at a crop that fits, as torchvision has it
-JITTER, GRAYSCALE = 0.3, 0.1  # most change of a factor; probability
-GREY = (0.2989, 0.587, 0.114)  # ITU-R 601-2, rounded as torchvision has it
+ATTEMPTS = 10  # at a crop that fits, as in torchvision
+JITTER, GRAYSCALE = 0.3, 0.1  # largest change of a factor; probability
+GREY = (0.2989, 0.587, 0.114)  # ITU-R 601-2, rounded as in torchvision
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 BLENDS, HUE_AT = 7, 3  # three before the hue, three after it, grayscale
 CPU_CHUNK = 4  # images cropped together on a CPU: what its cache holds
@@ -40,12 +41,12 @@ CPU_CHUNK = 4  # images cropped together on a CPU: what its cache holds
 
 @dataclass(frozen=True)
 class Parameters:
-    """What happens to each example of a batch; all on the CPU."""
+    """The augmentation parameters of each example of a batch; all on the CPU."""
 
     boxes: Tensor  # (B, 4) int64: top, left, height, width of the crop, pixels
     flips: Tensor  # (B,) bool
     order: Tensor  # (B, 4) int64, each row a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE
-    factors: Tensor  # (B, 4) float32 in that order of columns: three blend factors, then the hue's shift in turns
+    factors: Tensor  # (B, 4) float32, columns BRIGHTNESS to HUE: three blend factors, then the hue's shift in turns
     greys: Tensor  # (B,) bool
 
 
@@ -55,8 +56,8 @@ def augment(images: Tensor, *, generator: torch.Generator, aspects: Tensor | Non
     Args:
         images: (B, 3, H, W), uint8 or floating-point in [0, 1]; not written to.
         generator: On the CPU; decides every parameter.
-        aspects: (B,) width by height of each image before it was resized to (H, W), so that crops have the shape that
-            they would have had there. Without it W / H.
+        aspects: (B,) width over height of each image before it was resized to (H, W), so that crops have the shape that
+            they would have had in that image. W / H by default.
 
     Returns:
         (B, 3, H, W) float32 in [0, 1] (float64 for float64 images), on the images' device.
@@ -93,7 +94,7 @@ def apply_at_once(images: Tensor, parameters: Parameters) -> Tensor:
 def apply_one_by_one(images: Tensor, parameters: Parameters) -> Tensor:
     """Augment one example after the other, each with the operations that it needs.
 
-    Colours on a single thread: an operation on one image is over before a second thread has woken up.
+    Colour operations run on a single thread: one on a single image ends before a second thread has woken up.
     """
     blends, turns = _blends(parameters), _hue_maps(parameters.factors[:, HUE])
     out = torch.empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32))
@@ -117,7 +118,7 @@ def _resample(images: Tensor, *, boxes: Tensor, flips: Tensor) -> Tensor:
     top, left, box_height, box_width = send(boxes.to(dtype), unit.device).unbind(1)
     rows, columns = _positions(top, box_height, height), _positions(left, box_width, width)
     columns = torch.where(send(flips, unit.device)[:, None], columns.flip(1), columns)
-    none = torch.zeros_like(columns)[:, None, :]  # pairs are written fastest as the parts of a complex number
+    none = torch.zeros_like(columns)[:, None, :]  # writing pairs as complex numbers is fastest
     grid = torch.view_as_real(
         torch.complex(columns[:, None, :], none) + torch.complex(none[:, :, :1], rows[:, :, None])
     )
@@ -158,7 +159,7 @@ def _blends(parameters: Parameters) -> Tensor:
     kinds[:, CONTRAST, 1] = 1 - factors[:, CONTRAST]
     kinds[:, SATURATION, 2] = 1 - factors[:, SATURATION]
     blends = torch.tensor([1.0, 0.0, 0.0]).repeat(count, BLENDS, 1)
-    places = parameters.order.argsort(1)  # where in its order an example has each jitter
+    places = parameters.order.argsort(1)  # position of each jitter in an example's order
     slots = torch.where(places[:, :HUE] < places[:, HUE:], places[:, :HUE], places[:, :HUE] + 2)
     blends.scatter_(1, slots[:, :, None].expand(-1, -1, 3), kinds)
     blends[parameters.greys, -1] = torch.tensor([0.0, 0.0, 1.0])
@@ -168,15 +169,15 @@ def _blends(parameters: Parameters) -> Tensor:
 def _hue_maps(shifts: Tensor) -> Tensor:
     """Write shifts of the hue, (B,) in turns in [-1/2, 1/2], as (B, 3, 4) coefficients of r, g, b and v + m.
 
-    Round the circle of hues each channel is at the largest value v for two sixths of a turn, falls for one, is at the
-    smallest, m, for two and rises for one. With the other two at hand its value d sixths on, d in [0, 1], needs neither
-    cases nor the hue itself::
+    Around the circle of hues each channel stays at the largest value v for two sixths of a turn, falls for one, stays
+    at the smallest value m for two and rises for one. Given the other two channels, its value d sixths further on, d in
+    [0, 1], needs neither case distinctions nor the hue itself::
 
         r' = clamp(r - g + (2 d - 1) b + (1 - d) (v + m), m, v)        and so on: g for r, b for g, r for b
 
-    Backwards g and b change places. Two sixths are a change of channels, so that any shift is some of those and a rest
-    of at most one sixth. Up to rounding torchvision does the same through HSV (Smith 1978, "Color gamut transform
-    pairs").
+    For a shift backwards g and b change places. A shift by two sixths permutes the channels, so any shift is a number
+    of such permutations and a rest of at most one sixth. Up to rounding torchvision computes the same through HSV
+    (Smith 1978, "Color gamut transform pairs").
     """
     changes = (3 * shifts).round()
     rest = 6 * shifts - 2 * changes
@@ -192,8 +193,8 @@ def _hue_maps(shifts: Tensor) -> Tensor:
 def _recolour(images: Tensor, blends: Sequence[Sequence[Tensor | float]], turns: Tensor) -> None:
     """Blend, turn the hue by `_hue_maps`, blend, in place.
 
-    Of the seven blends ``(factor, by mean grey, by grey)`` each value is (B, 1, 1, 1), or a number for all examples:
-    then terms without effect are left out. On an accelerator none is: reading values would make the host wait.
+    Each value of the seven blends ``(factor, by mean grey, by grey)`` is a tensor (B, 1, 1, 1), or a number for all
+    examples. Numbers without effect are skipped; tensors never, since reading values would make the host wait.
     """
     for number, (factor, by_mean, by_grey) in enumerate(blends):
         if number == HUE_AT:

@@ -31,7 +31,7 @@ def step_batches(data: LocalDomain, config: RunConfig, *, steps: Sequence[int]) 
 
 
 def round_batch(data: LocalDomain, config: RunConfig, *, step: int, batches: int = 1) -> tuple[Tensor, Tensor]:
-    """Read the batch of a step, or the union of several steps' ``batches`` beginning there; a full batch is one."""
+    """Read the batch of a step, or the union of ``batches`` steps' batches from there on; a full batch is read once."""
     if config.batch_size == 0:
         batches = 1
     parts = list(step_batches(data, config, steps=range(step, step + batches)))
@@ -44,7 +44,7 @@ def round_batch(data: LocalDomain, config: RunConfig, *, step: int, batches: int
 def joint_batch(
     parts: Sequence[LocalDomain], config: RunConfig, *, step: int, batches: int = 1
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Read `round_batch` of all domains of a client, one after the other; with the number of examples of each."""
+    """Concatenate the `round_batch` of each domain of a client; also return the number of examples of each."""
     return _joined([round_batch(data, own, step=step, batches=batches) for data, own in _shared(parts, config)])
 
 
@@ -57,7 +57,7 @@ def joint_batches(
 
 
 def _shared(parts: Sequence[LocalDomain], config: RunConfig) -> list[tuple[LocalDomain, RunConfig]]:
-    """Pair each domain with settings whose batch size is its share of the client's."""
+    """Pair each domain with settings whose batch size is the domain's share of the client's batch size."""
     if len(parts) == 1:
         return [(parts[0], config)]
     sizes = batch_sizes([data.train_size for data in parts], config.batch_size)

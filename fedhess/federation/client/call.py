@@ -1,4 +1,4 @@
-"""Which client of a run a node is, what every request but ``identify`` carries, and what is held for it."""
+"""Which client of a run a node is, what every request except ``identify`` contains, and the data held for it."""
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -36,10 +36,10 @@ def run_settings(context: Context) -> RunConfig:
 @lru_cache(maxsize=64)
 def _parsed(run_config: tuple[tuple[str, Scalar], ...], node_config: tuple[tuple[str, Scalar], ...]) -> RunConfig:
     own = dict(node_config)
-    if "domain" in own:  # a deployed node; the others are this process's
+    if "domain" in own:  # a deployed node; simulated nodes belong to this process
         check_run(RunConfig.given_in(dict(run_config)), own)
     config = settings_of_run(dict(run_config), own)
-    resolve_device(config.device)  # the server may not have it, so nobody has checked yet
+    resolve_device(config.device)  # not checked yet, since the server may not have this device
     return config
 
 
@@ -59,13 +59,13 @@ class Place(NamedTuple):
 def place(config: RunConfig, context: Context) -> Place:
     """Return which domain this node holds, which role it plays, and which of the domain's clients it is.
 
-    A deployed node is started with ``domain`` in its node config, and ``client`` where it is not the domain's first. A
-    simulated one has a ``partition-id``, which counts the run's source clients, then its targets. A node started with
-    ``role="target"`` stays one whatever the run's settings.
+    A deployed node is started with ``domain`` in its node config, and with ``client`` if it is not the domain's first.
+    A simulated node has a ``partition-id``, which counts the run's source clients, then its targets. A node started
+    with ``role="target"`` stays a target whatever the run's settings.
 
     Raises:
         NotInRunError: The node's domain is not part of the run, or the node config names neither domain nor partition.
-        UsageError: Fewer nodes than clients.
+        UsageError: The simulation has fewer nodes than the run has clients.
     """
     domain, client = context.node_config.get("domain"), context.node_config.get("client", 0)
     if is_simulated(context):
@@ -77,7 +77,7 @@ def place(config: RunConfig, context: Context) -> Place:
                 f"{', '.join(config.targets)}; run it with --federation-config 'num-supernodes={nodes}'"
             )
         if not isinstance(position, int) or not 0 <= position < nodes:
-            # A simulation may have nodes to spare, and a stranger's node no domain.
+            # A simulation may have spare nodes, and a foreign node may have no domain.
             raise NotInRunError(f"the node config has no domain, and its partition-id is {position!r}; add domain=NAME")
         if position < config.source_clients:
             domain, client = simulated_client(config, position)
@@ -92,7 +92,7 @@ def place(config: RunConfig, context: Context) -> Place:
 
 
 def seeded_for_round(config: RunConfig, domain: str, client: int, server_round: object) -> AbstractContextManager[None]:
-    """Seed torch's global generators by (seed, domain, client, round), for what draws from them."""
+    """Seed torch's global generators by (seed, domain, client, round), for code that draws from them."""
     return seeded_globally(config.seed, "client", domain, client, str(server_round), device=config.device)
 
 
@@ -108,7 +108,7 @@ class Call(NamedTuple):
     mechanism: Mechanism | None  # of a source client of a private run
 
     def seeded(self) -> AbstractContextManager[None]:
-        """Seed torch's global generators as at the beginning of the message, and then put them back."""
+        """Seed torch's global generators as at the beginning of the message; restore them afterwards."""
         return seeded_for_round(self.config, self.data.domain, self.data.client, self.server_round)
 
     def tensors(self, record: str) -> dict[str, Tensor] | None:
@@ -117,7 +117,7 @@ class Call(NamedTuple):
         return None if arrays is None else on_device(self.config.device, decode_tensors(arrays))
 
     def wants(self, what: str) -> bool:
-        """Whether the message asks for something that replies do not have otherwise."""
+        """Whether the message asks for something that replies do not contain by default."""
         return bool(self.content.config_records[protocol.CONFIG].get(what, False))
 
 
@@ -133,7 +133,7 @@ def own_data(config: RunConfig, context: Context) -> tuple[LocalClient, str]:
 
 
 def sent_identity(config: RunConfig, context: Context, data: LocalClient, role: str) -> Identity:
-    """Return which client this is as far as the server is told: where what it sends is protected, its data is not."""
+    """Return the identity that the server is told; without the digest of the data if replies are protected."""
     protection = Protection.of(context.node_config, role)
     if config.is_private and role == SOURCE:
         return private_identity(data.identity(role), simulated=is_simulated(context))
@@ -143,7 +143,7 @@ def sent_identity(config: RunConfig, context: Context, data: LocalClient, role: 
 
 
 def open_call(message: Message, context: Context) -> Call:
-    """Read a message, and open what it is about; ``UsageError`` where the message or the data is not what it was."""
+    """Read a message and open its model and data; ``UsageError`` if it is incomplete or the data has changed."""
     config = run_settings(context)
     record = message.content.config_records.get(protocol.CONFIG, ConfigRecord())
     model_id, server_round = record.get(protocol.MODEL_ID), record.get(protocol.ROUND)
@@ -164,7 +164,7 @@ def open_call(message: Message, context: Context) -> Call:
 
 
 def holdings(call: Call) -> list[Holding]:
-    """Return what is trained on: everything, or what the server names; of several domains each by its weight."""
+    """Return what the client trains on: all of its domains, or those that the server names, each with its weight."""
     identity = call.data.identity(SOURCE)
     record = call.content.config_records[protocol.CONFIG]
     weights = {domain: float(part.train_size) for domain, part in call.data.training_parts.items()}
@@ -185,9 +185,9 @@ def holdings(call: Call) -> list[Holding]:
 
 
 def on_device(device: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy what a message holds to the device, but single whole numbers (a count, a seed) into the host's memory.
+    """Copy a message's tensors to the device, but single integers (a count, a seed) to the host's memory.
 
-    There a strategy reads them without waiting for the device, and computes with them on any.
+    There a strategy reads them without waiting for the device, and can compute with them on any device.
     """
     numbers = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 0 and not tensor.is_floating_point()}
     others = {name: tensor for name, tensor in tensors.items() if name not in numbers}

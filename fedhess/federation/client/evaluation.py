@@ -15,7 +15,7 @@ from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import LocalDomain
 
 BATCH_SIZE = 256
-ALIGNMENT_EXAMPLES = 1024  # most examples that the alignment statistics are of
+ALIGNMENT_EXAMPLES = 1024  # largest number of examples for alignment statistics
 
 
 @dataclass
@@ -41,9 +41,9 @@ def evaluate_model(
     Args:
         model: The model; it is left in evaluation mode.
         data: The client's examples.
-        indices: Which examples of the domain, in place of the evaluation examples.
+        indices: Examples of the domain to use in place of the evaluation examples.
         with_alignment: Whether the head's gradient and HGP are computed too, on at most :data:`ALIGNMENT_EXAMPLES`
-            examples drawn by the run's seed, in every round the same.
+            examples drawn with the run's seed, the same in every round.
     """
     chosen = data.evaluate_indices if indices is None else indices
     model.eval()
@@ -61,7 +61,7 @@ def evaluate_model(
             positions = send(kept[number].nonzero().squeeze(1), labels.device)
             features_kept.append(features[positions])
             labels_kept.append(labels[positions])
-    # Only here does the host wait for the device.
+    # The host waits for the device only here.
     numbers = torch.cat([torch.stack(losses), *confidences]).cpu()
     labels, guesses = torch.stack([torch.cat(seen), torch.cat(predicted)]).cpu()
     total_loss = 0.0
@@ -94,13 +94,13 @@ def count_predictions(labels: Tensor, predicted: Tensor, confidences: Tensor, *,
     Args:
         labels: (B,), integers in [0, C).
         predicted: (B,), the same.
-        confidences: (B,), the probability in [0, 1] of the predicted class; one that is no number counts as 0.
+        confidences: (B,), the probability in [0, 1] of the predicted class; NaN counts as 0.
         classes: C.
 
     Returns:
         ``"confusion"``, (C, C) int32: examples of each label (row) by prediction (column). ``"calibration"``, (15, 3)
-        float64: of the examples whose confidence is in (b/15, (b+1)/15], their number, how many are predicted right,
-        and the sum of their confidences, added in the order given.
+        float64: row b has the number of examples whose confidence is in (b/15, (b+1)/15], how many of these are
+        predicted correctly, and the sum of their confidences, added in the order given.
 
     >>> labels, predicted = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0])
     >>> counts = count_predictions(labels, predicted, torch.tensor([1.0, 0.75, 0.75]), classes=2)
@@ -118,6 +118,6 @@ def count_predictions(labels: Tensor, predicted: Tensor, confidences: Tensor, *,
 
 
 def _alignment_sample(size: int, data: LocalDomain) -> Tensor:
-    """Mark the examples of a split that the alignment statistics are of, (size,): a split may be sorted by class."""
+    """Mark the examples drawn for alignment statistics, (size,): drawn, since a split may be sorted by class."""
     order = torch.randperm(size, generator=seeded_generator(*data.key, "alignment"))
     return torch.zeros(size, dtype=torch.bool).index_fill_(0, order[:ALIGNMENT_EXAMPLES], value=True)

@@ -23,7 +23,7 @@ ShareKey = tuple[PartitionSettings, tuple[DataKey, ...]]
 
 @dataclass(frozen=True)
 class LocalClient:
-    """One client's examples by domain, in domain order, with its main domain and its number among that one's."""
+    """One client's examples by domain, in domain order, its main domain and its number among that domain's clients."""
 
     domain: str
     client: int
@@ -31,7 +31,7 @@ class LocalClient:
 
     @property
     def key(self) -> tuple[str | int, ...]:
-        """What distinguishes this client from the others of the process."""
+        """Key that distinguishes this client from the others of the process."""
         return (self.domain, self.client, *next(iter(self.parts.values())).key)
 
     @property
@@ -65,11 +65,11 @@ class LocalClient:
 
 
 class NotInRunError(UsageError):
-    """The node is no client of the run: of a domain, or with a number, that the run does not have."""
+    """The node is not a client of the run: the run does not have its domain, or its number in the domain."""
 
 
 def local_client(config: RunConfig, *, domain: str, role: str, client: int) -> LocalClient:
-    """Open what a client holds, by its main domain and its number there; kept for the next messages.
+    """Open a client's examples by its main domain and its number there; they are kept for the next messages.
 
     Raises:
         NotInRunError: The partition has no such client.
@@ -83,7 +83,7 @@ def local_client(config: RunConfig, *, domain: str, role: str, client: int) -> L
 
 
 def source_shares(config: RunConfig) -> Mapping[tuple[str, int], Share]:
-    """Share out the source domains: by main domain and number of a client, in the order of the simulated nodes."""
+    """Return the clients' shares of the source domains by main domain and number, in the order of simulated nodes."""
     return _shares(_share_key(config, config.sources), rule=config.split)
 
 
@@ -93,7 +93,7 @@ def source_examples(config: RunConfig) -> dict[str, Examples]:
 
 
 def simulated_client(config: RunConfig, position: int) -> tuple[str, int]:
-    """Return main domain and number of the source client at a position among the simulated nodes.
+    """Return the main domain and the number of the source client at a position among the simulated nodes.
 
     No data is opened for it unless the partition mixes domains.
     """

@@ -1,6 +1,7 @@
-"""What a deployed node's own configuration allows, whatever the settings of a run say.
+"""What a deployed node's own configuration allows, whatever the settings of a run are.
 
-A run is code, and these limits are part of it: they hold against settings. Against code a node takes signed apps alone.
+A run is code that includes these limits, so they protect a node against settings only. To be protected against code, a
+node has to accept signed apps only.
 """
 
 import re
@@ -17,11 +18,11 @@ from fedhess.settings.assignments import Scalar
 from fedhess.settings.combined import parts_of
 from fedhess.settings.run_config import RunConfig
 
-MODULES = "modules"  # comma-separated: what a run may name of the node's packages, submodules included
+MODULES = "modules"  # comma-separated modules of the node that a run may name, submodules included
 LEAST_BATCH = "min-batch-size"
 LIMITS = (MODULES, LEAST_BATCH)
-WHOLE_NUMBERS = {LEAST_BATCH: 1, "client": 0, "threads": 0}  # among a node's settings, and the least of each
-ALWAYS = ("fedhess.strategies", "flwr.serverapp.strategy")  # which come with the run, and with Flower
+WHOLE_NUMBERS = {LEAST_BATCH: 1, "client": 0, "threads": 0}  # integers among a node's settings, and the least of each
+ALWAYS = ("fedhess.strategies", "flwr.serverapp.strategy")  # modules that come with the run and with Flower
 ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")  # an existing path has been made absolute; a mere name loads files
 
 
@@ -39,8 +40,8 @@ def check_run(given: Mapping[str, object], node_config: Mapping[str, Scalar]) ->
     """Check what a run names before any of it is imported or opened.
 
     Raises:
-        UsageError: The run names a module that the node does not list; or a folder, which only the node may. Or one of
-            the node's own settings is wrong.
+        UsageError: The run names a module that the node does not list, or a folder, which only the node may name; or
+            one of the node's own settings is wrong.
     """
     check_node(node_config)
     listed = [*ALWAYS, *(name.strip() for name in str(node_config.get(MODULES, "")).split(",") if name.strip())]
@@ -72,7 +73,7 @@ def check_batches(
         return
     sizes = batch_sizes(counts, config.batch_size) if len(counts) > 1 else [config.batch_size]
     batches = [min(size or count, count) for count, size in zip(counts, sizes, strict=True)]
-    if config.local_epochs:  # the last of a pass is what is left
+    if config.local_epochs:  # the last batch of a pass has the rest
         batches += [count % batch or batch for count, batch in zip(counts, batches, strict=True)]
     for what, size in (("a batch", min(batches)), ("held out", min(filter(None, held_out), default=least))):
         if size < least:
@@ -80,7 +81,7 @@ def check_batches(
 
 
 def _folder(given: Mapping[str, object]) -> str:
-    """Return the option with which a run names a folder of the node's, and the folder; "" if it names none."""
+    """Return the option and the folder if a run names a folder on the node; "" if it names none."""
     name, options = str(given.get("domains", "")).strip(), given.get("domains_options", {})
     assert isinstance(options, dict)
     if folder := given.get("data_dir") or options.get("data_dir"):

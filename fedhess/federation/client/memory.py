@@ -21,7 +21,7 @@ from fedhess.settings.run_config import RunConfig
 
 
 class ModelMissingError(LookupError):
-    """The message names a model without carrying it, and this process does not hold it (any more)."""
+    """The message names a model without containing it, and this process does not hold it (any more)."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class WorkingModel:
         self._restore_buffers(received)
 
     def _restore_buffers(self, received: ReceivedModel) -> None:
-        """Copy the buffers, unless they are this model's and no pass in training mode has written to them since.
+        """Copy the received buffers, unless the model has them and no pass in training mode has written to them since.
 
-        They are left untouched then: the graph of a pass that is kept for the round's step may hold them. All are
-        copied if one was written to: batch norms count the batches openly, but fill in their means unseen.
+        They are left untouched then, because the graph of a pass kept for the round's step may hold them. All are
+        copied if one was written to: batch norms change the version of their batch count, but not of their statistics.
         """
         if self._restored == (received.model_id, self._buffer_versions()):
             return
@@ -75,14 +75,14 @@ class WorkingModel:
 
 
 class Memory:
-    """What a client process keeps: received models, a working model a thread, forward passes, and its data.
+    """What a client process keeps: received models, one working model per thread, forward passes, and its data.
 
     The working model is per thread, so that a client that was given up on and still runs cannot disturb the next one.
 
     The forward pass of each client's statistics batch is kept between the exchanges of a round and its first step. A
-    pass with its autograd graph may be used up by one backward. It holds the activations of a batch (32 images of 224
-    pixels: 0.7 GB with ResNet-18, 2.8 GB with ResNet-50), so that graphs are kept up to :attr:`GRAPH_BYTES` in all. Of
-    the other passes the features are kept, up to :attr:`FEATURE_BYTES`: the rest of many clients compute theirs again.
+    pass with its autograd graph serves one backward only. It holds the activations of a batch (32 images of 224 pixels:
+    0.7 GB with ResNet-18, 2.8 GB with ResNet-50), so graphs are kept up to :attr:`GRAPH_BYTES` in all. Of the other
+    passes the features are kept, up to :attr:`FEATURE_BYTES`; clients beyond that compute theirs again.
     """
 
     GRAPH_BYTES = 2**32
@@ -103,7 +103,7 @@ class Memory:
     def receive(
         self, model_id: str, arrays: ArrayRecord | None, *, device: torch.device | str = "cpu"
     ) -> ReceivedModel:
-        """Return the model of a message, from the message or from memory: sent to the device once for all clients."""
+        """Return the model of a message, from the message or from memory; sent to the device once for all clients."""
         with self._lock:
             if model_id not in self._received:
                 if arrays is None:
@@ -116,7 +116,7 @@ class Memory:
             return self._received[model_id]
 
     def model(self, config: RunConfig, received: ReceivedModel, *, writable: bool) -> HeadedModel:
-        """Return this thread's working model with the weights of a received model; ``writable`` ones are copies."""
+        """Return this thread's working model with the weights of a received model; ``writable`` weights are copies."""
         if getattr(self._of_thread, "config", None) != config:
             self._of_thread.working = WorkingModel(strategy_model(config, initial=False))
             self._of_thread.config = config
@@ -136,7 +136,7 @@ class Memory:
         return self._passes.pop((model_id, *client), (None, 0))[0]
 
     def keep(self, model_id: str, client: tuple[object, ...], forward: Forward) -> None:
-        """Keep a pass if there is room; those of another model are dropped."""
+        """Keep a pass if there is room; passes of another model are dropped."""
         if model_id != self._model_id:
             self._begin_passes(model_id)
         if forward.features.requires_grad:
@@ -146,11 +146,11 @@ class Memory:
             if sum(self._sizes(with_graph=False)) + size > self.FEATURE_BYTES:
                 return
             for part in (forward, *forward.parts):
-                part.inputs = part.inputs.new_empty(0)  # statistics of the head need none, and images are large
+                part.inputs = part.inputs.new_empty(0)  # statistics of the head need no inputs, and images are large
         self._passes[model_id, *client] = forward, size
 
     def has_room_for_a_graph(self, model_id: str) -> bool:
-        """Whether another pass, as heavy as the heaviest of those kept, may keep its graph; the only one always may."""
+        """Whether another pass, as large as the largest one kept, may keep its graph; the first one always may."""
         kept = self._sizes(with_graph=True)
         return model_id != self._model_id or sum(kept) + max(kept, default=0) <= self.GRAPH_BYTES
 
@@ -159,7 +159,7 @@ class Memory:
 
     def _begin_passes(self, model_id: str | None) -> None:
         self._model_id = model_id
-        # By model and client: a client that was given up on may still come with the pass of an earlier model.
+        # By model and client: a client that was given up on may still add the pass of an earlier model.
         self._passes: dict[tuple[object, ...], tuple[Forward, int]] = {}
 
 

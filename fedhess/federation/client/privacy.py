@@ -1,4 +1,4 @@
-"""What a source client of a private run sends: clipped, with Gaussian noise of its own, or nothing at all."""
+"""What a source client of a private run sends: clipped values with its own Gaussian noise, or nothing at all."""
 
 import secrets
 from collections.abc import Mapping
@@ -25,26 +25,26 @@ from fedhess.settings.run_config import RunConfig
 class Mechanism:
     """The Gaussian mechanism of one client in one round.
 
-    A vector's sensitivity is how far it moves where the client's examples are replaced by others, or with
-    ``dp_unit="example"`` one of them by another of its class and drawing: ``2 * bound`` for what is clipped as a whole,
-    ``2 * bound / B`` for a mean of B terms that are clipped one by one.
+    A vector's sensitivity is how far it moves if all of the client's examples are replaced, or with
+    ``dp_unit="example"`` one of them by another of its class and drawing. It is ``2 * bound`` for a vector clipped as a
+    whole, and ``2 * bound / B`` for a mean of B terms that are clipped one by one.
     """
 
     config: RunConfig
-    # Domain, client and round of a simulated client, whose noise they and the run's seed decide. None draws from the
-    # operating system, as a deployed client does: the server knows the seed.
+    # Domain, client and round of a simulated client; with the run's seed they determine its noise. None draws from the
+    # operating system, as a deployed client does, because the server knows the seed.
     key: tuple[str | int, ...] | None
 
     def statistic(self, name: str, function: Statistic) -> Statistic:
-        """Return what computes a statistic of the head: per example clipped where that is the unit."""
+        """Return the function of a statistic of the head, clipped per example if that is the unit."""
         return clipped(function, bound_of(self.config, name)) if self.config.dp_unit == "example" else function
 
     def release_statistics(
         self, values: Mapping[str, Mapping[str, Tensor]], *, sizes: Mapping[str, int], request: RecordDict
     ) -> dict[str, dict[str, Tensor]]:
-        """Make statistics, by domain and name, private; each is a vector over the domains that the client holds.
+        """Make statistics, by domain and name, private; each name is one vector over the domains that the client holds.
 
-        The same statistic asked for at two vectors, ``request``, has two noises.
+        A statistic requested with two different tensors in ``request`` gets two different noises.
         """
         asked = digest_of(array.data for array in request.array_records.get(GIVEN, ArrayRecord()).values())
         released: dict[str, dict[str, Tensor]] = {domain: {} for domain in values}
@@ -58,7 +58,7 @@ class Mechanism:
         return released
 
     def release_update(self, local: LocalUpdate, model: HeadedModel) -> dict[str, Tensor]:
-        """Make an update private: one vector of all trained parameters; buffers do not move."""
+        """Make an update private: one vector of all trained parameters; the update of buffers is zero."""
         bound = bound_of(self.config, UPDATE)
         trained = {name: local.update[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
         noisy = self._with_noise(clip(trained, bound), dict.fromkeys(trained, 2 * bound), UPDATE)
@@ -78,7 +78,7 @@ class Mechanism:
 
 
 def clip(tensors: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:
-    """Scale tensors down together to a norm of at most a bound, in float64 on the CPU; zero where one is not finite.
+    """Scale tensors jointly to a norm of at most a bound, in float64 on the CPU; all are zero if one is not finite.
 
     >>> clip({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, 1.0)
     {'a': tensor([0.6000], dtype=torch.float64), 'b': tensor([0.8000], dtype=torch.float64)}
@@ -101,7 +101,7 @@ def gaussian(size: int, generator: torch.Generator | None) -> Tensor:
 
 
 def private_identity(identity: Identity, *, simulated: bool) -> Identity:
-    """Leave out of a source client's identity what depends on its examples or says that it evaluates some."""
+    """Remove from a source client's identity what depends on its examples or says that it evaluates any."""
     several = tuple(replace(held, evaluate_examples=0) for held in identity.several)
     noise = SEED if simulated else SYSTEM
     return replace(identity, evaluate_examples=0, holds_out=False, several=several, data_digest="", noise=noise)

@@ -22,11 +22,11 @@ from fedhess.federation.tensors import encode_tensors
 
 
 def _forward(call: Call, *, with_graph: bool = False) -> Forward:
-    """Return the forward pass behind the round's statistics, made once a round.
+    """Return the forward pass behind the round's statistics, computed once a round.
 
-    Where the round's only step takes the same batch and leaves the parameters alone, the pass keeps its graph for it.
-    Dropout draws the same in the pass, in one that is made again, and in the step: each begins with the round's seed,
-    and what the step draws after it does too.
+    If the round's only step takes the same batch and does not write to the parameters, the pass keeps its graph for the
+    step. Dropout draws the same in the pass, in a repeated pass and in the step: each begins with the round's seed, and
+    so does whatever the step draws after its pass.
     """
     config, data, model_id = call.config, call.data, call.received.model_id
     model = MEMORY.model(config, call.received, writable=False)  # another client's steps may have been its last use
@@ -46,7 +46,7 @@ def _forward(call: Call, *, with_graph: bool = False) -> Forward:
 
 
 def answer(request: RecordDict, call: Call) -> dict[str, protocol.Part]:
-    """Compute the statistics that a request names on the batch of the round's first local step, one record a domain."""
+    """Compute the statistics that a request names on the batch of the round's first step, one record per domain."""
     config, strategy = call.config, client_half(call.config)
     names, given = decode_request(request)
     given |= on_device(config.device, {name: v for name, v in given.items() if isinstance(v, Tensor)})
@@ -75,9 +75,9 @@ def answer(request: RecordDict, call: Call) -> dict[str, protocol.Part]:
 
 @torch.no_grad()
 def held_out(call: Call, update: Mapping[str, Tensor] | None = None) -> dict[str, MetricRecord]:
-    """Evaluate the received model, or the one that is an update away, on each domain that the client trains on.
+    """Evaluate the received model, minus ``update`` if given, on each domain that the client trains on.
 
-    Of a domain of which it holds nothing out, on its training examples.
+    A domain without evaluation examples is evaluated on its training examples.
     """
     if call.mechanism is not None:
         raise UsageError(f"{call.data.domain} is a source of a private run: it evaluates nothing")

@@ -20,9 +20,9 @@ from fedhess.settings.run_config import RunConfig
 
 @dataclass
 class LocalUpdate:
-    """What a client's local steps made: ``before - after`` of parameters, then of buffers; and the first step's losses.
+    """Result of a client's local steps: ``before - after`` of parameters, then of buffers; and the first step's losses.
 
-    ``momentum`` holds the buffers that the optimizer ended with, by parameter; none for plain SGD.
+    ``momentum`` holds the final momentum buffers of the optimizer by parameter; it is empty for plain SGD.
     """
 
     update: dict[str, Tensor]
@@ -33,7 +33,7 @@ class LocalUpdate:
 
 @dataclass(frozen=True)
 class Holding:
-    """What a client trains on of one domain: its examples, their weight in the objective, the round's references.
+    """A client's training data of one domain: examples, their weight in the objective, and the round's references.
 
     The weights of a client's domains add up to 1; references are constants.
     """
@@ -44,9 +44,9 @@ class Holding:
 
 
 def writes_parameters(config: RunConfig, *, carries_momentum: bool = False) -> bool:
-    """Whether local training changes the parameters: not so for one step of SGD, see :func:`train_locally`.
+    """Whether local training changes the parameters; one step of SGD does not, see :func:`train_locally`.
 
-    With momentum it does only where the step begins with buffers from elsewhere: those of a fresh optimizer are zero.
+    One step with momentum does only if it begins with carried buffers, since those of a fresh optimizer are zero.
     """
     one_step = config.local_steps == 1 and config.local_epochs == 0
     plain = config.client_optimizer == "SGD" and not (config.momentum and carries_momentum)
@@ -69,7 +69,7 @@ def train_locally(
 
     One step of SGD is taken in exact form: the update is ``lr * (gradient + weight_decay * weights)`` itself.
     (Subtracting the new weights from the old would lose the low bits of small gradients, which an adaptive server
-    optimizer makes large again.) Momentum counts from the second step on, or where buffers are carried.
+    optimizer makes large again.) Momentum has an effect from the second step on, or if buffers are carried.
 
     Args:
         model: The working model, loaded with the global one; its parameters are changed where
@@ -79,8 +79,8 @@ def train_locally(
         config: Steps, batch size, learning rate and the like.
         strategy: The strategy, for its ``objective`` and ``compute_gradient``.
         server_round: Number of the round, from 1.
-        first: The forward pass of the first step, where an exchange of the round has made it already.
-        seeded: What that pass is made in where it is not there.
+        first: The forward pass of the first step, if an exchange of the round has already computed it.
+        seeded: Context in which that pass is computed if ``first`` is None.
         momentum: Momentum buffers to begin with, by parameter, on the model's device; they are written to.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -97,7 +97,7 @@ def train_locally(
     batches = joint_batches([holding.data for holding in holdings], config, steps=indices[first is not None :])
 
     def objective(forward: Forward, index: int) -> tuple[Tensor, Tensor]:
-        """Weigh the losses of a pass, and the losses with their penalties."""
+        """Return the weighted loss of a pass, and the weighted loss with penalties."""
         steps = [
             Step(model, part, before, index, server_round, config.l2, own.data.key)
             for part, own in zip(forward.parts, holdings, strict=True)
@@ -136,7 +136,7 @@ def train_locally(
 
 
 def _weighted(terms: Sequence[Tensor], holdings: Sequence[Holding]) -> Tensor:
-    """Sum what a client has of each domain by its weight; of a single domain it is that itself."""
+    """Return the weighted sum of a client's terms over its domains; a single term is returned as it is."""
     if len(terms) == 1:
         return terms[0]
     return torch.stack([own.weight * term for term, own in zip(terms, holdings, strict=True)]).sum()

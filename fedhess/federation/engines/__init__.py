@@ -1,1 +1,1 @@
-"""Where the clients of a run work: threads of this process, or Ray's processes; SuperNodes run them by themselves."""
+"""Where the clients of a run are executed: threads of this process or Ray's processes. SuperNodes need no engine."""

@@ -17,7 +17,7 @@ ENGINES = ("in-process", "ray")
 class Engine:
     """Where clients run: ``run(server_app, client_app, run_config=..., node_configs=...)``, with a title for headers.
 
-    ``gpus_per_client`` is None where clients share what this process has.
+    ``gpus_per_client`` is None where clients share the GPUs of this process.
     """
 
     title: str
@@ -25,7 +25,7 @@ class Engine:
     gpus_per_client: float | None = None
 
     def device(self, name: str) -> str:
-        """Check the device of a run, ``--device``, where clients run in this process; on Ray each worker does."""
+        """Check ``--device`` and return the run's device; on Ray each worker checks the GPU itself."""
         if self.gpus_per_client is None:
             return check_device(name)
         if name.startswith("cuda") and self.gpus_per_client == 0:
@@ -37,7 +37,7 @@ class Engine:
             raise UsageError(f"--device {name}: Ray chooses the GPU of each client; use --device cuda")
         if name in ("auto", "cuda") and self.gpus_per_client:
             return name
-        return resolve_device("cpu" if name == "auto" else name)  # without a GPU of Ray's a client sees none
+        return resolve_device("cpu" if name == "auto" else name)  # without a GPU from Ray a client sees none
 
 
 IN_PROCESS = Engine("in-process", run_in_process)

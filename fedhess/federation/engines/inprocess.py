@@ -1,7 +1,7 @@
 """Run an unchanged ServerApp and ClientApp in this process, behind Flower's ``Grid`` interface.
 
 Each simulated node has its own ``Context``; records are copied on the way in and on the way out, so that neither side
-can reach into the other (array bytes are immutable and shared). A client runs when its reply is pulled, one client at
+can modify the other's (array bytes are immutable and shared). A client runs when its reply is pulled, one client at
 a time, so the server can add up replies while it holds a single one.
 """
 
@@ -36,7 +36,7 @@ from fedhess.settings.assignments import Scalar
 POLL_SECONDS = 0.5  # longest a single pull waits for a running client before it returns without its reply
 ALLOCATOR_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 MALLOPT = ((-3, 2**30), (-1, 2**31 - 1))  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3), in bytes
-TRIMMED_FROM = 2**31  # bytes of a process whose freed memory is looked at
+TRIMMED_FROM = 2**31  # bytes; a smaller process keeps its freed memory
 
 
 @dataclass
@@ -52,9 +52,9 @@ class _Node:
 class InProcessGrid(Grid):
     """A Grid whose nodes live in this process; ``node_configs`` are by node id."""
 
-    clients_at_once = 32  # that the server had better send to: they run in turn, and waiting messages take memory
-    nodes_are_fixed = True  # no node comes later
-    keeps_memory = False  # what `keep_freed_memory` did
+    clients_at_once = 32  # clients to send to at once: they run in turn, and waiting messages take memory
+    nodes_are_fixed = True  # no node joins later
+    keeps_memory = False  # what `keep_freed_memory` returned
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class InProcessGrid(Grid):
         self._running: dict[str, tuple[_Node, Future[Message]]] = {}
         self._pushed = 0
         self._worker = Worker()
-        self._newest: Future[Message] | None = None  # of the worker's jobs
-        self._resident = 0  # bytes that were left when freed memory was last returned
+        self._newest: Future[Message] | None = None  # the worker's newest job
+        self._resident = 0  # size in bytes after freed memory was last returned
 
     def set_run(self, run: Run) -> None:
         """Set the run this grid works for."""
@@ -109,21 +109,21 @@ class InProcessGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Run the clients of these messages, one after the other, and yield their replies as they end.
 
-        A client that has not ended within half a second goes on in the background and yields nothing this time: pull
-        again. No other begins meanwhile.
+        A client that has not finished within half a second continues in the background and yields nothing this time:
+        pull again. No other client starts meanwhile.
         """
         return self._replies(message_ids, POLL_SECONDS, last_chance=False)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Push messages and lazily yield their replies in order.
 
-        ``timeout`` counts for each client, since they run one after the other where real clients run side by side; a
-        client that takes longer is left out.
+        ``timeout`` applies to each client, since clients run one after the other here and real clients run in parallel;
+        a client that takes longer is left out.
         """
         return self._replies(self.push_messages(list(messages)), timeout, last_chance=True)
 
     def close(self) -> None:
-        """Stop the worker thread, and wait for its end unless a client hangs: that thread ends with the process."""
+        """Stop the worker thread and wait for its end, unless a client hangs: a hung thread ends with the process."""
         self._worker.stop(wait=not any(node.busy for node in self._nodes.values()))
 
     def _push(self, message: Message) -> str:
@@ -139,7 +139,7 @@ class InProcessGrid(Grid):
             if reply is not None:
                 yield reply
             elif last_chance:
-                self._running.pop(message_id, None)  # a late reply is for nobody
+                self._running.pop(message_id, None)  # nobody reads a late reply
             elif message_id in self._running:
                 return
 
@@ -151,7 +151,7 @@ class InProcessGrid(Grid):
                 why = "no such node" if node is None else "still busy with an earlier message"
                 return _numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=message))
             if self._newest is not None and not self._newest.done():
-                # Its thread cannot be stopped. It keeps its node busy; this node begins on a fresh worker.
+                # A hung client's thread cannot be stopped and keeps its node busy; this node starts on a fresh worker.
                 self._worker.stop(wait=False)
                 self._worker = Worker()
             node.running = self._newest = self._worker.submit(functools.partial(self._execute, message, node.context))
@@ -163,7 +163,7 @@ class InProcessGrid(Grid):
             reply = future.result(timeout=wait)
         except FutureTimeoutError:
             return None
-        # They would keep the reply, and with it a model, until the next message.
+        # These references would keep the reply, and with it a model, alive until the next message.
         del self._running[message_id]
         if node.running is future:
             node.running = None
@@ -186,10 +186,10 @@ def run_in_process(
     node_configs: Sequence[Mapping[str, Scalar]],
     node_ids: Sequence[int] | None = None,
 ) -> None:
-    """Run a federation to its end in this process, which from then on keeps the memory that it frees.
+    """Run a federation to its end in this process, which keeps the memory that it frees from then on.
 
-    ``node_configs`` and ``node_ids`` have one a client; nothing may depend on the ids. What the ServerApp raises is
-    raised.
+    ``node_configs`` and ``node_ids`` have one entry per client; nothing may depend on the ids. Exceptions of the
+    ServerApp are raised.
     """
     ids = range(1001, 1001 + len(node_configs)) if node_ids is None else node_ids
     run_id = 1
@@ -206,9 +206,9 @@ def keep_freed_memory() -> bool:
     """Have glibc keep freed blocks below 1 GiB instead of returning them to the kernel; return whether it does.
 
     By default glibc maps each block of more than 32 MiB afresh and unmaps it when it is freed, so that the kernel has
-    to clear every page of every activation in every step: a fifth of a full-batch step on ColoredMNIST (25,000
-    examples, activations of 39 MB). The price is memory, see `return_freed_memory`. Nothing is done for another C
-    library, or where the environment sets glibc's allocator up.
+    to clear every page of every activation in every step. This takes a fifth of a full-batch step on ColoredMNIST
+    (25,000 examples, activations of 39 MB). Keeping blocks takes more memory, see `return_freed_memory`. Nothing is
+    done with another C library, or where the environment configures glibc's allocator.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in ALLOCATOR_SETTINGS):
         return False
@@ -217,10 +217,10 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory(last: int) -> int:
-    """Return freed blocks to the kernel if the process is twice as large as it was when it last did; return its size.
+    """Return freed blocks to the kernel if the process has doubled since it last did so; return its size at that time.
 
-    Before version 2.38 glibc seldom finds freed blocks again that were aligned, as PyTorch's all are (its bug 14581):
-    kept, they make a run of full batches of 25,000 examples larger by 100 MB a round.
+    Before version 2.38 glibc seldom reuses freed blocks that were aligned, as all of PyTorch's are (glibc bug 14581).
+    If they are kept, a run with full batches of 25,000 examples grows by 100 MB a round.
     """
 
     def resident() -> int:

@@ -1,9 +1,9 @@
 """Run an unchanged ServerApp and ClientApp on Flower's Ray simulation, on this machine or on a cluster.
 
-Clients run side by side in Ray actors. What the in-process engine promises holds here too: the run config and the node
-configs reach the clients, a deadline counts for each client from when it begins, what a client raises is a named
-failure, and the weights at the end are the same bits at equal torch thread counts. Any actor may serve any client, so a
-client may find that its process does not hold the model: it is then sent again.
+Clients run in parallel in Ray actors. The guarantees of the in-process engine hold here too: the run config and the
+node configs reach the clients, a client's deadline counts from when it starts, an exception of a client is a named
+failure, and the final weights are bitwise equal at equal torch thread counts. Any actor may serve any client, so a
+client's process may not hold the model: the model is then sent again.
 """
 
 import functools
@@ -34,8 +34,8 @@ from fedhess.settings.run_config import RunConfig
 
 CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.02
-GRACE_SECONDS = 60.0  # for actors that start and messages that wait, beside the clients' own time
-CLIENT_TIMED_OUT = 1003  # error code of a reply that stands for none; Flower's own stop well below 1000
+GRACE_SECONDS = 60.0  # for starting actors and waiting messages, on top of the clients' own time
+CLIENT_TIMED_OUT = 1003  # error code of a reply that stands for no reply; Flower's own stop well below 1000
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 
 
@@ -53,7 +53,7 @@ def run_on_ray(
     gpus_per_client: float = 0.0,
     address: str | None = None,
 ) -> None:
-    """Run a federation to its end on Ray, as :func:`run_in_process` does here."""
+    """Run a federation to its end on Ray, as :func:`run_in_process` does in this process."""
     connect(cpus_per_client * len(node_configs), address)
     actors = room(cpus_per_client, gpus_per_client, of="a client", lower="--cpus-per-client or --gpus-per-client")
     stop = threading.Event()
@@ -69,7 +69,7 @@ def run_on_ray(
         with run_identity(run_id):
             run_flower_simulation(
                 wrapped,
-                _Client(client_app, run_config, node_configs),  # type: ignore[arg-type]  # called as one
+                _Client(client_app, run_config, node_configs),  # type: ignore[arg-type]  # called like a ClientApp
                 context=Context(run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)),
                 nodes=len(node_configs),
                 client_resources={"num_cpus": cpus_per_client, "num_gpus": gpus_per_client},
@@ -77,7 +77,7 @@ def run_on_ray(
     finally:
         stop.set()  # Ctrl-C, or a crash of the simulation: nobody will answer the server any more
         for thread in set(threading.enumerate()) - before:
-            if not thread.daemon:  # it waits for an actor that is gone, and would hold up the exit for ever
+            if not thread.daemon:  # it waits for an actor that is gone, and would block the exit forever
                 thread.name = CLIENT_THREAD
 
 
@@ -88,7 +88,7 @@ def require_ray(option: str, *, instead: str) -> None:
 
 
 def connect(most_cpus: int, address: str | None) -> None:
-    """Attach to a Ray cluster, or start one here of no more cores than are of use."""
+    """Attach to a Ray cluster, or start one here with no more cores than the run can use."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray: Any = importlib.import_module("ray")  # an extra, and slow to import
@@ -115,7 +115,7 @@ def connect(most_cpus: int, address: str | None) -> None:
 
 
 def room(cpus: int, gpus: float, *, of: str, lower: str) -> int:
-    """Count what the connected cluster runs side by side of something that takes so many CPUs and GPUs."""
+    """Count how many workers of so many CPUs and GPUs each the connected cluster can run in parallel."""
     ray: Any = importlib.import_module("ray")
     count = sum(_room(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
     if count == 0:
@@ -141,10 +141,10 @@ def _room(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
 
 
 class _PatientGrid(ForwardingGrid):
-    """The simulation's grid, whose deadlines count for each client, since more clients than actors take turns.
+    """The simulation's grid with a deadline per client, since clients take turns if they outnumber the actors.
 
-    ``clients_at_once`` messages are sent before the first replies are awaited: a few for each actor, so that it never
-    waits and memory does not grow with the number of clients.
+    ``clients_at_once`` messages are sent before the first replies are awaited: a few per actor, so that no actor waits
+    and memory does not grow with the number of clients.
     """
 
     nodes_are_fixed = True
@@ -156,13 +156,13 @@ class _PatientGrid(ForwardingGrid):
         self.clients_at_once = 4 * actors
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull replies, but for those that stand for none."""
+        """Pull replies, except those that stand for no reply."""
         return [reply for reply in self._grid.pull_messages(message_ids) if not _stands_for_none(reply)]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Push messages and lazily yield their replies as they come.
 
-        ``timeout`` counts for each client, enforced by the actors; a client that takes longer is left out.
+        ``timeout`` applies to each client and is enforced by the actors; a client that takes longer is left out.
         """
         waiting = set(self._grid.push_messages(list(messages)))
         turns = math.ceil(len(waiting) / self._actors)
@@ -184,13 +184,13 @@ def _stands_for_none(reply: Message) -> bool:
 
 
 class _Client:
-    """The ClientApp as an actor calls it: with the run's configs, by partition id, and no longer than its deadline."""
+    """Calls the ClientApp in an actor, with the run's configs (by partition id) and within the client's deadline."""
 
     def __init__(
         self, client_app: ClientApp, run_config: Mapping[str, Scalar], node_configs: Sequence[Mapping[str, Scalar]]
     ) -> None:
         self._client_app = client_app
-        self._run_config = dict(run_config)  # Flower's simulation gives an object none
+        self._run_config = dict(run_config)  # Flower's simulation passes none to a ClientApp object
         self._node_configs = [dict(config) for config in node_configs]
 
     def __call__(self, message: Message, context: Context) -> Message:

@@ -1,4 +1,4 @@
-"""How engines call a client: errors as replies, in a thread that a hung client cannot keep anybody waiting for."""
+"""How engines call a client: exceptions become error replies, and a hung client blocks only its own thread."""
 
 import logging
 import queue
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def answer(client_app: ClientApp, message: Message, context: Context) -> Message:
-    """Call a client; what it raises becomes Flower's error reply, with type and message of the error."""
+    """Call a client; an exception becomes Flower's error reply, with the exception's type and message."""
     try:
         reply: Message = client_app(message, context)
     except Exception as error:
@@ -28,7 +28,7 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
 
 
 class Worker:
-    """One daemon thread that runs clients in turn; unlike an executor's, a hung one does not hold up the exit."""
+    """One daemon thread that runs clients in turn; unlike an executor's thread, a hung one does not block the exit."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future[Message], Callable[[], Message]] | None] = queue.SimpleQueue()
@@ -36,7 +36,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, job: Callable[[], Message]) -> "Future[Message]":
-        """Queue a job; the future has its result, or what it raised."""
+        """Queue a job; the future holds its result or its exception."""
         future: Future[Message] = Future()
         self._jobs.put((future, job))
         return future
@@ -44,7 +44,7 @@ class Worker:
     def stop(self, *, wait: bool) -> None:
         """End the thread after its current job; wait for it unless that job hangs."""
         self._jobs.put(None)
-        if wait:  # an interpreter that ends while this thread drops its last job's tensors aborts
+        if wait:  # the interpreter aborts if it ends while this thread drops its last job's tensors
             self._thread.join()
 
     def _work(self) -> None:

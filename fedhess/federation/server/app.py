@@ -44,13 +44,13 @@ from fedhess.settings.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
-# Files of the run's directory with the tracebacks of what the strategy's own code raised.
+# Files in the run's directory with the tracebacks of exceptions in the strategy's own code.
 CLIENT_LOG, SERVER_LOG = "client.log", "server.log"
 
-MEASURED = "measured"  # key of what no row has yet: what sources have measured of the model to be reported
+MEASURED = "measured"  # key of what sources have measured of the model to be reported, if no row has it yet
 
 MEDIANS = "largest-medians"  # key of the norms' largest medians so far
-RELEASED = "released"  # key of how often each client of a private run was asked for what depends on its examples
+RELEASED = "released"  # key of how often each private client was asked for something that depends on its examples
 
 OnRound = Callable[[int, list[Row]], None]
 
@@ -80,7 +80,7 @@ class Server:
     config: RunConfig
     directory: RunDirectory | None = None
     on_round: OnRound | None = None
-    nodes: Mapping[str, int] = field(default_factory=dict)  # client -> node that alone may answer for it
+    nodes: Mapping[str, int] = field(default_factory=dict)  # client -> the only node that may answer for it
 
     def __post_init__(self) -> None:
         config = self.config
@@ -124,10 +124,10 @@ class Server:
         except StrategyError as error:
             if self.directory is None:
                 raise
-            file = self.directory.path / CLIENT_LOG  # unless it was here
+            file = self.directory.path / CLIENT_LOG  # unless it was on the server
             if error.__cause__ is not None:
                 file = self.directory.log(SERVER_LOG, "".join(traceback.format_exception(error.__cause__)))
-            if not file.exists():  # it was fedhess that refused what the strategy did
+            if not file.exists():  # fedhess refused what the strategy did
                 raise
             raise StrategyError(f"{error}, the full traceback is in {file}") from error
 
@@ -156,7 +156,7 @@ class Server:
         return self.model
 
     def _restore(self) -> tuple[int, RoundOutcome | None]:
-        """Go back to the checkpoint; return its round, -1 without any, and what the round did if no row has it."""
+        """Go back to the checkpoint; return its round (-1 without one), and the round's outcome if no row has it."""
         if self.directory is None:
             return -1, None
         checkpoint = self.directory.load_checkpoint()
@@ -179,10 +179,10 @@ class Server:
         return checkpoint.server_round, RoundOutcome(metrics=trained, measured=measured)
 
     def _complete(self, server_round: int, outcome: RoundOutcome) -> None:
-        """Write a checkpoint every few rounds and at the end; then evaluate if it is the round's turn.
+        """Write a checkpoint every few rounds and at the end; then evaluate if the round is to be evaluated.
 
-        In this order an evaluation that fails loses nothing that was trained; only of an average that follows the loss
-        it may lose the round, for the checkpoint is to hold the model that is reported.
+        In this order a failed evaluation loses no training. Only with an average that follows the loss may it lose the
+        round, since the checkpoint must hold the model that is reported.
         """
         self._seconds += outcome.seconds
         evaluated = self.config.is_evaluated(server_round)
@@ -207,9 +207,9 @@ class Server:
             self._report(server_round, outcome)
 
     def _observe_loss(self, server_round: int, outcome: RoundOutcome) -> None:
-        """Have the sources evaluate the global model, whose loss decides what the average is of.
+        """Have the sources evaluate the global model, whose loss decides which models are averaged.
 
-        Where it is still the model itself, that is their part of the round's evaluation.
+        While there is no average yet, this is also their part of the round's evaluation.
         """
         started = time.monotonic()
         measured = self._measure(self.model.payload(), server_round, (SOURCE,))
@@ -221,7 +221,7 @@ class Server:
         self._seconds += time.monotonic() - started
 
     def _record_clients(self) -> None:
-        """Record who the clients are; a run that continues has the same, with the same data."""
+        """Record the clients; those of a run that continues must have the same data as before."""
         if self.directory is None:
             return
         before = self.directory.clients()
@@ -246,7 +246,7 @@ class Server:
         return server_round % self.config.checkpoint_every == 0 or server_round == self.config.rounds
 
     def _report(self, server_round: int, outcome: RoundOutcome) -> None:
-        """Evaluate, write the rows, keep the model if it is the best so far; after the last round wait for the disk."""
+        """Evaluate, write the rows, keep the model if it is the best so far; after the last round sync the disk."""
         rows = self._evaluate(server_round, outcome)
         if self.directory is not None:
             self.directory.append(rows)
@@ -261,7 +261,7 @@ class Server:
         self._warn_once(rows)
 
     def _evaluate(self, server_round: int, outcome: RoundOutcome) -> list[Row]:
-        """Have every client evaluate the model; one row a client and domain, those that failed included."""
+        """Have every client evaluate the model; one row per client and domain, failed clients included."""
         started = time.monotonic()
         roles = (TARGET,) if outcome.measured else (SOURCE, TARGET)
         measured = outcome.measured | self._measure(self.evaluated.payload(), server_round, roles)
@@ -290,7 +290,7 @@ class Server:
         return sickness(self._rows, self.config, args=self._args, classes=classes, train_size=fewest)
 
     def _head(self) -> Tensor:
-        """Return the head's parameters in one row."""
+        """Return the head's parameters as one vector."""
         return torch.cat([value.flatten() for name, value in self.model.tensors.items() if name.startswith("head.")])
 
 

@@ -1,13 +1,13 @@
-"""Averages of the global model over rounds: evaluated and reported in its place, while training goes on from the model.
+"""Averages of the global model over rounds, evaluated and reported in its place; training continues from the model.
 
 Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization",
-UAI 2018 (SWA); Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021. Clients notice nothing
-but the model that they evaluate.
+UAI 2018 (SWA); Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021. For clients only the
+model that they evaluate differs.
 
-Trained parameters are averaged, and buffers that are floating-point numbers with them; whole numbers are the newest
-model's. Deviation: running statistics of batch norms are averaged too, where SWA computes them from training data:
-that is an exchange more, and with ``batchnorm="frozen"``, the default and the way of the DomainBed code that SWAD is
-built on, they never change.
+Trained parameters and floating-point buffers are averaged; integer buffers are those of the newest model. Deviation:
+running statistics of batch norms are averaged too, while SWA computes them from training data. That would take another
+exchange, and with ``batchnorm="frozen"``, the default and the choice of the DomainBed code that SWAD is built on, they
+never change.
 """
 
 from collections import deque
@@ -65,34 +65,34 @@ class EvaluatedModel:
         return self._payload
 
     def add(self, server_round: int) -> None:
-        """Take in the global model after a round of training."""
+        """Add the global model after a round of training."""
         self._average.add({name: self._model.tensors[name] for name in self._names}, server_round)
         self._payload = None
 
     def observe(self, loss: float) -> None:
-        """Take in the global model's validation loss after the round that was last added."""
+        """Add the global model's validation loss after the round that was last added."""
         self._average.observe(loss)
         self._payload = None
 
     def row(self) -> dict[str, Any]:
-        """Return what rows tell of the average: of how many models it is; nothing where the run has none."""
+        """Return the fields of rows about the average, such as its number of models; none if the run has no average."""
         return {} if type(self._average) is NoAverage else self._average.row()
 
     def state(self) -> State:
-        """Return the average's state, and as ``"evaluated/NAME"`` its tensors where it takes the model's place."""
+        """Return the average's state, and as ``"evaluated/NAME"`` its tensors if it replaces the model."""
         tensors, plain = self._average.state()
         named = {f"average/{name}": tensor for name, tensor in tensors.items()}
         named |= {f"evaluated/{name}": tensor for name, tensor in self._averaged().items()}
         return named, {f"average/{name}": value for name, value in plain.items()}
 
     def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state` returned."""
+        """Restore what :meth:`state` returned."""
         self._average.restore(below("average/", tensors), below("average/", plain))
         self._payload = None
 
 
 class NoAverage:
-    """The model itself. Base of the averages."""
+    """No average: the model itself is evaluated. Base class of the averages."""
 
     follows_loss = False  # whether the next model's loss is to be observed
 
@@ -101,17 +101,17 @@ class NoAverage:
         self.count = 0  # models in the average; 0 while the model itself is evaluated
 
     def add(self, model: Tensors, server_round: int) -> None:
-        """Take in a model; it is read, never kept."""
+        """Add a model; it is read, never kept."""
 
     def observe(self, loss: float) -> None:
-        """Take in the validation loss of the model that was last added."""
+        """Add the validation loss of the model that was last added."""
 
     def result(self) -> Tensors:
         """Return the average, in any dtype; there is one while `count` is positive."""
         return {}
 
     def row(self) -> dict[str, Any]:
-        """Return what the rows tell of it."""
+        """Return the fields of rows about the average."""
         return {"averaged": self.count}
 
     def state(self) -> State:
@@ -119,7 +119,7 @@ class NoAverage:
         return {}, {}
 
     def restore(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore what :meth:`state` returned."""
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Mean:
     count: int = 0
 
     def add(self, model: Tensors, times: int = 1) -> None:
-        """Add a model as often as ``times`` says."""
+        """Add a model ``times`` times."""
         for name, value in model.items():
             if name in self.total:
                 self.total[name].add_(value, alpha=times)
@@ -146,7 +146,7 @@ class Mean:
 class Swa(NoAverage):
     """The mean of the models after rounds F, F + every, F + 2 every, ... with F = start * rounds, at least 1.
 
-    So FedSAM and FedASAM average on the server (Caldarola et al., ECCV 2022), with start=0.75 and every=10.
+    FedSAM and FedASAM average on the server in this way (Caldarola et al., ECCV 2022), with start=0.75 and every=10.
     """
 
     def __init__(self, args: Mapping[str, Any], *, rounds: int) -> None:
@@ -169,13 +169,13 @@ class Swa(NoAverage):
         return self._mean.total, {"count": self.count}
 
     def restore(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore sum and count."""
         self.count = plain["count"]
         self._mean = Mean(tensors, self.count)
 
 
 class Ema(NoAverage):
-    """The exponential moving average: decay * average + (1 - decay) * model after each round; it begins as a model."""
+    """The exponential moving average: decay * average + (1 - decay) * model after each round, from the first model."""
 
     def __init__(self, args: Mapping[str, Any], *, rounds: int) -> None:
         super().__init__(args, rounds=rounds)
@@ -201,29 +201,29 @@ class Ema(NoAverage):
         return self._average, {"count": self.count}
 
     def restore(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore average and count."""
         self._average, self.count = tensors, plain["count"]
 
 
 class Swad(NoAverage):
     """The mean of the models from the start of a valley of the source validation loss to its end: SWAD's algorithm 1.
 
-    The valley begins at the oldest of the last ``n_converge`` losses once that is their minimum; its threshold is their
-    mean times 1 + ``tolerance_ratio``. It ends before the last ``n_tolerance`` losses once all of them exceed that.
-    Until it begins the model itself is reported, as by the released code (khanrc/swad); while it lasts, the mean of its
-    rounds so far, which is what the algorithm returns if training ends there.
+    The valley begins at the oldest of the last ``n_converge`` losses once that loss is their minimum. Its threshold is
+    the mean of these losses times 1 + ``tolerance_ratio``. It ends before the last ``n_tolerance`` losses once all of
+    them exceed the threshold. Until the valley begins the model itself is reported, as in the released code
+    (khanrc/swad). During the valley the mean of its rounds so far is reported, as if training ended there.
 
     Deviations: rounds stand in for the algorithm's steps; the rounds between two evaluations enter and leave together.
-    Training goes on after the valley, where the code stops. The code adds evaluations from before the valley, and some
-    of it twice; the paper, which is followed here, does not.
+    Training continues after the valley, where the code stops. The code adds evaluations from before the valley, and
+    some of the valley twice; the paper, which is followed here, does not.
 
     Memory: a model for each of the last ``n_tolerance`` evaluations, and two sums in float64.
     """
 
     def __init__(self, args: Mapping[str, Any], *, rounds: int) -> None:
         super().__init__(args, rounds=rounds)
-        self._since, self._valley = Mean(), Mean()  # since the last evaluation; what is in the mean for certain
-        self._recent: deque[tuple[Tensors, int]] = deque()  # what may be: of each evaluation the mean, and its models
+        self._since, self._valley = Mean(), Mean()  # since the last evaluation; certain to be in the mean
+        self._recent: deque[tuple[Tensors, int]] = deque()  # may be in it: mean and number, by evaluation
         self._losses: list[float] = []
         self._threshold: float | None = None
         self.follows_loss = True  # until the valley has ended
@@ -231,7 +231,7 @@ class Swad(NoAverage):
         self._dtypes: dict[str, torch.dtype] = {}
 
     def add(self, model: Tensors, server_round: int) -> None:
-        """Take in the model, unless the valley has ended."""
+        """Add the model, unless the valley has ended."""
         del server_round
         self._loss = None
         if self.follows_loss:
@@ -239,7 +239,7 @@ class Swad(NoAverage):
             self._dtypes = {name: value.dtype for name, value in model.items()}
 
     def observe(self, loss: float) -> None:
-        """See whether the valley begins or ends with this loss."""
+        """Check whether the valley begins or ends with this loss."""
         self._loss = loss
         mean = {name: value.to(self._dtypes[name]) for name, value in self._since.result().items()}
         self._recent.append((mean, self._since.count))
@@ -288,7 +288,7 @@ class Swad(NoAverage):
         return tensors, {"count": self.count, **counts, **found}
 
     def restore(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore it."""
         self._since = Mean(below("since/", tensors), plain["since"])
         self._valley = Mean(below("valley/", tensors), plain["valley"])
         self._recent = deque((below(f"recent/{n}/", tensors), count) for n, count in enumerate(plain["recent"]))

@@ -1,4 +1,4 @@
-"""What a run must remember to continue with the same bits: model, server optimizer, strategy, round."""
+"""The state that a run needs to continue with the same bits: model, server optimizer, strategy, round."""
 
 import json
 import logging
@@ -19,19 +19,19 @@ from fedhess.federation.tensors import decode_tensors, encode_tensors
 logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
-State = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and what is none as JSON
+State = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and other state as JSON
 
 
 @dataclass
 class Checkpoint:
-    """A completed round; what is no tensor is JSON."""
+    """A completed round; state other than tensors is JSON."""
 
     server_round: int  # 0 is the untrained model
     # By "model/...", "optimizer/INDEX/...", "strategy/...", "previous/...": tensors, and other state.
     tensors: dict[str, Tensor] = field(default_factory=dict)
     plain: dict[str, Any] = field(default_factory=dict)
-    # What no row of rounds.jsonl has yet: failures, traffic and seconds since the last evaluation, and "trained", the
-    # clients' training metrics, where the round itself is yet to be evaluated.
+    # Not yet in a row of rounds.jsonl: failures, traffic and seconds since the last evaluation, and "trained", the
+    # clients' training metrics, if the round itself is still to be evaluated.
     unreported: dict[str, Any] = field(default_factory=dict)
 
     def restore(self, model: GlobalModel) -> None:
@@ -42,7 +42,7 @@ class Checkpoint:
             index, _, key = name.partition("/")
             state.setdefault(int(index), {})[key] = value
         parameters = [each for group in model.optimizer.param_groups for each in group["params"]]
-        for place, values in state.items():  # by load_state_dict they would take their parameter's dtype
+        for place, values in state.items():  # load_state_dict would convert them to their parameter's dtype
             model.optimizer.state[parameters[place]] = values
 
     def evaluated(self) -> dict[str, Tensor]:
@@ -80,8 +80,8 @@ def flower_state(strategy: Strategy) -> State:
     """Read the state of a plain Flower strategy from its attributes.
 
     These are numbers (an adaptive clipping norm), dictionaries of arrays (FedOpt's moments), lists of arrays (FedAvgM's
-    momentum), single arrays, and array records (its model); another kind is logged, unless it is a function or empty.
-    Tensors are stored by ``"ATTRIBUTE/KEY"``, and by attribute ``{"value": ...}`` or ``{"kind": ..., "keys": [...]}``.
+    momentum), single arrays, and array records (its model); other kinds are logged, unless they are functions or empty.
+    Tensors are stored by ``"ATTRIBUTE/KEY"``; an attribute has ``{"value": ...}`` or ``{"kind": ..., "keys": [...]}``.
     """
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
@@ -121,7 +121,7 @@ def restore_flower_state(strategy: Strategy, tensors: Mapping[str, Tensor], plai
 
 
 def _parts(value: object) -> tuple[str, dict[str, Tensor]]:
-    """Take arrays apart: their kind and tensors by key; an empty kind for anything else."""
+    """Return the kind of a value that holds arrays, and its tensors by key; the kind is empty for anything else."""
     if isinstance(value, ArrayRecord):
         return "record", decode_tensors(value)
     kind, arrays = "", {}

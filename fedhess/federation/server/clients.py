@@ -22,7 +22,7 @@ from fedhess.settings.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
-REPLY_SECONDS = 0.5  # between two looks for replies
+REPLY_SECONDS = 0.5  # between two polls for replies
 MOST_LINES = 200  # of a traceback
 
 T = TypeVar("T")
@@ -62,12 +62,12 @@ class Federation:
 
     grid: Grid
     config: RunConfig
-    on_traceback: Callable[[str], object] | None = None  # called with that of each error of a strategy on a client
+    on_traceback: Callable[[str], object] | None = None  # called with the traceback of each strategy error on a client
     clients: list[Client] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     bound: NormBound = field(init=False)
     _holds: dict[int, list[str]] = field(default_factory=dict)  # node -> ids of the models that it holds
-    _forgetful: set[int] = field(default_factory=set)  # nodes that lost a model once: they are sent it every time
+    _forgetful: set[int] = field(default_factory=set)  # nodes that lost a model once: they get it every time
 
     def __post_init__(self) -> None:
         self.bound = NormBound(self.config.norm_bound)
@@ -123,7 +123,7 @@ class Federation:
     def accept(self, request: Request[T], client: Client, reply: Message) -> T | None:
         """Read a reply, and count it; return None and record the failure where it is rejected.
 
-        The names of what is counted stand in tables, so a reply with others is rejected.
+        Tables list the names of the records that are counted, so a reply with other records is rejected.
         """
         try:
             if _model_is_missing(reply):
@@ -185,7 +185,7 @@ class Federation:
 
     def _send(self, request: Request[T], clients: Sequence[Client]) -> Iterator[tuple[Client, Message | None]]:
         """Send a request; yield each client once, with its reply or None, as the replies come."""
-        # Where clients run one after the other, messages that are not their turn yet would only take memory.
+        # Where clients run one after the other, messages sent before their turn would only take memory.
         at_once = getattr(self.grid, "clients_at_once", len(clients)) or 1
         spent = [client for client in clients if not self._may_ask(request, client)]
         yield from ((client, None) for client in spent)
@@ -205,9 +205,9 @@ class Federation:
                 yield from self.round_trip(request, again, self.grid)
 
     def _may_ask(self, request: Request[T], client: Client) -> bool:
-        """Whether a client of a private run has privacy left for a request; what it will send is counted, else failed.
+        """Whether a client of a private run has privacy left for a request; count the request, or record a failure.
 
-        What it is asked counts, whether it answers or not: an answer that came too late has left it all the same.
+        A request counts whether the client answers or not: an answer that came too late has left it all the same.
         """
         config, label = self.config, client.label
         if not config.is_private or client.identity.role != SOURCE:
@@ -255,7 +255,7 @@ class Federation:
 
 
 def _marked(message: Message, client: Client) -> str:
-    """Put into a message the digest of the data that its client began with, and a nonce; return the nonce."""
+    """Put a nonce, and the digest of the data that the client began with, into a message; return the nonce."""
     nonce = add_nonce(message)
     message.content.config_records[protocol.CONFIG][protocol.DATA_DIGEST] = client.identity.data_digest
     return nonce
@@ -264,12 +264,12 @@ def _marked(message: Message, client: Client) -> str:
 def _replies(grid: Grid, messages: list[Message], deadline: float, goes_on: Callable[[], bool]) -> Iterable[Message]:
     """Send messages; return the replies, which may come until the deadline.
 
-    Flower's own grids would return them when the last is there, and look every three seconds: these are asked more
-    often, and while it ``goes_on``.
+    Flower's own grids would poll every three seconds and return all replies once the last has come. They are polled
+    more often here, and only as long as ``goes_on`` returns True.
     """
     if not type(grid).__module__.startswith("flwr."):
         return grid.send_and_receive(messages, timeout=deadline)
-    sent = [message_id for message_id in grid.push_messages(messages) if message_id]  # none for one that was not
+    sent = [message_id for message_id in grid.push_messages(messages) if message_id]  # no id if not sent
     return _as_they_come(grid, sent, time.monotonic() + deadline, goes_on)
 
 

@@ -24,8 +24,8 @@ POLL_SECONDS = 0.25
 ATTEMPTS = 3  # questions to a node of a simulation: it may still be starting
 AGAIN_SECONDS = 1.0  # after which a node that replied with an error is asked again
 FOREIGN = "the reply does not return the message's nonce: another node sent it, or one with other code"
-OTHERS_SECONDS = 10.0  # in which the others may answer when one refuses, so that all reasons are named
-SILENT_SECONDS = 30.0  # after which a node that did not reply is: it may have restarted and lost the question
+OTHERS_SECONDS = 10.0  # for the other nodes to answer after one refuses, so that all reasons are named
+SILENT_SECONDS = 30.0  # after which a node that did not reply is asked again: it may have restarted
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,20 @@ class Client:
 
 
 def discover(grid: Grid, config: RunConfig, nodes: Mapping[str, int] | None = None) -> list[Client]:
-    """Ask every node which client it is, until each domain of the run has a client and the run all of its clients.
+    """Ask every node which client it is, until each domain of the run has a client and all source clients are found.
 
     The server of a deployment cannot see a node's configuration, so it asks. Nodes of domains that the run does not
-    name take no part, and their answers are not waited for. The search ends at once where a node of the run refuses it;
-    where nodes are fixed (the attribute ``nodes_are_fixed`` of a simulation's grid), also as soon as all have answered
-    and a client is missing. With ``nodes``, client -> node, each node may answer for its client alone.
+    name take no part, and their answers are not waited for. If a node of the run refuses it, the search ends once the
+    others have answered, at most OTHERS_SECONDS later. If nodes are fixed (the attribute ``nodes_are_fixed`` of a
+    simulation's grid), it also ends once every node that is not known has failed ATTEMPTS times. With ``nodes``,
+    client -> node, each node may answer for its own client only.
 
     Returns:
-        The clients, source domains first, in domain order and by client number: never in the order of node ids.
+        The clients, source domains first, in domain order and by client number, never in the order of node ids.
 
     Raises:
-        FederationError: No further client was found within the exchange deadline and one is missing. At once where one
-            refuses or contradicts the run, contradicts another node, or is beyond the clients that the run has.
+        FederationError: A client is missing and no further one was found within the exchange deadline. Earlier if a
+            node refuses or contradicts the run, contradicts another node, or exceeds the run's number of clients.
     """
     inquiry = _Inquiry(grid, nodes or {}, config)
     began, deadline = time.monotonic(), config.exchange_deadline
@@ -90,7 +91,7 @@ class _Inquiry:
         self._others: set[int] = set()  # nodes of domains that the run does not have, until they are started again
 
     def poll(self) -> None:
-        """Ask the nodes that are due, and read the replies that are there."""
+        """Ask the nodes that are due, and read the replies that have arrived."""
         silent = {node for node, _ in self._questions.values()}
         online = list(self._grid.get_node_ids())
         self._others &= set(online)
@@ -99,7 +100,7 @@ class _Inquiry:
         if messages:
             asked = list(zip(due, [add_nonce(message) for message in messages], strict=True))
             ids = self._grid.push_messages(messages)
-            self._questions |= {key: one for key, one in zip(ids, asked, strict=True) if key}  # none if it was not sent
+            self._questions |= {key: one for key, one in zip(ids, asked, strict=True) if key}  # no id if not sent
         self._asked |= dict.fromkeys(due, time.monotonic())
         for reply in self._grid.pull_messages(list(self._questions)) if self._questions else ():
             if reply.metadata.reply_to_message_id in self._questions:
@@ -136,11 +137,11 @@ class _Inquiry:
             )
 
     def _note_refusal(self, node: int, record: ConfigRecord) -> None:
-        """Settle a node that refuses: the run cannot begin without it if it is a client of the run."""
+        """Record that a node refuses; the run cannot begin without it if it is a client of the run."""
         domain, client, position = (record.get(key) for key in protocol.PLACE)
         config, client = self._config, 0 if client is None else client
         most = config.source_clients if config.partition == "lambda" else config.source_clients // len(config.sources)
-        if domain is None and position is not None and not self._nodes:  # a simulation's nodes are all the run's
+        if domain is None and position is not None and not self._nodes:  # all nodes of a simulation are the run's
             self.refused[node] = time.monotonic()
         elif domain not in (*config.sources, *config.targets) or not isinstance(client, int) or client >= most:
             self._others.add(node)
@@ -171,19 +172,19 @@ class _Inquiry:
 
 
 def add_nonce(message: Message) -> str:
-    """Put a new random nonce into a message, of 128 bits, and return it: its reply has to have it too.
+    """Put a new random nonce of 128 bits into a message and return it; the reply must contain the nonce too.
 
-    Flower does not compare who replies with who was asked, and a message's id can be guessed.
+    Flower does not check that the node that replies is the node that was asked, and a message's id can be guessed.
     """
     nonce = secrets.token_hex(16)
     config = message.content.config_records.get(protocol.CONFIG, ConfigRecord())
-    # A copy: a Flower strategy gives several messages one content.
+    # A copy, because a Flower strategy shares one content between messages.
     message.content = RecordDict({**message.content, protocol.CONFIG: ConfigRecord({**config, protocol.NONCE: nonce})})
     return nonce
 
 
 def returns_nonce(reply: Message, nonce: str) -> bool:
-    """Take the nonce out of a reply; return whether it is the message's."""
+    """Remove the nonce from a reply; return whether it is the message's nonce."""
     config = reply.content.config_records.get(protocol.CONFIG, ConfigRecord())
     found = config.pop(protocol.NONCE, None)
     if not config and protocol.CONFIG in reply.content:
@@ -202,10 +203,10 @@ def _missing(identities: Collection[Identity], config: RunConfig) -> str:
 
 
 def draw_clients(clients: Sequence[Client], number: int, *, seed: int, server_round: int) -> list[Client]:
-    """Draw the clients of a round, all with equal probability and none twice, by the seed and the round alone.
+    """Draw the clients of a round uniformly without replacement, by the seed and the round alone.
 
     As in McMahan et al. ("Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
-    algorithm 1) domains play no part: one may have no client in a round. ``number`` 0 draws all.
+    algorithm 1) domains play no part: a domain may have no client in a round. ``number`` 0 draws all.
     """
     if number == 0 or number >= len(clients):
         return list(clients)
@@ -214,7 +215,7 @@ def draw_clients(clients: Sequence[Client], number: int, *, seed: int, server_ro
 
 
 def _check_alike(clients: Sequence[Client]) -> None:
-    """Check that all clients number the same classes, and give the model the same inputs."""
+    """Check that all clients number the classes alike and give the model the same kind of inputs."""
     for what in ("classes", "inputs"):
         found: dict[object, list[str]] = {}
         for client in clients:

@@ -1,4 +1,4 @@
-"""The server's side of evaluation: every client evaluates what it holds; one row a client and domain."""
+"""The server's side of evaluation: every client evaluates what it holds; one row per client and domain."""
 
 import logging
 import math
@@ -47,14 +47,14 @@ def evaluate_clients(
     server_round: int,
     roles: Sequence[str] = (SOURCE, TARGET),
 ) -> Measured:
-    """Have every client of ``roles`` that holds examples out, or is a target, evaluate the model.
+    """Have every client of ``roles`` that has evaluation examples evaluate the model.
 
-    If fewer source clients than the quorum answer, a warning names it, the rows have what did come, and no selector
-    takes the round (see :func:`fedhess.federation.server.round_selection.comparable_rounds`).
+    If fewer source clients than the quorum answer, a warning is logged, the rows have the answers that came, and no
+    selector takes the round (see :func:`fedhess.federation.server.round_selection.comparable_rounds`).
 
     Returns:
-        Loss, accuracy, number of examples, counts and, of a source domain, the distances of its head statistics to
-        their mean.
+        Loss, accuracy, number of examples, counts and, for a source domain, the distances of its head statistics from
+        the mean over domains.
 
     Raises:
         FederationError: Fewer source clients than the quorum answered before training.
@@ -102,7 +102,7 @@ def evaluate_clients(
 
 
 def validation_loss(federation: Federation, measured: Measured) -> float | None:
-    """Average the sources' loss on held-out examples: domains have equal weight, the clients of one count by examples.
+    """Average the sources' loss on held-out examples: domains have equal weight, clients of a domain count by examples.
 
     Returns:
         The mean, infinite where a loss is not finite; None where fewer source clients than the quorum have one.
@@ -128,8 +128,8 @@ def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[
     """Measure how far each source domain's head statistics are from their mean over the domains.
 
     Args:
-        statistics: By domain, its head gradient ``"gradient"`` and HGP ``"hgp"``, (C, K) each; of a domain with several
-            clients the mean of theirs by examples.
+        statistics: By domain, its head gradient ``"gradient"`` and HGP ``"hgp"``, (C, K) each; for a domain of several
+            clients the mean over clients, weighted by examples.
 
     Returns:
         By domain, ``"gradient_distance"`` = ||g_e - gbar||^2 and ``"hgp_distance"`` = ||H_e[g_e] - mean||^2: the terms
@@ -148,10 +148,10 @@ def alignment_distances(statistics: Mapping[str, Mapping[str, Tensor]]) -> dict[
 
 
 def make_rows(federation: Federation, measured: Measured, outcome: RoundOutcome, *, server_round: int) -> list[Row]:
-    """Make the lines of rounds.jsonl: one a client and domain that it holds, those that failed included.
+    """Make the lines of rounds.jsonl: one per client and domain that it holds, failed clients included.
 
-    A target that evaluates two splits has a line for each. What a client has once and not by domain (failures, bytes,
-    losses of training) is in the first of its rows alone.
+    A target that evaluates two splits has a line for each. Values that a client has once, not per domain (failures,
+    bytes, training losses), are in the first of its rows only.
     """
     failures, traffic = federation.ledger.take()
     config = federation.config
@@ -217,7 +217,7 @@ def _read(
 
 
 def _read_counts(counts: Mapping[str, np.ndarray], accuracy: float, examples: float, wrong: str) -> dict[str, Any]:
-    """Return counts as rounds.jsonl has them; ``ValueError`` where they do not add up to the client's metrics."""
+    """Return counts in the form of rounds.jsonl; ``ValueError`` if they do not add up to the client's metrics."""
     confusion, bins = counts[protocol.CONFUSION], counts[protocol.CALIBRATION]
     count, correct, confidence = bins.T
     hits = int(confusion.trace())
@@ -236,7 +236,7 @@ def _read_counts(counts: Mapping[str, np.ndarray], accuracy: float, examples: fl
 
 
 def _read_protected(counts: Mapping[str, np.ndarray], accuracy: float, examples: float, wrong: str) -> dict[str, Any]:
-    """Return rounded or noisy counts, which add up to the accuracy alone; there is no loss."""
+    """Return rounded or noisy counts, which need to match the accuracy only; there is no loss."""
     confusion = counts[protocol.CONFUSION]
     hits = int(confusion.trace())
     if (confusion < 0).any() or min(1.0, hits / examples) != accuracy:
@@ -245,7 +245,7 @@ def _read_protected(counts: Mapping[str, np.ndarray], accuracy: float, examples:
 
 
 def _listed(confusion: np.ndarray) -> list[list[int]]:
-    """List label, prediction and number of examples, but for those of none."""
+    """List label, prediction and number of examples of every count that is not zero."""
     places = confusion.nonzero()
     listed: list[list[int]] = np.stack([*places, confusion[places]], axis=1).tolist()
     return listed
@@ -282,5 +282,5 @@ def _row(
     if identity.protection is not None:
         row["evaluation_rounding"], row["evaluation_epsilon"] = identity.protection
     if held.domain != identity.domain:
-        row["main_domain"] = identity.domain  # which the client's number counts in
+        row["main_domain"] = identity.domain  # the domain in which clients are numbered
     return row

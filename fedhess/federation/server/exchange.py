@@ -20,9 +20,9 @@ Answer = dict[str, dict[str, Tensor]]  # a client's statistics, by domain and na
 
 
 class Exchange:
-    """Ask the source clients of a round for statistics, each call one exchange: :class:`fedhess.alignment.Ask`.
+    """Asks the source clients of a round for statistics, one exchange per call: a :class:`fedhess.alignment.Ask`.
 
-    Its ``participants`` are the clients that answered every exchange so far; ``norms`` has those of each exchange.
+    ``participants`` are the clients that answered every exchange so far; ``norms`` has the norms of each exchange.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Exchange:
         return self.several(name, **given)[name]
 
     def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
-        """Ask for several statistics in one exchange; each function is given what it has a parameter for."""
+        """Ask for several statistics in one exchange; each function gets the arguments that it has parameters for."""
         return self._average(names, self._answers(self.participants, names, given))
 
     def held_out(self) -> dict[str, PerDomain]:
@@ -65,7 +65,7 @@ class Exchange:
     def _answers(
         self, clients: Sequence[Client], names: Sequence[str], given: Mapping[str, Tensor | Scalar]
     ) -> Iterator[tuple[Client, Answer]]:
-        """Send one message to each client and yield the good answers as they come, in domain order."""
+        """Send one message to each client and yield the valid answers as they come, in domain order."""
         parts = protocol.encode_request(names, given)
         expected = self._shapes.of(names, given)
 
@@ -96,7 +96,7 @@ class Exchange:
         return self._federation.exchange(request, clients)
 
     def _average(self, names: Sequence[str], answers: Iterable[tuple[Client, Answer]]) -> dict[str, PerDomain]:
-        """Average by domain, and go on with the clients that answered, if they are enough."""
+        """Average by domain, and continue with the clients that answered, if they reach the quorum."""
         config = self._federation.config
         rule = mean_rule(config.reference_mean, hostile=config.hostile_clients)
         means = DomainMeans(self.domains, [client.identity.trains_on for client in self.participants], rule)
@@ -107,7 +107,7 @@ class Exchange:
         def measured(client: Client, answer: Answer) -> Norms:
             norms[client] = {
                 name: max(norm({name: tensors[name]}) for tensors in answer.values()) for name in names
-            }  # of several domains the largest
+            }  # the largest over a client's domains
             return norms[client]
 
         screened = self._federation.screen(phase, self.server_round, answers, measured, asked=asked)

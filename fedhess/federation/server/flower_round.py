@@ -1,4 +1,4 @@
-"""Run a plain Flower strategy: it sees the source clients alone; what it aggregates becomes the global model."""
+"""Run a plain Flower strategy: it sees only the source clients, and its aggregate becomes the global model."""
 
 import random
 import time
@@ -24,9 +24,9 @@ from fedhess.federation.tensors import decode_tensors, read_tensors
 
 
 class SourceGrid(ForwardingGrid):
-    """The run's grid with the source clients of a round alone, in domain order; so their replies come back.
+    """The run's grid restricted to the source clients of a round, in domain order; replies come in the same order.
 
-    Flower's strategies add replies up as they come and sample random node ids; behind this view both depend on the seed
+    Flower's strategies add replies up as they come and sample random node ids; with this view both depend on the seed
     and the domains only. A message to another node raises ``PermissionError``.
     """
 
@@ -137,7 +137,7 @@ class FlowerRounds:
         return outcome
 
     def state(self) -> State:
-        """Return what the strategy remembers."""
+        """Return the strategy's state."""
         tensors, plain = flower_state(self._strategy)
         return (
             {f"strategy/{name}": tensor for name, tensor in tensors.items()},
@@ -145,11 +145,11 @@ class FlowerRounds:
         )
 
     def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state` returned."""
+        """Restore what :meth:`state` returned."""
         restore_flower_state(self._strategy, below("strategy/", tensors), below("strategy/", plain))
 
     def _require_clients(self, grid: SourceGrid, where: str) -> None:
-        """Check that as many clients take part as the strategy samples from: Flower would wait for more without end."""
+        """Check that enough clients take part for the strategy's sampling: Flower would wait forever for more."""
         there = len(grid.by_node)
         for name in ("min_available_nodes", "min_train_nodes"):
             number = getattr(self._strategy, name, 0)
@@ -161,7 +161,7 @@ class FlowerRounds:
 
 
 def _require_erm(messages: Iterable[Message], where: str) -> None:
-    """Check that a strategy sends its clients no setting that they would not read: they train ERM."""
+    """Check that a strategy sends its clients no setting that they would ignore, since they train ERM."""
     read = {protocol.ROUND, protocol.MODEL_ID, protocol.REPLY_WEIGHTS, "server-round"}  # the last is FedAvg's own
     sent = {key for message in messages for record in message.content.config_records.values() for key in record}
     if sent - read:

@@ -57,7 +57,7 @@ class GlobalModel:
         return ModelPayload(f"{self._nonce}-{self._version}", self._arrays)
 
     def step(self, mean_update: Mapping[str, Tensor], *, lr: float) -> None:
-        """Take one step of the server optimizer along the mean of ``before - after``; buffers take their mean."""
+        """Step the server optimizer along the mean of ``before - after``; buffers become the clients' mean."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         for name, parameter in self._parameters.items():
@@ -75,7 +75,7 @@ class GlobalModel:
         self.optimizer.state.clear()
 
     def replace(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over every tensor of a model that a plain Flower strategy aggregated."""
+        """Replace every tensor, by the aggregate of a plain Flower strategy or by a checkpoint."""
         for name, value in self.tensors.items():
             value.copy_(tensors[name])
         self._changed()

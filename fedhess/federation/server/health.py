@@ -1,4 +1,4 @@
-"""Signs in a run's rows of failed training: the penalty drowns the loss, nothing is learned, the head stands still."""
+"""Signs of failed training in a run's rows: the penalty dominates, nothing is learned, the head does not move."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ from fedhess.settings.run_config import RunConfig
 
 DROWNED = 10.0  # penalty over loss
 FIRST = 3  # evaluated rounds in which the penalty is checked: later a small loss is a good sign
-STILL = 1e-4  # the head's change over its length
+STILL = 1e-4  # the head's change relative to its norm
 
 
 def sickness(
@@ -24,14 +24,14 @@ def sickness(
     """Describe what is wrong with a run so far and which settings to change; "" if nothing is.
 
     Whether anything is learned, and whether the head moves, is checked from the middle of the run on. ``train_size`` is
-    the number of training examples of the client that has fewest.
+    the number of training examples of the client that has the fewest.
     """
     rounds = rows_by_round([row for row in rows if row["role"] == SOURCE and row["round"] > 0])
     for number in sorted(rounds)[:FIRST]:
         loss, objective = _mean(rounds[number], "train_loss"), _mean(rounds[number], "train_objective")
         if loss is None or objective is None:
             continue
-        steps = round_steps(config, train_size=train_size, server_round=number)  # by then the others took as many
+        steps = round_steps(config, train_size=train_size, server_round=number)  # the others took as many or more
         penalty = objective * _divisor(steps.start, config, args) - loss
         if penalty > DROWNED * loss:
             return f"the penalty is {penalty / loss:.0f} times the loss in round {number}: {remedy(config, args)}"
@@ -65,7 +65,7 @@ def _divisor(step: int, config: RunConfig, args: Mapping[str, Scalar]) -> float:
     """Return what the objective of a step was divided by, see ``DomainStrategy.objective``."""
     try:
         strategy = load_strategy(config.strategy, args)
-    except UsageError:  # a recorded run's, which is not on this machine
+    except UsageError:  # the strategy of a recorded run is not on this machine
         return 1.0
     if not isinstance(strategy, DomainStrategy) or strategy.limited or strategy.schedule.is_off:
         return 1.0

@@ -14,14 +14,14 @@ from fedhess.federation.tensors import array_bytes
 
 logger = logging.getLogger(__name__)
 
-NOT_AWAITED = "not waited for: too few would be left"  # reason of who failed because others had
+NOT_AWAITED = "not waited for: too few would be left"  # reason for clients that failed only because others had
 
 
 @dataclass(frozen=True)
 class Failure:
     """One client that did not complete one phase of a round, and why.
 
-    ``by_strategy`` where the strategy raised, ``diverged`` where it sent values that are not finite.
+    ``by_strategy`` if the strategy raised, ``diverged`` if the client sent values that are not finite.
     """
 
     round: int
@@ -36,8 +36,8 @@ class Failure:
 class Traffic:
     """What was exchanged with one client: bytes of arrays, and every record but settings.
 
-    ``sent`` has by direction (``"down"``: to the client) and name, ``"MESSAGE RECORD"``, how often the record was sent,
-    all its bytes, and its shape.
+    ``sent`` has, by direction (``"down"``: to the client) and name (``"MESSAGE RECORD"``), how often the record was
+    sent, its total bytes, and its shape.
     """
 
     down: int = 0
@@ -56,7 +56,7 @@ class Ledger:
     _named: int = 0  # failures that a warning or an error has named
 
     def count(self, client: str, message_type: str, content: RecordDict, *, way: Literal["down", "up"]) -> None:
-        """Add what a message to a client, or its reply, has to the traffic of the client."""
+        """Add the content of a message to a client, or of its reply, to the client's traffic."""
         traffic = self.traffic.setdefault(client, Traffic())
         setattr(traffic, way, getattr(traffic, way) + array_bytes(content))
         sent = traffic.sent.setdefault(way, {})
@@ -69,13 +69,13 @@ class Ledger:
     ) -> None:
         """Check that at least ``quorum`` (0: all) of the clients asked completed a phase; log new failures.
 
-        Only failures of the clients ``of`` count: a target's failure is no source's.
+        Only failures of the clients in ``of`` count, so that a target's failure is not held against the sources.
 
         Raises:
             FederationError: Fewer than the quorum did; the message lists the failures of the round.
-            StrategyError: The same, where it was the strategy that raised on every client that failed.
-            DivergedError: The same, where every client that failed sent values that are not finite; whatever the quorum
-                where half of those that answered did: what so many have in common is no fault of theirs.
+            StrategyError: The same, if the strategy raised on every client that failed.
+            DivergedError: The same, if every client that failed sent values that are not finite. Also, whatever the
+                quorum, if at least half of the clients that answered did: the cause is then not the clients.
         """
         needed = min(quorum or asked, asked)
         of_round = [failure for failure in self.failures if failure.round == server_round]
@@ -117,7 +117,7 @@ class Ledger:
         return list(dict.fromkeys(failure.client for failure in self.failures[begun:] if failure.diverged))
 
     def rewind(self, begun: int, then: Iterable[Failure] = ()) -> None:
-        """Forget all but the first ``begun`` failures, and take others in their place, which are not logged again."""
+        """Replace all but the first ``begun`` failures by ``then``, which are not logged again."""
         self.failures[begun:] = then
         self._named = len(self.failures)
 
@@ -155,7 +155,7 @@ def _records(content: RecordDict) -> Iterator[tuple[str, int, str]]:
 
 
 def _lines(failures: Iterable[Failure]) -> list[str]:
-    """Write a line for all clients that have the same reason."""
+    """Write one line for all clients with the same round, phase and reason."""
     clients: dict[tuple[int, str, str], list[str]] = {}
     for failure in failures:
         clients.setdefault((failure.round, failure.phase, failure.reason), []).append(failure.client)

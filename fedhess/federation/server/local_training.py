@@ -44,12 +44,12 @@ class RoundOutcome:
     participants: list[Client] = field(default_factory=list)  # that completed every phase
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # of training, by client
     seconds: float = 0.0  # wall time
-    # What sources have measured of the evaluated model already, by client and domain.
+    # What sources have already measured of the evaluated model, by client and domain.
     measured: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
 
 class LocalPhase:
-    """Have the source clients of a round train: the server's :class:`fedhess.alignment.LocalTraining`.
+    """Has the source clients of a round train: the server's :class:`fedhess.alignment.LocalTraining`.
 
     With ``previous`` the train messages also ask for the statistics of the next round's references.
     """
@@ -137,7 +137,7 @@ class LocalPhase:
         return ClientUpdate(update.result(), buffers.result() if result.momentum else {})
 
     def require_quorum(self) -> None:
-        """Check that enough clients have trained: one of several domains, on all that it was asked to train on."""
+        """Check that enough clients have trained; a client of several domains must have trained on all it was asked."""
         failed = self._federation.ledger.failed("train", self.server_round)
         completed = [client for client in self.outcome.participants if client.label not in failed]
         self.outcome.participants = completed
@@ -158,7 +158,7 @@ class LocalPhase:
         has_momentum = momentum is not None and self.config.client_optimizer == "SGD" and self.config.momentum > 0
         trained = {name: expected[name] for name in self.model.trained_names} if has_momentum else {}
 
-        # Statistics are of the round's model: where clients start from another one, the next round asks for them.
+        # Statistics are of the round's model: if clients start from another one, the next round asks for them.
         previous = self._previous if payload.model_id == self.model.payload().model_id else None
         requests = {} if previous is None else previous.requests()
 
@@ -204,7 +204,7 @@ def _norms(client: Client, reply: tuple[ClientUpdate, dict[str, float]]) -> Norm
 
 
 def _reference_parts(reference: Reference) -> Callable[[Client], dict[str, ArrayRecord]]:
-    """Return a function that makes the references' records for a client; what all share is encoded once."""
+    """Return a function that makes the references' records for a client; shared references are encoded once."""
     shared = encode_tensors({name: value.detach() for name, value in reference.items() if isinstance(value, Tensor)})
     by_domain = {name: value for name, value in reference.items() if not isinstance(value, Tensor)}
 
@@ -224,7 +224,7 @@ def _reference_parts(reference: Reference) -> Callable[[Client], dict[str, Array
 
 
 def _weights_setting(client: Client, weights: Mapping[str, float]) -> dict[str, Any]:
-    """Tell a client of several domains what each weighs in its loss; nothing to a client of one."""
+    """Return the setting with the weight of each domain in a client's loss; none for a client of one domain."""
     if not client.identity.several:
         return {}
     if not any(weights.values()):  # its update will not count, but it has to make one
@@ -235,11 +235,12 @@ def _weights_setting(client: Client, weights: Mapping[str, float]) -> dict[str, 
 def holding_weights(
     clients: Sequence[Client], config: RunConfig, by_domain: Mapping[str, float] | None = None
 ) -> dict[Client, dict[str, float]]:
-    """Weigh what each client holds of each domain: domains share the weight, then clients a domain's by examples.
+    """Return the weight of each client's holding of each domain, by the run's ``weighting``.
 
-    The weights of a client's domains add up to its own in the mean, and are how its loss weighs them: so the mean of
-    the clients' gradients is the gradient of the weighted mean over domains, whoever holds what. A strategy's weights
-    of the domains, ``by_domain``, replace those of the run.
+    Domains weigh the same and a domain's clients share its weight by examples, or every example weighs the same. The
+    weights of a client's domains sum to the client's weight in the mean, and its loss uses them too. So the mean of the
+    clients' gradients is the gradient of the weighted mean over domains, whichever client holds what. A strategy's
+    weights of the domains, ``by_domain``, replace those of the run.
     """
     held = {client: client.identity.trains_on for client in clients}
     if config.weighting == "examples" and by_domain is None:

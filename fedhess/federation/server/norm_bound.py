@@ -1,7 +1,7 @@
-"""A bound on the norms of what clients send, against the medians of the round's clients and of the rounds before.
+"""A bound on the norms of what clients send, relative to the medians of this round and of the rounds before.
 
-A finite number can be as harmful as NaN: a statistic a million times too long decides a mean alone. How far honest
-clients are from one another is in docs/robust.md, which is where the default width comes from.
+A finite number can be as harmful as NaN: a statistic a million times too long decides a mean alone. docs/robust.md
+measures how far honest clients are from one another; the default width comes from there.
 """
 
 import math
@@ -18,19 +18,19 @@ Norms = Mapping[str, float]  # by what it is the norm of
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
-    """Return the Euclidean norm of all floating-point tensors together, in float64; inf where that has no number."""
+    """Return the Euclidean norm of all floating-point tensors together, in float64; inf if it overflows."""
     floating = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
     return math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in floating))
 
 
 class NormBound:
-    """Rejects what exceeds ``width`` times the larger of two medians: of the round, and the largest of those before.
+    """Rejects norms above ``width`` times the larger of the round's median and the largest median of earlier rounds.
 
-    A median is the lower one of an even number. In the first round that of three clients or more counts, since two have
-    no majority; later that of two does, but never a single client's own norm. Of all rounds before, since
-    a batch that is hard for a model that fits the others is as far from them as in the first rounds. A reply that they
-    allow passes at once; where only the round's own can tell, in the first round above all, replies are held back until
-    enough norms are known, at most all of them.
+    The median of an even number is the lower one in the middle. In the first round the median of at least three clients
+    counts, since two have no majority; later that of two does, but never a single client's own norm. All rounds before
+    count, since a batch that is hard for a model that fits the others is as far from them as in the first rounds. A
+    reply within the bound of earlier medians passes at once. If only the round's own median can decide, above all in
+    the first round, replies are held back until enough norms are known, at most all of them.
     """
 
     def __init__(self, width: float) -> None:
@@ -45,7 +45,7 @@ class NormBound:
         *,
         asked: int,
     ) -> Iterator[tuple[Sender, Sent]]:
-        """Yield the replies within the bound, in their order; hand each other one's sender and why to ``reject``."""
+        """Yield the replies within the bound, in their order; call ``reject`` with the sender of any other, and why."""
         seen: dict[str, list[float]] = {}
         accepted: list[Norms] = []
         held: deque[tuple[Sender, Sent, Norms]] = deque()
@@ -54,7 +54,7 @@ class NormBound:
             for what, value in norms.items():
                 seen.setdefault(what, []).append(value)
             held.append((sender, sent, norms))
-            # Those that are still to come count as 0, so the median that is known for certain only rises.
+            # Norms still to come count as 0, so the median that is known for certain only rises.
             while held and not self._excess(held[0][2], seen, asked):
                 accepted.append(held[0][2])
                 yield held.popleft()[:2]
@@ -69,7 +69,7 @@ class NormBound:
             self.medians[what] = max(self.medians.get(what, 0.0), median)
 
     def _excess(self, norms: Norms, seen: Mapping[str, list[float]], asked: int) -> str:
-        """Describe by what a reply exceeds the bound; "" where it does not."""
+        """Describe how a reply exceeds the bound; "" if it does not."""
         for what, value in norms.items():
             median = self.median(what, seen[what] + [0.0] * (asked - len(seen[what])))
             judged = median > 0 or asked > 2  # else there is nothing to compare with
@@ -82,7 +82,7 @@ class NormBound:
         return ""
 
     def median(self, what: str, of_round: Sequence[float]) -> float:
-        """Return what norms are compared with: the larger of the round's median and those before; 0 for neither."""
+        """Return the median to compare norms with: the larger of the round's and those before; 0 if there is none."""
         of_past = self.medians.get(what, 0.0)
         return max(of_past, lower_median(of_round)) if len(of_round) > (1 if of_past else 2) else of_past
 

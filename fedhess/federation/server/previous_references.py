@@ -1,14 +1,14 @@
 """``references="previous"``: statistics come with the train replies and are used a round later, for slow links.
 
-In round t the clients are pulled towards references made from the statistics of round t - 1: of the model that round
-began from, on the batches of its first local step. So a round takes one exchange of messages, the train messages, where
-the exact form of HGP takes three. Missing statistics are asked for: all of them in the first round, later those that a
-client has not sent (it was away, or it failed).
+In round t the clients are pulled towards references made from the statistics of round t - 1: those of the model that
+round t - 1 began from, on the batches of its first local step. A round then takes one exchange of messages, the train
+messages, while the exact form of HGP takes three. Missing statistics are asked for: all of them in the first round,
+later those that a client has not sent (because it was absent or failed).
 
-Approximation. A reference is one round old, and so is every tensor that went into a statistic: with HGP in the form of
-the released code, H_e[g] is the product with the mean gradient of the round before that. The more a round moves the
-model, the worse. Random numbers that domains share are drawn once a run, since statistics of two rounds are compared:
-Hutchinson's probes are the same in every round. Measured by ``python -m fedhess.simulations.timing --only references``.
+Approximation. A reference is one round old, and so is every tensor that was given to a statistic: with HGP in the form
+of the released code, H_e[g] is the product with the mean gradient of the round before that. The approximation is worse
+the more a round moves the model. Random numbers that domains share, such as Hutchinson's probes, are drawn once a run,
+since statistics of two rounds are compared. Measured by ``python -m fedhess.simulations.timing --only references``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,25 +33,25 @@ class _Call:
     """One call of ``ask`` in a round; ``given`` is None where the train messages do not repeat it."""
 
     names: tuple[str, ...]
-    answers: dict[str, Answer] = field(default_factory=dict)  # by client, as far as they are here
+    answers: dict[str, Answer] = field(default_factory=dict)  # by client, those received so far
     given: Mapping[str, Tensor | Scalar] | None = None
     expected: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class PreviousStatistics:
-    """What the server holds of the round before, by call of ``ask`` and by client."""
+    """The statistics of the round before that the server holds, by call of ``ask`` and by client."""
 
     def __init__(self) -> None:
         self.last: list[_Call] = []
         self.current: list[_Call] = []
 
     def exchange(self, *of_round: Any) -> "PreviousExchange":
-        """Begin a round: return its ``ask``, which answers from what is held; arguments are those of `Exchange`."""
+        """Begin a round: return its ``ask``, which answers with held statistics; arguments are those of `Exchange`."""
         self.last, self.current = self.current, []
         return PreviousExchange(self, *of_round)
 
     def requests(self) -> dict[str, protocol.Part]:
-        """Return the records by which a train message asks for the statistics of the next round's references."""
+        """Return the records with which a train message asks for the statistics of the next round's references."""
         records: dict[str, protocol.Part] = {}
         for number, call in enumerate(self._repeated()):
             records |= protocol.numbered(protocol.encode_request(call.names, call.given or {}), number)
@@ -83,7 +83,7 @@ class PreviousStatistics:
         return tensors, calls
 
     def restore(self, tensors: Mapping[str, Tensor], calls: Sequence[_Stored]) -> None:
-        """Take back what :meth:`state` returned."""
+        """Restore what :meth:`state` returned."""
         self.current = []
         for number, (names, clients) in enumerate(calls):
             answers = {
@@ -100,11 +100,11 @@ class PreviousStatistics:
 
 
 class PreviousExchange(Exchange):
-    """``ask`` that answers with the statistics of the round before, and asks only the clients that it has none of."""
+    """An ``ask`` that returns the statistics of the round before; it asks only clients whose statistics are missing."""
 
     def __init__(self, memory: PreviousStatistics, *of_round: Any) -> None:
         super().__init__(*of_round)
-        self.seed = derive_seed(self._federation.config.seed, "round", 0)  # one for the run: two rounds are compared
+        self.seed = derive_seed(self._federation.config.seed, "round", 0)  # one per run: two rounds are compared
         self._memory = memory
 
     def several(self, *names: str, **given: Tensor | Scalar) -> dict[str, PerDomain]:
@@ -115,7 +115,7 @@ class PreviousExchange(Exchange):
         asked = self._answers(missing, names, given) if missing else ()
         fresh = {client.label: answer for client, answer in asked}
         if len(missing) == len(self.participants):
-            call = _Call(names, answers=fresh)  # as the train replies would be
+            call = _Call(names, answers=fresh)  # train replies would have the same
         else:
             call = _Call(names, given=given, expected=self._shapes.of(names, given))
         self._memory.current.append(call)

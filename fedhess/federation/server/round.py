@@ -23,14 +23,14 @@ from fedhess.federation.server.previous_references import PreviousStatistics
 from fedhess.models.headed import HeadedModel
 from fedhess.settings.run_config import RunConfig
 
-Trained = tuple[LocalPhase, dict[str, Tensor]]  # the mean update too
+Trained = tuple[LocalPhase, dict[str, Tensor]]  # with the mean update
 
 
 class DomainRounds:
     """The rounds of a :class:`DomainStrategy`: references, local steps, mean in domain order, server step.
 
     The references are taken on the batch of the round's first local step. With one local step a round equals a step of
-    the centralised algorithm; with more they are stale from the second step on.
+    the centralised algorithm; with more steps the references are stale from the second step on.
     """
 
     def __init__(self, strategy: DomainStrategy, config: RunConfig, template: HeadedModel) -> None:
@@ -53,7 +53,7 @@ class DomainRounds:
         started = time.monotonic()
         config = federation.config
 
-        # -- The source clients take part, or those drawn; one that fails in a phase misses the rest
+        # -- The source clients take part, or those drawn; a client that fails in a phase misses the rest
         phase, update = self._train_without_culprit(federation, model, server_round)
 
         # -- One step of the server optimizer along the mean update
@@ -63,9 +63,9 @@ class DomainRounds:
         return phase.outcome
 
     def _train_without_culprit(self, federation: Federation, model: GlobalModel, server_round: int) -> Trained:
-        """Train a round; where clients diverge, train it again without the one that outweighs all others together.
+        """Train a round; if clients diverge, train it again without the client that outweighs all others together.
 
-        If the others then stay finite, it is recorded as the culprit in their place.
+        If the others then stay finite, that client is recorded as the culprit in place of those that diverged.
         """
         begin = Exchange if self._previous is None else self._previous.exchange
         of_round = (federation, self._shapes, model.payload(), server_round)
@@ -111,10 +111,10 @@ class DomainRounds:
             reference = strategy.reference(ask)
             check_reference(reference)
         most = max(client.identity.train_examples for client in federation.source_clients)
-        if server_round == 1:  # with local epochs nobody knew before how many steps the run takes
+        if server_round == 1:  # with local epochs the number of steps was not known before
             strategy.check_steps(config, round_steps(config, train_size=most, server_round=config.rounds).stop)
         if strategy.schedule.resets(round_steps(config, train_size=most, server_round=server_round)):
-            model.reset_optimizer()  # where clients take different numbers of steps: when the first reaches the jump
+            model.reset_optimizer()  # if clients take different numbers of steps: when the first reaches the jump
 
         # -- Local training towards them, all clients at once unless the strategy does otherwise, and the mean update
         phase = LocalPhase(
@@ -129,12 +129,12 @@ class DomainRounds:
         return phase, update
 
     def _memory(self, federation: Federation) -> tuple[State, dict[str, Any]]:
-        """Return what was before a round: the tensors themselves, since a round replaces them and writes to none."""
+        """Return the state before a round: the tensors themselves, since a round replaces them and writes to none."""
         return self.state(), federation.bound.state()
 
     def _require_replaced(self, tensors: Mapping[str, Tensor], versions: Mapping[str, int], strategy: str) -> None:
         for name, tensor in tensors.items():
-            if tensor._version != versions[name]:  # torch counts what is written to it
+            if tensor._version != versions[name]:  # torch counts writes to a tensor
                 raise StrategyError(
                     f"strategy {strategy!r} wrote to a tensor of its state, {name.removeprefix('strategy/')!r}, by "
                     "which a round could be undone; replace it: self.state[name] = new"
@@ -160,16 +160,16 @@ class DomainRounds:
         return tensors | {f"previous/{name}": tensor for name, tensor in held.items()}, {"previous": calls}
 
     def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state` returned."""
+        """Restore what :meth:`state` returned."""
         self._strategy.load_state_dict(below("strategy/", tensors))
         if self._previous is not None:
             self._previous.restore(below("previous/", tensors), plain.get("previous", []))
 
 
 def _suspect(exchanges: Sequence[Mapping[Client, Norms]]) -> Client | None:
-    """Return a client that outweighs all others together in a statistic, the first such one, if there is any.
+    """Return the first client that outweighs all others together in a statistic, if there is one.
 
-    Of two clients one nearly always outweighs the other, which says nothing.
+    Two clients are not compared, since one nearly always outweighs the other.
     """
     for norms in exchanges:
         if len(norms) < 3:
@@ -177,7 +177,7 @@ def _suspect(exchanges: Sequence[Mapping[Client, Norms]]) -> Client | None:
         for name in next(iter(norms.values()), ()):
             longest = max(norms, key=lambda client: norms[client][name])
             others = sum(each[name] for client, each in norms.items() if client is not longest)
-            if norms[longest][name] > others:  # also where it is so large that its norm is inf
+            if norms[longest][name] > others:  # also if it is so large that its norm is inf
                 return longest
     return None
 

@@ -1,6 +1,6 @@
-"""Compare the rounds of a run by the sources' held-out examples: the rule that never looks at a target.
+"""Compare the rounds of a run on the sources' held-out examples: this rule never uses a target.
 
-The server keeps the model of the best round so far by it, and tables report the best round of all by it.
+By this rule the server keeps the model of the best round so far, and tables report the best round of all.
 """
 
 import math
@@ -12,7 +12,7 @@ from fedhess.domains.benchmark import SOURCE
 from fedhess.federation.protocol import client_label
 from fedhess.federation.server.run_directory import Row
 
-_Client = tuple[str, int]  # main domain and number among the clients of it
+_Client = tuple[str, int]  # main domain and number among that domain's clients
 Merit = tuple[float, float, int]  # accuracy, minus the loss, minus the round: the greatest is the best
 
 
@@ -21,17 +21,17 @@ class Candidate:
     """What one setting of a strategy recorded for one target and one seed."""
 
     rows: Sequence[Row]  # of the run that leaves out the target
-    last_round: int  # that it was to train
-    # For cross-validation: by source domain, the rows of the run that leaves that one out as well.
+    last_round: int  # that the run was configured to train
+    # For cross-validation: by source domain, the rows of the run that leaves that domain out as well.
     inner: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     quorum: int = 0  # source clients that have to evaluate a round for it to count; 0 for all
 
 
 @dataclass(frozen=True)
 class Comparable:
-    """The rounds that source validation compares, and on whom."""
+    """The rounds that source validation compares, and on which clients."""
 
-    rounds: Sequence[Mapping[int, Sequence[Row]]]  # by candidate and number, rows of the clients that all rounds have
+    rounds: Sequence[Mapping[int, Sequence[Row]]]  # by candidate and number, rows of the clients common to all rounds
     gaps: Sequence[Sequence[int]]  # by candidate, the numbers of the evaluated rounds that do not count
     absent: Sequence[str]  # source clients that are left out, as messages name them
 
@@ -43,10 +43,10 @@ def select_round(rows: Sequence[Row], *, quorum: int = 0) -> int | None:
 
 
 class BestSoFar:
-    """What `select_round` chooses among the rounds of a run so far.
+    """Tracks the round that `select_round` would choose among the rounds of a run so far.
 
-    While every client answers, a round is compared with the best alone: over 500 evaluations the whole rule would take
-    seconds.
+    While every client answers, a round is compared with the best one only: over 500 evaluations the full rule would
+    take seconds.
     """
 
     def __init__(self, *, quorum: int = 0, rows: Sequence[Row] = ()) -> None:
@@ -58,7 +58,7 @@ class BestSoFar:
             self.add(group)
 
     def add(self, rows: Sequence[Row]) -> bool:
-        """Take the rows of an evaluated round; return whether it is the selected one of all so far."""
+        """Add the rows of an evaluated round; return whether it is the selected round so far."""
         group, server_round = source_rows(rows), int(rows[0]["round"])
         self._rows += group
         self._missed = self._missed or any(row["accuracy"] is None for row in group)
@@ -83,11 +83,11 @@ def holds_out(rows: Sequence[Row]) -> bool:
 
 
 def comparable_rounds(candidates: Sequence[Candidate]) -> Comparable:
-    """Find the trained rounds that can be compared: on the same clients, at least as many as the quorum.
+    """Find the trained rounds that can be compared on the same clients, at least as many as the quorum.
 
-    A client that missed some rounds is left out of all, as long as the quorum is left. Where it would not be, the
-    clients that were there together most often decide, and the rounds that miss one of them do not count. Without a
-    quorum every source client has to have evaluated a round.
+    A client that missed some rounds is left out of all rounds, as long as the quorum remains. If it would not remain,
+    the clients that answered together most often decide, and rounds that lack one of them do not count. Without a
+    quorum every source client must have evaluated a round.
     """
     by_round = [rows_by_round(source_rows(reported_rows(candidate.rows))) for candidate in candidates]
     held: dict[_Client, set[str]] = {}  # by client, the domains that it evaluates
@@ -118,10 +118,10 @@ def comparable_rounds(candidates: Sequence[Candidate]) -> Comparable:
 
 
 def source_merits(candidates: Sequence[Candidate]) -> list[dict[int, Merit]]:
-    """Judge rounds by the sources' held-out examples, equal weight a domain (training-domain validation set).
+    """Judge rounds on the sources' held-out examples, with equal weight per domain (training-domain validation set).
 
-    Where the sources hold nothing out, the last round that counts is the only one; where they evaluate nothing, as in a
-    private run, the last. Returns, by candidate, its rounds that count; rows of targets are not looked at.
+    If the sources hold nothing out, only the last comparable round counts; if they evaluate nothing, as in a private
+    run, the last round. Returns, by candidate, the rounds that count with their merits; rows of targets are not used.
     """
     merits: list[dict[int, Merit]] = []
     for candidate, rounds in zip(candidates, comparable_rounds(candidates).rounds, strict=True):
@@ -133,14 +133,14 @@ def source_merits(candidates: Sequence[Candidate]) -> list[dict[int, Merit]]:
 
 
 def reported_rows(rows: Sequence[Row]) -> Sequence[Row]:
-    """Leave out the rounds in which the model itself was evaluated, where later ones evaluate its average."""
+    """Leave out the rounds that evaluate the model itself, if later rounds evaluate its average."""
     if not any(row.get("averaged") for row in rows):
         return rows
     return [row for row in rows if row["averaged"]]
 
 
 def source_rows(rows: Sequence[Row]) -> list[Row]:
-    """Keep the rows of source clients; one that holds no example of a domain to evaluate says ``"none"`` there."""
+    """Keep the rows of source clients with examples to evaluate; the split of their other rows is ``"none"``."""
     return [row for row in rows if row["role"] == SOURCE and row["split"] != "none"]
 
 
@@ -158,9 +158,9 @@ def _client(row: Row) -> _Client:
 
 
 def merit_of(group: Sequence[Row], server_round: int) -> Merit:
-    """Return the merit of a round from the rows that it is judged by.
+    """Return the merit of a round from the rows that it is judged on.
 
-    A loss that is not finite, null once it is in rounds.jsonl, is the worst there is.
+    A loss that is not finite (null in rounds.jsonl) counts as infinite.
     """
     losses = [row["loss"] for row in group]
     finite = [

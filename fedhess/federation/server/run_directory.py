@@ -1,4 +1,4 @@
-"""The directory of one run on disk: rounds.jsonl, the truth that every table is made from, and the checkpoint."""
+"""The directory of one run on disk: rounds.jsonl, which every table is made from, and the checkpoint."""
 
 import itertools
 import json
@@ -21,25 +21,25 @@ from fedhess.federation.server.checkpoint import Checkpoint
 
 Row = dict[str, Any]
 
-# What every row has.
+# Keys of every row.
 ROW = ["round", "domain", "role", "split", "examples", "loss", "accuracy"]
 ROW += ["gradient_distance", "hgp_distance", "failures"]
 
-TRAINED = "trained"  # key of what no row has yet: the training metrics of a round that is yet to be evaluated
+TRAINED = "trained"  # key, in a checkpoint, of the training metrics of a round that is yet to be evaluated
 
 
 class RunDirectory:
     """One run's directory, ``runs/NAME/TARGET/SEED``, below a directory for the strategy if a job has several.
 
-    A checkpoint is a safetensors file and a small ``checkpoint.json`` that names it together with its sha256, the
-    length of rounds.jsonl at that moment and what no row has yet. The JSON file is replaced atomically and last, so
-    that whatever instant the process is killed at, file, checkpoint and rows agree after :meth:`rewind`: later rows are
-    cut off and made again. What cannot be written raises ``StorageError``, what cannot be read ``UsageError``.
+    A checkpoint is a safetensors file and a small ``checkpoint.json`` with the file's name and sha256, the length of
+    rounds.jsonl at that time and the values that no row has yet. The JSON file is replaced atomically and last. So
+    whenever the process is killed, file, checkpoint and rows agree after :meth:`rewind`, which cuts off later rows for
+    the run to make again. Failed I/O raises ``StorageError``, a damaged or missing file ``UsageError``.
 
-    Three checkpoints are kept, which :meth:`go_back` can return to: the last two and that of the selected round.
+    Up to three checkpoints are kept for :meth:`go_back`: the last two and that of the selected round.
 
-    ``selected/`` holds the model of the selected round so far, in a file named by the round, and what it was at the
-    checkpoints that are kept: the run may go back to any of them.
+    ``selected/`` holds the model of the selected round so far, in a file named by the round, and the models that were
+    selected at the kept checkpoints, since the run may go back to any of them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class RunDirectory:
         self._selected_dir = path / "selected"
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Append rows to rounds.jsonl; a number that is not finite becomes null, which is what JSON has for it."""
+        """Append rows to rounds.jsonl; a number that is not finite becomes null, since JSON cannot express it."""
         self.log(self.rounds_file.name, "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows))
 
     def log(self, name: str, text: str) -> Path:
@@ -64,13 +64,13 @@ class RunDirectory:
         return file
 
     def record_clients(self, clients: Sequence[Mapping[str, Any]]) -> None:
-        """Keep who the clients are, as they identified themselves, and their nodes: clients.json."""
+        """Write the clients' identities and their nodes to clients.json."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             replace_file(self._clients_file, (json.dumps(clients, indent=2) + "\n").encode())
 
     def clients(self) -> dict[str, dict[str, Any]]:
-        """Return what was last recorded of the clients, by their names; nothing before the run has begun."""
+        """Return the last recorded clients by name; none before the run has begun."""
         if not self._clients_file.exists():
             return {}
         with _reading(self._clients_file):
@@ -82,13 +82,13 @@ class RunDirectory:
         return {name: int(client["node"]) for name, client in self.clients().items()}
 
     def record_failure(self, reason: str) -> None:
-        """Keep why the run stopped, until it begins again."""
+        """Record why the run stopped, until it begins again."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             replace_file(self._failure_file, (reason + "\n").encode())
 
     def failure(self) -> str | None:
-        """Return why the run stopped, or None: it has ended, was interrupted, runs or has not begun."""
+        """Return why the run stopped; None if it has ended, was interrupted, is running or has not begun."""
         return self._failure_file.read_text(encoding="utf-8").strip() if self._failure_file.exists() else None
 
     def rows(self) -> list[Row]:
@@ -100,7 +100,7 @@ class RunDirectory:
             return [_row(line, number) for number, line in enumerate(stream, start=1) if line.endswith("\n")]
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; of those before it the last and that of the selected round stay."""
+        """Write a checkpoint; of the earlier ones the last and that of the selected round are kept."""
         with writing(self.path):
             self._checkpoint_dir.mkdir(parents=True, exist_ok=True)
             number, selected = checkpoint.server_round, self.selected_round()
@@ -112,14 +112,14 @@ class RunDirectory:
             self.tidy()
 
     def settle(self) -> None:
-        """Record that the rows have all that the last checkpoint's round reports; else it is evaluated again."""
+        """Record that the rows of the last checkpoint's round are complete; otherwise it is evaluated again."""
         *earlier, last = self._checkpoints()
         with writing(self.path):
             self._write_index([*earlier, last | self._position({})])
             self._tidy_selected()
 
     def save_selected(self, server_round: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write the model of a round that is the selected one so far, in place of others since the checkpoint."""
+        """Write the model of the selected round so far; it replaces those selected since the last checkpoint."""
         with writing(self.path):
             self._selected_dir.mkdir(parents=True, exist_ok=True)
             _save(self._selected_dir / _file_name(server_round), tensors, json.dumps({"round": server_round}))
@@ -139,7 +139,7 @@ class RunDirectory:
             return _load(file)[0]
 
     def sync(self) -> None:
-        """Wait until the rows and the last checkpoint are on the disk, which a power cut could take before."""
+        """Wait until the rows and the last checkpoint are on the disk, where a power cut cannot lose them."""
         checkpoint = self._checkpoint_dir / str(self._checkpoints()[-1]["file"])
         files = self._selected_files()
         selected = [files[max(files)], self._selected_dir] if files else []
@@ -152,7 +152,7 @@ class RunDirectory:
                     os.close(descriptor)
 
     def tidy(self) -> None:
-        """Delete what belongs to no completed round: a failure, checkpoints that are not kept, files half written."""
+        """Delete what belongs to no completed round: a failure, checkpoints that are not kept, half-written files."""
         with writing(self.path):
             self._failure_file.unlink(missing_ok=True)
         if not self._index.exists():
@@ -178,7 +178,7 @@ class RunDirectory:
         return {int(path.stem.partition("-")[2]): path for path in self._selected_dir.glob("round-*.safetensors")}
 
     def completed_round(self) -> int | None:
-        """Return the number of the last round that is trained and, where it is its turn, evaluated; or None."""
+        """Return the number of the last round that is trained and, if it is to be, evaluated; or None."""
         if not self._index.exists():
             return None
         self._require_rows()
@@ -202,7 +202,7 @@ class RunDirectory:
             return Checkpoint(int(described["round"]), tensors, described["plain"], last["unreported"])
 
     def rewind(self) -> None:
-        """Cut rounds.jsonl back to the last checkpoint, or delete it where there is none: the run continues there."""
+        """Cut rounds.jsonl back to the last checkpoint, or delete it if there is none; the run continues from there."""
         self._require_rows()
         checkpoints = self._checkpoints()
         length = int(checkpoints[-1]["rounds_jsonl_bytes"]) if checkpoints else 0
@@ -221,7 +221,7 @@ class RunDirectory:
         self.tidy()
 
     def _require_rows(self) -> None:
-        """Check that the rows are there that the last checkpoint counted."""
+        """Check that rounds.jsonl has all the rows that the last checkpoint counted."""
         for last in self._checkpoints()[-1:]:
             with _reading(self.rounds_file):
                 if self._rows_length() < int(last["rounds_jsonl_bytes"]):
@@ -231,7 +231,7 @@ class RunDirectory:
         return self.rounds_file.stat().st_size if self.rounds_file.exists() else 0
 
     def _position(self, unreported: Mapping[str, Any]) -> dict[str, Any]:
-        """Describe, for checkpoint.json, how far rows and selected model are."""
+        """Return, for checkpoint.json, the position of rows and selected model, with what no row has yet."""
         return {
             "rounds_jsonl_bytes": self._rows_length(),
             "selected": self.selected_round(),
@@ -243,7 +243,7 @@ class RunDirectory:
         replace_file(self._index, (json.dumps(index) + "\n").encode())
 
     def _checkpoints(self) -> list[dict[str, Any]]:
-        """Return what checkpoint.json has of each checkpoint that is kept, the last one last."""
+        """Return the entry of each kept checkpoint in checkpoint.json, the last one last."""
         if not self._index.exists():
             return []
         with _reading(self._index):
@@ -255,15 +255,15 @@ class RunDirectory:
 
 
 def _save(file: Path, tensors: Mapping[str, Tensor], header: str) -> str:
-    """Write tensors with a header; return the sha256 of both, which is in the file as well."""
+    """Write tensors with a header; return the sha256 of both, which the file has as well."""
     contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
     sha256 = _sha256(contiguous, header)
-    replace_file(file, save(contiguous, metadata={"fedhess": f"{sha256} {header}"}))  # of two keys the order is random
+    replace_file(file, save(contiguous, metadata={"fedhess": f"{sha256} {header}"}))  # two keys come in random order
     return sha256
 
 
 def _load(file: Path, sha256: str = "") -> tuple[dict[str, Tensor], str]:
-    """Read what `_save` wrote; ValueError where that is not it, UsageError where it has no sha256."""
+    """Read what `_save` wrote; ValueError if its sha256 does not match, UsageError if it has none."""
     with file.open("rb"), safe_open(file, framework="pt") as stored:
         recorded, _, header = stored.metadata()["fedhess"].partition(" ")
         tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 - no mapping

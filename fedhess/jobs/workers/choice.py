@@ -1,4 +1,4 @@
-"""Turn ``--parallel`` and its options into workers; without it a job's runs take turns in this process."""
+"""Turn ``--parallel`` and its options into workers; without it, a job's runs take turns in this process."""
 
 from dataclasses import dataclass, field
 
@@ -21,12 +21,12 @@ class SideBySide(Engine):
     workers: Workers = field(kw_only=True)
 
     def device(self, name: str) -> str:
-        """Check the device of a run where the workers are."""
+        """Check the device of a run for the place where the workers are."""
         return self.workers.check_device(name)
 
 
 def choose_place(options: JobOptions) -> Engine:
-    """Choose where the runs of a job take place, and their clients."""
+    """Choose where the runs of a job and their clients are executed."""
     if options.parallel is None:
         for option, given in (
             ("--gpus", options.gpus),

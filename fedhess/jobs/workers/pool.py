@@ -1,4 +1,4 @@
-"""What every kind of workers offers: a run is handed to one of them, which ends it or dies."""
+"""The interface of all kinds of workers: a run is given to one worker, which completes it or dies."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from fedhess.settings.run_config import RunConfig
 
 
 class WorkerDiedError(Exception):
-    """A worker ended in the middle of a run; the message is how."""
+    """A worker ended in the middle of a run; the message says how."""
 
 
 class StoppedError(Exception):
@@ -30,28 +30,28 @@ class Pool(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End all workers at once, in the middle of their runs too."""
+        """Stop all workers at once, even in the middle of their runs."""
 
 
 @dataclass(frozen=True)
 class Workers(ABC):
-    """Workers as they were asked for."""
+    """The requested workers, not started yet."""
 
     count: int
 
     @property
     @abstractmethod
     def title(self) -> str:
-        """What a header calls them."""
+        """Their name in a header."""
 
     def check_device(self, device: str) -> str:
-        """Check ``--device`` where the workers are, as far as that is known; return it."""
+        """Check ``--device`` for the place where the workers are, as far as that is known; return it."""
         return device
 
     def threads(self) -> int:
-        """Return the threads of torch for a run whose model leaves them to torch."""
+        """Return the number of torch threads for a run whose model leaves it to torch."""
         return 1
 
     @abstractmethod
     def open(self, job: Path, config: RunConfig) -> Pool:
-        """Make the workers of a job ready."""
+        """Prepare the workers of a job."""

@@ -27,15 +27,15 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 class LocalWorkers(Workers):
     """Processes of this machine."""
 
-    gpus: Sequence[str] = ()  # each worker sees one of these, in turn; by default those that this process sees
+    gpus: Sequence[str] = ()  # assigned to workers in turn, one each; by default those visible to this process
 
     @property
     def title(self) -> str:
-        """What a header calls them."""
+        """Their name in a header."""
         return f"{self.count} processes"
 
     def check_device(self, device: str) -> str:
-        """Check that the device is there, and is no single GPU where several are shared out."""
+        """Check that the device exists, and does not name a single GPU if GPUs are shared out."""
         if self.gpus and device not in ("auto", "cuda"):
             raise UsageError(f"--gpus: the workers use --device {device}; leave one of the two out")
         return check_device("cuda" if self.gpus else device)
@@ -45,7 +45,7 @@ class LocalWorkers(Workers):
         return max(1, torch.get_num_threads() // self.count)
 
     def open(self, job: Path, config: RunConfig) -> Pool:
-        """Make room for the processes; each begins with its first run."""
+        """Assign GPUs to the processes; each process starts with its first run."""
         del job
         one = config.device not in ("auto", "cuda") or config.device_here != "cuda"
         shared = self.gpus or ([] if one else visible_gpus())
@@ -89,7 +89,7 @@ class _Processes(Pool):
 
 
 class _Process:
-    """A place for one worker process: it is started when it is needed, again after it died."""
+    """A slot for one worker process, which is started on demand and restarted if it has died."""
 
     def __init__(self, gpu: str | None) -> None:
         self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -109,7 +109,7 @@ class _Process:
             process.stdin.flush()
             line = process.stdout.readline()
         except OSError:
-            pass  # it is gone
+            pass  # the process is gone
         if line.endswith("\n"):
             return Result(**json.loads(line))
         if self._stopped:
@@ -127,7 +127,7 @@ class _Process:
                     stdout=subprocess.PIPE,
                     text=True,
                     env=self._environment,
-                    start_new_session=True,  # Ctrl-C is for the process that started it, which stops it
+                    start_new_session=True,  # Ctrl-C goes to the parent, which stops this process
                 )
             return self._process
 

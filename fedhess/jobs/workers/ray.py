@@ -16,20 +16,20 @@ from fedhess.settings.run_config import RunConfig
 
 @dataclass(frozen=True)
 class RayWorkers(Workers):
-    """As many tasks at once, each with a core for each of its threads and, where they train on one, a GPU's share."""
+    """``count`` tasks at once, each with a core for each of its threads and, if it trains on a GPU, a share of one."""
 
-    address: str  # of the cluster; local starts one on this machine
+    address: str  # address of the cluster; local starts one on this machine
 
     def __post_init__(self) -> None:
         require_ray("--ray-address", instead="leave it out for processes of this machine")
 
     @property
     def title(self) -> str:
-        """What a header calls them."""
+        """Their name in a header."""
         return f"Ray at {self.address}, {self.count} at once"
 
     def check_device(self, device: str) -> str:
-        """Check the device: a GPU is that of the machine that Ray chooses, and none is asked for with ``auto``."""
+        """Check the device: Ray chooses the machine and its GPU, and ``auto`` requests no GPU."""
         if device.startswith("cuda:"):
             raise UsageError(f"--device {device}: Ray chooses the GPU of each run; use --device cuda")
         return device if device == "cuda" else resolve_device("cpu" if device == "auto" else device)
@@ -44,7 +44,7 @@ class RayWorkers(Workers):
         return _RayTasks(cpus, gpus)
 
     def _gpus_each(self, config: RunConfig) -> float:
-        """Return a run's share of a GPU: as many runs share one as it takes for all to go on at once."""
+        """Return a run's share of a GPU: as many runs share one GPU as needed for all runs to proceed at once."""
         if config.device != "cuda":
             return 0.0
         ray: Any = importlib.import_module("ray")
@@ -57,7 +57,7 @@ class RayWorkers(Workers):
 class _RayTasks(Pool):
     def __init__(self, cpus: int, gpus: float) -> None:
         self._ray: Any = importlib.import_module("ray")
-        # What is asked for again after a worker died is counted by who asks, not by Ray.
+        # Ray does not retry: the caller counts the attempts after a worker has died.
         self._remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(work)
         self._lock = threading.Lock()
         self._waiting: list[Any] = []

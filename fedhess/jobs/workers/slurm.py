@@ -1,4 +1,4 @@
-"""Workers of a Slurm cluster: each run is one of its jobs, submitted by submitit."""
+"""Workers of a Slurm cluster: each run is one Slurm job, submitted by submitit."""
 
 import importlib
 import importlib.util
@@ -19,33 +19,33 @@ from fedhess.settings.assignments import Scalar, parse_assignments
 from fedhess.settings.run_config import RunConfig
 
 OPTION = "--slurm-args"
-POLL_SECONDS = 0.5  # between looks for a result
-ASK_SECONDS = 30.0  # between questions to Slurm about a job that has none
-MINUTES = 60  # that one Slurm job takes at most; its run goes on in another
+POLL_SECONDS = 0.5  # between checks for a result
+ASK_SECONDS = 30.0  # between queries to Slurm about a job without a result
+MINUTES = 60  # the most that one Slurm job may take; its run continues in another
 CLUSTERS = ("slurm", "local")
 
 
 @dataclass(frozen=True)
 class SlurmWorkers(Workers):
-    """As many jobs of Slurm at once."""
+    """``count`` Slurm jobs at once."""
 
-    # Options of sbatch by their names; and `cluster`: slurm, or local for processes that submitit starts here
+    # sbatch options by name, and `cluster`: slurm, or local for processes that submitit starts here
     args: Mapping[str, Scalar] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
-        """What a header calls them."""
+        """Their name in a header."""
         where = "Slurm" if self.args["cluster"] == "slurm" else "submitit's local processes"
         return f"{where}, {self.count} at once"
 
     def check_device(self, device: str) -> str:
-        """Check the device: a GPU is that of the machine that Slurm chooses."""
+        """Check the device: Slurm chooses the machine and its GPU."""
         if device.startswith("cuda:"):
             raise UsageError(f"--device {device}: Slurm chooses the GPU of each run; use --device cuda")
         return device if device in ("auto", "cuda") else resolve_device(device)
 
     def open(self, job: Path, config: RunConfig) -> Pool:
-        """Prepare submissions; batch files, logs and results of Slurm's jobs are kept in the job's ``slurm`` folder."""
+        """Prepare submissions; batch files, logs and results of Slurm jobs are kept in the job's ``slurm`` folder."""
         submitit = import_submitit()
         args = dict(self.args)
         executor = submitit.AutoExecutor(folder=job / "slurm" / "%j", cluster=args.pop("cluster"))
@@ -59,7 +59,7 @@ class SlurmWorkers(Workers):
 
 
 def import_submitit() -> Any:
-    """Import submitit without its configuration of logging, which closes the handlers of every logger."""
+    """Import submitit without its logging configuration, which closes the handlers of every logger."""
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     return importlib.import_module("submitit")
 
@@ -82,13 +82,13 @@ def read_slurm_args(text: str) -> dict[str, Scalar]:
 
 
 class _Run:
-    """A task as a job of Slurm, queued again when its time is up or it is preempted."""
+    """A task as a Slurm job, queued again when its time is up or when it is preempted."""
 
     def __call__(self, task: Task) -> Result:
         return work(task)
 
     def checkpoint(self, task: Task) -> Any:
-        """Return what goes on where this stops: the same, since a run begins at its last completed round."""
+        """Return the job that continues this one: the same task, since a run starts at its last completed round."""
         return import_submitit().helpers.DelayedSubmission(self, task)
 
 
@@ -118,7 +118,7 @@ class _SlurmJobs(Pool):
             self._submitted.remove(job)
         try:
             result: Result = job.result()
-        except Exception as error:  # what the run raises is in its result: this is what happened to the job
+        except Exception as error:  # errors of the run are in its result: this one is of the job
             raise WorkerDiedError(f"Slurm's job {job.job_id} ended: {error}; its log is {job.paths.stderr}") from error
         return result
 

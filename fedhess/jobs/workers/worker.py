@@ -1,7 +1,7 @@
 """What a worker does: one run after the other, each from its checkpoint to its end.
 
-As a program, ``python -m fedhess.jobs.workers.worker``, it reads tasks from its standard input and answers each with a
-result, both one line of JSON. It ends with the process that started it: when its input does, wherever it is.
+As a program, ``python -m fedhess.jobs.workers.worker``, it reads tasks from standard input and answers each with a
+result, both as one line of JSON. It ends when its input ends, even in the middle of a run, and so with its parent.
 """
 
 import json
@@ -29,30 +29,30 @@ from fedhess.federation.server.run_directory import RunDirectory
 from fedhess.jobs.partition_manifest import make_manifest, record_manifest
 from fedhess.settings.run_config import RunConfig
 
-EXPECTED = (FederationError, UsageError, StorageError)  # whose message is all that a reader needs
-LOCK_SECONDS = 10.0  # that the worker before this one may take to end
+EXPECTED = (FederationError, UsageError, StorageError)  # errors whose message is enough, without a traceback
+LOCK_SECONDS = 10.0  # time for the previous worker to end
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run, and what the process that asks for it has beside it."""
+    """A run, and the context of the process that requests it."""
 
     job: str  # the job's directory, absolute
-    run: str  # the run's, in it
-    config: Mapping[str, Any]  # its settings, as JSON has them
+    run: str  # the run's directory, relative to the job's
+    config: Mapping[str, Any]  # the run's settings, as JSON
     classes: Sequence[str]  # names of the classes
-    threads: int  # threads of torch where the settings leave them to torch
+    threads: int  # torch threads if the settings leave them to torch
     folder: str  # the working directory
     path: Sequence[str]  # where modules are imported from
 
     def to_json(self) -> str:
-        """Write it in one line."""
+        """Serialise to one line of JSON."""
         return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: at its last round, or with the reason why it did not; what it warned of."""
+    """How a run ended: at its last round, or with a reason for its failure; and its warnings."""
 
     failure: str | None = None
     warnings: Sequence[str] = ()
@@ -66,7 +66,7 @@ def run_to_end(
     engine: Engine = IN_PROCESS,
     on_round: OnRound | None = None,
 ) -> None:
-    """Run one run from its checkpoint to its end; why it stops, if it does, is kept in its directory."""
+    """Run one run from its checkpoint to its end; if it fails, the reason is recorded in its directory."""
     directory.tidy()
     shares = list(source_shares(config).values())
     record_manifest(directory.path, make_manifest(config, shares, source_examples(config), classes=classes))
@@ -85,7 +85,7 @@ def run_to_end(
 
 @contextmanager
 def alone_in(directory: RunDirectory) -> Iterator[None]:
-    """Keep workers away from a run: on a cluster one may outlive the process that asked for it."""
+    """Keep workers away from a run: on a cluster, a worker may outlive the process that requested it."""
     directory.path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(directory.path / ".lock", timeout=LOCK_SECONDS):
@@ -97,7 +97,7 @@ def alone_in(directory: RunDirectory) -> Iterator[None]:
 
 
 def work(task: Task) -> Result:
-    """Run a task; whatever it raises is its result's failure."""
+    """Run a task; any exception becomes the failure in its result."""
     job, directory = Path(task.job), RunDirectory(Path(task.job) / task.run)
     if not (job / "config.json").exists():
         return Result(
@@ -122,7 +122,7 @@ def work(task: Task) -> Result:
 
 @contextmanager
 def _collected_warnings() -> Iterator[list[str]]:
-    """Collect what fedhess warns of, for the process that asked; it would be lost in a log, or between its lines."""
+    """Collect fedhess's warnings for the requesting process; in a log, or between its lines, they would be lost."""
     found: list[str] = []
 
     class Collector(logging.Handler):
@@ -142,7 +142,7 @@ def _collected_warnings() -> Iterator[list[str]]:
 def main() -> None:
     """Answer tasks until the input ends."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a strategy prints is no reply
+    os.dup2(2, 1)  # output that a strategy prints must not mix with replies
     tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(tasks,), daemon=True).start()
     while True:
@@ -154,7 +154,7 @@ def main() -> None:
 def _read(tasks: "queue.SimpleQueue[str]") -> None:
     for line in sys.stdin:
         tasks.put(line)
-    os._exit(0)  # nobody waits for a result any more; what is on the disk can be resumed
+    os._exit(0)  # nobody waits for a result any more; the run can be resumed from disk
 
 
 if __name__ == "__main__":
