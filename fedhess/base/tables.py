@@ -101,7 +101,10 @@ def warnings_of(*summaries: Mapping[str, Any]) -> dict[str, list[str]]:
         ],
         "less accurate on the sources than the baseline by more than seeds explain: unless the sources mislead, its "
         "arguments do not fit this data; lower its coefficients, or search them (fedhess sweep)": [
-            f"{name}: {of['unfit']}" for name, of in strategies if of.get("unfit")
+            f"{name}: {of['unfit']}"  # of the first selector: that of another would stand beside it without its name
+            for summary in summaries[:1]
+            for name, of in summary["strategies"].items()
+            if of.get("unfit")
         ],
         "sick runs": [f"{name}, {run}: {sign}" for name, of in strategies for run, sign in of["sick"].items()],
         SPENT: [f"{name}: {of['privacy']}" for name, of in strategies if "privacy" in of],

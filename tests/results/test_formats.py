@@ -92,23 +92,26 @@ def test_markdown_marks_cells_and_shows_differences_with_their_stars(tmp_path: P
 
 def test_a_strategy_is_named_that_fits_the_sources_worse_by_more_than_seeds_do(tmp_path: Path) -> None:
     worse = {"erm": (0.0, 0.0, 0.0), "hgp": (0.06, 0.07, 0.08), "irm": (0.0, 0.09, 0.0), "fish": (-0.1, -0.1, -0.11)}
-    accuracies = {(name, "east", seed): (0.1, 0.5) for name in worse for seed in range(3)}
+    accuracies = {(name, "east", seed): (0.1, 0.5, 0.5) for name in worse for seed in range(3)}
     job = record_job(tmp_path, accuracies)
     recorded = [
         (run, [
-            {**row, "accuracy": row["accuracy"] - worse[run.strategy][run.config.seed]}
+            {**row, "accuracy": row["accuracy"] - row["round"] * worse[run.strategy][run.config.seed]}
             if row["role"] == "source" else row for row in rows
         ])
         for run, rows in read_rows(job)
     ]  # fmt: skip
-    text = table(summarise(job, recorded))
+    by_sources = summarise(job, recorded)
+    text = table(by_sources)
     lines = text.partition("\n\n")[2].partition("\n\n")[0].splitlines()
     cells = {line.split("|")[1].strip(): line for line in lines}
-    assert "| 41.0 +- 0.0 |" in cells["erm"]
+    assert "| 42.0 +- 0.0 |" in cells["erm"]
     assert "| 34.0 +- 0.6 |" in cells["hgp"]
     section = text.partition("less accurate on the sources than the baseline")[2].splitlines()[1:]
-    assert section[0] == "- hgp: -7.0 [-9.5, -4.5] points"
+    assert section[0] == "- hgp: -8.0 [-10.5, -5.5] points"
     assert section[1:2] in ([], [""]), "irm's loss may be chance, and fish gains"
+    of_two = selector_table({"source": by_sources, "oracle": summarise(job, recorded, selection="oracle")})
+    assert [line for line in of_two.splitlines() if line.endswith(" points")] == [section[0]]
 
 
 def test_latex_is_a_booktabs_table_with_as_many_cells_in_each_line(tmp_path: Path) -> None:
