@@ -27,7 +27,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @cli.command(cls=Command)
 def diagnose(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished job, or of one strategy, target or run in it.")],
+    run: Annotated[Path, typer.Argument(help="Directory of a finished job, or of a part of it, down to one run.")],
     examples: Annotated[int, typer.Option(help="At most so many examples of a domain, drawn by the seed.")] = 2048,
     which: Annotated[str, typer.Option("--round", help=ROUND_HELP)] = SELECTED,
     out: Annotated[

@@ -109,6 +109,7 @@ def measure_run(model: RunModel, *, deltas: tuple[float, ...]) -> dict[str, Any]
     return {
         "strategy": run.strategy,
         "scenario": run.scenario.name,
+        "setting": run.number,
         "seed": run.config.seed,
         "round": model.server_round,
         "target_accuracy": sum(accuracies) / len(accuracies),

@@ -70,7 +70,7 @@ def require_inner_runs(job: Job) -> None:
 
 
 def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cpu") -> Job:
-    """Open the finished runs in a directory: those of a whole job, or of one strategy, target or seed of it.
+    """Open the finished runs in a directory: those of a whole job, or of one strategy, setting, target or seed of it.
 
     Args:
         path: ``runs/NAME``, or a directory inside it, down to that of a single run.
@@ -86,12 +86,8 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
     recorded["settings"]["device"] = device
     job = _within(path, _job(folder, recorded))
     for run in job.outer_runs:
-        require_finished(run)
-    if len({run.variant for run in job.outer_runs}) > 1:
-        raise UsageError(
-            f"{path} holds several settings of a strategy; name the directory of one, such as "
-            f"{job.runs[0].directory.path if job.search else job.runs[0].directory.path.parent.parent}"
-        )
+        if run.directory.failure() is None:  # a failed run matters if its model is wanted, which loading checks
+            require_finished(run)
     return job
 
 

@@ -48,8 +48,8 @@ def diagnose_run(model: RunModel, *, most_examples: int) -> dict[str, Any]:
     """Compare every pair of domains under a model of one run.
 
     Returns:
-        JSON: strategy, scenario, seed and round; ``"domains"`` with role, split, accuracy, loss and gradient norm;
-        ``"pairs"`` with the value of every attribute, null where it is not defined.
+        JSON: strategy, scenario, number of the setting, seed and round; ``"domains"`` with role, split, accuracy, loss
+        and gradient norm; ``"pairs"`` with the value of every attribute, null where it is not defined.
     """
     run, views = model.run, view_domains(model, most_examples=most_examples)
     measured = {view.domain: measure_domain(view.batch) for view in views}
@@ -79,6 +79,7 @@ def diagnose_run(model: RunModel, *, most_examples: int) -> dict[str, Any]:
     return {
         "strategy": run.strategy,
         "scenario": run.scenario.name,
+        "setting": run.number,
         "seed": run.config.seed,
         "round": model.server_round,
         "domains": domains,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, Message
 
+from fedhess import diagnose
 from fedhess.base.errors import UsageError
 from fedhess.federation import protocol
 from fedhess.federation.client.app import app as client_app
@@ -76,13 +77,17 @@ def test_source_that_evaluates_no_trained_model_does_not_bring_back_the_untraine
     assert f"{gap}\n\nwhat was sent" in Path("job/summary.md").read_text()
 
 
-def test_analysis_wants_one_setting(command: Command) -> None:
-    assert command(*BRIEF[:-2], "--out", "job", "--variants", "lr=0.1; lr=0.2", "--split", "domainbed").status == 0
-    with pytest.raises(
-        UsageError, match="job holds several settings of a strategy; name the directory of one, such as"
-    ):
-        open_finished(Path("job"))
-    (model,) = find_models(open_finished(Path("job/variant-1")), "last")
+def test_analysis_is_of_the_selected_setting_or_of_the_one_that_is_named(command: Command) -> None:
+    settings = "lr=1e300; lr=0.1; lr=0.2"
+    assert command(*BRIEF[:-2], "--out", "job", "--variants", settings, "--split", "domainbed").status == 0
+    summary = json.loads(Path("job/summary.json").read_text())["strategies"]["erm"]
+    diagnosed = command("job", "--json", of=diagnose)
+    assert diagnosed.status == 0, diagnosed.err
+    (run,) = json.loads(diagnosed.out)["runs"]
+    assert [f"lr={(1e300, 0.1, 0.2)[run['setting']]}"] == summary["selected_settings"]["east"]
+    assert [run["round"]] == summary["selected_rounds"]["east"]
+    assert "among 3 settings" in json.loads(diagnosed.out)["protocol"]
+    (model,) = find_models(open_finished(Path("job/variant-2")), "last")
     run = model.run
     assert run.config.lr == 0.2
     assert run.config.split == "domainbed"
