@@ -44,7 +44,8 @@ __all__ = [
 # Name -> module:function(Opening) -> Benchmark; imported on demand, since some need heavy libraries.
 BENCHMARKS: dict[str, str] = {
     "IconPACS": "fedhess.domains.iconpacs:open_iconpacs",
-    "EmojiStyles": "fedhess.domains.emoji_styles:open_emoji_styles",
+    "EmojiStyles": "fedhess.domains.styles.emoji_styles:open_emoji_styles",
+    "FontStyles": "fedhess.domains.styles.font_styles:open_font_styles",
     "PACS": "fedhess.domains.images.releases:open_pacs",
     "VLCS": "fedhess.domains.images.releases:open_known",
     "OfficeHome": "fedhess.domains.images.releases:open_known",

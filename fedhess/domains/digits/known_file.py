@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from fedhess.base.errors import UsageError
@@ -75,18 +76,19 @@ class KnownFile:
 
 
 def _registry_link(package: str) -> str:
-    """Return the URL of a package's archive, as npm reports it for its registry."""
+    """Return the URL of a package's archive in npm's registry."""
+    name, _, version = package.rpartition("@")
+    return f"{_registry()}/{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
+
+
+@lru_cache(maxsize=1)
+def _registry() -> str:
     if (npm := shutil.which("npm")) is None:
-        raise DownloadError(f"npm, which finds {package}, is not installed")
-    command = [npm, "view", package, "dist.tarball", "--fetch-retries=0", "--fetch-timeout=6000", "--loglevel=error"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0 and (link := done.stdout.strip()):
-        return link
-    reasons = [line.removeprefix("npm error ") for line in done.stderr.splitlines() if line.startswith("npm error ")]
-    reason = next(
-        (line for line in reasons if not line.startswith(("code ", "errno ", "syscall "))), "it has no such version"
-    )
-    raise DownloadError(f"npm cannot find {package}: {reason}")
+        raise DownloadError("npm, which knows the packages' registry, is not installed")
+    done = subprocess.run([npm, "config", "get", "registry"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise DownloadError(f"npm config get registry: {done.stderr.strip() or 'failed'}")
+    return done.stdout.strip().rstrip("/")
 
 
 def _index_link(archive: str) -> str:

@@ -11,13 +11,14 @@ from fedhess.domains.digits.colored_mnist import settle_colored_mnist
 from fedhess.domains.digits.digit_collections import OPTDIGITS, USPS, locate_digits, prepare_digits, settle_digits
 from fedhess.domains.digits.mnist import locate_mnist, mnist_places, prepare_mnist
 from fedhess.domains.digits.rotated_mnist import settle_rotated_mnist
-from fedhess.domains.emoji_styles import locate_emoji_styles, prepare_emoji_styles, settle_emoji_styles
 from fedhess.domains.images.any_tree import read_tree, settle_tree
 from fedhess.domains.images.hugging_face import locate_hugging_face, settle_hugging_face, unpacked
 from fedhess.domains.images.release import listed
 from fedhess.domains.images.releases import RELEASES
 from fedhess.domains.opening import DATA_VARIABLE, Opening
 from fedhess.domains.own_data import locate_own
+from fedhess.domains.styles.emoji_styles import locate_emoji_styles, prepare_emoji_styles, settle_emoji_styles
+from fedhess.domains.styles.font_styles import locate_font_styles, prepare_font_styles, settle_font_styles
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,14 @@ OTHERS = {
         locate=locate_emoji_styles,
         prepare=prepare_emoji_styles,
         ways=lambda _: ["run `python -m fedhess.data prepare EmojiStyles` (10 MB, with npm)"],
+    ),
+    "FontStyles": Availability(
+        "5 domains, 26 classes, 7,500 images of 32 or side=64 pixels: letters in 150 font families of five styles",
+        settle=settle_font_styles,
+        places=Opening.places,
+        locate=locate_font_styles,
+        prepare=prepare_font_styles,
+        ways=lambda _: ["run `python -m fedhess.data prepare FontStyles` (24 MB, with npm)"],
     ),
     "ColoredMNIST": _of_mnist(
         "2 sources and 2 targets, or form=domainbed: 3 domains; 2 classes: digits in two colours",

@@ -13,13 +13,16 @@ import torch
 from toy import toy_config
 
 from fedhess.base.errors import UsageError
-from fedhess.domains import emoji_styles, open_benchmark
+from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET, Benchmark, leave_one_out
+from fedhess.domains.digits import known_file
 from fedhess.domains.domain import TensorDomain
-from fedhess.domains.emoji_styles import DOMAINS, group_of, prepare_emoji_styles, read_drawings, render
 from fedhess.domains.opening import Opening
 from fedhess.domains.partition import read_examples
 from fedhess.domains.split import is_for_role
+from fedhess.domains.styles import emoji_styles
+from fedhess.domains.styles.drawings import render
+from fedhess.domains.styles.emoji_styles import DOMAINS, group_of, prepare_emoji_styles, read_drawings
 from fedhess.models.prepared import local_domain
 from tests.conftest import Outcome
 
@@ -75,7 +78,7 @@ def test_drawings_are_rendered_on_white(files: dict[str, Path]) -> None:
 def test_other_pixels_than_the_known_ones_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
     with pytest.raises(Exception, match=r"other pixels than EmojiStyles: expected digest \w+, got \w+; delete it"):
-        emoji_styles._load("noto", files=files, side=64, cache_dir=tmp_path, notify=lambda _: None)
+        emoji_styles._load("noto", files=files, side=64, opening=Opening("EmojiStyles", cache_dir=tmp_path))
 
 
 def test_a_role_has_its_own_code_points() -> None:
@@ -112,12 +115,14 @@ def test_without_a_network_the_reason_comes_at_once(tmp_path: Path, monkeypatch:
     pytest.importorskip("resvg_py")
     opening = Opening("EmojiStyles", data_dir=tmp_path)
     monkeypatch.setenv("PATH", "")
-    first = "@iconify-json/emojione-monotone@1.2.1"
-    assert prepare_emoji_styles(opening) == f"npm, which finds {first}, is not installed"
+    known_file._registry.cache_clear()
+    assert prepare_emoji_styles(opening) == "npm, which knows the packages' registry, is not installed"
     monkeypatch.undo()
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
     if shutil.which("npm"):
-        assert f"npm cannot find {first}: FetchError: request to" in prepare_emoji_styles(opening)
+        first = "http://127.0.0.1:9/@iconify-json/emojione-monotone/-/emojione-monotone-1.2.1.tgz"
+        assert f"{first} cannot be reached: " in prepare_emoji_styles(opening)
+        known_file._registry.cache_clear()
     with pytest.raises(Exception, match=r"EmojiStyles: .* is not there: looked for EmojiStyles/.*data prepare Emoji"):
         open_benchmark("EmojiStyles", data_dir=tmp_path)
 

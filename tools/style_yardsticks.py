@@ -1,10 +1,9 @@
-"""Measure what EmojiStyles leaves to gain: ``python tools/emoji_yardsticks.py MODEL [--only TARGETS] [key=value]``.
+"""Measure what EmojiStyles or FontStyles leaves to gain: ``python tools/style_yardsticks.py BENCHMARK MODEL``.
 
-For each target three accuracies on the code points that are kept for targets, in per cent: trained by ERM on the five
-other styles; with the target's own style as a sixth source, which shows other code points in it; and on that one alone.
-MODEL is that of
-``fedhess.simulate``, trained in a federation with its default settings, of which ``key=value`` changes some, and read
-after the last round; or ``probe``, a linear layer on frozen Lite0 features, fitted to all of them at once.
+For each target three accuracies on the code points or families that are kept for targets, in per cent: trained by ERM
+on the other styles; with the target's own style as a source too, which shows others of them; and on that one alone.
+MODEL is that of ``fedhess.simulate``, trained in a federation with its default settings, of which ``key=value`` changes
+some, and read after the last round; or ``probe``, a linear layer on frozen Lite0 features, fitted to all at once.
 """
 
 import argparse
@@ -16,8 +15,8 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedhess.domains import open_benchmark
 from fedhess.domains.benchmark import SOURCE, TARGET
-from fedhess.domains.emoji_styles import CLASSES, DOMAINS
 from fedhess.federation.client.app import app as client_app
 from fedhess.federation.client.evaluation import evaluate_model
 from fedhess.federation.engines.inprocess import run_in_process
@@ -50,7 +49,7 @@ def accuracies(config: RunConfig, targets: Sequence[str], *, probe: bool) -> lis
         parts = [local_domain(config, domain=domain, role=SOURCE) for domain in config.sources]
         batches = [part.batch(part.train_indices) for part in parts]
         inputs, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-        model = fit_probe(inputs, labels, classes=len(CLASSES))
+        model = fit_probe(inputs, labels, classes=int(labels.max()) + 1)
     else:
         model = trained(config)
     return [
@@ -61,29 +60,32 @@ def accuracies(config: RunConfig, targets: Sequence[str], *, probe: bool) -> lis
 def main() -> None:
     """Measure, and print a row for each target."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("benchmark", choices=["EmojiStyles", "FontStyles"])
     parser.add_argument("model")
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    parser.add_argument("--only", default=",".join(DOMAINS), metavar="TARGETS")
+    parser.add_argument("--only", default="", metavar="TARGETS")
     given = parser.parse_intermixed_args()
+    name, domains = given.benchmark, open_benchmark(given.benchmark, held=()).domains
     model, targets = "lite0-features" if given.model == "probe" else given.model, given.only.split(",")
+    targets = domains if targets == [""] else targets
     own = {key: parse_scalar(text) for key, _, text in (each.partition("=") for each in given.settings)}
-    settings = default_settings(model, benchmark="EmojiStyles") | own
+    settings = default_settings(model, benchmark=name) | own
     config = RunConfig.checked(
         settings
-        | {"domains": "EmojiStyles", "model": model, "strategy": "erm", "sources": DOMAINS, "targets": ()}
+        | {"domains": name, "model": model, "strategy": "erm", "sources": domains, "targets": ()}
         | {"evaluate_every": settings["rounds"], "dtype": "float64" if given.model == "probe" else "float32"}
     )
     measure = partial(accuracies, probe=given.model == "probe")
-    print("| target | five other styles | all six | its own alone | minutes |\n|---|---|---|---|---|", flush=True)
+    print("| target | other styles | all styles | its own alone | minutes |\n|---|---|---|---|---|", flush=True)
     started = time.monotonic()
     of_all = measure(config, targets)
-    for target, of_six in zip(targets, of_all, strict=True):
-        others = tuple(domain for domain in DOMAINS if domain != target)
-        of_five, alone = (
+    for target, with_own in zip(targets, of_all, strict=True):
+        others = tuple(domain for domain in domains if domain != target)
+        of_others, alone = (
             measure(config.model_copy(update={"sources": sources}), [target])[0] for sources in (others, (target,))
         )
         minutes = (time.monotonic() - started) / 60
-        print(f"| {target} | {of_five:.1f} | {of_six:.1f} | {alone:.1f} | {minutes:.1f} |", flush=True)
+        print(f"| {target} | {of_others:.1f} | {with_own:.1f} | {alone:.1f} | {minutes:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

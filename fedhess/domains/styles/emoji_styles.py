@@ -7,7 +7,6 @@ no drawing of these code points, in any style, and a target holds no other drawi
 outlines.
 """
 
-import io
 import json
 import re
 import tarfile
@@ -17,18 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
 from fedhess.base.errors import UsageError
-from fedhess.base.files import cache_directory, cached_tensor, digest_of
+from fedhess.base.files import digest_of
 from fedhess.domains.benchmark import Benchmark, KnownCounts, OptionValue, by_class, leave_one_out
-from fedhess.domains.digits.known_file import KnownFile
-from fedhess.domains.domain import Notify, TensorDomain
-from fedhess.domains.download import DownloadError
+from fedhess.domains.domain import TensorDomain
 from fedhess.domains.opening import Opening
+from fedhess.domains.styles.drawings import known_package, load_drawn, locate_packages, prepare_packages, render
 
 # Class of each category of the set that names them.
 CATEGORIES = {
@@ -47,16 +40,7 @@ FORMLESS = re.compile(r"(CIRCLE|SQUARE|NEW MOON SYMBOL)$")  # coloured discs and
 VARIANT = "fe0f"  # asks for the coloured form of a code point; only some sets write it
 
 
-def _package(name: str, version: str, sha256: str) -> KnownFile:
-    return KnownFile(
-        name=name,
-        path=f"EmojiStyles/{name}-{version}.tgz",
-        checksum=f"sha256:{sha256}",
-        npm=f"@iconify-json/{name}@{version}",
-        advice="`python -m fedhess.data prepare EmojiStyles`",
-        benchmark="EmojiStyles",
-    )
-
+_package = partial(known_package, "EmojiStyles", "@iconify-json")
 
 PACKAGES = {
     package.name: package
@@ -125,7 +109,7 @@ def open_emoji_styles(opening: Opening) -> Benchmark:
         default_model="lite0-features",
         scenarios=leave_one_out(DOMAINS),
         options={**options, "data_dir": str(opening.data_dir.resolve()) if opening.data_dir else ""},
-        loader=partial(_load, files=files, side=side, cache_dir=opening.cache_dir, notify=opening.notify),
+        loader=partial(_load, files=files, side=side, opening=opening),
         known=KnownCounts({name: sum(counts) for name, counts in COUNTS.items()}, by_class(CLASSES, **COUNTS)),
     )
 
@@ -140,35 +124,25 @@ def settle_emoji_styles(opening: Opening) -> tuple[Opening, dict[str, OptionValu
 
 def locate_emoji_styles(opening: Opening) -> Path | None:
     """Return the folder of the packages if all are there, else None; never downloads."""
-    found = [package.find(opening.places()) for package in PACKAGES.values()]
-    return found[0].parent if found[0] and all(found) else None
+    return locate_packages(PACKAGES.values(), opening)
 
 
 def prepare_emoji_styles(opening: Opening) -> str:
     """Fetch the missing packages; return why that failed, or nothing."""
-    try:
-        _renderer()  # before 10 MB are fetched in vain
-        for package in PACKAGES.values():
-            package.fetch(opening.places(), notify=opening.notify)
-    except (UsageError, DownloadError) as error:
-        return str(error)
-    return ""
+    return prepare_packages(PACKAGES.values(), opening)
 
 
-def _load(domain: str, *, files: Mapping[str, Path], side: int, cache_dir: Path | None, notify: Notify) -> TensorDomain:
-    """Load one domain, rendered the first time; raise UsageError if its pixels are not the known ones."""
+def _load(domain: str, *, files: Mapping[str, Path], side: int, opening: Opening) -> TensorDomain:
     drawings, codes, labels = read_drawings(domain, files)
-    path = cache_directory(cache_dir) / "emoji-styles" / f"{domain}-{side}-{DIGESTS[side][domain][:20]}.npy"
-    if not path.exists():
-        notify(f"EmojiStyles: rendering {domain}")
-    images = cached_tensor(path, partial(render, drawings, side=side))
-    data = TensorDomain(domain, images, labels=torch.tensor(labels), groups=torch.tensor([group_of(c) for c in codes]))
-    if data.digest != DIGESTS[side][domain]:
-        raise UsageError(
-            f"{path} has other pixels than EmojiStyles: expected digest {DIGESTS[side][domain]}, got {data.digest}; "
-            "delete it, and render it with resvg_py 0.5.0: pip install 'fedhess[emoji]'"
-        )
-    return data
+    return load_drawn(
+        domain,
+        partial(render, drawings, side=side),
+        labels=labels,
+        groups=[group_of(code) for code in codes],
+        digests=DIGESTS,
+        side=side,
+        opening=opening,
+    )
 
 
 def read_drawings(domain: str, files: Mapping[str, Path]) -> tuple[list[str], list[str], list[int]]:
@@ -205,27 +179,6 @@ def group_of(code: str) -> int:
     """
     number = int(digest_of(["EmojiStyles", code])[:15], 16)
     return -number if number % 10 < KEPT_FOR_TARGETS else number
-
-
-def render(drawings: list[str], *, side: int) -> Tensor:
-    """Render SVG files on white: (N, 3, side, side) uint8."""
-    svg_to_bytes, images = _renderer(), []
-    for svg in drawings:
-        png = bytes(svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True))
-        with Image.open(io.BytesIO(png)) as opened:
-            drawing = opened.convert("RGBA")
-        canvas = Image.new("RGB", (side, side), (255, 255, 255))
-        canvas.paste(drawing, ((side - drawing.width) // 2, (side - drawing.height) // 2), drawing)
-        images.append(np.asarray(canvas))
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-
-
-def _renderer() -> Any:
-    try:
-        from resvg_py import svg_to_bytes  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise UsageError("EmojiStyles: resvg_py draws its SVG files; pip install 'fedhess[emoji]'") from error
-    return svg_to_bytes
 
 
 def _read_package(file: Path) -> dict[str, dict[str, Any]]:
