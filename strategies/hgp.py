@@ -5,6 +5,9 @@ References (constants):  g = mean of g_e;  h = Hbar[g] (``hgp_of_mean``) or mean
 Scale:                   ``"relative"``: s_g = the largest mean_e ||g_e||^2 so far, s_h likewise for h's terms;
                          lambda_e <= 1 limits the penalty's gradient to the loss's, see :meth:`Step.limited`.
                          ``"absolute"``: s = lambda = 1, the published form
+Estimate:                ``"batch"``: the distance of the batch's statistic, ||H[g] - h||^2, as published; larger by the
+                         statistic's variance over batches. ``"halves"``: <H_1[g_1] - h, H_2[g_2] - h>, 1 the even and
+                         2 the odd examples of the batch, likewise for g: without that bias, as in DomainBed's IRM
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 
@@ -29,7 +32,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedhess.alignment import Annealing, Ask, DomainStrategy, PenaltyScale, PenaltySchedule, Scale, Step
+from fedhess.alignment import Annealing, Ask, DomainStrategy, Estimate, PenaltyScale, PenaltySchedule, Scale, Step
 from fedhess.curvature import head_gradient, head_hvp, hessian_gradient_product
 
 DEFAULTS = {"relative": {"alpha": 0.1, "beta": 0.3}, "absolute": {"alpha": 1e-4, "beta": 5e-3}}
@@ -42,6 +45,7 @@ class HGP(DomainStrategy):
         alpha: Coefficient of the squared HGP distance; by default 0.1 relative, 1e-4 (as released) absolute.
         beta: Coefficient of the squared gradient distance; by default 0.3 relative, 5e-3 (as released) absolute.
         scale: What the distances are divided by, see ``PenaltyScale``.
+        estimate: How a step estimates a distance from its batch: ``"batch"`` (published) or ``"halves"`` (unbiased).
         form: Which mean the HGP reference is: ``"hgp_of_mean"`` or ``"mean_of_hgp"``.
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
         anneal_steps: Local steps before the weight applies.
@@ -56,6 +60,7 @@ class HGP(DomainStrategy):
         alpha: float | None = None,
         beta: float | None = None,
         scale: Scale = "relative",
+        estimate: Estimate = "batch",
         form: Literal["hgp_of_mean", "mean_of_hgp"] = "hgp_of_mean",
         weight: float = 1.0,
         anneal_steps: int = 0,
@@ -65,7 +70,8 @@ class HGP(DomainStrategy):
         self.beta = DEFAULTS[scale]["beta"] if beta is None else beta
         if min(self.alpha, self.beta) < 0:
             raise ValueError(f"expected alpha, beta >= 0, got {self.alpha}, {self.beta}")
-        self.form, self.scale, self.limited = form, PenaltyScale(scale, self.state), scale == "relative"
+        self.form, self.estimate = form, estimate
+        self.scale, self.limited = PenaltyScale(scale, self.state), scale == "relative"
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
@@ -85,7 +91,10 @@ class HGP(DomainStrategy):
         wanted = {name: coefficient for name, coefficient in wanted.items() if coefficient > 0}
         if not wanted:
             return None
-        terms = step.distances(**{name: reference[name] for name in wanted})
-        parts = {"gradient": terms.gradient_distance, "hgp": terms.hgp_distance}
+        if self.estimate == "halves":
+            parts = {name: step.halved_distance(self.statistics[name], reference[name]) for name in wanted}
+        else:
+            terms = step.distances(**{name: reference[name] for name in wanted})
+            parts = {"gradient": terms.gradient_distance, "hgp": terms.hgp_distance}
         first, *rest = (wanted[name] * self.scale.scaled(parts[name], name, reference) for name in wanted)
         return sum(rest, start=first)

@@ -5,6 +5,7 @@ References (constants):  g = mean of g_e;  d = mean of diag H_e, both asked for 
 Scale:                   ``"relative"``: s_g, s_d = the largest mean_e ||g_e||^2 and mean_e ||diag H_e||^2 so far;
                          lambda_e <= 1 limits the penalty's gradient to the loss's, see :meth:`Step.limited`.
                          ``"absolute"``: s = lambda = 1, the published form
+Estimate:                ``"batch"`` as published, or ``"halves"``, unbiased: see :mod:`fedhess.strategies.hgp`
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 
@@ -31,9 +32,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedhess.alignment import Annealing, Ask, DomainStrategy, PenaltyScale, PenaltySchedule, Scale, Step
+from fedhess.alignment import (
+    Annealing,
+    Ask,
+    DomainStrategy,
+    Estimate,
+    PenaltyScale,
+    PenaltySchedule,
+    Scale,
+    Statistic,
+    Step,
+)
 from fedhess.base.seeds import derive_seed
-from fedhess.curvature import HeadBatch, diagonal_distance, head_gradient, hessian_diagonal, hutchinson_diagonal
+from fedhess.curvature import HeadBatch, head_gradient, hessian_diagonal, hutchinson_diagonal
 
 DEFAULTS = {"relative": {"alpha": 1.0, "beta": 0.3}, "absolute": {"alpha": 1e-3, "beta": 5e-3}}
 
@@ -54,6 +65,7 @@ class Hutchinson(DomainStrategy):
         alpha: Coefficient of the squared distance of the diagonals; by default 1 relative, 1e-3 (released) absolute.
         beta: Coefficient of the squared gradient distance; by default 0.3 relative, 5e-3 (released) absolute.
         scale: What the distances are divided by, see ``PenaltyScale``.
+        estimate: How a step estimates a distance from its batch: ``"batch"`` (published) or ``"halves"`` (unbiased).
         probes: Number of Rademacher probes; 0 takes the exact diagonal.
         independent: Whether each domain, at each step, and the mean draw probes of their own (the released code).
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
@@ -69,6 +81,7 @@ class Hutchinson(DomainStrategy):
         alpha: float | None = None,
         beta: float | None = None,
         scale: Scale = "relative",
+        estimate: Estimate = "batch",
         probes: int = 0,
         independent: bool = False,
         weight: float = 1.0,
@@ -81,7 +94,7 @@ class Hutchinson(DomainStrategy):
             raise ValueError(f"expected alpha, beta, probes >= 0, got {self.alpha}, {self.beta}, {probes}")
         if independent and not probes:
             raise ValueError("independent=true: expected probes=N with N > 0 (the released code: 300), got probes=0")
-        self.probes, self.independent = probes, independent
+        self.estimate, self.probes, self.independent = estimate, probes, independent
         self.scale, self.limited = PenaltyScale(scale, self.state), scale == "relative"
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
 
@@ -102,13 +115,20 @@ class Hutchinson(DomainStrategy):
         terms: list[Tensor] = []
         if self.alpha > 0 and self.probes:
             seed = step.generator.initial_seed() if self.independent else int(reference["seed"])
-            diagonal = step.statistic(probed_diagonal, seed=seed, probes=self.probes)
-            distance = (diagonal - reference["probed"]).square().sum()
+            distance = self._distance(step, probed_diagonal, reference["probed"], seed=seed, probes=self.probes)
             terms.append(self.alpha * self.scale.scaled(distance, "probed", reference))
         elif self.alpha > 0:
-            distance = step.statistic(diagonal_distance, reference=reference["diagonal"])
+            distance = self._distance(step, hessian_diagonal, reference["diagonal"])
             terms.append(self.alpha * self.scale.scaled(distance, "diagonal", reference))
         if self.beta > 0:
-            distance = step.distances(gradient=reference["gradient"]).gradient_distance
+            if self.estimate == "halves":
+                distance = step.halved_distance(head_gradient, reference["gradient"])
+            else:
+                distance = step.distances(gradient=reference["gradient"]).gradient_distance
             terms.append(self.beta * self.scale.scaled(distance, "gradient", reference))
         return sum(terms[1:], start=terms[0]) if terms else None
+
+    def _distance(self, step: Step, function: Statistic, reference: Tensor, **given: int) -> Tensor:
+        if self.estimate == "halves":
+            return step.halved_distance(function, reference, **given)
+        return (step.statistic(function, **given) - reference).square().sum()

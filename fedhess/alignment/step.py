@@ -175,6 +175,16 @@ class Step:
         """Compute a head statistic of this step's batch, part of the autograd graph."""
         return compute_statistic(function, self.batch, **given)
 
+    def halved_distance(self, function: Statistic, reference: Tensor, **given: Tensor | Scalar) -> Tensor:
+        """Estimate ||E[s] - reference||^2, (), without bias: <s(even examples) - reference, s(odd) - reference>.
+
+        ||s(batch) - reference||^2 is larger by the variance of s over batches. The estimate can be negative. A batch of
+        one example has no halves; its squared distance is returned.
+        """
+        parts = self.batch.halves() if self.batch.size > 1 else (self.batch, self.batch)
+        first, second = (compute_statistic(function, part, **given) - reference for part in parts)
+        return (first * second).sum()
+
     def limited(self, penalty: Tensor) -> Tensor:
         """Scale a penalty down until its gradient is no longer than the loss's, at the head's inputs and parameters.
 

@@ -26,6 +26,7 @@ Reference = Mapping[str, Tensor | Mapping[str, Tensor]]
 
 Annealing = Literal["rescale", "reset"]
 Scale = Literal["relative", "absolute"]
+Estimate = Literal["batch", "halves"]
 
 
 @dataclass(frozen=True)

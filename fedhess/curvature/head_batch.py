@@ -128,6 +128,13 @@ class HeadBatch:
         rows, columns = self.weight.shape
         return rows, columns + (self.bias is not None)
 
+    def halves(self) -> tuple["HeadBatch", "HeadBatch"]:
+        """Return the examples at even and at odd places as batches of their own, part of the same autograd graph."""
+        even, odd = (
+            HeadBatch(self.features[start::2], self.labels[start::2], self.weight, self.bias) for start in (0, 1)
+        )
+        return even, odd
+
     @property
     def basics(self) -> Basics:
         """Inputs, logits, probabilities and residuals."""

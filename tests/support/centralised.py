@@ -5,7 +5,7 @@ Shared with the package is what an algorithm leaves open: which examples a batch
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -78,6 +78,7 @@ class Pull:
     reference: Objective | None = None
     averaged: Callable[[HeadedModel, Round], list[Tensor]] | None = None
     sizes: list[Tensor] | None = None
+    halves: bool = False  # <s(even examples) - r, s(odd) - r> in place of the square
 
     def target(self, model: HeadedModel, now: Round) -> Tensor:
         """The constant r; the round's size is kept."""
@@ -91,7 +92,9 @@ class Pull:
     def term(self, model: HeadedModel, batch: Batch, target: Tensor) -> Tensor:
         """The term, ()."""
         size = 1.0 if self.sizes is None else max(self.sizes)
-        return self.coefficient * (self.statistic(model, batch) - target).square().sum() / size
+        parts = [[column[start::2] for column in batch] for start in (0, 1)] if self.halves else [batch, batch]
+        one, other = (self.statistic(model, part) - target for part in parts)
+        return self.coefficient * (one * other).sum() / size
 
 
 def penalty_of(model: HeadedModel, batch: Batch, terms: Sequence[tuple[Pull, Tensor]]) -> Tensor:
@@ -118,6 +121,11 @@ def penalty_of(model: HeadedModel, batch: Batch, terms: Sequence[tuple[Pull, Ten
 
 # The pulls of a method in a round.
 Pulls = Callable[[Round], list[Pull]]
+
+
+def halved(pulls: Pulls) -> Pulls:
+    """The same pulls, each estimated from the two halves of the batch."""
+    return lambda now: [replace(pull, halves=True) for pull in pulls(now)]
 
 
 def hgp_pulls(alpha: float, beta: float, form: str = "hgp_of_mean", *, relative: bool = False) -> Pulls:
