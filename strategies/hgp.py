@@ -5,9 +5,13 @@ References (constants):  g = mean of g_e;  h = Hbar[g] (``hgp_of_mean``) or mean
 Scale:                   ``"relative"``: s_g = the largest mean_e ||g_e||^2 so far, s_h likewise for h's terms;
                          lambda_e <= 1 limits the penalty's gradient to the loss's, see :meth:`Step.limited`.
                          ``"absolute"``: s = lambda = 1, the published form
-Estimate:                ``"batch"``: the distance of the batch's statistic, ||H[g] - h||^2, as published; larger by the
-                         statistic's variance over batches. ``"halves"``: <H_1[g_1] - h, H_2[g_2] - h>, 1 the even and
-                         2 the odd examples of the batch, likewise for g: without that bias, as in DomainBed's IRM
+Estimate:                ``"batch"``: the distance of the batch's statistic, as published; in expectation larger than
+                         the domain's by the statistic's variance over batches. ``"halves"``: <g_1 - g, g_2 - g> and
+                         <H_1[g_1] - h, H_2[g_2] - h> of the even and the odd examples of the batch, as in DomainBed's
+                         IRM. The variance is then gone; of the product H_1[g_1] a bias of order 1 / B stays. In the
+                         step whose batch answered the references they contain both halves, and the estimate is low by
+                         the variance / E. It can be negative: ``"halves"`` takes ``"relative"``, which limits it, and
+                         batches smaller than the domain, whose halves are not each other's complement.
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 
@@ -33,9 +37,26 @@ from typing import Literal
 from torch import Tensor
 
 from fedhess.alignment import Annealing, Ask, DomainStrategy, Estimate, PenaltyScale, PenaltySchedule, Scale, Step
+from fedhess.base.errors import UsageError
 from fedhess.curvature import head_gradient, head_hvp, hessian_gradient_product
+from fedhess.settings.run_config import RunConfig
 
 DEFAULTS = {"relative": {"alpha": 0.1, "beta": 0.3}, "absolute": {"alpha": 1e-4, "beta": 5e-3}}
+
+
+def check_estimate(estimate: Estimate, scale: Scale) -> None:
+    """Raise ValueError for an estimate that can be negative without a limit: the step could lower it forever."""
+    if estimate == "halves" and scale == "absolute":
+        raise ValueError('expected scale="relative" with estimate="halves", got "absolute"')
+
+
+def check_batches(estimate: Estimate, config: RunConfig) -> None:
+    """Raise UsageError where the halves of a batch would be the halves of the domain."""
+    if estimate == "halves" and config.batch_size == 0:
+        raise UsageError(
+            f"--strategy {config.strategy}: estimate=halves compares two random halves of a batch, and --batch-size 0 "
+            "takes the whole domain, which has no variance to leave out; leave estimate out, or give --batch-size N"
+        )
 
 
 class HGP(DomainStrategy):
@@ -45,7 +66,7 @@ class HGP(DomainStrategy):
         alpha: Coefficient of the squared HGP distance; by default 0.1 relative, 1e-4 (as released) absolute.
         beta: Coefficient of the squared gradient distance; by default 0.3 relative, 5e-3 (as released) absolute.
         scale: What the distances are divided by, see ``PenaltyScale``.
-        estimate: How a step estimates a distance from its batch: ``"batch"`` (published) or ``"halves"`` (unbiased).
+        estimate: How a step estimates a distance from its batch: ``"batch"`` (published) or ``"halves"``.
         form: Which mean the HGP reference is: ``"hgp_of_mean"`` or ``"mean_of_hgp"``.
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
         anneal_steps: Local steps before the weight applies.
@@ -70,9 +91,15 @@ class HGP(DomainStrategy):
         self.beta = DEFAULTS[scale]["beta"] if beta is None else beta
         if min(self.alpha, self.beta) < 0:
             raise ValueError(f"expected alpha, beta >= 0, got {self.alpha}, {self.beta}")
+        check_estimate(estimate, scale)
         self.form, self.estimate = form, estimate
         self.scale, self.limited = PenaltyScale(scale, self.state), scale == "relative"
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
+
+    def check(self, config: RunConfig) -> None:
+        """Check the schedule, and that a step's batch is not its whole domain where halves of it are compared."""
+        super().check(config)
+        check_batches(self.estimate, config)
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for g_e, and for the HGP where its coefficient is not zero."""

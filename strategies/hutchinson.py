@@ -5,7 +5,8 @@ References (constants):  g = mean of g_e;  d = mean of diag H_e, both asked for 
 Scale:                   ``"relative"``: s_g, s_d = the largest mean_e ||g_e||^2 and mean_e ||diag H_e||^2 so far;
                          lambda_e <= 1 limits the penalty's gradient to the loss's, see :meth:`Step.limited`.
                          ``"absolute"``: s = lambda = 1, the published form
-Estimate:                ``"batch"`` as published, or ``"halves"``, unbiased: see :mod:`fedhess.strategies.hgp`
+Estimate:                ``"batch"`` as published, or ``"halves"`` as in :mod:`fedhess.strategies.hgp`; both halves
+                         have the same probes, so that the table below holds for it too
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 
@@ -45,6 +46,8 @@ from fedhess.alignment import (
 )
 from fedhess.base.seeds import derive_seed
 from fedhess.curvature import HeadBatch, head_gradient, hessian_diagonal, hutchinson_diagonal
+from fedhess.settings.run_config import RunConfig
+from fedhess.strategies.hgp import check_batches, check_estimate
 
 DEFAULTS = {"relative": {"alpha": 1.0, "beta": 0.3}, "absolute": {"alpha": 1e-3, "beta": 5e-3}}
 
@@ -65,7 +68,7 @@ class Hutchinson(DomainStrategy):
         alpha: Coefficient of the squared distance of the diagonals; by default 1 relative, 1e-3 (released) absolute.
         beta: Coefficient of the squared gradient distance; by default 0.3 relative, 5e-3 (released) absolute.
         scale: What the distances are divided by, see ``PenaltyScale``.
-        estimate: How a step estimates a distance from its batch: ``"batch"`` (published) or ``"halves"`` (unbiased).
+        estimate: How a step estimates a distance from its batch: ``"batch"`` (published) or ``"halves"``.
         probes: Number of Rademacher probes; 0 takes the exact diagonal.
         independent: Whether each domain, at each step, and the mean draw probes of their own (the released code).
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
@@ -94,9 +97,15 @@ class Hutchinson(DomainStrategy):
             raise ValueError(f"expected alpha, beta, probes >= 0, got {self.alpha}, {self.beta}, {probes}")
         if independent and not probes:
             raise ValueError("independent=true: expected probes=N with N > 0 (the released code: 300), got probes=0")
+        check_estimate(estimate, scale)
         self.estimate, self.probes, self.independent = estimate, probes, independent
         self.scale, self.limited = PenaltyScale(scale, self.state), scale == "relative"
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
+
+    def check(self, config: RunConfig) -> None:
+        """Check the schedule, and that a step's batch is not its whole domain where halves of it are compared."""
+        super().check(config)
+        check_batches(self.estimate, config)
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for g_e and the diagonals in one exchange, without statistics of coefficient zero."""

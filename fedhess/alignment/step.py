@@ -176,10 +176,11 @@ class Step:
         return compute_statistic(function, self.batch, **given)
 
     def halved_distance(self, function: Statistic, reference: Tensor, **given: Tensor | Scalar) -> Tensor:
-        """Estimate ||E[s] - reference||^2, (), without bias: <s(even examples) - reference, s(odd) - reference>.
+        """Estimate ||E[s] - reference||^2, (), by <s(even examples) - reference, s(odd) - reference>.
 
-        ||s(batch) - reference||^2 is larger by the variance of s over batches. The estimate can be negative. A batch of
-        one example has no halves; its squared distance is returned.
+        E is the mean over batches of that size. The estimate has no bias if examples are drawn independently of each
+        other and of the reference, while ||s(batch) - reference||^2 is larger by the variance of s. It can be negative.
+        A batch of one example has no halves; its squared distance is returned.
         """
         parts = self.batch.halves() if self.batch.size > 1 else (self.batch, self.batch)
         first, second = (compute_statistic(function, part, **given) - reference for part in parts)

@@ -85,8 +85,9 @@ def open_finished(path: Path, *, data_dir: Path | None = None, device: str = "cp
     _check_data(folder, recorded, data_dir)
     recorded["settings"]["device"] = device
     job = _within(path, _job(folder, recorded))
+    several = len({run.variant for run in job.outer_runs}) > 1
     for run in job.outer_runs:
-        if run.directory.failure() is None:  # a failed run matters if its model is wanted, which loading checks
+        if not several or run.directory.failure() is None:  # of several settings some may have failed
             require_finished(run)
     return job
 

@@ -63,6 +63,8 @@ def find_models(job: Job, which: str = SELECTED) -> list[RunModel]:
         raise UsageError(f"--round: unknown {which!r}; {did_you_mean(which, ROUNDS)}")
     recorded = read_rows(job)
     found = [_find(job, strategy, cell, which) for strategy in job.strategies for cell in cells_of(recorded, strategy)]
+    for model in found:
+        require_finished(model.run)
     return sorted(found, key=lambda model: job.runs.index(model.run))
 
 

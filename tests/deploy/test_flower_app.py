@@ -17,7 +17,7 @@ from fedhess.jobs.plan import plan_job
 from tests.project.test_project import REPOSITORY, tracked_files
 
 APP = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
-MOST_BYTES = 1_500_000
+MOST_BYTES = 1_600_000
 
 
 def test_the_apps_defaults_are_those_of_the_command(tmp_path: Path) -> None:

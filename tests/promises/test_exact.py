@@ -66,7 +66,11 @@ METHODS: dict[str, tuple[str, dict[str, Any], Callable[[tuple[str, ...], float],
     "mean_of_hgp": ("hgp", HGP | {"form": "mean_of_hgp"}, lambda *_: pulled(hgp_pulls(ALPHA, BETA, "mean_of_hgp"))),
     "hgp-relative": ("hgp", RELATIVE, lambda *_: pulled(hgp_pulls(ALPHA, BETA, relative=True))),
     "hutchinson-relative": ("hutchinson", RELATIVE, lambda *_: pulled(hutchinson_pulls(ALPHA, BETA, relative=True))),
-    "hgp-halves": ("hgp", HGP | {"estimate": "halves"}, lambda *_: pulled(halved(hgp_pulls(ALPHA, BETA)))),
+    "hgp-halves": (
+        "hgp",
+        RELATIVE | {"estimate": "halves"},
+        lambda *_: pulled(halved(hgp_pulls(ALPHA, BETA, relative=True))),
+    ),
     "hutchinson-halves": (
         "hutchinson",
         RELATIVE | {"estimate": "halves"},
@@ -74,8 +78,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], Callable[[tuple[str, ...], float],
     ),
     "hutchinson-probes-halves": (
         "hutchinson",
-        HGP | {"probes": 3, "estimate": "halves"},
-        lambda *_: pulled(halved(hutchinson_pulls(ALPHA, BETA, probes=3))),
+        RELATIVE | {"probes": 3, "estimate": "halves"},
+        lambda *_: pulled(halved(hutchinson_pulls(ALPHA, BETA, probes=3, relative=True))),
     ),
     "hutchinson": ("hutchinson", HGP, lambda *_: pulled(hutchinson_pulls(ALPHA, BETA))),
     "hutchinson-probes": (

@@ -1,12 +1,15 @@
-"""``estimate="halves"``: the distance to a reference without the variance of a batch."""
+"""``estimate="halves"``: the distance to a constant without the variance of a batch, and where it is refused."""
 
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from toy import toy_config
 
-from fedhess.alignment import Step, run_forward
+from fedhess.alignment import DomainStrategy, Step, run_forward
+from fedhess.alignment.loading import load_strategy
+from fedhess.base.errors import UsageError
 from fedhess.curvature import head_gradient
 from fedhess.models.headed import HeadedModel
 from fedhess.strategies.hgp import HGP
@@ -53,9 +56,20 @@ def test_a_batch_of_one_example_has_its_squared_distance(
 ) -> None:
     model, inputs, labels = drawn
     step = step_of(model, inputs[:1], labels[:1])
-    reference = dict.fromkeys(("gradient", "hgp", "diagonal"), REFERENCE)
-    plain, halved = (
-        strategy(scale="absolute", estimate=estimate).penalty(step, reference) for estimate in ("batch", "halves")
-    )
+    names = ("gradient", "hgp", "diagonal")
+    reference = dict.fromkeys(names, REFERENCE) | {f"{name}_size": torch.ones(()) for name in names}
+    plain, halved = (strategy(estimate=estimate).penalty(step, reference) for estimate in ("batch", "halves"))
     assert plain.item() > 0
     torch.testing.assert_close(halved, plain)
+
+
+@pytest.mark.parametrize("strategy", ["hgp", "hutchinson"])
+def test_halves_are_refused_where_nothing_limits_them_or_they_are_each_others_complement(strategy: str) -> None:
+    with pytest.raises(UsageError, match='expected scale="relative" with estimate="halves"'):
+        load_strategy(strategy, {"estimate": "halves", "scale": "absolute"})
+    halves = load_strategy(strategy, {"estimate": "halves"})
+    assert isinstance(halves, DomainStrategy)
+    config = toy_config(strategy=strategy)
+    halves.check(config)
+    with pytest.raises(UsageError, match="estimate=halves compares two random halves of a batch, and --batch-size 0"):
+        halves.check(config.model_copy(update={"batch_size": 0}))

@@ -78,17 +78,20 @@ class KnownFile:
 def _registry_link(package: str) -> str:
     """Return the URL of a package's archive in npm's registry."""
     name, _, version = package.rpartition("@")
-    return f"{_registry()}/{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
+    scope = name.rpartition("/")[0]
+    registry = (scope and _npm_setting(f"{scope}:registry")) or _npm_setting("registry")
+    if not registry.startswith("http"):
+        raise DownloadError(f"npm config get registry: expected a URL, got {registry!r}")
+    return f"{registry.rstrip('/')}/{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
 
 
-@lru_cache(maxsize=1)
-def _registry() -> str:
+@lru_cache
+def _npm_setting(name: str) -> str:
     if (npm := shutil.which("npm")) is None:
         raise DownloadError("npm, which knows the packages' registry, is not installed")
-    done = subprocess.run([npm, "config", "get", "registry"], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise DownloadError(f"npm config get registry: {done.stderr.strip() or 'failed'}")
-    return done.stdout.strip().rstrip("/")
+    done = subprocess.run([npm, "config", "get", name], capture_output=True, text=True, check=False)
+    value = done.stdout.strip()
+    return "" if value == "undefined" else value
 
 
 def _index_link(archive: str) -> str:

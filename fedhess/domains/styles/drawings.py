@@ -1,4 +1,4 @@
-"""Drawings in SVG from npm packages: fetched in known versions, rendered once, and checked by their pixels."""
+"""Drawings and letters from npm packages: fetched in known versions, rendered once, and checked by their pixels."""
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence

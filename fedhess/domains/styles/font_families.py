@@ -1,7 +1,7 @@
 """The families of FontStyles by style, with the sha256 of their packages: Fontsource's, all in one version.
 
 All are in Fontsource's category of that name, hold every letter of the alphabet in both cases with different outlines,
-and are free (Open Font License 1.1, Apache-2.0); families with a sibling in another style were left out.
+and are free (Open Font License 1.1, Apache-2.0). No two of them in different styles are siblings.
 """
 
 VERSION = "5.3.0"

@@ -115,14 +115,15 @@ def test_without_a_network_the_reason_comes_at_once(tmp_path: Path, monkeypatch:
     pytest.importorskip("resvg_py")
     opening = Opening("EmojiStyles", data_dir=tmp_path)
     monkeypatch.setenv("PATH", "")
-    known_file._registry.cache_clear()
+    known_file._npm_setting.cache_clear()
     assert prepare_emoji_styles(opening) == "npm, which knows the packages' registry, is not installed"
     monkeypatch.undo()
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
     if shutil.which("npm"):
         first = "http://127.0.0.1:9/@iconify-json/emojione-monotone/-/emojione-monotone-1.2.1.tgz"
-        assert f"{first} cannot be reached: " in prepare_emoji_styles(opening)
-        known_file._registry.cache_clear()
+        reason = prepare_emoji_styles(opening)
+        known_file._npm_setting.cache_clear()
+        assert f"{first} cannot be reached: " in reason
     with pytest.raises(Exception, match=r"EmojiStyles: .* is not there: looked for EmojiStyles/.*data prepare Emoji"):
         open_benchmark("EmojiStyles", data_dir=tmp_path)
 
