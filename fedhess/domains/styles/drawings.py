@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedhess.base.errors import UsageError
 from fedhess.base.files import cache_directory, cached_tensor
+from fedhess.domains.benchmark import OptionValue
 from fedhess.domains.digits.known_file import KnownFile
 from fedhess.domains.domain import TensorDomain
 from fedhess.domains.download import DownloadError
@@ -28,6 +29,14 @@ def known_package(benchmark: str, scope: str, name: str, version: str, sha256: s
         advice=f"`python -m fedhess.data prepare {benchmark}`",
         benchmark=benchmark,
     )
+
+
+def settle_side(opening: Opening, *, sides: tuple[int, ...]) -> tuple[Opening, dict[str, OptionValue]]:
+    """Check the options, of which ``side`` is one of ``sides``, by default the first; see `Opening.settled`."""
+    opening, options = opening.settled(side=sides[0])
+    if options["side"] not in sides:
+        raise UsageError(f"{opening.benchmark}: option 'side' must be one of {sides}, got {options['side']}")
+    return opening, options
 
 
 def locate_packages(packages: Iterable[KnownFile], opening: Opening) -> Path | None:

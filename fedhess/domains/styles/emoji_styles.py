@@ -16,12 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedhess.base.errors import UsageError
 from fedhess.base.files import digest_of
-from fedhess.domains.benchmark import Benchmark, KnownCounts, OptionValue, by_class, leave_one_out
+from fedhess.domains.benchmark import Benchmark, KnownCounts, by_class, leave_one_out
 from fedhess.domains.domain import TensorDomain
 from fedhess.domains.opening import Opening
-from fedhess.domains.styles.drawings import known_package, load_drawn, locate_packages, prepare_packages, render
+from fedhess.domains.styles.drawings import (
+    known_package,
+    load_drawn,
+    locate_packages,
+    prepare_packages,
+    render,
+    settle_side,
+)
 
 # Class of each category of the set that names them.
 CATEGORIES = {
@@ -84,6 +90,7 @@ COUNTS: Mapping[str, tuple[int, ...]] = {
     "openmoji": (85, 161, 132, 268, 172, 226, 220),
     "twemoji": (85, 160, 131, 266, 171, 225, 218),
 }
+settle_emoji_styles = partial(settle_side, sides=SIDES)
 
 
 def open_emoji_styles(opening: Opening) -> Benchmark:
@@ -112,14 +119,6 @@ def open_emoji_styles(opening: Opening) -> Benchmark:
         loader=partial(_load, files=files, side=side, opening=opening),
         known=KnownCounts({name: sum(counts) for name, counts in COUNTS.items()}, by_class(CLASSES, **COUNTS)),
     )
-
-
-def settle_emoji_styles(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
-    """Check the options; see `Opening.settled`."""
-    opening, options = opening.settled(side=SIDES[0])
-    if options["side"] not in SIDES:
-        raise UsageError(f"EmojiStyles: option 'side' must be one of {SIDES}, got {options['side']}")
-    return opening, options
 
 
 def locate_emoji_styles(opening: Opening) -> Path | None:

@@ -17,11 +17,17 @@ from typing import Any
 
 from torch import Tensor
 
-from fedhess.base.errors import UsageError
-from fedhess.domains.benchmark import Benchmark, KnownCounts, OptionValue, by_class, leave_one_out
+from fedhess.domains.benchmark import Benchmark, KnownCounts, by_class, leave_one_out
 from fedhess.domains.domain import TensorDomain
 from fedhess.domains.opening import Opening
-from fedhess.domains.styles.drawings import known_package, load_drawn, locate_packages, prepare_packages, render
+from fedhess.domains.styles.drawings import (
+    known_package,
+    load_drawn,
+    locate_packages,
+    prepare_packages,
+    render,
+    settle_side,
+)
 from fedhess.domains.styles.font_families import FAMILIES, VERSION
 
 CLASSES = tuple(ascii_lowercase)
@@ -51,6 +57,7 @@ DIGESTS: Mapping[int, Mapping[str, str]] = {
         "serif": "e2746b9cbe186b0d10fe65f8537fd05b05125ede8cbc61169dddff04a5eba5d4",
     },
 }
+settle_font_styles = partial(settle_side, sides=SIDES)
 
 
 def open_font_styles(opening: Opening) -> Benchmark:
@@ -84,14 +91,6 @@ def open_font_styles(opening: Opening) -> Benchmark:
         loader=partial(_load, files=files, side=side, opening=opening),
         known=KnownCounts({style: sum(numbers) for style, numbers in counts.items()}, by_class(CLASSES, **counts)),
     )
-
-
-def settle_font_styles(opening: Opening) -> tuple[Opening, dict[str, OptionValue]]:
-    """Check the options; see `Opening.settled`."""
-    opening, options = opening.settled(side=SIDES[0])
-    if options["side"] not in SIDES:
-        raise UsageError(f"FontStyles: option 'side' must be one of {SIDES}, got {options['side']}")
-    return opening, options
 
 
 def locate_font_styles(opening: Opening) -> Path | None:
