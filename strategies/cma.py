@@ -8,12 +8,13 @@ Objective of client e:   L_e + lambda_e (a ||g_e - g||^2 / s_g + b ||H_e - H||^2
 References (constants):  g = mean of g_e, H = mean of H_e (or of its blocks or products), in one exchange
 Scale:                   ``"relative"``: s_g, s_H = the largest mean_e of the squares so far; lambda_e <= 1 limits the
                          penalty's gradient to the loss's, see :meth:`Step.limited`. ``"absolute"``: s = lambda = 1
+Estimate:                ``"corrected"``, by default if relative, or ``"batch"``: see :mod:`fedhess.strategies.hgp`
 Source:                  "CMA", arXiv 2506.07378, with a = 2000 and b = 10 in its released code for linear probing.
 
 The source differentiates the means too. The deviations from the means add up to zero, so the mean over clients is the
-same algorithm. Deviation: z has a bias column if the head has a bias, K = D + 1. Deviation: penalties are relative by
-default, as in HGP (:mod:`fedhess.strategies.hgp`) and for the same reason. The released code switches penalties on
-after 900 steps (here ``anneal_steps``, 0 by default). All domains of a round share the same probes, new in every round.
+same algorithm. Deviation: z has a bias column if the head has a bias, K = D + 1. Deviation: penalties are relative and
+corrected by default, as in HGP and for the same reasons. The released code switches penalties on after 900 steps (here
+``anneal_steps``, 0 by default). All domains of a round share the same probes, new in every round.
 
 Neutral setting: a and b 0, or weight 0.
 
@@ -30,13 +31,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedhess.alignment import Annealing, Ask, DomainStrategy, PenaltyScale, PenaltySchedule, Scale, Step
+from fedhess.alignment import Annealing, Ask, DomainStrategy, Estimate, PenaltyScale, PenaltySchedule, Scale, Step
 from fedhess.base.errors import UsageError
 from fedhess.base.transfers import send
 from fedhess.curvature import HeadBatch, head_gradient
 from fedhess.curvature.closed_form import draw_signs
 
-DEFAULTS = {"relative": {"a": 0.3, "b": 0.1}, "absolute": {"a": 2000.0, "b": 10.0}}
+DEFAULTS = {"relative": {"a": 0.03, "b": 0.01}, "absolute": {"a": 2000.0, "b": 10.0}}
 MOST_BYTES = 2**28  # of a full Hessian on the wire
 
 
@@ -95,11 +96,12 @@ class CMA(DomainStrategy):
     """Alignment of whole Hessians.
 
     Args:
-        a: Coefficient of the squared gradient distance; by default 0.3 relative, 2000 (as released) absolute.
-        b: Coefficient of the squared Hessian distance; by default 0.1 relative, 10 (as released) absolute.
+        a: Coefficient of the squared gradient distance; by default 0.03 relative, 2000 (as released) absolute.
+        b: Coefficient of the squared Hessian distance; by default 0.01 relative, 10 (as released) absolute.
         form: How the Hessians are compared: ``"full"``, ``"blocks"`` or ``"sketch"``.
         probes: Number of a sketch's probes.
         scale: What the distances are divided by, see ``PenaltyScale``.
+        estimate: ``"corrected"`` (by default if relative) or ``"batch"``, see ``PenaltyScale``.
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 0); see ``PenaltySchedule``.
         anneal_steps: Local steps before the weight applies.
         annealing: ``"rescale"`` or ``"reset"``; see ``PenaltySchedule``.
@@ -115,6 +117,7 @@ class CMA(DomainStrategy):
         form: Literal["full", "blocks", "sketch"] = "sketch",
         probes: int = 32,
         scale: Scale = "relative",
+        estimate: Estimate | None = None,
         weight: float = 1.0,
         anneal_steps: int = 0,
         annealing: Annealing = "rescale",
@@ -124,7 +127,8 @@ class CMA(DomainStrategy):
         if min(self.a, self.b) < 0 or probes < 1:
             raise ValueError(f"expected a, b >= 0 and probes >= 1, got {self.a}, {self.b} and {probes}")
         self.form, self.probes = form, probes
-        self.scale, self.limited = PenaltyScale(scale, self.state), scale == "relative"
+        self.scale, self.limited = PenaltyScale(scale, self.state, estimate), scale == "relative"
+        self.estimate = self.scale.estimate
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, before=0.0, coefficients=(self.a, self.b))
         self._coefficients = {name: value for name, value in (("gradient", self.a), (form, self.b)) if value > 0}
 
@@ -139,7 +143,9 @@ class CMA(DomainStrategy):
         """Return a ||g - g_ref||^2 / s_g + b ||H - H_ref||^2 / s_H, without terms of coefficient zero."""
         terms = []
         for name, coefficient in self._coefficients.items():
-            value = step.statistic(self.statistics[name], seed=int(reference["seed"]), probes=self.probes)
-            distance = (value - reference[name]).square().sum()
+            given = {"seed": int(reference["seed"]), "probes": self.probes}
+            distance = step.squared_distance(
+                self.statistics[name], reference[name], corrected=self.scale.corrected, **given
+            )
             terms.append(coefficient * self.scale.scaled(distance, name, reference))
         return torch.stack(terms).sum() if terms else None

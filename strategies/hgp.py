@@ -6,12 +6,13 @@ Scale:                   ``"relative"``: s_g = the largest mean_e ||g_e||^2 so f
                          lambda_e <= 1 limits the penalty's gradient to the loss's, see :meth:`Step.limited`.
                          ``"absolute"``: s = lambda = 1, the published form
 Estimate:                ``"batch"``: the distance of the batch's statistic, as published; in expectation larger than
-                         the domain's by the statistic's variance over batches. ``"halves"``: <g_1 - g, g_2 - g> and
-                         <H_1[g_1] - h, H_2[g_2] - h> of the even and the odd examples of the batch, as in DomainBed's
-                         IRM. The variance is then gone; of the product H_1[g_1] a bias of order 1 / B stays. In the
-                         step whose batch answered the references they contain both halves, and the estimate is low by
-                         the variance / E. It can be negative: ``"halves"`` takes ``"relative"``, which limits it, and
-                         batches smaller than the domain, whose halves are not each other's complement.
+                         the domain's by the statistic's variance over batches. ``"corrected"``, by default if relative:
+                         with s = g or H[g], r its reference and s_1, s_2 of the even and the odd ones of the batch's B
+                         examples, (1 - B / N) <s_1 - r, s_2 - r> + B / N ||s - r||^2 for a domain of N examples
+                         (DomainBed's IRM takes such a product). The variance is then gone; of the product H_1[g_1] a
+                         bias of order 1 / B stays. In the step whose batch answered the references they contain both
+                         halves, and the estimate is low by the variance / E. It can be negative: ``"corrected"`` takes
+                         ``"relative"``, which limits it.
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 
@@ -20,8 +21,9 @@ computes the HGP of the mean loss, ``Hbar[gbar]``; it takes two exchanges (gbar 
 asked for). ``mean_of_hgp`` takes one. Their relative difference is O(1), so the choice is part of a result.
 
 Deviation: penalties are relative by default, because ||H g||^2 grows with the sixth power of the features' length: with
-the published coefficients training diverges on one model and aligns nothing on another. ``scale="absolute"`` is the
-released objective, by default with the released coefficients; published protocols use it.
+the published coefficients training diverges on one model and aligns nothing on another. They are also corrected,
+because shorter features lower a batch's variance: uncorrected, the penalty slows training on small batches.
+``scale="absolute"`` is the released objective, by default with the released coefficients; published protocols use it.
 
 With frozen embeddings (lite0-features) the penalty shortens the features and aligns nothing beyond that: on IconPACS
 the gradient distance falls to a quarter of ERM's; divided by the squared length it equals ERM's (docs/method.md).
@@ -37,36 +39,19 @@ from typing import Literal
 from torch import Tensor
 
 from fedhess.alignment import Annealing, Ask, DomainStrategy, Estimate, PenaltyScale, PenaltySchedule, Scale, Step
-from fedhess.base.errors import UsageError
 from fedhess.curvature import head_gradient, head_hvp, hessian_gradient_product
-from fedhess.settings.run_config import RunConfig
 
-DEFAULTS = {"relative": {"alpha": 0.1, "beta": 0.3}, "absolute": {"alpha": 1e-4, "beta": 5e-3}}
-
-
-def check_estimate(estimate: Estimate, scale: Scale) -> None:
-    """Raise ValueError for an estimate that can be negative without a limit: the step could lower it forever."""
-    if estimate == "halves" and scale == "absolute":
-        raise ValueError('expected scale="relative" with estimate="halves", got "absolute"')
-
-
-def check_batches(estimate: Estimate, config: RunConfig) -> None:
-    """Raise UsageError where the halves of a batch would be the halves of the domain."""
-    if estimate == "halves" and config.batch_size == 0:
-        raise UsageError(
-            f"--strategy {config.strategy}: estimate=halves compares two random halves of a batch, and --batch-size 0 "
-            "takes the whole domain, which has no variance to leave out; leave estimate out, or give --batch-size N"
-        )
+DEFAULTS = {"relative": {"alpha": 0.003, "beta": 0.01}, "absolute": {"alpha": 1e-4, "beta": 5e-3}}
 
 
 class HGP(DomainStrategy):
     """Gradient and Hessian-gradient-product alignment.
 
     Args:
-        alpha: Coefficient of the squared HGP distance; by default 0.1 relative, 1e-4 (as released) absolute.
-        beta: Coefficient of the squared gradient distance; by default 0.3 relative, 5e-3 (as released) absolute.
+        alpha: Coefficient of the squared HGP distance; by default 0.003 relative, 1e-4 (as released) absolute.
+        beta: Coefficient of the squared gradient distance; by default 0.01 relative, 5e-3 (as released) absolute.
         scale: What the distances are divided by, see ``PenaltyScale``.
-        estimate: How a step estimates a distance from its batch: ``"batch"`` (published) or ``"halves"``.
+        estimate: ``"corrected"`` (by default if relative) or ``"batch"``, see ``PenaltyScale``.
         form: Which mean the HGP reference is: ``"hgp_of_mean"`` or ``"mean_of_hgp"``.
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
         anneal_steps: Local steps before the weight applies.
@@ -81,7 +66,7 @@ class HGP(DomainStrategy):
         alpha: float | None = None,
         beta: float | None = None,
         scale: Scale = "relative",
-        estimate: Estimate = "batch",
+        estimate: Estimate | None = None,
         form: Literal["hgp_of_mean", "mean_of_hgp"] = "hgp_of_mean",
         weight: float = 1.0,
         anneal_steps: int = 0,
@@ -91,15 +76,10 @@ class HGP(DomainStrategy):
         self.beta = DEFAULTS[scale]["beta"] if beta is None else beta
         if min(self.alpha, self.beta) < 0:
             raise ValueError(f"expected alpha, beta >= 0, got {self.alpha}, {self.beta}")
-        check_estimate(estimate, scale)
-        self.form, self.estimate = form, estimate
-        self.scale, self.limited = PenaltyScale(scale, self.state), scale == "relative"
+        self.form = form
+        self.scale, self.limited = PenaltyScale(scale, self.state, estimate), scale == "relative"
+        self.estimate = self.scale.estimate
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
-
-    def check(self, config: RunConfig) -> None:
-        """Check the schedule, and that a step's batch is not its whole domain where halves of it are compared."""
-        super().check(config)
-        check_batches(self.estimate, config)
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for g_e, and for the HGP where its coefficient is not zero."""
@@ -118,10 +98,7 @@ class HGP(DomainStrategy):
         wanted = {name: coefficient for name, coefficient in wanted.items() if coefficient > 0}
         if not wanted:
             return None
-        if self.estimate == "halves":
-            parts = {name: step.halved_distance(self.statistics[name], reference[name]) for name in wanted}
-        else:
-            terms = step.distances(**{name: reference[name] for name in wanted})
-            parts = {"gradient": terms.gradient_distance, "hgp": terms.hgp_distance}
+        terms = step.distances(**{name: reference[name] for name in wanted}, corrected=self.scale.corrected)
+        parts = {"gradient": terms.gradient_distance, "hgp": terms.hgp_distance}
         first, *rest = (wanted[name] * self.scale.scaled(parts[name], name, reference) for name in wanted)
         return sum(rest, start=first)

@@ -5,12 +5,13 @@ References (constants):  g = mean of g_e;  d = mean of diag H_e, both asked for 
 Scale:                   ``"relative"``: s_g, s_d = the largest mean_e ||g_e||^2 and mean_e ||diag H_e||^2 so far;
                          lambda_e <= 1 limits the penalty's gradient to the loss's, see :meth:`Step.limited`.
                          ``"absolute"``: s = lambda = 1, the published form
-Estimate:                ``"batch"`` as published, or ``"halves"`` as in :mod:`fedhess.strategies.hgp`; both halves
-                         have the same probes, so that the table below holds for it too
+Estimate:                ``"corrected"``, by default if relative, or ``"batch"`` as published: see
+                         :mod:`fedhess.strategies.hgp`. Both halves have the same probes, so that the table below holds
+                         for it too
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 
-Deviation: penalties are relative by default, as in HGP (:mod:`fedhess.strategies.hgp`) and for the same reason.
+Deviation: penalties are relative and corrected by default, as in HGP and for the same reasons.
 Deviation: the released code estimates the diagonal with random probes (100 to 300 double backwards); a linear head's
 diagonal has a closed form, so the exact one is the default. ``probes=N`` gives Hutchinson's estimator with the same
 probes for every domain of a round (common random numbers), new in every round. ``probes=N,independent=true`` is the
@@ -41,15 +42,12 @@ from fedhess.alignment import (
     PenaltyScale,
     PenaltySchedule,
     Scale,
-    Statistic,
     Step,
 )
 from fedhess.base.seeds import derive_seed
 from fedhess.curvature import HeadBatch, head_gradient, hessian_diagonal, hutchinson_diagonal
-from fedhess.settings.run_config import RunConfig
-from fedhess.strategies.hgp import check_batches, check_estimate
 
-DEFAULTS = {"relative": {"alpha": 1.0, "beta": 0.3}, "absolute": {"alpha": 1e-3, "beta": 5e-3}}
+DEFAULTS = {"relative": {"alpha": 0.1, "beta": 0.03}, "absolute": {"alpha": 1e-3, "beta": 5e-3}}
 
 
 def probed_diagonal(batch: HeadBatch, /, *, seed: int, probes: int) -> Tensor:
@@ -65,10 +63,10 @@ class Hutchinson(DomainStrategy):
     """Gradient and Hessian-diagonal alignment.
 
     Args:
-        alpha: Coefficient of the squared distance of the diagonals; by default 1 relative, 1e-3 (released) absolute.
-        beta: Coefficient of the squared gradient distance; by default 0.3 relative, 5e-3 (released) absolute.
+        alpha: Coefficient of the squared distance of the diagonals; by default 0.1 relative, 1e-3 (released) absolute.
+        beta: Coefficient of the squared gradient distance; by default 0.03 relative, 5e-3 (released) absolute.
         scale: What the distances are divided by, see ``PenaltyScale``.
-        estimate: How a step estimates a distance from its batch: ``"batch"`` (published) or ``"halves"``.
+        estimate: ``"corrected"`` (by default if relative) or ``"batch"``, see ``PenaltyScale``.
         probes: Number of Rademacher probes; 0 takes the exact diagonal.
         independent: Whether each domain, at each step, and the mean draw probes of their own (the released code).
         weight: Weight of the whole penalty from ``anneal_steps`` on (before: 1); see ``PenaltySchedule``.
@@ -84,7 +82,7 @@ class Hutchinson(DomainStrategy):
         alpha: float | None = None,
         beta: float | None = None,
         scale: Scale = "relative",
-        estimate: Estimate = "batch",
+        estimate: Estimate | None = None,
         probes: int = 0,
         independent: bool = False,
         weight: float = 1.0,
@@ -97,15 +95,10 @@ class Hutchinson(DomainStrategy):
             raise ValueError(f"expected alpha, beta, probes >= 0, got {self.alpha}, {self.beta}, {probes}")
         if independent and not probes:
             raise ValueError("independent=true: expected probes=N with N > 0 (the released code: 300), got probes=0")
-        check_estimate(estimate, scale)
-        self.estimate, self.probes, self.independent = estimate, probes, independent
-        self.scale, self.limited = PenaltyScale(scale, self.state), scale == "relative"
+        self.probes, self.independent = probes, independent
+        self.scale, self.limited = PenaltyScale(scale, self.state, estimate), scale == "relative"
+        self.estimate = self.scale.estimate
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
-
-    def check(self, config: RunConfig) -> None:
-        """Check the schedule, and that a step's batch is not its whole domain where halves of it are compared."""
-        super().check(config)
-        check_batches(self.estimate, config)
 
     def reference(self, ask: Ask) -> dict[str, Tensor]:
         """Ask for g_e and the diagonals in one exchange, without statistics of coefficient zero."""
@@ -122,22 +115,17 @@ class Hutchinson(DomainStrategy):
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
         """Return alpha ||diag H - d||^2 / s_d + beta ||g - g_ref||^2 / s_g, without terms of coefficient zero."""
         terms: list[Tensor] = []
+        corrected = self.scale.corrected
         if self.alpha > 0 and self.probes:
             seed = step.generator.initial_seed() if self.independent else int(reference["seed"])
-            distance = self._distance(step, probed_diagonal, reference["probed"], seed=seed, probes=self.probes)
+            distance = step.squared_distance(
+                probed_diagonal, reference["probed"], corrected=corrected, seed=seed, probes=self.probes
+            )
             terms.append(self.alpha * self.scale.scaled(distance, "probed", reference))
         elif self.alpha > 0:
-            distance = self._distance(step, hessian_diagonal, reference["diagonal"])
+            distance = step.squared_distance(hessian_diagonal, reference["diagonal"], corrected=corrected)
             terms.append(self.alpha * self.scale.scaled(distance, "diagonal", reference))
         if self.beta > 0:
-            if self.estimate == "halves":
-                distance = step.halved_distance(head_gradient, reference["gradient"])
-            else:
-                distance = step.distances(gradient=reference["gradient"]).gradient_distance
+            distance = step.distances(gradient=reference["gradient"], corrected=corrected).gradient_distance
             terms.append(self.beta * self.scale.scaled(distance, "gradient", reference))
         return sum(terms[1:], start=terms[0]) if terms else None
-
-    def _distance(self, step: Step, function: Statistic, reference: Tensor, **given: int) -> Tensor:
-        if self.estimate == "halves":
-            return step.halved_distance(function, reference, **given)
-        return (step.statistic(function, **given) - reference).square().sum()

@@ -1,5 +1,6 @@
 """One local step of a client as a strategy sees it."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -115,6 +116,7 @@ class Step:
         server_round: Number of the round, from 1.
         l2: Coefficient of the sum of squared parameters that is part of the loss.
         key: Key of the client's stream of batches: (seed, domain, client).
+        population: Number of examples, N, that the batch was drawn from without replacement.
     """
 
     model: HeadedModel
@@ -124,6 +126,7 @@ class Step:
     server_round: int
     l2: float = 0.0
     key: tuple[str | int, ...] = ()
+    population: float = math.inf
     _loss: Tensor | None = field(default=None, repr=False)
 
     @cached_property
@@ -175,16 +178,22 @@ class Step:
         """Compute a head statistic of this step's batch, part of the autograd graph."""
         return compute_statistic(function, self.batch, **given)
 
-    def halved_distance(self, function: Statistic, reference: Tensor, **given: Tensor | Scalar) -> Tensor:
-        """Estimate ||E[s] - reference||^2, (), by <s(even examples) - reference, s(odd) - reference>.
+    def squared_distance(
+        self, function: Statistic, reference: Tensor, *, corrected: bool = False, **given: Tensor | Scalar
+    ) -> Tensor:
+        """Compute ||s - reference||^2, (), of a head statistic s of the batch, part of the autograd graph.
 
-        E is the mean over batches of that size. The estimate has no bias if examples are drawn independently of each
-        other and of the reference, while ||s(batch) - reference||^2 is larger by the variance of s. It can be negative.
-        A batch of one example has no halves; its squared distance is returned.
+        In expectation over batches that is larger than the distance of their mean, by the variance of s. ``corrected``
+        leaves the variance out: <s_1 - reference, s_2 - reference> of the examples at even and at odd places, except
+        for the batch's share of the domain, B / N, in which the square stays (a batch of all N examples does not vary).
+        It can be negative. It has no bias for a mean over examples that are drawn without replacement and for a
+        reference that does not depend on them. A batch of one example, which has no halves, is not corrected.
         """
-        parts = self.batch.halves() if self.batch.size > 1 else (self.batch, self.batch)
-        first, second = (compute_statistic(function, part, **given) - reference for part in parts)
-        return (first * second).sum()
+        squared = (self.statistic(function, **given) - reference).square().sum()
+        if not corrected or self._share == 1:
+            return squared
+        first, second = (compute_statistic(function, half, **given) - reference for half in self.batch.halves())
+        return torch.lerp((first * second).sum(), squared, self._share)
 
     def limited(self, penalty: Tensor) -> Tensor:
         """Scale a penalty down until its gradient is no longer than the loss's, at the head's inputs and parameters.
@@ -218,11 +227,22 @@ class Step:
                     factor = torch.minimum(factor, loss_gradient.norm() / length)
         return factor * penalty
 
-    def distances(self, *, gradient: Tensor | None = None, hgp: Tensor | None = None) -> HeadTerms:
-        """Compute ||g - gradient||^2 and ||H[g] - hgp||^2 in one pass with the loss, which :attr:`loss` then reuses."""
-        terms = head_objective(self.batch, gradient=gradient, hgp=hgp)
+    def distances(
+        self, *, gradient: Tensor | None = None, hgp: Tensor | None = None, corrected: bool = False
+    ) -> HeadTerms:
+        """Compute ||g - gradient||^2 and ||H[g] - hgp||^2 in one pass with the loss, which :attr:`loss` then reuses.
+
+        ``corrected`` is as in :meth:`squared_distance`.
+        """
+        share = self._share if corrected else 1.0
+        terms = head_objective(self.batch, gradient=gradient, hgp=hgp, share=share)
         self._loss = terms.loss
         return terms
+
+    @property
+    def _share(self) -> float:
+        """The part of a squared distance that is not corrected: B / N, or all of it where the batch has no halves."""
+        return 1.0 if self.batch.size == 1 else min(1.0, self.batch.size / self.population)
 
 
 @dataclass

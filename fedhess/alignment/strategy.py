@@ -26,7 +26,7 @@ Reference = Mapping[str, Tensor | Mapping[str, Tensor]]
 
 Annealing = Literal["rescale", "reset"]
 Scale = Literal["relative", "absolute"]
-Estimate = Literal["batch", "halves"]
+Estimate = Literal["batch", "corrected"]
 
 
 @dataclass(frozen=True)
@@ -72,24 +72,34 @@ class PenaltySchedule:
 
 
 class PenaltyScale:
-    """What the squared distances of statistics to their means are divided by.
+    """How the squared distance of a statistic to its mean over the domains enters a penalty.
 
-    ``"absolute"``: by nothing, as published. A coefficient then fits one length of the features: ||g||^2 grows with the
+    ``"absolute"``: as it is, as published. A coefficient then fits one length of the features: ||g||^2 grows with the
     square of the length, ||diag H||^2 with its fourth and ||H g||^2 with its sixth power.
 
-    ``"relative"``: by the largest size that the statistic has had so far, ``max over rounds of mean_e ||s_e||^2``, so
-    that a coefficient means the same whatever the features' length and the number of classes. Dividing by the size of
-    the round alone would raise the coefficient without bound as the gradients vanish. Strategies with relative
-    penalties set :attr:`DomainStrategy.limited`: with fast optimizers a penalty of any fixed coefficient diverges on
-    one network or another.
+    ``"relative"``: divided by the largest size that the statistic has had so far, ``max over rounds of mean_e
+    ||s_e||^2``, so that a coefficient means the same whatever the features' length and the number of classes. Dividing
+    by the size of the round alone would raise the coefficient without bound as the gradients vanish. Strategies with
+    relative penalties set :attr:`DomainStrategy.limited`: with fast optimizers a penalty of any fixed coefficient
+    diverges on one network or another.
 
     Args:
         kind: ``"absolute"`` or ``"relative"``.
         sizes: Where the largest sizes are kept: the strategy's :attr:`DomainStrategy.state`.
+        estimate: ``"batch"``: the distance of the batch's statistic, as published, which is in expectation larger than
+            the domain's by the variance of the statistic over batches. ``"corrected"``: without that variance, see
+            :meth:`Step.squared_distance`. By default corrected if relative.
+
+    Raises:
+        ValueError: A corrected distance, which can be negative, is absolute: nothing would limit it.
     """
 
-    def __init__(self, kind: Scale, sizes: dict[str, Tensor]) -> None:
+    def __init__(self, kind: Scale, sizes: dict[str, Tensor], estimate: Estimate | None = None) -> None:
         self.kind, self.sizes = kind, sizes
+        self.estimate: Estimate = estimate or ("corrected" if kind == "relative" else "batch")
+        self.corrected = self.estimate == "corrected"
+        if self.corrected and kind == "absolute":
+            raise ValueError('expected scale="relative" with estimate="corrected", got "absolute"')
 
     def references(self, answers: Mapping[str, PerDomain]) -> dict[str, Tensor]:
         """Return the mean of each statistic by name and, if relative, its size as ``NAME_size``, ()."""

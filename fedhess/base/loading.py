@@ -63,9 +63,9 @@ def text_parameters(function: Any, *, what: str) -> dict[str, inspect.Parameter]
     with users_code(what, "annotations of its constructor" if inspect.isclass(function) else "annotations", annotated):
         hints = typing.get_type_hints(annotated)
     return {
-        name: parameter.replace(annotation=hints[name])
+        name: parameter.replace(annotation=_without_none(hints[name]))
         for name, parameter in inspect.signature(function).parameters.items()
-        if name in hints and _scalar_types(hints[name])
+        if name in hints and _scalar_types(_without_none(hints[name]))
     }
 
 
@@ -111,10 +111,15 @@ def _converted(argument: str, value: Scalar, annotation: Any) -> Scalar:
     raise UsageError(f"{argument}: expected {wanted}, got {value!r}")
 
 
+def _without_none(annotation: Any) -> Any:
+    kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    return typing.Union[tuple(kinds)] if types.NoneType in typing.get_args(annotation) else annotation  # noqa: UP007
+
+
 def _scalar_types(annotation: Any) -> tuple[type, ...]:
     """Return the scalar types of an annotation, none if text cannot give its value."""
     origin, options = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return tuple({type(choice) for choice in options})
-    kinds = set(options if origin in (types.UnionType, typing.Union) else (annotation,)) - {type(None)}
+    kinds = set(options if origin in (types.UnionType, typing.Union) else (annotation,))
     return tuple(kinds) if kinds <= {str, int, float, bool} else ()

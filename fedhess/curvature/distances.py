@@ -23,13 +23,14 @@ from zero and is returned as exactly 0. In float32 this hides relative distances
 their gradient is still followed.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedhess.curvature.closed_form import gradient_from, hessian_diagonal
-from fedhess.curvature.head_batch import HeadBatch, mean_loss
+from fedhess.curvature.head_batch import Basics, HeadBatch, mean_loss
 
 NOISE = 8.0  # in eps * (||G||^2 + ||r||^2): measured errors of an expanded distance are up to 1.5
 
@@ -43,7 +44,12 @@ class HeadTerms(NamedTuple):
 
 
 def head_objective(
-    batch: HeadBatch, *, gradient: Tensor | None = None, hgp: Tensor | None = None, gram: bool | None = None
+    batch: HeadBatch,
+    *,
+    gradient: Tensor | None = None,
+    hgp: Tensor | None = None,
+    share: float = 1.0,
+    gram: bool | None = None,
 ) -> HeadTerms:
     """Compute loss, ||G - gradient||^2 and ||H[G] - hgp||^2 from one forward pass of the head.
 
@@ -51,6 +57,8 @@ def head_objective(
         batch: The head's inputs, labels and weights.
         gradient: Fixed reference of the gradient, (C, K), or None to leave its term at zero.
         hgp: Fixed reference of the Hessian-gradient product, (C, K), or None to leave its term at zero.
+        share: Part of the distances that is the batch's. In the rest, <G_1 - gradient, G_2 - gradient> and <H_1[G_1] -
+            hgp, H_2[G_2] - hgp> of the examples at even and at odd places take its place.
         gram: Force the Gram form (True) or the direct form (False); by default :func:`gram_is_cheaper` decides.
 
     Returns:
@@ -63,28 +71,23 @@ def head_objective(
     >>> head_objective(batch, gradient=torch.zeros(2, 2), hgp=torch.zeros(2, 2)).hgp_distance
     tensor(15.6250)
     """
-    for name, reference in (("gradient reference", gradient), ("hgp reference", hgp)):
-        if reference is not None:
-            batch.check_like_parameters(name, reference)
+    given = {"gradient": gradient, "hgp": hgp}
+    references = {name: reference.detach() for name, reference in given.items() if reference is not None}
+    for name, reference in references.items():
+        batch.check_like_parameters(f"{name} reference", reference)
     basics = batch.basics
-    inputs_BK, logits_BC, _, residuals_BC = basics
-    loss, zero = mean_loss(logits_BC, batch.labels), logits_BC.new_zeros(())
-    if gradient is None and hgp is None:
+    loss, zero = mean_loss(basics.logits, batch.labels), basics.logits.new_zeros(())
+    if not references:
         return HeadTerms(loss, zero, zero)
     if gram_is_cheaper(batch, hgp=hgp is not None) if gram is None else gram:
-        gram_BB = inputs_BK @ inputs_BK.T
-        directions_BC = gram_BB @ residuals_BC
-        by_gradient = zero if gradient is None else _expanded(residuals_BC, directions_BC, inputs_BK, gradient)
-        if hgp is None:
-            return HeadTerms(loss, by_gradient, zero)
-        curved_BC = basics.curve(directions_BC)
-        return HeadTerms(loss, by_gradient, _expanded(curved_BC, gram_BB @ curved_BC, inputs_BK, hgp))
-    gradient_CK = gradient_from(basics)
-    by_gradient = zero if gradient is None else _square(gradient_CK - gradient.detach())
-    if hgp is None:
-        return HeadTerms(loss, by_gradient, zero)
-    curved_BC = basics.curve(inputs_BK @ gradient_CK.T)
-    return HeadTerms(loss, by_gradient, _square(curved_BC.T @ inputs_BK - hgp.detach()))
+        squares = _expanded_squares(basics, references)
+    else:
+        squares = {name: _square(difference) for name, difference in _differences(basics, references).items()}
+    if share < 1:
+        first, second = (_differences(half, references) for half in basics.halves())
+        products = {name: (first[name] * second[name]).sum() for name in references}
+        squares = {name: torch.lerp(products[name], square, share) for name, square in squares.items()}
+    return HeadTerms(loss, squares.get("gradient", zero), squares.get("hgp", zero))
 
 
 def diagonal_distance(batch: HeadBatch, reference: Tensor) -> Tensor:
@@ -127,9 +130,27 @@ def gram_is_cheaper(batch: HeadBatch, *, hgp: bool) -> bool:
     return 3 * size * width + mixed * size * outputs < spared * outputs * width
 
 
+def _differences(basics: Basics, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return G - r_g and H[G] - r_h, (C, K), by the names of the references."""
+    own_CK = {"gradient": gradient_from(basics)}
+    if "hgp" in references:
+        own_CK["hgp"] = basics.curve(basics.inputs @ own_CK["gradient"].T).T @ basics.inputs
+    return {name: own_CK[name] - reference_CK for name, reference_CK in references.items()}
+
+
+def _expanded_squares(basics: Basics, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ||G - r_g||^2 and ||H[G] - r_h||^2, (), in the Gram form, by the names of the references."""
+    inputs_BK, _, _, residuals_BC = basics
+    gram_BB = inputs_BK @ inputs_BK.T
+    left_BC, images_BC = {"gradient": residuals_BC}, {"gradient": gram_BB @ residuals_BC}
+    if "hgp" in references:
+        left_BC["hgp"] = basics.curve(images_BC["gradient"])
+        images_BC["hgp"] = gram_BB @ left_BC["hgp"]
+    return {name: _expanded(left_BC[name], images_BC[name], inputs_BK, own) for name, own in references.items()}
+
+
 def _expanded(left_BC: Tensor, images_BC: Tensor, inputs_BK: Tensor, reference_CK: Tensor) -> Tensor:
     """Return ||left^T z-hat - r||^2, (), given images = M left; 0 below the noise, with the distance's own gradient."""
-    reference_CK = reference_CK.detach()
     own, other = (left_BC * images_BC).sum(), _square(reference_CK)
     distance = own - 2 * (left_BC * (inputs_BK @ reference_CK.T)).sum() + other
     noise = NOISE * torch.finfo(distance.dtype).eps * (own + other)

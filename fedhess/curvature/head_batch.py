@@ -29,6 +29,12 @@ class Basics(NamedTuple):
     probabilities: Tensor
     mean_residuals: Tensor
 
+    def halves(self) -> list["Basics"]:
+        """Return those of the examples at even and of the examples at odd places."""
+        size = len(self.inputs)
+        parts = [Basics(*(column[start::2] for column in self)) for start in (0, 1)]
+        return [own._replace(mean_residuals=own.mean_residuals * (size / len(own.inputs))) for own in parts]
+
     def curve(self, directions: Tensor) -> Tensor:
         """Multiply directions U, (..., B, C), by the mean loss's Hessian in the logits.
 

@@ -17,7 +17,7 @@ from fedhess.federation.client.call import Place
 from fedhess.settings.assignments import Scalar
 
 HOST = "127.0.0.1"
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 POLL_SECONDS = 0.2
 
 

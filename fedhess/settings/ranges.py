@@ -134,7 +134,10 @@ OF_METHOD: Mapping[str, Mapping[str, Range]] = {
     },
     "mixup": {"alpha": _powers(-1, 1, name="mixup_alpha", default=0.2)},
     "mixstyle": {"p": Range(0.1, 0.9, OURS, default=0.5), "alpha": _powers(-2, 0, OURS, default=0.1)},
-    "cma": {"a": _powers(math.log10(0.03), math.log10(3), OURS, default=0.3), "b": _powers(-2, 0, OURS, default=0.1)},
+    "cma": {
+        "a": _powers(math.log10(0.003), math.log10(0.3), OURS, default=0.03),
+        "b": _powers(-3, -1, OURS, default=0.01),
+    },
     "fedgma": {"tau": Range(0.1, 0.9, FEDGMA, choices=(0.1, 0.4, 0.9), default=0.4)},
     "scaffold": {},
     "fedprox": {"mu": _powers(-3, 0, FEDPROX, default=0.01)},

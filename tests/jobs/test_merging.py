@@ -73,7 +73,7 @@ def test_a_strategy_of_two_jobs_with_the_same_settings_is_one_and_a_run_that_is_
 
 
 def test_a_strategy_with_other_settings_is_named_by_what_differs(recorded: Path) -> None:
-    assert merged(recorded, "both", "strong").strategies == ["hgp (alpha=0.1)", "erm", "hgp (alpha=0.5)"]
+    assert merged(recorded, "both", "strong").strategies == ["hgp (alpha=0.003)", "erm", "hgp (alpha=0.5)"]
     job = merged(recorded, "both", "fast")
     assert job.strategies == ["hgp (lr=0.1)", "erm (lr=0.1)", "hgp (lr=0.2)"], "a table says who had what"
     assert "client lr varied" in summarise(job)["protocol"]
@@ -116,7 +116,7 @@ def test_several_jobs_are_reported_in_a_directory_of_their_own(
     outcome = reported(recorded / "both", recorded / "west", recorded / "strong")
     assert outcome.status == 0, outcome.err
     found = json.loads((recorded / "both+west+strong/summary.json").read_text())
-    assert list(found["strategies"]) == ["hgp (alpha=0.1)", "erm", "hgp (alpha=0.5)"]
+    assert list(found["strategies"]) == ["hgp (alpha=0.003)", "erm", "hgp (alpha=0.5)"]
     page = (recorded / "both+west+strong/report.html").read_text()
     assert page.count("--quiet --out") == 3, "every job's command"
     assert before.items() < {file: file.read_bytes() for file in recorded.rglob("*") if file.is_file()}.items()

@@ -18,7 +18,6 @@ from centralised import (
     fedprox_pulls,
     fishr_objective,
     groupdro_move,
-    halved,
     hgp_pulls,
     hutchinson_pulls,
     iga_objective,
@@ -29,6 +28,7 @@ from centralised import (
     server_alignment_objective,
     train_centrally,
     train_fish,
+    uncorrected,
     vrex_objective,
 )
 from centralised_fedsr import fedsr_objective
@@ -66,20 +66,15 @@ METHODS: dict[str, tuple[str, dict[str, Any], Callable[[tuple[str, ...], float],
     "mean_of_hgp": ("hgp", HGP | {"form": "mean_of_hgp"}, lambda *_: pulled(hgp_pulls(ALPHA, BETA, "mean_of_hgp"))),
     "hgp-relative": ("hgp", RELATIVE, lambda *_: pulled(hgp_pulls(ALPHA, BETA, relative=True))),
     "hutchinson-relative": ("hutchinson", RELATIVE, lambda *_: pulled(hutchinson_pulls(ALPHA, BETA, relative=True))),
-    "hgp-halves": (
+    "hgp-uncorrected": (
         "hgp",
-        RELATIVE | {"estimate": "halves"},
-        lambda *_: pulled(halved(hgp_pulls(ALPHA, BETA, relative=True))),
+        RELATIVE | {"estimate": "batch"},
+        lambda *_: pulled(uncorrected(hgp_pulls(ALPHA, BETA, relative=True))),
     ),
-    "hutchinson-halves": (
+    "hutchinson-probes-relative": (
         "hutchinson",
-        RELATIVE | {"estimate": "halves"},
-        lambda *_: pulled(halved(hutchinson_pulls(ALPHA, BETA, relative=True))),
-    ),
-    "hutchinson-probes-halves": (
-        "hutchinson",
-        RELATIVE | {"probes": 3, "estimate": "halves"},
-        lambda *_: pulled(halved(hutchinson_pulls(ALPHA, BETA, probes=3, relative=True))),
+        RELATIVE | {"probes": 3},
+        lambda *_: pulled(hutchinson_pulls(ALPHA, BETA, probes=3, relative=True)),
     ),
     "hutchinson": ("hutchinson", HGP, lambda *_: pulled(hutchinson_pulls(ALPHA, BETA))),
     "hutchinson-probes": (

@@ -5,7 +5,7 @@ Shared with the package is what an algorithm leaves open: which examples a batch
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -41,13 +41,15 @@ Domains = dict[str, Batch]
 class Round:
     """One batch of each domain that takes part in a round, and the domains' weights, which add up to 1.
 
-    A domain that several clients hold is there once for each, as ``domain/client``.
+    A domain that several clients hold is there once for each, as ``domain/client``. ``populations`` are the numbers of
+    examples that the batches were drawn from.
     """
 
     number: int
     seed: int
     batches: Domains
     weights: dict[str, float]
+    populations: dict[str, int] = field(default_factory=dict)
 
     def of(self, model: HeadedModel, statistic: Statistic) -> list[Tensor]:
         """The statistic of each domain."""
@@ -69,6 +71,9 @@ Objective = Callable[[HeadedModel, Round], Tensor]
 class Pull:
     """The term coefficient * ||s_e - r||^2 / size, s_e a statistic of the domain, r a constant.
 
+    Where ``sizes`` are kept and ``corrected``, the product of the distances of the batch's halves takes the place of
+    the square, up to the batch's share of the domain.
+
     r is what ``reference`` gives; by default the mean over the domains of what ``averaged`` gives, by default of s_e.
     The size is 1; or, where ``sizes`` keeps those of the rounds so far, the largest mean of squares.
     """
@@ -78,7 +83,7 @@ class Pull:
     reference: Objective | None = None
     averaged: Callable[[HeadedModel, Round], list[Tensor]] | None = None
     sizes: list[Tensor] | None = None
-    halves: bool = False  # <s(even examples) - r, s(odd) - r> in place of the square
+    corrected: bool = True
 
     def target(self, model: HeadedModel, now: Round) -> Tensor:
         """The constant r; the round's size is kept."""
@@ -89,22 +94,27 @@ class Pull:
             self.sizes.append(now.mean(value.square().sum() for value in values).detach())
         return now.mean(values).detach()
 
-    def term(self, model: HeadedModel, batch: Batch, target: Tensor) -> Tensor:
-        """The term, ()."""
-        size = 1.0 if self.sizes is None else max(self.sizes)
-        parts = [[column[start::2] for column in batch] for start in (0, 1)] if self.halves else [batch, batch]
-        one, other = (self.statistic(model, part) - target for part in parts)
-        return self.coefficient * (one * other).sum() / size
+    def term(self, model: HeadedModel, batch: Batch, target: Tensor, population: int) -> Tensor:
+        """The term, (), of a batch that was drawn from so many examples."""
+        distance = (self.statistic(model, batch) - target).square().sum()
+        if self.sizes is None:
+            return self.coefficient * distance
+        if self.corrected and len(batch[1]) < population:
+            halves = [(batch[0][start::2], batch[1][start::2]) for start in (0, 1)]
+            one, other = (self.statistic(model, half) - target for half in halves)
+            share = len(batch[1]) / population
+            distance = (1 - share) * (one * other).sum() + share * distance
+        return self.coefficient * distance / max(self.sizes)
 
 
-def penalty_of(model: HeadedModel, batch: Batch, terms: Sequence[tuple[Pull, Tensor]]) -> Tensor:
+def penalty_of(model: HeadedModel, batch: Batch, terms: Sequence[tuple[Pull, Tensor]], population: int = 0) -> Tensor:
     """The sum of the terms; where they are relative, no steeper at the head than the loss.
 
     The slopes are taken by features that are cut off from the featurizer, and by the head.
     """
 
     def whole(of: HeadedModel, its: Batch) -> Tensor:
-        return sum((pull.term(of, its, target) for pull, target in terms), start=torch.zeros(()))
+        return sum((pull.term(of, its, target, population) for pull, target in terms), start=torch.zeros(()))
 
     if not any(pull.sizes is not None for pull, _ in terms):
         return whole(model, batch)
@@ -123,9 +133,9 @@ def penalty_of(model: HeadedModel, batch: Batch, terms: Sequence[tuple[Pull, Ten
 Pulls = Callable[[Round], list[Pull]]
 
 
-def halved(pulls: Pulls) -> Pulls:
-    """The same pulls, each estimated from the two halves of the batch."""
-    return lambda now: [replace(pull, halves=True) for pull in pulls(now)]
+def uncorrected(pulls: Pulls) -> Pulls:
+    """The same pulls with the variance of the batch."""
+    return lambda now: [replace(pull, corrected=False) for pull in pulls(now)]
 
 
 def hgp_pulls(alpha: float, beta: float, form: str = "hgp_of_mean", *, relative: bool = False) -> Pulls:
@@ -200,7 +210,10 @@ def pulled(pulls: Pulls) -> Objective:
 
     def objective(model: HeadedModel, now: Round) -> Tensor:
         terms = [(pull, pull.target(model, now)) for pull in pulls(now)]
-        return now.mean(cross_entropy(model, batch) + penalty_of(model, batch, terms) for batch in now.batches.values())
+        return now.mean(
+            cross_entropy(model, batch) + penalty_of(model, batch, terms, now.populations.get(name, 0))
+            for name, batch in now.batches.items()
+        )
 
     return objective
 
@@ -401,7 +414,8 @@ def rounds_of(domains: Domains, config: RunConfig) -> Iterator[Round]:
         sizes = {name: len(domains[name][1]) if config.weighting == "examples" else 1 for name in present}
         step = (number - 1) * config.local_steps
         batches = {name: batch_of(domains, name, config, step, batches=config.statistics_batches) for name in present}
-        yield Round(number, config.seed, batches, {name: n / sum(sizes.values()) for name, n in sizes.items()})
+        weights = {name: n / sum(sizes.values()) for name, n in sizes.items()}
+        yield Round(number, config.seed, batches, weights, {name: len(domains[name][1]) for name in present})
 
 
 def squares_of(model: HeadedModel) -> Tensor:

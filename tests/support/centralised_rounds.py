@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from centralised import (
     Domains,
-    Pull,
     Pulls,
     Round,
     batch_of,
@@ -57,7 +56,8 @@ def train_in_rounds(
             for step in range((now.number - 1) * config.local_steps, now.number * config.local_steps):
                 batch = batch_of(domains, name, config, step)
 
-                objective = partial(objective_of, batch=batch, terms=terms, l2=config.l2, weight=weight(step))
+                penalty = partial(penalty_of, batch=batch, terms=terms, population=now.populations[name])
+                objective = partial(objective_of, batch=batch, penalty=penalty, l2=config.l2, weight=weight(step))
                 step_along(own, client, (slope or slope_of)(own, objective))
         start = parameters_to_vector(model.parameters()).detach()
         ways = [parameters_to_vector(own.parameters()).detach() - start for own in copies]
@@ -67,11 +67,11 @@ def train_in_rounds(
 
 
 def objective_of(
-    model: HeadedModel, *, batch: Batch, terms: Sequence[tuple[Pull, Tensor]], l2: float, weight: float
+    model: HeadedModel, *, batch: Batch, penalty: Callable[[HeadedModel], Tensor], l2: float, weight: float
 ) -> Tensor:
     """A client's objective, divided by the weight of its penalty where that is above 1."""
     loss = cross_entropy(model, batch) + l2 * squares_of(model)
-    return (loss + weight * penalty_of(model, batch, terms)) / max(1.0, weight)
+    return (loss + weight * penalty(model)) / max(1.0, weight)
 
 
 def step_along(model: HeadedModel, server: torch.optim.Optimizer, direction: Tensor) -> None:

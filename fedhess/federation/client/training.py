@@ -99,7 +99,7 @@ def train_locally(
     def objective(forward: Forward, index: int) -> tuple[Tensor, Tensor]:
         """Return the weighted loss of a pass, and the weighted loss with penalties."""
         steps = [
-            Step(model, part, before, index, server_round, config.l2, own.data.key)
+            Step(model, part, before, index, server_round, config.l2, own.data.key, own.data.train_size)
             for part, own in zip(forward.parts, holdings, strict=True)
         ]
         with users_code(f"strategy {config.strategy!r}", "penalty", type(strategy)):

@@ -1,0 +1,93 @@
+"""``estimate="corrected"``: the distance to a constant without the variance of a batch."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedhess.alignment import Step, run_forward
+from fedhess.alignment.loading import load_strategy
+from fedhess.base.errors import UsageError
+from fedhess.curvature import head_gradient, hessian_gradient_product
+from fedhess.models.headed import HeadedModel
+from fedhess.strategies.cma import CMA
+from fedhess.strategies.hgp import HGP
+from fedhess.strategies.hutchinson import Hutchinson
+
+NAMES = ("gradient", "hgp", "diagonal", "sketch")
+REFERENCE: dict[str, Tensor] = {name: torch.zeros(3, 5, dtype=torch.float64) for name in NAMES}
+REFERENCE |= {f"{name}_size": torch.ones(()) for name in NAMES} | {"seed": torch.zeros((), dtype=torch.int64)}
+
+
+@pytest.fixture
+def drawn() -> tuple[HeadedModel, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    model = HeadedModel(nn.Identity(), nn.Linear(4, 3).double())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    inputs = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    return model, inputs, torch.arange(12) % 3
+
+
+def step_of(model: HeadedModel, inputs: Tensor, labels: Tensor, *, population: float = math.inf) -> Step:
+    return Step(model, run_forward(model, inputs, labels), {}, index=0, server_round=1, population=population)
+
+
+@pytest.mark.parametrize(("size", "population"), [(4, 12), (5, 12), (4, math.inf)])
+def test_the_mean_over_batches_is_the_distance_of_the_whole_domain(
+    drawn: tuple[HeadedModel, Tensor, Tensor], size: int, population: float
+) -> None:
+    model, inputs, labels = drawn
+    generator = torch.Generator().manual_seed(1)
+    order = torch.rand(2000, 12, generator=generator).argsort(1)
+    batches = order[:, :size] if population == 12 else torch.randint(12, (2000, size), generator=generator)
+    found: dict[str, Tensor] = {}
+    for estimate in ("batch", "corrected"):
+        steps = (step_of(model, inputs[batch], labels[batch], population=population) for batch in batches)
+        distances = (
+            step.squared_distance(head_gradient, REFERENCE["gradient"], corrected=estimate == "corrected")
+            for step in steps
+        )
+        found[estimate] = torch.stack([distance.detach() for distance in distances])
+    whole = step_of(model, inputs, labels).distances(gradient=REFERENCE["gradient"]).gradient_distance.item()
+    error = {name: float(values.std()) / len(values) ** 0.5 for name, values in found.items()}
+    assert abs(float(found["corrected"].mean()) - whole) < 4 * error["corrected"]
+    assert float(found["batch"].mean()) - whole > 10 * error["batch"], "by the variance of a batch"
+
+
+@pytest.mark.parametrize("strategy", [HGP, Hutchinson, CMA])
+def test_relative_penalties_are_corrected_except_where_a_batch_is_one_example_or_all(
+    strategy: Any, drawn: tuple[HeadedModel, Tensor, Tensor]
+) -> None:
+    model, inputs, labels = drawn
+
+    def penalties(step: Step) -> list[Tensor]:
+        return [strategy(**args).penalty(step, REFERENCE) for args in ({}, {"estimate": "batch"})]
+
+    corrected, plain = penalties(step_of(model, inputs[:6], labels[:6], population=12))
+    assert corrected < plain
+    for step in (step_of(model, inputs[:1], labels[:1]), step_of(model, inputs, labels, population=12)):
+        corrected, plain = penalties(step)
+        assert corrected.item() == plain.item() > 0
+
+
+def test_a_batch_is_estimated_by_its_halves_up_to_its_share_of_the_domain(
+    drawn: tuple[HeadedModel, Tensor, Tensor],
+) -> None:
+    model, inputs, labels = drawn
+    even, odd = (hessian_gradient_product(step_of(model, inputs[start::2], labels[start::2]).batch) for start in (0, 1))
+    for population, share in ((math.inf, 0.0), (48, 0.25)):
+        step = step_of(model, inputs, labels, population=population)
+        expected = (1 - share) * (even * odd).sum() + share * hessian_gradient_product(step.batch).square().sum()
+        found = step.squared_distance(hessian_gradient_product, REFERENCE["hgp"], corrected=True)
+        fused = step.distances(hgp=REFERENCE["hgp"], corrected=True).hgp_distance
+        torch.testing.assert_close([found, fused], [expected, expected])
+
+
+@pytest.mark.parametrize("strategy", ["hgp", "hutchinson", "cma"])
+def test_a_corrected_distance_is_refused_where_nothing_limits_it(strategy: str) -> None:
+    with pytest.raises(UsageError, match='expected scale="relative" with estimate="corrected"'):
+        load_strategy(strategy, {"estimate": "corrected", "scale": "absolute"})
