@@ -7,12 +7,11 @@ Scale:                   ``"relative"``: s_g = the largest mean_e ||g_e||^2 so f
                          ``"absolute"``: s = lambda = 1, the published form
 Estimate:                ``"batch"``: the distance of the batch's statistic, as published; in expectation larger than
                          the domain's by the statistic's variance over batches. ``"corrected"``, by default if relative:
-                         with s = g or H[g], r its reference and s_1, s_2 of the even and the odd ones of the batch's B
-                         examples, (1 - B / N) <s_1 - r, s_2 - r> + B / N ||s - r||^2 for a domain of N examples
-                         (DomainBed's IRM takes such a product). The variance is then gone; of the product H_1[g_1] a
-                         bias of order 1 / B stays. In the step whose batch answered the references they contain both
-                         halves, and the estimate is low by the variance / E. It can be negative: ``"corrected"`` takes
-                         ``"relative"``, which limits it.
+                         with s = g or H[g], r its reference, and s_1 and s_2 of the even and the odd ones of the
+                         batch's B examples, (1 - q) <s_1 - r, s_2 - r> + q ||s - r||^2, see
+                         :meth:`Step.squared_distance` (DomainBed's IRM takes such a product). The variance is then
+                         gone; of the product H_1[g_1] a bias of order 2 / B stays. The estimate can be negative:
+                         ``"corrected"`` takes ``"relative"``, which limits it.
 Source:                  Hemati, Zhang, Estiri, Chen, "Understanding Hessian Alignment for Domain Generalization",
                          ICCV 2023 (arXiv 2308.11778), section 4; defaults of the released code.
 

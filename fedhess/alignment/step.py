@@ -117,6 +117,7 @@ class Step:
         l2: Coefficient of the sum of squared parameters that is part of the loss.
         key: Key of the client's stream of batches: (seed, domain, client).
         population: Number of examples, N, that the batch was drawn from without replacement.
+        in_reference: Weight that the batch had in the references of the round, 0 if they are of other batches.
     """
 
     model: HeadedModel
@@ -127,6 +128,7 @@ class Step:
     l2: float = 0.0
     key: tuple[str | int, ...] = ()
     population: float = math.inf
+    in_reference: float = 0.0
     _loss: Tensor | None = field(default=None, repr=False)
 
     @cached_property
@@ -184,10 +186,11 @@ class Step:
         """Compute ||s - reference||^2, (), of a head statistic s of the batch, part of the autograd graph.
 
         In expectation over batches that is larger than the distance of their mean, by the variance of s. ``corrected``
-        leaves the variance out: <s_1 - reference, s_2 - reference> of the examples at even and at odd places, except
-        for the batch's share of the domain, B / N, in which the square stays (a batch of all N examples does not vary).
-        It can be negative. It has no bias for a mean over examples that are drawn without replacement and for a
-        reference that does not depend on them. A batch of one example, which has no halves, is not corrected.
+        leaves the variance out: (1 - q) <s_1 - reference, s_2 - reference> + q ||s - reference||^2, with s_1 and s_2 of
+        the examples at even and at odd places. Of the batch's B of N examples, q = w + (1 - w) B / N: a batch of all N
+        does not vary, and one that has the weight w in the reference varies with it. For a mean over examples that are
+        drawn without replacement, the gradient by s has no bias. The estimate can be negative. A batch of one example,
+        which has no halves, is not corrected.
         """
         squared = (self.statistic(function, **given) - reference).square().sum()
         if not corrected or self._share == 1:
@@ -241,8 +244,10 @@ class Step:
 
     @property
     def _share(self) -> float:
-        """The part of a squared distance that is not corrected: B / N, or all of it where the batch has no halves."""
-        return 1.0 if self.batch.size == 1 else min(1.0, self.batch.size / self.population)
+        """The part q of a squared distance that is not corrected; all of it where the batch has no halves."""
+        if self.batch.size == 1:
+            return 1.0
+        return self.in_reference + (1 - self.in_reference) * min(1.0, self.batch.size / self.population)
 
 
 @dataclass

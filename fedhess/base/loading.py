@@ -112,8 +112,9 @@ def _converted(argument: str, value: Scalar, annotation: Any) -> Scalar:
 
 
 def _without_none(annotation: Any) -> Any:
-    kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
-    return typing.Union[tuple(kinds)] if types.NoneType in typing.get_args(annotation) else annotation  # noqa: UP007
+    if typing.get_origin(annotation) not in (types.UnionType, typing.Union):
+        return annotation
+    return typing.Union[tuple(kind for kind in typing.get_args(annotation) if kind is not types.NoneType)]  # noqa: UP007
 
 
 def _scalar_types(annotation: Any) -> tuple[type, ...]:

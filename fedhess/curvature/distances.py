@@ -58,7 +58,7 @@ def head_objective(
         gradient: Fixed reference of the gradient, (C, K), or None to leave its term at zero.
         hgp: Fixed reference of the Hessian-gradient product, (C, K), or None to leave its term at zero.
         share: Part of the distances that is the batch's. In the rest, <G_1 - gradient, G_2 - gradient> and <H_1[G_1] -
-            hgp, H_2[G_2] - hgp> of the examples at even and at odd places take its place.
+            hgp, H_2[G_2] - hgp> of the examples at even and at odd places take its place, in the direct form.
         gram: Force the Gram form (True) or the direct form (False); by default :func:`gram_is_cheaper` decides.
 
     Returns:

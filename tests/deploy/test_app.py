@@ -90,7 +90,7 @@ def test_the_job_directory_is_that_of_the_command(
     assert "fedhess: round 3, east (target): accuracy" in said
     assert "fedhess: Toy: accuracy (%) on the target domain" in said
     config = json.loads(Path("ours/config.json").read_text())
-    assert (config["dataset"]["digest"], config["strategies"]["hgp"]["beta"]) == ("", 0.3)
+    assert (config["dataset"]["digest"], config["strategies"]["hgp"]["beta"]) == ("", 0.01)
     assert [run.strategy for run in open_finished(Path("ours")).runs] == ["hgp"]
     *command, given = config["command"]
     assert (command, read_run_config([given])["strategy"]) == (["flwr", "run", ".", "--run-config"], "hgp")

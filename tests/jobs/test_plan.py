@@ -118,7 +118,7 @@ def test_description_has_the_coefficients_that_run_defaults_included(toy: Benchm
     described = job.record["strategies"]
     assert described["erm"] == {}
     assert [(args["scale"], args["alpha"], args["beta"]) for args in list(described.values())[1:]] == [
-        ("relative", 0.1, 0.3),
+        ("relative", 0.003, 0.01),
         ("absolute", 1e-3, 5e-3),
     ]
 

@@ -96,10 +96,10 @@ def test_every_variant_is_run_in_a_directory_of_its_own(toy: Benchmark) -> None:
     ]
     first, second, third = (run.config for run in job.runs[::2])
     assert (first.lr, second.lr, third.lr) == (0.25, 1.0, 1.0)
-    assert [config.strategy_args.get("alpha") for config in (first, second, third)] == [0.1, 0.5, 0.75]
+    assert [config.strategy_args.get("alpha") for config in (first, second, third)] == [0.003, 0.5, 0.75]
     assert (first.server_lr, third.server_lr) == (4.898536566546834e-4, 2.0)
     assert [variant["settings"] for variant in job.record["variants"]] == list(job.variants)
-    assert [variant["arguments"]["hgp"]["alpha"] for variant in job.record["variants"]] == [0.1, 0.5, 0.75]
+    assert [variant["arguments"]["hgp"]["alpha"] for variant in job.record["variants"]] == [0.003, 0.5, 0.75]
     assert len({run.config.rounds for run in job.runs}) == 1
 
 
@@ -112,14 +112,14 @@ def test_variant_goes_before_the_arguments_of_the_command_line(toy: Benchmark) -
 def test_coefficients_are_those_of_the_scale_of_each_variant(toy: Benchmark) -> None:
     job = plan(toy, [{"scale": "relative"}, {"scale": "absolute"}], strategy_args={"form": "mean_of_hgp"})
     recorded = [variant["arguments"]["hgp"] for variant in job.record["variants"]]
-    assert [(args["alpha"], args["beta"]) for args in recorded] == [(0.1, 0.3), (1e-4, 5e-3)]
+    assert [(args["alpha"], args["beta"]) for args in recorded] == [(0.003, 0.01), (1e-4, 5e-3)]
     common = job.record["strategies"]["hgp"]
     assert common["form"] == "mean_of_hgp"
     assert not {"alpha", "beta", "scale"} & common.keys()
-    of_record = {"hgp.scale": "relative", "hgp.alpha": 0.1, "hgp.beta": 0.5}  # the second is the scale's default
+    of_record = {"hgp.scale": "relative", "hgp.alpha": 0.003, "hgp.beta": 0.5}  # the second is the scale's default
     job = plan(toy, [{"scale": "relative"}, {"hgp.scale": "absolute"}], strategy_args=of_record)
     recorded = [variant["arguments"]["hgp"] for variant in job.record["variants"]]
-    assert [(args["alpha"], args["beta"]) for args in recorded] == [(0.1, 0.5), (1e-4, 0.5)]
+    assert [(args["alpha"], args["beta"]) for args in recorded] == [(0.003, 0.5), (1e-4, 0.5)]
 
 
 def test_a_scale_that_is_given_drops_the_recipes_coefficients_for_another() -> None:

@@ -1,6 +1,7 @@
 """``estimate="corrected"``: the distance to a constant without the variance of a batch."""
 
 import math
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from fedhess.alignment import Step, run_forward
 from fedhess.alignment.loading import load_strategy
 from fedhess.base.errors import UsageError
-from fedhess.curvature import head_gradient, hessian_gradient_product
+from fedhess.curvature import distances, head_gradient, hessian_gradient_product
 from fedhess.models.headed import HeadedModel
 from fedhess.strategies.cma import CMA
 from fedhess.strategies.hgp import HGP
@@ -74,17 +75,44 @@ def test_relative_penalties_are_corrected_except_where_a_batch_is_one_example_or
         assert corrected.item() == plain.item() > 0
 
 
-def test_a_batch_is_estimated_by_its_halves_up_to_its_share_of_the_domain(
-    drawn: tuple[HeadedModel, Tensor, Tensor],
+@pytest.mark.parametrize("gram", [False, True])
+@pytest.mark.parametrize("size", [12, 5])
+def test_a_batch_is_estimated_by_its_halves_up_to_its_share_of_domain_and_references(
+    drawn: tuple[HeadedModel, Tensor, Tensor], size: int, gram: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, inputs, labels = drawn
+    monkeypatch.setattr(distances, "gram_is_cheaper", lambda batch, *, hgp: gram)
+    inputs, labels = inputs[:size], labels[:size]
     even, odd = (hessian_gradient_product(step_of(model, inputs[start::2], labels[start::2]).batch) for start in (0, 1))
-    for population, share in ((math.inf, 0.0), (48, 0.25)):
+    for population, in_reference, share in ((math.inf, 0.0, 0.0), (4 * size, 0.0, 0.25), (4 * size, 0.2, 0.4)):
         step = step_of(model, inputs, labels, population=population)
+        step.in_reference = in_reference
         expected = (1 - share) * (even * odd).sum() + share * hessian_gradient_product(step.batch).square().sum()
         found = step.squared_distance(hessian_gradient_product, REFERENCE["hgp"], corrected=True)
         fused = step.distances(hgp=REFERENCE["hgp"], corrected=True).hgp_distance
         torch.testing.assert_close([found, fused], [expected, expected])
+
+
+def test_the_slope_has_no_bias_where_the_batch_is_part_of_the_reference(
+    drawn: tuple[HeadedModel, Tensor, Tensor],
+) -> None:
+    # Both domains are the same examples, so that all of a slope along the head's weight is of the batches' variance.
+    model, inputs, labels = drawn
+    weight = model.head.weight
+    generator = torch.Generator().manual_seed(1)
+    slopes: dict[str, list[float]] = {"batch": [], "not part of it": [], "corrected": []}
+    for _ in range(1000):
+        chosen = [torch.randperm(12, generator=generator)[:4] for _ in range(2)]
+        step, other = (step_of(model, inputs[batch], labels[batch], population=12) for batch in chosen)
+        reference = (step.statistic(head_gradient) + other.statistic(head_gradient)).detach() / 2
+        for name, own in slopes.items():
+            step.in_reference = 0.0 if name == "not part of it" else 0.5
+            distance = step.squared_distance(head_gradient, reference, corrected=name != "batch")
+            (slope,) = torch.autograd.grad(distance, weight, retain_graph=True)
+            own.append(float((slope * weight).sum()))
+    sigmas = {name: mean(own) / stdev(own) * len(own) ** 0.5 for name, own in slopes.items()}
+    assert abs(sigmas["corrected"]) < 4
+    assert min(sigmas["batch"], -sigmas["not part of it"]) > 4 or max(sigmas["batch"], -sigmas["not part of it"]) < -4
 
 
 @pytest.mark.parametrize("strategy", ["hgp", "hutchinson", "cma"])

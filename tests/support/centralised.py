@@ -5,7 +5,7 @@ Shared with the package is what an algorithm leaves open: which examples a batch
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -49,11 +49,16 @@ class Round:
     seed: int
     batches: Domains
     weights: dict[str, float]
-    populations: dict[str, int] = field(default_factory=dict)
+    populations: dict[str, int]
 
     def of(self, model: HeadedModel, statistic: Statistic) -> list[Tensor]:
         """The statistic of each domain."""
         return [statistic(model, batch) for batch in self.batches.values()]
+
+    def share_of(self, name: str, size: int, *, batches: int = 1) -> float:
+        """The share of one batch in its domain or in the references, to which each domain gives so many batches."""
+        in_references = 1 / len(self.batches) / batches if batches else 0.0
+        return in_references + (1 - in_references) * size / self.populations[name]
 
     def mean(self, values: Iterable[Tensor]) -> Tensor:
         """Weighted mean of one value a domain."""
@@ -94,27 +99,26 @@ class Pull:
             self.sizes.append(now.mean(value.square().sum() for value in values).detach())
         return now.mean(values).detach()
 
-    def term(self, model: HeadedModel, batch: Batch, target: Tensor, population: int) -> Tensor:
-        """The term, (), of a batch that was drawn from so many examples."""
+    def term(self, model: HeadedModel, batch: Batch, target: Tensor, share: float) -> Tensor:
+        """The term, (); where it is corrected, the share is the part that the square of the batch has."""
         distance = (self.statistic(model, batch) - target).square().sum()
         if self.sizes is None:
             return self.coefficient * distance
-        if self.corrected and len(batch[1]) < population:
+        if self.corrected and share < 1:
             halves = [(batch[0][start::2], batch[1][start::2]) for start in (0, 1)]
             one, other = (self.statistic(model, half) - target for half in halves)
-            share = len(batch[1]) / population
             distance = (1 - share) * (one * other).sum() + share * distance
         return self.coefficient * distance / max(self.sizes)
 
 
-def penalty_of(model: HeadedModel, batch: Batch, terms: Sequence[tuple[Pull, Tensor]], population: int = 0) -> Tensor:
+def penalty_of(model: HeadedModel, batch: Batch, terms: Sequence[tuple[Pull, Tensor]], share: float) -> Tensor:
     """The sum of the terms; where they are relative, no steeper at the head than the loss.
 
     The slopes are taken by features that are cut off from the featurizer, and by the head.
     """
 
     def whole(of: HeadedModel, its: Batch) -> Tensor:
-        return sum((pull.term(of, its, target, population) for pull, target in terms), start=torch.zeros(()))
+        return sum((pull.term(of, its, target, share) for pull, target in terms), start=torch.zeros(()))
 
     if not any(pull.sizes is not None for pull, _ in terms):
         return whole(model, batch)
@@ -211,7 +215,7 @@ def pulled(pulls: Pulls) -> Objective:
     def objective(model: HeadedModel, now: Round) -> Tensor:
         terms = [(pull, pull.target(model, now)) for pull in pulls(now)]
         return now.mean(
-            cross_entropy(model, batch) + penalty_of(model, batch, terms, now.populations.get(name, 0))
+            cross_entropy(model, batch) + penalty_of(model, batch, terms, now.share_of(name, len(batch[1])))
             for name, batch in now.batches.items()
         )
 

@@ -56,7 +56,9 @@ def train_in_rounds(
             for step in range((now.number - 1) * config.local_steps, now.number * config.local_steps):
                 batch = batch_of(domains, name, config, step)
 
-                penalty = partial(penalty_of, batch=batch, terms=terms, population=now.populations[name])
+                late = step % config.local_steps >= config.statistics_batches
+                share = now.share_of(name, len(batch[1]), batches=0 if late else config.statistics_batches)
+                penalty = partial(penalty_of, batch=batch, terms=terms, share=share)
                 objective = partial(objective_of, batch=batch, penalty=penalty, l2=config.l2, weight=weight(step))
                 step_along(own, client, (slope or slope_of)(own, objective))
         start = parameters_to_vector(model.parameters()).detach()

@@ -53,6 +53,17 @@ def writes_parameters(config: RunConfig, *, carries_momentum: bool = False) -> b
     return not (one_step and plain)
 
 
+def weight_in_reference(config: RunConfig, step: int) -> float:
+    """Return the weight that a client's batch has in the references, by the number of the step in the round, from 0.
+
+    It is 1 / E of E source domains, a client each, and a ``statistics_batches``-th of that if there are several. Where
+    many clients hold a domain it is taken as 0, and likewise where the references are those of the last round.
+    """
+    if config.partition != "domain" or config.references == "previous" or step >= config.statistics_batches:
+        return 0.0
+    return 1 / ((config.clients_per_round or len(config.sources)) * config.statistics_batches)
+
+
 def train_locally(
     model: HeadedModel,
     holdings: Sequence[Holding],
@@ -99,7 +110,11 @@ def train_locally(
     def objective(forward: Forward, index: int) -> tuple[Tensor, Tensor]:
         """Return the weighted loss of a pass, and the weighted loss with penalties."""
         steps = [
-            Step(model, part, before, index, server_round, config.l2, own.data.key, own.data.train_size)
+            Step(
+                *(model, part, before, index, server_round, config.l2, own.data.key),
+                population=own.data.train_size,
+                in_reference=weight_in_reference(config, index - indices[0]),
+            )
             for part, own in zip(forward.parts, holdings, strict=True)
         ]
         with users_code(f"strategy {config.strategy!r}", "penalty", type(strategy)):
