@@ -80,7 +80,7 @@ def test_what_does_not_combine_is_refused_by_name(name: str, message: str) -> No
 def test_arguments_have_the_prefix_of_their_part() -> None:
     assert {"hgp_alpha", "hgp_scale", "sagm_alpha", "sagm_rho"} < find_method("hgp+sagm").parameters.keys()
     made = resolved_args("hgp+sagm", {"sagm_rho": 0.2})
-    assert (made["hgp_alpha"], made["sagm_alpha"], made["sagm_rho"]) == (0.1, 0.001, 0.2)
+    assert (made["hgp_alpha"], made["sagm_alpha"], made["sagm_rho"]) == (0.003, 0.001, 0.2)
     with pytest.raises(UsageError, match=r"has no argument 'rho'; did you mean 'sagm_rho'"):
         load_strategy("hgp+sagm", {"rho": 0.1})
 

@@ -64,7 +64,7 @@ def test_config_records_settings_data_and_versions(command: Command) -> None:
     command(*TOY, "--strategy", "hgp", "--strategy-args", "alpha=0.5", "--out", "job")
     config = json.loads(Path("job/config.json").read_text())
     assert config["settings"]["rounds"] == 3
-    assert (config["strategies"]["hgp"]["alpha"], config["strategies"]["hgp"]["beta"]) == (0.5, 0.3)
+    assert (config["strategies"]["hgp"]["alpha"], config["strategies"]["hgp"]["beta"]) == (0.5, 0.01)
     assert config["dataset"]["counts"]["east"] == {f"class {index}": 12 for index in range(4)}
     assert len(config["dataset"]["digest"]) == 64
     assert config["environment"]["versions"]["torch"] == torch.__version__

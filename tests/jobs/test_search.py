@@ -77,7 +77,7 @@ def test_in_domainbeds_form_of_training_a_sweep_draws_domainbeds_values(toy: Ben
 
 def test_published_ranges_stand_for_their_own_defaults_and_steps_for_a_part_of_the_run(toy: Benchmark) -> None:
     job = plan(toy, ("hgp", "irm", "fishr"), args={"irm.weight": 7.0}, rounds=1000, **SGD)
-    assert searched(job, "hgp") == {"alpha": "0.01:1:log", "beta": "0.03:3:log"} | COMMON
+    assert searched(job, "hgp") == {"alpha": "0.0003:0.03:log", "beta": "0.001:0.1:log"} | COMMON
     assert recorded_spaces(job.record)["hgp"]["alpha"].source.startswith("ours; 1e-05:0.001:log (released code of Hema")
     assert searched(job, "irm") == {"anneal_steps": "0.9998:9998:log"} | COMMON, "what is given is not drawn"
     assert searched(job, "fishr") == {"weight": "10:1e+04:log", "anneal_steps": "0:4999", "ema": "0.9:0.99"} | COMMON
@@ -157,7 +157,7 @@ def test_a_grid_runs_every_combination_of_what_means_something_to_a_strategy(toy
 
 def test_coefficients_of_a_grid_over_scales_are_those_of_each_scale(toy: Benchmark) -> None:
     job = plan(toy, ("hgp",), grid="scale=relative,absolute")
-    assert [run.config.strategy_args["alpha"] for run in job.runs] == [0.1, 1e-4]
+    assert [run.config.strategy_args["alpha"] for run in job.runs] == [0.003, 1e-4]
 
 
 # -- Mistakes ----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ from centralised import (
     rsc_objective,
     server_alignment_objective,
     train_centrally,
-    train_fish,
     uncorrected,
     vrex_objective,
 )
@@ -38,6 +37,7 @@ from centralised_rounds import (
     sagm_slope,
     sam_slope,
     train_adjusted,
+    train_fish,
     train_in_rounds,
     train_scaffold,
 )

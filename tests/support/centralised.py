@@ -3,7 +3,6 @@
 Shared with the package is what an algorithm leaves open: which examples a batch has, who is drawn, which probes.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -440,23 +439,4 @@ def train_centrally(
         optimizer.zero_grad()
         (objective(model, now) + config.l2 * squares_of(model)).backward()
         optimizer.step()
-    return tensors_of(model)
-
-
-def train_fish(model: HeadedModel, domains: Domains, *, config: RunConfig, eps: float) -> dict[str, Tensor]:
-    """Fish's own loop: a clone takes one optimizer step a domain, the model moves eps of the way to it."""
-    inner_state = None
-    for now in rounds_of(domains, config):
-        clone = copy.deepcopy(model)
-        inner = torch.optim.SGD(clone.parameters(), lr=config.lr, momentum=config.momentum)
-        if inner_state is not None:
-            inner.load_state_dict(inner_state)
-        for batch in now.batches.values():
-            inner.zero_grad()
-            (cross_entropy(clone, batch) + config.l2 * squares_of(clone)).backward()
-            inner.step()
-        inner_state = inner.state_dict()
-        with torch.no_grad():
-            for mine, theirs in zip(model.parameters(), clone.parameters(), strict=True):
-                mine.add_(eps * (theirs - mine))
     return tensors_of(model)
