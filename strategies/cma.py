@@ -145,7 +145,7 @@ class CMA(DomainStrategy):
         for name, coefficient in self._coefficients.items():
             given = {"seed": int(reference["seed"]), "probes": self.probes}
             distance = step.squared_distance(
-                self.statistics[name], reference[name], corrected=self.scale.corrected, **given
+                self.statistics[name], reference[name], part=self.scale.part(reference), **given
             )
             terms.append(coefficient * self.scale.scaled(distance, name, reference))
         return torch.stack(terms).sum() if terms else None

@@ -28,7 +28,7 @@ With frozen embeddings (lite0-features) the penalty shortens the features and al
 the gradient distance falls to a quarter of ERM's; divided by the squared length it equals ERM's (docs/method.md).
 
 On the wire a round:     beside ERM's, C x K floats up for g_e and H_e[.], down for g (twice) and h, K = D + 1:
-                         ResNet-18 for PACS, 7 x 513 floats = 14 kB each; and two numbers down for the sizes.
+                         ResNet-18 for PACS, 7 x 513 floats = 14 kB each; and three numbers down.
 Discloses:               each client's head gradient on one batch and a product with its head Hessian.
 """
 
@@ -97,7 +97,7 @@ class HGP(DomainStrategy):
         wanted = {name: coefficient for name, coefficient in wanted.items() if coefficient > 0}
         if not wanted:
             return None
-        terms = step.distances(**{name: reference[name] for name in wanted}, corrected=self.scale.corrected)
+        terms = step.distances(**{name: reference[name] for name in wanted}, part=self.scale.part(reference))
         parts = {"gradient": terms.gradient_distance, "hgp": terms.hgp_distance}
         first, *rest = (wanted[name] * self.scale.scaled(parts[name], name, reference) for name in wanted)
         return sum(rest, start=first)

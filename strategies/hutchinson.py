@@ -115,17 +115,17 @@ class Hutchinson(DomainStrategy):
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
         """Return alpha ||diag H - d||^2 / s_d + beta ||g - g_ref||^2 / s_g, without terms of coefficient zero."""
         terms: list[Tensor] = []
-        corrected = self.scale.corrected
+        part = self.scale.part(reference)
         if self.alpha > 0 and self.probes:
             seed = step.generator.initial_seed() if self.independent else int(reference["seed"])
             distance = step.squared_distance(
-                probed_diagonal, reference["probed"], corrected=corrected, seed=seed, probes=self.probes
+                probed_diagonal, reference["probed"], part=part, seed=seed, probes=self.probes
             )
             terms.append(self.alpha * self.scale.scaled(distance, "probed", reference))
         elif self.alpha > 0:
-            distance = step.squared_distance(hessian_diagonal, reference["diagonal"], corrected=corrected)
+            distance = step.squared_distance(hessian_diagonal, reference["diagonal"], part=part)
             terms.append(self.alpha * self.scale.scaled(distance, "diagonal", reference))
         if self.beta > 0:
-            distance = step.distances(gradient=reference["gradient"], corrected=corrected).gradient_distance
+            distance = step.distances(gradient=reference["gradient"], part=part).gradient_distance
             terms.append(self.beta * self.scale.scaled(distance, "gradient", reference))
         return sum(terms[1:], start=terms[0]) if terms else None

@@ -117,7 +117,7 @@ class Step:
         l2: Coefficient of the sum of squared parameters that is part of the loss.
         key: Key of the client's stream of batches: (seed, domain, client).
         population: Number of examples, N, that the batch was drawn from without replacement.
-        in_reference: Weight that the batch had in the references of the round, 0 if they are of other batches.
+        in_answers: Part that the batch has in what the client's domain answered for the round's references.
     """
 
     model: HeadedModel
@@ -128,7 +128,7 @@ class Step:
     l2: float = 0.0
     key: tuple[str | int, ...] = ()
     population: float = math.inf
-    in_reference: float = 0.0
+    in_answers: float = 0.0
     _loss: Tensor | None = field(default=None, repr=False)
 
     @cached_property
@@ -181,22 +181,23 @@ class Step:
         return compute_statistic(function, self.batch, **given)
 
     def squared_distance(
-        self, function: Statistic, reference: Tensor, *, corrected: bool = False, **given: Tensor | Scalar
+        self, function: Statistic, reference: Tensor, *, part: Tensor | None = None, **given: Tensor | Scalar
     ) -> Tensor:
         """Compute ||s - reference||^2, (), of a head statistic s of the batch, part of the autograd graph.
 
-        In expectation over batches that is larger than the distance of their mean, by the variance of s. ``corrected``
-        leaves the variance out: (1 - q) <s_1 - reference, s_2 - reference> + q ||s - reference||^2, with s_1 and s_2 of
-        the examples at even and at odd places. Of the batch's B of N examples, q = w + (1 - w) B / N: a batch of all N
-        does not vary, and one that has the weight w in the reference varies with it. For a mean over examples that are
-        drawn without replacement, the gradient by s has no bias. The estimate can be negative. A batch of one example,
-        which has no halves, is not corrected.
+        In expectation over batches that is larger than the distance of their mean, by the variance of s. Given the
+        ``part`` that each domain has in the reference, (), the variance is left out: (1 - q) <s_1 - reference, s_2 -
+        reference> + q ||s - reference||^2, with s_1 and s_2 of the examples at even and at odd places. Of the batch's B
+        of N examples, q = w + (1 - w) B / N: a batch of all N does not vary, and one that has the weight w in the
+        reference varies with it. For a mean over examples that are drawn without replacement, the gradient by s has no
+        bias. The estimate can be negative. A batch of one example, which has no halves, is not corrected.
         """
         squared = (self.statistic(function, **given) - reference).square().sum()
-        if not corrected or self._share == 1:
+        share = self._share(part)
+        if share is None:
             return squared
         first, second = (compute_statistic(function, half, **given) - reference for half in self.batch.halves())
-        return torch.lerp((first * second).sum(), squared, self._share)
+        return torch.lerp((first * second).sum(), squared, share)
 
     def limited(self, penalty: Tensor) -> Tensor:
         """Scale a penalty down until its gradient is no longer than the loss's, at the head's inputs and parameters.
@@ -231,23 +232,23 @@ class Step:
         return factor * penalty
 
     def distances(
-        self, *, gradient: Tensor | None = None, hgp: Tensor | None = None, corrected: bool = False
+        self, *, gradient: Tensor | None = None, hgp: Tensor | None = None, part: Tensor | None = None
     ) -> HeadTerms:
         """Compute ||g - gradient||^2 and ||H[g] - hgp||^2 in one pass with the loss, which :attr:`loss` then reuses.
 
-        ``corrected`` is as in :meth:`squared_distance`.
+        ``part`` is as in :meth:`squared_distance`.
         """
-        share = self._share if corrected else 1.0
-        terms = head_objective(self.batch, gradient=gradient, hgp=hgp, share=share)
+        terms = head_objective(self.batch, gradient=gradient, hgp=hgp, share=self._share(part))
         self._loss = terms.loss
         return terms
 
-    @property
-    def _share(self) -> float:
-        """The part q of a squared distance that is not corrected; all of it where the batch has no halves."""
-        if self.batch.size == 1:
-            return 1.0
-        return self.in_reference + (1 - self.in_reference) * min(1.0, self.batch.size / self.population)
+    def _share(self, part: Tensor | None) -> Tensor | None:
+        """Return q, (), the part of a squared distance that is not corrected; None if that is all of it."""
+        drawn = self.batch.size / self.population
+        if part is None or self.batch.size == 1 or drawn >= 1:
+            return None
+        in_reference = self.in_answers * part
+        return in_reference + (1 - in_reference) * drawn
 
 
 @dataclass

@@ -102,7 +102,10 @@ class PenaltyScale:
             raise ValueError('expected scale="relative" with estimate="corrected", got "absolute"')
 
     def references(self, answers: Mapping[str, PerDomain]) -> dict[str, Tensor]:
-        """Return the mean of each statistic by name and, if relative, its size as ``NAME_size``, ()."""
+        """Return the mean of each statistic by name and, if relative, its size as ``NAME_size``, ().
+
+        If corrected, ``part`` is what each domain has in the means, 1 / E of the E that answered, ().
+        """
         means = {name: values.mean() for name, values in answers.items()}
         if self.kind == "absolute":
             return means
@@ -110,7 +113,13 @@ class PenaltyScale:
             squares = {domain: value.square().sum() for domain, value in values.items()}
             size, key = values.with_values(squares).mean(), f"{name}_size"
             self.sizes[key] = torch.maximum(size, self.sizes.get(key, size))
-        return means | {f"{name}_size": self.sizes[f"{name}_size"] for name in means}
+            if self.corrected:
+                means["part"] = size.new_tensor(1 / len(squares))
+        return means | {f"{name}_size": self.sizes[f"{name}_size"] for name in answers}
+
+    def part(self, reference: Mapping[str, Tensor]) -> Tensor | None:
+        """Return what each domain has in the references, (), as :class:`Step` takes it for a corrected distance."""
+        return reference["part"] if self.corrected else None
 
     def scaled(self, distance: Tensor, name: str, reference: Mapping[str, Tensor]) -> Tensor:
         """Return a squared distance to the named reference, (), divided by the size if relative."""

@@ -48,7 +48,7 @@ def head_objective(
     *,
     gradient: Tensor | None = None,
     hgp: Tensor | None = None,
-    share: float = 1.0,
+    share: Tensor | None = None,
     gram: bool | None = None,
 ) -> HeadTerms:
     """Compute loss, ||G - gradient||^2 and ||H[G] - hgp||^2 from one forward pass of the head.
@@ -57,8 +57,9 @@ def head_objective(
         batch: The head's inputs, labels and weights.
         gradient: Fixed reference of the gradient, (C, K), or None to leave its term at zero.
         hgp: Fixed reference of the Hessian-gradient product, (C, K), or None to leave its term at zero.
-        share: Part of the distances that is the batch's. In the rest, <G_1 - gradient, G_2 - gradient> and <H_1[G_1] -
-            hgp, H_2[G_2] - hgp> of the examples at even and at odd places take its place, in the direct form.
+        share: Part of the distances that is the batch's, (); by default all of it. In the rest, <G_1 - gradient, G_2 -
+            gradient> and <H_1[G_1] - hgp, H_2[G_2] - hgp> of the examples at even and at odd places take its place,
+            in the direct form.
         gram: Force the Gram form (True) or the direct form (False); by default :func:`gram_is_cheaper` decides.
 
     Returns:
@@ -83,7 +84,7 @@ def head_objective(
         squares = _expanded_squares(basics, references)
     else:
         squares = {name: _square(difference) for name, difference in _differences(basics, references).items()}
-    if share < 1:
+    if share is not None:
         first, second = (_differences(half, references) for half in basics.halves())
         products = {name: (first[name] * second[name]).sum() for name in references}
         squares = {name: torch.lerp(products[name], square, share) for name, square in squares.items()}

@@ -152,7 +152,7 @@ def test_resuming_with_other_settings_lists_what_differs(command: Command) -> No
         "dataset.options.holdout: 0.25 there, 0.5 now",
         "seeds: [0] there, [3] now",
         "settings.lr: 0.1 there, 0.2 now",
-        "strategies.hgp.alpha: 0.1 there, 0.5 now",
+        "strategies.hgp.alpha: 0.003 there, 0.5 now",
     ]
     assert {path: path.read_bytes() for path in Path("job").rglob("*") if path.is_file()} == before
 
@@ -250,11 +250,11 @@ def test_poisoned_round_is_undone(command: Command) -> None:
         tensor.add_(1000.0)
     run.save_checkpoint(poisoned)
     run.rounds_file.write_text(rows, encoding="utf-8")
-    outcome = command("--out", "job", "--resume-from", 2, "--track", "")
+    outcome = command("--out", "job", "--resume-from", 3, "--track", "")
     assert outcome.status == 0, outcome.err
     assert_same(Path("job"), Path("reference"))
     (entry,) = json.loads(Path("job/config.json").read_text())["additions"]
-    assert entry["from_round"] == {"east/0": 2}
+    assert entry["from_round"] == {"east/0": 3}
     assert not (run.path / "tracking.json").exists(), "trackers begin a run again"
 
 

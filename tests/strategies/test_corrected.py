@@ -17,9 +17,13 @@ from fedhess.strategies.cma import CMA
 from fedhess.strategies.hgp import HGP
 from fedhess.strategies.hutchinson import Hutchinson
 
+PART = torch.ones((), dtype=torch.float64)
 NAMES = ("gradient", "hgp", "diagonal", "sketch")
 REFERENCE: dict[str, Tensor] = {name: torch.zeros(3, 5, dtype=torch.float64) for name in NAMES}
-REFERENCE |= {f"{name}_size": torch.ones(()) for name in NAMES} | {"seed": torch.zeros((), dtype=torch.int64)}
+REFERENCE |= {f"{name}_size": torch.ones(()) for name in NAMES} | {
+    "seed": torch.zeros((), dtype=torch.int64),
+    "part": PART / 3,
+}
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def test_the_mean_over_batches_is_the_distance_of_the_whole_domain(
     for estimate in ("batch", "corrected"):
         steps = (step_of(model, inputs[batch], labels[batch], population=population) for batch in batches)
         distances = (
-            step.squared_distance(head_gradient, REFERENCE["gradient"], corrected=estimate == "corrected")
+            step.squared_distance(head_gradient, REFERENCE["gradient"], part=PART if estimate == "corrected" else None)
             for step in steps
         )
         found[estimate] = torch.stack([distance.detach() for distance in distances])
@@ -86,10 +90,10 @@ def test_a_batch_is_estimated_by_its_halves_up_to_its_share_of_domain_and_refere
     even, odd = (hessian_gradient_product(step_of(model, inputs[start::2], labels[start::2]).batch) for start in (0, 1))
     for population, in_reference, share in ((math.inf, 0.0, 0.0), (4 * size, 0.0, 0.25), (4 * size, 0.2, 0.4)):
         step = step_of(model, inputs, labels, population=population)
-        step.in_reference = in_reference
+        step.in_answers = in_reference
         expected = (1 - share) * (even * odd).sum() + share * hessian_gradient_product(step.batch).square().sum()
-        found = step.squared_distance(hessian_gradient_product, REFERENCE["hgp"], corrected=True)
-        fused = step.distances(hgp=REFERENCE["hgp"], corrected=True).hgp_distance
+        found = step.squared_distance(hessian_gradient_product, REFERENCE["hgp"], part=PART)
+        fused = step.distances(hgp=REFERENCE["hgp"], part=PART).hgp_distance
         torch.testing.assert_close([found, fused], [expected, expected])
 
 
@@ -106,8 +110,8 @@ def test_the_slope_has_no_bias_where_the_batch_is_part_of_the_reference(
         step, other = (step_of(model, inputs[batch], labels[batch], population=12) for batch in chosen)
         reference = (step.statistic(head_gradient) + other.statistic(head_gradient)).detach() / 2
         for name, own in slopes.items():
-            step.in_reference = 0.0 if name == "not part of it" else 0.5
-            distance = step.squared_distance(head_gradient, reference, corrected=name != "batch")
+            step.in_answers = 0.0 if name == "not part of it" else 1.0
+            distance = step.squared_distance(head_gradient, reference, part=None if name == "batch" else PART / 2)
             (slope,) = torch.autograd.grad(distance, weight, retain_graph=True)
             own.append(float((slope * weight).sum()))
     sigmas = {name: mean(own) / stdev(own) * len(own) ** 0.5 for name, own in slopes.items()}

@@ -53,15 +53,14 @@ def writes_parameters(config: RunConfig, *, carries_momentum: bool = False) -> b
     return not (one_step and plain)
 
 
-def weight_in_reference(config: RunConfig, step: int) -> float:
-    """Return the weight that a client's batch has in the references, by the number of the step in the round, from 0.
+def part_in_answers(config: RunConfig, step: int) -> float:
+    """Return the part that a batch has in what its domain answered this round, by the step's number there, from 0.
 
-    It is 1 / E of E source domains, a client each, and a ``statistics_batches``-th of that if there are several. Where
-    many clients hold a domain it is taken as 0, and likewise where the references are those of the last round.
+    Where many clients share a domain it is taken as 0.
     """
     if config.partition != "domain" or config.references == "previous" or step >= config.statistics_batches:
         return 0.0
-    return 1 / ((config.clients_per_round or len(config.sources)) * config.statistics_batches)
+    return 1 / config.statistics_batches
 
 
 def train_locally(
@@ -113,7 +112,7 @@ def train_locally(
             Step(
                 *(model, part, before, index, server_round, config.l2, own.data.key),
                 population=own.data.train_size,
-                in_reference=weight_in_reference(config, index - indices[0]),
+                in_answers=part_in_answers(config, index - indices[0]),
             )
             for part, own in zip(forward.parts, holdings, strict=True)
         ]
