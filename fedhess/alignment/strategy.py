@@ -119,7 +119,7 @@ class PenaltyScale:
 
     def part(self, reference: Mapping[str, Tensor]) -> Tensor | None:
         """Return what each domain has in the references, (), as :class:`Step` takes it for a corrected distance."""
-        return reference["part"] if self.corrected else None
+        return reference.get("part") if self.corrected else None
 
     def scaled(self, distance: Tensor, name: str, reference: Mapping[str, Tensor]) -> Tensor:
         """Return a squared distance to the named reference, (), divided by the size if relative."""
