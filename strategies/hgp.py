@@ -24,8 +24,8 @@ the published coefficients training diverges on one model and aligns nothing on 
 because shorter features lower a batch's variance: uncorrected, the penalty slows training on small batches.
 ``scale="absolute"`` is the released objective, by default with the released coefficients; published protocols use it.
 
-With frozen embeddings (lite0-features) the penalty shortens the features and aligns nothing beyond that: on IconPACS
-the gradient distance falls to a quarter of ERM's; divided by the squared length it equals ERM's (docs/method.md).
+With frozen embeddings (lite0-features) the penalty shortens the features and aligns nothing beyond that: divided by the
+squared length the gradient distance equals ERM's (docs/method.md).
 
 On the wire a round:     beside ERM's, C x K floats up for g_e and H_e[.], down for g (twice) and h, K = D + 1:
                          ResNet-18 for PACS, 7 x 513 floats = 14 kB each; and three numbers down.

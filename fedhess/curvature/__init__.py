@@ -13,14 +13,13 @@ from fedhess.curvature.closed_form import (
     hutchinson_diagonal,
     spectral_distance,
 )
-from fedhess.curvature.distances import HeadTerms, diagonal_distance, head_objective
+from fedhess.curvature.distances import HeadTerms, head_objective
 from fedhess.curvature.head_batch import HeadBatch, mean_loss
 from fedhess.curvature.lanczos import dominant_eigenvector
 
 __all__ = [
     "HeadBatch",
     "HeadTerms",
-    "diagonal_distance",
     "dominant_eigenvector",
     "gradient_variance",
     "head_gradient",

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedhess.curvature.closed_form import gradient_from, hessian_diagonal
+from fedhess.curvature.closed_form import gradient_from
 from fedhess.curvature.head_batch import Basics, HeadBatch, mean_loss
 
 NOISE = 8.0  # in eps * (||G||^2 + ||r||^2): measured errors of an expanded distance are up to 1.5
@@ -89,27 +89,6 @@ def head_objective(
         products = {name: (first[name] * second[name]).sum() for name in references}
         squares = {name: torch.lerp(products[name], square, share) for name, square in squares.items()}
     return HeadTerms(loss, squares.get("gradient", zero), squares.get("hgp", zero))
-
-
-def diagonal_distance(batch: HeadBatch, reference: Tensor) -> Tensor:
-    """Compute ||diag H - reference||^2, the squared Frobenius distance of the exact diagonal to a fixed reference.
-
-    Args:
-        batch: The head's inputs, labels and weights.
-        reference: (C, K); held fixed, no gradient flows to it.
-
-    Returns:
-        The distance, ().
-
-    Raises:
-        ValueError: The reference differs from the head's parameters in shape, dtype or device.
-
-    >>> batch = HeadBatch(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), torch.zeros(2, 2))
-    >>> diagonal_distance(batch, torch.zeros(2, 2))
-    tensor(2.1250)
-    """
-    batch.check_like_parameters("diagonal reference", reference)
-    return (hessian_diagonal(batch) - reference.detach()).square().sum()
 
 
 def gram_is_cheaper(batch: HeadBatch, *, hgp: bool) -> bool:
