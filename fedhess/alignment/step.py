@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from fedhess.alignment.statistics import Statistic, compute_statistic, head_batch
 from fedhess.base.errors import UsageError
@@ -206,21 +208,22 @@ class Step:
         W the head's weight and bias, L is the loss without the L2 term. Ratios are left out where P has no gradient.
 
         Args:
-            penalty: P, (), a function of features, head or both.
+            penalty: P, (), a function of features, head or both, and of no other parameter. The result can be
+                differentiated once.
 
         Raises:
-            UsageError: The penalty depends on neither.
+            UsageError: The penalty depends on neither, or on another parameter.
         """
         batch = self.batch
         head = [batch.weight] if batch.bias is None else [batch.weight, batch.bias]
         trained = [tensor for tensor in (batch.features, *head) if tensor.requires_grad]
+        if not _is_function_of(trained, penalty):
+            raise UsageError(
+                "limited: expected a penalty of the step's features and head alone, got one that changes with another "
+                "parameter, or with none; leave `limited = True` out"
+            )
         found = torch.autograd.grad(penalty, trained, retain_graph=True, allow_unused=True)
         gradients = {id(tensor): own for tensor, own in zip(trained, found, strict=True) if own is not None}
-        if not gradients:
-            raise UsageError(
-                "limited: expected a penalty of the step's features or head, got one that changes with neither; leave "
-                "`limited = True` out"
-            )
         with torch.no_grad():
             of_loss = (batch.basics.mean_residuals @ batch.weight, head_gradient(batch))
             factor = penalty.new_ones(())
@@ -229,7 +232,9 @@ class Step:
                 if own:
                     length = torch.cat(own).norm().clamp_min(torch.finfo(penalty.dtype).tiny)
                     factor = torch.minimum(factor, loss_gradient.norm() / length)
-        return factor * penalty
+            known = [None if own is None else factor * own for own in found]
+        limited: Tensor = _KnownGradients.apply(factor * penalty.detach(), known, *trained)
+        return limited
 
     def distances(
         self, *, gradient: Tensor | None = None, hgp: Tensor | None = None, part: Tensor | None = None
@@ -334,6 +339,36 @@ class LocalStep:
             if versions != [buffer._version for buffer, _ in buffers]:
                 for buffer, value in buffers:
                     buffer.copy_(value)
+
+
+class _KnownGradients(torch.autograd.Function):
+    """A value whose gradients by some tensors have been computed, so that its graph is not gone through again."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor | None], *tensors: Tensor) -> Tensor:
+        del tensors
+        ctx.gradients = gradients
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if own is None else gradient * own for own in ctx.gradients)
+
+
+def _is_function_of(tensors: Sequence[Tensor], value: Tensor) -> bool:
+    """Whether a value's graph leads to some of the tensors, and to no leaf beside them."""
+    ends = {get_gradient_edge(tensor).node for tensor in tensors}
+    seen, ahead = set(), [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node not in ends:
+            if not node.next_functions:
+                return False
+            ahead += [before for before, _ in node.next_functions]
+    return not seen.isdisjoint(ends)
 
 
 def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> range:

@@ -269,8 +269,8 @@ class DomainStrategy:
             tensor with as many values as the trained parameters have. They are not called on a blank example.
         schedule: Weight of the penalty over the run.
         limited: Whether the gradient of the weighted penalty is limited to the length of the loss's gradient; see
-            :meth:`Step.limited`. The penalty must depend on features, head or both. The objective is then not divided
-            by the weight: the limit serves the purpose of ``"rescale"``.
+            :meth:`Step.limited`. The penalty must depend on features, head or both alone. The objective is then not
+            divided by the weight: the limit serves the purpose of ``"rescale"``.
         bound_to_rounds: Whether what a round does depends on the run's number of rounds.
         state: What the server half remembers between rounds (moving averages and the like); saved in checkpoints. Its
             tensors are replaced and never written to.

@@ -65,8 +65,10 @@ def test_a_penalty_of_features_or_head_alone_is_limited(part: str, monkeypatch: 
     whole = [at] if part == "features" else [*model.head.parameters()]
     of_loss = torch.cat([each.flatten() for each in torch.autograd.grad(step.loss, whole)])
     torch.testing.assert_close(limited.norm(), of_loss.norm())
-    with pytest.raises(UsageError, match="expected a penalty of the step's features or head"):
-        step.limited(next(model.featurizer.parameters()).square().sum())
+    other = next(model.featurizer.parameters()).square().sum()
+    for penalty in (other, at.square().sum() + other):
+        with pytest.raises(UsageError, match="expected a penalty of the step's features and head alone"):
+            step.limited(penalty)
 
 
 def test_absolute_references_are_the_means_whatever_the_state_has() -> None:
