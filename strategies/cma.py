@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedhess.alignment import Annealing, Ask, DomainStrategy, Estimate, PenaltyScale, PenaltySchedule, Scale, Step
+from fedhess.alignment import Annealing, Ask, DomainStrategy, Estimate, PenaltyScale, PenaltySchedule, Reference, Scale, Step
 from fedhess.base.errors import UsageError
 from fedhess.base.transfers import send
 from fedhess.curvature import HeadBatch, head_gradient
@@ -132,7 +132,7 @@ class CMA(DomainStrategy):
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, before=0.0, coefficients=(self.a, self.b))
         self._coefficients = {name: value for name, value in (("gradient", self.a), (form, self.b)) if value > 0}
 
-    def reference(self, ask: Ask) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> Reference:
         """Ask for g_e and H_e in the chosen form in one exchange, without statistics of coefficient zero."""
         if self.schedule.is_off:
             return {}
@@ -145,7 +145,7 @@ class CMA(DomainStrategy):
         for name, coefficient in self._coefficients.items():
             given = {"seed": int(reference["seed"]), "probes": self.probes}
             distance = step.squared_distance(
-                self.statistics[name], reference[name], part=self.scale.part(reference), **given
+                self.statistics[name], reference[name], share=self.scale.share(step, reference), **given
             )
             terms.append(coefficient * self.scale.scaled(distance, name, reference))
         return torch.stack(terms).sum() if terms else None

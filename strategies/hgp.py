@@ -28,8 +28,9 @@ With frozen embeddings (lite0-features) the penalty shortens the features and al
 squared length the gradient distance equals ERM's (docs/method.md).
 
 On the wire a round:     beside ERM's, C x K floats up for g_e and H_e[.], down for g (twice) and h, K = D + 1:
-                         ResNet-18 for PACS, 7 x 513 floats = 14 kB each; and three numbers down.
-Discloses:               each client's head gradient on one batch and a product with its head Hessian.
+                         ResNet-18 for PACS, 7 x 513 floats = 14 kB each; and four numbers down.
+Discloses:               each client's head gradient on one batch and a product with its head Hessian; to clients that
+                         share a domain, how many examples of it they hold together.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedhess.alignment import Annealing, Ask, DomainStrategy, Estimate, PenaltyScale, PenaltySchedule, Scale, Step
+from fedhess.alignment import Annealing, Ask, DomainStrategy, Estimate, PenaltyScale, PenaltySchedule, Reference, Scale, Step
 from fedhess.curvature import head_gradient, head_hvp, hessian_gradient_product
 
 DEFAULTS = {"relative": {"alpha": 0.003, "beta": 0.01}, "absolute": {"alpha": 1e-4, "beta": 5e-3}}
@@ -80,7 +81,7 @@ class HGP(DomainStrategy):
         self.estimate = self.scale.estimate
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
 
-    def reference(self, ask: Ask) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> Reference:
         """Ask for g_e, and for the HGP where its coefficient is not zero."""
         if self.schedule.is_off:
             return {}
@@ -97,7 +98,7 @@ class HGP(DomainStrategy):
         wanted = {name: coefficient for name, coefficient in wanted.items() if coefficient > 0}
         if not wanted:
             return None
-        terms = step.distances(**{name: reference[name] for name in wanted}, part=self.scale.part(reference))
+        terms = step.distances(**{name: reference[name] for name in wanted}, share=self.scale.share(step, reference))
         parts = {"gradient": terms.gradient_distance, "hgp": terms.hgp_distance}
         first, *rest = (wanted[name] * self.scale.scaled(parts[name], name, reference) for name in wanted)
         return sum(rest, start=first)

@@ -41,6 +41,7 @@ from fedhess.alignment import (
     Estimate,
     PenaltyScale,
     PenaltySchedule,
+    Reference,
     Scale,
     Step,
 )
@@ -100,7 +101,7 @@ class Hutchinson(DomainStrategy):
         self.estimate = self.scale.estimate
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
 
-    def reference(self, ask: Ask) -> dict[str, Tensor]:
+    def reference(self, ask: Ask) -> Reference:
         """Ask for g_e and the diagonals in one exchange, without statistics of coefficient zero."""
         diagonal = "probed" if self.probes else "diagonal"
         names = [name for name, coefficient in (("gradient", self.beta), (diagonal, self.alpha)) if coefficient > 0]
@@ -115,17 +116,17 @@ class Hutchinson(DomainStrategy):
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
         """Return alpha ||diag H - d||^2 / s_d + beta ||g - g_ref||^2 / s_g, without terms of coefficient zero."""
         terms: list[Tensor] = []
-        part = self.scale.part(reference)
+        share = self.scale.share(step, reference)
         if self.alpha > 0 and self.probes:
             seed = step.generator.initial_seed() if self.independent else int(reference["seed"])
             distance = step.squared_distance(
-                probed_diagonal, reference["probed"], part=part, seed=seed, probes=self.probes
+                probed_diagonal, reference["probed"], share=share, seed=seed, probes=self.probes
             )
             terms.append(self.alpha * self.scale.scaled(distance, "probed", reference))
         elif self.alpha > 0:
-            distance = step.squared_distance(hessian_diagonal, reference["diagonal"], part=part)
+            distance = step.squared_distance(hessian_diagonal, reference["diagonal"], share=share)
             terms.append(self.alpha * self.scale.scaled(distance, "diagonal", reference))
         if self.beta > 0:
-            distance = step.distances(gradient=reference["gradient"], part=part).gradient_distance
+            distance = step.distances(gradient=reference["gradient"], share=share).gradient_distance
             terms.append(self.beta * self.scale.scaled(distance, "gradient", reference))
         return sum(terms[1:], start=terms[0]) if terms else None

@@ -119,11 +119,18 @@ class PerDomain(Mapping[str, Tensor]):
     Args:
         values: The statistic by domain.
         weights: Weight of each domain in :meth:`mean`; equal unless the run weighs by examples.
+        examples: Examples that the clients behind each value hold of its domain.
         rule: How :meth:`mean` is taken, also of values from :meth:`with_values`.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], weights: Mapping[str, float], rule: MeanRule = MEAN) -> None:
-        self._values, self._weights, self._rule = dict(values), dict(weights), rule
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+        examples: Mapping[str, int],
+        rule: MeanRule = MEAN,
+    ) -> None:
+        self._values, self.weights, self.examples, self._rule = dict(values), dict(weights), dict(examples), rule
 
     def __getitem__(self, domain: str) -> Tensor:
         return self._values[domain]
@@ -136,11 +143,11 @@ class PerDomain(Mapping[str, Tensor]):
 
     def with_values(self, values: Mapping[str, Tensor]) -> "PerDomain":
         """Return other values of the same domains, with the same weights and rule."""
-        return PerDomain({domain: values[domain] for domain in self._values}, self._weights, self._rule)
+        return PerDomain({domain: values[domain] for domain in self._values}, self.weights, self.examples, self._rule)
 
     def mean(self) -> Tensor:
         """Average over the domains, summed in domain order."""
         mean = self._rule()
         for domain, value in self._values.items():
-            mean.add({"": value}, self._weights[domain])
+            mean.add({"": value}, self.weights[domain])
         return mean.result()[""]

@@ -143,7 +143,7 @@ class _Ask:
 
     def _zeros(self, values: Mapping[str, Tensor]) -> dict[str, PerDomain]:
         equal = dict.fromkeys(self.domains, 1)
-        return {name: PerDomain(dict.fromkeys(self.domains, zero), equal) for name, zero in values.items()}
+        return {name: PerDomain(dict.fromkeys(self.domains, zero), equal, equal) for name, zero in values.items()}
 
 
 class _IsAllowedError(UsageError):

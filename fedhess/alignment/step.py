@@ -1,6 +1,5 @@
 """One local step of a client as a strategy sees it."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -118,8 +117,7 @@ class Step:
         server_round: Number of the round, from 1.
         l2: Coefficient of the sum of squared parameters that is part of the loss.
         key: Key of the client's stream of batches: (seed, domain, client).
-        population: Number of examples, N, that the batch was drawn from without replacement.
-        in_answers: Part that the batch has in what the client's domain answered for the round's references.
+        in_answers: Number of its examples that the batch stands for in what the client answered for the references.
     """
 
     model: HeadedModel
@@ -129,7 +127,6 @@ class Step:
     server_round: int
     l2: float = 0.0
     key: tuple[str | int, ...] = ()
-    population: float = math.inf
     in_answers: float = 0.0
     _loss: Tensor | None = field(default=None, repr=False)
 
@@ -183,19 +180,16 @@ class Step:
         return compute_statistic(function, self.batch, **given)
 
     def squared_distance(
-        self, function: Statistic, reference: Tensor, *, part: Tensor | None = None, **given: Tensor | Scalar
+        self, function: Statistic, reference: Tensor, *, share: Tensor | None = None, **given: Tensor | Scalar
     ) -> Tensor:
         """Compute ||s - reference||^2, (), of a head statistic s of the batch, part of the autograd graph.
 
-        In expectation over batches that is larger than the distance of their mean, by the variance of s. Given the
-        ``part`` that each domain has in the reference, (), the variance is left out: (1 - q) <s_1 - reference, s_2 -
-        reference> + q ||s - reference||^2, with s_1 and s_2 of the examples at even and at odd places. Of the batch's B
-        of N examples, q = w + (1 - w) B / N: a batch of all N does not vary, and one that has the weight w in the
-        reference varies with it. For a mean over examples that are drawn without replacement, the gradient by s has no
-        bias. The estimate can be negative. A batch of one example, which has no halves, is not corrected.
+        In expectation over batches that is larger than the distance of their mean, by the variance of s. Given a
+        ``share`` q, (), such as :meth:`PenaltyScale.share` returns, the variance is left out: (1 - q) <s_1 - reference,
+        s_2 - reference> + q ||s - reference||^2, with s_1 and s_2 of the examples at even and at odd places. This can
+        be negative.
         """
         squared = (self.statistic(function, **given) - reference).square().sum()
-        share = self._share(part)
         if share is None:
             return squared
         first, second = (compute_statistic(function, half, **given) - reference for half in self.batch.halves())
@@ -237,23 +231,15 @@ class Step:
         return limited
 
     def distances(
-        self, *, gradient: Tensor | None = None, hgp: Tensor | None = None, part: Tensor | None = None
+        self, *, gradient: Tensor | None = None, hgp: Tensor | None = None, share: Tensor | None = None
     ) -> HeadTerms:
         """Compute ||g - gradient||^2 and ||H[g] - hgp||^2 in one pass with the loss, which :attr:`loss` then reuses.
 
-        ``part`` is as in :meth:`squared_distance`.
+        ``share`` is as in :meth:`squared_distance`.
         """
-        terms = head_objective(self.batch, gradient=gradient, hgp=hgp, share=self._share(part))
+        terms = head_objective(self.batch, gradient=gradient, hgp=hgp, share=share)
         self._loss = terms.loss
         return terms
-
-    def _share(self, part: Tensor | None) -> Tensor | None:
-        """Return q, (), the part of a squared distance that is not corrected; None if that is all of it."""
-        drawn = self.batch.size / self.population
-        if part is None or self.batch.size == 1 or drawn >= 1:
-            return None
-        in_reference = self.in_answers * part
-        return in_reference + (1 - in_reference) * drawn
 
 
 @dataclass

@@ -101,12 +101,13 @@ class PenaltyScale:
         if self.corrected and kind == "absolute":
             raise ValueError('expected scale="relative" with estimate="corrected", got "absolute"')
 
-    def references(self, answers: Mapping[str, PerDomain]) -> dict[str, Tensor]:
+    def references(self, answers: Mapping[str, PerDomain]) -> dict[str, Tensor | Mapping[str, Tensor]]:
         """Return the mean of each statistic by name and, if relative, its size as ``NAME_size``, ().
 
-        If corrected, ``part`` is what each domain has in the means, 1 / E of the E that answered, ().
+        If corrected, also by domain ``examples``, the number that the clients behind its values hold, and ``part``, the
+        weight of one of them in the means, () each.
         """
-        means = {name: values.mean() for name, values in answers.items()}
+        means: dict[str, Tensor | Mapping[str, Tensor]] = {name: values.mean() for name, values in answers.items()}
         if self.kind == "absolute":
             return means
         for name, values in answers.items():
@@ -114,12 +115,26 @@ class PenaltyScale:
             size, key = values.with_values(squares).mean(), f"{name}_size"
             self.sizes[key] = torch.maximum(size, self.sizes.get(key, size))
             if self.corrected:
-                means["part"] = size.new_tensor(1 / len(squares))
+                total, examples = sum(values.weights[domain] for domain in values), values.examples
+                means["examples"] = {domain: torch.tensor(examples[domain]) for domain in values}
+                means["part"] = {d: size.new_tensor(values.weights[d] / total / examples[d]) for d in values}
         return means | {f"{name}_size": self.sizes[f"{name}_size"] for name in answers}
 
-    def part(self, reference: Mapping[str, Tensor]) -> Tensor | None:
-        """Return what each domain has in the references, (), as :class:`Step` takes it for a corrected distance."""
-        return reference.get("part") if self.corrected else None
+    def share(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
+        """Return q, (), the share of the plain distance in one that is corrected; None where it is not.
+
+        q = w + (1 - w) B / N for a batch of B of the domain's N examples that has the weight w in the reference. Then
+        the gradient by a statistic that is a mean over examples has no bias where the batch, and what its client
+        holds, are drawn from the domain without replacement: all N do not vary, and a reference varies with its batch.
+        A batch of one example, which has no halves, is not corrected.
+        """
+        if not self.corrected:
+            return None
+        size, examples = step.batch.size, int(reference["examples"])
+        if size == 1 or size >= examples:
+            return None
+        in_reference = step.in_answers * reference["part"]
+        return in_reference + (1 - in_reference) * (size / examples)
 
     def scaled(self, distance: Tensor, name: str, reference: Mapping[str, Tensor]) -> Tensor:
         """Return a squared distance to the named reference, (), divided by the size if relative."""

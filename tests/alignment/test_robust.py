@@ -70,7 +70,9 @@ def test_a_domain_whose_clients_are_all_hostile_does_not_move_the_mean_over_doma
     means = DomainMeans(["a", "b", "c"], [{"a": 4}, {"a": 4}, {"b": 4}, {"c": 4}], rule)
     for domain, value in (("a", 1e6), ("a", 1e6), ("b", 1.0), ("c", 2.0)):
         means.add(domain, {"gradient": torch.tensor([value])}, 4)
-    values = PerDomain({d: mean["gradient"] for d, mean in means.result().items()}, means.examples, rule)
+    values = PerDomain(
+        {d: mean["gradient"] for d, mean in means.result().items()}, means.examples, means.examples, rule
+    )
     assert values.mean().item() == 2.0
     squares = values.with_values({domain: value.square().sum() for domain, value in values.items()})
     assert squares.mean().item() == 4.0, "the size that PenaltyScale keeps for ever"

@@ -142,12 +142,12 @@ def test_clients_of_several_domains_minimise_the_stated_objective(
                 len(labels) if weighting == "examples" else len(labels) / len(whole[domain][1])
             )
     weights = {name: size / sum(sizes.values()) for name, size in sizes.items()}
-    populations = {name: len(labels) for name, (_, labels) in pieces.items()}
+    examples = {name: len(whole[name.partition("/")[0]][1]) for name in pieces}
     model, objective = build_model(config), make()
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
     for number in range(1, config.rounds + 1):
         optimizer.zero_grad()
-        objective(model, Round(number, config.seed, pieces, weights, populations)).backward()
+        objective(model, Round(number, config.seed, pieces, weights, examples)).backward()
         optimizer.step()
     close(model.state_dict(), federated.tensors)
 

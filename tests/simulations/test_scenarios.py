@@ -134,7 +134,7 @@ def test_recipe_makes_the_objective_of_the_script(name: str, index: int) -> None
     def ask(asked: str) -> PerDomain:
         assert all(isinstance(each.batch, HeadBatch) for each in forwards)
         values = [compute_statistic(strategy.statistics[asked], each.batch).detach() for each in forwards]
-        return PerDomain(dict(zip("ab", values, strict=True)), {"a": 1, "b": 1})
+        return PerDomain(dict(zip("ab", values, strict=True)), {"a": 1, "b": 1}, {"a": 1, "b": 1})
 
     reference = strategy.reference(ask)
     gradients = []

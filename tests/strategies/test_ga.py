@@ -72,7 +72,7 @@ class Ask:
     def held_out(self) -> dict[str, PerDomain]:
         values = {"north": 0.5, "south": 0.3, "west": 0.5}
         tensors = {domain: torch.tensor(value, dtype=torch.float64) for domain, value in values.items()}
-        return {"accuracy": PerDomain(tensors, dict.fromkeys(values, 1.0))}
+        return {"accuracy": PerDomain(tensors, dict.fromkeys(values, 1.0), dict.fromkeys(values, 1))}
 
 
 def test_a_domains_gap_is_the_mean_over_its_clients_by_examples() -> None:

@@ -61,7 +61,7 @@ def test_expected_penalty_is_what_the_docstring_says(form: str) -> None:
 
         def several(self, name: str, **given: int) -> dict[str, PerDomain]:
             values = {str(index): strategy.statistics[name](made.batch, **given) for index, made in enumerate(passes)}
-            return {name: PerDomain(values, dict.fromkeys(values, 1.0))}
+            return {name: PerDomain(values, dict.fromkeys(values, 1.0), dict.fromkeys(values, 1))}
 
     def penalties(trial: int) -> Tensor:
         reference = strategy.reference(Ask(trial))  # type: ignore[arg-type]

@@ -40,11 +40,13 @@ def test_the_gradient_of_the_weighted_penalty_is_no_longer_than_that_of_the_loss
                 function = strategy.statistics[each]
                 values = {key: compute_statistic(function, made.batch, **given) for key, made in passes.items()}
                 values = {key: value.detach() for key, value in values.items()}
-                answers[each] = PerDomain(values, dict.fromkeys(values, 1.0))
+                answers[each] = PerDomain(values, dict.fromkeys(values, 1.0), dict.fromkeys(values, 100))
             return answers
 
-    reference = strategy.reference(Ask())  # type: ignore[arg-type]
-    step = Step(model, next(iter(passes.values())), {}, 0, 1)
+    domain, made = next(iter(passes.items()))
+    references = strategy.reference(Ask())  # type: ignore[arg-type]
+    reference = {key: own if isinstance(own, Tensor) else own[domain] for key, own in references.items()}
+    step = Step(model, made, {}, 0, 1)
     head = list(model.head.parameters())
     objective = strategy.objective(step, reference)
     of_both = torch.autograd.grad(objective, head, retain_graph=True)
@@ -72,7 +74,7 @@ def test_a_penalty_of_features_or_head_alone_is_limited(part: str, monkeypatch: 
 
 
 def test_absolute_references_are_the_means_whatever_the_state_has() -> None:
-    answers = {"gradient": PerDomain({"a": torch.ones(2), "b": torch.zeros(2)}, {"a": 1.0, "b": 1.0})}
+    answers = {"gradient": PerDomain({"a": torch.ones(2), "b": torch.zeros(2)}, {"a": 1.0, "b": 1.0}, {"a": 1, "b": 1})}
     references = PenaltyScale("absolute", {"count": torch.zeros(())}).references(answers)
     assert {name: value.tolist() for name, value in references.items()} == {"gradient": [0.5, 0.5]}
 

@@ -40,24 +40,24 @@ Domains = dict[str, Batch]
 class Round:
     """One batch of each domain that takes part in a round, and the domains' weights, which add up to 1.
 
-    A domain that several clients hold is there once for each, as ``domain/client``. ``populations`` are the numbers of
-    examples that the batches were drawn from.
+    A domain that several clients hold is there once for each, as ``domain/client``. ``examples`` has the examples of
+    each domain by name.
     """
 
     number: int
     seed: int
     batches: Domains
     weights: dict[str, float]
-    populations: dict[str, int]
+    examples: dict[str, int]
 
     def of(self, model: HeadedModel, statistic: Statistic) -> list[Tensor]:
         """The statistic of each domain."""
         return [statistic(model, batch) for batch in self.batches.values()]
 
     def share_of(self, name: str, size: int, *, batches: int = 1) -> float:
-        """The share of one batch in its domain or in the references, to which each domain gives so many batches."""
-        in_references = 1 / len(self.batches) / batches if batches else 0.0
-        return in_references + (1 - in_references) * size / self.populations[name]
+        """The share of one batch in its domain or in the references, to which each name gives so many batches."""
+        in_references = self.weights[name] / batches if batches else 0.0
+        return in_references + (1 - in_references) * size / self.examples[name]
 
     def mean(self, values: Iterable[Tensor]) -> Tensor:
         """Weighted mean of one value a domain."""

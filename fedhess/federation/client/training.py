@@ -53,14 +53,11 @@ def writes_parameters(config: RunConfig, *, carries_momentum: bool = False) -> b
     return not (one_step and plain)
 
 
-def part_in_answers(config: RunConfig, step: int) -> float:
-    """Return the part that a batch has in what its domain answered this round, by the step's number there, from 0.
-
-    Where many clients share a domain it is taken as 0.
-    """
-    if config.partition != "domain" or config.references == "previous" or step >= config.statistics_batches:
+def examples_in_answers(config: RunConfig, step: int, train_size: int) -> float:
+    """Return how many of a client's examples a batch stands for in its answers, by the step's number in the round."""
+    if config.references == "previous" or step >= config.statistics_batches:
         return 0.0
-    return 1 / config.statistics_batches
+    return train_size / config.statistics_batches
 
 
 def train_locally(
@@ -111,8 +108,7 @@ def train_locally(
         steps = [
             Step(
                 *(model, part, before, index, server_round, config.l2, own.data.key),
-                population=own.data.train_size,
-                in_answers=part_in_answers(config, index - indices[0]),
+                in_answers=examples_in_answers(config, index - indices[0], own.data.train_size),
             )
             for part, own in zip(forward.parts, holdings, strict=True)
         ]

@@ -121,7 +121,10 @@ class Exchange:
         by_domain = means.result()
         by_examples = config.weighting == "examples"
         weights = means.examples if by_examples else dict.fromkeys(by_domain, 1)
-        return {name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights, rule) for name in names}
+        return {
+            name: PerDomain({d: mean[name] for d, mean in by_domain.items()}, weights, means.examples, rule)
+            for name in names
+        }
 
 
 def read_answer(client: Client, content: RecordDict, expected: Mapping[str, Tensor]) -> Answer:
