@@ -51,8 +51,8 @@ def test_the_mean_over_batches_is_the_distance_of_the_whole_domain(
 ) -> None:
     model, inputs, labels = drawn
     generator = torch.Generator().manual_seed(1)
-    order = torch.rand(2000, 12, generator=generator).argsort(1)
-    batches = order[:, :size] if examples == 12 else torch.randint(12, (2000, size), generator=generator)
+    order = torch.rand(500, 12, generator=generator).argsort(1)
+    batches = order[:, :size] if examples == 12 else torch.randint(12, (500, size), generator=generator)
     found: dict[str, Tensor] = {}
     for estimate in ("batch", "corrected"):
         steps = [step_of(model, inputs[batch], labels[batch]) for batch in batches]
@@ -65,7 +65,7 @@ def test_the_mean_over_batches_is_the_distance_of_the_whole_domain(
     whole = step_of(model, inputs, labels).distances(gradient=REFERENCE["gradient"]).gradient_distance.item()
     error = {name: float(values.std()) / len(values) ** 0.5 for name, values in found.items()}
     assert abs(float(found["corrected"].mean()) - whole) < 4 * error["corrected"]
-    assert float(found["batch"].mean()) - whole > 10 * error["batch"], "by the variance of a batch"
+    assert float(found["batch"].mean()) - whole > 5 * error["batch"], "by the variance of a batch"
 
 
 @pytest.mark.parametrize("strategy", [HGP, Hutchinson, CMA])
@@ -112,7 +112,7 @@ def test_the_slope_has_no_bias_where_the_batch_is_part_of_the_reference(
     weight = model.head.weight
     generator = torch.Generator().manual_seed(1)
     slopes: dict[str, list[float]] = {"batch": [], "not part of it": [], "corrected": []}
-    for _ in range(1000):
+    for _ in range(600):
         chosen = [torch.randperm(12, generator=generator)[:4] for _ in range(2)]
         step, other = (step_of(model, inputs[batch], labels[batch], in_answers=12) for batch in chosen)
         reference = (step.statistic(head_gradient) + other.statistic(head_gradient)).detach() / 2
@@ -120,7 +120,7 @@ def test_the_slope_has_no_bias_where_the_batch_is_part_of_the_reference(
             share = share_of(step, part=0.0 if name == "not part of it" else 1 / 24)
             distance = step.squared_distance(head_gradient, reference, share=None if name == "batch" else share)
             (slope,) = torch.autograd.grad(distance, weight, retain_graph=True)
-            own.append(float((slope * weight).sum()))
+            own.append(float((slope * weight.detach()).sum()))
     sigmas = {name: mean(own) / stdev(own) * len(own) ** 0.5 for name, own in slopes.items()}
     assert abs(sigmas["corrected"]) < 4
     assert min(sigmas["batch"], -sigmas["not part of it"]) > 4 or max(sigmas["batch"], -sigmas["not part of it"]) < -4
