@@ -20,8 +20,10 @@ Neutral setting: a and b 0, or weight 0.
 
 On the wire a round:     beside ERM's, up and down, C x K floats for g and for H (C K)^2, C K^2 or N C K: ResNet-18 for
                          PACS 51.6 MB, 7.4 MB, and 0.5 MB for N = 32. ``full`` is refused above 256 MiB.
+                         And four numbers down.
 Discloses:               each client's head gradient and head Hessian on one batch: second moments of its features by
-                         class; a sketch, products with it.
+                         class; a sketch, products with it. To the clients, if corrected, numbers of examples
+                         (docs/partition.md).
 """
 
 import math

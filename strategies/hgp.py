@@ -29,8 +29,8 @@ squared length the gradient distance equals ERM's (docs/method.md).
 
 On the wire a round:     beside ERM's, C x K floats up for g_e and H_e[.], down for g (twice) and h, K = D + 1:
                          ResNet-18 for PACS, 7 x 513 floats = 14 kB each; and four numbers down.
-Discloses:               each client's head gradient on one batch and a product with its head Hessian; to clients that
-                         share a domain, how many examples of it they hold together.
+Discloses:               each client's head gradient on one batch and a product with its head Hessian; to the clients,
+                         if corrected, numbers of examples (docs/partition.md).
 """
 
 from collections.abc import Mapping

@@ -25,8 +25,9 @@ squared entries of H off its diagonal and Hbar the mean Hessian, alpha multiplie
 So independent probes penalise the Hessian's own off-diagonal entries, even if the domains are identical.
 
 On the wire a round:     beside ERM's, twice C x K floats up and down, K = D + 1: ResNet-18 for PACS, 7 x 513 floats =
-                         14 kB each.
-Discloses:               each client's head gradient on one batch, and squared features weighed by class probabilities.
+                         14 kB each; and four numbers down.
+Discloses:               each client's head gradient on one batch, and squared features weighed by class probabilities;
+                         to the clients, if corrected, numbers of examples (docs/partition.md).
 """
 
 from collections.abc import Mapping
@@ -116,7 +117,7 @@ class Hutchinson(DomainStrategy):
     def penalty(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
         """Return alpha ||diag H - d||^2 / s_d + beta ||g - g_ref||^2 / s_g, without terms of coefficient zero."""
         terms: list[Tensor] = []
-        share = self.scale.share(step, reference)
+        share = self.scale.share(step, reference) if reference else None
         if self.alpha > 0 and self.probes:
             seed = step.generator.initial_seed() if self.independent else int(reference["seed"])
             distance = step.squared_distance(

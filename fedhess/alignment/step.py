@@ -117,7 +117,7 @@ class Step:
         server_round: Number of the round, from 1.
         l2: Coefficient of the sum of squared parameters that is part of the loss.
         key: Key of the client's stream of batches: (seed, domain, client).
-        in_answers: Number of its examples that the batch stands for in what the client answered for the references.
+        in_answers: Number of the client's examples that the batch stands for in the statistics of the round.
     """
 
     model: HeadedModel
@@ -202,22 +202,21 @@ class Step:
         W the head's weight and bias, L is the loss without the L2 term. Ratios are left out where P has no gradient.
 
         Args:
-            penalty: P, (), a function of features, head or both, and of no other parameter. The result can be
-                differentiated once.
+            penalty: P, (), a function of features, head or both. The result can be differentiated once.
 
         Raises:
-            UsageError: The penalty depends on neither, or on another parameter.
+            UsageError: The penalty depends on neither.
         """
         batch = self.batch
         head = [batch.weight] if batch.bias is None else [batch.weight, batch.bias]
         trained = [tensor for tensor in (batch.features, *head) if tensor.requires_grad]
-        if not _is_function_of(trained, penalty):
-            raise UsageError(
-                "limited: expected a penalty of the step's features and head alone, got one that changes with another "
-                "parameter, or with none; leave `limited = True` out"
-            )
         found = torch.autograd.grad(penalty, trained, retain_graph=True, allow_unused=True)
         gradients = {id(tensor): own for tensor, own in zip(trained, found, strict=True) if own is not None}
+        if not gradients:
+            raise UsageError(
+                "limited: expected a penalty of the step's features or head, got one that changes with neither; leave "
+                "`limited = True` out"
+            )
         with torch.no_grad():
             of_loss = (batch.basics.mean_residuals @ batch.weight, head_gradient(batch))
             factor = penalty.new_ones(())
@@ -227,6 +226,8 @@ class Step:
                     length = torch.cat(own).norm().clamp_min(torch.finfo(penalty.dtype).tiny)
                     factor = torch.minimum(factor, loss_gradient.norm() / length)
             known = [None if own is None else factor * own for own in found]
+        if not _is_function_of(trained, penalty):
+            return factor * penalty
         limited: Tensor = _KnownGradients.apply(factor * penalty.detach(), known, *trained)
         return limited
 
@@ -342,19 +343,18 @@ class _KnownGradients(torch.autograd.Function):
 
 
 def _is_function_of(tensors: Sequence[Tensor], value: Tensor) -> bool:
-    """Whether a value's graph leads to some of the tensors, and to no leaf beside them."""
-    ends = {get_gradient_edge(tensor).node for tensor in tensors}
-    seen, ahead = set(), [value.grad_fn]
+    """Whether a value's graph leads to no leaf but through the tensors."""
+    seen: set[Any] = {get_gradient_edge(tensor)[:2] for tensor in tensors}
+    ahead: list[Any] = [get_gradient_edge(value)[:2]]
     while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
+        node, output = ahead.pop()
+        if node is None or (node, output) in seen:
             continue
-        seen.add(node)
-        if node not in ends:
-            if not node.next_functions:
-                return False
-            ahead += [before for before, _ in node.next_functions]
-    return not seen.isdisjoint(ends)
+        if not node.next_functions:
+            return False
+        seen.add((node, output))
+        ahead += node.next_functions
+    return True
 
 
 def round_steps(config: RunConfig, *, train_size: int, server_round: int) -> range:

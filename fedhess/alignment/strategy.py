@@ -104,8 +104,8 @@ class PenaltyScale:
     def references(self, answers: Mapping[str, PerDomain]) -> dict[str, Tensor | Mapping[str, Tensor]]:
         """Return the mean of each statistic by name and, if relative, its size as ``NAME_size``, ().
 
-        If corrected, also by domain ``examples``, the number that the clients behind its values hold, and ``part``, the
-        weight of one of them in the means, () each.
+        If corrected, also by domain ``domain_examples``, how many the clients behind its values hold, and
+        ``example_weight``, the weight of one of them in the means, () each.
         """
         means: dict[str, Tensor | Mapping[str, Tensor]] = {name: values.mean() for name, values in answers.items()}
         if self.kind == "absolute":
@@ -114,27 +114,27 @@ class PenaltyScale:
             squares = {domain: value.square().sum() for domain, value in values.items()}
             size, key = values.with_values(squares).mean(), f"{name}_size"
             self.sizes[key] = torch.maximum(size, self.sizes.get(key, size))
-            if self.corrected:
-                total, examples = sum(values.weights[domain] for domain in values), values.examples
-                means["examples"] = {domain: torch.tensor(examples[domain]) for domain in values}
-                means["part"] = {d: size.new_tensor(values.weights[d] / total / examples[d]) for d in values}
+        if self.corrected and answers:
+            total, examples = sum(values.weights[domain] for domain in values), values.examples
+            means["domain_examples"] = {domain: torch.tensor(examples[domain]) for domain in values}
+            means["example_weight"] = {d: size.new_tensor(values.weights[d] / total / examples[d]) for d in values}
         return means | {f"{name}_size": self.sizes[f"{name}_size"] for name in answers}
 
     def share(self, step: Step, reference: Mapping[str, Tensor]) -> Tensor | None:
         """Return q, (), the share of the plain distance in one that is corrected; None where it is not.
 
-        q = w + (1 - w) B / N for a batch of B of the domain's N examples that has the weight w in the reference. Then
-        the gradient by a statistic that is a mean over examples has no bias where the batch, and what its client
-        holds, are drawn from the domain without replacement: all N do not vary, and a reference varies with its batch.
-        A batch of one example, which has no halves, is not corrected.
+        q = B / N + v (n - B) for a batch of B of the domain's N examples that stands for n in the reference
+        (:attr:`Step.in_answers`), where each has the weight v. Then the gradient by a statistic that is a mean over
+        examples has no bias: where the batch, and what its client holds, are drawn from the domain without replacement,
+        its covariance with the halves is -S^2 / N, with itself S^2 (1 / B - 1 / N) and with the reference
+        v S^2 (n / B - 1), for examples of variance S^2. A batch of one example, which has no halves, is not corrected.
         """
         if not self.corrected:
             return None
-        size, examples = step.batch.size, int(reference["examples"])
+        size, examples = step.batch.size, int(reference["domain_examples"])
         if size == 1 or size >= examples:
             return None
-        in_reference = step.in_answers * reference["part"]
-        return in_reference + (1 - in_reference) * (size / examples)
+        return size / examples + reference["example_weight"] * (step.in_answers - size)
 
     def scaled(self, distance: Tensor, name: str, reference: Mapping[str, Tensor]) -> Tensor:
         """Return a squared distance to the named reference, (), divided by the size if relative."""
@@ -284,7 +284,7 @@ class DomainStrategy:
             tensor with as many values as the trained parameters have. They are not called on a blank example.
         schedule: Weight of the penalty over the run.
         limited: Whether the gradient of the weighted penalty is limited to the length of the loss's gradient; see
-            :meth:`Step.limited`. The penalty must depend on features, head or both alone. The objective is then not
+            :meth:`Step.limited`. The penalty must depend on features, head or both. The objective is then not
             divided by the weight: the limit serves the purpose of ``"rescale"``.
         bound_to_rounds: Whether what a round does depends on the run's number of rounds.
         state: What the server half remembers between rounds (moving averages and the like); saved in checkpoints. Its

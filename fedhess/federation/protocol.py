@@ -58,6 +58,7 @@ IDENTITY = "identity"  # name of the reply to IDENTIFY in the run's rows
 ROUND = "server-round"
 MODEL_ID = "model-id"
 MODEL_MISSING = "model-missing"
+MOST_EXAMPLES = 2**48  # that a client can claim: the sums over clients are computed in 64 bits
 MODELS_HELD = 2  # newest models that a client keeps: the global model, and its average where one is evaluated
 DATA_DIGEST = "data-digest"  # in a client's identity and in every message to it: its data may not change in a run
 NONCE = "nonce"  # in every message and its reply: a node that was not sent the message does not know it
@@ -194,12 +195,12 @@ class Identity:
             whole, texts = [*counts, *columns[1], *columns[2], rounding], [domain, *columns[0], *classes]
             typed = all(type(count) is int for count in whole) and all(isinstance(text, str) for text in texts)
             finite = isinstance(epsilon, float) and math.isfinite(epsilon)
-            negative = min([*whole, epsilon]) < 0
+            negative, adds_up = min([*whole, epsilon]) < 0, max(whole) <= MOST_EXAMPLES
         except (KeyError, TypeError, ValueError):
             raise ValueError(unclear) from None
         if negative or (role == SOURCE and counts[1] == 0):
             raise ValueError(f"expected a source client with examples, no negative count, got {dict(record)}")
-        adds_up = not several or (role == SOURCE and [sum(column) for column in columns[1:]] == counts[1:])
+        adds_up &= not several or (role == SOURCE and [sum(column) for column in columns[1:]] == counts[1:])
         once = len({held.domain for held in several}) == len(several)
         if not (typed and finite and role in (SOURCE, TARGET) and adds_up and once):
             raise ValueError(unclear)

@@ -28,7 +28,8 @@ DISCLOSES = {
     ("down", protocol.MODEL): "the mean of the source clients' updates so far; where domains train in turn (fish), the "
     "update of the one before",
     ("down", protocol.MOMENTUM): "where domains train in turn (fish), the gradients of the one before",
-    ("down", protocol.REFERENCE): "means of statistics over the source domains, or the domain's own",
+    ("down", protocol.REFERENCE): "means of statistics over the source domains, or the domain's own; with relative "
+    "penalties how many examples all clients hold of the domain",
     ("down", protocol.GIVEN): "what the clients' next statistic is computed with, such as a mean over the domains",
 }
 # The same for source clients of a private run.

@@ -84,9 +84,9 @@ def test_augmented_hgp_is_the_centralised_algorithm_on_the_same_batches(run: Run
         model.train()
         data = {domain: local_domain(config, domain=domain, role="source") for domain in SOURCES}
         batches = {domain: round_batch(own, config, step=step) for domain, own in data.items()}
-        examples = {domain: own.train_size for domain, own in data.items()}
+        held = {domain: own.train_size for domain, own in data.items()}
         optimizer.zero_grad()
-        objective(model, Round(step + 1, config.seed, batches, weights, examples)).backward()
+        objective(model, Round(step + 1, config.seed, batches, weights, held)).backward()
         optimizer.step()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(federated[name], value, rtol=0, atol=1e-10)

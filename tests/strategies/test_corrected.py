@@ -1,6 +1,5 @@
 """``estimate="corrected"``: the distance to a constant without the variance of a batch."""
 
-from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -10,19 +9,19 @@ from torch import Tensor, nn
 from fedhess.alignment import PenaltyScale, Step, run_forward
 from fedhess.alignment.loading import load_strategy
 from fedhess.base.errors import UsageError
-from fedhess.curvature import distances, head_gradient, hessian_gradient_product
+from fedhess.curvature import distances, head_gradient, head_hvp, hessian_gradient_product
 from fedhess.models.headed import HeadedModel
 from fedhess.strategies.cma import CMA
 from fedhess.strategies.hgp import HGP
 from fedhess.strategies.hutchinson import Hutchinson
 
-PART = torch.ones((), dtype=torch.float64)
+ONE = torch.ones((), dtype=torch.float64)
 NAMES = ("gradient", "hgp", "diagonal", "sketch")
 REFERENCE: dict[str, Tensor] = {name: torch.zeros(3, 5, dtype=torch.float64) for name in NAMES}
 REFERENCE |= {f"{name}_size": torch.ones(()) for name in NAMES} | {
     "seed": torch.zeros((), dtype=torch.int64),
-    "examples": torch.tensor(12),
-    "part": PART / 36,
+    "domain_examples": torch.tensor(12),
+    "example_weight": ONE / 36,
 }
 
 
@@ -41,8 +40,9 @@ def step_of(model: HeadedModel, inputs: Tensor, labels: Tensor, *, in_answers: f
     return Step(model, run_forward(model, inputs, labels), {}, index=0, server_round=1, in_answers=in_answers)
 
 
-def share_of(step: Step, *, examples: int = 12, part: float = 0.0) -> Tensor | None:
-    return PenaltyScale("relative", {}).share(step, {"examples": torch.tensor(examples), "part": PART * part})
+def share_of(step: Step, *, examples: int = 12, weight: float = 0.0) -> Tensor | None:
+    reference = {"domain_examples": torch.tensor(examples), "example_weight": ONE * weight}
+    return PenaltyScale("relative", {}).share(step, reference)
 
 
 @pytest.mark.parametrize(("size", "examples"), [(4, 12), (5, 12), (4, 10**9)])
@@ -93,10 +93,10 @@ def test_a_batch_is_estimated_by_its_halves_up_to_its_share_of_domain_and_refere
     monkeypatch.setattr(distances, "gram_is_cheaper", lambda batch, *, hgp: gram)
     inputs, labels = inputs[:size], labels[:size]
     even, odd = (hessian_gradient_product(step_of(model, inputs[start::2], labels[start::2]).batch) for start in (0, 1))
-    for in_answers, expected_share in ((0.0, 0.25), (2.0, 0.4)):
-        step = step_of(model, inputs, labels, in_answers=in_answers)
-        share = share_of(step, examples=4 * size, part=0.1)
-        torch.testing.assert_close(share, PART * expected_share)
+    for more, expected_share in ((0, 0.25), (3, 0.4)):
+        step = step_of(model, inputs, labels, in_answers=size + more)
+        share = share_of(step, examples=4 * size, weight=0.05)
+        torch.testing.assert_close(share, ONE * expected_share)
         product, square = (even * odd).sum(), hessian_gradient_product(step.batch).square().sum()
         expected = (1 - expected_share) * product + expected_share * square
         found = step.squared_distance(hessian_gradient_product, REFERENCE["hgp"], share=share)
@@ -104,26 +104,48 @@ def test_a_batch_is_estimated_by_its_halves_up_to_its_share_of_domain_and_refere
         torch.testing.assert_close([found, fused], [expected, expected])
 
 
-def test_the_slope_has_no_bias_where_the_batch_is_part_of_the_reference(
-    drawn: tuple[HeadedModel, Tensor, Tensor],
+# By what a step's batch is: the clients that share the domain, B, and how many of its examples the batch stands for.
+BATCHES = {
+    "in the reference": (1, 4, 12),
+    "in the reference, of a part of the domain": (2, 3, 6),
+    "all that a client holds": (3, 4, 4),
+    "later in the pass": (2, 3, 0),
+    "in another pass": (2, 3, 3),
+}
+
+
+@pytest.mark.parametrize("which", BATCHES)
+def test_the_slope_has_no_bias_whatever_the_batch_has_in_common_with_the_reference(
+    drawn: tuple[HeadedModel, Tensor, Tensor], which: str
 ) -> None:
-    # Both domains are the same examples, so that all of a slope along the head's weight is of the batches' variance.
+    # Both domains are the same examples, so that all of a slope along the head's parameters is of the variance.
     model, inputs, labels = drawn
-    weight = model.head.weight
+    clients, size, in_answers = BATCHES[which]
     generator = torch.Generator().manual_seed(1)
-    slopes: dict[str, list[float]] = {"batch": [], "not part of it": [], "corrected": []}
-    for _ in range(600):
-        chosen = [torch.randperm(12, generator=generator)[:4] for _ in range(2)]
-        step, other = (step_of(model, inputs[batch], labels[batch], in_answers=12) for batch in chosen)
-        reference = (step.statistic(head_gradient) + other.statistic(head_gradient)).detach() / 2
-        for name, own in slopes.items():
-            share = share_of(step, part=0.0 if name == "not part of it" else 1 / 24)
-            distance = step.squared_distance(head_gradient, reference, share=None if name == "batch" else share)
-            (slope,) = torch.autograd.grad(distance, weight, retain_graph=True)
-            own.append(float((slope * weight.detach()).sum()))
-    sigmas = {name: mean(own) / stdev(own) * len(own) ** 0.5 for name, own in slopes.items()}
-    assert abs(sigmas["corrected"]) < 4
-    assert min(sigmas["batch"], -sigmas["not part of it"]) > 4 or max(sigmas["batch"], -sigmas["not part of it"]) < -4
+    held, of_other = (torch.rand(20_000, 12, generator=generator).argsort(1).unflatten(1, (clients, -1)) for _ in "ab")
+    own = held[:, 0]
+    again = torch.rand(own.shape, generator=generator).argsort(1)
+    batch = {"later in the pass": own[:, size:], "in another pass": own.gather(1, again)}.get(which, own)[:, :size]
+    share = share_of(step_of(model, inputs[:size], labels[:size], in_answers=in_answers), weight=1 / 24)
+    assert share is not None
+
+    singles = [step_of(model, inputs[one : one + 1], labels[one : one + 1]).batch for one in range(12)]
+    along = torch.cat([model.head.weight, model.head.bias.unsqueeze(1)], 1)
+    with torch.no_grad():
+        gradients = torch.stack([head_gradient(single) for single in singles])
+        changes = torch.stack([head_hvp(single, along) for single in singles])
+    asked = torch.cat([domain[:, :, :size].flatten(1) for domain in (held, of_other)], 1)
+    reference = gradients[asked].mean(1)
+
+    def slope(of: Tensor, towards: Tensor) -> Tensor:
+        return (changes[of].mean(1) * (gradients[towards].mean(1) - reference)).sum((1, 2))
+
+    even, odd = batch[:, ::2], batch[:, 1::2]
+    plain, product = 2 * slope(batch, batch), slope(even, odd) + slope(odd, even)
+    found = {change: torch.lerp(product, plain, share + change) for change in (-0.1, 0.0, 0.1)}
+    less, exact, more = (float(each.mean() / each.std()) * len(each) ** 0.5 for each in found.values())
+    assert abs(exact) < 4
+    assert min(less, -more) > 4 or max(less, -more) < -4
 
 
 @pytest.mark.parametrize("strategy", ["hgp", "hutchinson", "cma"])

@@ -67,10 +67,23 @@ def test_a_penalty_of_features_or_head_alone_is_limited(part: str, monkeypatch: 
     whole = [at] if part == "features" else [*model.head.parameters()]
     of_loss = torch.cat([each.flatten() for each in torch.autograd.grad(step.loss, whole)])
     torch.testing.assert_close(limited.norm(), of_loss.norm())
-    other = next(model.featurizer.parameters()).square().sum()
-    for penalty in (other, at.square().sum() + other):
-        with pytest.raises(UsageError, match="expected a penalty of the step's features and head alone"):
-            step.limited(penalty)
+    with pytest.raises(UsageError, match="expected a penalty of the step's features or head"):
+        step.limited(next(model.featurizer.parameters()).square().sum())
+
+
+def test_a_limited_penalty_may_have_other_leaves_and_keeps_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BENCHMARKS, "Toy", "toy:open_toy")
+    torch.manual_seed(0)
+    model = create_small(input_shape=(12,), outputs=4, pretrained=False).double()
+    step = Step(model, run_forward(model, *next(iter(toy_domains().values()))), {}, 0, 1)
+    other = next(model.featurizer.parameters())
+    penalty = 1e6 * step.features.square().sum()
+    alone, both = (
+        torch.autograd.grad(step.limited(own), other, retain_graph=True)[0]
+        for own in (penalty, penalty + other.square().sum())
+    )
+    factor = alone.norm() / torch.autograd.grad(penalty, other, retain_graph=True)[0].norm()
+    torch.testing.assert_close(both, alone + factor * 2 * other)
 
 
 def test_absolute_references_are_the_means_whatever_the_state_has() -> None:

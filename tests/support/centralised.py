@@ -6,6 +6,7 @@ Shared with the package is what an algorithm leaves open: which examples a batch
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,24 +41,37 @@ Domains = dict[str, Batch]
 class Round:
     """One batch of each domain that takes part in a round, and the domains' weights, which add up to 1.
 
-    A domain that several clients hold is there once for each, as ``domain/client``. ``examples`` has the examples of
-    each domain by name.
+    A domain that several clients hold is there once for each, as ``domain/client``. ``held`` has the number of examples
+    that each batch was drawn from.
     """
 
     number: int
     seed: int
     batches: Domains
     weights: dict[str, float]
-    examples: dict[str, int]
+    held: dict[str, int]
 
     def of(self, model: HeadedModel, statistic: Statistic) -> list[Tensor]:
         """The statistic of each domain."""
         return [statistic(model, batch) for batch in self.batches.values()]
 
-    def share_of(self, name: str, size: int, *, batches: int = 1) -> float:
-        """The share of one batch in its domain or in the references, to which each name gives so many batches."""
-        in_references = self.weights[name] / batches if batches else 0.0
-        return in_references + (1 - in_references) * size / self.examples[name]
+    def share_of(self, name: str, size: int, *, stands_for: float | None = None) -> float:
+        """The share of the square of a batch that stands for so many examples in the references, by default for all."""
+        weight, examples = self._sum(name, self.weights), self._sum(name, self.held)
+        return size / examples + weight / examples * ((self.held[name] if stands_for is None else stands_for) - size)
+
+    def size_of(self, values: Iterable[Tensor]) -> Tensor:
+        """The weighted mean over the domains of the square of what each has in the mean of the values."""
+        weighted = {name: self.weights[name] * value for name, value in zip(self.batches, values, strict=True)}
+        domains = {name.partition("/")[0]: name for name in weighted}
+        squares = [
+            self._sum(name, weighted).square().sum() / self._sum(name, self.weights) for name in domains.values()
+        ]
+        return torch.stack(squares).sum()
+
+    def _sum(self, name: str, of: dict[str, Any]) -> Any:
+        """The sum over the clients of a name's domain."""
+        return sum(value for other, value in of.items() if other.partition("/")[0] == name.partition("/")[0])
 
     def mean(self, values: Iterable[Tensor]) -> Tensor:
         """Weighted mean of one value a domain."""
@@ -95,7 +109,7 @@ class Pull:
             return self.reference(model, now).detach()
         values = now.of(model, self.statistic) if self.averaged is None else self.averaged(model, now)
         if self.sizes is not None:
-            self.sizes.append(now.mean(value.square().sum() for value in values).detach())
+            self.sizes.append(now.size_of(values).detach())
         return now.mean(values).detach()
 
     def term(self, model: HeadedModel, batch: Batch, target: Tensor, share: float) -> Tensor:

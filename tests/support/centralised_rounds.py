@@ -55,9 +55,7 @@ def train_in_rounds(
             client = getattr(torch.optim, config.client_optimizer)(own.parameters(), **options)
             for step in range((now.number - 1) * config.local_steps, now.number * config.local_steps):
                 batch = batch_of(domains, name, config, step)
-
-                late = step % config.local_steps >= config.statistics_batches
-                share = now.share_of(name, len(batch[1]), batches=0 if late else config.statistics_batches)
+                share = now.share_of(name, len(batch[1]), stands_for=stands_for(now.held[name], config, step))
                 penalty = partial(penalty_of, batch=batch, terms=terms, share=share)
                 objective = partial(objective_of, batch=batch, penalty=penalty, l2=config.l2, weight=weight(step))
                 step_along(own, client, (slope or slope_of)(own, objective))
@@ -66,6 +64,15 @@ def train_in_rounds(
         server.param_groups[0]["lr"] = config.server_rate.at(now.number)
         step_along(model, server, -(merge or Round.mean)(now, ways))
     return tensors_of(model)
+
+
+def stands_for(held: int, config: RunConfig, step: int) -> float:
+    """How many of the examples that a client holds the batch of a step stands for in the references of the round."""
+    size, first = config.batch_size or held, step - step % config.local_steps
+    if step - first < config.statistics_batches:
+        return held / config.statistics_batches
+    pass_of = [number // (held // size) for number in (first, step)]
+    return size if pass_of[0] < pass_of[1] else 0.0
 
 
 def train_fish(model: HeadedModel, domains: Domains, *, config: RunConfig, eps: float) -> dict[str, Tensor]:

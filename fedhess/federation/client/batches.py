@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fedhess.base.seeds import batch_indices, seeded_generator
+from fedhess.base.seeds import batch_indices, seeded_generator, steps_per_pass
 from fedhess.domains.partition import batch_sizes
 from fedhess.federation.client.augmentation import augment
 from fedhess.models.prepared import LocalDomain
@@ -54,6 +54,27 @@ def joint_batches(
     """Read the `joint_batch` of each step."""
     streams = [step_batches(data, own, steps=steps) for data, own in _shared(parts, config)]
     return map(_joined, zip(*streams, strict=True))
+
+
+def examples_in_answers(parts: Sequence[LocalDomain], config: RunConfig, *, steps: range) -> list[list[float]]:
+    """For each step of a round, return how many examples of each domain its batch stands for in the round's statistics.
+
+    These are of the first ``statistics_batches`` batches. A batch among them stands for its share of all that the
+    client holds; one of the same pass for none, since its examples are others; one of another pass, which is drawn
+    independently, for its own number; and so does one of all examples.
+    """
+    found: list[list[float]] = [[] for _ in steps]
+    for data, own in _shared(parts, config):
+        held, size = data.train_size, min(own.batch_size or data.train_size, data.train_size)
+        per_pass = steps_per_pass(held, batch_size=size, keeps_rest=config.local_epochs > 0)
+        for row, step in zip(found, steps, strict=True):
+            if size == held or config.references == "previous":
+                row.append(size)
+            elif step - steps[0] < config.statistics_batches:
+                row.append(held / config.statistics_batches)
+            else:
+                row.append(0.0 if step // per_pass == steps[0] // per_pass else size)
+    return found
 
 
 def _shared(parts: Sequence[LocalDomain], config: RunConfig) -> list[tuple[LocalDomain, RunConfig]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedhess.alignment.step import Forward, LocalStep, Step, round_steps
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.users_code import users_code
-from fedhess.federation.client.batches import joint_batches
+from fedhess.federation.client.batches import examples_in_answers, joint_batches
 from fedhess.models.headed import HeadedModel
 from fedhess.models.prepared import LocalDomain
 from fedhess.settings.optimizers import client_optimizer
@@ -51,13 +51,6 @@ def writes_parameters(config: RunConfig, *, carries_momentum: bool = False) -> b
     one_step = config.local_steps == 1 and config.local_epochs == 0
     plain = config.client_optimizer == "SGD" and not (config.momentum and carries_momentum)
     return not (one_step and plain)
-
-
-def examples_in_answers(config: RunConfig, step: int, train_size: int) -> float:
-    """Return how many of a client's examples a batch stands for in its answers, by the step's number in the round."""
-    if config.references == "previous" or step >= config.statistics_batches:
-        return 0.0
-    return train_size / config.statistics_batches
 
 
 def train_locally(
@@ -101,16 +94,15 @@ def train_locally(
     recorded: Tensor | None = None
     train_size = sum(holding.data.train_size for holding in holdings)
     indices = round_steps(config, train_size=train_size, server_round=server_round)
-    batches = joint_batches([holding.data for holding in holdings], config, steps=indices[first is not None :])
+    parts = [holding.data for holding in holdings]
+    batches = joint_batches(parts, config, steps=indices[first is not None :])
+    in_answers = dict(zip(indices, examples_in_answers(parts, config, steps=indices), strict=True))
 
     def objective(forward: Forward, index: int) -> tuple[Tensor, Tensor]:
         """Return the weighted loss of a pass, and the weighted loss with penalties."""
         steps = [
-            Step(
-                *(model, part, before, index, server_round, config.l2, own.data.key),
-                in_answers=examples_in_answers(config, index - indices[0], own.data.train_size),
-            )
-            for part, own in zip(forward.parts, holdings, strict=True)
+            Step(model, part, before, index, server_round, config.l2, own.data.key, examples)
+            for part, own, examples in zip(forward.parts, holdings, in_answers[index], strict=True)
         ]
         with users_code(f"strategy {config.strategy!r}", "penalty", type(strategy)):
             terms = [strategy.objective(step, own.reference) for step, own in zip(steps, holdings, strict=True)]

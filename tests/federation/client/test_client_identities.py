@@ -67,7 +67,7 @@ def test_a_client_that_the_partition_does_not_have_is_refused() -> None:
         {"classes": 7},
         {"classes": [1, 2]},
         {"held-domains": [b"north", b"south"]},
-        *(ALONE | {"train-examples": count} for count in (2.5, math.nan, math.inf)),
+        *(ALONE | {"train-examples": count} for count in (2.5, math.nan, math.inf, 2**50)),
         ALONE | {"role": "target", protocol.EVALUATION_ROUNDING: 2.5, protocol.EVALUATION_EPSILON: 1.0},
         ALONE | {"role": "target", protocol.EVALUATION_ROUNDING: 2, protocol.EVALUATION_EPSILON: math.nan},
     ],
