@@ -37,7 +37,7 @@ STRATEGIES = tuple(name for name in BUILT_IN if name not in NOT_HERE)
 SEEDS = (0, 1, 2)
 DOMAINS = ("IconPACS", "RotatedMNIST")
 WITH_PARTS = ("RotatedMNIST", "Digits")  # benchmarks with the option per_domain
-LAMBDAS = (1.0, 0.1, 0.0)  # of the partition with --clients, from clients that are alike to one domain each
+LAMBDAS = "1,0.1,0"  # of the partition with --clients, from clients that are alike to one domain each
 OTHERS = ("ColoredMNIST",)  # its targets are fixed; see correlation_shift
 QUICK_EXAMPLES, QUICK_ROUNDS, QUICK_ANNEALED = 300, 2, 5
 
@@ -58,11 +58,16 @@ def configurations(
     seeds: Sequence[int] = SEEDS,
     per_domain: int = 0,
     clients: int = 0,
+    heterogeneity: str = LAMBDAS,
 ) -> list[Configuration]:
     """List the jobs: every benchmark with every strategy and seed, all targets each; with ``clients``, each lambda."""
     part: Mapping[str, Scalar] = {"per_domain": per_domain}
     planned = plan({name: part if name in WITH_PARTS else {} for name in domains}, strategies, seeds)
-    shares = [{"partition": "lambda", "clients": clients, "heterogeneity": each} for each in LAMBDAS]
+    try:
+        lambdas = [float(each) for each in heterogeneity.split(",")]
+    except ValueError:
+        raise UsageError(f"--heterogeneity: expected numbers separated by commas, got {heterogeneity!r}") from None
+    shares = [{"partition": "lambda", "clients": clients, "heterogeneity": each} for each in lambdas]
     return [replace(job, overrides=share) for job in planned for share in shares] if clients else planned
 
 
@@ -87,11 +92,12 @@ def diversity_shift(
     clients: Annotated[
         int,
         typer.Option(
-            help="Share the sources among so many clients, with lambda 1, 0.1 and 0 in turn. [default: one each]",
+            help="Share the sources among so many clients, with each --heterogeneity in turn. [default: one each]",
             min=0,
             show_default=False,
         ),
     ] = 0,
+    heterogeneity: Annotated[str, typer.Option(help="With --clients: their lambdas, separated by commas.")] = LAMBDAS,
     preset: Annotated[str, typer.Option(help=f"A published protocol: {', '.join(PROTOCOLS)}.")] = "",
     target: Annotated[
         str, typer.Option(help="With a preset: the domains to leave out, as fedhess.simulate takes them.")
@@ -106,6 +112,8 @@ def diversity_shift(
     for option, given in of_presets.items():
         if given and not preset:
             raise UsageError(f"{option} goes with --preset; without one every domain is left out, by source validation")
+    if heterogeneity != LAMBDAS and not clients:
+        raise UsageError("--heterogeneity goes with --clients, which shares the sources among clients")
     if preset and clients:
         raise UsageError("--clients does not go with --preset, which has its own clients; leave one of them out")
     if preset and options.per_domain:
@@ -131,6 +139,7 @@ def diversity_shift(
             seeds=trials,
             per_domain=options.examples(quick=QUICK_EXAMPLES),
             clients=clients,
+            heterogeneity=heterogeneity,
         )
         if options.quick:
             jobs = [shorten(job, rounds=QUICK_ROUNDS, annealed=QUICK_ANNEALED) for job in jobs]

@@ -278,6 +278,8 @@ def test_job_that_stops_is_recorded_and_the_command_fails(run: Run, monkeypatch:
         (diversity_shift, ["--target", "photo"], "--target goes with --preset; without one every domain is left out"),
         (diversity_shift, ["--preset", "ga", "--clients", "9"], "--clients does not go with --preset"),
         (diversity_shift, ["--preset", "ga", "--per-domain", "9"], "--per-domain does not go with --preset"),
+        (diversity_shift, ["--heterogeneity", "0"], "--heterogeneity goes with --clients"),
+        (diversity_shift, ["--clients", "9", "--heterogeneity", "x"], "--heterogeneity: expected numbers"),
     ],
 )
 def test_mistake_is_named(run: Run, scenario: Any, arguments: list[str], message: str) -> None:
