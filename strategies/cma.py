@@ -33,7 +33,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedhess.alignment import Annealing, Ask, DomainStrategy, Estimate, PenaltyScale, PenaltySchedule, Reference, Scale, Step
+from fedhess.alignment import (
+    Annealing,
+    Ask,
+    DomainStrategy,
+    Estimate,
+    PenaltyScale,
+    PenaltySchedule,
+    Reference,
+    Scale,
+    Step,
+)
 from fedhess.base.errors import UsageError
 from fedhess.base.transfers import send
 from fedhess.curvature import HeadBatch, head_gradient

@@ -38,7 +38,17 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedhess.alignment import Annealing, Ask, DomainStrategy, Estimate, PenaltyScale, PenaltySchedule, Reference, Scale, Step
+from fedhess.alignment import (
+    Annealing,
+    Ask,
+    DomainStrategy,
+    Estimate,
+    PenaltyScale,
+    PenaltySchedule,
+    Reference,
+    Scale,
+    Step,
+)
 from fedhess.curvature import head_gradient, head_hvp, hessian_gradient_product
 
 DEFAULTS = {"relative": {"alpha": 0.003, "beta": 0.01}, "absolute": {"alpha": 1e-4, "beta": 5e-3}}
