@@ -39,10 +39,9 @@ Domains = dict[str, Batch]
 
 @dataclass(frozen=True)
 class Round:
-    """One batch of each domain that takes part in a round, and the domains' weights, which add up to 1.
+    """One batch of each domain of a round, its weight (all add up to 1), and of how many examples it was drawn.
 
-    A domain that several clients hold is there once for each, as ``domain/client``. ``held`` has the number of examples
-    that each batch was drawn from.
+    A domain that several clients hold is there once for each, as ``domain/client``.
     """
 
     number: int
@@ -64,10 +63,7 @@ class Round:
         """The weighted mean over the domains of the square of what each has in the mean of the values."""
         weighted = {name: self.weights[name] * value for name, value in zip(self.batches, values, strict=True)}
         domains = {name.partition("/")[0]: name for name in weighted}
-        squares = [
-            self._sum(name, weighted).square().sum() / self._sum(name, self.weights) for name in domains.values()
-        ]
-        return torch.stack(squares).sum()
+        return sum(self._sum(own, weighted).square().sum() / self._sum(own, self.weights) for own in domains.values())
 
     def _sum(self, name: str, of: dict[str, Any]) -> Any:
         """The sum over the clients of a name's domain."""
@@ -201,11 +197,9 @@ def cma_pulls(a: float, b: float, form: str, *, probes: int = 0, relative: bool 
                 return products_of(model, batch, signs) / (rows * features) / probes**0.5
             basis = torch.eye(rows * columns).double().view(-1, rows, columns)
             whole = products_of(model, batch, basis) / (rows * features)
-            return (
-                whole
-                if form == "full"
-                else torch.stack([whole[c * columns : (c + 1) * columns, c] for c in range(rows)])
-            )
+            if form == "full":
+                return whole
+            return torch.stack([whole[c * columns : (c + 1) * columns, c] for c in range(rows)])
 
         return [Pull(a, head_gradient_of, sizes=sizes[0]), Pull(b, hessian_of, sizes=sizes[1])]
 
