@@ -7,6 +7,7 @@ and ``check``. SCAFFOLD takes two places.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -133,6 +134,12 @@ def places(strategy: type[DomainStrategy]) -> list[str]:
     ]
 
 
+@cache  # clients ask with every message
+def strategy_parameters(cls: type) -> Mapping[str, inspect.Parameter]:
+    """Return the arguments of a strategy's constructor that text can set."""
+    return text_parameters(cls, what=f"strategy {cls.__qualname__!r}")
+
+
 def combine(name: str, classes: Mapping[str, type]) -> type[Combined]:
     """Make the class of a combination.
 
@@ -172,7 +179,7 @@ def combine(name: str, classes: Mapping[str, type]) -> type[Combined]:
     parameters = [
         parameter.replace(name=f"{prefix}{key}", kind=inspect.Parameter.KEYWORD_ONLY)
         for prefix, made in classes.items()
-        for key, parameter in text_parameters(made, what=f"strategy {made.__qualname__!r}").items()
+        for key, parameter in strategy_parameters(made).items()
     ]
     bound = any(getattr(made, "bound_to_rounds", False) for made in classes.values())
     own = {"classes": dict(classes), "parameters": parameters, "bound_to_rounds": bound, **kinds}

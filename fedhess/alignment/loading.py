@@ -11,10 +11,10 @@ import torch
 from flwr.serverapp.strategy import FedProx, Strategy
 from torch import Tensor, nn
 
-from fedhess.alignment.combination import combine
+from fedhess.alignment.combination import combine, strategy_parameters
 from fedhess.alignment.strategy import DomainStrategy
 from fedhess.base.errors import UsageError, did_you_mean
-from fedhess.base.loading import checked_arguments, find_object, installed, is_here, text_parameters
+from fedhess.base.loading import checked_arguments, find_object, installed, is_here
 from fedhess.base.seeds import seeded_globally
 from fedhess.base.users_code import users_code
 from fedhess.models.building import build_model
@@ -89,6 +89,16 @@ class Method:
             self.parameters, args, option="--strategy-args", what=f"strategy {self.name!r}", of=self.cls
         )
 
+    def build(self, args: Mapping[str, Scalar]) -> DomainStrategy | Strategy:
+        """Build it; see :func:`load_strategy`."""
+        checked = self.check_args(args)
+        with users_code(f"strategy {self.name!r}", "constructor", self.cls):
+            try:
+                built: DomainStrategy | Strategy = self.cls(**checked)
+                return built
+            except (ValueError, TypeError) as error:
+                raise UsageError(f"--strategy-args: strategy {self.name!r} rejects its arguments: {error}") from error
+
 
 def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Strategy:
     """Build a strategy.
@@ -101,14 +111,7 @@ def load_strategy(name: str, args: Mapping[str, Scalar]) -> DomainStrategy | Str
         UsageError: As :func:`find_method`; or an argument is unknown, missing, of the wrong type or rejected by the
             constructor.
     """
-    method = find_method(name)
-    checked = method.check_args(args)
-    with users_code(f"strategy {name!r}", "constructor", method.cls):
-        try:
-            built: DomainStrategy | Strategy = method.cls(**checked)
-            return built
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"--strategy-args: strategy {name!r} rejects its arguments: {error}") from error
+    return find_method(name).build(args)
 
 
 def is_installed(name: str) -> bool:
@@ -158,7 +161,7 @@ def find_method(name: str) -> Method:
             f"--strategy: {path} is the server half of FedProx: its clients would have to add its proximal term to "
             "their loss; use --strategy fedprox"
         )
-    return Method(name, found, text_parameters(found, what=f"strategy {found.__qualname__!r}"))
+    return Method(name, found, strategy_parameters(found))  # type: ignore[arg-type]  # to mypy no type is hashable
 
 
 def client_half(config: RunConfig) -> DomainStrategy:
@@ -167,9 +170,8 @@ def client_half(config: RunConfig) -> DomainStrategy:
     Each message gets a new object, in every engine. What an object stores would be lost with the message's process on a
     SuperNode, and visible to other clients in one shared process.
     """
-    if find_method(config.strategy).is_flower:
-        return DomainStrategy()
-    return typing.cast(DomainStrategy, load_strategy(config.strategy, config.strategy_args))
+    method = find_method(config.strategy)
+    return DomainStrategy() if method.is_flower else typing.cast(DomainStrategy, method.build(config.strategy_args))
 
 
 def strategy_model(config: RunConfig, *, initial: bool = True) -> HeadedModel:

@@ -93,6 +93,7 @@ def own_torch_state(message: Message, context: Context, call_next: Handler) -> M
             return call_next(message, context)
 
 
+VERSION = f"fedhess {version('fedhess')}, torch {torch.__version__}"
 app = ClientApp(mods=[return_nonce, errors_as_replies, own_torch_state, firewall])
 
 
@@ -105,7 +106,7 @@ def identify(message: Message, context: Context) -> Message:
         sent_identity(config, context, data, role),
         classes=class_names(config),
         inputs=describe_inputs(config),
-        version=f"fedhess {version('fedhess')}, torch {torch.__version__}",
+        version=VERSION,
     )
     return Message(RecordDict({protocol.CONFIG: identity.to_record()}), reply_to=message)
 
