@@ -14,6 +14,8 @@ S = curve(U) / B and A = z-hat r^T,
     ||G - r_g||^2    = <R, U> / B - 2 <R, A_g> / B + ||r_g||^2
     ||H[G] - r_h||^2 = <S, M S> - 2 <S, A_h> + ||r_h||^2
 
+The halves of a corrected distance have blocks of the same M and A: they cost no further product of size K.
+
 :func:`gram_is_cheaper` chooses by shape alone, so that equal inputs give equal bits.
 
 **Rounding.** The expansion subtracts numbers of the size of ||r||^2. Its gradient does not suffer: it is built from
@@ -58,8 +60,7 @@ def head_objective(
         gradient: Fixed reference of the gradient, (C, K), or None to leave its term at zero.
         hgp: Fixed reference of the Hessian-gradient product, (C, K), or None to leave its term at zero.
         share: Part of the distances that is the batch's, (); by default all of it. In the rest, <G_1 - gradient, G_2 -
-            gradient> and <H_1[G_1] - hgp, H_2[G_2] - hgp> of the examples at even and at odd places take its place,
-            in the direct form.
+            gradient> and <H_1[G_1] - hgp, H_2[G_2] - hgp> of the examples at even and at odd places take its place.
         gram: Force the Gram form (True) or the direct form (False); by default :func:`gram_is_cheaper` decides.
 
     Returns:
@@ -80,13 +81,9 @@ def head_objective(
     loss, zero = mean_loss(basics.logits, batch.labels), basics.logits.new_zeros(())
     if not references:
         return HeadTerms(loss, zero, zero)
-    if gram_is_cheaper(batch, hgp=hgp is not None) if gram is None else gram:
-        squares = _expanded_squares(basics, references)
-    else:
-        squares = {name: _square(difference) for name, difference in _differences(basics, references).items()}
+    in_gram = gram_is_cheaper(batch, hgp=hgp is not None) if gram is None else gram
+    squares, products = (_expanded if in_gram else _direct)(basics, references, halves=share is not None)
     if share is not None:
-        first, second = (_differences(half, references) for half in basics.halves())
-        products = {name: (first[name] * second[name]).sum() for name in references}
         squares = {name: torch.lerp(products[name], square, share) for name, square in squares.items()}
     return HeadTerms(loss, squares.get("gradient", zero), squares.get("hgp", zero))
 
@@ -110,6 +107,18 @@ def gram_is_cheaper(batch: HeadBatch, *, hgp: bool) -> bool:
     return 3 * size * width + mixed * size * outputs < spared * outputs * width
 
 
+Terms = tuple[dict[str, Tensor], dict[str, Tensor]]  # ||s - r||^2 and <s_1 - r, s_2 - r>, by the reference's name
+
+
+def _direct(basics: Basics, references: Mapping[str, Tensor], *, halves: bool) -> Terms:
+    """Compute the squared distances and, if asked for, the products of the halves' differences in the direct form."""
+    squares = {name: _square(difference) for name, difference in _differences(basics, references).items()}
+    if not halves:
+        return squares, {}
+    first, second = (_differences(half, references) for half in basics.halves())
+    return squares, {name: (first[name] * second[name]).sum() for name in references}
+
+
 def _differences(basics: Basics, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return G - r_g and H[G] - r_h, (C, K), by the names of the references."""
     own_CK = {"gradient": gradient_from(basics)}
@@ -118,23 +127,41 @@ def _differences(basics: Basics, references: Mapping[str, Tensor]) -> dict[str, 
     return {name: own_CK[name] - reference_CK for name, reference_CK in references.items()}
 
 
-def _expanded_squares(basics: Basics, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ||G - r_g||^2 and ||H[G] - r_h||^2, (), in the Gram form, by the names of the references."""
-    inputs_BK, _, _, residuals_BC = basics
+def _expanded(basics: Basics, references: Mapping[str, Tensor], *, halves: bool) -> Terms:
+    """Compute the same in the Gram form; a square below the noise is 0, with the distance's own gradient."""
+    inputs_BK = basics.inputs
     gram_BB = inputs_BK @ inputs_BK.T
-    left_BC, images_BC = {"gradient": residuals_BC}, {"gradient": gram_BB @ residuals_BC}
+    onto_BC = {name: inputs_BK @ reference_CK.T for name, reference_CK in references.items()}
+    norms = {name: _square(reference_CK) for name, reference_CK in references.items()}
+    directions_BC = gram_BB @ basics.mean_residuals
+    squares = {}
+    for name, left_BC in _factors(basics, directions_BC, references).items():
+        images_BC = directions_BC if name == "gradient" else gram_BB @ left_BC
+        own, other = (left_BC * images_BC).sum(), norms[name]
+        distance = own - 2 * (left_BC * onto_BC[name]).sum() + other
+        noise = NOISE * torch.finfo(distance.dtype).eps * (own + other)
+        squares[name] = distance - torch.where(distance > noise, torch.zeros_like(distance), distance).detach()
+    if not halves:
+        return squares, {}
+    even, odd = slice(0, None, 2), slice(1, None, 2)
+    first_BC, second_BC = (
+        _factors(half, gram_BB[part, part] @ half.mean_residuals, references)
+        for half, part in zip(basics.halves(), (even, odd), strict=True)
+    )
+    products = {}
+    for name, other in norms.items():
+        first, second = first_BC[name], second_BC[name]
+        crossed = (first * onto_BC[name][even]).sum() + (second * onto_BC[name][odd]).sum()
+        products[name] = (first * (gram_BB[even, odd] @ second)).sum() - crossed + other
+    return squares, products
+
+
+def _factors(basics: Basics, directions_BC: Tensor, references: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return left, (B, C), of G = left^T z-hat and H[G] = left^T z-hat, by the names of the references."""
+    left_BC = {"gradient": basics.mean_residuals}
     if "hgp" in references:
-        left_BC["hgp"] = basics.curve(images_BC["gradient"])
-        images_BC["hgp"] = gram_BB @ left_BC["hgp"]
-    return {name: _expanded(left_BC[name], images_BC[name], inputs_BK, own) for name, own in references.items()}
-
-
-def _expanded(left_BC: Tensor, images_BC: Tensor, inputs_BK: Tensor, reference_CK: Tensor) -> Tensor:
-    """Return ||left^T z-hat - r||^2, (), given images = M left; 0 below the noise, with the distance's own gradient."""
-    own, other = (left_BC * images_BC).sum(), _square(reference_CK)
-    distance = own - 2 * (left_BC * (inputs_BK @ reference_CK.T)).sum() + other
-    noise = NOISE * torch.finfo(distance.dtype).eps * (own + other)
-    return distance - torch.where(distance > noise, torch.zeros_like(distance), distance).detach()
+        left_BC["hgp"] = basics.curve(directions_BC)
+    return {name: left_BC[name] for name in references}
 
 
 def _square(matrix: Tensor) -> Tensor:

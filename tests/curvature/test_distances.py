@@ -1,10 +1,13 @@
 """Distances to references: against autograd, both forms against each other, and what rounding may do."""
 
+import copy
+from collections.abc import Iterator
+
 import oracles
 import pytest
 import torch
 from head_cases import heads, like_theta, make_head
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,20 +19,37 @@ def assert_equal(ours: Tensor, oracle: Tensor) -> None:
     torch.testing.assert_close(ours, oracle, rtol=1e-10, atol=1e-12 * size)
 
 
-def oracle_terms(head: oracles.Head, gradient: Tensor, hgp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    distance_g = (oracles.gradient(head) - gradient).square().sum()
-    distance_h = (oracles.hgp(head) - hgp).square().sum()
-    return head.loss(head.theta), distance_g, distance_h
+def oracle_terms(
+    head: oracles.Head, share: Tensor | None, gradient: Tensor, hgp: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    distances = []
+    for statistic, reference in ((oracles.gradient, gradient), (oracles.hgp, hgp)):
+        distance = (statistic(head) - reference).square().sum()
+        if share is not None:
+            even, odd = (statistic(half) - reference for half in halves(head))
+            distance = (1 - share) * (even * odd).sum() + share * distance
+        distances.append(distance)
+    return head.loss(head.theta), distances[0], distances[1]
+
+
+def halves(head: oracles.Head) -> Iterator[oracles.Head]:
+    for start in (0, 1):
+        half = copy.copy(head)  # its features and theta stay in the graph of the head's
+        half.features, half.labels = head.features[start::2], head.labels[start::2]
+        yield half
 
 
 @pytest.mark.parametrize("gram", [True, False])
+@pytest.mark.parametrize("share", [None, 0.3])
 @pytest.mark.parametrize("names", [("gradient",), ("hgp",), ("gradient", "hgp")])
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(head=heads())
-def test_objective_and_its_derivatives_match_double_backward(gram, names, head):
+def test_objective_and_its_derivatives_match_double_backward(gram, share, names, head):
+    assume(share is None or len(head.labels) > 1)
+    share = share if share is None else torch.tensor(share, dtype=torch.float64)
     references = {"gradient": like_theta(head, seed=1), "hgp": like_theta(head, seed=2)}
-    ours = head_objective(head.batch, **{name: references[name] for name in names}, gram=gram)
-    oracle = oracle_terms(head, **references)
+    ours = head_objective(head.batch, **{name: references[name] for name in names}, share=share, gram=gram)
+    oracle = oracle_terms(head, share, **references)
     inputs = [head.features, head.theta]
     for name, mine, theirs in zip(("loss", "gradient", "hgp"), ours, oracle, strict=True):
         if name not in ("loss", *names):
@@ -114,7 +134,7 @@ def test_float32_distances_are_accurate_away_from_zero(gram):
     features, theta = (part.detach().float() for part in (head.features, head.theta))
     batch = HeadBatch(features, head.labels, theta[:, :-1], theta[:, -1])
     ours = head_objective(batch, gradient=gradient.float(), hgp=hgp.float(), gram=gram)
-    for mine, exact in zip(ours, oracle_terms(head, gradient, hgp), strict=True):
+    for mine, exact in zip(ours, oracle_terms(head, None, gradient, hgp), strict=True):
         torch.testing.assert_close(mine.double(), exact.detach(), rtol=2e-5, atol=0)
 
 
