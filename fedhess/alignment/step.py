@@ -187,11 +187,13 @@ class Step:
         In expectation over batches that is larger than the distance of their mean, by the variance of s. Given a
         ``share`` q, (), such as :meth:`PenaltyScale.share` returns, the variance is left out: (1 - q) <s_1 - reference,
         s_2 - reference> + q ||s - reference||^2, with s_1 and s_2 of the examples at even and at odd places. This can
-        be negative.
+        be negative. A batch of one example, which has no halves, has the second term alone.
         """
         squared = (self.statistic(function, **given) - reference).square().sum()
         if share is None:
             return squared
+        if self.batch.size == 1:
+            return share * squared
         first, second = (compute_statistic(function, half, **given) - reference for half in self.batch.halves())
         return torch.lerp((first * second).sum(), squared, share)
 

@@ -127,12 +127,12 @@ class PenaltyScale:
         (:attr:`Step.in_answers`), where each has the weight v. Then the gradient by a statistic that is a mean over
         examples has no bias: where the batch, and what its client holds, are drawn from the domain without replacement,
         its covariance with the halves is -S^2 / N, with itself S^2 (1 / B - 1 / N) and with the reference
-        v S^2 (n / B - 1), for examples of variance S^2. A batch of one example, which has no halves, is not corrected.
+        v S^2 (n / B - 1), for examples of variance S^2.
         """
         if not self.corrected:
             return None
         size, examples = step.batch.size, int(reference["domain_examples"])
-        if size == 1 or size >= examples:
+        if size >= examples:
             return None
         return size / examples + reference["example_weight"] * (step.in_answers - size)
 

@@ -60,7 +60,8 @@ def head_objective(
         gradient: Fixed reference of the gradient, (C, K), or None to leave its term at zero.
         hgp: Fixed reference of the Hessian-gradient product, (C, K), or None to leave its term at zero.
         share: Part of the distances that is the batch's, (); by default all of it. In the rest, <G_1 - gradient, G_2 -
-            gradient> and <H_1[G_1] - hgp, H_2[G_2] - hgp> of the examples at even and at odd places take its place.
+            gradient> and <H_1[G_1] - hgp, H_2[G_2] - hgp> of the examples at even and at odd places take its place,
+            and nothing does in a batch of one example.
         gram: Force the Gram form (True) or the direct form (False); by default :func:`gram_is_cheaper` decides.
 
     Returns:
@@ -82,9 +83,11 @@ def head_objective(
     if not references:
         return HeadTerms(loss, zero, zero)
     in_gram = gram_is_cheaper(batch, hgp=hgp is not None) if gram is None else gram
-    squares, products = (_expanded if in_gram else _direct)(basics, references, halves=share is not None)
+    squares, products = (_expanded if in_gram else _direct)(
+        basics, references, halves=share is not None and batch.size > 1
+    )
     if share is not None:
-        squares = {name: torch.lerp(products[name], square, share) for name, square in squares.items()}
+        squares = {name: torch.lerp(products.get(name, zero), square, share) for name, square in squares.items()}
     return HeadTerms(loss, squares.get("gradient", zero), squares.get("hgp", zero))
 
 

@@ -69,7 +69,7 @@ def test_the_mean_over_batches_is_the_distance_of_the_whole_domain(
 
 
 @pytest.mark.parametrize("strategy", [HGP, Hutchinson, CMA])
-def test_relative_penalties_are_corrected_except_where_a_batch_is_one_example_or_all(
+def test_relative_penalties_are_corrected_except_where_a_batch_is_the_domain(
     strategy: Any, drawn: tuple[HeadedModel, Tensor, Tensor]
 ) -> None:
     model, inputs, labels = drawn
@@ -79,9 +79,12 @@ def test_relative_penalties_are_corrected_except_where_a_batch_is_one_example_or
 
     corrected, plain = penalties(step_of(model, inputs[:6], labels[:6]))
     assert corrected < plain
-    for step in (step_of(model, inputs[:1], labels[:1]), step_of(model, inputs, labels)):
-        corrected, plain = penalties(step)
-        assert corrected.item() == plain.item() > 0
+    corrected, plain = penalties(step_of(model, inputs, labels))
+    assert corrected.item() == plain.item() > 0
+    corrected, plain = penalties(single := step_of(model, inputs[:1], labels[:1], in_answers=3.0))
+    share = PenaltyScale("relative", {}).share(single, REFERENCE)
+    assert share is not None
+    torch.testing.assert_close(corrected, share * plain, msg="one example has no halves")
 
 
 @pytest.mark.parametrize("gram", [False, True])

@@ -114,9 +114,11 @@ class Pull:
         if self.sizes is None:
             return self.coefficient * distance
         if self.corrected and share < 1:
-            halves = [(batch[0][start::2], batch[1][start::2]) for start in (0, 1)]
-            one, other = (self.statistic(model, half) - target for half in halves)
-            distance = (1 - share) * (one * other).sum() + share * distance
+            distance = share * distance
+            if len(batch[1]) > 1:
+                halves = [(batch[0][start::2], batch[1][start::2]) for start in (0, 1)]
+                one, other = (self.statistic(model, half) - target for half in halves)
+                distance = distance + (1 - share) * (one * other).sum()
         return self.coefficient * distance / max(self.sizes)
 
 
