@@ -140,6 +140,7 @@ class CMA(DomainStrategy):
             raise ValueError(f"expected a, b >= 0 and probes >= 1, got {self.a}, {self.b} and {probes}")
         self.form, self.probes = form, probes
         self.scale, self.limited = PenaltyScale(scale, self.state, estimate), scale == "relative"
+        self.least_batch = 2 if self.scale.corrected else 1
         self.estimate = self.scale.estimate
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, before=0.0, coefficients=(self.a, self.b))
         self._coefficients = {name: value for name, value in (("gradient", self.a), (form, self.b)) if value > 0}

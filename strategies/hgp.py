@@ -88,6 +88,7 @@ class HGP(DomainStrategy):
             raise ValueError(f"expected alpha, beta >= 0, got {self.alpha}, {self.beta}")
         self.form = form
         self.scale, self.limited = PenaltyScale(scale, self.state, estimate), scale == "relative"
+        self.least_batch = 2 if self.scale.corrected else 1
         self.estimate = self.scale.estimate
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
 

@@ -99,6 +99,7 @@ class Hutchinson(DomainStrategy):
             raise ValueError("independent=true: expected probes=N with N > 0 (the released code: 300), got probes=0")
         self.probes, self.independent = probes, independent
         self.scale, self.limited = PenaltyScale(scale, self.state, estimate), scale == "relative"
+        self.least_batch = 2 if self.scale.corrected else 1
         self.estimate = self.scale.estimate
         self.schedule = PenaltySchedule(weight, anneal_steps, annealing, coefficients=(self.alpha, self.beta))
 

@@ -286,6 +286,7 @@ class DomainStrategy:
         limited: Whether the gradient of the weighted penalty is limited to the length of the loss's gradient; see
             :meth:`Step.limited`. The penalty must depend on features, head or both. The objective is then not
             divided by the weight: the limit serves the purpose of ``"rescale"``.
+        least_batch: Examples of a domain that a batch needs for the penalty to act.
         bound_to_rounds: Whether what a round does depends on the run's number of rounds.
         state: What the server half remembers between rounds (moving averages and the like); saved in checkpoints. Its
             tensors are replaced and never written to.
@@ -295,6 +296,7 @@ class DomainStrategy:
     network_statistics: ClassVar[Mapping[str, NetworkStatistic]] = {}
     schedule: PenaltySchedule = PenaltySchedule()
     limited: bool = False
+    least_batch: int = 1
     bound_to_rounds: ClassVar[bool] = False
 
     @cached_property
@@ -303,11 +305,16 @@ class DomainStrategy:
         return {}
 
     def check(self, config: RunConfig) -> None:
-        """Check, before anything runs, that the run's settings suit the strategy; by default that its schedule does.
+        """Check, before anything runs, that the run's settings suit the strategy; by default that its penalty acts.
 
         Raises:
-            UsageError: They do not suit it; by default, the weight would be 0 at every step of the run.
+            UsageError: They do not suit it; by default, batches are too small or the weight would be 0 at every step.
         """
+        if 0 < config.batch_size < self.least_batch and not self.schedule.is_off:
+            raise UsageError(
+                f"--strategy {config.strategy}: its penalty would be off throughout: expected batches of "
+                f"{self.least_batch} examples or more, got --batch-size {config.batch_size}; give a larger one"
+            )
         if not config.local_epochs:
             self.check_steps(config, config.rounds * config.local_steps)
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from toy import toy_config
 
 from fedhess.alignment import PenaltyScale, Step, run_forward
 from fedhess.alignment.loading import load_strategy
@@ -85,6 +86,15 @@ def test_relative_penalties_are_corrected_except_where_a_batch_is_the_domain(
     share = PenaltyScale("relative", {}).share(single, REFERENCE)
     assert share is not None
     torch.testing.assert_close(corrected, share * plain, msg="one example has no halves")
+
+
+@pytest.mark.parametrize("strategy", [HGP, Hutchinson, CMA])
+def test_batches_of_one_example_are_refused_where_nothing_of_the_penalty_would_be_left(strategy: Any) -> None:
+    with pytest.raises(UsageError, match="off throughout: expected batches of 2 examples or more, got --bat"):
+        strategy().check(toy_config(batch_size=1))
+    strategy(estimate="batch").check(toy_config(batch_size=1))
+    for size in (0, 2):
+        strategy().check(toy_config(batch_size=size))
 
 
 @pytest.mark.parametrize("gram", [False, True])

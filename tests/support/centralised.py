@@ -114,11 +114,9 @@ class Pull:
         if self.sizes is None:
             return self.coefficient * distance
         if self.corrected and share < 1:
-            distance = share * distance
-            if len(batch[1]) > 1:
-                halves = [(batch[0][start::2], batch[1][start::2]) for start in (0, 1)]
-                one, other = (self.statistic(model, half) - target for half in halves)
-                distance = distance + (1 - share) * (one * other).sum()
+            halves = [(batch[0][start::2], batch[1][start::2]) for start in (0, 1)]
+            one, other = (self.statistic(model, half) - target if len(half[1]) else 0 * target for half in halves)
+            distance = (1 - share) * (one * other).sum() + share * distance
         return self.coefficient * distance / max(self.sizes)
 
 
