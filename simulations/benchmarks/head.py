@@ -151,7 +151,7 @@ def _closed_form_step(federation: Federation) -> None:
 
 def _default_step(federation: Federation) -> None:
     """Do the same with HGP's defaults: relative and corrected distances, and a limited penalty."""
-    strategy, model = HGP(), federation.model
+    strategy, model, held = HGP(), federation.model, 10 * BATCH
     forwards = [run_forward(model, features, labels) for features, labels in federation.batches]
     with torch.no_grad():
         answers = {"gradient": torch.stack([head_gradient(forward.batch) for forward in forwards])}
@@ -159,12 +159,12 @@ def _default_step(federation: Federation) -> None:
         answers["hgp"] = torch.stack([head_hvp(forward.batch, mean) for forward in forwards])
         reference = {name: values.mean(0) for name, values in answers.items()}
         reference |= {f"{name}_size": values.square().sum((1, 2)).mean() for name, values in answers.items()}
-    reference["domain_examples"] = torch.tensor(10 * BATCH)
-    reference["example_weight"] = torch.tensor(1 / (BATCH * len(forwards)))
+    reference["domain_examples"] = torch.tensor(held)
+    reference["example_weight"] = torch.tensor(1 / (held * len(forwards)))
 
     def objectives() -> Iterator[Tensor]:
         for forward in forwards:
-            step = Step(model, forward, {}, index=0, server_round=1, in_answers=BATCH)
+            step = Step(model, forward, {}, index=0, server_round=1, in_answers=held)
             penalty = strategy.penalty(step, reference)
             assert penalty is not None
             yield step.loss + step.limited(penalty)
